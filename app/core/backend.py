@@ -1,0 +1,141 @@
+"""The contract between the core and a runtime: three protocols, because there are three lifetimes.
+
+Every rule in these docstrings has a test in `tests/contract/test_backend.py`, which runs against every backend.
+A backend raises nothing but `core/errors.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from app.core.models import Command, Exit, SandboxSpec
+from app.core.output import OutputLog
+
+
+class Capability(StrEnum):
+    """The closed list of what a runtime may promise (api.md, section 8)."""
+
+    STDIN = "stdin"
+    SIGNALS = "signals"
+    SIGNAL_GROUP = "signal_group"
+    PTY = "pty"
+    KILL_TREE = "kill_tree"
+    PROMPT_EXIT = "prompt_exit"
+    EXACT_OUTPUT = "exact_output"
+    OOM_EVIDENCE = "oom_evidence"
+    USAGE = "usage"
+    LIMIT_CPUS = "limit_cpus"
+    LIMIT_MEMORY = "limit_memory"
+    LIMIT_DISK = "limit_disk"
+    LIMIT_PROCESSES = "limit_processes"
+    FILESYSTEM_POLICY = "filesystem_policy"
+    SYSCALL_PROFILES = "syscall_profiles"
+    FILES = "files"
+    IMAGES = "images"
+    PAUSE = "pause"
+    NETWORK_DIRECT = "network_direct"
+    NETWORK_PROXY = "network_proxy"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLimits:
+    """A runtime's own limits on a command, in bytes and counts; beyond them the core refuses before anything starts.
+
+    For Linux: one string is at most MAX_ARG_STRLEN (128 KiB with its NUL), execve(2).
+    """
+
+    argument_bytes: int = 131_071
+    arguments: int = 65_536
+    variables: int = 4_096
+    total_bytes: int = 1_900_000
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """Where an execution's output goes. The backend appends; the core closes."""
+
+    stdout: OutputLog
+    stderr: OutputLog
+
+
+class ExecutionHandle(Protocol):
+    """One command, from its start to its end."""
+
+    async def write(self, data: bytes) -> None:
+        """Feeds stdin; returns when less than the runtime's buffer (1 MiB) is waiting. What comes after the program
+        closed its stdin is discarded, as a shell's pipe would."""
+
+    async def close_stdin(self) -> None:
+        """End of file after what was written. Idempotent."""
+
+    async def signal(self, number: int) -> None:
+        """To the execution's process group. WrongState once the first process has ended."""
+
+    async def kill(self) -> None:
+        """Ends everything that the execution started, daemons too. Idempotent; returns when all of it is gone."""
+
+    async def wait(self) -> Exit:
+        """The kernel's word on how the first process ended. When it returns, all output of that process is in the
+        logs. A command that could not be started is an Exit too. May be awaited by many."""
+
+
+class SandboxHandle(Protocol):
+    """One isolated room."""
+
+    @property
+    def receipt(self) -> Mapping[str, Any]:
+        """What is in force, measured, as JSON (api.md, section 8)."""
+
+    async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
+        """Starts a command; returns when it runs or could not be started (then `wait` says start_failed)."""
+
+    async def destroy(self) -> None:
+        """Ends the sandbox. Idempotent. When it returns no process, mount or cgroup of it exists, every execution's
+        `wait` has an answer, and nothing of the sandbox is held any more."""
+
+    async def lost(self) -> str:
+        """Resolves, with a sentence, when the sandbox ended without us. Never resolves after `destroy`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeInfo:
+    """What `GET /runtimes` says about a runtime."""
+
+    name: str
+    tier: str
+    version: str
+    capabilities: frozenset[Capability]
+    aliases: tuple[str, ...] = ()
+    command_limits: CommandLimits = field(default_factory=CommandLimits)
+
+
+class Backend(Protocol):
+    """One runtime, for the life of the service."""
+
+    @property
+    def info(self) -> RuntimeInfo: ...
+
+    async def ready(self) -> None:
+        """Raises BackendUnavailable or IsolationUnavailable, with the reason, when a create could not succeed."""
+
+    async def create(self, sandbox_id: str, spec: SandboxSpec) -> SandboxHandle:
+        """A running, empty sandbox, or an error and nothing of it is left: also when cancelled at any await."""
+
+    async def aclose(self) -> None:
+        """Ends everything that the backend started."""
+
+
+async def settle(task: asyncio.Future[Any]) -> None:
+    """Waits for a task whatever becomes of the waiter, and leaves its result where it is."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,101 @@
+"""What a command must look like before anything is started. Every refusal names its field."""
+
+from __future__ import annotations
+
+import re
+
+from app.core.backend import CommandLimits
+from app.core.errors import FieldError, InvalidRequest
+from app.core.models import Command
+
+SIGNALS = {
+    1: "SIGHUP",
+    2: "SIGINT",
+    3: "SIGQUIT",
+    4: "SIGILL",
+    5: "SIGTRAP",
+    6: "SIGABRT",
+    7: "SIGBUS",
+    8: "SIGFPE",
+    9: "SIGKILL",
+    10: "SIGUSR1",
+    11: "SIGSEGV",
+    12: "SIGUSR2",
+    13: "SIGPIPE",
+    14: "SIGALRM",
+    15: "SIGTERM",
+    16: "SIGSTKFLT",
+    17: "SIGCHLD",
+    18: "SIGCONT",
+    19: "SIGSTOP",
+    20: "SIGTSTP",
+    21: "SIGTTIN",
+    22: "SIGTTOU",
+    23: "SIGURG",
+    24: "SIGXCPU",
+    25: "SIGXFSZ",
+    26: "SIGVTALRM",
+    27: "SIGPROF",
+    28: "SIGWINCH",
+    29: "SIGIO",
+    30: "SIGPWR",
+    31: "SIGSYS",
+}  # fmt: skip - signal(7), x86 and arm
+NUMBERS = {name: number for number, name in SIGNALS.items()}
+_VARIABLE = re.compile(r"[^=\0]+")
+
+
+def signal_number(signal: str | int) -> int | None:
+    """SIGINT, INT or 2 -> 2; None when there is no such signal."""
+    if isinstance(signal, int):
+        return signal if signal in SIGNALS else None
+    name = signal.upper()
+    return NUMBERS.get(name if name.startswith("SIG") else f"SIG{name}")
+
+
+def signal_name(number: int) -> str:
+    return SIGNALS.get(number, f"SIGRTMIN+{number - 34}" if number >= 34 else f"SIG{number}")
+
+
+def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str = "/env") -> list[FieldError]:
+    errors: list[FieldError] = []
+    if len(env) > limits.variables:
+        return [FieldError(pointer, f"has {len(env)} variables, the runtime takes {limits.variables}")]
+    for name, value in env.items():
+        where = f"{pointer}/{name[:64].replace('~', '~0').replace('/', '~1')}"
+        if not _VARIABLE.fullmatch(name):
+            errors.append(FieldError(where, "a name must not be empty nor contain = or NUL"))
+        elif "\0" in value:
+            errors.append(FieldError(where, "must not contain a NUL byte"))
+        elif len(name.encode()) + len(value.encode()) + 2 > limits.argument_bytes:
+            errors.append(FieldError(where, f"is longer than the runtime's {limits.argument_bytes} bytes"))
+    return errors
+
+
+def check_command(command: Command, limits: CommandLimits) -> None:
+    """Raises InvalidRequest with every wrong field."""
+    errors: list[FieldError] = []
+    if not command.argv or not command.argv[0]:
+        errors.append(FieldError("/command", "must name a program"))
+    if len(command.argv) > limits.arguments:
+        errors.append(
+            FieldError("/command", f"has {len(command.argv)} arguments, the runtime takes {limits.arguments}")
+        )
+    else:
+        for index, argument in enumerate(command.argv):
+            if "\0" in argument:
+                errors.append(FieldError(f"/command/{index}", "must not contain a NUL byte"))
+            elif len(argument.encode()) > limits.argument_bytes:
+                errors.append(
+                    FieldError(f"/command/{index}", f"is longer than the runtime's {limits.argument_bytes} bytes")
+                )
+    errors += check_environment(dict(command.env), limits)
+    if not errors:
+        total = sum(len(a.encode()) + 9 for a in command.argv)  # each string costs its NUL and a pointer, execve(2)
+        total += sum(len(k.encode()) + len(v.encode()) + 10 for k, v in command.env.items())
+        if total > limits.total_bytes:
+            errors.append(
+                FieldError("/command", f"with its environment takes {total} bytes, the runtime {limits.total_bytes}")
+            )
+    if errors:
+        raise InvalidRequest(errors)

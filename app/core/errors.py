@@ -1,0 +1,164 @@
+"""Everything that can go wrong, as one tree. It knows no status codes: `api/problems.py` is the only place that does.
+
+::
+
+    BulkheadError
+    ├── InvalidRequest             a field is wrong; names every wrong field
+    ├── Refused                    the request is well formed and will not be done
+    │   ├── UnknownRuntime  RuntimeNotEnabled  UnknownProfile
+    │   ├── PolicyTooBroad  LimitTooHigh  PolicyNotSupported  CapabilityMissing
+    │   ├── Unauthenticated  Forbidden
+    │   └── CapacityExceeded       an operator's limit is reached; try again later
+    ├── NotFound
+    ├── Conflict                   an id or stdin is taken
+    ├── WrongState                 the sandbox or execution is past this
+    ├── RangeNotSatisfiable        an offset beyond the end
+    ├── PayloadTooLarge
+    └── BackendFailure             the runtime could not do it
+        ├── LaunchFailed           a named isolation step was refused by the kernel
+        ├── IsolationUnavailable   the host lacks a layer that was not given up by name
+        ├── BackendUnavailable     the launcher (or server) is not there
+        └── BackendTimeout
+
+A program that fails inside a sandbox is no error: it is an `Exit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One wrong field: a JSON pointer into the body (or `query/NAME`, `path/NAME`) and a sentence."""
+
+    pointer: str
+    detail: str
+
+
+class BulkheadError(Exception):
+    """The root. `str(error)` is a sentence for people and never holds a secret."""
+
+
+class InvalidRequest(BulkheadError):
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(f"{e.pointer}: {e.detail}" for e in self.errors))
+
+    @classmethod
+    def at(cls, pointer: str, detail: str) -> InvalidRequest:
+        return cls([FieldError(pointer, detail)])
+
+
+class Refused(BulkheadError):
+    pass
+
+
+class UnknownRuntime(Refused):
+    def __init__(self, runtime: str, known: Iterable[str]) -> None:
+        self.runtime, self.known = runtime, sorted(known)
+        super().__init__(f"there is no runtime {runtime!r}; known: {', '.join(self.known)}")
+
+
+class RuntimeNotEnabled(Refused):
+    def __init__(self, runtime: str, known: Iterable[str]) -> None:
+        self.runtime, self.known = runtime, sorted(known)
+        super().__init__(f"the operator has not enabled the runtime {runtime!r}")
+
+
+class UnknownProfile(Refused):
+    def __init__(self, profile: str, known: Iterable[str]) -> None:
+        self.known = sorted(known)
+        super().__init__(f"there is no policy profile {profile!r}; known: {', '.join(self.known)}")
+
+
+class PolicyTooBroad(Refused):
+    def __init__(self, field: str, ceiling: str, detail: str) -> None:
+        self.field, self.ceiling = field, ceiling
+        super().__init__(detail)
+
+
+class LimitTooHigh(Refused):
+    def __init__(self, field: str, value: float, ceiling: float) -> None:
+        self.field, self.ceiling = field, ceiling
+        super().__init__(f"{field} is {value:g}, the operator's ceiling is {ceiling:g}")
+
+
+class PolicyNotSupported(Refused):
+    def __init__(self, field: str, runtime: str, detail: str) -> None:
+        self.field, self.runtime = field, runtime
+        super().__init__(detail)
+
+
+class CapabilityMissing(Refused):
+    def __init__(self, missing: Iterable[str], runtime: str) -> None:
+        self.missing, self.runtime = sorted(missing), runtime
+        super().__init__(f"the runtime {runtime!r} lacks: {', '.join(self.missing)}")
+
+
+class Unauthenticated(Refused):
+    pass
+
+
+class Forbidden(Refused):
+    pass
+
+
+class CapacityExceeded(Refused):
+    def __init__(self, what: str, limit: int, retry_after_seconds: int = 1) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(f"the operator's limit of {limit} {what} is reached")
+
+
+class NotFound(BulkheadError):
+    def __init__(self, what: str, name: str) -> None:
+        super().__init__(f"there is no {what} {name!r}")
+
+
+class Conflict(BulkheadError):
+    pass
+
+
+class WrongState(BulkheadError):
+    def __init__(self, state: str, detail: str) -> None:
+        self.state = state
+        super().__init__(detail)
+
+
+class RangeNotSatisfiable(BulkheadError):
+    pass
+
+
+class PayloadTooLarge(BulkheadError):
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"the request body is larger than {limit} bytes")
+
+
+class BackendFailure(BulkheadError):
+    pass
+
+
+class LaunchFailed(BackendFailure):
+    def __init__(self, step: str, errno_name: str, detail: str) -> None:
+        self.step, self.errno_name = step, errno_name
+        super().__init__(detail)
+
+
+class IsolationUnavailable(BackendFailure):
+    def __init__(self, layer: str, detail: str) -> None:
+        self.layer = layer
+        super().__init__(detail)
+
+
+class BackendUnavailable(BackendFailure):
+    def __init__(self, runtime: str, detail: str, retry_after_seconds: int = 1) -> None:
+        self.runtime, self.retry_after_seconds = runtime, retry_after_seconds
+        super().__init__(detail)
+
+
+class BackendTimeout(BackendFailure):
+    def __init__(self, runtime: str, detail: str) -> None:
+        self.runtime = runtime
+        super().__init__(detail)

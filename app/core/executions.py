@@ -1,0 +1,210 @@
+"""One execution as the core sees it: its logs, its clock, who holds its stdin, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime
+
+from app.core.backend import ExecutionHandle, Logs, settle
+from app.core.errors import BulkheadError, CapacityExceeded, Conflict, WrongState
+from app.core.models import (
+    Channel,
+    Command,
+    ExecutionState,
+    Exit,
+    ExitReason,
+    OnOutputLimit,
+    Stdin,
+    now,
+)
+from app.core.output import Follower, OutputLog
+
+
+class StdinGrip:
+    """The right to feed one execution's stdin. One at a time; a new holder may take it over."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self.taken_over = asyncio.Event()
+
+    async def write(self, data: bytes) -> None:
+        """Raises WrongState after the end of stdin or of the execution."""
+        await self._execution.feed(data)
+
+    async def close(self) -> None:
+        await self._execution.end_stdin()
+
+    def release(self) -> None:
+        self._execution.release_stdin(self)
+
+
+class Execution:
+    """Made by `Sandboxes.execute`. `exit` appears once and never changes."""
+
+    def __init__(self, execution_id: str, sandbox_id: str, sequence: int, command: Command, logs: Logs) -> None:
+        self.id = execution_id
+        self.sandbox_id = sandbox_id
+        self.sequence = sequence
+        self.command = command
+        self.logs: dict[Channel, OutputLog] = {Channel.STDOUT: logs.stdout, Channel.STDERR: logs.stderr}
+        self.started_at: datetime = now()
+        self.ended_at: datetime | None = None
+        self.exit: Exit | None = None
+        self.failure: BulkheadError | None = None  # the runtime itself failed: nothing was started
+        self.started = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.stdin_bytes = 0
+        self.viewers = 0
+        self._stdin_open = command.stdin is Stdin.OPEN
+        self._grip: StdinGrip | None = None
+        self._handle: ExecutionHandle | None = None
+        self._intent: tuple[ExitReason, str] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def state(self) -> ExecutionState:
+        return ExecutionState.RUNNING if self.exit is None else ExecutionState.ENDED
+
+    # --- from start to end
+
+    async def run(self, start: Callable[[], Awaitable[ExecutionHandle]]) -> None:
+        """Starts the command and stays until it has ended. Owned by the sandbox, never by a client's request."""
+        deadline: asyncio.TimerHandle | None = None
+        on_change = self._check_output_limit
+        for log in self.logs.values():
+            log.watch(on_change)
+        try:
+            self._handle = handle = await start()
+            self.started.set()
+            deadline = asyncio.get_running_loop().call_later(
+                self.command.timeout_seconds,
+                self._end_soon,
+                ExitReason.TIMEOUT,
+                f"still running after {self.command.timeout_seconds:g} seconds",
+            )
+            if self._intent is not None:  # asked to end while it was being started
+                await handle.kill()
+            self._finish(self._explain(await handle.wait()))
+        except BulkheadError as error:
+            self.failure = error
+            self._finish(Exit(ExitReason.LOST, detail=str(error)))
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+            for log in self.logs.values():
+                log.unwatch(on_change)
+            if self.exit is None:
+                self._finish(Exit(ExitReason.LOST, detail="the service stopped"))
+
+    def _explain(self, natural: Exit) -> Exit:
+        """What we did to it is the reason only if that is what ended it: a program that exited first did exit."""
+        if self._intent is None or natural.signal != "SIGKILL":
+            return natural
+        reason, detail = self._intent
+        return replace(natural, reason=reason, detail=detail)
+
+    def _finish(self, exit_: Exit) -> None:
+        self.exit = exit_
+        self.ended_at = now()
+        self._stdin_open = False
+        for log in self.logs.values():
+            log.close()
+        self.started.set()
+        self.ended.set()
+
+    async def end(self, reason: ExitReason, detail: str) -> None:
+        """Kills everything that it started; the first reason given counts. Returns when all of it is gone."""
+        if self._intent is None and self.exit is None:
+            self._intent = (reason, detail)
+        if self._handle is not None:
+            await self._handle.kill()
+
+    def mark(self, reason: ExitReason, detail: str) -> None:
+        """The reason, for a kill that somebody else carries out (the sandbox's end)."""
+        if self._intent is None and self.exit is None:
+            self._intent = (reason, detail)
+
+    def _end_soon(self, reason: ExitReason, detail: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._end_quietly(reason, detail))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end_quietly(self, reason: ExitReason, detail: str) -> None:
+        try:
+            await self.end(reason, detail)
+        except BulkheadError:
+            return  # the runtime is gone, and then so is the execution: `wait` says so
+
+    def _check_output_limit(self) -> None:
+        if self.command.on_output_limit is OnOutputLimit.KILL and self._intent is None:
+            for channel, log in self.logs.items():
+                if log.overflowed:
+                    self._end_soon(ExitReason.OUTPUT_LIMIT, f"{channel} passed {log.capacity} bytes")
+                    return
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Returns at the end or after `seconds`, whichever is first."""
+        if self.exit is not None or seconds == 0:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.ended.wait()
+        except TimeoutError:
+            return
+
+    # --- what clients do to it
+
+    async def signal(self, number: int) -> None:
+        if self.exit is not None or self._handle is None:
+            raise WrongState(self.state, "the execution has ended")
+        await self._handle.signal(number)
+
+    def follow(self, offsets: dict[Channel, int]) -> Follower:
+        return Follower(self.logs, offsets)
+
+    def grip_stdin(self, *, take: bool) -> StdinGrip:
+        """Raises WrongState when there is no stdin to feed, Conflict when somebody else holds it."""
+        self._check_stdin()
+        if self._grip is not None:
+            if not take:
+                raise Conflict("another stream holds the stdin of this execution; stdin=take takes it over")
+            self._grip.taken_over.set()
+        self._grip = StdinGrip(self)
+        return self._grip
+
+    def release_stdin(self, grip: StdinGrip) -> None:
+        if self._grip is grip:
+            self._grip = None
+
+    def _check_stdin(self) -> ExecutionHandle:
+        if self.command.stdin is Stdin.NONE:
+            raise WrongState(self.state, "the execution was started with stdin: none")
+        if self.exit is not None or self._handle is None:
+            raise WrongState(self.state, "the execution has ended")
+        if not self._stdin_open:
+            raise WrongState(self.state, "stdin has been closed")
+        return self._handle
+
+    async def feed(self, data: bytes) -> None:
+        handle = self._check_stdin()
+        self.stdin_bytes += len(data)
+        await handle.write(data)
+
+    async def end_stdin(self) -> None:
+        handle = self._check_stdin()
+        self._stdin_open = False
+        await handle.close_stdin()
+
+    def enter_view(self, limit: int) -> None:
+        if self.viewers >= limit:
+            raise CapacityExceeded("viewers of one execution", limit)
+        self.viewers += 1
+
+    def leave_view(self) -> None:
+        self.viewers -= 1
+
+    async def aclose(self) -> None:
+        for task in tuple(self._tasks):
+            await settle(task)

@@ -1,0 +1,126 @@
+"""What the house talks about: specs, commands, endings, states and ids. Plain values, checked where they are made."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.core.policy import Limits, Policy
+
+ID_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
+_ID = re.compile(ID_PATTERN)
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's alphabet: its order is the order of ASCII
+
+
+def new_id(prefix: str) -> str:
+    """`prefix` + 26 characters: 48 bits of milliseconds, then 80 random bits, so that ids sort by creation."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return prefix + "".join(_BASE32[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Channel(StrEnum):
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class Stdin(StrEnum):
+    NONE = "none"
+    OPEN = "open"
+
+
+class OnOutputLimit(StrEnum):
+    DROP_OLDEST = "drop_oldest"
+    KILL = "kill"
+
+
+class SandboxState(StrEnum):
+    CREATING = "creating"
+    RUNNING = "running"
+    FAILED = "failed"
+    DESTROYED = "destroyed"
+
+
+class ExecutionState(StrEnum):
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class ExitReason(StrEnum):
+    EXITED = "exited"
+    SIGNALED = "signaled"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    KILLED = "killed"
+    OUTPUT_LIMIT = "output_limit"
+    START_FAILED = "start_failed"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What `POST /sandboxes` asks for, after defaults, aliases, ceilings and narrowing."""
+
+    runtime: str
+    limits: Limits
+    policy: Policy
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/workspace"
+    requires: frozenset[str] = frozenset()
+    ttl_seconds: float = 3600
+    idle_seconds: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: an exact argv (no shell), the environment as the program will see it."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/workspace"
+    timeout_seconds: float = 3600
+    stdin: Stdin = Stdin.NONE
+    on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an execution ended. Nothing is guessed: what the runtime cannot tell is None.
+
+    `code` only for `exited`; `signal` is a name such as SIGSEGV; `detail` is a sentence for people;
+    durations in seconds, memory in bytes. `not_found` tells a missing program (127) from any other `start_failed`
+    (126).
+    """
+
+    reason: ExitReason
+    code: int | None = None
+    signal: str | None = None
+    detail: str | None = None
+    duration_seconds: float | None = None
+    cpu_seconds: float | None = None
+    max_memory_bytes: int | None = None
+    not_found: bool = False
+
+
+def exit_code_for_shells(exit_: Exit, signal_number: int | None) -> int:
+    """The one integer of the stream's exit frame: the code, minus the signal, 127 or 126 for a failed start, -1."""
+    if signal_number is not None:
+        return -signal_number
+    if exit_.reason is ExitReason.START_FAILED:
+        return 127 if exit_.not_found else 126
+    return -1 if exit_.code is None else exit_.code

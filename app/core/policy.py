@@ -1,0 +1,160 @@
+"""What a sandbox may do, set by the operator and narrowed by the client; and the numbers it may use.
+
+Narrowing is a pure function: `narrow(profile, request)` returns a policy that is contained in the profile or raises.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+from app.core.errors import InvalidRequest, LimitTooHigh, PolicyTooBroad
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """cpus in cores; sizes in MiB but `output_bytes` (per execution and channel); wall time in seconds."""
+
+    cpus: float = 1.0
+    memory_mib: int = 512
+    processes: int = 128
+    disk_mib: int = 512
+    output_bytes: int = 64 * 1024 * 1024
+    wall_seconds: float = 3600
+
+
+LIMIT_NAMES = tuple(f.name for f in fields(Limits))
+
+# The least that works, measured: below 16 MiB a dynamic program cannot be loaded beside its tmpfs pages.
+FLOORS = Limits(cpus=0.01, memory_mib=16, processes=1, disk_mib=1, output_bytes=1, wall_seconds=0.001)
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """Paths inside the sandbox: `read_only` may be read and executed, `read_write` everything. All else is refused."""
+
+    read_only: tuple[str, ...] = ("/usr", "/etc")
+    read_write: tuple[str, ...] = ("/workspace", "/tmp", "/dev/shm")  # noqa: S108 - paths of the sandbox's own tmpfs
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    mode: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Syscalls:
+    profile: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A profile, possibly narrowed. `loopback_tcp`: programs may use TCP on the sandbox's own loopback."""
+
+    profile: str = "default"
+    filesystem: Filesystem = Filesystem()
+    network: Network = Network()
+    syscalls: Syscalls = Syscalls()
+    loopback_tcp: bool = False
+
+
+DEFAULT_PROFILES: Mapping[str, Policy] = {
+    "default": Policy(),
+    "loopback": Policy(profile="loopback", loopback_tcp=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FilesystemRequest:
+    """The client's narrowing: None keeps the profile's list."""
+
+    read_only: Sequence[str] | None = None
+    read_write: Sequence[str] | None = None
+
+
+def check_path(path: str, pointer: str) -> str:
+    """An absolute path without `.` and `..`, normalised; InvalidRequest names the field."""
+    if "\0" in path:
+        raise InvalidRequest.at(pointer, "must not contain a NUL byte")
+    if not path.startswith("/"):
+        raise InvalidRequest.at(pointer, "must be an absolute path")
+    if len(path.encode()) >= 4096:
+        raise InvalidRequest.at(pointer, "is longer than the kernel's 4095 bytes")
+    if any(part in {".", ".."} for part in path.split("/")):
+        raise InvalidRequest.at(pointer, "must not contain . or .. as a component")
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
+def _inside(path: str, roots: Sequence[str]) -> bool:
+    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _narrow_list(
+    kind: str, wanted: Sequence[str] | None, allowed: Sequence[str], ceiling: Sequence[str]
+) -> tuple[str, ...]:
+    if wanted is None:
+        return tuple(allowed)
+    paths: list[str] = []
+    for index, raw in enumerate(wanted):
+        path = check_path(raw, f"/policy/filesystem/{kind}/{index}")
+        if not _inside(path, ceiling):
+            raise PolicyTooBroad(
+                f"policy.filesystem.{kind}",
+                ", ".join(ceiling),
+                f"{path} is outside what the profile allows for {kind}: {', '.join(ceiling) or 'nothing'}",
+            )
+        if path not in paths:
+            paths.append(path)
+    return tuple(paths)
+
+
+def narrow(profile: Policy, request: FilesystemRequest | None) -> Policy:
+    """The profile, narrowed. A path that the profile lets be written may be asked for as read-only.
+
+    Raises PolicyTooBroad for a path outside the profile's lists, InvalidRequest for one that is no clean path.
+    """
+    if request is None:
+        return profile
+    allowed = profile.filesystem
+    return replace(
+        profile,
+        filesystem=Filesystem(
+            read_only=_narrow_list(
+                "read_only", request.read_only, allowed.read_only, (*allowed.read_only, *allowed.read_write)
+            ),
+            read_write=_narrow_list("read_write", request.read_write, allowed.read_write, allowed.read_write),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRange:
+    """An operator's default and ceiling for one limit."""
+
+    default: float
+    ceiling: float
+
+
+def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitRange]) -> Limits:
+    """The limits of a sandbox: what was asked for, else the operator's defaults. Raises LimitTooHigh, InvalidRequest."""
+    values: dict[str, float] = {}
+    for name in LIMIT_NAMES:
+        value = asked.get(name)
+        if value is None:
+            values[name] = ranges[name].default
+            continue
+        floor: float = getattr(FLOORS, name)
+        if value < floor:
+            raise InvalidRequest.at(f"/limits/{name}", f"must be at least {floor:g}")
+        if value > ranges[name].ceiling:
+            raise LimitTooHigh(f"limits.{name}", value, ranges[name].ceiling)
+        values[name] = value
+    return Limits(
+        cpus=float(values["cpus"]),
+        memory_mib=int(values["memory_mib"]),
+        processes=int(values["processes"]),
+        disk_mib=int(values["disk_mib"]),
+        output_bytes=int(values["output_bytes"]),
+        wall_seconds=float(values["wall_seconds"]),
+    )

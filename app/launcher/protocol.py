@@ -1,0 +1,205 @@
+"""What goes over the sockets, for both ends: gateway <-> launcher, launcher -> worker, worker <-> gateway.
+
+Little-endian binary records in SOCK_SEQPACKET packets. Decoding never trusts the sender: a record that is too short,
+too long or out of range is a ProtocolError. Descriptors travel beside a packet (SCM_RIGHTS), in the order named here.
+"""
+
+from __future__ import annotations
+
+import struct
+
+VERSION = 1
+# SOCK_SEQPACKET takes a packet only if it fits the sender's buffer (212,992 bytes by default, shared with the
+# kernel's own bookkeeping); a larger command travels in a sealed memfd.
+MAX_PACKET = 64 * 1024
+MAX_COMMAND = 4 * 1024 * 1024
+MAX_WORKER_RECORD = 4096
+
+# gateway -> launcher
+HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY = 1, 2, 3, 4, 5, 6
+# launcher -> gateway
+REPLY, LOST = 16, 17
+OK, REFUSED = 0, 1
+# launcher -> worker
+GO, RUN = 32, 33
+# worker -> launcher
+READY, STEP_FAILED = 48, 49
+# worker -> gateway and back: fixed records
+STARTED, START_FAILED, EXITED = 64, 65, 66
+SIGNAL = 80
+
+RECORD = struct.Struct("<BIii")  # kind, execution number, two values
+# The values of START_FAILED: errno, and which step it was.
+STEP_EXEC, STEP_WORKDIR, STEP_CGROUP = 0, 1, 2
+
+FLAG_LOOPBACK_TCP = 1
+
+
+class ProtocolError(Exception):
+    """The other side sent something that it must not send."""
+
+
+class Writer:
+    """Builds one record."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, kind: int) -> None:
+        self.data = bytearray((kind,))
+
+    def u8(self, value: int) -> Writer:
+        self.data += struct.pack("<B", value)
+        return self
+
+    def u32(self, value: int) -> Writer:
+        self.data += struct.pack("<I", value)
+        return self
+
+    def i32(self, value: int) -> Writer:
+        self.data += struct.pack("<i", value)
+        return self
+
+    def u64(self, value: int) -> Writer:
+        self.data += struct.pack("<Q", value)
+        return self
+
+    def bytes(self, value: bytes) -> Writer:
+        self.data += struct.pack("<I", len(value))
+        self.data += value
+        return self
+
+    def text(self, value: str) -> Writer:
+        return self.bytes(value.encode())
+
+    def many(self, values: list[bytes]) -> Writer:
+        self.u32(len(values))
+        for value in values:
+            self.bytes(value)
+        return self
+
+
+class Reader:
+    """Takes one record apart; every method raises ProtocolError when the record is shorter than it claims."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def _take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._data):
+            raise ProtocolError("a record ends early")
+        piece = self._data[self._at : end]
+        self._at = end
+        return piece
+
+    def u8(self) -> int:
+        return self._take(1)[0]
+
+    def u32(self) -> int:
+        return int.from_bytes(self._take(4), "little")
+
+    def i32(self) -> int:
+        return int.from_bytes(self._take(4), "little", signed=True)
+
+    def u64(self) -> int:
+        return int.from_bytes(self._take(8), "little")
+
+    def bytes(self, most: int = MAX_PACKET) -> bytes:
+        size = self.u32()
+        if size > most:
+            raise ProtocolError("a field is longer than it may be")
+        return self._take(size)
+
+    def text(self, most: int = 4096) -> str:
+        try:
+            return self.bytes(most).decode()
+        except UnicodeDecodeError:
+            raise ProtocolError("a text is not UTF-8") from None
+
+    def many(self, most: int, longest: int = MAX_PACKET) -> list[bytes]:
+        count = self.u32()
+        if count > most:
+            raise ProtocolError("a list is longer than it may be")
+        return [self.bytes(longest) for _ in range(count)]
+
+    def rest(self) -> bytes:
+        piece = self._data[self._at :]
+        self._at = len(self._data)
+        return piece
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise ProtocolError("a record goes on after its end")
+
+
+class CreatePlan:
+    """CREATE: what the launcher is asked for. Names, numbers and narrower paths only; one descriptor, the worker's
+    end of the owner socket."""
+
+    __slots__ = (
+        "cpu_millis", "disk_bytes", "filter_name", "loopback_tcp", "memory_bytes", "processes", "read_only",
+        "read_write", "sandbox_id", "template",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        template: str,
+        filter_name: str,
+        cpu_millis: int,
+        memory_bytes: int,
+        disk_bytes: int,
+        processes: int,
+        loopback_tcp: bool,
+        read_only: list[str],
+        read_write: list[str],
+    ) -> None:
+        self.sandbox_id, self.template, self.filter_name = sandbox_id, template, filter_name
+        self.cpu_millis, self.memory_bytes, self.disk_bytes = cpu_millis, memory_bytes, disk_bytes
+        self.processes, self.loopback_tcp = processes, loopback_tcp
+        self.read_only, self.read_write = read_only, read_write
+
+    def write(self, into: Writer) -> Writer:
+        into.text(self.sandbox_id).text(self.template).text(self.filter_name)
+        into.u32(self.cpu_millis).u64(self.memory_bytes).u64(self.disk_bytes).u32(self.processes)
+        into.u8(FLAG_LOOPBACK_TCP if self.loopback_tcp else 0)
+        into.many([path.encode() for path in self.read_only])
+        return into.many([path.encode() for path in self.read_write])
+
+    @classmethod
+    def read(cls, source: Reader) -> CreatePlan:
+        sandbox_id, template, filter_name = source.text(64), source.text(64), source.text(64)
+        cpu_millis, memory, disk, processes = source.u32(), source.u64(), source.u64(), source.u32()
+        flags = source.u8()
+        if flags & ~FLAG_LOOPBACK_TCP:
+            raise ProtocolError("an unknown flag")
+        read_only = [_path(raw) for raw in source.many(256, 4096)]
+        read_write = [_path(raw) for raw in source.many(256, 4096)]
+        return cls(
+            sandbox_id, template, filter_name, cpu_millis, memory, disk, processes,
+            bool(flags & FLAG_LOOPBACK_TCP), read_only, read_write,
+        )  # fmt: skip
+
+
+def _path(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("a path is not UTF-8") from None
+
+
+def pack_command(argv: list[bytes], env: list[bytes], workdir: bytes) -> bytes:
+    """The body of EXECUTE and RUN: argv, NAME=VALUE strings, the directory to start in."""
+    return bytes(Writer(0).many(argv).many(env).bytes(workdir).data)
+
+
+def unpack_command(body: bytes) -> tuple[list[bytes], list[bytes], bytes]:
+    source = Reader(body)
+    if source.u8() != 0:
+        raise ProtocolError("not a command")
+    argv, env, workdir = source.many(1 << 17, MAX_COMMAND), source.many(1 << 16, MAX_COMMAND), source.bytes(4096)
+    source.end()
+    return argv, env, workdir
