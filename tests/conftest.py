@@ -1,4 +1,4 @@
-"""`async def` tests run in a fresh event loop each; whatever they leave behind in it makes them fail."""
+"""`async def` tests run in a fresh event loop each; an error that the loop was left with makes them fail."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ it. `lose` ends a sandbox from outside. `alive` names everything that was not gi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
@@ -290,6 +290,7 @@ class NullSandbox:
         self.destroyed = False
         self.loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ending: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
 
     @property
     def receipt(self) -> Mapping[str, Any]:
@@ -297,7 +298,7 @@ class NullSandbox:
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
         self._check_alive()
-        await self.backend.at(self.backend.execute_gate, self.backend.execute_error)
+        await self._unless_ended(self.backend.at(self.backend.execute_gate, self.backend.execute_error))
         self._check_alive()
         execution = NullExecution(self, execution_id, command, logs)
         self.executions[execution_id] = execution
@@ -308,6 +309,20 @@ class NullSandbox:
             await execution.end_all(None)
             raise
         return execution
+
+    async def _unless_ended(self, call: Coroutine[Any, Any, None]) -> None:
+        """The end of the sandbox ends what waits in it."""
+        waiting = asyncio.create_task(call)
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            futures: list[asyncio.Future[Any]] = [waiting, ended, self.loss]
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            ended.cancel()
+            await asyncio.wait([waiting, ended])
+        if not waiting.cancelled() and (error := waiting.exception()) is not None:
+            raise error
 
     def _check_alive(self) -> None:
         if self.destroyed or self._ending is not None:
@@ -325,6 +340,7 @@ class NullSandbox:
     async def _end(self) -> None:
         try:
             await self.backend.at(self.backend.destroy_gate, self.backend.destroy_error)
+            self._ended.set()
             for execution in self.executions.values():
                 await execution.end_all(None)
             await asyncio.sleep(0)

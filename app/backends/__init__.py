@@ -1,0 +1,1 @@
+"""The ways: one folder per runtime, each a translation of `core/backend.py`."""

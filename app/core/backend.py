@@ -67,7 +67,7 @@ class ExecutionHandle(Protocol):
 
     async def write(self, data: bytes) -> None:
         """Feeds stdin; returns when less than the runtime's buffer (1 MiB) is waiting. What comes after the program
-        closed its stdin is discarded, as a shell's pipe would."""
+        closed its stdin, or ended, is discarded, and whoever waits then is let go."""
 
     async def close_stdin(self) -> None:
         """End of file after what was written. Idempotent."""
@@ -76,11 +76,12 @@ class ExecutionHandle(Protocol):
         """To the execution's process group. WrongState once the first process has ended."""
 
     async def kill(self) -> None:
-        """Ends everything that the execution started, daemons too. Idempotent; returns when all of it is gone."""
+        """Ends everything that the execution started, daemons too. Idempotent, also after the sandbox's end; returns
+        when all of it is gone."""
 
     async def wait(self) -> Exit:
         """The kernel's word on how the first process ended. When it returns, all output of that process is in the
-        logs. A command that could not be started is an Exit too. May be awaited by many."""
+        logs. A command that could not be started is an Exit too. May be awaited by many, and cancelled by any."""
 
 
 class SandboxHandle(Protocol):
@@ -91,14 +92,16 @@ class SandboxHandle(Protocol):
         """What is in force, measured, as JSON (api.md, section 8)."""
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
-        """Starts a command; returns when it runs or could not be started (then `wait` says start_failed)."""
+        """Starts a command; returns when it runs or could not be started (then `wait` says start_failed). Raises
+        WrongState after the end of the sandbox, which also answers an execute that is under way."""
 
     async def destroy(self) -> None:
         """Ends the sandbox. Idempotent. When it returns no process, mount or cgroup of it exists, every execution's
-        `wait` has an answer, and nothing of the sandbox is held any more."""
+        `wait` has an answer, and nothing of the sandbox is held any more. Cancelled, it can be called again."""
 
     async def lost(self) -> str:
-        """Resolves, with a sentence, when the sandbox ended without us. Never resolves after `destroy`."""
+        """Resolves, with a sentence, when the sandbox ended without us; its executions then end as `lost`. May be
+        awaited by many. Never resolves after `destroy`, which is still due after a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class Backend(Protocol):
         """A running, empty sandbox, or an error and nothing of it is left: also when cancelled at any await."""
 
     async def aclose(self) -> None:
-        """Ends everything that the backend started."""
+        """Ends everything that the backend started. Idempotent."""
 
 
 async def settle(task: asyncio.Future[Any]) -> None:

@@ -6,7 +6,7 @@ import re
 
 from app.core.backend import CommandLimits
 from app.core.errors import FieldError, InvalidRequest
-from app.core.models import Command
+from app.core.models import Command, byte_length
 
 SIGNALS = {
     1: "SIGHUP",
@@ -62,12 +62,17 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
     if len(env) > limits.variables:
         return [FieldError(pointer, f"has {len(env)} variables, the runtime takes {limits.variables}")]
     for name, value in env.items():
-        where = f"{pointer}/{name[:64].replace('~', '~0').replace('/', '~1')}"
-        if not _VARIABLE.fullmatch(name):
+        sizes = byte_length(name), byte_length(value)
+        # The pointer goes into an answer, so it must have bytes even where the name has none.
+        shown = name[:64].encode(errors="replace").decode()
+        where = f"{pointer}/{shown.replace('~', '~0').replace('/', '~1')}"
+        if sizes[0] is None or sizes[1] is None:
+            errors.append(FieldError(where, "must not contain half of a surrogate pair"))
+        elif not _VARIABLE.fullmatch(name):
             errors.append(FieldError(where, "a name must not be empty nor contain = or NUL"))
         elif "\0" in value:
             errors.append(FieldError(where, "must not contain a NUL byte"))
-        elif len(name.encode()) + len(value.encode()) + 2 > limits.argument_bytes:
+        elif sizes[0] + sizes[1] + 1 > limits.argument_bytes:
             errors.append(FieldError(where, f"is longer than the runtime's {limits.argument_bytes} bytes"))
     return errors
 
@@ -83,13 +88,19 @@ def check_command(command: Command, limits: CommandLimits) -> None:
         )
     else:
         for index, argument in enumerate(command.argv):
-            if "\0" in argument:
-                errors.append(FieldError(f"/command/{index}", "must not contain a NUL byte"))
-            elif len(argument.encode()) > limits.argument_bytes:
+            size = byte_length(argument)
+            if "\0" in argument or size is None:
+                errors.append(FieldError(f"/command/{index}", "must not contain a NUL byte or half a surrogate pair"))
+            elif size > limits.argument_bytes:
                 errors.append(
                     FieldError(f"/command/{index}", f"is longer than the runtime's {limits.argument_bytes} bytes")
                 )
     errors += check_environment(dict(command.env), limits)
+    workdir = byte_length(command.workdir)
+    if "\0" in command.workdir or workdir is None:
+        errors.append(FieldError("/workdir", "must not contain a NUL byte or half a surrogate pair"))
+    elif not 0 < workdir < 4096:
+        errors.append(FieldError("/workdir", "must have 1 to 4095 bytes, as the kernel's paths"))
     if not errors:
         total = sum(len(a.encode()) + 9 for a in command.argv)  # each string costs its NUL and a pointer, execve(2)
         total += sum(len(k.encode()) + len(v.encode()) + 10 for k, v in command.env.items())

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
 
-from app.core.backend import ExecutionHandle, Logs, settle
-from app.core.errors import BulkheadError, CapacityExceeded, Conflict, WrongState
+from app.core.backend import ExecutionHandle, Logs
+from app.core.errors import BackendFailure, BulkheadError, CapacityExceeded, Conflict, WrongState
 from app.core.models import (
     Channel,
     Command,
@@ -20,6 +20,7 @@ from app.core.models import (
     now,
 )
 from app.core.output import Follower, OutputLog
+from app.core.tasks import Tasks
 
 
 class StdinGrip:
@@ -30,11 +31,12 @@ class StdinGrip:
         self.taken_over = asyncio.Event()
 
     async def write(self, data: bytes) -> None:
-        """Raises WrongState after the end of stdin or of the execution."""
-        await self._execution.feed(data)
+        """Raises WrongState after the end of stdin, of the execution or of this grip."""
+        await self._execution.feed(data, self)
 
     async def close(self) -> None:
-        await self._execution.end_stdin()
+        """Raises WrongState as `write` does."""
+        await self._execution.end_stdin(self)
 
     def release(self) -> None:
         self._execution.release_stdin(self)
@@ -61,7 +63,10 @@ class Execution:
         self._grip: StdinGrip | None = None
         self._handle: ExecutionHandle | None = None
         self._intent: tuple[ExitReason, str] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        self._kill: asyncio.Task[None] | None = None
+        self._feeding = asyncio.Lock()
+        self._write: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> ExecutionState:
@@ -76,7 +81,7 @@ class Execution:
         for log in self.logs.values():
             log.watch(on_change)
         try:
-            self._handle = handle = await start()
+            self._handle = handle = await self._start(start)
             self.started.set()
             deadline = asyncio.get_running_loop().call_later(
                 self.command.timeout_seconds,
@@ -85,10 +90,9 @@ class Execution:
                 f"still running after {self.command.timeout_seconds:g} seconds",
             )
             if self._intent is not None:  # asked to end while it was being started
-                await handle.kill()
+                self._end_soon(*self._intent)
             self._finish(self._explain(await handle.wait()))
         except BulkheadError as error:
-            self.failure = error
             self._finish(Exit(ExitReason.LOST, detail=str(error)))
         finally:
             if deadline is not None:
@@ -97,6 +101,16 @@ class Execution:
                 log.unwatch(on_change)
             if self.exit is None:
                 self._finish(Exit(ExitReason.LOST, detail="the service stopped"))
+
+    async def _start(self, start: Callable[[], Awaitable[ExecutionHandle]]) -> ExecutionHandle:
+        try:
+            return await start()
+        except BulkheadError as error:
+            self.failure = error
+            raise
+        except BaseException as error:
+            self.failure = BackendFailure(f"the command was not started: {type(error).__name__}")
+            raise
 
     def _explain(self, natural: Exit) -> Exit:
         """What we did to it is the reason only if that is what ended it: a program that exited first did exit."""
@@ -115,11 +129,14 @@ class Execution:
         self.ended.set()
 
     async def end(self, reason: ExitReason, detail: str) -> None:
-        """Kills everything that it started; the first reason given counts. Returns when all of it is gone."""
-        if self._intent is None and self.exit is None:
-            self._intent = (reason, detail)
-        if self._handle is not None:
-            await self._handle.kill()
+        """Kills everything that it started; the first reason given counts. Returns when all of it is gone, and goes
+        on whatever becomes of the caller."""
+        self.mark(reason, detail)
+        if self._handle is None:
+            return  # `run` ends what it starts
+        if self._kill is None or self._kill.done():
+            self._kill = self._tasks.spawn(self._handle.kill())
+        await asyncio.shield(self._kill)
 
     def mark(self, reason: ExitReason, detail: str) -> None:
         """The reason, for a kill that somebody else carries out (the sandbox's end)."""
@@ -127,15 +144,10 @@ class Execution:
             self._intent = (reason, detail)
 
     def _end_soon(self, reason: ExitReason, detail: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._end_quietly(reason, detail))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _end_quietly(self, reason: ExitReason, detail: str) -> None:
-        try:
-            await self.end(reason, detail)
-        except BulkheadError:
-            return  # the runtime is gone, and then so is the execution: `wait` says so
+        self.mark(reason, detail)
+        if self._handle is not None:
+            # An error of the runtime is dropped: the runtime is gone, and then so is the execution: `wait` says so.
+            self._tasks.spawn(self.end(reason, detail))
 
     def _check_output_limit(self) -> None:
         if self.command.on_output_limit is OnOutputLimit.KILL and self._intent is None:
@@ -157,6 +169,8 @@ class Execution:
     # --- what clients do to it
 
     async def signal(self, number: int) -> None:
+        """Raises WrongState after the end of the execution."""
+        await self.started.wait()
         if self.exit is not None or self._handle is None:
             raise WrongState(self.state, "the execution has ended")
         await self._handle.signal(number)
@@ -178,24 +192,43 @@ class Execution:
         if self._grip is grip:
             self._grip = None
 
-    def _check_stdin(self) -> ExecutionHandle:
+    def _check_stdin(self, grip: StdinGrip | None = None) -> None:
         if self.command.stdin is Stdin.NONE:
             raise WrongState(self.state, "the execution was started with stdin: none")
-        if self.exit is not None or self._handle is None:
+        if self.exit is not None:
             raise WrongState(self.state, "the execution has ended")
         if not self._stdin_open:
             raise WrongState(self.state, "stdin has been closed")
+        if grip is not None and grip is not self._grip:
+            raise WrongState(self.state, "another stream has taken stdin over")
+
+    async def feed(self, data: bytes, grip: StdinGrip | None = None) -> None:
+        """Bytes that were counted go in whatever becomes of the caller; nothing more is taken while they wait."""
+        async with self._feeding:
+            handle = await self._stdin_ready(grip)
+            self.stdin_bytes += len(data)
+            self._write = self._tasks.spawn(handle.write(data))
+            await asyncio.shield(self._write)
+
+    async def end_stdin(self, grip: StdinGrip | None = None) -> None:
+        async with self._feeding:
+            handle = await self._stdin_ready(grip)
+            self._stdin_open = False
+            self._write = self._tasks.spawn(handle.close_stdin())
+            await asyncio.shield(self._write)
+
+    async def _stdin_ready(self, grip: StdinGrip | None) -> ExecutionHandle:
+        await self.started.wait()
+        if self._write is not None and not self._write.done():  # of a caller that was cancelled
+            await asyncio.wait([self._write])
+        self._check_stdin(grip)
+        if self._handle is None:
+            raise WrongState(self.state, "the execution could not be started")
         return self._handle
 
-    async def feed(self, data: bytes) -> None:
-        handle = self._check_stdin()
-        self.stdin_bytes += len(data)
-        await handle.write(data)
-
-    async def end_stdin(self) -> None:
-        handle = self._check_stdin()
-        self._stdin_open = False
-        await handle.close_stdin()
+    async def settled(self) -> None:
+        """Returns when the kills and writes that were begun for it are over."""
+        await self._tasks.settled()
 
     def enter_view(self, limit: int) -> None:
         if self.viewers >= limit:
@@ -204,7 +237,3 @@ class Execution:
 
     def leave_view(self) -> None:
         self.viewers -= 1
-
-    async def aclose(self) -> None:
-        for task in tuple(self._tasks):
-            await settle(task)

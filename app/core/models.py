@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,14 +19,41 @@ _ID = re.compile(ID_PATTERN)
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's alphabet: its order is the order of ASCII
 
 
+class _Clock:
+    """48 bits of milliseconds, then 80 random bits. Within one millisecond, or when the clock went back, the number
+    goes on from the last one by a random step: later is always greater."""
+
+    def __init__(self, time_ns: Callable[[], int] = time.time_ns) -> None:
+        self._time_ns = time_ns
+        self._last = 0
+
+    def next(self) -> int:
+        number = (self._time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+        if number >> 80 <= self._last >> 80:
+            number = self._last + 1 + int.from_bytes(os.urandom(8), "big")
+        self._last = number
+        return number
+
+
+_clock = _Clock()
+
+
 def new_id(prefix: str) -> str:
-    """`prefix` + 26 characters: 48 bits of milliseconds, then 80 random bits, so that ids sort by creation."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    """`prefix` + 26 characters that sort by creation."""
+    number = _clock.next()
     return prefix + "".join(_BASE32[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
+
+
+def byte_length(text: str) -> int | None:
+    """In UTF-8; None for half of a surrogate pair, which JSON can say but which has no bytes."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return None
 
 
 def now() -> datetime:

@@ -65,11 +65,12 @@ class OutputLog:
         if self.keep_first and self.total + len(data) > self.capacity:
             self.overflowed = True
             data = data[: self.capacity - self.total]
-        if data:
-            self._digest.update(data)
-            self._remember(data)
-            self.total += len(data)
-            self._trim(data)
+        for begin in range(0, len(data), CHUNK):  # piece by piece: what one append costs in memory is bounded too
+            piece = data[begin : begin + CHUNK]
+            self._digest.update(piece)
+            self._remember(piece)
+            self.total += len(piece)
+            self._trim(piece)
         for wake in tuple(self._wakers):
             wake()
         return len(data)
@@ -98,9 +99,7 @@ class OutputLog:
 
     def _trim(self, data: bytes) -> None:
         in_memory = self.total - self._memory_start
-        if in_memory > MEMORY_WINDOW and self.capacity > MEMORY_WINDOW:
-            self._to_spill(data)
-        elif self._spill is not None:
+        if self._spill is not None or (in_memory > MEMORY_WINDOW and self.capacity > MEMORY_WINDOW):
             self._to_spill(data)
         room = min(self.capacity, MEMORY_WINDOW)
         while len(self._chunks) > 1 and self.total - self._memory_start - len(self._chunks[0]) >= room:
@@ -125,10 +124,7 @@ class OutputLog:
             else:
                 self._spill.write(self.total - len(data), data)
         except OSError:
-            # The disk is full or gone: only memory is left, and `start` (so `dropped_bytes`) says what is missing.
-            if self._spill is not None:
-                self._spill.close()
-            self._spill = self._open_spill = None
+            self._lose_spill()
 
     # --- the readers' side
 
@@ -143,20 +139,28 @@ class OutputLog:
         return self._digest.hexdigest()
 
     def read(self, offset: int, limit: int = CHUNK) -> bytes:
-        """At most `limit` stored bytes from `offset`, which must be in [start, total]; b"" at the end."""
+        """At most `limit` stored bytes from `offset`, which must be at least `start`; b"" at the end, and when the
+        spill cannot be read: then `start` has moved beyond `offset`."""
+        if offset < self.start:
+            raise ValueError(f"offset {offset} is before the first stored byte {self.start}")
         if offset >= self.total or limit <= 0:
             return b""
-        if offset >= self._memory_start:
+        if offset >= self._memory_start or self._spill is None:
             return self._from_memory(offset, limit)
-        if self._spill is None:
-            raise ValueError(f"offset {offset} is before the first stored byte {self.start}")
         try:
-            return self._spill.read(offset, min(limit, self._memory_start - offset))
+            data = self._spill.read(offset, min(limit, self._memory_start - offset))
         except OSError:
+            data = b""
+        if not data:  # cut short by somebody else counts as unreadable: a reader must not wait for it for ever
+            self._lose_spill()
+        return data
+
+    def _lose_spill(self) -> None:
+        """The disk is full or gone: only memory is left, and `start` (so `dropped`) says what is missing."""
+        if self._spill is not None:
             self._spill.close()
-            self._spill = self._open_spill = None
-            self.start = self._memory_start
-            return b""
+        self._spill = self._open_spill = None
+        self.start = max(self.start, self._memory_start)
 
     def _from_memory(self, offset: int, limit: int) -> bytes:
         end = self.total

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from app.core.errors import InvalidRequest, LimitTooHigh, PolicyTooBroad
+from app.core.models import byte_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,12 @@ class FilesystemRequest:
 
 def check_path(path: str, pointer: str) -> str:
     """An absolute path without `.` and `..`, normalised; InvalidRequest names the field."""
-    if "\0" in path:
-        raise InvalidRequest.at(pointer, "must not contain a NUL byte")
     if not path.startswith("/"):
         raise InvalidRequest.at(pointer, "must be an absolute path")
-    if len(path.encode()) >= 4096:
+    size = byte_length(path)
+    if "\0" in path or size is None:
+        raise InvalidRequest.at(pointer, "must not contain a NUL byte or half a surrogate pair")
+    if size >= 4096:
         raise InvalidRequest.at(pointer, "is longer than the kernel's 4095 bytes")
     if any(part in {".", ".."} for part in path.split("/")):
         raise InvalidRequest.at(pointer, "must not contain . or .. as a component")
@@ -137,7 +139,7 @@ class LimitRange:
 
 
 def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitRange]) -> Limits:
-    """The limits of a sandbox: what was asked for, else the operator's defaults. Raises LimitTooHigh, InvalidRequest."""
+    """The limits of a sandbox: what was asked for, else the operator's defaults. LimitTooHigh, InvalidRequest."""
     values: dict[str, float] = {}
     for name in LIMIT_NAMES:
         value = asked.get(name)
@@ -145,7 +147,7 @@ def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitR
             values[name] = ranges[name].default
             continue
         floor: float = getattr(FLOORS, name)
-        if value < floor:
+        if not value >= floor:  # NaN too
             raise InvalidRequest.at(f"/limits/{name}", f"must be at least {floor:g}")
         if value > ranges[name].ceiling:
             raise LimitTooHigh(f"limits.{name}", value, ranges[name].ceiling)

@@ -63,18 +63,18 @@ class Writer:
         self.data += struct.pack("<Q", value)
         return self
 
-    def bytes(self, value: bytes) -> Writer:
+    def blob(self, value: bytes) -> Writer:
         self.data += struct.pack("<I", len(value))
         self.data += value
         return self
 
     def text(self, value: str) -> Writer:
-        return self.bytes(value.encode())
+        return self.blob(value.encode())
 
     def many(self, values: list[bytes]) -> Writer:
         self.u32(len(values))
         for value in values:
-            self.bytes(value)
+            self.blob(value)
         return self
 
 
@@ -107,7 +107,7 @@ class Reader:
     def u64(self) -> int:
         return int.from_bytes(self._take(8), "little")
 
-    def bytes(self, most: int = MAX_PACKET) -> bytes:
+    def blob(self, most: int = MAX_PACKET) -> bytes:
         size = self.u32()
         if size > most:
             raise ProtocolError("a field is longer than it may be")
@@ -115,7 +115,7 @@ class Reader:
 
     def text(self, most: int = 4096) -> str:
         try:
-            return self.bytes(most).decode()
+            return self.blob(most).decode()
         except UnicodeDecodeError:
             raise ProtocolError("a text is not UTF-8") from None
 
@@ -123,7 +123,7 @@ class Reader:
         count = self.u32()
         if count > most:
             raise ProtocolError("a list is longer than it may be")
-        return [self.bytes(longest) for _ in range(count)]
+        return [self.blob(longest) for _ in range(count)]
 
     def rest(self) -> bytes:
         piece = self._data[self._at :]
@@ -193,13 +193,13 @@ def _path(raw: bytes) -> str:
 
 def pack_command(argv: list[bytes], env: list[bytes], workdir: bytes) -> bytes:
     """The body of EXECUTE and RUN: argv, NAME=VALUE strings, the directory to start in."""
-    return bytes(Writer(0).many(argv).many(env).bytes(workdir).data)
+    return bytes(Writer(0).many(argv).many(env).blob(workdir).data)
 
 
 def unpack_command(body: bytes) -> tuple[list[bytes], list[bytes], bytes]:
     source = Reader(body)
     if source.u8() != 0:
         raise ProtocolError("not a command")
-    argv, env, workdir = source.many(1 << 17, MAX_COMMAND), source.many(1 << 16, MAX_COMMAND), source.bytes(4096)
+    argv, env, workdir = source.many(1 << 17, MAX_COMMAND), source.many(1 << 16, MAX_COMMAND), source.blob(4096)
     source.end()
     return argv, env, workdir

@@ -114,7 +114,9 @@ _AARCH64 = (
 
 
 def _numbered(*tables: tuple[tuple[int, str], ...]) -> dict[str, int]:
-    return {name: number for rows in tables for first, names in rows for number, name in enumerate(names.split(), first)}
+    return {
+        name: number for rows in tables for first, names in rows for number, name in enumerate(names.split(), first)
+    }
 
 
 # By the machine's name as uname(2) gives it.

@@ -1,0 +1,1 @@
+"""Runtime `process`: Linux kernel isolation, made by the launcher. Here is its unprivileged half, in the gateway."""

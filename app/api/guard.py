@@ -1,0 +1,149 @@
+"""The door, around everything else: request ids, who may come in, the access log, and faults that nobody translated."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.deps import Journal
+from app.api.hangup import ClientGone
+from app.api.problems import problem_of
+from app.core.errors import Forbidden, Refused, Unauthenticated
+from app.core.models import new_id
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})  # a load balancer asks by address
+CLIENT_GONE = 499  # nobody sees it: the log's word for a client that hung up
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@?#]+)(?::([0-9]{1,5}))?")
+_WEB_SCHEME = {"ws": "http", "wss": "https"}
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Who may come in. Hosts with or without a port (without: any port), origins as `scheme://host[:port]`, keys as
+    SHA-256 in hex; no keys: everybody who passes the two other checks."""
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    key_hashes: tuple[str, ...] = ()
+
+    def check(self, scope: Scope) -> None:
+        """Raises Forbidden or Unauthenticated."""
+        path: str = scope["path"]
+        host = _only(scope, b"host")
+        if path not in ANY_HOST_PATHS:
+            self._check_host(host)
+        self._check_origin(scope, host)
+        if self.key_hashes and path not in OPEN_PATHS and not path.startswith("/problems/"):
+            self._check_key(scope)
+
+    def _check_host(self, host: str | None) -> None:
+        found = _HOST.fullmatch(host.lower()) if host else None
+        if found is None:
+            raise Forbidden("the request has no valid Host header")
+        if found[1] not in LOOPBACK_NAMES and found[1] not in self.hosts and found[0] not in self.hosts:
+            raise Forbidden(f"the host {found[1][:128]!r} is not allowed; BULKHEAD_ALLOWED_HOSTS adds it")
+
+    def _check_origin(self, scope: Scope, host: str | None) -> None:
+        origins = _values(scope, b"origin")
+        if not origins:
+            return
+        own = f"{_WEB_SCHEME.get(scope['scheme'], scope['scheme'])}://{(host or '').lower()}"
+        if len(origins) > 1 or (origins[0].lower() != own and origins[0].lower() not in self.origins):
+            raise Forbidden("the Origin of the request is not allowed; BULKHEAD_ALLOWED_ORIGINS adds it")
+
+    def _check_key(self, scope: Scope) -> None:
+        scheme, _, token = (_only(scope, b"authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthenticated("send a key in the header Authorization: Bearer <key>")
+        given = hashlib.sha256(token.strip().encode("latin-1")).hexdigest()
+        known = False
+        for key_hash in self.key_hashes:  # against all of them, so that time tells nothing about which one is near
+            known |= hmac.compare_digest(given, key_hash)
+        if not known:
+            raise Unauthenticated("the key is not known here")
+
+
+def _values(scope: Scope, name: bytes) -> Sequence[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _only(scope: Scope, name: bytes) -> str | None:
+    """None when it is absent, and when it is there twice: proxies disagree on which one counts."""
+    values = _values(scope, name)
+    return values[0] if len(values) == 1 else None
+
+
+def _choose_id(scope: Scope) -> str:
+    asked = _only(scope, b"x-request-id")
+    return asked if asked is not None and _REQUEST_ID.fullmatch(asked) else new_id("req_")
+
+
+class Guard:
+    """Pure ASGI: the framework's middleware class would put a task and a queue around every request."""
+
+    def __init__(self, app: ASGIApp, door: Door, journal: Journal) -> None:
+        self._app = app
+        self._door = door
+        self._journal = journal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        visit = _Visit(_choose_id(scope), send)
+        scope.setdefault("state", {})["request_id"] = visit.request_id
+        try:
+            try:
+                self._door.check(scope)
+                await self._app(scope, receive, visit.send)
+            except Refused as error:
+                await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
+            except ClientGone:
+                visit.status = CLIENT_GONE
+            except Exception as error:  # the last place: nothing of it may reach the client
+                self._journal.failure(request_id=visit.request_id, error=error)
+                if visit.status:
+                    raise
+                await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
+        finally:
+            client = scope.get("client")
+            self._journal.request(
+                request_id=visit.request_id,
+                method=scope.get("method", "WEBSOCKET"),
+                path=scope["path"],
+                status=visit.status or CLIENT_GONE,
+                seconds=time.perf_counter() - began,
+                client=None if client is None else client[0],
+            )
+
+
+class _Visit:
+    """One request: its id, and the status once it is answered."""
+
+    def __init__(self, request_id: str, send: Send) -> None:
+        self.request_id = request_id
+        self.status = 0
+        self._send = send
+        # What a sandbox printed is never to be taken for a page; answers are about a moment.
+        self._headers = [
+            (b"x-request-id", request_id.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"cache-control", b"no-store"),
+        ]
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind in {"http.response.start", "websocket.http.response.start", "websocket.accept"}:
+            self.status = message.get("status", 101)
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+        await self._send(message)

@@ -1,0 +1,49 @@
+"""Noticing that a client has hung up while its answer is being worked out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from starlette.types import Receive
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client hung up; there is nobody to answer."""
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`. When the client hangs up first, `work` is cancelled and ClientGone raised; also when
+    both happened at once. Runs `work` in the caller's task: a second task would cost every request 20 µs."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    over = hung_up = False
+
+    def notice(listener: asyncio.Task[None]) -> None:
+        nonlocal hung_up
+        if task is not None and not over and not listener.cancelled():
+            hung_up = True
+            task.cancel()
+
+    listener = loop.create_task(_disconnect(receive))
+    listener.add_done_callback(notice)
+    try:
+        result = await work
+    except asyncio.CancelledError:
+        if task is not None and hung_up and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        over = True
+        listener.cancel()
+    if listener.done():
+        raise ClientGone
+    return result

@@ -1,0 +1,40 @@
+"""openapi.yaml from the code: FastAPI's routes, plus what it cannot know: bodies that we read ourselves, and frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from app.api import schemas
+from app.api.documents import REF
+from app.api.frames import FRAMES
+
+_REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
+_DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The document, made once per application."""
+    if app.openapi_schema is None:
+        document = get_openapi(title="Bulkhead", version=app.version, description=_DESCRIPTION, routes=app.routes)
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        components.update(_components())
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}, {}]
+        for name in ("HTTPValidationError", "ValidationError"):
+            components.pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _components() -> dict[str, Any]:
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
+    wanted += [(model, "serialization") for model in FRAMES]
+    wanted.append((schemas.Problem, "serialization"))
+    _, definitions = models_json_schema(wanted, ref_template=REF + "{model}")
+    found: dict[str, Any] = definitions["$defs"]
+    return found

@@ -1,0 +1,56 @@
+"""Lists in pages. A cursor is the place of the last item seen: what comes or goes meanwhile shifts nothing."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Annotated, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.core.errors import InvalidRequest
+
+
+class PageQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: Annotated[str | None, Field(max_length=64, description="next_cursor of the page before")] = None
+
+
+class Placed(Protocol):
+    @property
+    def sequence(self) -> int: ...
+
+
+P = TypeVar("P", bound=Placed)
+
+
+def cursor_at(sequence: int) -> str:
+    return base64.urlsafe_b64encode(b"%d" % sequence).decode().rstrip("=")
+
+
+def sequence_of(cursor: str) -> int:
+    """Raises InvalidRequest for what `cursor_at` never gave."""
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+        sequence = int(text)
+    except (ValueError, binascii.Error):
+        sequence = -1
+    if sequence < 0 or cursor_at(sequence) != cursor:
+        raise InvalidRequest.at("query/cursor", "is not a cursor that this service gave")
+    return sequence
+
+
+def page(items: Iterable[P], query: PageQuery) -> tuple[list[P], str | None]:
+    """At most `limit` of `items`, which come oldest first, and the cursor for the rest."""
+    after = -1 if query.cursor is None else sequence_of(query.cursor)
+    chosen: list[P] = []
+    for item in items:
+        if item.sequence <= after:
+            continue
+        if len(chosen) == query.limit:
+            return chosen, cursor_at(chosen[-1].sequence)
+        chosen.append(item)
+    return chosen, None

@@ -1,0 +1,239 @@
+"""Every type of problem a client can meet: `/problems/{slug}` shows this table, `problems.py` fills it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """`meaning` says what happened and what helps; `extras` are the members beside the standard ones."""
+
+    slug: str
+    status: int
+    title: str
+    meaning: str
+    extras: tuple[str, ...] = ()
+
+
+_TABLE = (
+    ProblemType(
+        "invalid_request",
+        422,
+        "The request is not valid",
+        "A field, a query parameter or the whole body is not what the API takes. Every wrong place is in `errors` as "
+        "a pointer and a sentence. Nothing was created or changed. Correct the named places and send it again.",
+        ("errors",),
+    ),
+    ProblemType(
+        "unknown_runtime",
+        422,
+        "There is no such runtime",
+        "The runtime is none of `known`. GET /runtimes lists them with their aliases.",
+        ("runtime", "known"),
+    ),
+    ProblemType(
+        "runtime_not_enabled",
+        422,
+        "The runtime is not enabled",
+        "The service knows the runtime, and its operator has switched it off. No other runtime is used in its place.",
+        ("runtime", "known"),
+    ),
+    ProblemType(
+        "unknown_image",
+        422,
+        "There is no such image",
+        "The image is not in the operator's table, or none was named and there is no default.",
+        ("known",),
+    ),
+    ProblemType(
+        "unknown_profile",
+        422,
+        "There is no such policy profile",
+        "Profiles are written by the operator; the names that exist are in `known`.",
+        ("known",),
+    ),
+    ProblemType(
+        "policy_too_broad",
+        422,
+        "The policy asks for more than the profile allows",
+        "A client may only narrow the operator's profile. `field` names the part that goes beyond it, `ceiling` what "
+        "the profile allows there.",
+        ("field", "ceiling"),
+    ),
+    ProblemType(
+        "limit_too_high",
+        422,
+        "The limit is above the operator's ceiling",
+        "Ask for `ceiling` or less. GET /runtimes lists the default and the ceiling of every limit.",
+        ("field", "ceiling"),
+    ),
+    ProblemType(
+        "policy_not_supported",
+        422,
+        "The runtime cannot enforce this",
+        "What a runtime cannot enforce is refused, never ignored. Leave `field` out, or choose another runtime.",
+        ("field", "runtime"),
+    ),
+    ProblemType(
+        "capability_missing",
+        422,
+        "The runtime lacks a required capability",
+        "The request needs `missing`, which the runtime does not promise. GET /runtimes lists what each one does.",
+        ("missing", "runtime"),
+    ),
+    ProblemType(
+        "idempotency_mismatch",
+        422,
+        "The key was used with another body",
+        "An Idempotency-Key repeats one answer to one request. Use a new key for a new request.",
+    ),
+    ProblemType(
+        "invalid_archive",
+        422,
+        "The archive holds an entry that is refused",
+        "`entry` names it: a path that leaves the tree, an absolute path, a device or the like. Nothing of the "
+        "archive is left.",
+        ("entry",),
+    ),
+    ProblemType(
+        "not_found",
+        404,
+        "There is nothing here",
+        "The id or path does not exist, or its record has been forgotten: that of a destroyed sandbox is kept for an "
+        "hour unless the operator says otherwise.",
+    ),
+    ProblemType(
+        "method_not_allowed",
+        405,
+        "The method is not allowed here",
+        "The path exists, not with this method. The Allow header names those that it takes.",
+    ),
+    ProblemType(
+        "unsupported_media_type",
+        415,
+        "The body has the wrong media type",
+        "Send JSON, with the header Content-Type: application/json.",
+    ),
+    ProblemType(
+        "precondition_failed",
+        412,
+        "The precondition does not hold",
+        "What If-Match or If-None-Match names is not what is there now.",
+    ),
+    ProblemType(
+        "range_not_satisfiable",
+        416,
+        "The offset is beyond the end",
+        "Nothing has been written there yet. The execution's `output` says how many bytes each channel has.",
+    ),
+    ProblemType(
+        "upgrade_required",
+        426,
+        "This path speaks WebSocket",
+        "Open it with a WebSocket client: a GET request with Upgrade: websocket.",
+    ),
+    ProblemType(
+        "conflict",
+        409,
+        "It is taken",
+        "Another sandbox or execution has the id, or another stream holds the stdin.",
+    ),
+    ProblemType(
+        "unsupported_by_runtime",
+        409,
+        "The runtime cannot do this",
+        "GET /runtimes lists what each runtime can do.",
+    ),
+    ProblemType(
+        "wrong_state",
+        409,
+        "It is past this, or not there yet",
+        "The sandbox or execution is in the state `state`, in which this cannot be done.",
+        ("state",),
+    ),
+    ProblemType(
+        "wrong_type",
+        409,
+        "The file is of another type",
+        "`found` says what is at the path.",
+        ("found",),
+    ),
+    ProblemType(
+        "unauthenticated",
+        401,
+        "A key is needed",
+        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one.",
+    ),
+    ProblemType(
+        "forbidden",
+        403,
+        "Not from there",
+        "The Host header or the Origin of the request is not on the operator's list. This keeps web pages from "
+        "driving a local service; BULKHEAD_ALLOWED_HOSTS and BULKHEAD_ALLOWED_ORIGINS add to the lists.",
+    ),
+    ProblemType(
+        "payload_too_large",
+        413,
+        "The body is too large",
+        "`limit` is the largest size in bytes.",
+        ("limit",),
+    ),
+    ProblemType(
+        "capacity_exceeded",
+        429,
+        "The operator's limit is reached",
+        "Something must end first; the detail says what. Retry-After gives the seconds to wait before trying again.",
+    ),
+    ProblemType(
+        "rate_limited",
+        429,
+        "Too many requests",
+        "Retry-After gives the seconds to wait.",
+    ),
+    ProblemType("disk_full", 507, "The disk is full", "`limit` is the size of the sandbox's disk.", ("limit",)),
+    ProblemType(
+        "launch_failed",
+        500,
+        "An isolation step failed",
+        "The kernel refused `step` with `errno`. Nothing was started: a half isolated sandbox is never handed out.",
+        ("step", "errno"),
+    ),
+    ProblemType(
+        "internal_error",
+        500,
+        "The service has a fault",
+        "It is in the service's log under the request id that `instance` gives. Please report it.",
+    ),
+    ProblemType(
+        "backend_error",
+        502,
+        "The runtime answered with an error",
+        "What it said is in the detail, with its own status and code where it gave them.",
+        ("runtime", "upstream_status", "upstream_code"),
+    ),
+    ProblemType(
+        "backend_unavailable",
+        503,
+        "The runtime is not reachable",
+        "The service that carries out this runtime is not there. GET /runtimes has the reason.",
+        ("runtime",),
+    ),
+    ProblemType(
+        "isolation_unavailable",
+        503,
+        "The host lacks an isolation layer",
+        "`layer` is missing, and its operator has not given it up by name: nothing is downgraded silently. "
+        "`bulkhead probe` shows what the host offers and the cure.",
+        ("layer",),
+    ),
+    ProblemType(
+        "backend_timeout",
+        504,
+        "The runtime did not answer in time",
+        "What was begun is undone or shows in the lists.",
+        ("runtime",),
+    ),
+)
+
+PROBLEMS = {problem.slug: problem for problem in _TABLE}

@@ -1,0 +1,53 @@
+"""Whether each runtime works, asked at most once a second however many clients want to know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from app.core.backend import Backend
+from app.core.errors import BackendTimeout, BulkheadError, RuntimeNotEnabled
+from app.core.registry import Registry
+
+FRESH_SECONDS = 1.0
+ANSWER_SECONDS = 5.0
+
+
+class Readiness:
+    def __init__(
+        self, registry: Registry, noted: Callable[[str, bool], None], *, answer_seconds: float = ANSWER_SECONDS
+    ) -> None:
+        self._registry = registry
+        self._noted = noted
+        self._answer_seconds = answer_seconds
+        self._known: dict[str, tuple[float, asyncio.Task[BulkheadError | None]]] = {}
+
+    async def of(self, backend: Backend) -> BulkheadError | None:
+        """None when it works, else what its `ready` raised. RuntimeNotEnabled for one that is switched off."""
+        name = backend.info.name
+        if not self._registry.enabled(name):
+            return RuntimeNotEnabled(name, [b.info.name for b in self._registry])
+        loop = asyncio.get_running_loop()
+        asked, answer = self._known.get(name, (0.0, None))
+        if answer is None or (answer.done() and loop.time() - asked > FRESH_SECONDS):
+            answer = loop.create_task(self._ask(backend))
+            self._known[name] = (loop.time(), answer)
+        return await asyncio.shield(answer)
+
+    async def _ask(self, backend: Backend) -> BulkheadError | None:
+        name = backend.info.name
+        error: BulkheadError | None = None
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                await backend.ready()
+        except TimeoutError:
+            error = BackendTimeout(name, f"the runtime did not say within {self._answer_seconds:g} s that it works")
+        except BulkheadError as found:
+            error = found
+        self._noted(name, error is None)
+        return error
+
+    async def all(self) -> dict[str, BulkheadError | None]:
+        backends = list(self._registry)
+        answers = await asyncio.gather(*(self.of(backend) for backend in backends))
+        return {backend.info.name: answer for backend, answer in zip(backends, answers, strict=True)}

@@ -1,0 +1,256 @@
+"""What clients send and get, as schemas. Answers are built by `views.py`; their schemas here are for the documents."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.strict import Arguments, Count, Environment, Id, Labels, Paths, Seconds, Strict
+from app.core.backend import Capability
+from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin
+
+
+class LimitsRequest(Strict):
+    """Each absent or null: the operator's default. GET /runtimes lists defaults and ceilings."""
+
+    cpus: Annotated[float, Field(ge=0)] | None = Field(None, description="cores")
+    memory_mib: Count | None = None
+    processes: Count | None = Field(None, description="processes and threads")
+    disk_mib: Count | None = Field(None, description="one pot for /workspace, /tmp and /dev/shm")
+    output_bytes: Count | None = Field(None, description="kept, per execution and channel")
+    wall_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="per execution")
+
+
+class FilesystemRequest(Strict):
+    """Absent or null: the profile's list. A path outside it is refused."""
+
+    read_only: Paths | None = None
+    read_write: Paths | None = None
+
+
+class NetworkRequest(Strict):
+    mode: Literal["none"] = "none"
+
+
+class SyscallsRequest(Strict):
+    profile: Literal["default"] = "default"
+
+
+class PolicyRequest(Strict):
+    """An operator's profile, narrowed."""
+
+    profile: str = Field("default", description="name of an operator's profile")
+    filesystem: FilesystemRequest | None = None
+    network: NetworkRequest | None = None
+    syscalls: SyscallsRequest | None = None
+
+
+class CreateSandbox(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"runtime": "process"},
+                {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
+            ]
+        }
+    )
+
+    runtime: str | None = Field(None, description="a runtime's name or alias; absent: the operator's default")
+    id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
+    requires: Annotated[list[Capability], Field(max_length=64, fail_fast=True)] = Field(
+        [], description="refused unless the runtime has them all"
+    )
+    env: Environment = Field({}, description="for every execution")
+    workdir: str = Field("/workspace", description="for every execution")
+    limits: LimitsRequest = LimitsRequest()
+    policy: PolicyRequest = PolicyRequest()
+    ttl_seconds: Seconds | None = Field(None, description="destroyed when it passes; absent: 3600")
+    idle_seconds: Seconds | None = Field(
+        None, description="destroyed after this time without a running execution and without a request to it"
+    )
+    labels: Labels = Field({}, description="for finding and grouping")
+
+
+class UpdateSandbox(Strict):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_seconds": 7200}, {"idle_seconds": None}]})
+
+    ttl_seconds: Seconds = Field(default_factory=float, description="counts anew from now; absent: unchanged")
+    idle_seconds: Seconds | None = Field(None, description="null removes it; absent: unchanged")
+    labels: Labels = Field(default_factory=dict, description="replaces all; absent: unchanged")
+
+
+class CreateExecution(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"command": ["python3", "-c", "print(1 + 1)"], "timeout_seconds": 10}]}
+    )
+
+    command: Arguments = Field(description="the exact argv, no shell")
+    env: Environment = Field({}, description="over the sandbox's")
+    workdir: str | None = Field(None, description="absent: the sandbox's")
+    timeout_seconds: Seconds | None = Field(None, description="at most and by default the limit wall_seconds")
+    stdin: Stdin = Stdin.NONE
+    on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
+    id: Id | None = Field(None, description="chosen by the client: makes the start repeatable")
+
+
+class SignalExecution(Strict):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"signal": "SIGINT"}]})
+
+    signal: str = Field(description="a name such as SIGINT or INT")
+
+
+# --- answers
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class Limits(Answer):
+    """As enforced; null where the runtime cannot."""
+
+    cpus: float | None
+    memory_mib: int | None
+    processes: int | None
+    disk_mib: int | None
+    output_bytes: int
+    wall_seconds: float
+
+
+class Filesystem(Answer):
+    read_only: list[str]
+    read_write: list[str]
+
+
+class Network(Answer):
+    mode: str
+
+
+class Syscalls(Answer):
+    profile: str
+
+
+class Policy(Answer):
+    profile: str
+    filesystem: Filesystem
+    network: Network
+    syscalls: Syscalls
+    loopback_tcp: bool = Field(description="programs may use TCP on the sandbox's own loopback")
+
+
+class ExecutionCounts(Answer):
+    running: int
+    total: int
+
+
+class Sandbox(Answer):
+    id: str
+    runtime: str
+    state: SandboxState
+    state_reason: str | None
+    created_at: datetime
+    expires_at: datetime
+    idle_seconds: float | None
+    last_active_at: datetime
+    labels: dict[str, str]
+    limits: Limits
+    policy: Policy
+    isolation: dict[str, Any] | None = Field(description="the receipt, measured; null before and after its life")
+    executions: ExecutionCounts
+
+
+class SandboxList(Answer):
+    items: list[Sandbox]
+    next_cursor: str | None = Field(description="for the next page; null on the last one")
+
+
+class Exit(Answer):
+    reason: ExitReason
+    code: int | None = Field(description="only for `exited`")
+    signal: str | None
+    detail: str | None
+    duration_seconds: float | None
+    cpu_seconds: float | None
+    max_memory_bytes: int | None
+
+
+class ChannelCounts(Answer):
+    bytes: int
+    dropped_bytes: int = Field(description="of them no longer stored")
+
+
+class Output(Answer):
+    stdout: ChannelCounts
+    stderr: ChannelCounts
+
+
+class Execution(Answer):
+    id: str
+    sandbox_id: str
+    command: list[str]
+    state: ExecutionState
+    started_at: datetime
+    ended_at: datetime | None
+    exit: Exit | None = Field(None, description="absent while it runs, then it never changes")
+    output: Output
+
+
+class ExecutionList(Answer):
+    items: list[Execution]
+    next_cursor: str | None
+
+
+class Range(Answer):
+    default: float | None
+    ceiling: float
+
+
+class Runtime(Answer):
+    name: str
+    aliases: list[str]
+    enabled: bool
+    available: bool
+    reason: str | None = Field(description="why it is not available")
+    version: str
+    tier: str
+    capabilities: list[Capability]
+    limits: dict[str, Range]
+
+
+class RuntimeList(Answer):
+    items: list[Runtime]
+
+
+class Health(Answer):
+    status: Literal["alive"]
+
+
+class RuntimeReady(Answer):
+    name: str
+    ready: bool
+    reason: str | None
+
+
+class Ready(Answer):
+    default: str
+    runtimes: list[RuntimeReady]
+
+
+class FieldProblem(Answer):
+    pointer: str = Field(description="a JSON pointer into the body, or query/NAME")
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. Beside these members each type has its own, listed at its `type`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="the request id, also in the header X-Request-Id")
+    errors: list[FieldProblem] | None = None

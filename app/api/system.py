@@ -1,0 +1,126 @@
+"""What the service says about itself: runtimes, health, metrics, and what each problem means."""
+
+from __future__ import annotations
+
+import html
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import HTMLResponse
+
+from app.api import schemas
+from app.api.deps import Edge, edge_of, request_id_of
+from app.api.documents import problems
+from app.api.problem_types import PROBLEMS
+from app.api.problems import problem_of
+from app.api.views import ENFORCED_BY, Body, json_response
+from app.core.backend import Backend
+from app.core.errors import BulkheadError, NotFound
+
+router = APIRouter(tags=["service"])
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@router.get(
+    "/runtimes",
+    operation_id="list_runtimes",
+    summary="The runtimes, what they can do, and whether they work now",
+    response_model=schemas.RuntimeList,
+    responses=problems(),
+)
+async def list_runtimes(request: Request) -> Response:
+    edge = edge_of(request)
+    answers = await edge.readiness.all()
+    return json_response({"items": [_runtime(b, answers[b.info.name], edge) for b in edge.registry]})
+
+
+def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body:
+    info, own = backend.info, backend.info.command_limits
+    limits: Body = {
+        name: {"default": limit.default, "ceiling": limit.ceiling}
+        for name, limit in edge.ranges.items()
+        if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities
+    }
+    for name in ("argument_bytes", "arguments", "variables", "total_bytes"):
+        limits[name] = {"default": None, "ceiling": getattr(own, name)}
+    return {
+        "name": info.name,
+        "aliases": sorted(info.aliases),
+        "enabled": edge.registry.enabled(info.name),
+        "available": answer is None,
+        "reason": None if answer is None else str(answer),
+        "version": info.version,
+        "tier": info.tier,
+        "capabilities": sorted(info.capabilities),
+        "limits": limits,
+    }
+
+
+@router.get(
+    "/healthz",
+    operation_id="check_alive",
+    summary="The service is alive",
+    response_model=schemas.Health,
+    responses=problems(),
+)
+async def check_alive() -> Response:
+    return json_response({"status": "alive"})
+
+
+@router.get(
+    "/readyz",
+    operation_id="check_ready",
+    summary="The default runtime works",
+    response_model=schemas.Ready,
+    responses=problems("backend_unavailable", "isolation_unavailable", "backend_timeout"),
+)
+async def check_ready(request: Request) -> Response:
+    """Asked of the runtimes at most once a second. When it is not ready the problem has the member `runtimes` too."""
+    edge = edge_of(request)
+    answers = await edge.readiness.all()
+    runtimes = [
+        {"name": name, "ready": answer is None, "reason": None if answer is None else str(answer)}
+        for name, answer in answers.items()
+        if edge.registry.enabled(name)
+    ]
+    default = edge.registry.default
+    error = answers[default]
+    if error is None:
+        return json_response({"default": default, "runtimes": runtimes})
+    problem = problem_of(error)
+    body = problem.body(request_id_of(request)) | {"status": 503, "runtimes": runtimes}
+    return Response(json_response(body).body, 503, dict(problem.headers), "application/problem+json")
+
+
+@router.get(
+    "/metrics",
+    operation_id="read_metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(),
+    },
+)
+async def read_metrics(request: Request) -> Response:
+    edge = edge_of(request)
+    await edge.readiness.all()
+    return Response(edge.metrics(), headers={"content-type": METRICS_TYPE})
+
+
+@router.get(
+    "/problems/{slug}",
+    operation_id="explain_problem",
+    summary="What a type of problem means, for people",
+    response_class=HTMLResponse,
+    responses=problems("not_found"),
+)
+async def explain_problem(slug: str) -> Response:
+    kind = PROBLEMS.get(slug)
+    if kind is None:
+        raise NotFound("problem type", slug[:64])
+    members = "".join(f"<li><code>{html.escape(name)}</code></li>" for name in kind.extras)
+    return HTMLResponse(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(kind.title)}</title>"
+        f"<h1>{html.escape(kind.title)}</h1><p><code>{kind.slug}</code>, status {kind.status}</p>"
+        f"<p>{html.escape(kind.meaning)}</p>" + (f"<p>Members of its own:</p><ul>{members}</ul>" if members else "")
+    )

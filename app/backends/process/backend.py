@@ -1,0 +1,149 @@
+"""Runtime `process`: a backend that decides nothing about isolation and needs no privilege. It asks the launcher."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+from pathlib import Path
+
+from app import __version__
+from app.backends.process.link import RUNTIME, Answer, LauncherLink, LauncherRefused
+from app.backends.process.pipes import PipeBudget
+from app.backends.process.plan import create_plan
+from app.backends.process.receipt import isolation, read_network
+from app.backends.process.sandbox import ProcessSandbox
+from app.core.backend import Capability, RuntimeInfo
+from app.core.errors import (
+    BackendUnavailable,
+    BulkheadError,
+    CapacityExceeded,
+    InvalidRequest,
+    IsolationUnavailable,
+    LaunchFailed,
+)
+from app.core.models import SandboxSpec
+from app.launcher.protocol import CREATE, ProtocolError, Writer
+
+CAPABILITIES = frozenset(
+    {
+        Capability.STDIN,
+        Capability.SIGNALS,
+        Capability.SIGNAL_GROUP,
+        Capability.KILL_TREE,
+        Capability.PROMPT_EXIT,
+        Capability.EXACT_OUTPUT,
+        Capability.OOM_EVIDENCE,
+        Capability.USAGE,
+        Capability.LIMIT_CPUS,
+        Capability.LIMIT_MEMORY,
+        Capability.LIMIT_DISK,
+        Capability.LIMIT_PROCESSES,
+        Capability.FILESYSTEM_POLICY,
+        Capability.SYSCALL_PROFILES,
+    }
+)
+
+
+class ProcessBackend:
+    """`socket_path` is the launcher's; `reason` says why there is none (the host cannot run one), or is empty."""
+
+    def __init__(self, socket_path: Path | None, reason: str = "") -> None:
+        self._reason = reason
+        self._link = LauncherLink(socket_path, self._on_lost, self._on_gone) if socket_path is not None else None
+        self._sandboxes: dict[str, ProcessSandbox] = {}
+        self._budget = PipeBudget()
+
+    @property
+    def info(self) -> RuntimeInfo:
+        return RuntimeInfo(RUNTIME, "kernel", __version__, CAPABILITIES, aliases=("linux", "kernel"))
+
+    async def ready(self) -> None:
+        link = self._require_link()
+        await link.connect()
+        missing = link.about.get("missing", "")
+        if missing:
+            layer = missing.split(",")[0]
+            raise IsolationUnavailable(layer, f"this host lacks {missing}; `bulkhead probe` tells the cure")
+
+    def _require_link(self) -> LauncherLink:
+        if self._link is None:
+            raise BackendUnavailable(RUNTIME, self._reason or "there is no launcher", 60)
+        return self._link
+
+    # --- create
+
+    async def create(self, sandbox_id: str, spec: SandboxSpec) -> ProcessSandbox:
+        link = self._require_link()
+        await link.connect()
+        owner, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        owner.setblocking(False)
+        with workers_end:
+            sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, lambda: self._forget(sandbox_id))
+            self._sandboxes[sandbox_id] = sandbox
+            body = bytes(create_plan(sandbox_id, spec).write(Writer(0)).data[1:])
+            try:
+                answer = await link.request(CREATE, body, [workers_end.fileno()])
+                sandbox.prove(_receipt(answer, link.about, spec))
+            except LauncherRefused as refused:
+                await sandbox.abandon()
+                raise _translate(refused) from refused
+            except (ProtocolError, OSError, ValueError, KeyError) as error:
+                await sandbox.abandon()
+                raise LaunchFailed("receipt", "", f"the sandbox could not be measured: {error}") from error
+            except BaseException:
+                await sandbox.abandon()
+                raise
+        return sandbox
+
+    # --- endings
+
+    def _forget(self, sandbox_id: str) -> None:
+        self._sandboxes.pop(sandbox_id, None)
+
+    def _on_lost(self, sandbox_id: str, status: int) -> None:
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is not None:
+            how = f"signal {_signal_of(status)}" if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
+            sandbox.end(f"its worker ended with {how}")
+
+    def _on_gone(self) -> None:
+        for sandbox in tuple(self._sandboxes.values()):
+            sandbox.end("the launcher ended")
+
+    async def aclose(self) -> None:
+        for sandbox in tuple(self._sandboxes.values()):
+            with contextlib.suppress(BulkheadError):
+                await sandbox.destroy()
+        if self._link is not None:
+            self._link.close()
+        await asyncio.sleep(0)
+
+
+def _receipt(answer: Answer, about: dict[str, str], spec: SandboxSpec) -> dict[str, object]:
+    network = read_network(answer.descriptor)
+    facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
+    if [link["name"] for link in network["links"]] != ["lo"] or network["routes_to_outside"]:
+        raise ValueError("its network namespace holds more than loopback")
+    return isolation(facts, about, spec, network)
+
+
+def _translate(refused: LauncherRefused) -> BulkheadError:
+    name = errno.errorcode.get(refused.errno, str(refused.errno))
+    if refused.step.startswith("layer:"):
+        return IsolationUnavailable(refused.step.partition(":")[2], refused.detail)
+    if refused.errno == errno.EDQUOT:
+        return CapacityExceeded(f"sandboxes of the launcher ({refused.detail})", 0)
+    if refused.step == "restrict_files" and refused.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        return InvalidRequest.at("/policy/filesystem", f"a path does not exist in the sandbox: {refused.detail}")
+    return LaunchFailed(refused.step, name, f"step {refused.step} failed: {name} ({refused.detail})")
+
+
+def _signal_of(status: int) -> str:
+    try:
+        return signal.Signals(os.WTERMSIG(status)).name
+    except ValueError:
+        return str(os.WTERMSIG(status))

@@ -1,0 +1,229 @@
+"""One command in a process sandbox: from the packet that starts it to the kernel's word on its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from app.backends.process.link import Answer, LauncherLink, LauncherRefused, close_all
+from app.backends.process.pipes import OutputPump, PipeBudget, StdinPipe
+from app.backends.process.plan import command_body
+from app.core.backend import Logs
+from app.core.commands import signal_name
+from app.core.errors import BackendUnavailable, WrongState
+from app.core.models import Command, Exit, ExitReason, Stdin
+from app.launcher.protocol import (
+    EXECUTE,
+    FINISH,
+    KILL,
+    MAX_PACKET,
+    STEP_CGROUP,
+    STEP_WORKDIR,
+    ProtocolError,
+    Writer,
+)
+
+LOST = Exit(ExitReason.LOST, detail="the sandbox ended without telling how the command ended")
+
+
+class ProcessExecution:
+    """Fed by the sandbox's owner socket: `on_started`, `on_start_failed`, `on_exited`, `on_sandbox_end`."""
+
+    def __init__(
+        self, link: LauncherLink, sandbox_id: str, number: int, send_signal: Callable[[int, int], None]
+    ) -> None:
+        self._link, self._sandbox_id, self.number, self._send_signal = link, sandbox_id, number, send_signal
+        loop = asyncio.get_running_loop()
+        self._begun: asyncio.Future[None] = loop.create_future()
+        self._exit: asyncio.Future[Exit] = loop.create_future()
+        self._pumps: list[OutputPump] = []
+        self._stdin: StdinPipe | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self._argv0 = ""
+        self._workdir = ""
+        self._began_at = 0.0
+
+    # --- start
+
+    async def start(self, command: Command, logs: Logs, budget: PipeBudget) -> None:
+        """Returns when the command runs or could not be started. Raises BackendUnavailable."""
+        self._argv0, self._workdir = command.argv[0], command.workdir
+        with contextlib.ExitStack() as far_ends:
+            descriptors = self._open_streams(command, logs, budget, far_ends)
+            body = command_body(command)
+            head = Writer(0).text(self._sandbox_id).u32(self.number)
+            in_memfd = len(body) > MAX_PACKET - 256
+            if in_memfd:
+                descriptors.append(_memfd(body, far_ends))
+            packet = bytes(head.u8(in_memfd).data[1:]) + (b"" if in_memfd else body)
+            request, refused = self._link.post(Writer(EXECUTE), packet, descriptors)
+        refused.add_done_callback(self._on_refused)
+        try:
+            await asyncio.shield(self._begun)
+        finally:
+            self._link.forget(request)
+
+    def _open_streams(
+        self, command: Command, logs: Logs, budget: PipeBudget, far_ends: contextlib.ExitStack
+    ) -> list[int]:
+        try:
+            if command.stdin is Stdin.OPEN:
+                stdin, near = os.pipe2(os.O_CLOEXEC)
+                far_ends.callback(os.close, stdin)
+                self._stdin = StdinPipe(near)
+            else:
+                stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                far_ends.callback(os.close, stdin)
+            descriptors = [stdin]
+            for log in (logs.stdout, logs.stderr):
+                near, far = os.pipe2(os.O_CLOEXEC)
+                far_ends.callback(os.close, far)
+                self._pumps.append(OutputPump(near, log, budget))
+                descriptors.append(far)
+        except OSError as error:
+            self._close_streams()
+            raise BackendUnavailable(
+                "process", f"no descriptors for the command's streams: {error.strerror}"
+            ) from error
+        return descriptors
+
+    def _on_refused(self, answer: asyncio.Future[Answer]) -> None:
+        """The launcher answers an EXECUTE only to refuse it."""
+        if answer.cancelled() or (error := answer.exception()) is None or self._begun.done():
+            return
+        if isinstance(error, LauncherRefused):
+            detail = f"step {error.step} failed: {_errno_name(error.errno)} ({error.detail})"
+            self._fail_start(Exit(ExitReason.START_FAILED, detail=detail))
+        else:
+            self._fail_start(replace(LOST, detail=str(error)))
+
+    def _fail_start(self, exit_: Exit) -> None:
+        if not self._begun.done():
+            self._begun.set_result(None)
+        self._end(exit_)
+
+    # --- the worker's words
+
+    def on_started(self) -> None:
+        if self._begun.done():
+            raise ProtocolError("started twice")
+        self._began_at = asyncio.get_running_loop().time()
+        self._begun.set_result(None)
+
+    def on_start_failed(self, number: int, step: int) -> None:
+        if self._begun.done():
+            raise ProtocolError("failed to start after the start")
+        name, sentence = _errno_name(number), os.strerror(number)
+        if step == STEP_WORKDIR:
+            detail = f"the working directory {self._workdir!r} cannot be entered: {name} ({sentence})"
+        elif step == STEP_CGROUP:
+            detail = f"step join_cgroup failed: {name} ({sentence})"
+        else:
+            detail = f"{self._argv0!r} cannot be executed: {name} ({sentence})"
+        not_found = step not in (STEP_WORKDIR, STEP_CGROUP) and number in (errno.ENOENT, errno.ENOTDIR)
+        self._begun.set_result(None)
+        self._finishing = asyncio.get_running_loop().create_task(
+            self._finish(Exit(ExitReason.START_FAILED, detail=detail, not_found=not_found))
+        )
+
+    def on_exited(self, status: int) -> None:
+        if not self._begun.done() or self._finishing is not None:
+            raise ProtocolError("an ending out of turn")
+        loop = asyncio.get_running_loop()
+        exit_ = replace(_natural(status), duration_seconds=round(loop.time() - self._began_at, 6))
+        self._finishing = loop.create_task(self._finish(exit_))
+
+    def on_sandbox_end(self, *, killed: bool) -> None:
+        """The whole sandbox is gone: with our SIGKILL, or (not `killed`) nobody knows how."""
+        if self._exit.done():
+            self._close_streams()
+            return
+        if not self._begun.done():
+            self._begun.set_result(None)
+        exit_ = Exit(ExitReason.SIGNALED, signal="SIGKILL") if killed else LOST
+        if self._finishing is None:
+            self._finishing = asyncio.get_running_loop().create_task(self._finish(exit_, ask_usage=False))
+
+    async def _finish(self, exit_: Exit, *, ask_usage: bool = True) -> None:
+        if ask_usage:
+            with contextlib.suppress(LauncherRefused, BackendUnavailable, ProtocolError):
+                exit_ = await self._with_usage(exit_)
+        for pump in self._pumps:
+            await pump.drain()
+        self._end(exit_)
+
+    async def _with_usage(self, exit_: Exit) -> Exit:
+        body = bytes(Writer(0).text(self._sandbox_id).u32(self.number).data[1:])
+        answer = (await self._link.request(FINISH, body)).source
+        cpu_ns, peak, ooms = answer.u64(), answer.u64(), answer.u32()
+        exit_ = replace(exit_, cpu_seconds=cpu_ns / 1e9, max_memory_bytes=peak)
+        if ooms == 0 or exit_.reason is ExitReason.START_FAILED or exit_.code == 0:
+            return exit_
+        how = f"exit code {exit_.code}" if exit_.code is not None else str(exit_.signal)
+        detail = f"the kernel killed {ooms} of its processes at the memory limit; the first process ended with {how}"
+        return replace(exit_, reason=ExitReason.OOM, code=None, detail=detail)
+
+    def _end(self, exit_: Exit) -> None:
+        if not self._exit.done():
+            self._exit.set_result(exit_)
+        if self._stdin is not None:
+            self._stdin.close()
+
+    def _close_streams(self) -> None:
+        for pump in self._pumps:
+            pump.close()
+        if self._stdin is not None:
+            self._stdin.close()
+
+    async def settled(self) -> None:
+        """After the sandbox's end: everything that was printed is in the logs and no descriptor is open."""
+        await asyncio.shield(self._exit)
+        self._close_streams()
+
+    # --- the contract
+
+    async def write(self, data: bytes) -> None:
+        if self._stdin is not None:
+            await self._stdin.write(data)
+
+    async def close_stdin(self) -> None:
+        if self._stdin is not None:
+            self._stdin.end()
+
+    async def signal(self, number: int) -> None:
+        if self._exit.done() or self._finishing is not None:
+            raise WrongState("ended", "the execution has ended")
+        self._send_signal(self.number, number)
+
+    async def kill(self) -> None:
+        body = bytes(Writer(0).text(self._sandbox_id).u32(self.number).data[1:])
+        try:
+            await self._link.request(KILL, body)
+        except LauncherRefused:
+            return  # the sandbox is gone, and all of it with it
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._exit)
+
+
+def _natural(status: int) -> Exit:
+    if os.WIFSIGNALED(status):
+        return Exit(ExitReason.SIGNALED, signal=signal_name(os.WTERMSIG(status)))
+    return Exit(ExitReason.EXITED, code=os.WEXITSTATUS(status))
+
+
+def _errno_name(number: int) -> str:
+    return errno.errorcode.get(number, f"errno {number}")
+
+
+def _memfd(body: bytes, until: contextlib.ExitStack) -> int:
+    descriptor = os.memfd_create("command", os.MFD_CLOEXEC)
+    until.callback(close_all, [descriptor])
+    view = memoryview(body)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return descriptor

@@ -1,0 +1,215 @@
+"""The gateway's end of the launcher's socket: requests with descriptors out, answers in. No privilege, no data."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.core.errors import BackendUnavailable
+from app.launcher.protocol import HELLO, LOST, MAX_PACKET, OK, REPLY, VERSION, ProtocolError, Reader, Writer
+
+RUNTIME = "process"
+_ANSWER_SECONDS = 30.0
+
+
+class LauncherRefused(Exception):
+    """The launcher did not do it: the step, the kernel's errno, a sentence."""
+
+    def __init__(self, step: str, number: int, detail: str) -> None:
+        self.step, self.errno, self.detail = step, number, detail
+        super().__init__(f"{step}: {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the launcher said to one request; `descriptor` is the receiver's to close, or -1."""
+
+    source: Reader
+    descriptor: int
+
+
+def receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors, all CLOEXEC. A cut packet is a ProtocolError, its descriptors closed."""
+    data, ancillary, flags, _ = connection.recvmsg(
+        MAX_PACKET + 4096, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    )
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        close_all(descriptors)
+        raise ProtocolError("a packet was cut")
+    return data, list(descriptors)
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+class LauncherLink:
+    """Connects when it is needed, and again after a loss. `on_lost(sandbox_id, status)` for a sandbox that ended by
+    itself, `on_gone()` when the launcher itself is gone and every sandbox with it."""
+
+    def __init__(self, path: Path, on_lost: Callable[[str, int], None], on_gone: Callable[[], None]) -> None:
+        self._path, self._on_lost, self._on_gone = path, on_lost, on_gone
+        self._socket: socket.socket | None = None
+        self._connecting = asyncio.Lock()
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._next = 0
+        self.about: dict[str, str] = {}
+
+    # --- the connection
+
+    async def connect(self) -> None:
+        """Raises BackendUnavailable."""
+        if self._socket is not None:
+            return
+        async with self._connecting:
+            if self._socket is not None:
+                return
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                connection.setblocking(False)
+                connection.connect(str(self._path))
+            except OSError as error:
+                connection.close()
+                raise BackendUnavailable(RUNTIME, f"the launcher does not answer: {error.strerror}") from error
+            self._socket = connection
+            asyncio.get_running_loop().add_reader(connection.fileno(), self._readable)
+            answer = await self._ask(Writer(HELLO), ())
+            facts = [item.decode().partition("=") for item in answer.source.many(64, 4096)]
+            self.about = {name: value for name, _, value in facts}
+            if self.about.get("protocol") != str(VERSION):
+                self._lose()
+                raise BackendUnavailable(RUNTIME, "the launcher speaks another version of the protocol")
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._lose()
+
+    def _lose(self) -> None:
+        connection, self._socket = self._socket, None
+        if connection is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(connection.fileno())
+        loop.remove_writer(connection.fileno())
+        connection.close()
+        for _, descriptors in self._unsent:
+            close_all(descriptors)
+        self._unsent.clear()
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(BackendUnavailable(RUNTIME, "the launcher ended"))
+                future.exception()  # a request that nobody waits for any more is no news
+        self._on_gone()
+
+    # --- requests
+
+    async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> Answer:
+        """Raises LauncherRefused, or BackendUnavailable when the launcher is or goes away."""
+        await self.connect()
+        writer = Writer(kind)
+        return await self._ask(writer, descriptors, body)
+
+    async def _ask(self, writer: Writer, descriptors: Sequence[int], body: bytes = b"") -> Answer:
+        number, future = self.post(writer, body, descriptors)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await future
+        except TimeoutError:
+            raise BackendUnavailable(RUNTIME, "the launcher did not answer in time") from None
+        finally:
+            self._waiting.pop(number, None)
+
+    def post(self, writer: Writer, body: bytes, descriptors: Sequence[int]) -> tuple[int, asyncio.Future[Answer]]:
+        """Sends at once, in the order of the calls. `forget` the number when the answer is of no interest."""
+        if self._socket is None:
+            raise BackendUnavailable(RUNTIME, "the launcher is gone")
+        self._next = number = (self._next + 1) & 0xFFFFFFFF
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        packet = bytes(writer.u32(number).data) + body
+        if self._unsent or not self._send(packet, descriptors):
+            # The caller closes its descriptors when it likes, so what waits has copies of its own.
+            self._unsent.append((packet, [os.dup(descriptor) for descriptor in descriptors]))
+            asyncio.get_running_loop().add_writer(self._socket.fileno(), self._writable)
+        return number, future
+
+    def forget(self, number: int) -> None:
+        self._waiting.pop(number, None)
+
+    def _send(self, packet: bytes, descriptors: Sequence[int]) -> bool:
+        """False when the socket has no room now."""
+        assert self._socket is not None
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            self._socket.sendmsg([packet], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._lose()
+            raise BackendUnavailable(RUNTIME, f"the launcher is gone: {error.strerror}") from error
+        return True
+
+    def _writable(self) -> None:
+        while self._unsent and self._socket is not None:
+            packet, descriptors = self._unsent[0]
+            try:
+                if not self._send(packet, descriptors):
+                    return
+            except BackendUnavailable:
+                return  # `_lose` told everybody
+            self._unsent.popleft()
+            close_all(descriptors)
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_writer(self._socket.fileno())
+
+    # --- answers
+
+    def _readable(self) -> None:
+        for _ in range(64):  # a busy launcher must not keep the loop from others
+            if self._socket is None:
+                return
+            try:
+                data, descriptors = receive_packet(self._socket)
+            except BlockingIOError:
+                return
+            except (OSError, ProtocolError):
+                return self._lose()
+            if not data:
+                return self._lose()
+            try:
+                self._dispatch(Reader(data), descriptors)
+            except ProtocolError:
+                return self._lose()
+            finally:
+                close_all(descriptors)
+        return None
+
+    def _dispatch(self, source: Reader, descriptors: list[int]) -> None:
+        kind = source.u8()
+        if kind == LOST:
+            self._on_lost(source.text(64), source.i32())
+            return
+        if kind != REPLY:
+            raise ProtocolError("an unknown word from the launcher")
+        future, status = self._waiting.pop(source.u32(), None), source.u8()
+        if future is None or future.done():
+            return
+        if status == OK:
+            future.set_result(Answer(source, descriptors.pop(0) if descriptors else -1))
+        else:
+            future.set_exception(LauncherRefused(source.text(64), source.u32(), source.text(4096)))

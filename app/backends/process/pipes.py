@@ -1,0 +1,171 @@
+"""A command's three streams, seen from the gateway: two output pumps and one stdin pipe, all non-blocking.
+
+The gateway made the pipes; launcher and worker only passed the far ends along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable
+
+from app.core.output import CHUNK, OutputLog
+
+_QUIET_SECONDS, _MOST_DRAIN_SECONDS = 0.05, 1.0
+STDIN_BUFFER = 1024 * 1024
+BIG_PIPE = 1024 * 1024
+_F_SETPIPE_SZ = 1031
+_BUSY_READS = 16
+
+
+class PipeBudget:
+    """An unprivileged user may own 64 MiB of pipes before the kernel makes them 8 KiB small (pipe(7)), so only a few
+    busy pipes grow. Measured: 64 KiB frames from a 1 MiB pipe move 10 % faster than from a 64 KiB one."""
+
+    def __init__(self, pipes: int = 16) -> None:
+        self.left = pipes
+
+    def grow(self, descriptor: int) -> bool:
+        if self.left <= 0:
+            return False
+        try:
+            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, BIG_PIPE)
+        except OSError:
+            return False
+        self.left -= 1
+        return True
+
+
+class OutputPump:
+    """Reads one channel into its log for as long as anybody holds the other end; after the log is closed it reads on
+    and discards, so that a process left behind gets no SIGPIPE."""
+
+    def __init__(self, descriptor: int, log: OutputLog, budget: PipeBudget) -> None:
+        os.set_blocking(descriptor, False)
+        self._fd, self._log, self._budget = descriptor, log, budget
+        self._loop = asyncio.get_running_loop()
+        self._full_reads, self._grown = 0, False
+        self._changed: Callable[[], None] | None = None
+        self._loop.add_reader(descriptor, self._readable)
+
+    @property
+    def at_end(self) -> bool:
+        return self._fd < 0
+
+    def _readable(self) -> None:
+        if self._read_once() and self._changed is not None:
+            self._changed()
+
+    def _read_once(self) -> bool:
+        """False when there is nothing now."""
+        try:
+            data = os.read(self._fd, CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return True
+        self._full_reads = self._full_reads + 1 if len(data) == CHUNK else 0
+        if self._full_reads == _BUSY_READS and not self._grown:
+            self._grown = self._budget.grow(self._fd)
+        self._log.append(data)
+        return True
+
+    async def drain(self) -> None:
+        """After the first process ended: all that it wrote, then until end of file or 50 ms of silence, at most 1 s."""
+        if not self.at_end:
+            left: int = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0"))[0]
+            before = self._log.total
+            while not self.at_end and self._log.total - before < left and self._read_once():
+                pass
+            self._read_until_empty()
+        deadline = self._loop.time() + _MOST_DRAIN_SECONDS
+        while not self.at_end and (left_seconds := deadline - self._loop.time()) > 0:
+            if not await self._next_change(min(_QUIET_SECONDS, left_seconds)):
+                return
+
+    def _read_until_empty(self) -> None:
+        """End of file is noticed at once when nobody else holds the pipe; a flood by a child is not followed."""
+        for _ in range(16):
+            if self.at_end or not self._read_once():
+                return
+
+    async def _next_change(self, seconds: float) -> bool:
+        changed = asyncio.Event()
+        self._changed = changed.set
+        try:
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._changed = None
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            if self._grown:
+                self._budget.left += 1
+
+
+class StdinPipe:
+    """Bytes for a command's stdin, in order; at most 1 MiB waits here before a writer has to."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._fd = descriptor
+        self._loop = asyncio.get_running_loop()
+        self._waiting = bytearray()
+        self._ending = False
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def write(self, data: bytes) -> None:
+        """Returns when less than 1 MiB waits. What the program will never read is discarded."""
+        await self._room.wait()
+        if self._fd < 0 or self._ending:
+            return
+        self._waiting += data
+        self._push()
+        await self._room.wait()
+
+    def end(self) -> None:
+        """End of file after what waits."""
+        self._ending = True
+        self._push()
+
+    def _push(self) -> None:
+        try:
+            while self._waiting and self._fd >= 0:
+                written = os.write(self._fd, memoryview(self._waiting)[:CHUNK])
+                del self._waiting[:written]
+        except BlockingIOError:
+            self._loop.add_writer(self._fd, self._push)
+            if len(self._waiting) >= STDIN_BUFFER:
+                self._room.clear()
+            elif not self._room.is_set():
+                self._room.set()
+            return
+        except OSError:  # EPIPE: nobody can read it any more
+            self.close()
+            return
+        self._loop.remove_writer(self._fd)
+        self._room.set()
+        if self._ending:
+            self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_writer(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        self._waiting.clear()
+        self._room.set()

@@ -1,0 +1,46 @@
+"""Policy and command, translated into what the launcher takes. Pure functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from app.core.models import Command, SandboxSpec
+from app.launcher.protocol import CreatePlan, pack_command
+
+MIB = 1024 * 1024
+# A command's environment is built from nothing, not from ours.
+BASE_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/workspace",
+    "USER": "sandbox",
+    "LOGNAME": "sandbox",
+    "SHELL": "/bin/sh",
+    "LANG": "C.UTF-8",
+    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
+}
+
+
+def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
+    limits, filesystem = spec.limits, spec.policy.filesystem
+    return CreatePlan(
+        sandbox_id,
+        "host",
+        spec.policy.syscalls.profile,
+        cpu_millis=max(1, round(limits.cpus * 1000)),
+        memory_bytes=limits.memory_mib * MIB,
+        disk_bytes=limits.disk_mib * MIB,
+        processes=limits.processes,
+        loopback_tcp=spec.policy.loopback_tcp,
+        read_only=list(filesystem.read_only),
+        read_write=list(filesystem.read_write),
+    )
+
+
+def command_body(command: Command) -> bytes:
+    env = {**BASE_ENVIRONMENT, **command.env}
+    return pack_command(
+        [os.fsencode(argument) for argument in command.argv],
+        [os.fsencode(f"{name}={value}") for name, value in env.items()],
+        os.fsencode(command.workdir),
+    )

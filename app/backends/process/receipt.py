@@ -1,0 +1,103 @@
+"""The isolation receipt: what is in force, as measured by the launcher, by canaries inside, and by netlink."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from app.core.models import SandboxSpec
+from app.launcher import landlock
+
+_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP, _UP = 18, 22, 26, 34, 3, 0x301, 1
+
+
+def isolation(
+    facts: Mapping[str, str], about: Mapping[str, str], spec: SandboxSpec, network: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The receipt as JSON."""
+    version = int(facts["landlock_abi"])
+    handled_network = 0 if spec.policy.loopback_tcp else landlock.handled_network(version)
+    return {
+        "tier": "kernel",
+        "namespaces": facts["namespaces"].split(","),
+        "host_uid": int(facts["uid"]),
+        "root": "host",
+        "no_new_privs": facts["no_new_privs"] == "1",
+        "capabilities": {name[3:].lower(): int(facts[name], 16) for name in sorted(facts) if name.startswith("Cap")},
+        "landlock": {
+            "abi": version,
+            "files": _names(landlock.FS_NAMES, landlock.handled_files(version)),
+            "tcp": _names(landlock.NET_NAMES, handled_network),
+            "scopes": _names(landlock.SCOPE_NAMES, landlock.handled_scopes(version)),
+        },
+        "seccomp": {
+            "mode": "filter" if facts["seccomp"] == "2" else facts["seccomp"],
+            "profile": spec.policy.syscalls.profile,
+            "sha256": about.get("filter_sha256"),
+        },
+        "cgroup": {
+            "version": int(about.get("cgroup_version", "0")),
+            "memory_bytes": _limit(facts, "memory_bytes"),
+            "processes": _limit(facts, "processes"),
+            "cpus": _limit(facts, "cpu_millis", 1000),
+            "swap": "none" if "swap_limit" in about.get("layers", "").split(",") else "not limited",
+        },
+        "network": {"mode": spec.policy.network.mode, **network},
+        "missing_layers": [layer for layer in about.get("accepted", "").split(",") if layer],
+        "notes": [
+            "memory and disk are one pot: the memory limit is memory_mib + disk_mib, as the tmpfs counts towards it",
+            "Landlock and seccomp were proved by canaries inside the sandbox before the first command",
+        ],
+    }
+
+
+def _names(names: tuple[str, ...], bits: int) -> list[str]:
+    return [name for index, name in enumerate(names) if bits >> index & 1]
+
+
+def _limit(facts: Mapping[str, str], name: str, divisor: int = 1) -> float | None:
+    value = int(facts.get(f"limit_{name}", "0"))
+    if value <= 0:
+        return None
+    return value / divisor if divisor > 1 else value
+
+
+def read_network(descriptor: int) -> dict[str, Any]:
+    """Links, addresses, routes and rules of the namespace in which the netlink socket was born. Takes over the
+    descriptor. Raises OSError. Takes 0.3 ms; pyroute2 decodes."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 0, descriptor) as netlink:
+        netlink.settimeout(2)
+        links = _dump(netlink, ifinfmsg, _GETLINK)
+        addresses = _dump(netlink, ifaddrmsg, _GETADDR)
+        routes = _dump(netlink, rtmsg, _GETROUTE)
+        rules = _dump(netlink, fibmsg, _GETRULE)
+    outside = [r for r in routes if r.get_attr("RTA_GATEWAY") or (r["dst_len"] == 0 and r["type"] == 1)]
+    return {
+        "links": [{"name": link.get_attr("IFLA_IFNAME"), "up": bool(link["flags"] & _UP)} for link in links],
+        "addresses": [f"{ip_address(a.get_attr('IFA_ADDRESS'))}/{a['prefixlen']}" for a in addresses],
+        "routes": len(routes),
+        "routes_to_outside": len(outside),
+        "rules": len(rules),
+    }
+
+
+def _dump(netlink: socket.socket, kind: Any, request: int) -> list[Any]:
+    message = kind()
+    message["header"].update(type=request, flags=_DUMP, sequence_number=request)
+    message.encode()
+    netlink.send(message.data)
+    marshal = MarshalRtnl()
+    found: list[Any] = []
+    while True:
+        for answer in marshal.parse(netlink.recv(65536)):
+            if answer["header"]["type"] == _DONE:
+                return found
+            found.append(answer)

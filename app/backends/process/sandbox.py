@@ -1,0 +1,146 @@
+"""One process sandbox: its owner socket, its executions, its receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from app.backends.process.execution import ProcessExecution
+from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
+from app.backends.process.pipes import PipeBudget
+from app.core.backend import Logs, settle
+from app.core.errors import BackendUnavailable, WrongState
+from app.core.models import Command
+from app.launcher.protocol import DESTROY, EXITED, RECORD, SIGNAL, START_FAILED, STARTED, ProtocolError, Writer
+
+
+class ProcessSandbox:
+    """`on_end` is called once, when nothing of it is left."""
+
+    def __init__(
+        self, link: LauncherLink, sandbox_id: str, owner: socket.socket, budget: PipeBudget, on_end: Callable[[], None]
+    ) -> None:
+        self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
+        self._receipt: Mapping[str, Any] = {}
+        self._executions: dict[int, ProcessExecution] = {}
+        self._number = 0
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._lost: asyncio.Future[str] = loop.create_future()
+        self._ending: asyncio.Task[None] | None = None
+        self._over = False
+        loop.add_reader(owner.fileno(), self._readable)
+
+    # --- the contract
+
+    @property
+    def receipt(self) -> Mapping[str, Any]:
+        return self._receipt
+
+    def prove(self, receipt: Mapping[str, Any]) -> None:
+        self._receipt = receipt
+
+    async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
+        if self._over or self._ending is not None:
+            raise WrongState("destroyed", "the sandbox has ended")
+        self._number += 1
+        execution = ProcessExecution(self._link, self.id, self._number, self._send_signal)
+        self._executions[execution.number] = execution
+        await execution.start(command, logs, self._budget)
+        return execution
+
+    async def destroy(self) -> None:
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._destroy())
+        await asyncio.shield(self._ending)
+
+    async def lost(self) -> str:
+        return await asyncio.shield(self._lost)
+
+    # --- the end
+
+    async def _destroy(self) -> None:
+        if not self._over:
+            with contextlib.suppress(LauncherRefused, BackendUnavailable):  # then it is gone already
+                await self._link.request(DESTROY, bytes(Writer(0).text(self.id).data[1:]))
+            self._close(killed=True)
+        for execution in tuple(self._executions.values()):
+            await execution.settled()
+
+    def end(self, why: str) -> None:
+        """It is gone, and not because of us."""
+        if self._ending is None and not self._over:
+            self._close(killed=False)
+            if not self._lost.done():
+                self._lost.set_result(why)
+
+    def _close(self, *, killed: bool) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._loop.remove_reader(self._owner.fileno())
+        self._owner.close()
+        for execution in self._executions.values():
+            execution.on_sandbox_end(killed=killed)
+        self._on_end()
+
+    async def abandon(self) -> None:
+        """A create that nobody waits for any more: waits until nothing of it is left."""
+        await settle(self._loop.create_task(self.destroy()))
+
+    # --- the worker's records: everything from inside a sandbox is hostile
+
+    def _readable(self) -> None:
+        for _ in range(64):
+            if self._over:
+                return
+            try:
+                data, descriptors = receive_packet(self._owner)
+            except BlockingIOError:
+                return
+            except (OSError, ProtocolError):
+                return self._violated()
+            if not data:
+                self._loop.remove_reader(self._owner.fileno())  # the launcher says how it ended
+                return None
+            close_all(descriptors)
+            try:
+                if descriptors:
+                    raise ProtocolError("a descriptor where none is due")
+                self._take(data)
+            except ProtocolError:
+                return self._violated()
+        return None
+
+    def _take(self, data: bytes) -> None:
+        if len(data) != RECORD.size:
+            raise ProtocolError("not a record")
+        kind, number, first, second = RECORD.unpack(data)
+        execution = self._executions.get(number)
+        if execution is None:
+            raise ProtocolError("an execution that is not its own")
+        if kind == STARTED:
+            execution.on_started()
+        elif kind == START_FAILED and first >= 0:
+            execution.on_start_failed(first, second)
+        elif kind == EXITED:
+            execution.on_exited(first)
+        else:
+            raise ProtocolError("an unknown word from a worker")
+
+    def _violated(self) -> None:
+        """Our worker never does that, so it is not ours any more."""
+        if self._ending is None:
+            self._loop.remove_reader(self._owner.fileno())
+            self._ending = self._loop.create_task(self._destroy())
+            if not self._lost.done():
+                self._lost.set_result("its worker broke the protocol")
+
+    def _send_signal(self, number: int, signal_number: int) -> None:
+        try:
+            self._owner.send(RECORD.pack(SIGNAL, number, signal_number, 0), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise BackendUnavailable("process", f"the sandbox does not take the signal: {error.strerror}") from error

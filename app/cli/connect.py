@@ -1,0 +1,18 @@
+"""From the environment to a client. Everything heavy is imported here, and only when a service is to be asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+# httpx's own command line would load rich and pygments, 30 ms; its absence is a case that httpx knows.
+sys.modules.setdefault("httpx._main", cast(Any, None))
+
+from app.client import Client  # noqa: E402 - after the line above
+
+
+async def connected(work: Callable[[Client], Awaitable[int]]) -> int:
+    async with Client.from_environment(os.environ) as client:
+        return await work(client)

@@ -1,0 +1,140 @@
+"""Our own stdin, stdout and stderr. Each may block for hours (a pager, a terminal, a silent pipe), and O_NONBLOCK
+would be seen by every program that shares the descriptor: so a thread waits, and the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import queue
+import stat
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+PIECE = 64 * 1024
+WINDOW = 1024 * 1024  # bytes that may wait for a slow reader before the stream is read no further
+
+
+class OutputClosed(Exception):
+    """Nobody takes our output any more. `error` says why."""
+
+    def __init__(self, descriptor: int, error: OSError) -> None:
+        self.descriptor = descriptor
+        self.error = error
+        # A reader that left (`| head`) is no failure, and EBADF is what `>&-` asks for.
+        self.quiet = error.errno in {errno.EPIPE, errno.EBADF}
+        super().__init__(f"{'stdout' if descriptor == 1 else 'stderr'}: {error.strerror}")
+
+
+class Sink:
+    """Writes to descriptors in the order of the calls. A block of `async with Sink()` is left with OutputClosed as
+    soon as a write fails; all is written when it is left in any way but by cancellation."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._written = asyncio.Event()
+        self._failure: OutputClosed | None = None
+        self._cancelled = False
+        self._thread: threading.Thread | None = None
+        self._owner: asyncio.Task[object] | None = None  # to be cancelled by a failure
+
+    async def __aenter__(self) -> Self:
+        self._owner = asyncio.current_task()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        owner, self._owner = self._owner, None
+        try:
+            if kind is None or not issubclass(kind, asyncio.CancelledError):
+                await self.drain()
+        finally:
+            self._queue.put(None)
+        if self._failure is not None:
+            if self._cancelled and owner is not None:
+                owner.uncancel()
+            raise self._failure
+
+    async def write(self, descriptor: int, data: bytes) -> None:
+        """Returns at once while less than the window waits."""
+        if self._thread is None:
+            # A daemon: a blocked write must not keep us from ending.
+            self._thread = threading.Thread(target=self._work, name="sink", daemon=True)
+            self._thread.start()
+        self._waiting += len(data)
+        self._queue.put((descriptor, data))
+        await self._until_below(WINDOW)
+
+    async def drain(self) -> None:
+        """Returns when everything is written, or nothing can be."""
+        await self._until_below(1)
+
+    async def _until_below(self, size: int) -> None:
+        while self._waiting >= size and self._failure is None:
+            self._written.clear()
+            await self._written.wait()
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            descriptor, data = item
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            except OSError as error:
+                self._tell(functools.partial(self._fail, OutputClosed(descriptor, error)))
+                return
+            self._tell(functools.partial(self._done, len(data)))
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(what)
+
+    def _done(self, size: int) -> None:
+        self._waiting -= size
+        self._written.set()
+
+    def _fail(self, failure: OutputClosed) -> None:
+        self._failure = failure
+        self._written.set()
+        if self._owner is not None:
+            self._cancelled = self._owner.cancel()
+
+
+def wanted() -> bool:
+    """Whether our stdin is for the program: not a terminal (terminals come later), not /dev/null."""
+    try:
+        status = os.fstat(0)
+    except OSError:
+        return False
+    return not os.isatty(0) and not (stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3))
+
+
+async def pour(write: Callable[[bytes], Awaitable[None]]) -> None:
+    """Our stdin, in pieces, until its end; no piece is read before the one before it was written."""
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[bytes] = asyncio.Queue()
+    more = threading.Semaphore()
+
+    def read() -> None:
+        data = b"more"
+        while data:
+            more.acquire()
+            try:
+                data = os.read(0, PIECE)
+            except OSError:  # EIO, EISDIR, EBADF: there is nothing to be had from it
+                data = b""
+            try:
+                loop.call_soon_threadsafe(pieces.put_nowait, data)
+            except RuntimeError:  # the loop is closed
+                return
+
+    # A daemon: a blocked read must not keep us from ending.
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while data := await pieces.get():
+        await write(data)
+        more.release()

@@ -1,0 +1,223 @@
+"""One command in a sandbox, from the first request to the exit status. Whatever happens, the sandbox goes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import signal
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.cli import BROKEN_PIPE, FAILED
+from app.cli.endings import status_of
+from app.cli.interrupts import ENDING, PATIENCE_SECONDS, Interrupts, Stopped
+from app.cli.pipes import OutputClosed, Sink, pour
+from app.cli.show import message, put_json, say
+from app.client import Client, ClientError, Problem
+from app.client.stream import Exited, Gap, Output, Stream
+
+AGAIN_SECONDS = 2.0  # a second Ctrl-C within this time kills
+DESTROY_SECONDS = 30.0
+DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """`sandbox` is the body of a create, or the id of a sandbox that is there and stays."""
+
+    sandbox: Mapping[str, Any] | str
+    execution: Mapping[str, Any]
+    keep: bool = False
+    as_json: bool = False
+
+
+async def carry_out(client: Client, order: Order) -> int:
+    """The exit status. Raises ClientError."""
+    with Interrupts() as interrupts:
+        try:
+            if isinstance(order.sandbox, str):
+                return await Session(client, interrupts, order, order.sandbox, kept=True).run()
+            create = asyncio.create_task(client.create_sandbox(dict(order.sandbox)))
+            sandbox_id = (await interrupts.wait_for(create, PATIENCE_SECONDS))["id"]
+            try:
+                interrupts.check()
+                return await Session(client, interrupts, order, sandbox_id, kept=order.keep).run()
+            finally:
+                if not order.keep:
+                    await _destroy(client, interrupts, sandbox_id)
+                elif not order.as_json:
+                    say(f"the sandbox {sandbox_id} is kept")
+        except Stopped as stopped:
+            return stopped.status
+
+
+async def _destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> None:
+    """A failure is told and changes no exit status: the program's own is known, or a worse failure is on its way."""
+    destroy = asyncio.create_task(client.destroy_sandbox(sandbox_id))
+
+    def give_up(_: signal.Signals) -> None:
+        destroy.cancel()
+
+    interrupts.react(give_up)
+    try:
+        async with asyncio.timeout(DESTROY_SECONDS):
+            await destroy
+    except (ClientError, TimeoutError, asyncio.CancelledError) as error:
+        if not isinstance(error, Problem) or error.slug != "not_found":
+            say(f"the sandbox {sandbox_id} may still be there: {str(error) or 'interrupted'}")
+    finally:
+        interrupts.react(None)
+
+
+class Session:
+    """One execution and everything of ours that is tied to it."""
+
+    def __init__(self, client: Client, interrupts: Interrupts, order: Order, sandbox_id: str, *, kept: bool) -> None:
+        self.client = client
+        self.interrupts = interrupts
+        self.order = order
+        self.sandbox_id = sandbox_id
+        self.execution_id = ""
+        self._kept = kept  # the sandbox outlives us: what we started in it must be ended by name
+        self._collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        self._truncated = {"stdout": False, "stderr": False}
+        self._ended = False
+        self._killing = False
+        self._interrupted_at = float("-inf")
+        self._follower: asyncio.Task[int] | None = None
+        self._errands: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        start = asyncio.create_task(self.client.start(self.sandbox_id, dict(self.order.execution)))
+        # Where the sandbox goes anyway, the answer need not be waited for.
+        execution = await self.interrupts.wait_for(start, PATIENCE_SECONDS if self._kept else 0)
+        self.execution_id = execution["id"]
+        try:
+            self.interrupts.check()
+            return await self._follow()
+        except (OutputClosed, Stopped) as error:
+            if self._kept and not self._ended:
+                await self._errand(self.client.kill(self.sandbox_id, self.execution_id))
+            if isinstance(error, OutputClosed) and error.quiet:
+                return BROKEN_PIPE
+            if isinstance(error, OutputClosed):
+                raise ClientError(str(error)) from error
+            raise
+
+    async def _follow(self) -> int:
+        self._follower = asyncio.create_task(self._stream())
+        self.interrupts.react(self._on_signal)
+        try:
+            status = await self._follower
+        except asyncio.CancelledError:
+            self.interrupts.check()
+            raise
+        finally:
+            self.interrupts.react(None)
+            for errand in self._errands:
+                errand.cancel()
+        return status if self.interrupts.status is None else self.interrupts.status
+
+    # --- output and input
+
+    async def _stream(self) -> int:
+        with_stdin = self.order.execution.get("stdin") == "open"
+        feeder: asyncio.Task[None] | None = None
+        try:
+            async with (
+                Sink() as sink,
+                self.client.stream(self.sandbox_id, self.execution_id, stdin=with_stdin) as stream,
+            ):
+                if with_stdin:
+                    feeder = asyncio.create_task(_feed(stream))
+                async for event in stream:
+                    match event:
+                        case Output():
+                            await self._output(sink, event)
+                        case Gap():
+                            self._truncated[event.channel] = True
+                            await sink.write(2, message(gap_warning(event)))
+                        case Exited():
+                            self._ended = True
+                            return await self._exited(sink, event)
+        finally:
+            if feeder is not None:
+                feeder.cancel()
+        return FAILED
+
+    async def _output(self, sink: Sink, event: Output) -> None:
+        if self.order.as_json:
+            self._collected[event.channel] += event.data
+        else:
+            await sink.write(DESCRIPTORS[event.channel], event.data)
+
+    async def _exited(self, sink: Sink, event: Exited) -> int:
+        status, sentence = status_of(event.exit, event.exit_code)
+        if sentence is not None:
+            await sink.write(2, message(sentence))
+        if self.order.as_json:
+            put_json(
+                {
+                    "sandbox_id": self.sandbox_id,
+                    "execution_id": self.execution_id,
+                    "status": status,
+                    "exit": event.exit,
+                    **encode(self._collected),
+                    **{f"{name}_truncated": cut for name, cut in self._truncated.items()},
+                }
+            )
+        return status
+
+    # --- signals
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        now = asyncio.get_running_loop().time()
+        again = now - self._interrupted_at < AGAIN_SECONDS
+        self._interrupted_at = now
+        if self._ended or self._killing:
+            self._give_up(number)
+        elif number in ENDING or again:
+            self._killing = True
+            if number in ENDING:
+                self.interrupts.end_with(number)
+            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._give_up, number)
+            self._run_errand(self.client.kill(self.sandbox_id, self.execution_id))
+        else:
+            self._run_errand(self.client.signal(self.sandbox_id, self.execution_id, number.name))
+
+    def _give_up(self, number: signal.Signals) -> None:
+        if self._follower is not None and not self._follower.done():
+            self.interrupts.end_with(number)
+            self._follower.cancel()
+
+    def _run_errand(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._errand(call))
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def _errand(self, call: Coroutine[Any, Any, None]) -> None:
+        try:
+            await call
+        except Problem as problem:
+            if problem.slug not in {"wrong_state", "not_found"}:  # it ended first: the stream says how
+                say(str(problem))
+        except ClientError as error:
+            say(str(error))
+
+
+async def _feed(stream: Stream) -> None:
+    await pour(stream.write)
+    stream.end_input()
+
+
+def gap_warning(gap: Gap) -> str:
+    return f"{gap.channel}: bytes {gap.begin} to {gap.end - 1} are missing: they were dropped before they were read"
+
+
+def encode(channels: Mapping[str, bytes | bytearray]) -> dict[str, str]:
+    """As text, or as base64 when the bytes of either channel are not UTF-8; `encoding` says which."""
+    try:
+        return {name: data.decode() for name, data in channels.items()} | {"encoding": "utf-8"}
+    except UnicodeDecodeError:
+        return {name: base64.b64encode(data).decode() for name, data in channels.items()} | {"encoding": "base64"}

@@ -1,0 +1,255 @@
+"""The calls of the client, one method each, and what can go wrong with any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from app import __version__
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+    from app.client.stream import Stream
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+USER_AGENT = f"bulkhead/{__version__}"
+READ_SECONDS = 30.0
+GOODBYE_SECONDS = 0.05  # a WebSocket's goodbye is a courtesy: it must not cost the user a wait
+PAGE = 1000
+Json = dict[str, Any]
+
+
+class ClientError(Exception):
+    """Whatever keeps the client from doing what it was asked. `str(error)` is one sentence without a secret."""
+
+
+class ServiceUnreachable(ClientError):
+    def __init__(self, url: str, reason: str) -> None:
+        self.url = url
+        super().__init__(f"no service answers at {url} ({reason}); start one with: bulkhead serve")
+
+
+class Problem(ClientError):
+    """The service refused or failed (RFC 9457): title, detail, and a pointer for every wrong field."""
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        self.problem = dict(problem)
+        self.status = problem.get("status")
+        self.slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
+        parts = [str(problem.get("title") or "the service refused")]
+        fields = [
+            f"{e.get('pointer')}: {e.get('detail')}" for e in problem.get("errors") or () if isinstance(e, Mapping)
+        ]
+        if fields:
+            parts.append("; ".join(fields))
+        elif problem.get("detail"):
+            parts.append(str(problem["detail"]))
+        if self.status == 401:
+            parts.append("the key is read from BULKHEAD_CLIENT_KEY")
+        super().__init__(": ".join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A piece of stored output. `offset` is later than asked for where bytes were dropped."""
+
+    offset: int
+    data: bytes
+    next_offset: int
+    total: int
+    complete: bool
+
+
+def problem_of(status: int, reason: str, body: bytes) -> Problem:
+    """The problem in an answer, or one made from what a proxy in between said."""
+    try:
+        found = httpx.Response(status, content=body).json()
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and ("title" in found or "type" in found):
+        return Problem({"status": status, **found})
+    text = " ".join(body[:200].decode(errors="replace").split())
+    return Problem({"title": f"the answer was {status} {reason}".rstrip(), "status": status, "detail": text})
+
+
+def segment(text: str) -> str:
+    """One component of a path. `.` and `..` would be taken away by the URL's own rules."""
+    if text in {"", ".", ".."}:
+        raise ClientError(f"{text!r} is not an id")
+    return quote(text, safe="")
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ClientError("the key has characters that no header can carry (a line break?)")
+    return key or None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Client:
+    """One connection to one service, kept alive between the calls. Use it as an async context manager."""
+
+    def __init__(self, url: str = DEFAULT_URL, key: str | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ClientError("the service's URL must begin with http:// or https:// and name a host")
+        if parts.username is not None:
+            raise ClientError("the service's URL must not hold a key or password: use BULKHEAD_CLIENT_KEY")
+        self.url = url.rstrip("/")
+        self.key = _checked_key(key)
+        self.direct = _is_loopback(parts.hostname)  # a proxy of the environment cannot reach our loopback
+        # Reading the certificate store takes 20 ms; plain HTTP has no use for it, and redirects are not followed.
+        verify = True if parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._goodbyes: dict[asyncio.Task[None], ClientConnection] = {}
+        self._http = httpx.AsyncClient(headers=self.headers(), verify=verify, trust_env=not self.direct)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+        return cls(environ.get("BULKHEAD_CLIENT_URL") or DEFAULT_URL, environ.get("BULKHEAD_CLIENT_KEY"))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._goodbyes:
+            await asyncio.wait(self._goodbyes, timeout=GOODBYE_SECONDS)
+            for task, connection in self._goodbyes.items():
+                task.cancel()
+                connection.transport.abort()
+        await self._http.aclose()
+
+    def headers(self) -> dict[str, str]:
+        return {"User-Agent": USER_AGENT} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Json | None = None,
+        params: Mapping[str, str | int] | Iterable[tuple[str, str]] = (),
+        wait_seconds: float = 0,
+    ) -> httpx.Response:
+        """One call. Raises Problem for anything but 2xx, ServiceUnreachable, ClientError."""
+        limits = httpx.Timeout(READ_SECONDS, read=READ_SECONDS + wait_seconds, connect=10)
+        query: list[tuple[str, str | int | float | bool | None]] = [*dict(params).items()]
+        repeatable = method in {"GET", "DELETE"}
+        while True:
+            try:
+                response = await self._http.request(method, self.url + path, json=json, params=query, timeout=limits)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                raise ServiceUnreachable(self.url, reason_of(error)) from error
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                if not repeatable:
+                    raise ClientError(f"the connection to {self.url} was cut ({reason_of(error)})") from error
+                repeatable = False  # a kept connection that was closed while idle shows itself only here
+            except httpx.TimeoutException as error:
+                raise ClientError(f"{self.url} did not answer in {READ_SECONDS + wait_seconds:g} seconds") from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise ClientError(f"{self.url}: {reason_of(error)}") from error
+            else:
+                if not response.is_success:
+                    raise problem_of(response.status_code, response.reason_phrase, response.content)
+                return response
+
+    async def _json(self, method: str, path: str, **arguments: Any) -> Json:
+        response = await self.request(method, path, **arguments)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise ClientError(f"the answer of {self.url} is not what a Bulkhead service says; is it one?")
+        return answer
+
+    async def _items(self, path: str, params: list[tuple[str, str]]) -> AsyncIterator[Json]:
+        cursor: list[tuple[str, str]] = []
+        while True:
+            page = await self._json("GET", path, params=[*params, ("limit", str(PAGE)), *cursor])
+            for item in page.get("items", ()):
+                yield item
+            if not page.get("next_cursor"):
+                return
+            cursor = [("cursor", page["next_cursor"])]
+
+    # --- sandboxes
+
+    async def create_sandbox(self, body: Json, wait_seconds: int = 300) -> Json:
+        params = {"wait_seconds": wait_seconds}
+        return await self._json("POST", "/sandboxes", json=body, params=params, wait_seconds=wait_seconds)
+
+    def sandboxes(self, labels: Mapping[str, str] | None = None) -> AsyncIterator[Json]:
+        """Oldest first."""
+        return self._items("/sandboxes", [("label", f"{k}:{v}") for k, v in (labels or {}).items()])
+
+    async def destroy_sandbox(self, sandbox_id: str) -> None:
+        await self.request("DELETE", f"/sandboxes/{segment(sandbox_id)}")
+
+    async def runtimes(self) -> list[Json]:
+        answer = await self._json("GET", "/runtimes")
+        return list(answer.get("items", ()))
+
+    # --- executions
+
+    async def start(self, sandbox_id: str, body: Json, wait_seconds: int = 300) -> Json:
+        path, params = f"/sandboxes/{segment(sandbox_id)}/executions", {"wait_seconds": wait_seconds}
+        return await self._json("POST", path, json=body, params=params, wait_seconds=wait_seconds)
+
+    async def signal(self, sandbox_id: str, execution_id: str, signal: str) -> None:
+        await self.request("POST", execution_path(sandbox_id, execution_id) + "/signal", json={"signal": signal})
+
+    async def kill(self, sandbox_id: str, execution_id: str) -> None:
+        """Everything that the execution started is gone when this returns."""
+        await self.request("DELETE", execution_path(sandbox_id, execution_id))
+
+    async def output(self, sandbox_id: str, execution_id: str, channel: str, offset: int, limit: int) -> Stored:
+        """What is stored of one channel, from `offset`."""
+        path = execution_path(sandbox_id, execution_id) + "/output"
+        params: dict[str, str | int] = {"channel": channel, "offset": offset, "limit": limit}
+        answer = await self.request("GET", path, params=params)
+        begin = int(answer.headers.get("Output-Offset", offset))
+        after = int(answer.headers.get("Output-Next-Offset", begin + len(answer.content)))
+        total = int(answer.headers.get("Output-Total", after))
+        return Stored(begin, answer.content, after, total, answer.headers.get("Output-Complete") == "true")
+
+    def stream(self, sandbox_id: str, execution_id: str, *, stdin: bool = False) -> Stream:
+        """Everything that the execution prints, from its first byte to its exit."""
+        from app.client.stream import Dial, Stream
+
+        path = execution_path(sandbox_id, execution_id) + "/stream"
+        return Stream(Dial(self.url, path, self.headers(), self.direct), self._say_goodbye, stdin=stdin)
+
+    def _say_goodbye(self, connection: ClientConnection) -> None:
+        self._goodbyes[asyncio.create_task(connection.close())] = connection
+
+
+def execution_path(sandbox_id: str, execution_id: str) -> str:
+    return f"/sandboxes/{segment(sandbox_id)}/executions/{segment(execution_id)}"
+
+
+def reason_of(error: Exception) -> str:
+    """The words of the operating system below a library's own: httpx says "All connection attempts failed"."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return cause.strerror or str(cause)
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__

@@ -1,0 +1,263 @@
+"""The stream of one execution. A cut connection is resumed at the byte it was cut at; the end is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+
+from app.client.http import ClientError, Problem, problem_of, reason_of
+from app.client.stdin import Outgoing
+
+CHANNELS = {1: "stdout", 2: "stderr"}
+BACKOFF_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
+STEADY_SECONDS = 10  # a connection that lasted longer is not one more try of the same cut
+OPEN_SECONDS = 10
+TAKEN_OVER = 4001
+# A peer that vanished without a word: asked after 20 s of silence, given up after 20 more. Not the library's own
+# pings: a service that waits for the program to read its stdin reads no frames meanwhile, and answers none.
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
+
+
+class OutputDamaged(ClientError):
+    """What was received is not what the service says it sent."""
+
+
+class StreamCut(ClientError):
+    """The connection was cut and could not be made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    channel: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes from `begin` up to, not including, `end` are no longer stored."""
+
+    channel: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    exit_code: int
+    exit: Mapping[str, Any]
+
+
+Event = Output | Gap | Exited
+
+
+class Received:
+    """One channel: how far it was received, and the digest while nothing is missing."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.whole = True
+        self._digest = hashlib.sha256()
+
+    def take(self, data: bytes) -> None:
+        self.offset += len(data)
+        self._digest.update(data)
+
+    def skip(self, end: int) -> None:
+        self.offset = end
+        self.whole = False
+
+    def check(self, channel: str, sums: Mapping[str, Any]) -> None:
+        """Raises OutputDamaged."""
+        total, expected = sums.get("bytes"), sums.get("sha256")
+        if total is not None and total != self.offset:
+            raise OutputDamaged(f"{channel} is incomplete: {self.offset} of {total} bytes were received")
+        if self.whole and expected is not None and expected != self._digest.hexdigest():
+            raise OutputDamaged(f"{channel} was damaged on its way: the digest of its {self.offset} bytes is wrong")
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """How to reach the stream."""
+
+    url: str
+    path: str
+    headers: Mapping[str, str]
+    direct: bool
+
+    async def __call__(self, query: str) -> ClientConnection:
+        connection = await connect(
+            "ws" + self.url.removeprefix("http") + self.path + query,
+            additional_headers=self.headers,
+            user_agent_header=None,
+            proxy=None if self.direct else True,
+            compression=None,
+            open_timeout=OPEN_SECONDS,
+            close_timeout=1,
+            ping_interval=None,
+        )
+        channel = connection.transport.get_extra_info("socket")
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            channel.setsockopt(socket.IPPROTO_TCP, option, value)
+        return connection
+
+
+class Stream:
+    """`async with client.stream(...) as stream`, then `async for event in stream`: the last one is `Exited`.
+
+    With `stdin` it holds the execution's stdin: `write` and `end_input`, from any task, before, during and after a cut.
+    """
+
+    def __init__(self, dial: Dial, farewell: Callable[[ClientConnection], None], *, stdin: bool = False) -> None:
+        self.received = {name: Received() for name in CHANNELS.values()}
+        self._dial = dial
+        self._farewell = farewell  # says goodbye in the background: nobody has to wait for it
+        self._stdin = Outgoing()
+        self._claim = "true" if stdin else "false"
+        self._connection: ClientConnection | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._problem: Problem | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop_sending()
+        if self._connection is not None:
+            self._farewell(self._connection)
+
+    async def write(self, data: bytes) -> None:
+        """Feeds stdin; waits while much is under way. Once the program reads no more, what comes is discarded."""
+        await self._stdin.put(data)
+
+    def end_input(self) -> None:
+        self._stdin.finish()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Raises Problem, StreamCut, OutputDamaged."""
+        clock, tries = asyncio.get_running_loop().time, 0
+        while True:
+            reason, began = "closed without an exit frame", clock()
+            try:
+                self._connection = connection = await self._open()
+                async for message in connection:
+                    event = self._understand(message)
+                    if event is not None:
+                        tries = 0
+                        yield event
+                    if isinstance(event, Exited):
+                        return
+            except ConnectionClosed as error:
+                reason = str(error)
+            except (OSError, TimeoutError, InvalidMessage) as error:
+                reason = reason_of(error)
+            except Problem as problem:
+                if not isinstance(problem.status, int) or problem.status < 500:
+                    raise
+                reason = str(problem)
+            await self._hang_up()
+            if clock() - began > STEADY_SECONDS:
+                tries = 0
+            if tries == len(BACKOFF_SECONDS):
+                raise StreamCut(f"the stream was cut and could not be resumed: {reason}")
+            await asyncio.sleep(BACKOFF_SECONDS[tries])
+            tries += 1
+
+    async def _open(self) -> ClientConnection:
+        self._problem = None
+        out, err = self.received["stdout"].offset, self.received["stderr"].offset
+        while True:
+            try:
+                return await self._dial(f"?stdout_offset={out}&stderr_offset={err}&stdin={self._claim}")
+            except InvalidStatus as error:
+                answer = error.response
+                problem = problem_of(answer.status_code, answer.reason_phrase, bytes(answer.body or b""))
+                if self._claim == "false" or problem.slug != "wrong_state":
+                    raise problem from error
+                self._let_go_of_stdin()  # it ended, or its stdin did, before we came
+            except InvalidMessage:
+                raise
+            except InvalidHandshake as error:
+                raise ClientError(f"{self._dial.url} does not speak WebSocket: {error}") from error
+
+    def _understand(self, message: str | bytes) -> Event | None:
+        self._problem = None
+        if isinstance(message, bytes):
+            channel, data = CHANNELS.get(message[0] if message else 0), message[1:]
+            if channel is None:
+                return None  # a channel of a later version
+            self.received[channel].take(data)
+            return Output(channel, data)
+        try:
+            return self._obey(json.loads(message))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ClientError(f"a frame of the stream is not understood: {message[:100]}") from error
+
+    def _obey(self, frame: Mapping[str, Any]) -> Event | None:
+        match frame.get("type"):
+            case "start":
+                self._begin(frame)
+            case "gap":
+                self.received[frame["channel"]].skip(frame["to"])
+                return Gap(frame["channel"], frame["from"], frame["to"])
+            case "problem":
+                # Nothing that we send can go wrong but stdin after its end; the close that may follow says the rest.
+                self._problem = Problem(frame["problem"])
+                if self._problem.slug == "wrong_state":
+                    self._let_go_of_stdin()
+            case "exit":
+                for name, received in self.received.items():
+                    received.check(name, frame.get(name) or {})
+                return Exited(int(frame["exit_code"]), frame["exit"])
+        return None
+
+    def _begin(self, frame: Mapping[str, Any]) -> None:
+        for name, received in self.received.items():
+            if frame.get(f"{name}_offset", received.offset) != received.offset:
+                raise OutputDamaged(f"{name} was to go on at byte {received.offset}: {frame[f'{name}_offset']} came")
+        if self._claim != "false" and not self._stdin.over and self._connection is not None:
+            self._stdin.rewind(int(frame.get("stdin_bytes", 0)))
+            self._pump = asyncio.create_task(self._send(self._connection))
+            self._claim = "take"  # after a cut the service may still believe in the old holder: ourselves
+
+    async def _send(self, connection: ClientConnection) -> None:
+        try:
+            while (piece := await self._stdin.take()) is not None:
+                await connection.send(piece)
+            if not self._stdin.over:
+                await connection.send('{"type":"stdin_eof"}')
+        except ConnectionClosed:
+            return  # the reader of the same connection sees it too, and begins again
+
+    def _let_go_of_stdin(self) -> None:
+        self._claim = "false"
+        self._stdin.discard()
+
+    async def _stop_sending(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
+            self._pump = None
+
+    async def _hang_up(self) -> None:
+        """After a cut. Raises Problem where coming again cannot mend it."""
+        await self._stop_sending()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        await connection.close()
+        if connection.close_code == TAKEN_OVER:
+            self._let_go_of_stdin()
+        elif connection.close_code in {1008, 1011} and self._problem is not None:
+            raise self._problem
+
+
+__all__ = ["Event", "Exited", "Gap", "Output", "OutputDamaged", "Stream", "StreamCut"]

@@ -1,0 +1,153 @@
+"""How a sandbox begins and ends: its boot, its loss, its two clocks, its destruction."""
+
+from __future__ import annotations
+
+import asyncio
+
+from app.core.backend import SandboxHandle, settle
+from app.core.errors import BackendFailure, BulkheadError
+from app.core.models import ExitReason, SandboxState, now
+from app.core.records import Capacity, Observer, Records, Sandbox
+from app.core.registry import Registry
+from app.core.tasks import Tasks
+
+# A timer of the loop may come this much early: its clock and the wall clock are not the same.
+EARLY_SECONDS = 0.0005
+RETRY_SECONDS = 5.0  # between attempts to destroy what is past its end
+
+
+class Lifetimes:
+    def __init__(
+        self, registry: Registry, capacity: Capacity, observer: Observer, records: Records, tasks: Tasks
+    ) -> None:
+        self._registry = registry
+        self._capacity = capacity
+        self._observer = observer
+        self._records = records
+        self._tasks = tasks
+
+    # --- the beginning
+
+    def begin(self, sandbox: Sandbox) -> None:
+        sandbox.boot = self._tasks.spawn(self._boot(sandbox))
+        self.arm(sandbox)
+
+    async def _boot(self, sandbox: Sandbox) -> None:
+        """Cancelled only by `_end`, which then says what became of it."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            handle = await self._registry.get(sandbox.spec.runtime).create(sandbox.id, sandbox.spec)
+        except BulkheadError as error:
+            self._boot_failed(sandbox, error)
+        except Exception as error:
+            self._boot_failed(sandbox, BackendFailure(f"the runtime failed: {type(error).__name__}"))
+            raise
+        else:
+            sandbox.handle = handle
+            sandbox.state = SandboxState.RUNNING
+            sandbox.touch()
+            sandbox.watch = self._tasks.spawn(self._notice_loss(sandbox, handle))
+            self._observer.sandbox_created(sandbox.spec.runtime, loop.time() - began)
+            self.arm(sandbox)
+            sandbox.settled.set()
+
+    def _boot_failed(self, sandbox: Sandbox, error: BulkheadError) -> None:
+        sandbox.failure = error
+        sandbox.state, sandbox.state_reason = SandboxState.FAILED, str(error)
+        self._observer.sandbox_ended(sandbox.spec.runtime, "create_failed")
+        self.arm(sandbox)
+        sandbox.settled.set()
+
+    async def _notice_loss(self, sandbox: Sandbox, handle: SandboxHandle) -> None:
+        why = await handle.lost()
+        sandbox.state, sandbox.state_reason = SandboxState.FAILED, why
+        self._observer.sandbox_ended(sandbox.spec.runtime, "lost")
+        await handle.destroy()
+        sandbox.handle = None
+
+    # --- the end
+
+    async def destroy(self, sandbox: Sandbox, why: str) -> None:
+        """No process of the sandbox exists when this returns, whatever becomes of the caller. Idempotent."""
+        if sandbox.state is SandboxState.DESTROYED:
+            return
+        if sandbox.ending is None:
+            sandbox.ending = self._tasks.spawn(self._end(sandbox, why))
+        await asyncio.shield(sandbox.ending)
+
+    async def _end(self, sandbox: Sandbox, why: str) -> None:
+        try:
+            await self._end_handle(sandbox, why)
+        except BaseException:
+            self._end_failed(sandbox)
+            raise
+        if sandbox.state is not SandboxState.FAILED:  # else its end has been told
+            self._observer.sandbox_ended(sandbox.spec.runtime, "destroyed")
+        sandbox.state, sandbox.state_reason = SandboxState.DESTROYED, why
+        sandbox.handle = None
+        sandbox.settled.set()
+        self._let_go_of_output(sandbox)
+        if sandbox in self._records:
+            loop = asyncio.get_running_loop()
+            sandbox.timer = loop.call_later(self._capacity.record_seconds, self._records.forget, sandbox)
+
+    async def _end_handle(self, sandbox: Sandbox, why: str) -> None:
+        if sandbox.timer is not None:
+            sandbox.timer.cancel()
+        if sandbox.boot is not None and not sandbox.boot.done():
+            sandbox.boot.cancel()
+            await settle(sandbox.boot)
+        for execution in sandbox.executions.values():
+            execution.mark(ExitReason.KILLED, why)
+        if sandbox.watch is not None:
+            sandbox.watch.cancel()
+        if sandbox.handle is not None:
+            await sandbox.handle.destroy()
+        for execution in tuple(sandbox.executions.values()):  # one that could not start leaves the record
+            await execution.wait()
+
+    def _end_failed(self, sandbox: Sandbox) -> None:
+        """It may be tried again, and is, when its time is over."""
+        sandbox.ending = None
+        if sandbox.handle is not None and sandbox.state is SandboxState.RUNNING:
+            sandbox.watch = self._tasks.spawn(self._notice_loss(sandbox, sandbox.handle))
+        self.arm(sandbox, at_least=RETRY_SECONDS)
+
+    def _let_go_of_output(self, sandbox: Sandbox) -> None:
+        """Open streams still get everything to their exit frame, for at most `stream_end_seconds`."""
+        loop = asyncio.get_running_loop()
+        for execution in sandbox.executions.values():
+            for log in execution.logs.values():
+                if execution.viewers:
+                    loop.call_later(self._capacity.stream_end_seconds, log.discard)
+                else:
+                    log.discard()
+
+    # --- the clock
+
+    def arm(self, sandbox: Sandbox, at_least: float = 0.0) -> None:
+        """One timer per sandbox, at the earlier of its two ends."""
+        if sandbox.state is SandboxState.DESTROYED or sandbox.ending is not None or sandbox not in self._records:
+            return
+        if sandbox.timer is not None:
+            sandbox.timer.cancel()
+        delay = max(at_least, self._seconds_left(sandbox))
+        sandbox.timer = asyncio.get_running_loop().call_later(delay, self._expire, sandbox)
+
+    def _ttl_left(self, sandbox: Sandbox) -> float:
+        return (sandbox.expires_at - now()).total_seconds()
+
+    def _seconds_left(self, sandbox: Sandbox) -> float:
+        left = self._ttl_left(sandbox)
+        if sandbox.idle_seconds is not None and sandbox.state is not SandboxState.CREATING and sandbox.running == 0:
+            idle = (now() - sandbox.last_active_at).total_seconds()
+            left = min(left, sandbox.idle_seconds - idle)
+        return left
+
+    def _expire(self, sandbox: Sandbox) -> None:
+        if self._seconds_left(sandbox) > EARLY_SECONDS:  # it was used, or an execution runs, since the timer was set
+            self.arm(sandbox)
+            return
+        why = "its ttl passed" if self._ttl_left(sandbox) <= EARLY_SECONDS else "it was idle"
+        self._tasks.spawn(self.destroy(sandbox, f"the sandbox expired: {why}"))

@@ -1,0 +1,120 @@
+"""What the service remembers: one record per sandbox, within the operator's numbers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from app.core.backend import SandboxHandle
+from app.core.errors import BulkheadError, CapacityExceeded, NotFound
+from app.core.executions import Execution
+from app.core.models import ExecutionState, SandboxSpec, SandboxState, now
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The operator's numbers; reaching one answers CapacityExceeded, never a slow death."""
+
+    sandboxes: int = 1000
+    executions_running: int = 256
+    executions_kept: int = 10_000
+    viewers: int = 256
+    records: int = 10_000
+    record_seconds: float = 3600
+    stream_end_seconds: float = 10
+
+
+class Observer(Protocol):
+    """Told about what happened; must not raise. Every sandbox and every execution ends once."""
+
+    def sandbox_created(self, runtime: str, seconds: float) -> None: ...
+    def sandbox_ended(self, runtime: str, reason: str) -> None: ...
+    def execution_started(self, runtime: str, seconds: float) -> None: ...
+    def execution_ended(self, runtime: str, reason: str, output_bytes: int) -> None: ...
+
+
+class Sandbox:
+    """One sandbox's record. Made by `Sandboxes.create`, kept for a while after its end."""
+
+    def __init__(self, sandbox_id: str, sequence: int, spec: SandboxSpec, *, named: bool) -> None:
+        self.id = sandbox_id
+        self.sequence = sequence
+        self.spec = spec
+        self.named = named
+        self.labels = dict(spec.labels)
+        self.ttl_seconds, self.idle_seconds = spec.ttl_seconds, spec.idle_seconds
+        self.created_at = self.last_active_at = now()
+        self.expires_at: datetime = self.created_at + timedelta(seconds=spec.ttl_seconds)
+        self.state = SandboxState.CREATING
+        self.state_reason: str | None = None
+        self.failure: BulkheadError | None = None
+        self.handle: SandboxHandle | None = None
+        self.executions: dict[str, Execution] = {}
+        self.settled = asyncio.Event()  # no longer `creating`
+        self.boot: asyncio.Task[None] | None = None
+        self.watch: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> int:
+        return sum(1 for e in self.executions.values() if e.state is ExecutionState.RUNNING)
+
+    @property
+    def over(self) -> bool:
+        """Nothing of it is left but this record."""
+        return self.state is SandboxState.DESTROYED or (self.state is SandboxState.FAILED and self.handle is None)
+
+    def touch(self) -> None:
+        self.last_active_at = now()
+
+    def describe(self) -> str:
+        if self.ending is not None and self.state is not SandboxState.DESTROYED:
+            return "being destroyed"
+        return f"{self.state}: {self.state_reason}" if self.state_reason else str(self.state)
+
+
+class Records:
+    """All sandboxes, oldest first."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._records: dict[str, Sandbox] = {}
+
+    def __iter__(self) -> Iterator[Sandbox]:
+        return iter(tuple(self._records.values()))
+
+    def __contains__(self, sandbox: Sandbox) -> bool:
+        return self._records.get(sandbox.id) is sandbox
+
+    def find(self, sandbox_id: str) -> Sandbox | None:
+        return self._records.get(sandbox_id)
+
+    def get(self, sandbox_id: str) -> Sandbox:
+        """Raises NotFound."""
+        sandbox = self._records.get(sandbox_id)
+        if sandbox is None:
+            raise NotFound("sandbox", sandbox_id)
+        return sandbox
+
+    def admit(self) -> None:
+        """Makes room for one more. Raises CapacityExceeded."""
+        if sum(1 for s in self._records.values() if not s.over) >= self._capacity.sandboxes:
+            raise CapacityExceeded("sandboxes", self._capacity.sandboxes)
+        if len(self._records) >= self._capacity.records:
+            oldest = next((s for s in self._records.values() if s.over), None)
+            if oldest is None:
+                raise CapacityExceeded("sandbox records", self._capacity.records)
+            self.forget(oldest)
+
+    def add(self, sandbox: Sandbox) -> None:
+        self._records[sandbox.id] = sandbox
+
+    def forget(self, sandbox: Sandbox) -> None:
+        if sandbox.timer is not None:
+            sandbox.timer.cancel()
+        if sandbox in self:
+            del self._records[sandbox.id]

@@ -1,0 +1,153 @@
+"""The unprivileged half: builds the application, gives up root, then listens. Started by the supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import uvicorn
+
+from app.backends.process.backend import ProcessBackend
+from app.core.policy import Policy
+from app.core.registry import Registry
+from app.core.sandboxes import Sandboxes
+from app.keys import KeysError, load_keys
+from app.main import create_app
+from app.profiles import ProfilesError, load_profiles
+from app.settings import Settings, SettingsError, check_exposure, load_settings
+from app.spill import MIB, SpillFolder
+from app.supervisor import say
+from app.telemetry import Telemetry
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+STREAM_FRAME = 1024 * 1024
+
+
+def main(arguments: list[str]) -> int:
+    parent, uid, launcher_socket, reason = int(arguments[0]), int(arguments[1]), arguments[2], arguments[3]
+    try:
+        settings = load_settings()
+        keys = (*settings.key_hashes(), *(key.sha256 for key in load_keys(settings.data)))
+        check_exposure(settings, keys)
+        profiles = load_profiles(settings.profiles)
+        raise_descriptor_limit(descriptors_needed(settings))
+        spill = open_spill(settings, uid)
+    except (SettingsError, KeysError, ProfilesError, StartRefused) as error:
+        say(str(error))
+        return 2
+    server = build(settings, keys, profiles, spill, Path(launcher_socket) if launcher_socket else None, reason)
+    give_up_root(uid, parent)
+    if os.getppid() != parent:
+        return 0
+    server.run()
+    return 0
+
+
+class StartRefused(Exception):
+    """`str(error)` says what to set."""
+
+
+def build(
+    settings: Settings,
+    keys: tuple[str, ...],
+    profiles: Mapping[str, Policy],
+    spill: SpillFolder,
+    launcher_socket: Path | None,
+    reason: str,
+) -> uvicorn.Server:
+    """Everything wired, nothing listening yet."""
+    backend = ProcessBackend(launcher_socket, reason)
+    disabled = () if settings.process.enabled else (backend.info.name,)
+    registry = Registry([backend], default=settings.runtime, disabled=disabled)
+    telemetry = Telemetry()
+    sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.open, spill.check)
+    app = create_app(
+        settings,
+        sandboxes,
+        registry,
+        telemetry=telemetry,
+        key_hashes=keys,
+        profiles={name: _with_roots(profile, settings) for name, profile in profiles.items()},
+    )
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=STREAM_FRAME,
+            ws_ping_interval=15,
+            ws_ping_timeout=30,
+            ws_per_message_deflate=False,  # costs more than it saves on loopback, and memory per viewer
+            access_log=False,  # telemetry writes it, without query strings
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+
+
+def _with_roots(profile: Policy, settings: Settings) -> Policy:
+    """The operator's further read-only directories are part of every profile."""
+    roots = tuple(str(path) for path in settings.process.root_paths)
+    filesystem = replace(profile.filesystem, read_only=(*profile.filesystem.read_only, *roots))
+    return replace(profile, filesystem=filesystem)
+
+
+def descriptors_needed(settings: Settings) -> int:
+    """Sandboxes hold one each, executions three and up to two spill files, viewers and clients one; and some for us."""
+    capacity = settings.capacity
+    return 2 * capacity.sandboxes + 5 * 2048 + 2 * capacity.viewers + 1024
+
+
+def raise_descriptor_limit(need: int) -> None:
+    """Raises StartRefused when the hard limit is below the need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise StartRefused(
+            f"the configured capacity needs {need} descriptors, the limit is {hard}: raise it (ulimit -Hn, LimitNOFILE=) "
+            "or lower BULKHEAD_CAPACITY__EXECUTIONS and BULKHEAD_CAPACITY__SANDBOXES"
+        )
+    if soft != resource.RLIM_INFINITY and soft < need:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+
+
+def open_spill(settings: Settings, uid: int) -> SpillFolder:
+    """Makes the data folder, for the user that the gateway becomes. Raises StartRefused."""
+    folder = settings.data / "spill"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if uid >= 0:
+            settings.data.chmod(0o711)
+            os.chown(folder, uid, uid)
+    except OSError as error:
+        raise StartRefused(f"the data folder {settings.data} cannot be used: {error.strerror}") from error
+    return SpillFolder(folder, settings.spill_mib * MIB)
+
+
+def give_up_root(uid: int, parent: int) -> None:
+    """For good: groups, ids, capabilities (they go with uid 0), and no way back through set-id programs."""
+    if uid >= 0:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        with contextlib.suppress(OSError):
+            os.setuid(0)
+            raise SystemExit("the way back to root is open")
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, 9)):
+        if libc.prctl(option, value, 0, 0, 0) != 0:
+            raise SystemExit(f"prctl {option} failed: {os.strerror(ctypes.get_errno())}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

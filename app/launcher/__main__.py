@@ -1,0 +1,90 @@
+"""Starts the launcher: `python -I -S -c '…' CONFIG_FD`. The configuration comes on a descriptor, not from the gateway.
+
+Order: what needs the host (groups, socket) first, then into the template, then nothing can be imported any more.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+import _signal
+import _socket
+
+from app.launcher import cgroup, config, mounts
+from app.launcher.server import Server
+from app.launcher.syscalls import PR_CAPBSET_DROP, PR_SET_PDEATHSIG, prctl
+
+
+def main(config_fd: int, parent: int) -> None:
+    """`parent`: pid of the supervisor with whom it dies, or 0 for a service of its own."""
+    with open(config_fd, closefd=True) as file:
+        settings = config.parse(file.read())
+    if parent:
+        prctl(PR_SET_PDEATHSIG, 9)
+        if os.getppid() != parent:
+            return
+    for name in (_signal.SIGINT, _signal.SIGHUP):
+        _signal.signal(name, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+    tree = cgroup.open_tree(settings.cgroup_parent)
+    tree.clean()
+    listener = _listen(settings)
+    mounts.enter_template(settings)
+    server = Server(settings, listener, tree)
+    _forget_how_to_import()
+    _empty_bounding_set()
+    wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def stop(*_: object) -> None:
+        server.stopping = True
+
+    _signal.signal(_signal.SIGTERM, stop)
+    _signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    # Frozen objects are never written to by a collection, so a sandbox's copy shares their pages for its whole life.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    os.write(1, b"ready\n")
+    server.serve(wake)
+
+
+def _listen(settings: config.Config) -> _socket.socket:
+    if os.path.exists(settings.socket):
+        os.unlink(settings.socket)
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+    before = os.umask(0o177)
+    try:
+        listener.bind(settings.socket)
+    finally:
+        os.umask(before)
+    os.chown(settings.socket, settings.gateway_uid, settings.gateway_gid)
+    listener.listen(8)
+    return listener
+
+
+def _forget_how_to_import() -> None:
+    """From here on an import raises. The root is a template now, perhaps made from a stranger's image: no module,
+    codec or library of it may ever be loaded into this program."""
+    for codec in ("utf-8", "ascii", "latin-1"):
+        b"".decode(codec)
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
+
+
+def _empty_bounding_set() -> None:
+    """Nothing that this program might exec could gain a capability; ours stay."""
+    capability = 0
+    while True:
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError:
+            return
+        capability += 1
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

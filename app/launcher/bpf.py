@@ -1,0 +1,100 @@
+"""Decisions as graphs, and the classic BPF instructions that they become.
+
+The kernel runs a seccomp program for every number once, when it is loaded, to learn which calls it need not ask about
+again. So the length of the way to a number is a price that each sandbox pays, hence the search tree.
+"""
+
+from __future__ import annotations
+
+from struct import pack
+
+# An instruction and what follows it: (code, operand, next if true, next if not). One that decides nothing has only the
+# first next, a return has none. Nodes are compared by value, so what two decisions have in common is laid out once.
+Node = tuple[int, int, "Node | None", "Node | None"]
+
+LOAD, AND, EQUAL, GREATER_EQUAL, ANY_BIT, JUMP, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x05, 0x06
+WORD = 0xFFFFFFFF
+
+# Of struct seccomp_data. Both machines are little-endian: the low half of an argument comes first.
+NUMBER, ARCHITECTURE, ARGUMENTS, ARGUMENT_SIZE = 0, 4, 16, 8
+
+ALLOW: Node = (RETURN, 0x7FFF0000, None, None)
+KILL_PROCESS: Node = (RETURN, 0x80000000, None, None)
+
+
+def refuse(errno: int) -> Node:
+    return (RETURN, 0x00050000 | errno, None, None)
+
+
+def load(offset: int, then: Node) -> Node:
+    return (LOAD, offset, then, None)
+
+
+def when(argument: int, values: tuple[int, ...], then: Node, otherwise: Node, mask: int = WORD) -> Node:
+    """`then` if the low half of the argument, under the mask, is one of the values."""
+    test = otherwise
+    for value in reversed(values):
+        test = (EQUAL, value, then, test)
+    if mask != WORD:
+        test = (AND, mask, test, None)
+    return load(ARGUMENTS + ARGUMENT_SIZE * argument, test)
+
+
+def when_any_bit(argument: int, bits: int, then: Node, otherwise: Node) -> Node:
+    """`then` if the low half of the argument has one of the bits."""
+    return load(ARGUMENTS + ARGUMENT_SIZE * argument, (ANY_BIT, bits, then, otherwise))
+
+
+def search(stretches: list[tuple[int, Node]]) -> Node:
+    """A balanced tree over (first number, decision), sorted and from 0 on, for the number that is loaded."""
+    if len(stretches) == 1:
+        return stretches[0][1]
+    middle = len(stretches) // 2
+    return (GREATER_EQUAL, stretches[middle][0], search(stretches[middle:]), search(stretches[:middle]))
+
+
+def assemble(start: Node) -> bytes:
+    """The graph as an array of struct sock_filter.
+
+    Laid out from the end backwards, since jumps only lead forwards. Those of a test reach 255 instructions far: a
+    target beyond gets a stand-in nearby, which is a copy of a return, and else a jump, which reaches everything.
+    """
+    code: list[bytes] = []  # the last instruction first
+    placed: dict[Node, int] = {}
+
+    def emit(operation: int, operand: int, if_true: int = 0, if_false: int = 0) -> None:
+        code.append(pack("=HBBI", operation, if_true, if_false, operand))
+
+    def distance(target: Node) -> int:
+        return len(code) - placed[target] - 1
+
+    def bring_near(target: Node) -> None:
+        if distance(target) < 255:  # not 255 itself: the other branch may yet put its stand-in in between
+            return
+        if target[0] == RETURN:
+            emit(RETURN, target[1])
+        else:
+            emit(JUMP, distance(target))
+        placed[target] = len(code) - 1
+
+    def place(node: Node) -> None:
+        if node in placed:
+            return
+        operation, operand, then, otherwise = node
+        if then is None:
+            emit(operation, operand)
+        elif otherwise is None:
+            place(then)
+            if distance(then) > 0:  # such an instruction falls through to the next
+                emit(JUMP, distance(then))
+            emit(operation, operand)
+        else:
+            place(then)
+            place(otherwise)
+            bring_near(then)
+            bring_near(otherwise)
+            emit(operation, operand, distance(then), distance(otherwise))
+        placed[node] = len(code) - 1
+
+    place(start)
+    return b"".join(reversed(code))

@@ -1,0 +1,82 @@
+"""Finding out what the host offers, and measuring what a sandbox really got."""
+
+from __future__ import annotations
+
+import os
+
+from app.launcher import landlock
+from app.launcher.cgroup import Tree
+from app.launcher.config import OPTIONAL_LAYERS
+from app.launcher.syscalls import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NR_CLONE3, clone3, syscall
+
+NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+_STATUS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "NSpid")
+
+
+def can_make_user_namespaces() -> bool:
+    """Tried, not guessed from sysctls: AppArmor, a limit or an outer filter may forbid it."""
+    try:
+        pid, pidfd = clone3(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID)
+    except OSError:
+        return False
+    if pid == 0:
+        os._exit(0)
+    os.close(pidfd)
+    os.waitpid(pid, 0)
+    return True
+
+
+def knows_clone3() -> bool:
+    """The control of `prove_filter`: unfiltered, a clone3 without arguments is EINVAL."""
+    try:
+        syscall(NR_CLONE3, None, 0)
+    except OSError as error:
+        return error.errno == 22
+    return True
+
+
+def available_layers(tree: Tree) -> set[str]:
+    version = landlock.abi()
+    found = tree.layers
+    if version >= 1:
+        found.add("landlock")
+    if landlock.handled_network(version):
+        found.add("landlock_tcp")
+    if landlock.handled_scopes(version):
+        found.add("landlock_scopes")
+    if can_make_user_namespaces():
+        found.add("user_namespace")
+    return found
+
+
+def missing_layers(available: set[str], accepted: list[str]) -> list[str]:
+    """Optional layers that are neither there nor given up; in their fixed order."""
+    return [layer for layer in OPTIONAL_LAYERS if layer not in available and layer not in accepted]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """The lines of /proc/PID/status that tell about privileges."""
+    with open(f"/proc/{pid}/status") as file:
+        lines = [line.partition(":") for line in file]
+    return {name: value.strip() for name, _, value in lines if name in _STATUS}
+
+
+def namespaces_of(pid: int | str) -> dict[str, int]:
+    """Name -> inode of the namespace."""
+    found: dict[str, int] = {}
+    for name in NAMESPACES:
+        found[name] = os.stat(f"/proc/{pid}/ns/{name}").st_ino
+    return found
+
+
+def shortcomings(status: dict[str, str], entered: list[str], wanted: list[str]) -> list[str]:
+    """What a worker lacks of what every sandbox has; empty when all is in force."""
+    wrong = [f"namespace {name} was not entered" for name in wanted if name not in entered]
+    wrong += [f"{name} is {status.get(name)}" for name in _STATUS if name.startswith("Cap") and int(status[name], 16)]
+    if status.get("NoNewPrivs") != "1":
+        wrong.append("no_new_privs is not set")
+    if status.get("Seccomp") != "2":
+        wrong.append("no system call filter is in force")
+    if "0" in status["Uid"].split() or "0" in status["Gid"].split():
+        wrong.append("it runs as root of the host")
+    return wrong

@@ -1,0 +1,198 @@
+"""The system calls a sandbox may make: an allow list, compiled into the filter program that the kernel runs.
+
+Three parts, in this order: what is allowed, with the reasons; the few words that rules are written in; the compiler.
+A filter sees a call's number and its register arguments, never the memory behind a pointer: which file is opened is
+the business of Landlock and the mounts, which process is signalled that of the PID namespace.
+
+What a refused call returns is chosen so that programs cope: EPERM; ENOSYS for calls newer than this table, and for
+clone3, whose flags lie behind a pointer (libc then uses clone); EAFNOSUPPORT for kinds of sockets that "this kernel
+does not have". Entering the kernel by another ABI (32-bit, x32), where the numbers mean other calls, is death.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from errno import EAFNOSUPPORT, ENOSYS, EPERM
+
+from app.launcher import bpf
+from app.launcher.bpf import ALLOW, KILL_PROCESS, Node, refuse, when, when_any_bit
+from app.launcher.syscall_table import HIGHEST_KNOWN, NUMBERS
+from app.launcher.syscalls import NR_SECCOMP, syscall
+
+ALLOWED = (
+    # Files. Which ones, and who may write them, Landlock, the mounts and the file modes decide.
+    "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek open openat openat2 creat close"
+    " close_range dup dup2 dup3 stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2"
+    " readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir rename renameat renameat2"
+    " link linkat symlink symlinkat unlink unlinkat truncate ftruncate fallocate utime utimes futimesat utimensat"
+    " flock fsync fdatasync sync syncfs sync_file_range fadvise64 readahead cachestat umask"
+    " sendfile copy_file_range splice tee vmsplice inotify_init inotify_init1 inotify_add_watch inotify_rm_watch",
+    # Owners, modes, attributes. Programs that unpack and install call them; without capabilities they reach own files
+    # only, and of mknod only FIFOs, sockets and plain files are left.
+    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat mknod mknodat setxattr lsetxattr fsetxattr setxattrat"
+    " getxattr lgetxattr fgetxattr getxattrat listxattr llistxattr flistxattr listxattrat"
+    " removexattr lremovexattr fremovexattr removexattrat file_getattr",
+    # The own mount table, read only: what /proc/self/mountinfo shows.
+    "statmount listmount",
+    # Memory, with what just-in-time compilers need. A memfd that is executed stays as confined as its creator.
+    "brk mmap munmap mremap mprotect madvise mincore msync mlock mlock2 munlock mlockall munlockall mseal memfd_create"
+    " pkey_alloc pkey_free pkey_mprotect map_shadow_stack membarrier",
+    # Processes and threads. Everything here is inherited by what they start. The two probes are entered by trampolines
+    # that a tracer on the host plants; without them a traced libc would break, and elsewhere they do nothing.
+    "fork vfork execve execveat exit exit_group wait4 waitid pidfd_open getpid getppid gettid getpgid getpgrp setpgid"
+    " getsid setsid set_tid_address set_robust_list get_robust_list rseq arch_prctl restart_syscall"
+    " futex futex_waitv futex_wake futex_wait futex_requeue uretprobe uprobe",
+    # Signals, which the PID namespace and Landlock's scope keep inside. PID 1 only receives those it has a handler for.
+    "kill tkill tgkill pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo rt_sigaction rt_sigprocmask rt_sigpending"
+    " rt_sigsuspend rt_sigtimedwait rt_sigreturn sigaltstack pause signalfd signalfd4",
+    # Identity. To change it takes capabilities that nobody inside has; giving up what is not there must not fail.
+    "getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid setreuid setregid setresuid setresgid"
+    " setfsuid setfsgid setgroups capget capset",
+    # Scheduling as far as it only asks, own limits, own usage.
+    "sched_yield sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_get_priority_max"
+    " sched_get_priority_min sched_rr_get_interval getpriority ioprio_get getcpu getrlimit setrlimit getrusage times"
+    " sysinfo uname getrandom",
+    # Clocks to read and to wait for.
+    "time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep alarm getitimer setitimer timer_create"
+    " timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime",
+    # Waiting for descriptors, and pipes.
+    "poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2"
+    " eventfd eventfd2 pipe pipe2",
+    # Sockets once they exist. Whom they reach the network namespace decides.
+    "bind connect listen accept accept4 getsockname getpeername getsockopt shutdown recvfrom recvmsg recvmmsg",
+    # System V and POSIX IPC, of the own IPC namespace.
+    "shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl"
+    " mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr",
+    # To confine oneself further.
+    "landlock_create_ruleset landlock_add_rule landlock_restrict_self",
+)
+
+# Every argument that is looked at below is an int or a 32-bit word to the kernel, so the low half is all of it:
+# what else the register holds must not matter to the filter, as it does not to the kernel.
+
+CLONE_NAMESPACES = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE_MASK = 1, 2, 0xF
+IPPROTO_TCP, IPPROTO_UDP, NETLINK_ROUTE = 6, 17, 0
+TCP_ULP = 31
+MSG_FASTOPEN = 0x20000000
+TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+FS_IOC_FSSETXATTR = 0x401C5820
+F_SETLEASE, F_SETPIPE_SZ, F_SETDELEG = 1024, 1031, 1040
+PR_SET_SECCOMP, PR_SCHED_CORE = 22, 62
+PRIO_PROCESS, PRIO_PGRP = 0, 1
+IOPRIO_WHO_PROCESS, IOPRIO_WHO_PGRP = 1, 2
+SELF, WORKER = 0, 1
+
+
+REFUSED, UNKNOWN, NO_SUCH_SOCKET = refuse(EPERM), refuse(ENOSYS), refuse(EAFNOSUPPORT)
+
+
+def only(argument: int, *values: int) -> Node:
+    return when(argument, values, ALLOW, otherwise=REFUSED)
+
+
+def never(argument: int, *values: int) -> Node:
+    return when(argument, values, REFUSED, otherwise=ALLOW)
+
+
+def without(argument: int, bits: int) -> Node:
+    return when_any_bit(argument, bits, REFUSED, otherwise=ALLOW)
+
+
+# Plain TCP and UDP. Raw sockets, ping sockets and MPTCP (which Landlock's connect rule does not see) are refused.
+INTERNET = when(
+    1,
+    (SOCK_STREAM, SOCK_DGRAM),
+    mask=SOCK_TYPE_MASK,
+    then=only(2, 0, IPPROTO_TCP, IPPROTO_UDP),
+    otherwise=REFUSED,
+)
+# The one netlink that resolvers and runtimes ask for addresses.
+NETLINK = when(2, (NETLINK_ROUTE,), ALLOW, otherwise=NO_SUCH_SOCKET)
+
+CONDITIONAL: dict[str, Node] = {
+    "clone": without(0, CLONE_NAMESPACES),
+    "clone3": UNKNOWN,
+    "socket": when(
+        0,
+        (AF_INET, AF_INET6),
+        INTERNET,
+        when(0, (AF_UNIX,), ALLOW, when(0, (AF_NETLINK,), NETLINK, NO_SUCH_SOCKET)),
+    ),
+    "socketpair": when(0, (AF_UNIX,), ALLOW, NO_SUCH_SOCKET),
+    # Fast open connects without asking Landlock.
+    "sendto": without(3, MSG_FASTOPEN),
+    "sendmsg": without(2, MSG_FASTOPEN),
+    "sendmmsg": without(3, MSG_FASTOPEN),
+    # TLS and SMC inside the kernel: large, and TLS libraries do without.
+    "setsockopt": when(1, (IPPROTO_TCP,), never(2, TCP_ULP), ALLOW),
+    # Typing into a terminal, taking over the console, loading a line discipline. And the project a file is charged to,
+    # which its owner may change outside of a user namespace, and so leave a quota.
+    "ioctl": never(1, TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD, FS_IOC_FSSETXATTR),
+    # A command must not grow the pipes that the gateway pays for; a lease makes whoever opens the file next wait.
+    "fcntl": never(1, F_SETPIPE_SZ, F_SETLEASE, F_SETDELEG),
+    # Filters of its own would let a command feign answers to programs that trust it. A core-scheduling cookie keeps
+    # neighbours off the sibling hardware thread.
+    "prctl": never(0, PR_SET_SECCOMP, PR_SCHED_CORE),
+    # Linux as it is, or the question which it is: no executable heap, no address layout without chance.
+    "personality": only(0, 0, 0xFFFFFFFF),
+    # The worker is PID 1 with one thread, runs under the same uid, and is nobody's to slow down. Other ids stay open
+    # since pthread_setaffinity_np and pthread_setschedparam name threads by theirs.
+    "prlimit64": only(0, SELF),
+    "sched_setaffinity": never(0, WORKER),
+    "sched_setattr": never(0, WORKER),
+    "sched_setparam": never(0, WORKER),
+    "sched_setscheduler": never(0, WORKER),
+    "setpriority": when(0, (PRIO_PROCESS, PRIO_PGRP), never(1, WORKER), REFUSED),
+    "ioprio_set": when(0, (IOPRIO_WHO_PROCESS, IOPRIO_WHO_PGRP), never(1, WORKER), REFUSED),
+}
+
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+X32_NUMBERS = 0x40000000
+
+
+def rules(profile: str, machine: str) -> dict[int, Node]:
+    """The decision about each number that is mentioned; any other known one is refused."""
+    if profile != "default":
+        raise ValueError(f"no system-call profile is named {profile!r}")
+    if machine not in NUMBERS:
+        raise ValueError(f"no system-call numbers are known for the machine {machine!r}")
+    decisions = {name: ALLOW for group in ALLOWED for name in group.split()} | CONDITIONAL
+    return {number: decisions[name] for name, number in NUMBERS[machine].items() if name in decisions}
+
+
+def stretches(decisions: dict[int, Node], machine: str) -> list[tuple[int, Node]]:
+    """All numbers there can be, as (first number, decision) of each stretch with the same decision."""
+    found = [(0, decisions.get(0, REFUSED))]
+    for number in range(1, HIGHEST_KNOWN + 1):
+        decision = decisions.get(number, REFUSED)
+        if decision != found[-1][1]:
+            found.append((number, decision))
+    found.append((HIGHEST_KNOWN + 1, UNKNOWN))
+    if machine == "x86_64":
+        found.append((X32_NUMBERS, KILL_PROCESS))
+    return found
+
+
+def compile_filter(profile: str, machine: str) -> bytes:
+    """The program of a profile, for a machine as uname(2) names it; ValueError if either is not known."""
+    by_number = bpf.search(stretches(rules(profile, machine), machine))
+    native = bpf.load(bpf.NUMBER, by_number)
+    return bpf.assemble(bpf.load(bpf.ARCHITECTURE, (bpf.EQUAL, ARCHITECTURES[machine], native, KILL_PROCESS)))
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def load(program: bytes) -> None:
+    """Puts the calling thread, and all that it starts from now on, under the program. There is no way back.
+
+    Needs no_new_privs or CAP_SYS_ADMIN, else EACCES. It is the last step of confinement, as it then is itself refused.
+    """
+    set_mode_filter, no_flags = 1, 0
+    syscall(NR_SECCOMP, set_mode_filter, no_flags, ctypes.byref(_Program(len(program) // 8, program)))

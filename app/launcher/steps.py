@@ -1,0 +1,255 @@
+"""One isolation action, one function: `step(room) -> None`, raises OSError. The order is in `confine.py`.
+
+A step's name is what the client reads when the kernel refuses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import struct
+
+import _socket
+
+from app.launcher import landlock, mounts, seccomp
+from app.launcher.config import Config
+from app.launcher.protocol import GO, CreatePlan
+from app.launcher.syscalls import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWNET,
+    NR_CLONE3,
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAPBSET_DROP,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    close_from,
+    drop_capabilities,
+    prctl,
+    set_group_ids,
+    set_user_ids,
+    sethostname,
+    syscall,
+    unshare,
+)
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_NOFILE_SOFT, _NOFILE_HARD = 1024, 65_536
+
+
+class Room:
+    """Everything that the steps of one sandbox need. Lives in the copy of the launcher that becomes the worker."""
+
+    __slots__ = (
+        "channel", "config", "filter", "home", "in_user_namespace", "landlock_abi", "masks", "null", "owner", "plan",
+        "processes_file", "uid",
+    )  # fmt: skip
+
+    def __init__(self, config: Config, plan: CreatePlan) -> None:
+        self.config, self.plan = config, plan
+        self.channel: _socket.socket  # to the launcher
+        self.owner: _socket.socket  # to the gateway
+        self.home: list[int] = []
+        self.processes_file = -1
+        self.null = -1
+        self.uid = mounts.INSIDE_ID
+        self.in_user_namespace = True
+        self.landlock_abi = 0
+        self.filter = b""
+        self.masks: list[tuple[str, str]] = []
+
+
+# --- the room
+
+
+def let_go_of_the_launcher(room: Room) -> None:
+    """Every descriptor but ours: other sandboxes' sockets and groups must not be in reach even of the worker."""
+    keep = sorted({room.channel.fileno(), room.owner.fileno(), room.null, room.processes_file, *room.home} - {-1})
+    for number in range(3):
+        os.dup2(room.null, number)
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, keep[-1] + 1) for descriptor in keep]
+    for target, source in enumerate(moved, start=3):
+        os.dup2(source, target, inheritable=False)
+    close_from(3 + len(moved))
+    where = {old: 3 + index for index, old in enumerate(keep)}
+    channel, owner = where[room.channel.detach()], where[room.owner.detach()]
+    room.channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, channel)
+    room.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, owner)
+    room.null = where[room.null]
+    room.processes_file = where.get(room.processes_file, -1)
+    room.home = [where[descriptor] for descriptor in room.home]
+
+
+def join_cgroup(room: Room) -> None:
+    for descriptor in room.home:
+        os.write(descriptor, b"0")
+
+
+def enter_cgroup_namespace(room: Room) -> None:
+    unshare(CLONE_NEWCGROUP)
+
+
+def enter_network_namespace(room: Room) -> None:
+    unshare(CLONE_NEWNET)
+
+
+def raise_loopback(room: Room) -> None:
+    socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0)
+    try:
+        request = bytearray(struct.pack("16sH22x", b"lo", 0))
+        fcntl.ioctl(socket.fileno(), _SIOCGIFFLAGS, request)
+        flags = struct.unpack_from("H", request, 16)[0]
+        fcntl.ioctl(socket.fileno(), _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
+    finally:
+        socket.close()
+
+
+def name_host(room: Room) -> None:
+    sethostname(room.config.hostname.encode())
+
+
+def await_identity(room: Room) -> None:
+    """The launcher writes the uid and gid maps; until then nothing inside can have an owner."""
+    if room.channel.recv(16) != bytes((GO,)):
+        raise OSError(errno.EPIPE, "the launcher went away")
+
+
+def take_identity(room: Room) -> None:
+    """Supplementary groups first: without CAP_SETGID they would stay. Capabilities survive this, as uid 0 of the
+    namespace is not mapped; they go in `drop_all_capabilities`."""
+    os.setgroups([])
+    set_group_ids(room.uid)
+    set_user_ids(room.uid)
+
+
+def mount_proc(room: Room) -> None:
+    mounts.mount_proc()
+
+
+def mask_proc(room: Room) -> None:
+    mounts.mask_proc(room.masks)
+
+
+def mount_storage(room: Room) -> None:
+    mounts.mount_private_storage(room.plan.disk_bytes)
+
+
+def mount_terminals(room: Room) -> None:
+    mounts.mount_terminals()
+
+
+# --- the lock
+
+
+def set_limits(room: Room) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    ceiling = _NOFILE_HARD if hard == resource.RLIM_INFINITY else min(hard, _NOFILE_HARD)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_NOFILE_SOFT, ceiling), ceiling))
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (65_536, 65_536))
+    os.umask(0o022)
+
+
+def empty_bounding_set(room: Room) -> None:
+    capability = 0
+    while True:
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno == errno.EINVAL and capability > 37:  # past the last one this kernel knows (37: Linux 3.16)
+                return
+            raise
+        capability += 1
+
+
+def drop_all_capabilities(room: Room) -> None:
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    drop_capabilities()
+
+
+def prove_identity(room: Room) -> None:
+    if os.getresuid() != (room.uid,) * 3 or os.getresgid() != (room.uid,) * 3 or os.getgroups():
+        raise OSError(errno.EPERM, "the identity was not taken")
+    try:
+        set_user_ids(0)
+    except OSError:
+        return
+    raise OSError(errno.EPERM, "the way back to root is open")
+
+
+def die_with_the_launcher(room: Room) -> None:
+    """Set again here: the kernel clears it at every change of credentials. That the launcher is still there the worker
+    sees on its channel."""
+    prctl(PR_SET_PDEATHSIG, 9)
+
+
+def forbid_new_privileges(room: Room) -> None:
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def hide_from_commands(room: Room) -> None:
+    """Commands share the worker's uid: not dumpable means no ptrace, no /proc/1/mem, no /proc/1/fd for them. It does
+    not outlive exec, so commands themselves stay debuggable by nobody but their own kind."""
+    prctl(PR_SET_DUMPABLE, 0)
+
+
+def restrict_files(room: Room) -> None:
+    version, plan = room.landlock_abi, room.plan
+    if version == 0:
+        return  # only when the operator gave the layer up by name: the launcher checked
+    rules = landlock.Ruleset(
+        version,
+        files=landlock.handled_files(version),
+        network=0 if plan.loopback_tcp else landlock.handled_network(version),
+        scopes=landlock.handled_scopes(version),
+    )
+    for path in plan.read_only:
+        rules.allow(path, landlock.READ)
+        if path == "/usr":  # on a host without merged /usr the rest of the system lies beside it
+            for name in mounts.SYSTEM_LINKS:
+                if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}"):
+                    rules.allow(f"/{name}", landlock.READ)
+    for path in plan.read_write:
+        rules.allow(path, landlock.read_write(version))
+    rules.allow("/proc", landlock.LOOK)
+    rules.allow("/dev", landlock.READ_DIR)
+    for name in mounts.DEVICES:
+        if name != "tty":
+            rules.allow(f"/dev/{name}", landlock.NODE)
+    rules.enforce()
+
+
+def filter_system_calls(room: Room) -> None:
+    seccomp.load(room.filter)
+
+
+# --- the proof
+
+
+def prove_read_only_root(room: Room) -> None:
+    for path in ("/", "/usr", "/proc"):
+        if not os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, f"{path} is writable")
+
+
+def prove_landlock(room: Room) -> None:
+    """The canary may be read as far as owners and mounts are concerned; no rule names it."""
+    if room.landlock_abi:
+        try:
+            os.close(os.open(mounts.CANARY, os.O_RDONLY | os.O_CLOEXEC))
+        except PermissionError:
+            return
+        raise OSError(errno.ENOTSUP, "Landlock let a file through that no rule names")
+
+
+def prove_filter(room: Room) -> None:
+    """clone3 with no arguments is EINVAL in every kernel that has it (5.3), so ENOSYS is the filter's word."""
+    try:
+        syscall(NR_CLONE3, None, 0)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            return
+    raise OSError(errno.ENOTSUP, "the system call filter let clone3 through")

@@ -1,0 +1,218 @@
+"""PID 1 of a sandbox: starts commands, passes signals on, tells how they ended, reaps every orphan.
+
+It is confined exactly as what it starts, so vfork and exec are all that is left to do for a command. It has two
+sockets: the launcher's, from which commands come (with the descriptors that lead into their control groups), and the
+owner's, to the gateway. When either is gone it ends, and the kernel ends every process of the namespace with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import struct
+
+import _signal
+import _socket
+
+from app.launcher.protocol import (
+    EXITED,
+    MAX_COMMAND,
+    MAX_PACKET,
+    RECORD,
+    RUN,
+    SIGNAL,
+    START_FAILED,
+    STARTED,
+    STEP_CGROUP,
+    STEP_EXEC,
+    STEP_WORKDIR,
+    ProtocolError,
+    Reader,
+    unpack_command,
+)
+from app.launcher.steps import Room
+
+_MOST_DESCRIPTORS = 16
+_ANCILLARY = _socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
+# CPython ignores SIGPIPE and SIGXFSZ; a command starts with every signal as the kernel's default.
+_DEFAULT_SIGNALS = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGCHLD)
+_DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors; b"" when the other side is gone."""
+    data, ancillary, flags, _ = socket.recvmsg(MAX_PACKET + 4096, _ANCILLARY, _socket.MSG_CMSG_CLOEXEC)
+    descriptors: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            descriptors += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+    if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+        close(descriptors)
+        raise ProtocolError("a packet was cut")
+    return data, descriptors
+
+
+def close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+class Worker:
+    def __init__(self, room: Room) -> None:
+        self._channel, self._owner = room.channel, room.owner
+        self._home, self._processes_file = room.home, room.processes_file
+        self._most_processes = room.plan.processes
+        self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
+        self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+
+    def serve(self) -> None:
+        """Returns when the launcher or the owner is gone."""
+        poll = select.poll()
+        for descriptor in (self._channel.fileno(), self._owner.fileno(), self._wake):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._wake:
+                    os.read(self._wake, 4096)
+                    self._reap()
+                elif descriptor == self._channel.fileno():
+                    if not self._take_command():
+                        return
+                elif not self._take_signal():
+                    return
+
+    def _tell(self, kind: int, number: int, first: int, second: int) -> None:
+        self._owner.send(RECORD.pack(kind, number, first, second))
+
+    # --- commands
+
+    def _take_command(self) -> bool:
+        data, descriptors = receive(self._channel)
+        if not data:
+            return False
+        try:
+            source = Reader(data)
+            if source.u8() != RUN or len(descriptors) < 3:
+                raise ProtocolError("not a command")
+            number, in_memfd = source.u32(), source.u8()
+            body = _read_memfd(descriptors.pop(3)) if in_memfd and len(descriptors) > 3 else source.rest()
+            self._run(number, unpack_command(body), descriptors[:3], descriptors[3:])
+        finally:
+            close(descriptors)
+        return True
+
+    def _run(
+        self, number: int, command: tuple[list[bytes], list[bytes], bytes], stdio: list[int], groups: list[int]
+    ) -> None:
+        argv, env, workdir = command
+        try:
+            os.chdir(workdir)
+        except OSError as error:
+            return self._tell(START_FAILED, number, error.errno or 0, STEP_WORKDIR)
+        try:
+            _move_into(groups)
+            pid = self._spawn(argv, env, stdio)
+        except OSError as error:
+            step = STEP_CGROUP if isinstance(error, GroupError) else STEP_EXEC
+            return self._tell(START_FAILED, number, error.errno or 0, step)
+        finally:
+            _move_into(self._home)
+        self._leaders[pid] = number
+        self._tell(STARTED, number, pid, 0)
+        return None
+
+    def _spawn(self, argv: list[bytes], env: list[bytes], stdio: list[int]) -> int:
+        """Raises OSError with what exec said."""
+        try:
+            return self._search_and_spawn(argv, env, stdio)
+        except OSError as error:
+            if error.errno != errno.EAGAIN or self._processes_file < 0:
+                raise
+        # While it spawns, the worker itself counts in the room's pids. Where that made the limit too small, it is one
+        # larger until the command runs; at no moment can more than the limit of other processes exist.
+        os.pwrite(self._processes_file, str(self._most_processes + 1).encode(), 0)
+        try:
+            return self._search_and_spawn(argv, env, stdio)
+        finally:
+            os.pwrite(self._processes_file, str(self._most_processes).encode(), 0)
+
+    def _search_and_spawn(self, argv: list[bytes], env: list[bytes], stdio: list[int]) -> int:
+        """Along the command's own PATH, never the service's: execvp(3), but without its fall-back to a shell."""
+        variables = dict(item.partition(b"=")[::2] for item in env)
+        if b"/" in argv[0]:
+            candidates = [argv[0]]
+        else:
+            folders = variables.get(b"PATH", _DEFAULT_PATH).split(b":")
+            candidates = [(folder or b".") + b"/" + argv[0] for folder in folders]
+        actions = [(os.POSIX_SPAWN_DUP2, descriptor, target) for target, descriptor in enumerate(stdio)]
+        refused = errno.ENOENT
+        for path in candidates:
+            try:
+                return os.posix_spawn(
+                    path, argv, variables, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
+                )
+            except OSError as error:
+                if error.errno == errno.EACCES:
+                    refused = errno.EACCES
+                elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
+        raise OSError(refused, os.strerror(refused))
+
+    # --- signals and endings
+
+    def _take_signal(self) -> bool:
+        data, descriptors = receive(self._owner)
+        close(descriptors)
+        if not data:
+            return False
+        if len(data) == RECORD.size:
+            kind, number, signal_number, _ = RECORD.unpack(data)
+            for pid, execution in self._leaders.items():
+                if kind == SIGNAL and execution == number:
+                    _signal_group(pid, signal_number)
+        return True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self._leaders.pop(pid, None)
+            if number is not None:
+                self._tell(EXITED, number, status, 0)
+
+
+class GroupError(OSError):
+    """The kernel refused a move between control groups."""
+
+
+def _move_into(groups: list[int]) -> None:
+    try:
+        for descriptor in groups:
+            os.write(descriptor, b"0")
+    except OSError as error:
+        raise GroupError(error.errno, error.strerror) from error
+
+
+def _signal_group(leader: int, number: int) -> None:
+    """The leader is not reaped yet, so the number is still its group's."""
+    try:
+        os.killpg(leader, number)
+    except OSError:
+        return  # it has just ended, or the number is no signal: the gateway checks both, and is told the ending
+
+
+def _read_memfd(descriptor: int) -> bytes:
+    """A command too long for a packet. One read is one copy, so nobody can change it between check and use."""
+    try:
+        return os.pread(descriptor, MAX_COMMAND, 0)
+    except OSError:
+        raise ProtocolError("not a memfd") from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""create_app: settings, the core and the edge become one application. Who serves it stands in `gateway.py`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.api.deps import Edge, Patience
+from app.api.edge import install
+from app.api.guard import Door
+from app.api.readiness import Readiness
+from app.core.policy import DEFAULT_PROFILES, Policy
+from app.core.registry import Registry
+from app.core.sandboxes import Sandboxes
+from app.settings import Settings
+from app.telemetry import Telemetry
+
+
+def create_app(
+    settings: Settings,
+    sandboxes: Sandboxes,
+    registry: Registry,
+    *,
+    telemetry: Telemetry,
+    key_hashes: Sequence[str] = (),
+    profiles: Mapping[str, Policy] = DEFAULT_PROFILES,
+    patience: Patience | None = None,
+) -> FastAPI:
+    """`key_hashes`: SHA-256 in hex, those of the settings and of the key file alike; empty: no key is asked for.
+
+    The lifespan's end destroys every sandbox, then closes the backends.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await sandboxes.aclose()
+            for backend in registry:
+                await backend.aclose()
+
+    app = FastAPI(
+        title="Bulkhead",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+    )
+    telemetry.watch(sandboxes)
+    edge = Edge(
+        sandboxes=sandboxes,
+        registry=registry,
+        readiness=Readiness(registry, telemetry.runtime_ready),
+        ranges=settings.limit_ranges(),
+        profiles=profiles,
+        ttl_ceiling_seconds=settings.ttl_ceiling_seconds,
+        journal=telemetry,
+        metrics=telemetry.render,
+        streamed=telemetry.streamed,
+        patience=patience or Patience(),
+    )
+    door = Door(frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes))
+    install(app, edge, door)
+    return app

@@ -1,0 +1,68 @@
+"""The operator's policy profiles: a TOML file, one table per profile.
+
+::
+
+    [narrow]
+    read_only = ["/usr"]
+    read_write = ["/workspace"]
+    loopback_tcp = false
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from app.core.errors import InvalidRequest
+from app.core.models import is_id
+from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy, check_path
+
+
+class ProfilesError(Exception):
+    """`str(error)` names the file and what is wrong in it."""
+
+
+class _Profile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    read_only: list[str] = list(Filesystem().read_only)
+    read_write: list[str] = list(Filesystem().read_write)
+    loopback_tcp: bool = False
+
+
+_FILE = TypeAdapter(dict[str, _Profile])
+
+
+def load_profiles(path: Path | None) -> Mapping[str, Policy]:
+    """The built-in profiles, and over them the file's. Raises ProfilesError."""
+    if path is None:
+        return DEFAULT_PROFILES
+    try:
+        found = _FILE.validate_python(tomllib.loads(path.read_text()))
+        return {**DEFAULT_PROFILES, **{name: _policy(name, profile) for name, profile in found.items()}}
+    except OSError as error:
+        raise ProfilesError(f"the profiles file {path} cannot be read: {error.strerror}") from error
+    except InvalidRequest as error:
+        raise ProfilesError(f"the profiles file {path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProfilesError(f"the profiles file {path}: {where}: {first['msg']}") from error
+    except ValueError as error:  # not TOML, not UTF-8
+        raise ProfilesError(f"the profiles file {path} is not TOML: {error}") from error
+
+
+def _policy(name: str, profile: _Profile) -> Policy:
+    if not is_id(name):
+        raise InvalidRequest.at(name, "a profile's name has small letters, digits, - and _")
+    return Policy(
+        profile=name,
+        filesystem=Filesystem(
+            read_only=tuple(check_path(p, f"{name}/read_only/{n}") for n, p in enumerate(profile.read_only)),
+            read_write=tuple(check_path(p, f"{name}/read_write/{n}") for n, p in enumerate(profile.read_write)),
+        ),
+        loopback_tcp=profile.loopback_tcp,
+    )

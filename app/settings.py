@@ -1,0 +1,281 @@
+"""Everything that an operator may choose, in one frozen `Settings`. Nothing else reads the environment.
+
+`docs/settings.md` lists every name; a test compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
+
+from app.core.policy import FLOORS, LIMIT_NAMES, LimitRange, Limits
+from app.core.sandboxes import Capacity
+
+PREFIX = "BULKHEAD_"
+OTHERS = ("BULKHEAD_CLIENT_", "BULKHEAD_TEST_")  # read by the command line and the tests
+KEY_LENGTH = 16  # of a key that an operator thought up; ours have 43 random characters
+MIB = 1024 * 1024
+
+MissingLayer = Literal[
+    "landlock",
+    "landlock_tcp",
+    "landlock_scopes",
+    "user_namespace",
+    "cgroup_memory",
+    "cgroup_pids",
+    "cgroup_cpu",
+    "swap_limit",
+]
+
+
+class SettingsError(Exception):
+    """The service cannot start with these settings; `str(error)` names each wrong one and what to set."""
+
+
+def _split(value: Any) -> Any:
+    """`a,b` as well as `["a", "b"]`."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LimitSettings(_Part):
+    default: float = Field(gt=0, allow_inf_nan=False)
+    ceiling: float = Field(gt=0, allow_inf_nan=False)
+
+
+_CEILINGS = Limits(
+    cpus=float(len(os.sched_getaffinity(0))),
+    memory_mib=4096,
+    processes=1024,
+    disk_mib=4096,
+    output_bytes=256 * MIB,
+    wall_seconds=86_400,
+)
+
+
+def _limit(name: str) -> LimitSettings:
+    return LimitSettings(default=getattr(Limits(), name), ceiling=getattr(_CEILINGS, name))
+
+
+class LimitsSettings(_Part):
+    """Each part may be set alone: the other keeps its own default."""
+
+    cpus: LimitSettings = _limit("cpus")
+    memory_mib: LimitSettings = _limit("memory_mib")
+    processes: LimitSettings = _limit("processes")
+    disk_mib: LimitSettings = _limit("disk_mib")
+    output_bytes: LimitSettings = _limit("output_bytes")
+    wall_seconds: LimitSettings = _limit("wall_seconds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: {**_limit(name).model_dump(), **part} if name in LIMIT_NAMES and isinstance(part, Mapping) else part
+            for name, part in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _default_in_range(self) -> Self:
+        for name in LIMIT_NAMES:
+            limit: LimitSettings = getattr(self, name)
+            if limit.default > limit.ceiling:
+                raise ValueError(f"{name}: the default {limit.default:g} is above the ceiling {limit.ceiling:g}")
+            if limit.default < getattr(FLOORS, name):
+                raise ValueError(f"{name}: the least that works is {getattr(FLOORS, name):g}")
+            if name not in {"cpus", "wall_seconds"} and not (limit.default.is_integer() and limit.ceiling.is_integer()):
+                raise ValueError(f"{name}: must be whole numbers")
+        return self
+
+
+_CAPACITY = Capacity()
+
+
+class CapacitySettings(_Part):
+    sandboxes: int = Field(_CAPACITY.sandboxes, ge=1, description="alive at once")
+    executions_running: int = Field(_CAPACITY.executions_running, ge=1, description="at once in one sandbox")
+    executions_kept: int = Field(_CAPACITY.executions_kept, ge=1, description="in the life of one sandbox")
+    viewers: int = Field(_CAPACITY.viewers, ge=1, description="streams of one execution")
+    records: int = Field(_CAPACITY.records, ge=1, description="sandboxes listed, destroyed ones included")
+    record_seconds: float = Field(_CAPACITY.record_seconds, ge=0, description="a destroyed sandbox stays listed")
+    stream_end_seconds: float = Field(
+        _CAPACITY.stream_end_seconds, ge=0, description="open streams of a destroyed sandbox may still read"
+    )
+
+
+class ProcessSettings(_Part):
+    enabled: bool = True
+    launcher_socket: Path | None = Field(None, description="of a launcher that runs as a service of its own")
+    uid_base: int = Field(1_900_000_000, ge=1, description="first host uid for sandboxes")
+    uid_count: int = Field(65_536, ge=1, description="how many of them")
+    cgroup_parent: str | None = Field(None, description="path below the cgroup mount; absent: found by itself")
+    accept_missing: Annotated[tuple[MissingLayer, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="isolation layers that this host may lack"
+    )
+    root_paths: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="more read-only host directories for every sandbox"
+    )
+
+    @field_validator("root_paths")
+    @classmethod
+    def _absolute(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in paths:
+            if not path.is_absolute() or ".." in path.parts or path == Path("/"):
+                raise ValueError(f"{path} must be an absolute directory below /, without ..")
+        return paths
+
+    @model_validator(mode="after")
+    def _uids_exist(self) -> Self:
+        if self.uid_base + self.uid_count > 2**32 - 1:
+            raise ValueError("uid_base + uid_count is beyond the kernel's last uid")
+        return self
+
+
+def default_data() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/bulkhead")
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if state.startswith("/") else Path.home() / ".local/state") / "bulkhead"
+
+
+class Settings(BaseSettings):
+    """Made by `load_settings`, which turns what pydantic finds into sentences."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on; another than loopback needs a key")
+    port: int = Field(8000, ge=0, le=65_535, description="0: any free one")
+    data: Path = Field(default_factory=default_data, description="folder for keys and state")
+    api_keys: tuple[SecretStr, ...] = Field((), description="JSON list; beside the keys in the data folder")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="names in the Host header, beside those of loopback; without a port: any port"
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="web pages that may call, as scheme://host[:port]"
+    )
+    runtime: str = Field(
+        "process",
+        validation_alias=AliasChoices("BULKHEAD_RUNTIME", "OPENSHELL_RUNTIME"),
+        description="the default runtime",
+    )
+    limits: LimitsSettings = Field(default_factory=LimitsSettings)
+    capacity: CapacitySettings = Field(default_factory=CapacitySettings)
+    ttl_ceiling_seconds: float = Field(604_800, gt=0, allow_inf_nan=False, description="longest life and idle time")
+    profiles: Path | None = Field(None, description="TOML file with the operator's policy profiles")
+    spill_mib: int = Field(4096, ge=0, description="disk for output that does not fit into memory, in all")
+    process: ProcessSettings = Field(default_factory=ProcessSettings)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/@]+)(:\d{1,5})?", host):
+                raise ValueError(f"{host!r} is not a host name, optionally with a port")
+        return tuple(host.lower() for host in hosts)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s/@]+", origin):
+                raise ValueError(f"{origin!r} is not scheme://host[:port]")
+        return tuple(origin.lower() for origin in origins)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for place, key in enumerate(keys):
+            text = key.get_secret_value()
+            if len(text) < KEY_LENGTH or not text.isascii() or not text.isprintable() or " " in text:
+                raise ValueError(f"key {place} must have at least {KEY_LENGTH} printable ASCII characters, no spaces")
+        return keys
+
+    def key_hashes(self) -> tuple[str, ...]:
+        return tuple(hashlib.sha256(key.get_secret_value().encode()).hexdigest() for key in self.api_keys)
+
+    def limit_ranges(self) -> dict[str, LimitRange]:
+        chosen: dict[str, LimitSettings] = {name: getattr(self.limits, name) for name in LIMIT_NAMES}
+        return {name: LimitRange(limit.default, limit.ceiling) for name, limit in chosen.items()}
+
+    def core_capacity(self) -> Capacity:
+        return Capacity(**self.capacity.model_dump())
+
+
+def load_settings(**given: Any) -> Settings:
+    """From the environment; `given` (the command line's options) goes first. Raises SettingsError."""
+    _refuse_unknown_names()
+    try:
+        return Settings(**given)
+    except (ValidationError, PydanticSettingsError) as error:
+        raise SettingsError(_sentences(error)) from None  # the cause would show the values, keys among them
+
+
+def _refuse_unknown_names() -> None:
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper.startswith(OTHERS):
+            continue
+        top, nested, _ = upper.partition("__")
+        if top not in known or (nested and not _has_parts(top)):
+            raise SettingsError(f"{name} is not a setting of Bulkhead; docs/settings.md lists them all")
+
+
+def _has_parts(top: str) -> bool:
+    return top.removeprefix(PREFIX).lower() in {"limits", "capacity", "process"}
+
+
+def _sentences(error: ValidationError | PydanticSettingsError) -> str:
+    if not isinstance(error, ValidationError):
+        return f"the environment cannot be read: {error}"
+    lines = []
+    for found in error.errors(include_url=False, include_input=False, include_context=False):
+        name = "__".join(str(part) for part in found["loc"] if not isinstance(part, int)).upper()
+        name = name if name.startswith((PREFIX, "OPENSHELL_")) else PREFIX + name
+        sentence = "is not a setting of Bulkhead" if found["type"] == "extra_forbidden" else found["msg"]
+        lines.append(f"{name}: {sentence.removeprefix('Value error, ')}")
+    return "; ".join(lines)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_exposure(settings: Settings, key_hashes: Sequence[str]) -> None:
+    """Raises SettingsError: without keys only this machine may reach the service."""
+    if not key_hashes and not is_loopback(settings.host):
+        raise SettingsError(
+            f"refusing to listen on {settings.host} without a key: everybody who reaches it could run code here. "
+            "Make a key with `bulkhead key new NAME`, or set BULKHEAD_API_KEYS, or set BULKHEAD_HOST=127.0.0.1"
+        )

@@ -1,0 +1,153 @@
+"""Logs as JSON lines, and metrics for Prometheus. Told by the core (`Observer`) and by the edge (`Journal`)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from app.core.models import SandboxState
+from app.core.sandboxes import Sandbox
+
+# Create and start take 1 to 5 ms here; the upper end is for microVMs and for hosts in trouble.
+LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.25, 1, 5, 30)
+QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+PATH_SHOWN = 512
+
+
+class Telemetry:
+    """One per application: its own registry of metrics, so that two in one process do not collide."""
+
+    def __init__(self, *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
+        self._log = structlog.wrap_logger(
+            structlog.PrintLogger(stream or sys.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                # ASCII: control characters and anything that a terminal would obey leave as \\u escapes.
+                structlog.processors.JSONRenderer(ensure_ascii=True),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+        )
+        self._registry = registry = CollectorRegistry()
+        self._created = Counter("bulkhead_sandboxes_created", "Sandboxes created", ["runtime"], registry=registry)
+        self._ended = Counter(
+            "bulkhead_sandboxes_ended", "Sandboxes that ended", ["runtime", "reason"], registry=registry
+        )
+        self._started = Counter("bulkhead_executions_started", "Commands started", ["runtime"], registry=registry)
+        self._finished = Counter(
+            "bulkhead_executions_ended", "Commands that ended", ["runtime", "reason"], registry=registry
+        )
+        self._output = Counter(
+            "bulkhead_output_bytes", "Bytes that ended executions printed", ["runtime"], registry=registry
+        )
+        self._streamed = Counter(
+            "bulkhead_stream_bytes", "Bytes of output sent to streams", ["runtime"], registry=registry
+        )
+        self._create_seconds = Histogram(
+            "bulkhead_sandbox_create_seconds",
+            "Time from a create to a running sandbox",
+            ["runtime"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self._start_seconds = Histogram(
+            "bulkhead_execution_start_seconds",
+            "Time from a start to a running command",
+            ["runtime"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self._healthy = Gauge(
+            "bulkhead_runtime_healthy", "1 while the runtime (its launcher) works", ["runtime"], registry=registry
+        )
+
+    def watch(self, sandboxes: Iterable[Sandbox]) -> None:
+        """Counts what is alive when somebody asks."""
+        self._registry.register(_Alive(sandboxes))
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
+
+    @property
+    def log(self) -> Any:
+        """The structured logger, for the parts of the service that have something to say at start and end."""
+        return self._log
+
+    # --- Observer
+
+    def sandbox_created(self, runtime: str, seconds: float) -> None:
+        self._created.labels(runtime).inc()
+        self._create_seconds.labels(runtime).observe(seconds)
+
+    def sandbox_ended(self, runtime: str, reason: str) -> None:
+        self._ended.labels(runtime, reason).inc()
+
+    def execution_started(self, runtime: str, seconds: float) -> None:
+        self._started.labels(runtime).inc()
+        self._start_seconds.labels(runtime).observe(seconds)
+
+    def execution_ended(self, runtime: str, reason: str, output_bytes: int) -> None:
+        self._finished.labels(runtime, reason).inc()
+        self._output.labels(runtime).inc(output_bytes)
+
+    # --- the edge
+
+    def streamed(self, runtime: str, count: int) -> None:
+        self._streamed.labels(runtime).inc(count)
+
+    def runtime_ready(self, runtime: str, ready: bool) -> None:
+        self._healthy.labels(runtime).set(ready)
+
+    def request(
+        self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None
+    ) -> None:
+        say = self._log.debug if path in QUIET_PATHS and status < 400 else self._log.info
+        say(
+            "request",
+            request_id=request_id,
+            method=method,
+            path=path[:PATH_SHOWN],
+            status=status,
+            ms=round(seconds * 1000, 3),
+            client=client,
+        )
+
+    def failure(self, *, request_id: str, error: BaseException) -> None:
+        self._log.error("fault", request_id=request_id, exc_info=error)
+
+
+class _Alive:
+    def __init__(self, sandboxes: Iterable[Sandbox]) -> None:
+        self._sandboxes = sandboxes
+
+    def collect(self) -> Iterator[Metric]:
+        rooms: Tally[tuple[str, str]] = Tally()
+        running: Tally[str] = Tally()
+        for sandbox in self._sandboxes:
+            runtime = sandbox.spec.runtime
+            rooms[runtime, str(sandbox.state)] += 1
+            running[runtime] += sandbox.running if sandbox.state is SandboxState.RUNNING else 0
+        yield _family("bulkhead_sandboxes", "Sandboxes by state", ["runtime", "state"], rooms.items())
+        yield _family(
+            "bulkhead_executions_running",
+            "Commands running now",
+            ["runtime"],
+            (((runtime,), count) for runtime, count in running.items()),
+        )
+
+
+def _family(
+    name: str, text: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], int]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, count in values:
+        family.add_metric(list(key), count)
+    return family

@@ -1,0 +1,481 @@
+"""Executions: how they start, are fed, limited, killed, and what their one ending says."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.core.backend import CommandLimits
+from app.core.errors import (
+    BackendUnavailable,
+    CapabilityMissing,
+    CapacityExceeded,
+    Conflict,
+    InvalidRequest,
+    LaunchFailed,
+    NotFound,
+    WrongState,
+)
+from app.core.executions import Execution
+from app.core.models import Channel, ExecutionState, Exit, ExitReason, SandboxState
+from app.core.policy import Limits
+from app.core.registry import Registry
+from app.core.sandboxes import Capacity, Sandboxes
+from tests.null_backend import CAPABILITIES, STDIN_BUFFER, Gate, NullBackend, pattern
+from tests.unit.core.support import House, Notes, command, spec, steps, text, until
+
+GONE = BackendUnavailable("process", "the launcher is not there")
+
+
+def exit_of(execution: Execution) -> Exit:
+    assert execution.exit is not None
+    return execution.exit
+
+
+# --- the ordinary life
+
+
+async def test_execution_ends_once_with_code_output_and_times() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "silent-then", "exit", "3")
+        assert (execution.state, execution.exit, execution.ended_at) == (ExecutionState.RUNNING, None, None)
+        assert sandbox.running == 1
+        house.backend.release(execution.id)
+        await execution.wait()
+        ended = exit_of(execution)
+        assert (ended.reason, ended.code, ended.signal) == (ExitReason.EXITED, 3, None)
+        assert execution.state is ExecutionState.ENDED
+        assert execution.ended_at is not None
+        assert execution.started_at <= execution.ended_at
+        assert all(log.closed for log in execution.logs.values())
+        await house.sandboxes.destroy(sandbox)
+        assert execution.exit is ended
+        assert house.notes.executions == ["started", "exited 0"]
+
+
+async def test_command_gets_the_environment_of_the_sandbox_and_its_own_wins() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(env={"A": "room", "B": "room"}))
+        execution, _ = await house.sandboxes.execute(sandbox, command("env", env={"B": "own"}))
+        await execution.wait()
+        assert text(execution) == b"A=room\nB=own\n"
+
+
+async def test_execution_is_found_by_its_id_in_its_sandbox_only() -> None:
+    async with House() as house:
+        sandbox, other = await house.create(), await house.create()
+        execution = await house.start(sandbox, "echo")
+        assert house.sandboxes.execution(sandbox.id, execution.id) is execution
+        for sandbox_id, execution_id in ((other.id, execution.id), (sandbox.id, "exe_x"), ("sbx_x", execution.id)):
+            with pytest.raises(NotFound):
+                house.sandboxes.execution(sandbox_id, execution_id)
+
+
+async def test_missing_program_is_an_ending_and_not_an_error() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "missing")
+        await execution.wait()
+        assert (exit_of(execution).reason, exit_of(execution).not_found) == (ExitReason.START_FAILED, True)
+
+
+async def test_execute_waits_for_a_boot_and_gives_up_after_its_time() -> None:
+    async with House() as house:
+        house.backend.create_gate = Gate()
+        sandbox, _ = house.sandboxes.create(spec())
+        with pytest.raises(WrongState) as refusal:
+            await house.sandboxes.execute(sandbox, command("echo"), wait_seconds=0)
+        assert refusal.value.state == "creating"
+        waiting = asyncio.create_task(house.sandboxes.execute(sandbox, command("echo")))
+        await steps(5)
+        house.backend.create_gate.open()
+        execution, new = await waiting
+        assert new
+        await execution.wait()
+
+
+async def test_execute_on_a_failed_or_destroyed_sandbox_is_wrong_state() -> None:
+    async with House() as house:
+        house.backend.create_error = LaunchFailed("cgroup", "EROFS", "step cgroup failed: EROFS")
+        failed, _ = house.sandboxes.create(spec())
+        with pytest.raises(WrongState, match="step cgroup failed") as refusal:
+            await house.sandboxes.execute(failed, command("echo"))
+        assert refusal.value.state == "failed"
+        house.backend.create_error = None
+        destroyed = await house.create()
+        await house.sandboxes.destroy(destroyed)
+        with pytest.raises(WrongState) as refusal:
+            await house.sandboxes.execute(destroyed, command("echo"))
+        assert refusal.value.state == "destroyed"
+
+
+async def test_execute_while_the_sandbox_is_being_destroyed_is_wrong_state() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.destroy_gate = Gate()
+        ending = asyncio.create_task(house.sandboxes.destroy(sandbox))
+        await house.backend.destroy_gate.reached.wait()
+        with pytest.raises(WrongState, match="being destroyed"):
+            await house.sandboxes.execute(sandbox, command("echo"))
+        house.backend.destroy_gate.open()
+        await ending
+
+
+# --- ids and numbers
+
+
+async def test_same_id_with_the_same_command_is_the_same_execution() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        calls = (house.sandboxes.execute(sandbox, command("echo", "x"), "e1") for _ in range(3))
+        results = await asyncio.gather(*calls)
+        assert {id(execution) for execution, _ in results} == {id(results[0][0])}
+        assert sorted(new for _, new in results) == [False, False, True]
+        await results[0][0].wait()
+        await house.sandboxes.destroy(sandbox)
+        again, new = await house.sandboxes.execute(sandbox, command("echo", "x"), "e1")
+        assert (again, new) == (results[0][0], False)
+
+
+async def test_same_id_with_another_command_is_a_conflict() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        await house.sandboxes.execute(sandbox, command("echo", "x"), "e1")
+        with pytest.raises(Conflict):
+            await house.sandboxes.execute(sandbox, command("echo", "y"), "e1")
+
+
+async def test_start_that_the_runtime_could_not_do_is_raised_to_all_and_leaves_no_record() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.execute_error = GONE
+        calls = (house.sandboxes.execute(sandbox, command("echo"), "e1") for _ in range(3))
+        assert await asyncio.gather(*calls, return_exceptions=True) == [GONE] * 3
+        assert sandbox.executions == {}
+        assert house.notes.executions == []
+        house.backend.execute_error = None
+        _, new = await house.sandboxes.execute(sandbox, command("echo"), "e1")
+        assert new
+
+
+async def test_failed_start_leaves_no_record_when_its_client_has_hung_up() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.execute_gate, house.backend.execute_error = Gate(), GONE
+        call = asyncio.create_task(house.sandboxes.execute(sandbox, command("echo"), "e1"))
+        await house.backend.execute_gate.reached.wait()
+        call.cancel()
+        house.backend.execute_gate.open()
+        await until(lambda: not sandbox.executions)
+
+
+async def test_capacity_of_executions_is_refused_by_name() -> None:
+    async with House(executions_running=1, executions_kept=2) as house:
+        sandbox = await house.create()
+        first = await house.start(sandbox, "sleep")
+        with pytest.raises(CapacityExceeded, match="running"):
+            await house.start(sandbox, "echo")
+        await house.sandboxes.kill_execution(first)
+        await (await house.start(sandbox, "echo")).wait()
+        with pytest.raises(CapacityExceeded, match="life of one sandbox"):
+            await house.start(sandbox, "echo")
+
+
+async def test_full_spill_refuses_the_execution_before_anything_starts() -> None:
+    def full() -> None:
+        raise CapacityExceeded("bytes of spill", 1)
+
+    async with House(check_spill=full) as house:
+        sandbox = await house.create()
+        with pytest.raises(CapacityExceeded, match="spill"):
+            await house.start(sandbox, "echo")
+        assert sandbox.executions == {}
+
+
+async def test_viewers_are_limited() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "sleep")
+        execution.enter_view(1)
+        with pytest.raises(CapacityExceeded, match="viewers"):
+            execution.enter_view(1)
+        execution.leave_view()
+        execution.enter_view(1)
+
+
+async def test_command_beyond_the_runtime_is_refused_before_anything_starts() -> None:
+    backend = NullBackend(
+        command_limits=CommandLimits(arguments=2), capabilities=frozenset(c for c in CAPABILITIES if c != "stdin")
+    )
+    sandboxes = Sandboxes(Registry([backend], default="process"), Capacity(), Notes())
+    sandbox, _ = sandboxes.create(spec())
+    await sandboxes.wait_created(sandbox, 60)
+    with pytest.raises(InvalidRequest):
+        await sandboxes.execute(sandbox, command("echo", "1", "2"))
+    with pytest.raises(CapabilityMissing):
+        await sandboxes.execute(sandbox, command("cat", stdin=True))
+    assert sandbox.executions == {}
+    await sandboxes.aclose()
+
+
+# --- how it ends, and what is said about it
+
+
+async def test_timeout_ends_it_and_says_so() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "daemon", "sleep", timeout_seconds=0.01)
+        await execution.wait()
+        ended = exit_of(execution)
+        assert (ended.reason, ended.signal) == (ExitReason.TIMEOUT, "SIGKILL")
+        assert ended.detail == "still running after 0.01 seconds"
+        await until(lambda: house.backend.alive == [execution.sandbox_id])
+
+
+async def test_killed_execution_says_so_and_takes_its_daemons_along() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution, other = await house.start(sandbox, "daemon", "sleep"), await house.start(sandbox, "sleep")
+        await house.sandboxes.kill_execution(execution)
+        ended = exit_of(execution)
+        assert (ended.reason, ended.detail) == (ExitReason.KILLED, "the execution was deleted")
+        assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{other.id}"]
+        await house.sandboxes.kill_execution(execution)
+        assert exit_of(execution) is ended
+
+
+async def test_deleting_an_ended_execution_ends_what_it_left_behind() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "daemon", "exit", "0")
+        await execution.wait()
+        assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{execution.id}"]
+        await house.sandboxes.kill_execution(execution)
+        assert house.backend.alive == [sandbox.id]
+        assert exit_of(execution).reason is ExitReason.EXITED
+
+
+async def test_program_that_ended_by_itself_first_is_not_called_killed() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "silent-then", "exit", "7")
+        house.backend.kill_gate = Gate()
+        killing = asyncio.create_task(house.sandboxes.kill_execution(execution))
+        await house.backend.kill_gate.reached.wait()
+        house.backend.release(execution.id)
+        await execution.wait()
+        house.backend.kill_gate.open()
+        await killing
+        assert (exit_of(execution).reason, exit_of(execution).code) == (ExitReason.EXITED, 7)
+
+
+async def test_first_reason_to_end_it_counts() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "sleep")
+        house.backend.kill_gate = Gate()
+        first = asyncio.create_task(execution.end(ExitReason.TIMEOUT, "first"))
+        second = asyncio.create_task(house.sandboxes.kill_execution(execution))
+        await house.backend.kill_gate.reached.wait()
+        house.backend.kill_gate.open()
+        await asyncio.gather(first, second)
+        assert (exit_of(execution).reason, exit_of(execution).detail) == (ExitReason.TIMEOUT, "first")
+
+
+async def test_signal_of_a_client_is_signaled_and_not_killed() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        for number, name in ((15, "SIGTERM"), (9, "SIGKILL")):
+            execution = await house.start(sandbox, "sleep")
+            await execution.signal(number)
+            await execution.wait()
+            assert (exit_of(execution).reason, exit_of(execution).signal) == (ExitReason.SIGNALED, name)
+            with pytest.raises(WrongState) as refusal:
+                await execution.signal(number)
+            assert refusal.value.state == "ended"
+
+
+async def test_memory_kill_is_oom() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "oom")
+        await execution.wait()
+        assert exit_of(execution).reason is ExitReason.OOM
+
+
+async def test_output_limit_kills_and_the_log_holds_the_first_bytes() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(limits=Limits(output_bytes=100_000)))
+        execution = await house.start(sandbox, "spew", kill=True)
+        await execution.wait()
+        assert exit_of(execution).reason is ExitReason.OUTPUT_LIMIT
+        assert exit_of(execution).detail == "stdout passed 100000 bytes"
+        log = execution.logs[Channel.STDOUT]
+        assert (log.start, log.total) == (0, 100_000)
+        assert text(execution) == pattern(100_000)[: len(text(execution))]
+
+
+async def test_output_up_to_the_limit_is_no_reason_to_kill() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(limits=Limits(output_bytes=100_000)))
+        execution = await house.start(sandbox, "print", "100000", kill=True)
+        await execution.wait()
+        assert exit_of(execution).reason is ExitReason.EXITED
+
+
+async def test_output_limit_asks_for_one_kill_however_much_comes() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(limits=Limits(output_bytes=10)))
+        execution = await house.start(sandbox, "sleep", kill=True)
+        house.backend.kill_gate = Gate()
+        for _ in range(100):
+            execution.logs[Channel.STDERR].append(b"0123456789")
+        assert len(execution._tasks) <= 1
+        house.backend.kill_gate.open()
+        await execution.wait()
+        assert exit_of(execution).detail == "stderr passed 10 bytes"
+
+
+async def test_delete_of_an_execution_that_is_still_starting_ends_it() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.execute_gate = Gate()
+        call = asyncio.create_task(house.sandboxes.execute(sandbox, command("sleep"), "e1"))
+        await house.backend.execute_gate.reached.wait()
+        killing = asyncio.create_task(house.sandboxes.kill_execution(sandbox.executions["e1"]))
+        await steps(3)
+        assert not killing.done()
+        house.backend.execute_gate.open()
+        await killing
+        execution, _ = await call
+        assert exit_of(execution).reason is ExitReason.KILLED
+        assert house.backend.alive == [sandbox.id]
+
+
+async def test_kill_that_the_runtime_could_not_do_is_told_and_the_program_runs_on() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "sleep")
+        house.backend.kill_error = GONE
+        with pytest.raises(BackendUnavailable):
+            await house.sandboxes.kill_execution(execution)
+        assert execution.state is ExecutionState.RUNNING
+        house.backend.kill_error = None
+        await house.sandboxes.kill_execution(execution)
+        assert exit_of(execution).reason is ExitReason.KILLED
+
+
+async def test_wait_returns_at_the_end_or_after_its_time() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "silent-then", "exit", "0")
+        await execution.wait(0)
+        await execution.wait(0.001)
+        assert execution.exit is None
+        waiting = asyncio.create_task(execution.wait(1000))
+        await steps(2)
+        house.backend.release(execution.id)
+        await waiting
+        assert execution.exit is not None
+
+
+# --- stdin
+
+
+async def test_stdin_reaches_the_program_in_order_and_ends() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "cat", stdin=True)
+        grip = execution.grip_stdin(take=False)
+        for begin in range(0, 3 * STDIN_BUFFER, 2**18):
+            await grip.write(pattern(2**18, begin))
+        await grip.close()
+        await execution.wait()
+        assert execution.stdin_bytes == 3 * STDIN_BUFFER
+        log = execution.logs[Channel.STDOUT]
+        assert log.total == 3 * STDIN_BUFFER
+        assert log.read(log.start, 1000) == pattern(1000, log.start)
+        with pytest.raises(WrongState, match="ended"):
+            await grip.write(b"x")
+
+
+async def test_one_holder_of_stdin_and_taking_over_ends_the_old_ones_right() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "cat", stdin=True)
+        old = execution.grip_stdin(take=False)
+        with pytest.raises(Conflict):
+            execution.grip_stdin(take=False)
+        new = execution.grip_stdin(take=True)
+        assert old.taken_over.is_set()
+        assert not new.taken_over.is_set()
+        old.release()
+        with pytest.raises(Conflict):
+            execution.grip_stdin(take=False)
+        with pytest.raises(WrongState, match="taken stdin over"):
+            await old.write(b"old")
+        with pytest.raises(WrongState):
+            await old.close()
+        await new.write(b"new")
+        new.release()
+        last = execution.grip_stdin(take=False)
+        await last.close()
+        await execution.wait()
+        assert text(execution) == b"new"
+
+
+async def test_stdin_that_is_none_closed_or_over_cannot_be_gripped() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        none = await house.start(sandbox, "sleep")
+        with pytest.raises(WrongState, match="stdin: none"):
+            none.grip_stdin(take=True)
+        closed = await house.start(sandbox, "silent-then", "cat", stdin=True)
+        grip = closed.grip_stdin(take=False)
+        await grip.close()
+        grip.release()
+        with pytest.raises(WrongState, match="closed"):
+            closed.grip_stdin(take=True)
+        with pytest.raises(WrongState, match="closed"):
+            await closed.feed(b"x")
+        house.backend.release(closed.id)
+        await closed.wait()
+        with pytest.raises(WrongState, match="ended"):
+            closed.grip_stdin(take=True)
+
+
+async def test_writer_that_hangs_up_while_stdin_is_full_loses_nothing_and_costs_one_piece_at_most() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "silent-then", "cat", stdin=True)
+        program = house.program(execution)
+        piece = STDIN_BUFFER // 2
+        for turn in range(20):
+            write = asyncio.create_task(execution.feed(pattern(piece, execution.stdin_bytes)))
+            await steps(4)
+            if not write.done():
+                write.cancel()
+            await asyncio.wait([write])
+            assert len(program._stdin) <= STDIN_BUFFER + piece, f"grows at turn {turn}"
+        sent = execution.stdin_bytes
+        assert sent == len(program._stdin)
+        house.backend.release(execution.id)
+        await execution.end_stdin()
+        await execution.wait()
+        log = execution.logs[Channel.STDOUT]
+        assert log.total == sent
+        assert log.read(log.start, 1000) == pattern(1000, log.start)
+
+
+async def test_end_of_a_program_lets_a_blocked_writer_go() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "sleep", stdin=True)
+        write = asyncio.create_task(execution.feed(bytes(2 * STDIN_BUFFER)))
+        waiting = asyncio.create_task(execution.feed(b"more"))
+        await steps(5)
+        assert not write.done()
+        await house.sandboxes.kill_execution(execution)
+        await write
+        with pytest.raises(WrongState, match="ended"):
+            await waiting
+
+
+async def test_sandbox_state_does_not_change_when_its_program_fails() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "exit", "1")
+        await execution.wait()
+        assert sandbox.state is SandboxState.RUNNING

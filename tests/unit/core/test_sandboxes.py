@@ -1,0 +1,452 @@
+"""The use cases of a sandbox: create, find, change, destroy, expire, lose, stop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.core.errors import (
+    BackendFailure,
+    BackendUnavailable,
+    CapabilityMissing,
+    CapacityExceeded,
+    Conflict,
+    LaunchFailed,
+    NotFound,
+    UnknownRuntime,
+    WrongState,
+)
+from app.core.models import ExitReason, SandboxState
+from app.core.sandboxes import Sandbox
+from tests.null_backend import Gate
+from tests.unit.core.support import House, command, no_tasks_left, spec, steps, text, until
+
+FAILURE = LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM")
+
+
+# --- create
+
+
+async def test_created_sandbox_runs_and_has_a_sortable_id() -> None:
+    async with House() as house:
+        first, new = house.sandboxes.create(spec())
+        assert (first.state, new, first.named) == (SandboxState.CREATING, True, False)
+        await house.sandboxes.wait_created(first, 60)
+        second = await house.create()
+        assert first.state is SandboxState.RUNNING
+        assert first.id < second.id
+        assert list(house.sandboxes) == [first, second]
+        assert house.backend.alive == sorted([first.id, second.id])
+        assert house.notes.sandboxes == ["created", "created"]
+
+
+async def test_same_id_with_the_same_body_is_the_same_sandbox() -> None:
+    async with House() as house:
+        first, new = house.sandboxes.create(spec(), "a")
+        again, newer = house.sandboxes.create(spec(), "a")
+        assert (new, newer) == (True, False)
+        assert first is again
+        assert first.named
+        await asyncio.gather(*(house.sandboxes.wait_created(s, 60) for s in (first, again)))
+        third, _ = house.sandboxes.create(spec(), "a")
+        assert third is first
+        assert house.backend.created == ["a"]
+
+
+async def test_same_id_with_another_body_is_a_conflict() -> None:
+    async with House() as house:
+        await house.create(spec(), "a")
+        with pytest.raises(Conflict, match="another body"):
+            house.sandboxes.create(spec(ttl_seconds=7), "a")
+
+
+async def test_update_does_not_change_what_the_body_of_an_id_is() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(), "a")
+        house.sandboxes.update(sandbox, labels={"a": "b"}, ttl_seconds=9)
+        assert house.sandboxes.create(spec(), "a") == (sandbox, False)
+
+
+async def test_id_of_a_destroyed_sandbox_is_taken_until_its_record_is_forgotten() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(), "a")
+        house.backend.destroy_gate = Gate()
+        ending = asyncio.create_task(house.sandboxes.destroy(sandbox))
+        await house.backend.destroy_gate.reached.wait()
+        with pytest.raises(Conflict, match="destroyed"):
+            house.sandboxes.create(spec(), "a")
+        house.backend.destroy_gate.open()
+        await ending
+        with pytest.raises(Conflict, match="destroyed"):
+            house.sandboxes.create(spec(), "a")
+
+
+async def test_record_of_a_destroyed_sandbox_is_forgotten_after_its_time() -> None:
+    async with House(record_seconds=0) as house:
+        sandbox = await house.create(spec(), "a")
+        await house.sandboxes.destroy(sandbox)
+        await until(lambda: not list(house.sandboxes))
+        with pytest.raises(NotFound):
+            house.sandboxes.get("a")
+        assert (await house.create(spec(), "a")) is not sandbox
+
+
+async def test_missing_capability_and_unknown_runtime_are_refused_before_anything_is_made() -> None:
+    async with House() as house:
+        with pytest.raises(CapabilityMissing) as refusal:
+            house.sandboxes.create(spec(requires=frozenset({"images", "stdin", "pause"})))
+        assert refusal.value.missing == ["images", "pause"]
+        with pytest.raises(UnknownRuntime):
+            house.sandboxes.create(spec(runtime="wasm"))
+        assert list(house.sandboxes) == []
+        assert house.backend.created == []
+
+
+async def test_failed_boot_is_raised_to_everyone_who_waits_and_leaves_no_record() -> None:
+    async with House() as house:
+        house.backend.create_error = FAILURE
+        sandbox, _ = house.sandboxes.create(spec(), "a")
+        again, _ = house.sandboxes.create(spec(), "a")
+        waits = [house.sandboxes.wait_created(s, 60) for s in (sandbox, again)]
+        assert await asyncio.gather(*waits, return_exceptions=True) == [FAILURE, FAILURE]
+        assert list(house.sandboxes) == []
+        assert house.backend.alive == []
+        assert house.notes.sandboxes == ["create_failed"]
+        house.backend.create_error = None
+        retried = await house.create(spec(), "a")
+        assert retried.state is SandboxState.RUNNING
+
+
+async def test_failed_boot_that_nobody_waited_for_shows_its_reason() -> None:
+    async with House() as house:
+        house.backend.create_gate, house.backend.create_error = Gate(), FAILURE
+        sandbox, _ = house.sandboxes.create(spec())
+        await house.sandboxes.wait_created(sandbox, 0)
+        assert sandbox.state == "creating"
+        house.backend.create_gate.open()
+        await house.sandboxes.wait(house.sandboxes.get(sandbox.id), 60)
+        assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, str(FAILURE))
+        await house.sandboxes.destroy(sandbox)
+        assert sandbox.state is SandboxState.DESTROYED
+        assert house.notes.sandboxes == ["create_failed"], "one sandbox ends once"
+
+
+async def test_boot_that_breaks_in_an_unforeseen_way_fails_the_sandbox_and_is_reported() -> None:
+    house = House()
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    house.backend.create_error = KeyError("a bug")  # type: ignore[assignment]  # a backend that breaks its contract
+    sandbox, _ = house.sandboxes.create(spec())
+    with pytest.raises(BackendFailure, match="KeyError"):
+        await house.sandboxes.wait_created(sandbox, 60)
+    assert list(house.sandboxes) == []
+    await steps(3)
+    assert [type(context["exception"]) for context in reported] == [KeyError]
+    await house.close()
+
+
+async def test_capacity_of_sandboxes_counts_what_lives_and_not_what_is_over() -> None:
+    async with House(sandboxes=2) as house:
+        first, _ = await house.create(), await house.create()
+        with pytest.raises(CapacityExceeded, match="2 sandboxes"):
+            house.sandboxes.create(spec())
+        await house.sandboxes.destroy(first)
+        third = await house.create()
+        await house.backend.lose(third.id)
+        await until(lambda: third.handle is None)
+        assert third.state is SandboxState.FAILED
+        await house.create()
+
+
+async def test_full_records_forget_the_oldest_that_is_over_and_refuse_when_none_is() -> None:
+    async with House(records=2) as house:
+        first, second = await house.create(), await house.create()
+        with pytest.raises(CapacityExceeded, match="2 sandbox records"):
+            house.sandboxes.create(spec())
+        await house.sandboxes.destroy(second)
+        third = await house.create()
+        assert list(house.sandboxes) == [first, third]
+        with pytest.raises(NotFound):
+            house.sandboxes.get(second.id)
+
+
+async def test_abandoned_sandbox_is_destroyed_unless_its_client_chose_the_id() -> None:
+    async with House() as house:
+        nameless, named = await house.create(), await house.create(spec(), "mine")
+        await house.sandboxes.abandon(nameless)
+        await house.sandboxes.abandon(named)
+        assert (nameless.state, named.state) == (SandboxState.DESTROYED, SandboxState.RUNNING)
+        assert house.backend.alive == ["mine"]
+
+
+# --- change
+
+
+async def test_update_changes_life_and_labels_and_leaves_the_rest() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(labels={"a": "1"}, idle_seconds=50))
+        before, expires = sandbox.last_active_at, sandbox.expires_at
+        house.sandboxes.update(sandbox, ttl_seconds=10)
+        assert sandbox.expires_at < expires
+        assert (sandbox.labels, sandbox.idle_seconds) == ({"a": "1"}, 50)
+        house.sandboxes.update(sandbox, labels={"b": "2"}, set_idle=True)
+        assert (sandbox.labels, sandbox.idle_seconds) == ({"b": "2"}, None)
+        assert sandbox.last_active_at > before
+
+
+async def test_update_of_an_ended_sandbox_is_wrong_state() -> None:
+    async with House() as house:
+        lost, destroyed = await house.create(), await house.create()
+        await house.backend.lose(lost.id)
+        await until(lambda: lost.state is SandboxState.FAILED)
+        await house.sandboxes.destroy(destroyed)
+        for sandbox in (lost, destroyed):
+            with pytest.raises(WrongState) as refusal:
+                house.sandboxes.update(sandbox, labels={})
+            assert refusal.value.state == sandbox.state
+
+
+# --- destroy
+
+
+async def test_destroy_is_idempotent_and_everybody_waits_for_the_same_end() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "sleep")
+        house.backend.destroy_gate = Gate()
+        both = asyncio.gather(house.sandboxes.destroy(sandbox, "first"), house.sandboxes.destroy(sandbox, "second"))
+        await house.backend.destroy_gate.reached.wait()
+        assert not both.done()
+        house.backend.destroy_gate.open()
+        await both
+        await house.sandboxes.destroy(sandbox)
+        assert house.backend.alive == []
+        assert (sandbox.state, sandbox.state_reason) == (SandboxState.DESTROYED, "first")
+        assert execution.exit is not None
+        assert (execution.exit.reason, execution.exit.detail) == (ExitReason.KILLED, "first")
+        assert house.notes.sandboxes == ["created", "destroyed"]
+
+
+async def test_destroy_while_booting_ends_the_boot() -> None:
+    async with House() as house:
+        house.backend.create_gate = Gate()
+        sandbox, _ = house.sandboxes.create(spec())
+        waiting = asyncio.create_task(house.sandboxes.wait_created(sandbox, 60))
+        await house.backend.create_gate.reached.wait()
+        await house.sandboxes.destroy(sandbox)
+        await waiting
+        assert sandbox.state is SandboxState.DESTROYED
+        assert house.backend.alive == []
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_destroy_at_any_moment_of_the_boot_leaves_nothing(turns: int) -> None:
+    async with House() as house:
+        sandbox, _ = house.sandboxes.create(spec())
+        waiting = asyncio.create_task(house.sandboxes.wait_created(sandbox, 60))
+        await steps(turns)
+        await house.sandboxes.destroy(sandbox)
+        assert sandbox.state is SandboxState.DESTROYED
+        assert house.backend.alive == []
+        await waiting
+
+
+async def test_failed_destroy_is_told_and_may_be_tried_again() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
+        with pytest.raises(BackendUnavailable):
+            await house.sandboxes.destroy(sandbox)
+        assert sandbox.state is SandboxState.RUNNING
+        assert sandbox.timer is not None, "nobody would ever end it"
+        assert not sandbox.timer.cancelled()
+        house.backend.destroy_error = None
+        await house.sandboxes.destroy(sandbox)
+        assert house.backend.alive == []
+
+
+async def test_loss_after_a_failed_destroy_is_noticed() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
+        with pytest.raises(BackendUnavailable):
+            await house.sandboxes.destroy(sandbox)
+        house.backend.destroy_error = None
+        await house.backend.lose(sandbox.id, "the launcher died")
+        await until(lambda: sandbox.state is SandboxState.FAILED)
+
+
+async def test_output_goes_with_the_sandbox_but_an_open_stream_keeps_it_for_a_while() -> None:
+    async with House(stream_end_seconds=1000) as house:
+        sandbox = await house.create()
+        watched, unwatched = await house.start(sandbox, "echo", "a"), await house.start(sandbox, "echo", "b")
+        await asyncio.gather(watched.wait(), unwatched.wait())
+        watched.enter_view(1)
+        await house.sandboxes.destroy(sandbox)
+        assert text(unwatched) == b""
+        assert text(watched) == b"a\n"
+
+
+async def test_output_of_a_stream_that_does_not_end_goes_after_its_time() -> None:
+    async with House(stream_end_seconds=0) as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "echo", "a")
+        await execution.wait()
+        execution.enter_view(1)
+        await house.sandboxes.destroy(sandbox)
+        await until(lambda: text(execution) == b"")
+        assert {log.total for log in execution.logs.values()} == {0, 2}
+
+
+async def test_destroy_while_an_execution_cannot_start_comes_to_its_end() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.execute_gate = Gate()
+        calls = [asyncio.create_task(house.sandboxes.execute(sandbox, command("echo", str(n)))) for n in range(3)]
+        await house.backend.execute_gate.reached.wait()
+        await house.sandboxes.destroy(sandbox)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [WrongState] * 3
+        assert sandbox.executions == {}
+        assert house.notes.executions == []
+
+
+# --- loss
+
+
+async def test_lost_sandbox_fails_with_its_reason_and_is_cleaned_up() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "sleep")
+        await house.backend.lose(sandbox.id, "the worker was killed")
+        await execution.wait()
+        assert execution.exit is not None
+        assert (execution.exit.reason, execution.exit.detail) == (ExitReason.LOST, "the worker was killed")
+        await until(lambda: sandbox.handle is None)
+        assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, "the worker was killed")
+        assert house.backend.alive == []
+        with pytest.raises(WrongState, match="the worker was killed"):
+            await house.sandboxes.execute(sandbox, command("echo"))
+        await house.sandboxes.destroy(sandbox)
+        assert house.notes.sandboxes == ["created", "lost"], "one sandbox ends once"
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_destroy_at_any_moment_of_a_loss_ends_in_destroyed(turns: int) -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        await house.backend.lose(sandbox.id)
+        await steps(turns)
+        await house.sandboxes.destroy(sandbox)
+        assert sandbox.state is SandboxState.DESTROYED
+        assert house.backend.alive == []
+        assert len(house.notes.sandboxes) == 2
+
+
+# --- the clock
+
+
+async def expired(sandbox: Sandbox) -> str | None:
+    async with asyncio.timeout(10):
+        while sandbox.state is not SandboxState.DESTROYED:  # noqa: ASYNC110 - a record has no event for its end
+            await asyncio.sleep(0)
+    return sandbox.state_reason
+
+
+async def test_sandbox_is_destroyed_when_its_ttl_passes_even_while_a_program_runs() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(ttl_seconds=0.05))
+        execution = await house.start(sandbox, "sleep")
+        assert await expired(sandbox) == "the sandbox expired: its ttl passed"
+        assert execution.exit is not None
+        assert execution.exit.reason is ExitReason.KILLED
+        assert execution.exit.detail == "the sandbox expired: its ttl passed"
+        assert house.backend.alive == []
+
+
+async def test_ttl_passes_for_a_boot_that_never_ends() -> None:
+    async with House() as house:
+        house.backend.create_gate = Gate()
+        sandbox, _ = house.sandboxes.create(spec(ttl_seconds=0.01))
+        await expired(sandbox)
+        assert house.backend.alive == []
+
+
+async def test_idle_sandbox_is_destroyed() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(idle_seconds=0.01))
+        assert await expired(sandbox) == "the sandbox expired: it was idle"
+
+
+async def test_running_program_keeps_a_sandbox_from_being_idle_and_its_end_starts_the_clock() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "silent-then", "echo")
+        house.sandboxes.update(sandbox, set_idle=True, idle_seconds=0.001)
+        assert sandbox.timer is not None
+        assert sandbox.timer.when() > asyncio.get_running_loop().time() + 1000
+        house.backend.release(execution.id)
+        assert await expired(sandbox) == "the sandbox expired: it was idle"
+
+
+async def test_use_puts_the_idle_end_off() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(idle_seconds=1000))
+        first = house.sandboxes._lifetimes._seconds_left(sandbox)
+        assert first <= 1000
+        await steps(3)
+        before = house.sandboxes._lifetimes._seconds_left(sandbox)
+        house.sandboxes.use(sandbox.id)
+        assert house.sandboxes._lifetimes._seconds_left(sandbox) > before
+        house.sandboxes._lifetimes._expire(sandbox)  # a timer that was set before the use
+        await steps(5)
+        assert sandbox.state is SandboxState.RUNNING
+
+
+async def test_longer_ttl_counts_anew_from_now() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(ttl_seconds=0.02))
+        house.sandboxes.update(sandbox, ttl_seconds=1000)
+        house.sandboxes._lifetimes._expire(sandbox)
+        await steps(5)
+        assert sandbox.state is SandboxState.RUNNING
+
+
+# --- stop
+
+
+async def test_stop_destroys_everything_in_every_state_and_takes_no_more() -> None:
+    house = House()
+    running, lost = await house.create(), await house.create()
+    await house.start(running, "daemon", "sleep")
+    await house.backend.lose(lost.id)
+    destroyed = await house.create()
+    await house.sandboxes.destroy(destroyed)
+    house.backend.create_gate = Gate()
+    house.sandboxes.create(spec())
+    await house.backend.create_gate.reached.wait()
+    house.sandboxes.create(spec())
+    await house.sandboxes.aclose()
+    assert house.backend.alive == []
+    assert list(house.sandboxes) == []
+    with pytest.raises(CapacityExceeded, match="stopping"):
+        house.sandboxes.create(spec())
+    await house.sandboxes.aclose()
+    await no_tasks_left()
+
+
+async def test_stop_ends_even_when_the_runtime_cannot_destroy() -> None:
+    house = House()
+    sandbox = await house.create()
+    execution = await house.start(sandbox, "sleep")
+    house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
+    await house.sandboxes.aclose()
+    assert execution.exit is not None
+    assert execution.exit.reason is ExitReason.LOST
+    house.backend.destroy_error = None
+    await house.backend.aclose()
+    assert house.backend.alive == []
+    await no_tasks_left()
