@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -49,6 +50,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+class AnnouncedServer(uvicorn.Server):
+    """Says where it listens once it does: with port 0 nobody else knows."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in getattr(self, "servers", ()):
+            for listener in server.sockets:
+                host, port = listener.getsockname()[:2]
+                say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
 class StartRefused(Exception):
     """`str(error)` says what to set."""
 
@@ -75,7 +87,7 @@ def build(
         key_hashes=keys,
         profiles={name: _with_roots(profile, settings) for name, profile in profiles.items()},
     )
-    return uvicorn.Server(
+    return AnnouncedServer(
         uvicorn.Config(
             app,
             host=settings.host,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -53,9 +54,11 @@ class SettingsError(Exception):
 
 def _split(value: Any) -> Any:
     """`a,b` as well as `["a", "b"]`."""
-    if isinstance(value, str) and not value.lstrip().startswith("["):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return tuple(json.loads(value))
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class _Part(BaseModel):
@@ -168,7 +171,12 @@ class Settings(BaseSettings):
     """Made by `load_settings`, which turns what pydantic finds into sentences."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
     )
 
     host: str = Field("127.0.0.1", description="address to listen on; another than loopback needs a key")
@@ -239,23 +247,21 @@ def load_settings(**given: Any) -> Settings:
 
 
 def _refuse_unknown_names() -> None:
-    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    known = {f"{PREFIX}{name}".upper(): field.annotation for name, field in Settings.model_fields.items()}
+    with_parts = {name for name, kind in known.items() if isinstance(kind, type) and issubclass(kind, _Part)}
     for name in sorted(os.environ):
         upper = name.upper()
         if not upper.startswith(PREFIX) or upper.startswith(OTHERS):
             continue
         top, nested, _ = upper.partition("__")
-        if top not in known or (nested and not _has_parts(top)):
+        if top not in known or (nested and top not in with_parts):
             raise SettingsError(f"{name} is not a setting of Bulkhead; docs/settings.md lists them all")
-
-
-def _has_parts(top: str) -> bool:
-    return top.removeprefix(PREFIX).lower() in {"limits", "capacity", "process"}
 
 
 def _sentences(error: ValidationError | PydanticSettingsError) -> str:
     if not isinstance(error, ValidationError):
-        return f"the environment cannot be read: {error}"
+        field = re.search(r'field "(\w+)"', str(error))
+        return f"{PREFIX}{field[1].upper() if field else '...'}: must be JSON"
     lines = []
     for found in error.errors(include_url=False, include_input=False, include_context=False):
         name = "__".join(str(part) for part in found["loc"] if not isinstance(part, int)).upper()

@@ -33,7 +33,7 @@ PROJECT = str(Path(__file__).resolve().parent.parent)
 # What a program needs of /etc: the loader's cache, certificates, time zone, and where Debian's packages look for
 # their own settings. Never /etc as a whole: it holds the host's secrets and names.
 _ETC = (
-    "alternatives", "ca-certificates.conf", "debian_version", "fonts", "gitconfig", "inputrc", "java*", "ld.so.cache",
+    "alternatives", "ca-certificates.conf", "debian_version", "fonts", "inputrc", "java*", "ld.so.cache",
     "ld.so.conf", "ld.so.conf.d", "localtime", "magic", "mime.types", "os-release", "perl", "pki/tls/certs",
     "protocols", "python3*", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
 )  # fmt: skip

@@ -131,13 +131,17 @@ class NullExecution:
 
     async def end_all(self, exit_: Exit | None) -> None:
         """Ends every process; `exit_` is the first one's ending, None for a SIGKILL."""
-        if self._first is not None and not self._first.done():
-            self._ended_by, self._end = 9, exit_
+        self.doom(exit_)
         processes = tuple(self._processes)
         for process in processes:
             process.cancel()
         for process in processes:
             await settle(process)
+
+    def doom(self, exit_: Exit | None) -> None:
+        """What the ending will say; the first cause counts."""
+        if self._first is not None and not self._first.done():
+            self._ended_by, self._end = 9, self._end or exit_
 
     def _spawn(self, coroutine: Awaitable[int]) -> asyncio.Task[int]:
         process = asyncio.ensure_future(coroutine)
@@ -341,7 +345,7 @@ class NullSandbox:
         try:
             await self.backend.at(self.backend.destroy_gate, self.backend.destroy_error)
             self._ended.set()
-            for execution in self.executions.values():
+            for execution in tuple(self.executions.values()):
                 await execution.end_all(None)
             await asyncio.sleep(0)
         except BulkheadError:
@@ -419,10 +423,13 @@ class NullBackend:
     async def lose(self, sandbox_id: str, why: str = "the worker was killed") -> None:
         """The sandbox ends without us; its handle is still to be destroyed."""
         room = self.sandboxes[sandbox_id]
-        for execution in room.executions.values():
-            await execution.end_all(Exit(ExitReason.LOST, detail=why))
+        executions = tuple(room.executions.values())
+        for execution in executions:
+            execution.doom(Exit(ExitReason.LOST, detail=why))
         if not room.loss.done():
             room.loss.set_result(why)
+        for execution in executions:
+            await execution.end_all(None)
 
     def release(self, execution_id: str) -> None:
         """Lets `silent-then` go on."""

@@ -16,6 +16,7 @@ from app.core import errors as e
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 32  # a body of 4 MiB can be wrong in a million places
+DETAIL_SHOWN = 1000
 _KEY_SHOWN = 64
 
 Extras = dict[str, Any]
@@ -96,8 +97,10 @@ class Problem:
             **self.extras,
         }
 
-    def response(self, request_id: str) -> Response:
-        return Response(to_json(self.body(request_id)), self.type.status, dict(self.headers), MEDIA_TYPE)
+    def response(self, request_id: str, **more: Any) -> Response:
+        """`more`: members beside those of the type."""
+        body = to_json({**self.body(request_id), **more})
+        return Response(body, self.type.status, dict(self.headers), MEDIA_TYPE)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -109,8 +112,12 @@ def problem_of(error: Exception) -> Problem:
     for ancestor in type(error).__mro__:
         if ancestor in TRANSLATION:
             slug, extras = TRANSLATION[ancestor]
-            return Problem(PROBLEMS[slug], str(error), extras(error), _headers(error))
+            return Problem(PROBLEMS[slug], _short(str(error)), extras(error), _headers(error))
     return Problem(PROBLEMS["internal_error"], "the service could not carry this out; its log has the reason", {}, {})
+
+
+def _short(detail: str) -> str:
+    return detail if len(detail) <= DETAIL_SHOWN else detail[: DETAIL_SHOWN - 1] + "…"
 
 
 def _headers(error: Exception) -> dict[str, str]:

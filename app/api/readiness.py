@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from app.core.backend import Backend
-from app.core.errors import BackendTimeout, BulkheadError, RuntimeNotEnabled
+from app.core.errors import BackendUnavailable, BulkheadError, IsolationUnavailable, RuntimeNotEnabled
 from app.core.registry import Registry
 
 FRESH_SECONDS = 1.0
@@ -23,7 +23,7 @@ class Readiness:
         self._known: dict[str, tuple[float, asyncio.Task[BulkheadError | None]]] = {}
 
     async def of(self, backend: Backend) -> BulkheadError | None:
-        """None when it works, else what its `ready` raised. RuntimeNotEnabled for one that is switched off."""
+        """None when it works, else BackendUnavailable or IsolationUnavailable; RuntimeNotEnabled when it is off."""
         name = backend.info.name
         if not self._registry.enabled(name):
             return RuntimeNotEnabled(name, [b.info.name for b in self._registry])
@@ -41,8 +41,8 @@ class Readiness:
             async with asyncio.timeout(self._answer_seconds):
                 await backend.ready()
         except TimeoutError:
-            error = BackendTimeout(name, f"the runtime did not say within {self._answer_seconds:g} s that it works")
-        except BulkheadError as found:
+            error = BackendUnavailable(name, f"the runtime did not answer within {self._answer_seconds:g} seconds")
+        except (BackendUnavailable, IsolationUnavailable) as found:
             error = found
         self._noted(name, error is None)
         return error

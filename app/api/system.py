@@ -14,7 +14,7 @@ from app.api.problem_types import PROBLEMS
 from app.api.problems import problem_of
 from app.api.views import ENFORCED_BY, Body, json_response
 from app.core.backend import Backend
-from app.core.errors import BulkheadError, NotFound
+from app.core.errors import BackendUnavailable, BulkheadError, NotFound, Refused
 
 router = APIRouter(tags=["service"])
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -71,7 +71,7 @@ async def check_alive() -> Response:
     operation_id="check_ready",
     summary="The default runtime works",
     response_model=schemas.Ready,
-    responses=problems("backend_unavailable", "isolation_unavailable", "backend_timeout"),
+    responses=problems("backend_unavailable", "isolation_unavailable"),
 )
 async def check_ready(request: Request) -> Response:
     """Asked of the runtimes at most once a second. When it is not ready the problem has the member `runtimes` too."""
@@ -82,13 +82,14 @@ async def check_ready(request: Request) -> Response:
         for name, answer in answers.items()
         if edge.registry.enabled(name)
     ]
-    default = edge.registry.default
-    error = answers[default]
+    try:
+        default = edge.registry.default
+        error = answers[default]
+    except Refused as refused:  # the operator switched the default off, and nothing else
+        default, error = "", BackendUnavailable("", str(refused))
     if error is None:
         return json_response({"default": default, "runtimes": runtimes})
-    problem = problem_of(error)
-    body = problem.body(request_id_of(request)) | {"status": 503, "runtimes": runtimes}
-    return Response(json_response(body).body, 503, dict(problem.headers), "application/problem+json")
+    return problem_of(error).response(request_id_of(request), runtimes=runtimes)
 
 
 @router.get(

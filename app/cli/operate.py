@@ -46,11 +46,11 @@ def new_key(name: Annotated[str, typer.Argument(metavar="NAME")], data: Data = N
     """Make a key and print it, once: only its hash is kept."""
     from app.keys import KeysError
     from app.keys import new_key as make
-    from app.settings import Settings
+    from app.settings import SettingsError, load_settings
 
     try:
-        put(make(data or Settings().data, name))
-    except KeysError as error:
+        put(make(data or load_settings().data, name))
+    except (KeysError, SettingsError) as error:
         say(str(error))
         return FAILED
     return 0

@@ -13,11 +13,12 @@ from typing import Any, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
-from app.client.http import ClientError, Problem, problem_of, reason_of
+from app.client.http import ClientError, Problem, ServiceUnreachable, problem_of, reason_of
 from app.client.stdin import Outgoing
 
 CHANNELS = {1: "stdout", 2: "stderr"}
 BACKOFF_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
+CUT = (ConnectionResetError, BrokenPipeError, TimeoutError)  # somebody was there
 STEADY_SECONDS = 10  # a connection that lasted longer is not one more try of the same cut
 OPEN_SECONDS = 10
 TAKEN_OVER = 4001
@@ -124,7 +125,8 @@ class Stream:
         self._claim = "true" if stdin else "false"
         self._connection: ClientConnection | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._problem: Problem | None = None
+        self._problem: Problem | None = None  # of the last frame: the close that follows makes it final
+        self._reached = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,12 +144,13 @@ class Stream:
         self._stdin.finish()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Raises Problem, StreamCut, OutputDamaged."""
+        """Raises ServiceUnreachable, Problem, StreamCut, OutputDamaged."""
         clock, tries = asyncio.get_running_loop().time, 0
         while True:
             reason, began = "closed without an exit frame", clock()
             try:
                 self._connection = connection = await self._open()
+                self._reached = True
                 async for message in connection:
                     event = self._understand(message)
                     if event is not None:
@@ -159,6 +162,8 @@ class Stream:
                 reason = str(error)
             except (OSError, TimeoutError, InvalidMessage) as error:
                 reason = reason_of(error)
+                if not self._reached and isinstance(error, OSError) and not isinstance(error, CUT):
+                    raise ServiceUnreachable(self._dial.url, reason) from error
             except Problem as problem:
                 if not isinstance(problem.status, int) or problem.status < 500:
                     raise

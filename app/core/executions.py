@@ -122,7 +122,6 @@ class Execution:
     def _finish(self, exit_: Exit) -> None:
         self.exit = exit_
         self.ended_at = now()
-        self._stdin_open = False
         for log in self.logs.values():
             log.close()
         self.started.set()

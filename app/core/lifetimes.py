@@ -56,7 +56,6 @@ class Lifetimes:
         sandbox.failure = error
         sandbox.state, sandbox.state_reason = SandboxState.FAILED, str(error)
         self._observer.sandbox_ended(sandbox.spec.runtime, "create_failed")
-        self.arm(sandbox)
         sandbox.settled.set()
 
     async def _notice_loss(self, sandbox: Sandbox, handle: SandboxHandle) -> None:
@@ -70,9 +69,7 @@ class Lifetimes:
 
     async def destroy(self, sandbox: Sandbox, why: str) -> None:
         """No process of the sandbox exists when this returns, whatever becomes of the caller. Idempotent."""
-        if sandbox.state is SandboxState.DESTROYED:
-            return
-        if sandbox.ending is None:
+        if sandbox.ending is None:  # it stays, so the second to come finds the end behind it
             sandbox.ending = self._tasks.spawn(self._end(sandbox, why))
         await asyncio.shield(sandbox.ending)
 
@@ -128,7 +125,7 @@ class Lifetimes:
 
     def arm(self, sandbox: Sandbox, at_least: float = 0.0) -> None:
         """One timer per sandbox, at the earlier of its two ends."""
-        if sandbox.state is SandboxState.DESTROYED or sandbox.ending is not None or sandbox not in self._records:
+        if sandbox.ending is not None or sandbox not in self._records:
             return
         if sandbox.timer is not None:
             sandbox.timer.cancel()

@@ -11,7 +11,7 @@ from typing import Protocol
 from app.core.backend import SandboxHandle
 from app.core.errors import BulkheadError, CapacityExceeded, NotFound
 from app.core.executions import Execution
-from app.core.models import ExecutionState, SandboxSpec, SandboxState, now
+from app.core.models import SandboxSpec, SandboxState, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +53,12 @@ class Sandbox:
         self.failure: BulkheadError | None = None
         self.handle: SandboxHandle | None = None
         self.executions: dict[str, Execution] = {}
+        self.running = 0  # executions; counted, as thousands of ended ones may be kept
         self.settled = asyncio.Event()  # no longer `creating`
         self.boot: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def running(self) -> int:
-        return sum(1 for e in self.executions.values() if e.state is ExecutionState.RUNNING)
 
     @property
     def over(self) -> bool:
@@ -102,8 +99,9 @@ class Records:
 
     def admit(self) -> None:
         """Makes room for one more. Raises CapacityExceeded."""
-        if sum(1 for s in self._records.values() if not s.over) >= self._capacity.sandboxes:
-            raise CapacityExceeded("sandboxes", self._capacity.sandboxes)
+        limit = self._capacity.sandboxes
+        if len(self._records) >= limit and sum(1 for s in self._records.values() if not s.over) >= limit:
+            raise CapacityExceeded("sandboxes", limit)
         if len(self._records) >= self._capacity.records:
             oldest = next((s for s in self._records.values() if s.over), None)
             if oldest is None:

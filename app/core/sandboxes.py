@@ -182,6 +182,7 @@ class Sandboxes:
         self._sequence += 1
         execution = Execution(execution_id or new_id("exe_"), sandbox.id, self._sequence, command, logs)
         sandbox.executions[execution.id] = execution
+        sandbox.running += 1
         self._tasks.spawn(self._run(sandbox, handle, execution, logs))
         return execution
 
@@ -197,6 +198,7 @@ class Sandboxes:
         try:
             await execution.run(start)
         finally:
+            sandbox.running -= 1
             if execution.failure is not None:  # nothing was started, whether or not its client is still there
                 sandbox.executions.pop(execution.id, None)
             elif execution.exit is not None:
@@ -222,9 +224,10 @@ class Sandboxes:
     async def aclose(self) -> None:
         """Destroys everything, and waits for it."""
         self._closing = True
-        await asyncio.gather(
-            *(self.destroy(sandbox, "the service is stopping") for sandbox in self), return_exceptions=True
-        )
+        for _ in range(2):  # an attempt that was under way may fail for a reason that is over
+            await asyncio.gather(
+                *(self.destroy(sandbox, "the service is stopping") for sandbox in self), return_exceptions=True
+            )
         for sandbox in self:
             self._records.forget(sandbox)
         await self._tasks.aclose()

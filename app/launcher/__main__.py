@@ -5,6 +5,7 @@ Order: what needs the host (groups, socket) first, then into the template, then 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -14,7 +15,7 @@ import _socket
 
 from app.launcher import cgroup, config, mounts
 from app.launcher.server import Server
-from app.launcher.syscalls import PR_CAPBSET_DROP, PR_SET_PDEATHSIG, prctl
+from app.launcher.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 
 
 def main(config_fd: int, parent: int) -> None:
@@ -28,6 +29,7 @@ def main(config_fd: int, parent: int) -> None:
     for name in (_signal.SIGINT, _signal.SIGHUP):
         _signal.signal(name, _signal.SIG_DFL)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+    _hide_command_line()
     tree = cgroup.open_tree(settings.cgroup_parent)
     tree.clean()
     listener = _listen(settings)
@@ -48,6 +50,18 @@ def main(config_fd: int, parent: int) -> None:
     gc.disable()
     os.write(1, b"ready\n")
     server.serve(wake)
+
+
+def _hide_command_line() -> None:
+    """PID 1 of a sandbox is a copy of this process, and anybody inside may read its command line: it must not tell
+    where on the host the service is installed. proc_pid_stat(5), fields 48 and 49, is where the kernel reads it from."""
+    name = b"bulkhead"
+    with open("/proc/self/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    begin, end = int(fields[45]), int(fields[46])
+    ctypes.memset(begin, 0, end - begin)
+    ctypes.memmove(begin, name, len(name))
+    prctl(PR_SET_NAME, ctypes.c_char_p(name))
 
 
 def _listen(settings: config.Config) -> _socket.socket:

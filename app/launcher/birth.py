@@ -11,6 +11,7 @@ import _socket
 from app.launcher import cgroup, confine, landlock, probe
 from app.launcher.config import Config
 from app.launcher.held import HeldSandbox
+from app.launcher.mounts import INSIDE_ID
 from app.launcher.protocol import GO, READY, STEP_FAILED, CreatePlan, Writer
 from app.launcher.steps import Room
 from app.launcher.syscalls import CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, clone3
@@ -88,8 +89,11 @@ class Nursery:
         """One uid and one gid of the host, as 1000 inside. Nothing else exists in there, root least of all."""
         if self._user_namespace:
             for name in ("uid_map", "gid_map"):
-                with open(f"/proc/{pid}/{name}", "wb", buffering=0) as file:
-                    file.write(f"1000 {uid} 1".encode())
+                descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(descriptor, f"{INSIDE_ID} {uid} 1".encode())
+                finally:
+                    os.close(descriptor)
 
     def _become_worker(
         self, plan: CreatePlan, owner: _socket.socket, channel: _socket.socket, groups: cgroup.Room, uid: int

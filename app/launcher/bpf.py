@@ -26,7 +26,8 @@ def refuse(errno: int) -> Node:
     return (RETURN, 0x00050000 | errno, None, None)
 
 
-def load(offset: int, then: Node) -> Node:
+def looking_at(offset: int, then: Node) -> Node:
+    """`then`, whose first test is of the word at the offset."""
     return (LOAD, offset, then, None)
 
 
@@ -37,12 +38,12 @@ def when(argument: int, values: tuple[int, ...], then: Node, otherwise: Node, ma
         test = (EQUAL, value, then, test)
     if mask != WORD:
         test = (AND, mask, test, None)
-    return load(ARGUMENTS + ARGUMENT_SIZE * argument, test)
+    return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, test)
 
 
 def when_any_bit(argument: int, bits: int, then: Node, otherwise: Node) -> Node:
     """`then` if the low half of the argument has one of the bits."""
-    return load(ARGUMENTS + ARGUMENT_SIZE * argument, (ANY_BIT, bits, then, otherwise))
+    return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, (ANY_BIT, bits, then, otherwise))
 
 
 def search(stretches: list[tuple[int, Node]]) -> Node:

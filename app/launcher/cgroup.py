@@ -191,11 +191,11 @@ def open_tree(parent: str) -> Tree:
             continue  # read-only or not ours: the layer is missing, and `layers` says so
         hierarchies.append(Hierarchy(controllers, descriptor))
         if "memory" in controllers:
-            has_swap_limit = _can_limit_swap(version, descriptor)
+            has_swap_limit = can_limit_swap(version, descriptor)
     return Tree(version, hierarchies, has_swap_limit)
 
 
-def _can_limit_swap(version: int, parent: int) -> bool:
+def can_limit_swap(version: int, parent: int) -> bool:
     name = "memory.memsw.limit_in_bytes" if version == 1 else "memory.swap.max"
     try:
         os.stat(name, dir_fd=parent)
@@ -254,7 +254,7 @@ class Room:
                 try:
                     _write(f"{room}/{name}", at, str(value))
                 except FileNotFoundError:
-                    pass  # version 2, no swap accounting and no swap: see _can_limit_swap
+                    pass  # version 2, no swap accounting and no swap: see can_limit_swap
         if "pids" in hierarchy.controllers:
             _write(f"{room}/pids.max", at, str(processes))
             self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)

@@ -36,7 +36,7 @@ OWN = "/.bulkhead"  # the launcher's few things inside the template: mask source
 CANARY = OWN + "/canary"
 # The system directories that a merged-/usr host has as links into /usr, and other hosts as directories of their own.
 SYSTEM_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+DEVICES = ("null", "zero", "full", "random", "urandom")
 # Below a read-only /proc these are still worth hiding: they tell about the host, or its keys, to anybody who reads.
 MASKED_FILES = (
     "kcore", "keys", "key-users", "kallsyms", "kmsg", "sysrq-trigger", "timer_list", "sched_debug", "latency_stats",

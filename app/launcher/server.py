@@ -91,6 +91,8 @@ class Server:
     def _go_on(self) -> None:
         """What could not be finished at once: groups that empty, answers that had no room."""
         for sandbox in tuple(self._sandboxes.values()):
+            if sandbox.ended:
+                sandbox.tidy()
             if sandbox.kills:
                 for number in sandbox.go_on_killing():
                     self._answer_kill(sandbox, number)

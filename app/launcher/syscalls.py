@@ -47,22 +47,22 @@ MNT_DETACH = 2
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 24, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_syscall = _libc.syscall
+_syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
+# Fixed types halve the cost of a call (1.8 us instead of 3.6, measured; a sandbox needs about 150). c_void_p takes
+# integers, None, bytes and ctypes buffers; no call here has more than five arguments.
+_syscall.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
 
 
-def syscall(number: int, *args: object) -> int:
-    """Integers, None (NULL), bytes and ctypes buffers are passed as they are; integers must fit a long.
-
-    Raises OSError.
-    """
-    result: int = _syscall(
-        ctypes.c_long(number), *(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)
-    )
+def syscall(
+    number: int, first: object = 0, second: object = 0, third: object = 0, fourth: object = 0, fifth: object = 0
+) -> int:
+    """Arguments are integers, None (NULL), bytes or ctypes buffers. Raises OSError."""
+    result: int = _syscall(number, first, second, third, fourth, fifth)
     if result == -1:
         number_of_error = ctypes.get_errno()
         raise OSError(number_of_error, os.strerror(number_of_error))
@@ -94,8 +94,8 @@ def pivot_root(new: str, old: str) -> None:
     syscall(NR_PIVOT_ROOT, os.fsencode(new), os.fsencode(old))
 
 
-def prctl(option: int, *args: int) -> int:
-    return syscall(NR_PRCTL, option, *args, *((0,) * (4 - len(args))))
+def prctl(option: int, *args: object) -> int:
+    return syscall(NR_PRCTL, option, *args)
 
 
 def unshare(flags: int) -> None:
@@ -110,8 +110,8 @@ def sethostname(name: bytes) -> None:
     syscall(NR_SETHOSTNAME, name, len(name))
 
 
-def close_from(first: int) -> None:
-    syscall(NR_CLOSE_RANGE, first, 0xFFFFFFFF, 0)
+def close_range(first: int, last: int) -> None:
+    syscall(NR_CLOSE_RANGE, first, last, 0)
 
 
 def set_user_ids(uid: int) -> None:
@@ -129,9 +129,7 @@ def kill_by_pidfd(pidfd: int, signal_number: int) -> None:
 
 def drop_capabilities() -> None:
     """Effective, permitted and inheritable sets of the caller become empty, capset(2), version 3."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
-    syscall(NR_CAPSET, header, data)
+    syscall(NR_CAPSET, (0x20080522).to_bytes(4, "little") + bytes(4), bytes(24))
 
 
 def clone3(flags: int) -> tuple[int, int]:

@@ -70,6 +70,7 @@ class House:
         await self.sandboxes.aclose()
         assert self.backend.alive == []
         await no_tasks_left()
+        assert timers() == []
 
     async def create(self, wanted: SandboxSpec = SPEC, sandbox_id: str | None = None) -> Sandbox:
         sandbox, _ = self.sandboxes.create(wanted, sandbox_id)
@@ -82,6 +83,13 @@ class House:
 
     def program(self, execution: Execution) -> NullExecution:
         return self.backend.sandboxes[execution.sandbox_id].executions[execution.id]
+
+
+def timers() -> list[str]:
+    """What the records and lifetimes still have in the loop's clock; it has no public list of them."""
+    handles = getattr(asyncio.get_running_loop(), "_scheduled")  # noqa: B009 - not in the type either
+    names = [getattr(handle._callback, "__qualname__", "") for handle in handles if not handle.cancelled()]
+    return [name for name in names if name.startswith(("Lifetimes", "Records"))]
 
 
 async def no_tasks_left() -> None:

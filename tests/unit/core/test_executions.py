@@ -19,6 +19,7 @@ from app.core.errors import (
 )
 from app.core.executions import Execution
 from app.core.models import Channel, ExecutionState, Exit, ExitReason, SandboxState
+from app.core.output import Output
 from app.core.policy import Limits
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
@@ -52,6 +53,7 @@ async def test_execution_ends_once_with_code_output_and_times() -> None:
         assert all(log.closed for log in execution.logs.values())
         await house.sandboxes.destroy(sandbox)
         assert execution.exit is ended
+        assert sandbox.running == 0
         assert house.notes.executions == ["started", "exited 0"]
 
 
@@ -154,6 +156,7 @@ async def test_start_that_the_runtime_could_not_do_is_raised_to_all_and_leaves_n
         calls = (house.sandboxes.execute(sandbox, command("echo"), "e1") for _ in range(3))
         assert await asyncio.gather(*calls, return_exceptions=True) == [GONE] * 3
         assert sandbox.executions == {}
+        assert sandbox.running == 0
         assert house.notes.executions == []
         house.backend.execute_error = None
         _, new = await house.sandboxes.execute(sandbox, command("echo"), "e1")
@@ -350,6 +353,50 @@ async def test_delete_of_an_execution_that_is_still_starting_ends_it() -> None:
         assert house.backend.alive == [sandbox.id]
 
 
+async def test_signal_and_stdin_of_an_execution_that_is_still_starting_wait_for_it() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.execute_gate = Gate()
+        call = asyncio.create_task(house.sandboxes.execute(sandbox, command("cat", stdin=True), "e1"))
+        await house.backend.execute_gate.reached.wait()
+        execution = sandbox.executions["e1"]
+        feeding = asyncio.create_task(execution.grip_stdin(take=False).write(b"early"))
+        await steps(3)
+        assert not feeding.done()
+        signalling = asyncio.create_task(execution.signal(15))
+        await steps(3)
+        assert not signalling.done()
+        house.backend.execute_gate.open()
+        await asyncio.gather(feeding, signalling, call)
+        await execution.wait()
+        assert exit_of(execution).signal == "SIGTERM"
+        assert execution.stdin_bytes == 5
+
+
+async def test_follower_of_an_execution_sees_all_of_it_and_then_its_end() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "silent-then", "both", "200000")
+        seen = dict.fromkeys(Channel, b"")
+        with execution.follow({Channel.STDOUT: 0, Channel.STDERR: 100}) as follower:
+            house.backend.release(execution.id)
+            while (item := await follower.next()) is not None:
+                assert isinstance(item, Output)
+                seen[item.channel] += item.data
+        assert execution.exit is not None
+        assert seen == {Channel.STDOUT: pattern(200_000), Channel.STDERR: pattern(200_000)[100:]}
+
+
+async def test_executions_are_numbered_in_their_order() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        runs = [await house.start(sandbox, "echo") for _ in range(3)]
+        numbers = [run.sequence for run in runs]
+        assert numbers == sorted(set(numbers))
+        assert list(sandbox.executions.values()) == runs
+        assert [run.id for run in runs] == sorted(run.id for run in runs)
+
+
 async def test_kill_that_the_runtime_could_not_do_is_told_and_the_program_runs_on() -> None:
     async with House() as house:
         execution = await house.start(await house.create(), "sleep")
@@ -479,3 +526,14 @@ async def test_sandbox_state_does_not_change_when_its_program_fails() -> None:
         execution = await house.start(sandbox, "exit", "1")
         await execution.wait()
         assert sandbox.state is SandboxState.RUNNING
+
+
+async def test_stop_does_not_wait_for_a_kill_that_hangs_after_its_program_ended() -> None:
+    house = House()
+    house.backend.kill_gate = Gate()
+    execution = await house.start(await house.create(), "silent-then", "exit", "0", timeout_seconds=0.001)
+    await house.backend.kill_gate.reached.wait()
+    house.backend.release(execution.id)
+    await execution.wait()
+    assert exit_of(execution).reason is ExitReason.EXITED
+    await house.close()

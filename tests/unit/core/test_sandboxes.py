@@ -21,7 +21,7 @@ from app.core.errors import (
 from app.core.models import ExitReason, SandboxState
 from app.core.sandboxes import Sandbox
 from tests.null_backend import Gate
-from tests.unit.core.support import House, command, no_tasks_left, spec, steps, text, until
+from tests.unit.core.support import House, command, no_tasks_left, spec, steps, text, timers, until
 
 FAILURE = LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM")
 
@@ -37,6 +37,7 @@ async def test_created_sandbox_runs_and_has_a_sortable_id() -> None:
         second = await house.create()
         assert first.state is SandboxState.RUNNING
         assert first.id < second.id
+        assert first.sequence < second.sequence
         assert list(house.sandboxes) == [first, second]
         assert house.backend.alive == sorted([first.id, second.id])
         assert house.notes.sandboxes == ["created", "created"]
@@ -216,6 +217,7 @@ async def test_destroy_is_idempotent_and_everybody_waits_for_the_same_end() -> N
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "sleep")
+        clock = sandbox.timer
         house.backend.destroy_gate = Gate()
         both = asyncio.gather(house.sandboxes.destroy(sandbox, "first"), house.sandboxes.destroy(sandbox, "second"))
         await house.backend.destroy_gate.reached.wait()
@@ -224,6 +226,12 @@ async def test_destroy_is_idempotent_and_everybody_waits_for_the_same_end() -> N
         await both
         await house.sandboxes.destroy(sandbox)
         assert house.backend.alive == []
+        assert sandbox.handle is None
+        assert clock is not None
+        assert clock.cancelled()
+        await steps(5)
+        assert len(house.sandboxes._tasks) == 0
+        assert timers() == ["Records.forget"]
         assert (sandbox.state, sandbox.state_reason) == (SandboxState.DESTROYED, "first")
         assert execution.exit is not None
         assert (execution.exit.reason, execution.exit.detail) == (ExitReason.KILLED, "first")
@@ -404,6 +412,51 @@ async def test_use_puts_the_idle_end_off() -> None:
         house.sandboxes._lifetimes._expire(sandbox)  # a timer that was set before the use
         await steps(5)
         assert sandbox.state is SandboxState.RUNNING
+
+
+async def test_boot_is_not_idleness_and_the_idle_clock_starts_at_its_end() -> None:
+    async with House() as house:
+        house.backend.create_gate = Gate()
+        sandbox, _ = house.sandboxes.create(spec(idle_seconds=0.001))
+        await house.backend.create_gate.reached.wait()
+        assert house.sandboxes._lifetimes._seconds_left(sandbox) > 1000
+        house.backend.create_gate.open()
+        await house.sandboxes.wait_created(sandbox, 60)
+        assert sandbox.last_active_at > sandbox.created_at
+        assert await expired(sandbox) == "the sandbox expired: it was idle"
+
+
+async def test_everything_that_is_done_to_a_sandbox_counts_as_activity() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        seen = [sandbox.last_active_at]
+        execution = await house.start(sandbox, "silent-then", "echo")
+        seen.append(sandbox.last_active_at)
+        house.sandboxes.execution(sandbox.id, execution.id)
+        seen.append(sandbox.last_active_at)
+        house.backend.release(execution.id)
+        await execution.wait()
+        await steps(2)
+        seen.append(sandbox.last_active_at)
+        assert seen == sorted(set(seen)), "each of them is later than the one before"
+        house.sandboxes.get(sandbox.id)
+        assert sandbox.last_active_at == seen[-1], "a look from outside is none"
+
+
+async def test_expired_sandbox_that_cannot_be_destroyed_is_tried_again_without_haste() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
+        sandbox.expires_at = sandbox.created_at
+        house.sandboxes._lifetimes._expire(sandbox)
+        assert sandbox.timer is not None
+        first = sandbox.timer
+        await until(lambda: sandbox.timer is not first)
+        await until(lambda: sandbox.ending is None)
+        assert 4 < sandbox.timer.when() - asyncio.get_running_loop().time() < 6
+        house.backend.destroy_error = None
+        house.sandboxes._lifetimes._expire(sandbox)
+        assert await expired(sandbox) == "the sandbox expired: its ttl passed"
 
 
 async def test_longer_ttl_counts_anew_from_now() -> None:

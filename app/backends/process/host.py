@@ -1,0 +1,138 @@
+"""`bulkhead probe`: what this host offers to the process runtime, layer by layer, with the cure for what is missing.
+
+Everything is tried, in a child process that is thrown away; nothing is guessed from configuration files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from app.launcher import cgroup, landlock, probe
+from app.launcher.syscalls import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    NR_SECCOMP,
+    syscall,
+    unshare,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer. `optional`: an operator may give it up by name (BULKHEAD_PROCESS__ACCEPT_MISSING)."""
+
+    layer: str
+    available: bool
+    detail: str
+    cure: str | None = None
+    optional: bool = False
+
+
+_NAMESPACES = (
+    ("mount", CLONE_NEWNS),
+    ("pid", CLONE_NEWPID),
+    ("network", CLONE_NEWNET),
+    ("ipc", CLONE_NEWIPC),
+    ("uts", CLONE_NEWUTS),
+    ("cgroup", CLONE_NEWCGROUP),
+)
+_KERNEL_CURE = "a kernel of 6.12 or later with CONFIG_SECURITY_LANDLOCK=y and landlock in the lsm= list"
+
+
+def probe_host() -> list[LayerReport]:
+    """Every layer, in the order in which a sandbox enters them."""
+    return [_root(), _user_namespace(), *_namespaces(), *_landlock(), _seccomp(), *_cgroups()]
+
+
+def _in_child(attempt: Callable[[], object]) -> str:
+    """Empty when it worked, else the kernel's word. The attempt's effects die with the child."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            attempt()
+        except OSError as error:
+            os.write(write, (error.strerror or str(error)).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+def _root() -> LayerReport:
+    if os.geteuid() == 0:
+        return LayerReport("root", True, "started as root; the gateway gives it up before it listens")
+    return LayerReport("root", False, f"started as uid {os.geteuid()}", "start the service with sudo or as a unit")
+
+
+def _user_namespace() -> LayerReport:
+    if probe.can_make_user_namespaces():
+        return LayerReport("user_namespace", True, "can be made", optional=True)
+    cure = "sysctl user.max_user_namespaces > 0; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or root"
+    return LayerReport("user_namespace", False, "the kernel refuses it", cure, optional=True)
+
+
+def _namespaces() -> list[LayerReport]:
+    reports = []
+    for name, flag in _NAMESPACES:
+        refused = _in_child(partial(unshare, flag))
+        cure = "root (CAP_SYS_ADMIN), and a container that allows unshare" if refused else None
+        reports.append(LayerReport(f"{name}_namespace", not refused, refused or "can be made", cure))
+    return reports
+
+
+def _landlock() -> list[LayerReport]:
+    version = landlock.abi()
+    wants = (
+        ("landlock", version >= 1, f"ABI {version}"),
+        ("landlock_tcp", bool(landlock.handled_network(version)), "TCP rights came with ABI 4 (Linux 6.7)"),
+        ("landlock_scopes", bool(landlock.handled_scopes(version)), "scopes came with ABI 6 (Linux 6.12)"),
+    )
+    return [
+        LayerReport(name, there, f"ABI {version}" if there else detail, None if there else _KERNEL_CURE, optional=True)
+        for name, there, detail in wants
+    ]
+
+
+def _seccomp() -> LayerReport:
+    try:
+        syscall(NR_SECCOMP, 2, 0, (0x7FFF0000).to_bytes(4, "little"))  # is the action ALLOW known?
+    except OSError as error:
+        return LayerReport("seccomp", False, str(error.strerror), "a kernel with CONFIG_SECCOMP_FILTER=y")
+    return LayerReport("seccomp", True, "filters can be loaded")
+
+
+def _cgroups() -> list[LayerReport]:
+    version, places = cgroup.locate(
+        Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
+    )
+    writable = {name: os.access(folder, os.W_OK) for names, folder in places for name in names}
+    reports = []
+    for name in ("memory", "pids", "cpu"):
+        there = writable.get(name, False)
+        detail = f"version {version}" if there else f"version {version}: not there, or not writable"
+        cure = None if there else "root with a writable cgroup mount (a unit with Delegate=yes)"
+        reports.append(LayerReport(f"cgroup_{name}", there, detail, cure, optional=True))
+    memory = next((folder for names, folder in places if "memory" in names), None)
+    swap = memory is not None and _swap_limited(version, memory)
+    cure = None if swap else "boot with swapaccount=1, or swapoff -a"
+    reports.append(LayerReport("swap_limit", swap, "in force" if swap else "no memsw limit", cure, optional=True))
+    return reports
+
+
+def _swap_limited(version: int, folder: str) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return cgroup.can_limit_swap(version, descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,12 @@
+"""The house stands: one command, from the request to the kernel and back."""
+
+from __future__ import annotations
+
+from tests.service import Service
+
+
+def test_a_command_runs_and_its_output_comes_back(service: Service, sandbox: str) -> None:
+    done = service.run(sandbox, "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert done["exit"]["reason"] == "exited"
+    assert done["exit"]["code"] == 3
+    assert (done["stdout"], done["stderr"]) == ("out\n", "err\n")

@@ -1,0 +1,133 @@
+"""The real service for tests: `bulkhead serve` as a child process on a free loopback port, with its own data folder."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Service:
+    """Use as a context manager. `log` holds every line that it printed; `url` and `port` are known once it listens."""
+
+    def __init__(self, data: Path, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)],
+            cwd=PROJECT,
+            env=clean | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+        self._listening = threading.Event()
+        self.port = 0
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line.rstrip("\n"))
+            found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", line)
+            if found:
+                self.port = int(found[1])
+                self._listening.set()
+        self._listening.set()  # it ended: whoever waits must look
+
+    def wait_listening(self, seconds: float = 30) -> None:
+        assert self._listening.wait(seconds), "the service did not start in time"
+        assert self.port, "the service ended: " + "\n".join(self.log)
+
+    def children(self) -> dict[str, int]:
+        """Pids of the launcher and the gateway."""
+        found: dict[str, int] = {}
+        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            found["gateway" if b"app.gateway" in line else "launcher"] = int(pid)
+        return found
+
+    def call(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None, timeout: float = 60
+    ) -> tuple[int, Any]:
+        """(status, decoded JSON or None). A connection for each call: a test may kill the service between two."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            data = None if body is None else json.dumps(body)
+            kind = {} if body is None else {"content-type": "application/json"}
+            connection.request(method, path, data, {**kind, **(headers or {})})
+            answer = connection.getresponse()
+            raw = answer.read()
+        finally:
+            connection.close()
+        try:
+            return answer.status, json.loads(raw) if raw else None
+        except ValueError:
+            return answer.status, raw
+
+    def create(self, **body: Any) -> str:
+        status, answer = self.call("POST", "/sandboxes", body)
+        assert status == 201, answer
+        return str(answer["id"])
+
+    def run(self, sandbox: str, *command: str, wait: float = 30, **body: Any) -> dict[str, Any]:
+        """Runs a command to its end: the execution, with `stdout` and `stderr` as text (latin-1: no byte is lost)."""
+        status, answer = self.call("POST", f"/sandboxes/{sandbox}/executions", {"command": list(command), **body})
+        assert status == 201, answer
+        path = f"/sandboxes/{sandbox}/executions/{answer['id']}"
+        status, answer = self.call("GET", f"{path}?wait_seconds={wait}", timeout=wait + 30)
+        assert status == 200, answer
+        for channel in ("stdout", "stderr"):
+            answer[channel] = self.output(path, channel).decode("latin-1")
+        return dict(answer)
+
+    def output(self, path: str, channel: str = "stdout") -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", f"{path}/output?channel={channel}&limit=4194304")
+            answer = connection.getresponse()
+            data = answer.read()
+            assert answer.status == 200, data
+            return data
+        finally:
+            connection.close()
+
+    def stop(self, seconds: float = 30) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(seconds)
+        self._reader.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+    def __enter__(self) -> Service:
+        try:
+            self.wait_listening()
+        except BaseException:
+            self.process.kill()
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

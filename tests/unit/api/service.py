@@ -1,0 +1,195 @@
+"""The whole edge over a NullBackend: in process for HTTP, on a loopback port for WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+
+from app.api.deps import Patience
+from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy
+from app.core.registry import Registry
+from app.core.sandboxes import Capacity, Sandboxes
+from app.main import create_app
+from app.settings import Settings, load_settings
+from app.telemetry import Telemetry
+from tests.null_backend import NullBackend
+
+PROFILES = {
+    **DEFAULT_PROFILES,
+    "narrow": Policy(profile="narrow", filesystem=Filesystem(("/usr",), ("/workspace",))),
+}
+
+
+class Service:
+    def __init__(
+        self,
+        backends: list[NullBackend] | None = None,
+        *,
+        disabled: tuple[str, ...] = (),
+        capacity: Capacity | None = None,
+        settings: Settings | None = None,
+        key_hashes: tuple[str, ...] = (),
+        patience: Patience | None = None,
+    ) -> None:
+        self.backends = [NullBackend()] if backends is None else backends
+        self.log = io.StringIO()
+        self.telemetry = Telemetry(stream=self.log)
+        self.registry = Registry(self.backends, default="process", disabled=disabled)
+        self.sandboxes = Sandboxes(self.registry, capacity or Capacity(), self.telemetry)
+        self.app = create_app(
+            settings or load_settings(),
+            self.sandboxes,
+            self.registry,
+            telemetry=self.telemetry,
+            key_hashes=key_hashes,
+            profiles=PROFILES,
+            patience=patience,
+        )
+
+    @property
+    def backend(self) -> NullBackend:
+        return self.backends[0]
+
+    @property
+    def logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+    @asynccontextmanager
+    async def client(self, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+        transport = httpx.ASGITransport(self.app)
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", **options) as client:
+                yield client
+        finally:
+            await self.sandboxes.aclose()
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[Door]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            self.app,
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=1024 * 1024,
+            ws_ping_interval=15,
+            ws_ping_timeout=None,
+            ws_per_message_deflate=False,
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        port: int = listener.getsockname()[1]
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                yield Door(self, client, port)
+        finally:
+            server.should_exit = True
+            await serving
+            listener.close()
+
+
+class Door:
+    """A running service and its address."""
+
+    def __init__(self, service: Service, client: httpx.AsyncClient, port: int) -> None:
+        self.service = service
+        self.client = client
+        self.port = port
+
+    async def start(self, *command: str, sandbox: str | None = None, **body: Any) -> str:
+        """Starts a command, in a new sandbox by default; the path of its execution."""
+        if sandbox is None:
+            sandbox = (await self.client.post("/sandboxes", json={})).json()["id"]
+        answer = await self.client.post(f"/sandboxes/{sandbox}/executions", json={"command": list(command), **body})
+        assert answer.status_code == 201, answer.text
+        return answer.headers["location"]
+
+    def stream(self, path: str, query: str = "", **options: Any) -> connect:
+        options.setdefault("compression", None)
+        options.setdefault("max_size", None)
+        return connect(f"ws://127.0.0.1:{self.port}{path}/stream{query}", proxy=None, **options)
+
+
+async def frames_of(socket_: ClientConnection) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
+    """Everything until the close: text frames in order, and the bytes of each channel."""
+    texts: list[dict[str, Any]] = []
+    channels = {1: b"", 2: b""}
+    async for frame in socket_:
+        if isinstance(frame, str):
+            texts.append(json.loads(frame))
+        else:
+            assert len(frame) <= 64 * 1024 + 1
+            channels[frame[0]] += frame[1:]
+    return texts, channels
+
+
+async def text_of(socket_: ClientConnection) -> dict[str, Any]:
+    """The next frame, which must be text."""
+    frame = await socket_.recv()
+    assert isinstance(frame, str), frame[:64]
+    found: dict[str, Any] = json.loads(frame)
+    return found
+
+
+async def create(client: httpx.AsyncClient, **body: Any) -> str:
+    answer = await client.post("/sandboxes", json=body)
+    assert answer.status_code in {200, 201}, answer.text
+    found: str = answer.json()["id"]
+    return found
+
+
+async def start(client: httpx.AsyncClient, sandbox_id: str, *command: str, **body: Any) -> str:
+    """The path of the new execution."""
+    answer = await client.post(f"/sandboxes/{sandbox_id}/executions", json={"command": list(command), **body})
+    assert answer.status_code == 201, answer.text
+    path: str = answer.headers["location"]
+    return path
+
+
+async def call(
+    app: Any, method: str, path: str, incoming: list[dict[str, Any]], headers: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """One request by hand: what the server would hand over, message by message, then silence; what was sent back."""
+    sent: list[dict[str, Any]] = []
+    waiting = iter(incoming)
+
+    async def receive() -> dict[str, Any]:
+        message = next(waiting, None)
+        if message is None:
+            await asyncio.Event().wait()
+        assert message is not None
+        return message
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    given = {"host": "localhost", "content-type": "application/json"} | (headers or {})
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in given.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+        "state": {},
+    }
+    await app(scope, receive, send)
+    return sent

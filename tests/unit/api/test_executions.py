@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from app.api import schemas
+from app.core.backend import Capability, CommandLimits
+from app.core.errors import BackendUnavailable
+from app.core.sandboxes import Capacity
+from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
+from tests.unit.api.service import Service, call, create, start
+
+
+async def test_start_answers_201_with_location_and_no_exit_while_it_runs() -> None:
+    async with Service().client() as client:
+        sandbox = await create(client)
+        answer = await client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["sleep"]})
+        assert answer.status_code == 201
+        body = answer.json()
+        assert answer.headers["location"] == f"/sandboxes/{sandbox}/executions/{body['id']}"
+        schemas.Execution.model_validate_json(answer.content)
+        assert "exit" not in body
+        assert (body["state"], body["ended_at"], body["sandbox_id"]) == ("running", None, sandbox)
+        assert (await client.get(f"/sandboxes/{sandbox}")).json()["executions"] == {"running": 1, "total": 1}
+
+
+async def test_an_ended_execution_has_exit_and_byte_counts() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "echo", "hello")
+        answer = await client.get(f"{path}?wait_seconds=10")
+        schemas.Execution.model_validate_json(answer.content)
+        body = answer.json()
+        assert body["state"] == "ended"
+        assert (body["exit"]["reason"], body["exit"]["code"], body["exit"]["signal"]) == ("exited", 0, None)
+        assert body["output"]["stdout"] == {"bytes": 6, "dropped_bytes": 0}
+
+
+async def test_a_command_that_cannot_be_started_is_201_and_ends_with_start_failed() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "missing")
+        body = (await client.get(f"{path}?wait_seconds=10")).json()
+        assert body["exit"]["reason"] == "start_failed"
+        assert "ENOENT" in body["exit"]["detail"]
+
+
+async def test_the_same_id_with_the_same_command_is_the_same_execution() -> None:
+    async with Service().client() as client:
+        path = f"/sandboxes/{await create(client)}/executions"
+        first = await client.post(path, json={"id": "job", "command": ["echo", "x"]})
+        again = await client.post(path, json={"id": "job", "command": ["echo", "x"]})
+        other = await client.post(path, json={"id": "job", "command": ["echo", "y"]})
+        assert [first.status_code, again.status_code, other.status_code] == [201, 200, 409]
+        assert again.json()["started_at"] == first.json()["started_at"]
+        assert len((await client.get(path)).json()["items"]) == 1
+
+
+async def test_env_and_workdir_of_the_sandbox_are_defaults() -> None:
+    async with Service().client() as client:
+        sandbox = await create(client, env={"A": "1", "B": "1"}, workdir="/tmp")
+        path = await start(client, sandbox, "env", env={"B": "2"})
+        await client.get(f"{path}?wait_seconds=10")
+        assert (await client.get(f"{path}/output")).text == "A=1\nB=2\n"
+        for given, seen in (({}, "/tmp\n"), ({"workdir": "/workspace//a"}, "/workspace/a\n")):
+            path = await start(client, sandbox, "pwd", **given)
+            await client.get(f"{path}?wait_seconds=10")
+            assert (await client.get(f"{path}/output")).text == seen
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/command"),
+        ({"command": []}, "/command"),
+        ({"command": [""]}, "/command"),
+        ({"command": "echo"}, "/command"),
+        ({"command": ["echo", 1]}, "/command/1"),
+        ({"command": ["echo", "a\0b"]}, "/command/1"),
+        ({"command": ["echo", "x" * 140_000]}, "/command/1"),
+        ({"command": ["x"] * 70_000}, "/command"),
+        ({"command": ["echo", *["x" * 100_000] * 25]}, "/command"),
+        ({"command": ["echo"], "env": {f"K{n}": "" for n in range(100_000)}}, "/env"),
+        ({"command": ["echo"], "env": {"A": None}}, "/env/A"),
+        ({"command": ["echo"], "workdir": "x"}, "/workdir"),
+        ({"command": ["echo"], "workdir": "/.."}, "/workdir"),
+        ({"command": ["echo"], "timeout_seconds": 0}, "/timeout_seconds"),
+        ({"command": ["echo"], "timeout_seconds": "1"}, "/timeout_seconds"),
+        ({"command": ["echo"], "stdin": "pipe"}, "/stdin"),
+        ({"command": ["echo"], "stdin": True}, "/stdin"),
+        ({"command": ["echo"], "tty": {"rows": 1, "cols": 1}}, "/tty"),
+        ({"command": ["echo"], "id": "NO"}, "/id"),
+        ({"command": ["echo"], "on_output_limit": "ignore"}, "/on_output_limit"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+async def test_a_wrong_field_is_named_and_nothing_is_started(body: Any, pointer: str) -> None:
+    service = Service()
+    async with service.client() as client:
+        path = f"/sandboxes/{await create(client)}/executions"
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 422, answer.text
+        problem = answer.json()
+        assert problem["type"] == "/problems/invalid_request"
+        assert problem["errors"][0]["pointer"] == pointer
+        assert len(answer.content) < 20_000
+        assert (await client.get(path)).json()["items"] == []
+
+
+async def test_a_timeout_above_wall_seconds_is_refused() -> None:
+    async with Service().client() as client:
+        sandbox = await create(client, limits={"wall_seconds": 10})
+        answer = await client.post(
+            f"/sandboxes/{sandbox}/executions", json={"command": ["echo"], "timeout_seconds": 10.5}
+        )
+        problem = answer.json()
+        assert (problem["type"], problem["field"], problem["ceiling"]) == (
+            "/problems/limit_too_high",
+            "timeout_seconds",
+            10,
+        )
+
+
+async def test_timeout_ends_the_execution() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "sleep", timeout_seconds=0.01)
+        assert (await client.get(f"{path}?wait_seconds=10")).json()["exit"]["reason"] == "timeout"
+
+
+async def test_the_runtimes_own_limits_hold_before_anything_is_started() -> None:
+    service = Service([NullBackend(command_limits=CommandLimits(argument_bytes=10, arguments=3))])
+    async with service.client() as client:
+        path = f"/sandboxes/{await create(client)}/executions"
+        assert (await client.post(path, json={"command": ["echo", "x" * 11]})).json()["errors"][0]["pointer"] == (
+            "/command/1"
+        )
+        assert (await client.post(path, json={"command": ["echo"] * 4})).json()["errors"][0]["pointer"] == "/command"
+
+
+async def test_open_stdin_on_a_runtime_without_it_is_refused() -> None:
+    service = Service([NullBackend(capabilities=CAPABILITIES - {Capability.STDIN})])
+    async with service.client() as client:
+        answer = await client.post(
+            f"/sandboxes/{await create(client)}/executions", json={"command": ["cat"], "stdin": "open"}
+        )
+        assert answer.json()["type"] == "/problems/capability_missing"
+        assert answer.json()["missing"] == ["stdin"]
+
+
+async def test_start_on_a_creating_sandbox_waits_and_then_is_409() -> None:
+    service = Service()
+    gate = service.backend.create_gate = Gate()
+    async with service.client() as client:
+        sandbox = (await client.post("/sandboxes?wait_seconds=0", json={})).json()["id"]
+        answer = await client.post(f"/sandboxes/{sandbox}/executions?wait_seconds=0", json={"command": ["echo"]})
+        assert (answer.status_code, answer.json()["state"]) == (409, "creating")
+        held = asyncio.create_task(client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["echo"]}))
+        await gate.reached.wait()
+        gate.open()
+        assert (await held).status_code == 201
+
+
+async def test_start_in_a_destroyed_sandbox_is_409() -> None:
+    async with Service().client() as client:
+        sandbox = await create(client)
+        await client.delete(f"/sandboxes/{sandbox}")
+        answer = await client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["echo"]})
+        assert (answer.status_code, answer.json()["state"]) == (409, "destroyed")
+
+
+async def test_executions_over_the_operators_limits_are_429() -> None:
+    async with Service(capacity=Capacity(executions_running=1)).client() as client:
+        sandbox = await create(client)
+        await start(client, sandbox, "sleep")
+        answer = await client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["echo"]})
+        assert answer.status_code == 429
+
+
+async def test_a_runtime_that_fails_is_a_problem_and_leaves_no_execution() -> None:
+    service = Service()
+    async with service.client() as client:
+        sandbox = await create(client)
+        service.backend.execute_error = BackendUnavailable("process", "the launcher is gone")
+        answer = await client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["echo"]})
+        assert answer.status_code == 503
+        assert (await client.get(f"/sandboxes/{sandbox}/executions")).json()["items"] == []
+
+
+async def test_an_execution_that_its_client_hangs_up_on_runs_and_is_listed() -> None:
+    service = Service()
+    async with service.client() as client:
+        sandbox = await create(client)
+        gate = service.backend.execute_gate = Gate()
+        body = {"type": "http.request", "body": b'{"command":["echo","hi"]}'}
+        asking = asyncio.create_task(
+            call(service.app, "POST", f"/sandboxes/{sandbox}/executions", [body, {"type": "http.disconnect"}])
+        )
+        await gate.reached.wait()
+        gate.open()
+        await asking
+        (item,) = (await client.get(f"/sandboxes/{sandbox}/executions")).json()["items"]
+        path = f"/sandboxes/{sandbox}/executions/{item['id']}"
+        assert (await client.get(f"{path}?wait_seconds=10")).json()["exit"]["code"] == 0
+
+
+async def test_executions_are_listed_oldest_first_in_pages() -> None:
+    async with Service().client() as client:
+        sandbox = await create(client)
+        ids = [(await start(client, sandbox, "echo")).rsplit("/", 1)[1] for _ in range(5)]
+        path = f"/sandboxes/{sandbox}/executions"
+        first = (await client.get(f"{path}?limit=3")).json()
+        rest = (await client.get(f"{path}?limit=3&cursor={first['next_cursor']}")).json()
+        assert [i["id"] for i in first["items"] + rest["items"]] == ids
+        assert rest["next_cursor"] is None
+        schemas.ExecutionList.model_validate_json(json.dumps(first))
+
+
+async def test_wait_seconds_of_an_execution_is_at_most_60() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "sleep")
+        assert (await client.get(f"{path}?wait_seconds=61")).json()["errors"][0]["pointer"] == "query/wait_seconds"
+        assert "exit" not in (await client.get(f"{path}?wait_seconds=0.01")).json()
+
+
+# --- signal and kill
+
+
+async def test_a_signal_reaches_the_program_by_any_name() -> None:
+    async with Service().client() as client:
+        for name in ("SIGINT", "INT", "sigint"):
+            path = await start(client, await create(client), "sleep")
+            assert (await client.post(f"{path}/signal", json={"signal": name})).status_code == 204
+            exit_ = (await client.get(f"{path}?wait_seconds=10")).json()["exit"]
+            assert (exit_["reason"], exit_["signal"], exit_["code"]) == ("signaled", "SIGINT", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [({"signal": "SIGNOPE"}, "/signal"), ({"signal": 2}, "/signal"), ({}, "/signal"), ({"signal": "INT", "x": 1}, "/x")],
+)
+async def test_an_unknown_signal_is_refused_and_nothing_is_sent(body: Any, pointer: str) -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "sleep")
+        assert (await client.post(f"{path}/signal", json=body)).json()["errors"][0]["pointer"] == pointer
+        assert (await client.get(path)).json()["state"] == "running"
+
+
+async def test_a_signal_after_the_end_is_409_with_the_state() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "echo")
+        await client.get(f"{path}?wait_seconds=10")
+        answer = await client.post(f"{path}/signal", json={"signal": "TERM"})
+        assert (answer.status_code, answer.json()["state"]) == (409, "ended")
+
+
+async def test_delete_kills_everything_and_is_repeatable() -> None:
+    service = Service()
+    async with service.client() as client:
+        sandbox = await create(client)
+        path = await start(client, sandbox, "daemon", "sleep")
+        for _ in range(2):
+            assert (await client.delete(path)).status_code == 204
+        assert service.backend.alive == [sandbox]
+        exit_ = (await client.get(path)).json()["exit"]
+        assert (exit_["reason"], exit_["detail"]) == ("killed", "the execution was deleted")
+
+
+# --- output
+
+
+async def test_output_is_the_raw_bytes_with_its_place() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "both", "100000")
+        await client.get(f"{path}?wait_seconds=10")
+        for channel in ("stdout", "stderr"):
+            answer = await client.get(f"{path}/output?channel={channel}&offset=10&limit=70000")
+            assert answer.content == pattern(100_000)[10:70_010]
+            assert answer.headers["content-type"] == "application/octet-stream"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert (
+                answer.headers["output-offset"],
+                answer.headers["output-next-offset"],
+                answer.headers["output-total"],
+                answer.headers["output-complete"],
+            ) == ("10", "70010", "100000", "false")
+        answer = await client.get(f"{path}/output?offset=70010")
+        assert (answer.content, answer.headers["output-complete"]) == (pattern(100_000)[70_010:], "true")
+
+
+async def test_output_begins_later_than_asked_for_when_bytes_were_dropped() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client, limits={"output_bytes": 1000}), "print", "200000")
+        await client.get(f"{path}?wait_seconds=10")
+        answer = await client.get(f"{path}/output")
+        begin = int(answer.headers["output-offset"])
+        assert begin >= 200_000 - 1000
+        assert answer.content == pattern(200_000)[begin:]
+        assert (await client.get(path)).json()["output"]["stdout"]["dropped_bytes"] == begin
+
+
+async def test_output_beyond_the_end_is_416() -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "echo")
+        await client.get(f"{path}?wait_seconds=10")
+        assert (await client.get(f"{path}/output?offset=2")).json()["type"] == "/problems/range_not_satisfiable"
+        assert (await client.get(f"{path}/output?offset=1")).content == b""
+
+
+async def test_an_empty_answer_is_held_until_there_is_output() -> None:
+    service = Service()
+    async with service.client() as client:
+        path = await start(client, await create(client), "silent-then", "echo", "late")
+        answer = await client.get(f"{path}/output?wait_seconds=0.01")
+        assert (answer.content, answer.headers["output-complete"]) == (b"", "false")
+        held = asyncio.create_task(client.get(f"{path}/output?wait_seconds=60"))
+        _, _, sandbox, _, execution = path.split("/")
+        log = service.sandboxes.execution(sandbox, execution).logs
+        async with asyncio.timeout(10):
+            while not any(len(one._wakers) > 1 for one in log.values()):
+                await asyncio.sleep(0)  # noqa: ASYNC110 - the log has no event for being watched
+        service.backend.release(execution)
+        assert (await held).content == b"late\n"
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("offset=-1", "offset"),
+        ("limit=0", "limit"),
+        ("limit=99999999", "limit"),
+        ("channel=stdin", "channel"),
+        ("wait_seconds=61", "wait_seconds"),
+    ],
+)
+async def test_bad_output_queries_are_refused(query: str, name: str) -> None:
+    async with Service().client() as client:
+        path = await start(client, await create(client), "sleep")
+        assert (await client.get(f"{path}/output?{query}")).json()["errors"][0]["pointer"] == f"query/{name}"
+
+
+async def test_output_of_a_destroyed_sandbox_is_409_and_the_exit_stays() -> None:
+    async with Service().client() as client:
+        sandbox = await create(client)
+        path = await start(client, sandbox, "echo", "hi")
+        await client.get(f"{path}?wait_seconds=10")
+        await client.delete(f"/sandboxes/{sandbox}")
+        answer = await client.get(f"{path}/output")
+        assert (answer.status_code, answer.json()["state"]) == (409, "destroyed")
+        assert (await client.get(path)).json()["exit"]["code"] == 0
+
+
+async def test_output_kept_first_with_on_output_limit_kill() -> None:
+    async with Service().client() as client:
+        sandbox = await create(client, limits={"output_bytes": 1000})
+        path = await start(client, sandbox, "spew", on_output_limit="kill")
+        body = (await client.get(f"{path}?wait_seconds=10")).json()
+        assert body["exit"]["reason"] == "output_limit"
+        assert (await client.get(f"{path}/output")).content == pattern(1000)

@@ -1,0 +1,365 @@
+"""The compiled filter against an independent interpreter and an independent table of what it should say."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from errno import EAFNOSUPPORT, ENOSYS, EPERM
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.launcher import bpf, seccomp
+from app.launcher.syscall_table import HIGHEST_KNOWN, NUMBERS
+from tests.require import require
+
+X86_64, AARCH64, I386, ARM, RISCV64 = 0xC000003E, 0xC00000B7, 0x40000003, 0x40000028, 0xC00000F3
+ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
+MACHINES = sorted(ARCHITECTURES)
+
+ALLOW, KILL = 0x7FFF0000, 0x80000000
+ERRNO = 0x00050000
+ALL_ONES = (1 << 64) - 1
+GARBAGE = 0xDEADBEEF << 32
+
+
+def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
+    return list(struct.iter_unpack("=HBBI", program))
+
+
+def run(program: bytes, number: int, architecture: int, *args: int) -> int:
+    """What the kernel would do, by the letter of its documentation: linux/filter.h, struct seccomp_data."""
+    data = struct.pack("<IIQ6Q", number, architecture, 0x7FFF_DEAD_BEEF, *args, *[0] * (6 - len(args)))
+    code = instructions(program)
+    at, accumulator = 0, 0
+    while True:
+        operation, if_true, if_false, operand = code[at]
+        at += 1
+        match operation:
+            case 0x20:
+                assert operand % 4 == 0
+                (accumulator,) = struct.unpack_from("<I", data, operand)
+            case 0x54:
+                accumulator &= operand
+            case 0x05:
+                at += operand
+            case 0x15:
+                at += if_true if accumulator == operand else if_false
+            case 0x35:
+                at += if_true if accumulator >= operand else if_false
+            case 0x45:
+                at += if_true if accumulator & operand else if_false
+            case 0x06:
+                return operand
+            case _:
+                raise AssertionError(f"unknown instruction {operation:#x}")
+
+
+def check_as_the_kernel_does(program: bytes) -> None:
+    code = instructions(program)
+    assert 0 < len(code) <= 4096
+    assert code[-1][0] == 0x06
+    for at, (operation, if_true, if_false, operand) in enumerate(code):
+        assert operation in (0x20, 0x54, 0x05, 0x15, 0x35, 0x45, 0x06)
+        if operation == 0x20:
+            assert operand % 4 == 0
+            assert operand < 64
+        if operation == 0x05:
+            assert at + 1 + operand < len(code)
+        if operation in (0x15, 0x35, 0x45):
+            assert at + 1 + max(if_true, if_false) < len(code)
+
+
+# Everything in the tables that a command must not call. What is neither here nor in ARGUMENT_CASES must be allowed, so
+# a call that is new in the table needs a decision here as well.
+_DENIED = """
+mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount open_tree open_tree_attr mount_setattr
+unshare setns
+ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise process_mrelease
+bpf perf_event_open userfaultfd seccomp
+io_uring_setup io_uring_enter io_uring_register
+io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
+add_key request_key keyctl
+open_by_handle_at name_to_handle_at fanotify_init fanotify_mark lookup_dcookie
+init_module finit_module delete_module create_module query_module get_kernel_syms kexec_load kexec_file_load
+reboot swapon swapoff acct quotactl quotactl_fd syslog vhangup
+settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname
+iopl ioperm modify_ldt set_thread_area get_thread_area
+mbind set_mempolicy get_mempolicy set_mempolicy_home_node migrate_pages move_pages memfd_secret remap_file_pages
+file_setattr lsm_get_self_attr lsm_set_self_attr lsm_list_modules
+uselib ustat sysfs _sysctl nfsservctl getpmsg putpmsg afs_syscall tuxcall security vserver
+epoll_ctl_old epoll_wait_old
+"""
+DENIED = set(_DENIED.split())
+
+ARGUMENT_CASES: list[tuple[str, tuple[int, ...], int]] = [
+    ("clone", (17,), ALLOW),
+    ("clone", (0x003D0F00,), ALLOW),  # a thread, as glibc makes it
+    ("clone", (0x00004111,), ALLOW),  # posix_spawn: CLONE_VM | CLONE_VFORK | SIGCHLD
+    *(("clone", (17 | 1 << bit,), ERRNO | EPERM) for bit in (7, 17, 25, 26, 27, 28, 29, 30)),
+    ("clone3", (0, 0), ERRNO | ENOSYS),
+    *(("socket", (1, kind, 0), ALLOW) for kind in (1, 2, 3, 5, 1 | 0x80800)),
+    *(
+        ("socket", (family, kind, protocol), ALLOW)
+        for family in (2, 10)
+        for kind in (1, 2, 1 | 0x80000, 2 | 0x800)
+        for protocol in (0, 6, 17)
+    ),
+    *(
+        ("socket", (family, kind, protocol), ERRNO | EPERM)
+        for family in (2, 10)
+        for kind, protocol in [(1, 262), (1, 132), (1, 33), (2, 1), (2, 58), (2, 136), (2, 255)]
+        + [(kind | flags, 0) for kind in (0, 3, 4, 5, 6, 10, 15) for flags in (0, 0x80800)]
+        + [(3, 1), (3, 6), (3, 255)]
+    ),
+    ("socket", (16, 3, 0), ALLOW),
+    ("socket", (16, 2 | 0x80000, 0), ALLOW),
+    *(("socket", (16, 3, protocol), ERRNO | EAFNOSUPPORT) for protocol in range(1, 33)),
+    *(
+        ("socket", (family, 1, 0), ERRNO | EAFNOSUPPORT)
+        for family in [*range(47), 0xFFFFFFFF]
+        if family not in (1, 2, 10, 16)
+    ),
+    ("socketpair", (1, 1, 0), ALLOW),
+    *(("socketpair", (family, 1, 0), ERRNO | EAFNOSUPPORT) for family in (0, 2, 10, 16, 30, 40)),
+    *(
+        (name, (3, 0, 0, flags) if name != "sendmsg" else (3, 0, flags), verdict)
+        for name in ("sendto", "sendmsg", "sendmmsg")
+        for flags, verdict in [(0, ALLOW), (0x4000, ALLOW), (1 << 29, ERRNO | EPERM), (0x20004040, ERRNO | EPERM)]
+    ),
+    ("setsockopt", (3, 6, 1), ALLOW),
+    ("setsockopt", (3, 1, 31), ALLOW),
+    ("setsockopt", (3, 6, 31), ERRNO | EPERM),
+    *(("ioctl", (0, command), ALLOW) for command in (0x5401, 0x5413, 0x540E, 0x5421, 0x8912, 0x8901, 0x40086602)),
+    *(("ioctl", (0, command), ERRNO | EPERM) for command in (0x5412, 0x541C, 0x541D, 0x5423, 0x401C5820)),
+    *(("fcntl", (0, command), ALLOW) for command in (0, 1, 2, 3, 4, 6, 8, 10, 15, 37, 1030, 1032, 1033)),
+    *(("fcntl", (0, command), ERRNO | EPERM) for command in (1024, 1031, 1040)),
+    *(("prctl", (option,), ALLOW) for option in (1, 3, 4, 15, 16, 21, 23, 36, 38, 39, 53, 0x53564D41)),
+    *(("prctl", (option,), ERRNO | EPERM) for option in (22, 62)),
+    ("personality", (0,), ALLOW),
+    ("personality", (0xFFFFFFFF,), ALLOW),
+    *(("personality", (p,), ERRNO | EPERM) for p in (8, 0x20000, 0x40000, 0x400000, 0x20008, 0xFFFFFFFE)),
+    ("prlimit64", (0, 7), ALLOW),
+    *(("prlimit64", (pid, 7), ERRNO | EPERM) for pid in (1, 2, 4711, 0xFFFFFFFF)),
+    *(
+        (name, (pid,), verdict)
+        for name in ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
+        for pid, verdict in [(0, ALLOW), (2, ALLOW), (4711, ALLOW), (1, ERRNO | EPERM)]
+    ),
+    *(("setpriority", (which, who, 5), ALLOW) for which in (0, 1) for who in (0, 2, 4711)),
+    *(("setpriority", args, ERRNO | EPERM) for args in [(0, 1, 5), (1, 1, 5), (2, 0, 5), (2, 1000, 5), (3, 0, 0)]),
+    *(("ioprio_set", (which, who, 0), ALLOW) for which in (1, 2) for who in (0, 2, 4711)),
+    *(("ioprio_set", args, ERRNO | EPERM) for args in [(1, 1, 0), (2, 1, 0), (3, 0, 0), (3, 1000, 0), (0, 0, 0)]),
+]
+DEPENDS_ON_ARGUMENTS = {name for name, _, _ in ARGUMENT_CASES}
+
+
+@pytest.fixture(scope="module", params=MACHINES)
+def machine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def program(machine: str) -> bytes:
+    return seccomp.compile_filter("default", machine)
+
+
+def test_the_kernel_would_accept_the_program(program: bytes) -> None:
+    check_as_the_kernel_does(program)
+    assert len(program) // 8 < 200  # each instruction is translated once per sandbox
+
+
+def test_every_number_is_decided_as_the_table_says(machine: str, program: bytes) -> None:
+    names = {number: name for name, number in NUMBERS[machine].items()}
+    for number in range(601):
+        name = names.get(number)
+        if name in DEPENDS_ON_ARGUMENTS:
+            continue
+        if number > HIGHEST_KNOWN:
+            expected = ERRNO | ENOSYS
+        elif name is None or name in DENIED:
+            expected = ERRNO | EPERM
+        else:
+            expected = ALLOW
+        for args in ([0] * 6, [1] * 6, [ALL_ONES] * 6):
+            assert run(program, number, ARCHITECTURES[machine], *args) == expected, (name, number)
+
+
+def test_arguments_are_decided_as_the_table_says(machine: str, program: bytes) -> None:
+    for name, args, expected in ARGUMENT_CASES:
+        number = NUMBERS[machine][name]
+        assert run(program, number, ARCHITECTURES[machine], *args) == expected, (name, args)
+
+
+def test_high_halves_of_arguments_change_nothing(machine: str, program: bytes) -> None:
+    for name, args, expected in ARGUMENT_CASES:
+        number = NUMBERS[machine][name]
+        garbled = [arg | GARBAGE for arg in args]
+        assert run(program, number, ARCHITECTURES[machine], *garbled, *[ALL_ONES] * (6 - len(args))) == expected, name
+
+
+def test_other_architectures_are_death_for_every_number(machine: str, program: bytes) -> None:
+    for architecture in {X86_64, AARCH64, I386, ARM, RISCV64, 0, 0xFFFFFFFF} - {ARCHITECTURES[machine]}:
+        for number in [*range(601), 0x40000000, 0xFFFFFFFF]:
+            assert run(program, number, architecture) == KILL
+
+
+def test_x32_is_death_for_every_number() -> None:
+    program = seccomp.compile_filter("default", "x86_64")
+    for number in range(601):
+        assert run(program, 0x40000000 | number, X86_64) == KILL
+    for number in (0x7FFFFFFF, 0xC0000000, 0xFFFFFFFF):
+        assert run(program, number, X86_64) == KILL
+
+
+def test_numbers_beyond_the_table_do_not_exist(machine: str, program: bytes) -> None:
+    for number in (HIGHEST_KNOWN + 1, 600, 1000, 0xF0002, 0x3FFFFFFF):
+        assert run(program, number, ARCHITECTURES[machine]) == ERRNO | ENOSYS
+
+
+def test_names_in_the_profile_exist_and_are_named_once() -> None:
+    known = {name for table in NUMBERS.values() for name in table}
+    allowed = [name for group in seccomp.ALLOWED for name in group.split()]
+    assert len(allowed) == len(set(allowed))
+    assert set(allowed) <= known
+    assert set(seccomp.CONDITIONAL) <= known
+    assert not set(seccomp.CONDITIONAL) & set(allowed)
+    assert known >= DENIED
+
+
+@pytest.mark.parametrize("wrong", ["i686", "armv7l", "riscv64", ""])
+def test_unknown_machines_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="machine"):
+        seccomp.compile_filter("default", wrong)
+
+
+def test_unknown_profiles_are_refused(machine: str) -> None:
+    with pytest.raises(ValueError, match="profile"):
+        seccomp.compile_filter("defualt", machine)
+
+
+# --- The compiler, with any rules ------------------------------------------------------------------------------------
+
+RETURNS = st.integers(0, 400).map(bpf.refuse) | st.sampled_from([bpf.ALLOW, bpf.KILL_PROCESS])
+SMALL = st.integers(0, 3)
+
+
+def _conditions(inner: st.SearchStrategy[bpf.Node]) -> st.SearchStrategy[bpf.Node]:
+    argument, masks = st.integers(0, 5), st.sampled_from([1, 3, bpf.WORD])
+    values = st.lists(SMALL, max_size=3).map(tuple)
+    by_value = st.builds(bpf.when, argument, values, inner, inner, masks)
+    return by_value | st.builds(bpf.when_any_bit, argument, SMALL, inner, inner)
+
+
+DECISIONS = st.recursive(RETURNS, _conditions, max_leaves=6)
+
+
+def follow(node: bpf.Node | None, data: bytes, accumulator: int = 0) -> int:
+    """What a graph means, without laying it out."""
+    while node is not None:
+        operation, operand, then, otherwise = node
+        match operation:
+            case bpf.LOAD:
+                (accumulator,) = struct.unpack_from("<I", data, operand)
+            case bpf.AND:
+                accumulator &= operand
+            case bpf.RETURN:
+                return operand
+        held = {
+            bpf.EQUAL: accumulator == operand,
+            bpf.GREATER_EQUAL: accumulator >= operand,
+            bpf.ANY_BIT: accumulator & operand != 0,
+        }.get(operation, True)
+        node = then if held else otherwise
+    raise AssertionError("the graph has a loose end")
+
+
+@given(
+    st.dictionaries(st.integers(0, HIGHEST_KNOWN), DECISIONS, max_size=60),
+    st.lists(st.integers(0, 3), min_size=6, max_size=6),
+)
+def test_compiled_rules_mean_what_the_rules_say(rules: dict[int, bpf.Node], args: list[int]) -> None:
+    program = bpf.assemble(bpf.looking_at(bpf.NUMBER, bpf.search(seccomp.stretches(rules, "x86_64"))))
+    check_as_the_kernel_does(program)
+    for number in range(HIGHEST_KNOWN + 1):
+        data = struct.pack("<IIQ6Q", number, X86_64, 0, *args)
+        assert run(program, number, X86_64, *args) == follow(rules.get(number, bpf.refuse(EPERM)), data)
+
+
+@given(st.sets(st.integers(1, 0xFFFFFFFF), max_size=400), st.lists(st.integers(0, 0xFFFFFFFF), max_size=20))
+def test_search_finds_the_stretch_of_any_number(starts: set[int], probes: list[int]) -> None:
+    firsts = [0, *sorted(starts)]
+    program = bpf.assemble(
+        bpf.looking_at(bpf.NUMBER, bpf.search([(first, (bpf.RETURN, first, None, None)) for first in firsts]))
+    )
+    check_as_the_kernel_does(program)
+    edges = [edge for first in firsts for edge in (first, max(first - 1, 0))]
+    for number in [*edges, *probes, 0xFFFFFFFF]:
+        assert run(program, number, X86_64) == max(first for first in firsts if first <= number)
+
+
+@pytest.mark.parametrize("length", [253, 254, 255, 256, 257, 400])
+def test_targets_beyond_the_reach_of_a_test_are_reached(length: int) -> None:
+    """Every link of a chain leads to the same two far places, of which one is no return and cannot be copied."""
+    far = bpf.when(0, (7,), bpf.ALLOW, bpf.KILL_PROCESS)
+    chain: bpf.Node = bpf.refuse(ENOSYS)
+    for number in reversed(range(length)):
+        chain = (bpf.EQUAL, number, far if number % 2 else bpf.refuse(EPERM), chain)
+    program = bpf.assemble(bpf.looking_at(bpf.NUMBER, chain))
+    check_as_the_kernel_does(program)
+    for number in range(length):
+        for argument, verdict in [(7, ALLOW), (8, KILL)]:
+            assert run(program, number, X86_64, argument) == (verdict if number % 2 else ERRNO | EPERM)
+    assert run(program, length, X86_64) == ERRNO | ENOSYS
+
+
+def test_equal_parts_of_rules_are_laid_out_once() -> None:
+    shared = bpf.when(1, (3, 4, 5), bpf.ALLOW, bpf.refuse(EPERM))
+    one = bpf.assemble(shared)
+    two = bpf.assemble(bpf.when(0, (1,), shared, bpf.when(0, (2,), shared, bpf.ALLOW)))
+    assert len(two) - len(one) <= 8 * 5  # two loads, two tests, perhaps a jump
+
+
+# --- The numbers -----------------------------------------------------------------------------------------------------
+
+
+def libseccomp() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError as missing:
+        require("libseccomp", False, str(missing))
+        raise
+    library.seccomp_syscall_resolve_name_arch.argtypes = [ctypes.c_uint32, ctypes.c_char_p]
+    library.seccomp_syscall_resolve_num_arch.argtypes = [ctypes.c_uint32, ctypes.c_int]
+    library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_char_p
+    return library
+
+
+def test_numbers_are_those_of_libseccomp(machine: str) -> None:
+    library = libseccomp()
+    architecture = ARCHITECTURES[machine]
+    not_known = -1
+    newer = []
+    for name, number in NUMBERS[machine].items():
+        theirs = library.seccomp_syscall_resolve_name_arch(architecture, name.encode())
+        if theirs == not_known:
+            newer.append(name)
+        else:
+            assert theirs == number, name
+    # A misspelt name would look like one that the library does not know yet.
+    assert {NUMBERS[machine][name] for name in newer} <= {335, 336, *range(451, HIGHEST_KNOWN + 1)}, newer
+
+
+def test_no_call_that_libseccomp_knows_is_missing(machine: str) -> None:
+    library = libseccomp()
+    for number in range(HIGHEST_KNOWN + 1):
+        name = library.seccomp_syscall_resolve_num_arch(ARCHITECTURES[machine], number)
+        if name is not None:
+            assert NUMBERS[machine].get(name.decode()) == number, name
+
+
+def test_no_number_has_two_names_and_the_newest_is_the_highest(machine: str) -> None:
+    numbers = list(NUMBERS[machine].values())
+    assert len(numbers) == len(set(numbers))
+    assert max(numbers) == HIGHEST_KNOWN
