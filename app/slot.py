@@ -1,14 +1,18 @@
-"""What one service on a host has for itself: a number, and from it host uids, control groups and a run folder.
+"""What one service on a host has for itself: a range of host uids, and named after its first: control groups and a
+run folder.
 
-Two services never collide: the number is held by a lock, for as long as any process of the service lives. The lowest
-free one is taken, so what a killed service left behind (empty groups) is found by the next start under its own name.
+Two services never collide: the uids are locked as bytes of one file are, for as long as any process of the service
+lives, whatever ranges the services were given. The lowest free range is taken, so what a killed service left behind
+(empty groups) is found by the next start under its own name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +26,10 @@ class NoSlot(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    number: int
     lock: int
     uid_first: int
     uid_count: int
+    run: Path
 
     @property
     def gateway_uid(self) -> int:
@@ -34,11 +38,11 @@ class Slot:
 
     @property
     def folder(self) -> Path:
-        return RUN / str(self.number)
+        return self.run / str(self.uid_first)
 
     @property
     def cgroup(self) -> str:
-        return f"bulkhead/{self.number}"
+        return f"bulkhead/{self.uid_first}"
 
     @property
     def launcher_socket(self) -> Path:
@@ -52,18 +56,22 @@ def take_slot(uid_base: int, uid_count: int, run: Path = RUN) -> Slot:
         run.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise NoSlot(f"{run} cannot be made: {error.strerror}") from error
-    for number in range(uid_count // per_slot):
-        first = uid_base + number * per_slot
-        # The lock is on the uids, not on the number: services with other ranges must not share one either.
-        descriptor = os.open(run / f"uids-{first}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(run / "uids.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for first in range(uid_base, uid_base + uid_count - per_slot + 1, per_slot):
+        # An open-file-description lock, fcntl(2): it belongs to the descriptor, so the launcher that inherits it holds
+        # the uids even if this process is killed before its sandboxes are.
+        lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, first, per_slot, 0)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                continue
             os.close(descriptor)
-            continue
-        slot = Slot(number, descriptor, first, per_slot)
+            raise NoSlot(f"{run} cannot be locked: {error.strerror}") from error
+        slot = Slot(descriptor, first, per_slot, run)
         slot.folder.mkdir(mode=0o755, exist_ok=True)
         return slot
+    os.close(descriptor)
     raise NoSlot(f"all {uid_count // per_slot} ranges of host uids are in use by other services of this host")
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api import executions, openapi, output, sandboxes, stream, system
-from app.api.deps import Edge, request_id_of
+from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
 from app.api.problems import problem_of
 from app.core.errors import BulkheadError
@@ -19,7 +19,10 @@ METHOD_NOT_ALLOWED = 405
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
-    response = problem_of(error).response(request_id_of(connection))
+    problem = problem_of(error)
+    if problem.type.slug == "internal_error":
+        edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
+    response = problem.response(request_id_of(connection))
     if response.status_code == METHOD_NOT_ALLOWED:
         response.headers["allow"] = ", ".join(sorted(_methods(connection)))
     return response

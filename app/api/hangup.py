@@ -37,6 +37,7 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     listener.add_done_callback(notice)
     try:
         result = await work
+        await asyncio.sleep(0)  # what happened in the same turn of the loop counts as at once
     except asyncio.CancelledError:
         if task is not None and hung_up and task.uncancel() == 0:
             raise ClientGone from None

@@ -69,6 +69,7 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.IsolationUnavailable: ("isolation_unavailable", _attributes("layer")),
     e.BackendUnavailable: ("backend_unavailable", _attributes("runtime")),
     e.BackendTimeout: ("backend_timeout", _attributes("runtime")),
+    e.BackendFailure: ("backend_error", _nothing),
     UnsupportedMediaType: ("unsupported_media_type", _nothing),
     UpgradeRequired: ("upgrade_required", _nothing),
 }

@@ -8,7 +8,7 @@ import os
 import _signal
 import _socket
 
-from app.launcher import cgroup, confine, landlock, probe
+from app.launcher import cgroup, confine, landlock, packets, probe
 from app.launcher.config import Config
 from app.launcher.held import HeldSandbox
 from app.launcher.mounts import INSIDE_ID
@@ -58,16 +58,19 @@ class Nursery:
         groups = cgroup.Room(self._tree, plan.sandbox_id)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
         uid = self._uids.pop(0)
-        step, pid, pidfd = "make_cgroup", -1, -1
+        step, pid, pidfd = "", -1, -1
         try:
-            groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
             step = "clone"
             pid, pidfd = clone3(_CLONE | (CLONE_NEWUSER if self._user_namespace else 0))
             if pid == 0:
-                self._become_worker(plan, owner, theirs, groups, uid)
+                self._become_worker(plan, owner, theirs, uid)
+            # From here both work at once: the copy makes its network, this process its groups and maps.
+            step = "make_cgroup"
+            groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
             step = "map_identity"
             self._map_identity(pid, uid)
-            ours.send(bytes((GO,)), _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+            last = [groups.processes_file] if groups.processes_file >= 0 else []
+            packets.send(ours, bytes((GO, len(last))), groups.home + last)
         except OSError as error:
             self._undo(pid, pidfd, groups, ours, uid)
             raise BirthError(step, error) from error
@@ -95,20 +98,13 @@ class Nursery:
                 finally:
                     os.close(descriptor)
 
-    def _become_worker(
-        self, plan: CreatePlan, owner: _socket.socket, channel: _socket.socket, groups: cgroup.Room, uid: int
-    ) -> None:
+    def _become_worker(self, plan: CreatePlan, owner: _socket.socket, channel: _socket.socket, uid: int) -> None:
         """In the copy. Never returns: an exception must not run the launcher's loop a second time."""
         try:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
             room = Room(self._config, plan)
-            room.channel, room.owner, room.home, room.processes_file = (
-                channel,
-                owner,
-                groups.home,
-                groups.processes_file,
-            )
+            room.channel, room.owner = channel, owner
             room.null, room.masks, room.filter = self._null, self._masks, self._filters[plan.filter_name]
             room.landlock_abi, room.in_user_namespace = self._landlock_abi, self._user_namespace
             if not self._user_namespace:

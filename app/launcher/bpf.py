@@ -1,7 +1,8 @@
 """Decisions as graphs, and the classic BPF instructions that they become.
 
-The kernel runs a seccomp program for every number once, when it is loaded, to learn which calls it need not ask about
-again. So the length of the way to a number is a price that each sandbox pays, hence the search tree.
+When a seccomp program is loaded, the kernel translates it and runs it once for every number, to learn which calls it
+need not ask about again. Its size and the length of the way to a number are prices that each sandbox pays: hence the
+search tree, and parts that are shared.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ from app.launcher.steps import Room
 # The room: needs capabilities, which the copy has only inside its own user namespace.
 ROOM = (
     steps.let_go_of_the_launcher,  # first: nothing below may reach another sandbox's descriptors, whatever it does
-    steps.join_cgroup,  # before the namespace, whose root is the group in which it was made
-    steps.enter_cgroup_namespace,
     steps.enter_network_namespace,  # here, not in the clone: 0.4 ms, and the launcher must serve others meanwhile
     steps.raise_loopback,
+    steps.show_network,  # the launcher lets the gateway read it while the rest is built
     steps.name_host,
-    steps.await_identity,  # as late as possible: the launcher writes the maps while the network is made
+    steps.await_identity,  # as late as possible: maps and groups are made while the network is
+    steps.join_cgroup,  # before the namespace, whose root is the group in which it was made
+    steps.enter_cgroup_namespace,
     steps.take_identity,  # before the mounts, so that what is made in them belongs to the sandbox's user
     steps.mount_proc,
     steps.mask_proc,  # right after: no moment with an unmasked /proc of its own

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import struct
 
 import _socket
 
-from app.launcher import cgroup, landlock, probe
+from app.launcher import cgroup, landlock, packets, probe
 from app.launcher.connection import Connection
 from app.launcher.protocol import RUN, CreatePlan, Writer
 from app.launcher.syscalls import CLONE_NEWNET, kill_by_pidfd, setns
@@ -25,6 +24,7 @@ class HeldSandbox:
         self.waiting: list[int] = []  # requests that wait for the end of it
         self.kills: dict[int, list[int]] = {}  # execution -> requests that wait until it is empty
         self.status = 0
+        self.limits: dict[str, int] = {}  # of the room, read back from the kernel
         self.ended: list[int] = []  # finished, groups not yet removed
         self._last = 0
         self._open: set[int] = set()  # executions whose groups exist
@@ -45,9 +45,7 @@ class HeldSandbox:
         joins = self.room.open_execution(number)
         try:
             packet = bytes(Writer(RUN).u32(number).u8(in_memfd).data) + body
-            every = descriptors + joins
-            rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(every)}i", *every))]
-            self.channel.sendmsg([packet], rights, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+            packets.send(self.channel, packet, descriptors + joins)
         except OSError:
             self.room.remove_execution(number)
             raise
@@ -130,7 +128,7 @@ class HeldSandbox:
             "loopback_tcp": str(int(self.plan.loopback_tcp)),
         }
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
-        facts |= {f"limit_{name}": str(value) for name, value in self.room.limits_in_force().items()}
+        facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
         return facts, probe.shortcomings(status, entered, wanted)
 
     def open_netlink(self, own_network: int) -> int:

@@ -18,12 +18,12 @@ MAX_WORKER_RECORD = 4096
 # gateway -> launcher
 HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY = 1, 2, 3, 4, 5, 6
 # launcher -> gateway
-REPLY, LOST = 16, 17
+REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1
 # launcher -> worker
 GO, RUN = 32, 33
 # worker -> launcher
-READY, STEP_FAILED = 48, 49
+NETWORK_UP, READY, STEP_FAILED = 47, 48, 49
 # worker -> gateway and back: fixed records
 STARTED, START_FAILED, EXITED = 64, 65, 66
 SIGNAL = 80

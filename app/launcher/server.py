@@ -19,6 +19,7 @@ from app.launcher.birth import Nursery
 from app.launcher.config import Config
 from app.launcher.connection import Connection
 from app.launcher.held import HeldSandbox
+from app.launcher.packets import close, receive
 from app.launcher.protocol import (
     CREATE,
     DESTROY,
@@ -27,6 +28,8 @@ from app.launcher.protocol import (
     HELLO,
     KILL,
     LOST,
+    NETWORK,
+    NETWORK_UP,
     OK,
     READY,
     REFUSED,
@@ -38,7 +41,6 @@ from app.launcher.protocol import (
     Reader,
     Writer,
 )
-from app.launcher.worker import close, receive
 
 _SO_PEERCRED = 17
 _RETRY_MS = 2
@@ -247,10 +249,13 @@ class Server:
             source = Reader(data)
             kind = source.u8()
             if descriptors or sandbox.creating is None:
-                raise ProtocolError("a worker says READY once and nothing else")
+                raise ProtocolError("a worker says READY once and then nothing")
             if kind == STEP_FAILED:
                 sandbox.failure = (source.text(64), source.u32(), source.text(1024))
                 source.end()
+            elif kind == NETWORK_UP:
+                source.end()
+                self._show_network(sandbox)
             elif kind == READY:
                 source.end()
                 self._welcome(sandbox)
@@ -279,8 +284,15 @@ class Server:
             return sandbox.kill()
         sandbox.creating = None
         lines = [f"{name}={value}".encode() for name, value in facts.items()]
-        connection.send(bytes(_reply(request, OK).many(lines).data), sandbox.open_netlink(self._nursery.own_network))
+        connection.send(bytes(_reply(request, OK).many(lines).data))
         return None
+
+    def _show_network(self, sandbox: HeldSandbox) -> None:
+        """The gateway reads the new namespace while its worker goes on building; the groups are read back here."""
+        if sandbox.connection is not None and sandbox.creating is not None:
+            netlink = sandbox.open_netlink(self._nursery.own_network)
+            sandbox.connection.send(bytes(Writer(NETWORK).u32(sandbox.creating).data), netlink)
+        sandbox.limits = sandbox.room.limits_in_force()
 
     def _bury(self, sandbox: HeldSandbox) -> None:
         """The worker is gone, and with it every process of its namespace."""

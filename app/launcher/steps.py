@@ -15,7 +15,8 @@ import _socket
 
 from app.launcher import landlock, mounts, seccomp
 from app.launcher.config import Config
-from app.launcher.protocol import GO, CreatePlan
+from app.launcher.packets import receive
+from app.launcher.protocol import GO, NETWORK_UP, CreatePlan
 from app.launcher.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
@@ -69,9 +70,8 @@ def let_go_of_the_launcher(room: Room) -> None:
     """Every descriptor but ours: other sandboxes' sockets and groups must not be in reach even of the worker."""
     for number in range(3):
         os.dup2(room.null, number)
-    keep = {room.channel.fileno(), room.owner.fileno(), room.null, room.processes_file, *room.home} - {-1}
     first = 3
-    for descriptor in sorted(keep):
+    for descriptor in sorted({room.channel.fileno(), room.owner.fileno(), room.null}):
         if descriptor > first:
             close_range(first, descriptor - 1)
         first = descriptor + 1
@@ -99,14 +99,22 @@ def raise_loopback(room: Room) -> None:
         socket.close()
 
 
+def show_network(room: Room) -> None:
+    room.channel.send(bytes((NETWORK_UP,)))
+
+
 def name_host(room: Room) -> None:
     sethostname(room.config.hostname.encode())
 
 
 def await_identity(room: Room) -> None:
-    """The launcher writes the uid and gid maps; until then nothing inside can have an owner."""
-    if room.channel.recv(16) != bytes((GO,)):
+    """The launcher writes the uid and gid maps, until then nothing inside can have an owner, and makes the control
+    groups: the descriptors that lead into them come with its word, the one of the room's pids.max last."""
+    word, descriptors = receive(room.channel)
+    if word[:1] != bytes((GO,)):
         raise OSError(errno.EPIPE, "the launcher went away")
+    room.processes_file = descriptors.pop() if word[1] else -1
+    room.home = descriptors
 
 
 def take_identity(room: Room) -> None:

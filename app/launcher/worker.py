@@ -10,15 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import select
-import struct
 
 import _signal
 import _socket
 
+from app.launcher.packets import close, receive
 from app.launcher.protocol import (
     EXITED,
     MAX_COMMAND,
-    MAX_PACKET,
     RECORD,
     RUN,
     SIGNAL,
@@ -33,29 +32,9 @@ from app.launcher.protocol import (
 )
 from app.launcher.steps import Room
 
-_MOST_DESCRIPTORS = 16
-_ANCILLARY = _socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
 # CPython ignores SIGPIPE and SIGXFSZ; a command starts with every signal as the kernel's default.
 _DEFAULT_SIGNALS = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGCHLD)
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-def receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors; b"" when the other side is gone."""
-    data, ancillary, flags, _ = socket.recvmsg(MAX_PACKET + 4096, _ANCILLARY, _socket.MSG_CMSG_CLOEXEC)
-    descriptors: list[int] = []
-    for level, kind, payload in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            descriptors += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
-    if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
-        close(descriptors)
-        raise ProtocolError("a packet was cut")
-    return data, descriptors
-
-
-def close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 class Worker:

@@ -9,12 +9,13 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 from app import __version__
 from app.backends.process.link import RUNTIME, Answer, LauncherLink, LauncherRefused
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import create_plan
-from app.backends.process.receipt import isolation, read_network
+from app.backends.process.receipt import NetworkReading, isolation
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Capability, RuntimeInfo
 from app.core.errors import (
@@ -85,9 +86,10 @@ class ProcessBackend:
             sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, lambda: self._forget(sandbox_id))
             self._sandboxes[sandbox_id] = sandbox
             body = bytes(create_plan(sandbox_id, spec).write(Writer(0)).data[1:])
+            network = NetworkReading()
             try:
-                answer = await link.request(CREATE, body, [workers_end.fileno()])
-                sandbox.prove(_receipt(answer, link.about, spec))
+                answer = await link.request(CREATE, body, [workers_end.fileno()], network.take)
+                sandbox.prove(_receipt(answer, link.about, spec, network.found()))
             except LauncherRefused as refused:
                 await sandbox.abandon()
                 raise _translate(refused) from refused
@@ -123,11 +125,8 @@ class ProcessBackend:
         await asyncio.sleep(0)
 
 
-def _receipt(answer: Answer, about: dict[str, str], spec: SandboxSpec) -> dict[str, object]:
-    network = read_network(answer.descriptor)
+def _receipt(answer: Answer, about: dict[str, str], spec: SandboxSpec, network: dict[str, Any]) -> dict[str, Any]:
     facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
-    if [link["name"] for link in network["links"]] != ["lo"] or network["routes_to_outside"]:
-        raise ValueError("its network namespace holds more than loopback")
     return isolation(facts, about, spec, network)
 
 

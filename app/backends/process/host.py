@@ -113,9 +113,7 @@ def _seccomp() -> LayerReport:
 
 
 def _cgroups() -> list[LayerReport]:
-    version, places = cgroup.locate(
-        Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-    )
+    version, places = cgroup.locate(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     writable = {name: os.access(folder, os.W_OK) for names, folder in places for name in names}
     reports = []
     for name in ("memory", "pids", "cpu"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.errors import BackendUnavailable
-from app.launcher.protocol import HELLO, LOST, MAX_PACKET, OK, REPLY, VERSION, ProtocolError, Reader, Writer
+from app.launcher.protocol import HELLO, LOST, MAX_PACKET, NETWORK, OK, REPLY, VERSION, ProtocolError, Reader, Writer
 
 RUNTIME = "process"
 _ANSWER_SECONDS = 30.0
@@ -29,10 +29,9 @@ class LauncherRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the launcher said to one request; `descriptor` is the receiver's to close, or -1."""
+    """What the launcher said to one request."""
 
     source: Reader
-    descriptor: int
 
 
 def receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
@@ -65,6 +64,7 @@ class LauncherLink:
         self._socket: socket.socket | None = None
         self._connecting = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._on_network: dict[int, Callable[[int], None]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._next = 0
         self.about: dict[str, str] = {}
@@ -118,14 +118,30 @@ class LauncherLink:
 
     # --- requests
 
-    async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> Answer:
-        """Raises LauncherRefused, or BackendUnavailable when the launcher is or goes away."""
-        await self.connect()
-        writer = Writer(kind)
-        return await self._ask(writer, descriptors, body)
+    async def request(
+        self,
+        kind: int,
+        body: bytes = b"",
+        descriptors: Sequence[int] = (),
+        on_network: Callable[[int], None] | None = None,
+    ) -> Answer:
+        """Raises LauncherRefused, or BackendUnavailable when the launcher is or goes away.
 
-    async def _ask(self, writer: Writer, descriptors: Sequence[int], body: bytes = b"") -> Answer:
+        `on_network` is called before the answer, with a netlink socket that it must close.
+        """
+        await self.connect()
+        return await self._ask(Writer(kind), descriptors, body, on_network)
+
+    async def _ask(
+        self,
+        writer: Writer,
+        descriptors: Sequence[int],
+        body: bytes = b"",
+        on_network: Callable[[int], None] | None = None,
+    ) -> Answer:
         number, future = self.post(writer, body, descriptors)
+        if on_network is not None:
+            self._on_network[number] = on_network
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await future
@@ -133,6 +149,7 @@ class LauncherLink:
             raise BackendUnavailable(RUNTIME, "the launcher did not answer in time") from None
         finally:
             self._waiting.pop(number, None)
+            self._on_network.pop(number, None)
 
     def post(self, writer: Writer, body: bytes, descriptors: Sequence[int]) -> tuple[int, asyncio.Future[Answer]]:
         """Sends at once, in the order of the calls. `forget` the number when the answer is of no interest."""
@@ -204,12 +221,17 @@ class LauncherLink:
         if kind == LOST:
             self._on_lost(source.text(64), source.i32())
             return
+        if kind == NETWORK:
+            on_network = self._on_network.pop(source.u32(), None)
+            if on_network is not None and descriptors:
+                on_network(descriptors.pop(0))
+            return
         if kind != REPLY:
             raise ProtocolError("an unknown word from the launcher")
         future, status = self._waiting.pop(source.u32(), None), source.u8()
         if future is None or future.done():
             return
         if status == OK:
-            future.set_result(Answer(source, descriptors.pop(0) if descriptors else -1))
+            future.set_result(Answer(source))
         else:
             future.set_exception(LauncherRefused(source.text(64), source.u32(), source.text(4096)))

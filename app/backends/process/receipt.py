@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from app.core.models import SandboxSpec
 from app.launcher import landlock
 
-_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP, _UP = 18, 22, 26, 34, 3, 0x301, 1
+_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP, _UP, _UNICAST = 18, 22, 26, 34, 3, 0x301, 1, 1
 
 
 def isolation(
@@ -70,16 +70,35 @@ def _limit(facts: Mapping[str, str], name: str, divisor: int = 1) -> float | Non
     return value / divisor if divisor > 1 else value
 
 
+class NetworkReading:
+    """Reads a sandbox's network namespace as soon as it exists, while the worker builds on; judged at the end."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] | None = None
+        self._error: OSError | None = None
+
+    def take(self, descriptor: int) -> None:
+        """A netlink socket that was born in the namespace; closes it."""
+        try:
+            self._found = read_network(descriptor)
+        except OSError as error:
+            self._error = error
+
+    def found(self) -> dict[str, Any]:
+        """Raises ValueError when there is more than loopback, or when it could not be read."""
+        if self._found is None:
+            raise ValueError(f"its network namespace could not be read: {self._error}")
+        if [link["name"] for link in self._found["links"]] != ["lo"] or self._found["routes_to_outside"]:
+            raise ValueError("its network namespace holds more than loopback")
+        return self._found
+
+
 def read_network(descriptor: int) -> dict[str, Any]:
-    """Links, addresses, routes and rules of the namespace in which the netlink socket was born. Takes over the
-    descriptor. Raises OSError. Takes 0.3 ms; pyroute2 decodes."""
+    """Links, addresses, routes and rules, decoded by pyroute2. Raises OSError. Takes 0.4 ms."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 0, descriptor) as netlink:
         netlink.settimeout(2)
-        links = _dump(netlink, ifinfmsg, _GETLINK)
-        addresses = _dump(netlink, ifaddrmsg, _GETADDR)
-        routes = _dump(netlink, rtmsg, _GETROUTE)
-        rules = _dump(netlink, fibmsg, _GETRULE)
-    outside = [r for r in routes if r.get_attr("RTA_GATEWAY") or (r["dst_len"] == 0 and r["type"] == 1)]
+        links, addresses, routes, rules = (_dump(netlink, request) for request in _REQUESTS)
+    outside = [r for r in routes if r.get_attr("RTA_GATEWAY") or (r["dst_len"] == 0 and r["type"] == _UNICAST)]
     return {
         "links": [{"name": link.get_attr("IFLA_IFNAME"), "up": bool(link["flags"] & _UP)} for link in links],
         "addresses": [f"{ip_address(a.get_attr('IFA_ADDRESS'))}/{a['prefixlen']}" for a in addresses],
@@ -89,11 +108,24 @@ def read_network(descriptor: int) -> dict[str, Any]:
     }
 
 
-def _dump(netlink: socket.socket, kind: Any, request: int) -> list[Any]:
+def _request(kind: Any, number: int) -> bytes:
     message = kind()
-    message["header"].update(type=request, flags=_DUMP, sequence_number=request)
+    message["header"].update(type=number, flags=_DUMP, sequence_number=number)
     message.encode()
-    netlink.send(message.data)
+    return bytes(message.data)
+
+
+# Built once: encoding takes a quarter of the time of a reading.
+_REQUESTS = (
+    _request(ifinfmsg, _GETLINK),
+    _request(ifaddrmsg, _GETADDR),
+    _request(rtmsg, _GETROUTE),
+    _request(fibmsg, _GETRULE),
+)
+
+
+def _dump(netlink: socket.socket, request: bytes) -> list[Any]:
+    netlink.send(request)
     marshal = MarshalRtnl()
     found: list[Any] = []
     while True:

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -159,23 +159,25 @@ async def start(client: httpx.AsyncClient, sandbox_id: str, *command: str, **bod
 
 
 async def call(
-    app: Any, method: str, path: str, incoming: list[dict[str, Any]], headers: dict[str, str] | None = None
+    app: Any,
+    method: str,
+    path: str,
+    incoming: Iterable[Mapping[str, Any]],
+    headers: Sequence[tuple[str, str]] = (("host", "localhost"), ("content-type", "application/json")),
 ) -> list[dict[str, Any]]:
     """One request by hand: what the server would hand over, message by message, then silence; what was sent back."""
     sent: list[dict[str, Any]] = []
     waiting = iter(incoming)
 
-    async def receive() -> dict[str, Any]:
-        message = next(waiting, None)
-        if message is None:
-            await asyncio.Event().wait()
-        assert message is not None
-        return message
+    async def receive() -> Mapping[str, Any]:
+        for message in waiting:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    given = {"host": "localhost", "content-type": "application/json"} | (headers or {})
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -186,7 +188,7 @@ async def call(
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(name.encode(), value.encode("latin-1")) for name, value in given.items()],
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 8000),
         "state": {},

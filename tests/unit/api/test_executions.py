@@ -237,7 +237,12 @@ async def test_a_signal_reaches_the_program_by_any_name() -> None:
 
 @pytest.mark.parametrize(
     ("body", "pointer"),
-    [({"signal": "SIGNOPE"}, "/signal"), ({"signal": 2}, "/signal"), ({}, "/signal"), ({"signal": "INT", "x": 1}, "/x")],
+    [
+        ({"signal": "SIGNOPE"}, "/signal"),
+        ({"signal": 2}, "/signal"),
+        ({}, "/signal"),
+        ({"signal": "INT", "x": 1}, "/x"),
+    ],
 )
 async def test_an_unknown_signal_is_refused_and_nothing_is_sent(body: Any, pointer: str) -> None:
     async with Service().client() as client:
@@ -317,8 +322,8 @@ async def test_an_empty_answer_is_held_until_there_is_output() -> None:
         _, _, sandbox, _, execution = path.split("/")
         log = service.sandboxes.execution(sandbox, execution).logs
         async with asyncio.timeout(10):
-            while not any(len(one._wakers) > 1 for one in log.values()):
-                await asyncio.sleep(0)  # noqa: ASYNC110 - the log has no event for being watched
+            while not any(len(one._wakers) > 1 for one in log.values()):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0)
         service.backend.release(execution)
         assert (await held).content == b"late\n"
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
@@ -155,9 +156,9 @@ async def test_a_client_that_hangs_up_but_chose_an_id_finds_its_sandbox() -> Non
 async def test_a_hang_up_just_when_the_boot_ends_leaves_no_sandbox() -> None:
     service = Service()
     gate = service.backend.create_gate = Gate()
-    first = {"type": "http.request", "body": b"{}"}
+    first: dict[str, Any] = {"type": "http.request", "body": b"{}"}
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> MutableMapping[str, Any]:
         nonlocal first
         if first:
             message, first = first, {}
@@ -168,7 +169,7 @@ async def test_a_hang_up_just_when_the_boot_ends_leaves_no_sandbox() -> None:
             await next(iter(service.sandboxes)).settled.wait()
         return {"type": "http.disconnect"}
 
-    async def send(_: dict[str, Any]) -> None:
+    async def send(_: MutableMapping[str, Any]) -> None:
         raise AssertionError("there is nobody to answer")
 
     scope = {
@@ -469,8 +470,8 @@ async def test_delete_is_204_again_while_the_record_is_kept_and_then_404() -> No
         assert (await client.delete(f"/sandboxes/{sandbox}")).status_code == 204
         assert service.backend.alive == []
         async with asyncio.timeout(10):
-            while (await client.get(f"/sandboxes/{sandbox}")).status_code == 200:
-                await asyncio.sleep(0)  # noqa: ASYNC110 - the record's end has no event
+            while (await client.get(f"/sandboxes/{sandbox}")).status_code == 200:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0)
         assert (await client.delete(f"/sandboxes/{sandbox}")).status_code == 404
     async with Service().client() as client:
         sandbox = await create(client)
@@ -498,6 +499,6 @@ async def test_a_lost_sandbox_shows_failed_with_its_reason() -> None:
         sandbox = await create(client)
         await service.backend.lose(sandbox, "the worker was killed")
         async with asyncio.timeout(10):
-            while (body := (await client.get(f"/sandboxes/{sandbox}")).json())["state"] == "running":
+            while (body := (await client.get(f"/sandboxes/{sandbox}")).json())["state"] == "running":  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert (body["state"], body["state_reason"]) == ("failed", "the worker was killed")

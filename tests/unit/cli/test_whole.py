@@ -143,10 +143,10 @@ async def test_ctrl_c_reaches_a_program_that_goes_on_and_twice_kills_it() -> Non
 
 async def test_ctrl_c_ends_a_program_that_does_not_mind_it() -> None:
     async with served() as (service, url, _):
-        process = await begin(url, "run", "daemon", "silent-then", "exit", "0")
-        while not service.backend.alive or len(service.backend.alive) < 3:  # the sandbox and two processes
-            assert process.returncode is None
-            await asyncio.sleep(0.001)
+        process = await begin(url, "run", "daemon", "trap", "SIGUSR1")
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        assert len(service.backend.alive) == 3  # the sandbox and two processes
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         assert service.backend.alive == []

@@ -314,6 +314,23 @@ def test_targets_beyond_the_reach_of_a_test_are_reached(length: int) -> None:
     assert run(program, length, X86_64) == ERRNO | ENOSYS
 
 
+@pytest.mark.parametrize("length", range(248, 262))
+@pytest.mark.parametrize("copyable", [True, False])
+@pytest.mark.parametrize("crossed", [True, False])
+def test_both_branches_of_a_test_may_be_beyond_its_reach(length: int, copyable: bool, crossed: bool) -> None:
+    """Between the two places and the second test of them lie instructions that decide nothing."""
+    one = bpf.ALLOW if copyable else bpf.when(0, (7,), bpf.ALLOW, bpf.KILL_PROCESS)
+    other = bpf.refuse(EPERM) if copyable else bpf.when(0, (7,), bpf.refuse(EPERM), bpf.KILL_PROCESS)
+    filler: bpf.Node = (bpf.ANY_BIT, 2, one, other)
+    for _ in range(length):
+        filler = bpf.looking_at(bpf.NUMBER, filler)
+    second: bpf.Node = (bpf.ANY_BIT, 1, other, one) if crossed else (bpf.ANY_BIT, 1, one, other)
+    program = bpf.assemble(bpf.looking_at(bpf.NUMBER, (bpf.GREATER_EQUAL, 1000, filler, second)))
+    check_as_the_kernel_does(program)
+    for number, first in [(1, not crossed), (2, crossed), (1001, False), (1002, True)]:
+        assert run(program, number, X86_64, 7) == (ALLOW if first else ERRNO | EPERM)
+
+
 def test_equal_parts_of_rules_are_laid_out_once() -> None:
     shared = bpf.when(1, (3, 4, 5), bpf.ALLOW, bpf.refuse(EPERM))
     one = bpf.assemble(shared)

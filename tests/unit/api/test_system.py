@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+import html
+
+import pytest
+
+from app.api import schemas
+from app.api.problem_types import PROBLEMS
+from app.api.readiness import Readiness
+from app.core.errors import BackendUnavailable, BulkheadError, IsolationUnavailable
+from app.core.registry import Registry
+from tests.null_backend import NullBackend
+from tests.unit.api.service import Service, create, start
+
+
+class CountingBackend(NullBackend):
+    asked = 0
+
+    async def ready(self) -> None:
+        self.asked += 1
+        await super().ready()
+
+
+class SilentBackend(NullBackend):
+    async def ready(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_runtimes_say_what_they_can_do_and_how_much() -> None:
+    service = Service(
+        [NullBackend(), NullBackend("boxlite", aliases=("vm", "microvm"), tier="vm")], disabled=("boxlite",)
+    )
+    async with service.client() as client:
+        answer = await client.get("/runtimes")
+        schemas.RuntimeList.model_validate_json(answer.content)
+        process, boxlite = answer.json()["items"]
+    assert (process["name"], process["aliases"], process["tier"]) == ("process", ["kernel", "linux"], "kernel")
+    assert (process["enabled"], process["available"], process["reason"]) == (True, True, None)
+    assert process["capabilities"] == sorted(process["capabilities"])
+    assert process["limits"]["memory_mib"] == {"default": 512, "ceiling": 4096}
+    assert process["limits"]["argument_bytes"] == {"default": None, "ceiling": 131_071}
+    assert (boxlite["enabled"], boxlite["available"]) == (False, False)
+    assert "not enabled" in boxlite["reason"]
+
+
+async def test_a_runtime_that_does_not_work_says_why() -> None:
+    service = Service()
+    service.backend.ready_error = IsolationUnavailable("landlock", "this kernel has no Landlock")
+    async with service.client() as client:
+        (runtime,) = (await client.get("/runtimes")).json()["items"]
+    assert (runtime["available"], runtime["reason"]) == (False, "this kernel has no Landlock")
+
+
+@pytest.mark.parametrize(
+    ("error", "slug"),
+    [
+        (BackendUnavailable("process", "no launcher"), "backend_unavailable"),
+        (IsolationUnavailable("landlock", "no Landlock"), "isolation_unavailable"),
+    ],
+)
+async def test_readyz_is_503_with_the_reason_while_the_default_runtime_does_not_work(
+    error: BulkheadError, slug: str
+) -> None:
+    service = Service([NullBackend(), NullBackend("boxlite")])
+    service.backend.ready_error = error
+    async with service.client() as client:
+        answer = await client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["type"] == f"/problems/{slug}"
+    assert answer.json()["runtimes"] == [
+        {"name": "process", "ready": False, "reason": str(error)},
+        {"name": "boxlite", "ready": True, "reason": None},
+    ]
+
+
+async def test_readyz_is_200_while_only_another_runtime_does_not_work() -> None:
+    service = Service([NullBackend(), NullBackend("boxlite")])
+    service.backends[1].ready_error = BackendUnavailable("boxlite", "no server")
+    async with service.client() as client:
+        answer = await client.get("/readyz")
+    assert answer.status_code == 200
+    schemas.Ready.model_validate_json(answer.content)
+    assert [r["ready"] for r in answer.json()["runtimes"]] == [True, False]
+
+
+async def test_readyz_is_503_when_the_default_runtime_is_switched_off() -> None:
+    async with Service(disabled=("process",)).client() as client:
+        answer = await client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["runtimes"] == []
+
+
+async def test_the_runtime_is_asked_once_for_many_and_at_most_once_a_second() -> None:
+    backend = CountingBackend()
+    async with Service([backend]).client() as client:
+        await asyncio.gather(*(client.get("/readyz") for _ in range(20)))
+        await client.get("/runtimes")
+    assert backend.asked == 1
+
+
+async def test_a_runtime_that_does_not_answer_is_not_ready() -> None:
+    noted: list[tuple[str, bool]] = []
+    backend = SilentBackend()
+    readiness = Readiness(Registry([backend], default="process"), lambda *fact: noted.append(fact), answer_seconds=0.01)
+    error = await readiness.of(backend)
+    assert isinstance(error, BackendUnavailable)
+    assert noted == [("process", False)]
+
+
+async def test_healthz_is_alive_whatever_the_runtimes_do() -> None:
+    service = Service()
+    service.backend.ready_error = BackendUnavailable("process", "no launcher")
+    async with service.client() as client:
+        assert (await client.get("/healthz")).json() == {"status": "alive"}
+
+
+async def test_metrics_count_by_runtime_and_reason() -> None:
+    service = Service()
+    async with service.client() as client:
+        sandbox = await create(client)
+        await start(client, sandbox, "sleep")
+        path = await start(client, sandbox, "exit", "3")
+        await client.get(f"{path}?wait_seconds=10")
+        answer = await client.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        lines = answer.text.splitlines()
+        for line in (
+            'bulkhead_sandboxes_created_total{runtime="process"} 1.0',
+            'bulkhead_sandboxes{runtime="process",state="running"} 1.0',
+            'bulkhead_executions_started_total{runtime="process"} 2.0',
+            'bulkhead_executions_ended_total{reason="exited",runtime="process"} 1.0',
+            'bulkhead_executions_running{runtime="process"} 1.0',
+            'bulkhead_sandbox_create_seconds_count{runtime="process"} 1.0',
+            'bulkhead_execution_start_seconds_count{runtime="process"} 2.0',
+            'bulkhead_runtime_healthy{runtime="process"} 1.0',
+        ):
+            assert line in lines
+        service.backend.ready_error = BackendUnavailable("process", "no launcher")
+        await client.delete(f"/sandboxes/{sandbox}")
+        text = service.telemetry.render().decode()
+        assert 'bulkhead_sandboxes_ended_total{reason="destroyed",runtime="process"} 1.0' in text
+        assert 'bulkhead_executions_ended_total{reason="killed",runtime="process"} 1.0' in text
+
+
+async def test_every_problem_has_a_page_for_people() -> None:
+    async with Service().client() as client:
+        for slug, kind in PROBLEMS.items():
+            answer = await client.get(f"/problems/{slug}")
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/html")
+            assert html.escape(kind.title) in answer.text
+        assert (await client.get("/problems/nope")).json()["type"] == "/problems/not_found"
+
+
+async def test_lifespan_end_destroys_everything() -> None:
+    service = Service()
+    async with service.served() as door:
+        await door.start("daemon", "sleep")
+        assert len(service.backend.alive) == 3
+    assert service.backend.alive == []
