@@ -104,6 +104,7 @@ def build(
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=5,
+            timeout_keep_alive=60,
         )
     )
 

@@ -19,6 +19,7 @@ from app.core.models import new_id
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+OPEN_PREFIX = "/problems/"
 ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})  # a load balancer asks by address
 CLIENT_GONE = 499  # nobody sees it: the log's word for a client that hung up
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -42,7 +43,7 @@ class Door:
         if path not in ANY_HOST_PATHS:
             self._check_host(host)
         self._check_origin(scope, host)
-        if self.key_hashes and path not in OPEN_PATHS and not path.startswith("/problems/"):
+        if self.key_hashes and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
             self._check_key(scope)
 
     def _check_host(self, host: str | None) -> None:

@@ -11,7 +11,9 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from app.api import schemas
 from app.api.documents import REF
+from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
+from app.api.guard import OPEN_PATHS, OPEN_PREFIX
 
 _REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
@@ -24,11 +26,22 @@ def describe(app: FastAPI) -> dict[str, Any]:
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update(_components())
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}, {}]
+        document["security"] = [{"key": []}, {}]  # a service without keys asks for none
+        _open_paths(document["paths"])
+        for name, example in EXAMPLES.items():
+            components[name]["examples"] = [example]
         for name in ("HTTPValidationError", "ValidationError"):
             components.pop(name, None)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _open_paths(paths: dict[str, Any]) -> None:
+    for path, operations in paths.items():
+        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+            for operation in operations.values():
+                operation["security"] = []
+                operation["responses"].pop("401")
 
 
 def _components() -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """The `bulkhead` command. Exit status 125 means that bulkhead itself failed; what else it means: `docs/cli.md`.
 
-``commands``  what is typed: the client's commands       ``session``     one command in a sandbox, from start to exit
-``operate``   what is typed: the operator's commands     ``interrupts``  Ctrl-C and the signals that end us
-``options``   the options that several of them share     ``pipes``       our own stdin, stdout and stderr
-``endings``   how an exit becomes an exit status         ``show``        tables, JSON and one-line errors
+``parser``      what can be typed                      ``session``     one command in a sandbox, start to exit
+``commands``    the client's commands                  ``interrupts``  Ctrl-C and the signals that end us
+``operate``     the operator's commands                ``pipes``       our own stdin, stdout and stderr
+``bodies``      what was typed, as request bodies      ``endings``     how an exit becomes an exit status
+``connect``     the environment, as a client           ``show``        tables, JSON and one-line errors
+``replay``      stored output
 
-A second after `bulkhead --help` nothing must have been imported that it does not need: modules import late.
+Starting must be quick: a module imports late what only some commands need.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -24,17 +27,21 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
+class UsageError(Exception):
+    """What was typed cannot be done; the parser itself could not see it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Never raises: a failure is one line on stderr and the status 125."""
     _keep_standard_descriptors()
-    # The program's own memory is small; a collection in the middle of 500 imports costs 20 ms and finds nothing.
-    import gc
-
-    gc.disable()
+    gc.disable()  # a collection in the middle of 500 imports costs 20 ms and finds nothing; the commands enable it
     try:
-        from app.cli.commands import app
+        from app.cli.parser import parse
 
-        return int(app(list(sys.argv[1:] if arguments is None else arguments), "bulkhead", standalone_mode=False) or 0)
+        typed = parse(sys.argv[1:] if arguments is None else arguments)
+        return int(typed.do(typed))
+    except SystemExit as done:
+        return int(done.code or 0)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -44,23 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
-    if hasattr(error, "show") and hasattr(error, "format_message"):  # the parser's own, which typer does not export
-        error.show()
-        context = getattr(error, "ctx", None)
-        return FAILED if getattr(context, "info_name", None) in {"run", "exec"} else USAGE
     from app.cli.show import say
 
     if os.environ.get("BULKHEAD_CLIENT_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
-    from app.client import ClientError
-
-    if isinstance(error, ClientError):
+    if isinstance(error, UsageError) or _is_clients_own(error):
         say(str(error))
     else:
         say(f"{type(error).__name__}: {error} (BULKHEAD_CLIENT_DEBUG=1 shows where)")
     return FAILED
+
+
+def _is_clients_own(error: Exception) -> bool:
+    from app.cli.connect import ClientError
+
+    return isinstance(error, ClientError)
 
 
 def _keep_standard_descriptors() -> None:

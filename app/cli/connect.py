@@ -10,7 +10,9 @@ from typing import Any, cast
 # httpx's own command line would load rich and pygments, 30 ms; its absence is a case that httpx knows.
 sys.modules.setdefault("httpx._main", cast(Any, None))
 
-from app.client import Client  # noqa: E402 - after the line above
+from app.client import Client, ClientError  # noqa: E402 - after the line above
+
+__all__ = ["ClientError", "connected"]
 
 
 async def connected(work: Callable[[Client], Awaitable[int]]) -> int:

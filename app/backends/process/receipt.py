@@ -5,18 +5,43 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, ClassVar
 
+from pyroute2.netlink import nlmsg
+from pyroute2.netlink.marshal import Marshal
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from app.core.models import SandboxSpec
 from app.launcher import landlock
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP, _UP, _UNICAST = 18, 22, 26, 34, 3, 0x301, 1, 1
+
+
+# pyroute2's own messages decode every attribute, and a link has dozens: 0.53 ms for one sandbox. These take what the
+# receipt tells: 0.28 ms, both measured.
+
+
+class _Link(nlmsg):  # type: ignore[misc]  # pyroute2 is untyped
+    prefix, fields, nla_map = "IFLA_", ifinfmsg.fields, ((3, "IFLA_IFNAME", "asciiz"),)
+
+
+class _Address(nlmsg):  # type: ignore[misc]
+    prefix, fields, nla_map = "IFA_", ifaddrmsg.fields, ((1, "IFA_ADDRESS", "ipaddr"),)
+
+
+class _Route(nlmsg):  # type: ignore[misc]
+    prefix, fields, nla_map = "RTA_", rtmsg.fields, ((5, "RTA_GATEWAY", "ipaddr"),)
+
+
+class _Rule(nlmsg):  # type: ignore[misc]
+    prefix, fields, nla_map = "FRA_", fibmsg.fields, ()
+
+
+class _Marshal(Marshal):  # type: ignore[misc]
+    msg_map: ClassVar[dict[int, type[nlmsg]]] = {16: _Link, 20: _Address, 24: _Route, 32: _Rule}
 
 
 def isolation(
@@ -94,7 +119,7 @@ class NetworkReading:
 
 
 def read_network(descriptor: int) -> dict[str, Any]:
-    """Links, addresses, routes and rules, decoded by pyroute2. Raises OSError. Takes 0.4 ms."""
+    """Links, addresses, routes and rules, decoded by pyroute2. Raises OSError. Takes 0.3 ms."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 0, descriptor) as netlink:
         netlink.settimeout(2)
         links, addresses, routes, rules = (_dump(netlink, request) for request in _REQUESTS)
@@ -126,7 +151,7 @@ _REQUESTS = (
 
 def _dump(netlink: socket.socket, request: bytes) -> list[Any]:
     netlink.send(request)
-    marshal = MarshalRtnl()
+    marshal = _Marshal()
     found: list[Any] = []
     while True:
         for answer in marshal.parse(netlink.recv(65536)):

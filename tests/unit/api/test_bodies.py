@@ -128,7 +128,10 @@ async def test_a_body_that_trickles_in_is_ended() -> None:
 
 async def test_a_client_that_leaves_within_its_body_gets_no_answer_and_creates_nothing() -> None:
     service = Service()
-    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
     assert await call(service.app, "POST", "/sandboxes", messages) == []
     assert service.backend.created == []
     assert service.logged[-1]["status"] == 499

@@ -133,7 +133,7 @@ async def test_sandboxes_over_the_operators_limit_are_429_with_retry_after() -> 
 async def test_a_client_that_hangs_up_during_the_boot_leaves_no_sandbox() -> None:
     service = Service()
     gate = service.backend.create_gate = Gate()
-    messages = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
     sent = await call(service.app, "POST", "/sandboxes", messages)
     assert sent == []
     gate.open()
@@ -146,7 +146,7 @@ async def test_a_client_that_hangs_up_during_the_boot_leaves_no_sandbox() -> Non
 async def test_a_client_that_hangs_up_but_chose_an_id_finds_its_sandbox() -> None:
     service = Service()
     gate = service.backend.create_gate = Gate()
-    messages = [{"type": "http.request", "body": b'{"id":"mine"}'}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b'{"id":"mine"}'}, {"type": "http.disconnect"}]
     assert await call(service.app, "POST", "/sandboxes", messages) == []
     gate.open()
     async with service.client() as client:

@@ -117,7 +117,7 @@ async def test_something_else_than_a_bulkhead_service_is_noticed() -> None:
 async def test_usage_error_cannot_be_taken_for_the_programs_status(typed: list[str], status: int) -> None:
     ended = await bulkhead(NOWHERE, *typed)
     assert (ended.status, ended.stdout) == (status, b"")
-    assert "Usage: bulkhead" in ended.stderr
+    assert "usage: bulkhead" in ended.stderr or ended.stderr == "bulkhead: there is no command to run\n"
     assert "Traceback" not in ended.stderr
 
 
@@ -136,7 +136,7 @@ async def test_version_and_help() -> None:
     for typed in (["-h"], ["run", "-h"], ["exec", "--help"], ["key", "new", "-h"]):
         ended = await bulkhead(NOWHERE, *typed)
         assert (ended.status, ended.stderr) == (0, "")
-        assert ended.stdout.startswith(b"Usage: bulkhead")
+        assert ended.stdout.startswith(b"usage: bulkhead")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -149,7 +149,7 @@ def test_help_imports_nothing_heavy() -> None:
         text=True,
     )
     imported = {line.rsplit("|", 1)[-1].strip() for line in found.stderr.splitlines()}
-    assert "typer" in imported
+    assert "argparse" in imported
     assert not imported & {
         "httpx",
         "websockets",

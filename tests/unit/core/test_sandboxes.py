@@ -354,6 +354,22 @@ async def test_destroy_at_any_moment_of_a_loss_ends_in_destroyed(turns: int) -> 
         assert len(house.notes.sandboxes) == 2
 
 
+async def test_lost_sandbox_that_cannot_be_cleaned_up_is_told_once_and_tried_again() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
+        await house.backend.lose(sandbox.id)
+        await until(lambda: sandbox.state is SandboxState.FAILED)
+        with pytest.raises(BackendUnavailable):
+            await house.sandboxes.destroy(sandbox)
+        await steps(10)
+        assert sandbox.handle is not None, "it still holds what could not be given back"
+        house.backend.destroy_error = None
+        await house.sandboxes.destroy(sandbox)
+        assert house.notes.sandboxes == ["created", "lost"]
+        assert house.backend.alive == []
+
+
 # --- the clock
 
 
@@ -409,9 +425,12 @@ async def test_use_puts_the_idle_end_off() -> None:
         before = house.sandboxes._lifetimes._seconds_left(sandbox)
         house.sandboxes.use(sandbox.id)
         assert house.sandboxes._lifetimes._seconds_left(sandbox) > before
+        old = sandbox.timer
         house.sandboxes._lifetimes._expire(sandbox)  # a timer that was set before the use
         await steps(5)
-        assert sandbox.state is SandboxState.RUNNING
+        assert sandbox.ending is None
+        assert sandbox.timer is not None
+        assert sandbox.timer is not old
 
 
 async def test_boot_is_not_idleness_and_the_idle_clock_starts_at_its_end() -> None:
@@ -465,7 +484,7 @@ async def test_longer_ttl_counts_anew_from_now() -> None:
         house.sandboxes.update(sandbox, ttl_seconds=1000)
         house.sandboxes._lifetimes._expire(sandbox)
         await steps(5)
-        assert sandbox.state is SandboxState.RUNNING
+        assert sandbox.ending is None
 
 
 # --- stop

@@ -1,0 +1,37 @@
+# Every target is one command that also works by hand. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check lint format types openapi bench
+
+PYTHON := .venv/bin/python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing, tests included
+	scripts/install --tests
+
+serve: ## Run the service (as root)
+	scripts/serve
+
+test: ## Everything that CI runs: lint, format, types, all tests
+	scripts/test
+
+check: lint types ## Before a commit: lint, types, unit and contract tests; no root, less than a minute
+	$(PYTHON) -m pytest tests/unit tests/contract
+
+lint: ## Style and formatting
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format: ## Format the code, and repair what ruff can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+types: ## mypy, strict
+	$(PYTHON) -m mypy
+
+openapi: ## Write openapi.yaml from the code
+	$(PYTHON) scripts/openapi
+
+bench: ## Compare with bubblewrap and a bare spawn (as root; takes minutes)
+	$(PYTHON) benchmarks

@@ -1,0 +1,99 @@
+"""One example of each answer, for the documents. A test checks them against their schemas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SANDBOX = "sbx_06fa2c8q0gsbsd9e2y5k8w1m3c"
+_CREATED, _LATER = "2026-01-31T12:00:00.000000Z", "2026-01-31T13:00:00.000000Z"
+_DIGEST = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+
+_sandbox: dict[str, Any] = {
+    "id": _SANDBOX,
+    "runtime": "process",
+    "state": "running",
+    "state_reason": None,
+    "created_at": _CREATED,
+    "expires_at": _LATER,
+    "idle_seconds": None,
+    "last_active_at": _CREATED,
+    "labels": {"team": "ci"},
+    "limits": {
+        "cpus": 1.0,
+        "memory_mib": 512,
+        "processes": 128,
+        "disk_mib": 512,
+        "output_bytes": 67108864,
+        "wall_seconds": 3600.0,
+    },
+    "policy": {
+        "profile": "default",
+        "filesystem": {"read_only": ["/usr", "/etc"], "read_write": ["/workspace", "/tmp", "/dev/shm"]},  # noqa: S108 - paths inside
+        "network": {"mode": "none"},
+        "syscalls": {"profile": "default"},
+        "loopback_tcp": False,
+    },
+    "isolation": {"tier": "kernel", "no_new_privs": True},
+    "executions": {"running": 0, "total": 1},
+}
+
+_exit: dict[str, Any] = {
+    "reason": "exited",
+    "code": 0,
+    "signal": None,
+    "detail": None,
+    "duration_seconds": 0.021,
+    "cpu_seconds": 0.018,
+    "max_memory_bytes": 9437184,
+}
+
+_execution: dict[str, Any] = {
+    "id": "exe_06fa2c8q9m4v0n7r1x3t5z8b2d",
+    "sandbox_id": _SANDBOX,
+    "command": ["echo", "hello"],
+    "state": "ended",
+    "started_at": _CREATED,
+    "ended_at": "2026-01-31T12:00:00.021000Z",
+    "exit": _exit,
+    "output": {"stdout": {"bytes": 6, "dropped_bytes": 0}, "stderr": {"bytes": 0, "dropped_bytes": 0}},
+}
+
+_empty = {"bytes": 0, "dropped_bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "Sandbox": _sandbox,
+    "SandboxList": {"items": [_sandbox], "next_cursor": "MTAw"},
+    "Execution": _execution,
+    "ExecutionList": {"items": [_execution], "next_cursor": None},
+    "RuntimeList": {
+        "items": [
+            {
+                "name": "process",
+                "aliases": ["kernel", "linux"],
+                "enabled": True,
+                "available": False,
+                "reason": "the launcher is not reachable",
+                "version": "0.1.0",
+                "tier": "kernel",
+                "capabilities": ["kill_tree", "signals", "stdin"],
+                "limits": {
+                    "memory_mib": {"default": 512, "ceiling": 4096},
+                    "argument_bytes": {"default": None, "ceiling": 131071},
+                },
+            }
+        ]
+    },
+    "Health": {"status": "alive"},
+    "Ready": {"default": "process", "runtimes": [{"name": "process", "ready": True, "reason": None}]},
+    "StreamStart": {"type": "start", "stdout_offset": 0, "stderr_offset": 0, "stdin_bytes": 0, "state": "running"},
+    "StreamGap": {"type": "gap", "channel": "stdout", "from": 0, "to": 4096},
+    "StreamExit": {
+        "type": "exit",
+        "exit_code": 0,
+        "exit": _exit,
+        "stdout": {"bytes": 6, "dropped_bytes": 0, "sha256": _DIGEST},
+        "stderr": _empty,
+    },
+    "StreamStdinEof": {"type": "stdin_eof"},
+    "StreamSignal": {"type": "signal", "sig": 2},
+}

@@ -1,0 +1,165 @@
+"""What can be typed. argparse, because importing what typer needs costs a third of a whole `bulkhead run -- true`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from app import __version__
+from app.cli import FAILED, USAGE, commands, operate
+
+EPILOG = "The service is found by BULKHEAD_CLIENT_URL (http://127.0.0.1:8000) and BULKHEAD_CLIENT_KEY."
+STATUS = """Exit status: the command's own; 128+n when signal n ended it; 124 timeout; 137 out of memory or killed;
+126 or 127 when it could not be started; 125 when bulkhead itself failed."""
+
+# A usage error of these must not be taken for the status of the command that they were to run.
+RUN: dict[str, Any] = {"usage": "bulkhead run [OPTIONS] [--] CMD ...", "epilog": STATUS, "usage_status": FAILED}
+EXEC: dict[str, Any] = {
+    "usage": "bulkhead exec [OPTIONS] SANDBOX [OPTIONS] [--] CMD ...",
+    "epilog": STATUS,
+    "usage_status": FAILED,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, usage_status: int = USAGE, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.usage_status = usage_status
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A command refuses what it does not know itself: the parser above it would with its own usage and status."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"not understood: {' '.join(unknown)}")
+        return found, []
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(self.usage_status, f"{self.format_usage()}bulkhead: {message}\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """`do` in the answer is the function to be called with it. Raises SystemExit."""
+    parser = Parser(prog="bulkhead", description="Run code nobody trusts, streamed live.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"bulkhead {__version__}")
+    kinds = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = _add(kinds, "run", commands.run, "run one command in a new sandbox, then destroy it", **RUN)
+    _room_options(run)
+    _command_options(run)
+    run.add_argument("--keep", action="store_true", help="leave the sandbox behind; its id goes to stderr")
+    _command(run)
+
+    create = _add(kinds, "create", commands.create, "create a sandbox and print its id")
+    _room_options(create)
+    _env_options(create)
+
+    _json(_add(kinds, "ls", commands.list_sandboxes, "list sandboxes, oldest first"))
+    listing = kinds.choices["ls"]
+    listing.add_argument("--all", "-a", action="store_true", help="destroyed ones too, while they are known")
+    listing.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="only with this label")
+
+    _exec(kinds)
+
+    logs = _add(kinds, "logs", commands.logs, "print the stored output of an execution")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on until the execution ends")
+    _execution(logs)
+
+    kill = _add(kinds, "kill", commands.kill, "kill everything that an execution started, or send it a signal")
+    kill.add_argument("--signal", "-s", metavar="S", help="send this to its process group instead, such as SIGINT")
+    _execution(kill)
+
+    remove = _add(kinds, "rm", commands.remove, "destroy sandboxes; when it returns, no process of them exists")
+    remove.add_argument("sandboxes", metavar="SANDBOX", nargs="+")
+
+    _json(_add(kinds, "runtimes", commands.runtimes, "show what the service can isolate with"))
+    _operator(kinds)
+    found = parser.parse_args(arguments)
+    return _rest_of_exec(found) if "rest" in found else found
+
+
+def _add(kinds: Any, name: str, do: Any, about: str, **options: Any) -> Parser:
+    parser: Parser = kinds.add_parser(name, help=about, description=about, **options)
+    parser.set_defaults(do=do)
+    return parser
+
+
+def _operator(kinds: Any) -> None:
+    serve = _add(kinds, "serve", operate.serve, "run the service: the launcher, and the gateway that listens")
+    serve.add_argument("--host", help="address to listen on [BULKHEAD_HOST, else 127.0.0.1]")
+    serve.add_argument("--port", type=int, help="[BULKHEAD_PORT, else 8000]")
+    serve.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")
+    key = _add(kinds, "key", None, "keys that clients show to the service")
+    new = _add(key.add_subparsers(metavar="COMMAND", required=True), "new", operate.new_key, "make and print a key")
+    new.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")
+    new.add_argument("name", metavar="NAME")
+    _json(_add(kinds, "probe", operate.probe, "show what this host offers, layer by layer; status 1 if one is missing"))
+
+
+# --- options that several commands share
+
+
+def pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _env_options(parser: Parser) -> None:
+    parser.add_argument("--env", "-e", metavar="K=V", type=pair, action="append", help="a variable; repeatable")
+    parser.add_argument("--workdir", "-w", metavar="DIR", help="where commands start")
+
+
+def _command_options(parser: Parser) -> None:
+    parser.add_argument("--timeout", metavar="S", type=float, help="kill it after S seconds")
+    _env_options(parser)
+
+
+def _room_options(parser: Parser) -> None:
+    parser.add_argument("--runtime", metavar="R", help="isolation [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
+    parser.add_argument("--profile", metavar="P", help="the operator's policy profile")
+    parser.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="repeatable")
+    parser.add_argument("--ttl", metavar="S", type=float, help="destroy the sandbox after S seconds")
+    parser.add_argument("--idle", metavar="S", type=float, help="destroy it after S seconds without use")
+    _json(parser)
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--cpus", metavar="N", type=float, help="cores")
+    limits.add_argument("--memory-mib", metavar="N", type=int, help="memory")
+    limits.add_argument("--processes", metavar="N", type=int, help="processes and threads")
+    limits.add_argument("--disk-mib", metavar="N", type=int, help="files in /workspace and /tmp")
+    limits.add_argument("--output-bytes", metavar="N", type=int, help="output kept, per channel")
+    limits.add_argument("--wall-seconds", metavar="S", type=float, help="the longest any command may run")
+
+
+def _execution(parser: Parser) -> None:
+    parser.add_argument("sandbox", metavar="SANDBOX")
+    parser.add_argument("execution", metavar="EXECUTION")
+
+
+def _command(parser: Parser) -> None:
+    """Everything from the program's name on is the program's, options too. Its `--` is ours only if it comes first."""
+    parser.add_argument("command", metavar="[--] CMD ...", nargs=argparse.REMAINDER)
+
+
+# --- exec: options may stand on either side of SANDBOX, so what follows it is parsed once more
+
+
+def _exec(kinds: Any) -> None:
+    parser = _add(kinds, "exec", commands.execute, "run a command in a sandbox that is there", **EXEC)
+    _command_options(parser)
+    _json(parser)
+    parser.add_argument("sandbox", metavar="SANDBOX")
+    parser.add_argument("rest", metavar="CMD", nargs=argparse.REMAINDER)
+
+
+def _rest_of_exec(found: argparse.Namespace) -> argparse.Namespace:
+    parser = Parser(**EXEC)
+    _command_options(parser)
+    _json(parser)
+    _command(parser)
+    return parser.parse_args(found.rest, found)

@@ -1,0 +1,1 @@
+"""Measurements, not tests: `python -m benchmarks`. No assertion here ever fails a build."""

@@ -1,0 +1,66 @@
+"""A client as thin as one can be, so that what is measured is the service: one keep-alive connection, no library."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+
+class Rest:
+    """Blocking HTTP/1.1 with JSON bodies over one TCP connection."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __call__(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        data = b"" if body is None else json.dumps(body).encode()
+        kind = "" if body is None else "content-type: application/json\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{kind}content-length: {len(data)}\r\n\r\n"
+        self._socket.sendall(head.encode() + data)
+        return self._answer()
+
+    def _answer(self) -> tuple[int, Any]:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self._more()
+        head, _, rest = data.partition(b"\r\n\r\n")
+        length = 0
+        for line in head.split(b"\r\n"):
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        while len(rest) < length:
+            rest += self._more()
+        status = int(head.split()[1])
+        return status, json.loads(rest) if rest else None
+
+    def _more(self) -> bytes:
+        piece = self._socket.recv(65536)
+        if not piece:
+            raise ConnectionError("the service closed the connection")
+        return piece
+
+    def close(self) -> None:
+        self._socket.close()
+
+    # --- the three things that are timed
+
+    def create(self) -> str:
+        status, answer = self("POST", "/sandboxes", {"runtime": "process"})
+        if status != 201:
+            raise RuntimeError(answer)
+        return str(answer["id"])
+
+    def execute(self, sandbox: str, *command: str) -> dict[str, Any]:
+        """Until the exit is known: two requests."""
+        status, answer = self("POST", f"/sandboxes/{sandbox}/executions", {"command": list(command)})
+        if status != 201:
+            raise RuntimeError(answer)
+        path = f"/sandboxes/{sandbox}/executions/{answer['id']}"
+        while answer.get("exit") is None:
+            _, answer = self("GET", f"{path}?wait_seconds=30")
+        return dict(answer)
+
+    def delete(self, sandbox: str) -> None:
+        self("DELETE", f"/sandboxes/{sandbox}")

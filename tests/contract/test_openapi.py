@@ -1,0 +1,144 @@
+"""openapi.yaml is the code, and says everything that a client needs."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from app.api import frames, schemas
+from app.api.examples import EXAMPLES
+from app.api.problem_types import PROBLEMS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+METHODS = {"get", "put", "post", "patch", "delete"}
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, found in DOCUMENT["paths"].items():
+        for method, operation in found.items():
+            assert method in METHODS
+            yield path, method, operation
+
+
+def strings(node: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if isinstance(value, str):
+                yield key, value
+            yield from strings(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings(value)
+
+
+def test_the_file_is_what_the_code_says() -> None:
+    written = (ROOT / "openapi.yaml").read_text()
+    assert written == runpy.run_path(str(ROOT / "scripts/openapi"))["text"](), "run `make openapi`"
+
+
+def test_the_routes_are_those_of_the_api() -> None:
+    execution = "/sandboxes/{sandbox_id}/executions/{execution_id}"
+    assert {(method, path): operation["operationId"] for path, method, operation in operations()} == {
+        ("post", "/sandboxes"): "create_sandbox",
+        ("get", "/sandboxes"): "list_sandboxes",
+        ("get", "/sandboxes/{sandbox_id}"): "get_sandbox",
+        ("patch", "/sandboxes/{sandbox_id}"): "update_sandbox",
+        ("delete", "/sandboxes/{sandbox_id}"): "delete_sandbox",
+        ("post", "/sandboxes/{sandbox_id}/executions"): "create_execution",
+        ("get", "/sandboxes/{sandbox_id}/executions"): "list_executions",
+        ("get", execution): "get_execution",
+        ("delete", execution): "delete_execution",
+        ("post", f"{execution}/signal"): "signal_execution",
+        ("get", f"{execution}/output"): "get_output",
+        ("get", f"{execution}/stream"): "open_stream",
+        ("get", "/runtimes"): "list_runtimes",
+        ("get", "/healthz"): "check_alive",
+        ("get", "/readyz"): "check_ready",
+        ("get", "/metrics"): "read_metrics",
+        ("get", "/problems/{slug}"): "explain_problem",
+    }
+
+
+def test_every_reference_leads_somewhere() -> None:
+    components = DOCUMENT["components"]["schemas"]
+    for key, value in strings(DOCUMENT):
+        if key == "$ref":
+            assert value.removeprefix("#/components/schemas/") in components, value
+
+
+def test_every_operation_id_is_a_method_name_and_every_operation_has_a_summary() -> None:
+    for path, method, operation in operations():
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)+", operation["operationId"]), path
+        assert operation["summary"], (method, path)
+
+
+def test_every_answer_that_is_not_a_success_is_a_problem_with_an_example() -> None:
+    for path, method, operation in operations():
+        problems = {status: a for status, a in operation["responses"].items() if int(status) >= 400}
+        assert "500" in problems, (method, path)
+        for status, answer in problems.items():
+            (media_type,) = answer["content"]
+            assert media_type == "application/problem+json"
+            content = answer["content"][media_type]
+            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for slug, example in content["examples"].items():
+                assert PROBLEMS[slug].status == int(status)
+                assert set(PROBLEMS[slug].extras) <= set(example["value"])
+                schemas.Problem.model_validate(example["value"])
+
+
+def test_every_json_answer_has_a_schema_with_an_example() -> None:
+    for path, method, operation in operations():
+        for status, answer in operation["responses"].items():
+            content = answer.get("content", {}).get("application/json")
+            if content is not None:
+                name = content["schema"]["$ref"].rpartition("/")[2]
+                assert DOCUMENT["components"]["schemas"][name]["examples"], (method, path, status)
+
+
+def test_every_request_body_has_examples_that_it_takes() -> None:
+    with_body = {o["operationId"]: o["requestBody"] for _, _, o in operations() if "requestBody" in o}
+    assert set(with_body) == {"create_sandbox", "update_sandbox", "create_execution", "signal_execution"}
+    for body in with_body.values():
+        content = body["content"]["application/json"]
+        model: type[BaseModel] = getattr(schemas, content["schema"]["$ref"].rpartition("/")[2])
+        assert content["examples"]
+        for example in content["examples"].values():
+            model.model_validate_json(json.dumps(example["value"]))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_fit_their_schemas(name: str) -> None:
+    model: type[BaseModel] = getattr(schemas, name, None) or getattr(frames, name)
+    model.model_validate_json(json.dumps(EXAMPLES[name]))
+
+
+def test_every_frame_of_the_stream_is_a_schema() -> None:
+    for frame in frames.FRAMES:
+        assert frame.__name__ in DOCUMENT["components"]["schemas"]
+    assert "101" in DOCUMENT["paths"]["/sandboxes/{sandbox_id}/executions/{execution_id}/stream"]["get"]["responses"]
+
+
+def test_what_later_orders_bring_is_absent() -> None:
+    text = (ROOT / "openapi.yaml").read_text()
+    for word in ("Idempotency", "ticket", "secrets", "isolation_min", "tty", "/files", "/run:", "/pause", "/resize"):
+        assert word not in text, word
+    assert set(DOCUMENT["components"]["schemas"]["CreateSandbox"]["properties"]) == {
+        *("runtime", "id", "requires", "env", "workdir", "limits", "policy", "ttl_seconds", "idle_seconds", "labels")
+    }
+
+
+def test_open_paths_say_that_they_need_no_key() -> None:
+    for path, _, operation in operations():
+        is_open = path in {"/healthz", "/readyz", "/problems/{slug}"}
+        assert (operation.get("security") == []) is is_open
+        assert ("401" in operation["responses"]) is not is_open

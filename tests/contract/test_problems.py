@@ -1,0 +1,89 @@
+"""Every error has one problem, every problem has a page and stands in the documents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from app.api.problem_types import PROBLEMS
+from app.api.problems import TRANSLATION, problem_of
+from app.core import errors as e
+from tests.unit.api.service import Service
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOTS = {e.BulkheadError, e.Refused}  # never raised themselves
+
+SAMPLES: list[e.BulkheadError] = [
+    e.InvalidRequest.at("/env", "is wrong"),
+    e.UnknownRuntime("x", ["process"]),
+    e.RuntimeNotEnabled("x", ["process"]),
+    e.UnknownProfile("x", ["default"]),
+    e.PolicyTooBroad("f", "c", "d"),
+    e.LimitTooHigh("f", 2, 1),
+    e.PolicyNotSupported("f", "process", "d"),
+    e.CapabilityMissing(["pty"], "process"),
+    e.Unauthenticated("d"),
+    e.Forbidden("d"),
+    e.CapacityExceeded("sandboxes", 1),
+    e.NotFound("sandbox", "x"),
+    e.Conflict("d"),
+    e.WrongState("ended", "d"),
+    e.RangeNotSatisfiable("d"),
+    e.PayloadTooLarge(1),
+    e.BackendFailure("d"),
+    e.LaunchFailed("mount_proc", "EPERM", "d"),
+    e.IsolationUnavailable("landlock", "d"),
+    e.BackendUnavailable("process", "d"),
+    e.BackendTimeout("process", "d"),
+]
+
+
+def classes(parent: type[e.BulkheadError]) -> Iterator[type[e.BulkheadError]]:
+    for child in parent.__subclasses__():
+        if child.__module__ == e.__name__:
+            yield child
+            yield from classes(child)
+
+
+def test_every_error_of_the_core_is_translated() -> None:
+    assert set(classes(e.BulkheadError)) - set(TRANSLATION) == ROOTS - {e.BulkheadError}
+    assert {type(sample) for sample in SAMPLES} == set(classes(e.BulkheadError)) - ROOTS
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_becomes_a_problem_with_the_members_that_its_type_promises(error: e.BulkheadError) -> None:
+    problem = problem_of(error)
+    body = problem.body("req_1")
+    assert list(body)[:5] == ["type", "title", "status", "detail", "instance"]
+    assert body["type"] == f"/problems/{problem.type.slug}"
+    assert body["detail"] == str(error)
+    assert body["instance"] == "req_1"
+    if not isinstance(error, e.BackendFailure) or type(error) is not e.BackendFailure:
+        assert set(list(body)[5:]) == set(problem.type.extras)
+    assert ("retry-after" in problem.headers) == (problem.type.status in {429, 503})
+
+
+def test_every_problem_has_a_status_a_title_and_a_meaning() -> None:
+    for slug, kind in PROBLEMS.items():
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", slug)
+        assert HTTPStatus(kind.status).is_client_error or HTTPStatus(kind.status).is_server_error
+        assert kind.title[0].isupper()
+        assert kind.meaning.endswith(".")
+
+
+async def test_every_problem_is_explained_at_its_own_address() -> None:
+    async with Service().client() as client:
+        for slug in PROBLEMS:
+            answer = await client.get(f"/problems/{slug}")
+            assert answer.status_code == 200
+            assert slug in answer.text
+
+
+def test_every_problem_stands_in_the_documents_with_its_status() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", text, re.MULTILINE))
+    assert rows == {slug: str(kind.status) for slug, kind in PROBLEMS.items()}

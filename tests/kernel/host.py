@@ -1,0 +1,119 @@
+"""Looking at the host from outside of every sandbox: what of a service is there, and what of it was left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from app.launcher import cgroup
+from app.slot import RUN, UIDS
+from tests.service import Service
+
+Found = list[str]
+
+
+def uids_of(pid: int) -> tuple[int, ...]:
+    """Real, effective, saved and file system uid; empty when the process is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+    return tuple(int(word) for word in status.partition("\nUid:")[2].partition("\n")[0].split())
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter (R, S, D, T, Z); empty when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def processes_of(*uids: int) -> list[int]:
+    """Every process, zombies too, under one of these host uids."""
+    return [pid for pid in pids() if set(uids) & set(uids_of(pid))]
+
+
+def processes_in(first: int, count: int = UIDS) -> list[int]:
+    return [pid for pid in pids() if any(first <= uid < first + count for uid in uids_of(pid))]
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def host_uid(service: Service, sandbox: str) -> int:
+    return int(service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["host_uid"])
+
+
+def worker_of(service: Service, sandbox: str) -> int:
+    """PID 1 of the sandbox, as the host numbers it."""
+    uid = host_uid(service, sandbox)
+    found = [pid for pid in children_of(service.children()["launcher"]) if uid in uids_of(pid)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def first_uid(service: Service) -> int:
+    """The service's range of host uids begins with the gateway's."""
+    return uids_of(service.children()["gateway"])[0]
+
+
+def descriptors(pid: int) -> Found:
+    """What each open descriptor of a process leads to, in order, numbers of sockets and pipes left out."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(entry).partition(":[")[0])
+    return sorted(found)
+
+
+def group_folders(first: int) -> Found:
+    """Every control group below the one of the service whose uids begin with `first`."""
+    text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
+    found: Found = []
+    for _, folder in cgroup.locate(*text)[1]:
+        root = Path(folder, "bulkhead", str(first))
+        found += [str(path) for path in root.rglob("*") if path.is_dir()]
+    return sorted(found)
+
+
+def namespaces(*, of: str = "mnt") -> set[int]:
+    """The inodes of all namespaces of a kind that any process is in."""
+    found = set()
+    for pid in pids():
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{pid}/ns/{of}").st_ino)
+    return found
+
+
+def left_of(first: int) -> Found:
+    """What of a service that has ended is still there. Its uids begin with `first`."""
+    left = [f"process {pid} ({state_of(pid)})" for pid in processes_in(first)]
+    left += [f"group {folder}" for folder in group_folders(first)]
+    left += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{RUN}/{first}" in line]
+    left += [f"file {path}" for path in (RUN / str(first)).rglob("*")]
+    return left
+
+
+def resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nVmRSS:")[2].split()[0]) / 1024
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """For what the kernel does by itself and tells nobody about."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.005)

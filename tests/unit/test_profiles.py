@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.core.policy import DEFAULT_PROFILES, Filesystem
+from app.profiles import ProfilesError, load_profiles
+
+
+def test_without_a_file_the_built_in_profiles_hold() -> None:
+    assert load_profiles(None) == DEFAULT_PROFILES
+
+
+def test_the_files_profiles_come_over_the_built_in_ones(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.toml"
+    path.write_text('[narrow]\nread_only = ["/usr/bin/"]\n[default]\nloopback_tcp = true\n')
+    profiles = load_profiles(path)
+    assert profiles["narrow"].filesystem == Filesystem(("/usr/bin",), Filesystem().read_write)
+    assert profiles["narrow"].profile == "narrow"
+    assert profiles["default"].loopback_tcp
+    assert "loopback" in profiles
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[a", "not TOML"),
+        ("[Bad]\n", "small letters"),
+        ('[a]\nread_only = ["usr"]', "a/read_only/0"),
+        ('[a]\nread_write = ["/usr/../etc"]', "a/read_write/0"),
+        ('[a]\nread_only = "/usr"', "a.read_only"),
+        ("[a]\nloopback_tcp = 1", "a.loopback_tcp"),
+        ("[a]\nnetwork = true", "a.network"),
+        ("a = 1", "a"),
+        ("\xff", "not TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "profiles.toml"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ProfilesError, match="profiles.toml") as caught:
+        load_profiles(path)
+    assert says in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProfilesError, match="cannot be read"):
+        load_profiles(tmp_path / "none.toml")

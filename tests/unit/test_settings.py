@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.core.policy import LIMIT_NAMES, Limits
+from app.core.sandboxes import Capacity
+from app.keys import hash_of
+from app.settings import (
+    CapacitySettings,
+    LimitsSettings,
+    Settings,
+    SettingsError,
+    check_exposure,
+    default_data,
+    is_loopback,
+    load_settings,
+)
+
+KEY = "k" * 16
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith(("BULKHEAD_", "OPENSHELL_")):
+            monkeypatch.delenv(name)
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    return str(caught.value)
+
+
+def test_without_an_environment_the_defaults_hold() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.runtime) == ("127.0.0.1", 8000, "process")
+    assert settings.core_capacity() == Capacity()
+    ranges = settings.limit_ranges()
+    assert {name: ranges[name].default for name in LIMIT_NAMES} == dataclasses.asdict(Limits())
+    assert all(limit.default <= limit.ceiling for limit in ranges.values())
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().port = 1  # type: ignore[misc]  # that it cannot be is the point
+
+
+def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_PORT", "9000")
+    assert load_settings().port == 9000
+    assert load_settings(port=9001).port == 9001
+
+
+def test_a_part_of_a_limit_may_be_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_LIMITS__MEMORY_MIB__CEILING", "8192")
+    monkeypatch.setenv("BULKHEAD_LIMITS__CPUS__DEFAULT", "0.5")
+    ranges = load_settings().limit_ranges()
+    assert (ranges["memory_mib"].default, ranges["memory_mib"].ceiling) == (512, 8192)
+    assert ranges["cpus"].default == 0.5
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_RUNTIME", "")
+    monkeypatch.setenv("BULKHEAD_PORT", "")
+    assert (load_settings().runtime, load_settings().port) == ("process", 8000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("BULKHEAD_HOTS", "x", "BULKHEAD_HOTS is not a setting"),
+        ("bulkhead_hots", "x", "bulkhead_hots is not a setting"),
+        ("BULKHEAD_HOST__NAME", "x", "BULKHEAD_HOST__NAME is not a setting"),
+        ("BULKHEAD_LIMITS__MEMORY__CEILING", "1", "BULKHEAD_LIMITS__MEMORY: is not a setting"),
+        ("BULKHEAD_LIMITS__MEMORY_MIB__CEIL", "1", "BULKHEAD_LIMITS__MEMORY_MIB__CEIL: is not a setting"),
+        ("BULKHEAD_CAPACITY__ROOMS", "1", "BULKHEAD_CAPACITY__ROOMS: is not a setting"),
+        ("BULKHEAD_PORT", "http", "BULKHEAD_PORT: "),
+        ("BULKHEAD_PORT", "70000", "BULKHEAD_PORT: "),
+        ("BULKHEAD_LIMITS__MEMORY_MIB__CEILING", "256", "memory_mib: the default 512 is above the ceiling 256"),
+        ("BULKHEAD_LIMITS__MEMORY_MIB__DEFAULT", "1", "memory_mib: the least that works is 16"),
+        ("BULKHEAD_LIMITS__PROCESSES__DEFAULT", "1.5", "processes: must be whole numbers"),
+        ("BULKHEAD_LIMITS__CPUS__CEILING", "inf", "BULKHEAD_LIMITS__CPUS__CEILING: "),
+        ("BULKHEAD_LIMITS", "x", "BULKHEAD_LIMITS: must be JSON"),
+        ("BULKHEAD_API_KEYS", "x", "BULKHEAD_API_KEYS: must be JSON"),
+        ("BULKHEAD_API_KEYS", '["short"]', "BULKHEAD_API_KEYS: key 0 must have at least 16"),
+        ("BULKHEAD_API_KEYS", '["kkkkkkkkkkkkkkkk kkk"]', "no spaces"),
+        ("BULKHEAD_ALLOWED_HOSTS", "http://a", "BULKHEAD_ALLOWED_HOSTS: 'http://a' is not a host name"),
+        ("BULKHEAD_ALLOWED_HOSTS", '["a"', "BULKHEAD_ALLOWED_HOSTS: "),
+        ("BULKHEAD_ALLOWED_ORIGINS", "a.example", "BULKHEAD_ALLOWED_ORIGINS: 'a.example' is not scheme://"),
+        ("BULKHEAD_CAPACITY__SANDBOXES", "0", "BULKHEAD_CAPACITY__SANDBOXES: "),
+        ("BULKHEAD_TTL_CEILING_SECONDS", "0", "BULKHEAD_TTL_CEILING_SECONDS: "),
+        ("BULKHEAD_PROCESS__ACCEPT_MISSING", "seccomp", "BULKHEAD_PROCESS__ACCEPT_MISSING: "),
+        ("BULKHEAD_PROCESS__ROOT_PATHS", "/", "BULKHEAD_PROCESS__ROOT_PATHS: / must be an absolute directory"),
+        ("BULKHEAD_PROCESS__ROOT_PATHS", "opt", "BULKHEAD_PROCESS__ROOT_PATHS: "),
+        ("BULKHEAD_PROCESS__UID_BASE", "4294967290", "beyond the kernel's last uid"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    assert says in refusal(monkeypatch, **{name: value})
+
+
+def test_a_refusal_never_shows_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "topsecret" not in refusal(monkeypatch, BULKHEAD_API_KEYS='["topsecret"]', BULKHEAD_PORT="x")
+
+
+def test_names_of_the_client_and_the_tests_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_CLIENT_URL", "http://x")
+    monkeypatch.setenv("BULKHEAD_TEST_REQUIRE", "all")
+    load_settings()
+
+
+def test_openshell_runtime_is_an_alias_that_ours_overrules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENSHELL_RUNTIME", "linux")
+    assert load_settings().runtime == "linux"
+    monkeypatch.setenv("BULKHEAD_RUNTIME", "process")
+    assert load_settings().runtime == "process"
+
+
+@pytest.mark.parametrize("value", ["a.example, B.example:80", '["a.example", "B.example:80"]'])
+def test_lists_are_json_or_have_commas(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("BULKHEAD_ALLOWED_HOSTS", value)
+    assert load_settings().allowed_hosts == ("a.example", "b.example:80")
+
+
+def test_accepted_layers_and_root_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_PROCESS__ACCEPT_MISSING", "landlock_tcp,swap_limit")
+    monkeypatch.setenv("BULKHEAD_PROCESS__ROOT_PATHS", '["/opt/tools"]')
+    process = load_settings().process
+    assert process.accept_missing == ("landlock_tcp", "swap_limit")
+    assert process.root_paths == (Path("/opt/tools"),)
+
+
+def test_keys_are_secret_and_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_API_KEYS", f'["{KEY}"]')
+    settings = load_settings()
+    assert KEY not in repr(settings)
+    assert settings.key_hashes() == (hash_of(KEY),)
+
+
+def test_capacity_settings_are_those_of_the_core() -> None:
+    assert set(CapacitySettings.model_fields) == {f.name for f in dataclasses.fields(Capacity)}
+    assert set(LimitsSettings.model_fields) == set(LIMIT_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("box.example", False),
+        ("", False),
+    ],
+)
+def test_an_open_address_without_a_key_is_refused_with_the_cure(host: str, loopback: bool) -> None:
+    settings = Settings(host=host)
+    assert is_loopback(host) is loopback
+    check_exposure(settings, [hash_of(KEY)])
+    if loopback:
+        check_exposure(settings, [])
+    else:
+        with pytest.raises(SettingsError, match="bulkhead key new NAME"):
+            check_exposure(settings, [])
+
+
+def test_the_data_folder_follows_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_data() == Path("/var/lib/bulkhead")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert default_data() == Path("/state/bulkhead")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert default_data() == Path("/home/user/.local/state/bulkhead")
