@@ -33,7 +33,7 @@ def new_key(typed: Namespace) -> int:
 
 
 def probe(typed: Namespace) -> int:
-    from app.backends.process.host import probe_host
+    from app.cli.host import probe_host
 
     layers = probe_host()
     if typed.json:

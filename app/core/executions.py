@@ -114,7 +114,7 @@ class Execution:
 
     def _explain(self, natural: Exit) -> Exit:
         """What we did to it is the reason only if that is what ended it: a program that exited first did exit."""
-        if self._intent is None or natural.signal != "SIGKILL":
+        if self._intent is None or natural.signal != "SIGKILL" or natural.unprompted:
             return natural
         reason, detail = self._intent
         return replace(natural, reason=reason, detail=detail)

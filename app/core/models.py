@@ -131,7 +131,7 @@ class Exit:
 
     `code` only for `exited`; `signal` is a name such as SIGSEGV; `detail` is a sentence for people;
     durations in seconds, memory in bytes. `not_found` tells a missing program (127) from any other `start_failed`
-    (126).
+    (126). `unprompted`: the first process had ended before the runtime was asked to kill it, so no kill was the cause.
     """
 
     reason: ExitReason
@@ -142,6 +142,7 @@ class Exit:
     cpu_seconds: float | None = None
     max_memory_bytes: int | None = None
     not_found: bool = False
+    unprompted: bool = False
 
 
 def exit_code_for_shells(exit_: Exit, signal_number: int | None) -> int:

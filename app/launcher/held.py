@@ -124,12 +124,22 @@ class HeldSandbox:
             "gid": status["Gid"].split()[0],
             "no_new_privs": status["NoNewPrivs"],
             "seccomp": status["Seccomp"],
-            "landlock_abi": str(landlock.abi()),
-            "loopback_tcp": str(int(self.plan.loopback_tcp)),
+            **self._landlock(),
         }
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
         return facts, probe.shortcomings(status, entered, wanted)
+
+    def _landlock(self) -> dict[str, str]:
+        """What its domain handles; that there is one, the worker's own canary proved before it said READY."""
+        version = landlock.abi()
+        tcp = 0 if self.plan.loopback_tcp else landlock.handled_network(version)
+        return {
+            "landlock_abi": str(version),
+            "landlock_files": landlock.names(landlock.FS_NAMES, landlock.handled_files(version)),
+            "landlock_tcp": landlock.names(landlock.NET_NAMES, tcp),
+            "landlock_scopes": landlock.names(landlock.SCOPE_NAMES, landlock.handled_scopes(version)),
+        }
 
     def open_netlink(self, own_network: int) -> int:
         """A route socket that was born in the sandbox's network namespace: whoever holds it can read that namespace

@@ -55,6 +55,10 @@ def handled_scopes(version: int) -> int:
     return SCOPE_ABSTRACT_UNIX | SCOPE_SIGNAL if version >= 6 else 0
 
 
+def names(table: tuple[str, ...], bits: int) -> str:
+    return ",".join([name for index, name in enumerate(table) if bits >> index & 1])
+
+
 def read_write(version: int) -> int:
     """Everything but device nodes, which need a capability anyway."""
     return handled_files(version) & ~(MAKE_CHAR | MAKE_BLOCK)

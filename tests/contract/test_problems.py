@@ -70,7 +70,7 @@ def test_an_error_becomes_a_problem_with_the_members_that_its_type_promises(erro
 def test_every_problem_has_a_status_a_title_and_a_meaning() -> None:
     for slug, kind in PROBLEMS.items():
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", slug)
-        assert HTTPStatus(kind.status).is_client_error or HTTPStatus(kind.status).is_server_error
+        assert HTTPStatus(kind.status) >= HTTPStatus.BAD_REQUEST
         assert kind.title[0].isupper()
         assert kind.meaning.endswith(".")
 

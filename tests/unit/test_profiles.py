@@ -39,7 +39,7 @@ def test_the_files_profiles_come_over_the_built_in_ones(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "profiles.toml"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(ProfilesError, match="profiles.toml") as caught:
+    with pytest.raises(ProfilesError, match=r"profiles\.toml") as caught:
         load_profiles(path)
     assert says in str(caught.value)
 

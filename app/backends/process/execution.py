@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -46,6 +47,7 @@ class ProcessExecution:
         self._argv0 = ""
         self._workdir = ""
         self._began_at = 0.0
+        self._killing = False
 
     # --- start
 
@@ -111,7 +113,7 @@ class ProcessExecution:
     def on_started(self) -> None:
         if self._begun.done():
             raise ProtocolError("started twice")
-        self._began_at = asyncio.get_running_loop().time()
+        self._began_at = time.monotonic()  # the loop's own clock stands still within a turn
         self._begun.set_result(None)
 
     def on_start_failed(self, number: int, step: int) -> None:
@@ -133,9 +135,9 @@ class ProcessExecution:
     def on_exited(self, status: int) -> None:
         if not self._begun.done() or self._finishing is not None:
             raise ProtocolError("an ending out of turn")
-        loop = asyncio.get_running_loop()
-        exit_ = replace(_natural(status), duration_seconds=round(loop.time() - self._began_at, 6))
-        self._finishing = loop.create_task(self._finish(exit_))
+        duration = round(time.monotonic() - self._began_at, 6)
+        exit_ = replace(_natural(status), duration_seconds=duration, unprompted=not self._killing)
+        self._finishing = asyncio.get_running_loop().create_task(self._finish(exit_))
 
     def on_sandbox_end(self, *, killed: bool) -> None:
         """The whole sandbox is gone: with our SIGKILL, or (not `killed`) nobody knows how."""
@@ -200,6 +202,7 @@ class ProcessExecution:
         self._send_signal(self.number, number)
 
     async def kill(self) -> None:
+        self._killing = True
         body = bytes(Writer(0).text(self._sandbox_id).u32(self.number).data[1:])
         try:
             await self._link.request(KILL, body)

@@ -15,7 +15,6 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from app.core.models import SandboxSpec
-from app.launcher import landlock
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP, _UP, _UNICAST = 18, 22, 26, 34, 3, 0x301, 1, 1
 
@@ -48,8 +47,6 @@ def isolation(
     facts: Mapping[str, str], about: Mapping[str, str], spec: SandboxSpec, network: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The receipt as JSON."""
-    version = int(facts["landlock_abi"])
-    handled_network = 0 if spec.policy.loopback_tcp else landlock.handled_network(version)
     return {
         "tier": "kernel",
         "namespaces": facts["namespaces"].split(","),
@@ -58,10 +55,10 @@ def isolation(
         "no_new_privs": facts["no_new_privs"] == "1",
         "capabilities": {name[3:].lower(): int(facts[name], 16) for name in sorted(facts) if name.startswith("Cap")},
         "landlock": {
-            "abi": version,
-            "files": _names(landlock.FS_NAMES, landlock.handled_files(version)),
-            "tcp": _names(landlock.NET_NAMES, handled_network),
-            "scopes": _names(landlock.SCOPE_NAMES, landlock.handled_scopes(version)),
+            "abi": int(facts["landlock_abi"]),
+            "files": _list(facts["landlock_files"]),
+            "tcp": _list(facts["landlock_tcp"]),
+            "scopes": _list(facts["landlock_scopes"]),
         },
         "seccomp": {
             "mode": "filter" if facts["seccomp"] == "2" else facts["seccomp"],
@@ -76,7 +73,7 @@ def isolation(
             "swap": "none" if "swap_limit" in about.get("layers", "").split(",") else "not limited",
         },
         "network": {"mode": spec.policy.network.mode, **network},
-        "missing_layers": [layer for layer in about.get("accepted", "").split(",") if layer],
+        "missing_layers": _list(about.get("accepted", "")),
         "notes": [
             "memory and disk are one pot: the memory limit is memory_mib + disk_mib, as the tmpfs counts towards it",
             "Landlock and seccomp were proved by canaries inside the sandbox before the first command",
@@ -84,8 +81,8 @@ def isolation(
     }
 
 
-def _names(names: tuple[str, ...], bits: int) -> list[str]:
-    return [name for index, name in enumerate(names) if bits >> index & 1]
+def _list(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _limit(facts: Mapping[str, str], name: str, divisor: int = 1) -> float | None:

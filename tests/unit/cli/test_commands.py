@@ -324,3 +324,19 @@ async def test_new_key_is_printed_once_and_kept_as_a_hash(tmp_path: Path) -> Non
     kept = "".join(path.read_text() for path in (tmp_path / "state").iterdir())
     assert "laptop" in kept
     assert key not in kept
+
+
+# --- the page about it
+
+
+async def test_every_command_is_documented() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    commands = ["serve", "key new", "probe", "run", "create", "ls", "exec", "logs", "kill", "rm", "runtimes"]
+    listed = (await bulkhead(NOWHERE, "-h")).stdout.decode()
+    for command in commands:
+        assert f"`bulkhead {command}" in page
+        assert f"    {command.split()[0]} " in listed
+    names = {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "}
+    assert names - {"COMMAND"} == {command.split()[0] for command in commands}
+    for name in ("BULKHEAD_CLIENT_URL", "BULKHEAD_CLIENT_KEY", "BULKHEAD_CLIENT_DEBUG", "OPENSHELL_RUNTIME"):
+        assert f"`{name}`" in page
