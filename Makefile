@@ -34,4 +34,4 @@ openapi: ## Write openapi.yaml from the code
 	$(PYTHON) scripts/openapi
 
 bench: ## Compare with bubblewrap and a bare spawn (as root; takes minutes)
-	$(PYTHON) benchmarks
+	$(PYTHON) -m benchmarks

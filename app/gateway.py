@@ -119,7 +119,7 @@ def _with_roots(profile: Policy, settings: Settings) -> Policy:
 def descriptors_needed(settings: Settings) -> int:
     """Sandboxes hold one each, executions three and up to two spill files, viewers and clients one; and some for us."""
     capacity = settings.capacity
-    return 2 * capacity.sandboxes + 5 * 2048 + 2 * capacity.viewers + 1024
+    return 2 * capacity.sandboxes + 5 * capacity.executions + 2 * capacity.viewers + 1024
 
 
 def raise_descriptor_limit(need: int) -> None:

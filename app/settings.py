@@ -122,6 +122,7 @@ _CAPACITY = Capacity()
 
 class CapacitySettings(_Part):
     sandboxes: int = Field(_CAPACITY.sandboxes, ge=1, description="alive at once")
+    executions: int = Field(_CAPACITY.executions, ge=1, description="running at once in all sandboxes")
     executions_running: int = Field(_CAPACITY.executions_running, ge=1, description="at once in one sandbox")
     executions_kept: int = Field(_CAPACITY.executions_kept, ge=1, description="in the life of one sandbox")
     viewers: int = Field(_CAPACITY.viewers, ge=1, description="streams of one execution")

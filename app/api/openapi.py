@@ -27,7 +27,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
         components.update(_components())
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]  # a service without keys asks for none
-        _open_paths(document["paths"])
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                _correct(path, operation)
         for name, example in EXAMPLES.items():
             components[name]["examples"] = [example]
         for name in ("HTTPValidationError", "ValidationError"):
@@ -36,12 +38,13 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _open_paths(paths: dict[str, Any]) -> None:
-    for path, operations in paths.items():
-        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
-            for operation in operations.values():
-                operation["security"] = []
-                operation["responses"].pop("401")
+def _correct(path: str, operation: dict[str, Any]) -> None:
+    answers = operation["responses"]
+    if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+        operation["security"] = []
+        answers.pop("401")
+    if "application/json" in answers.get("422", {}).get("content", {}):
+        answers.pop("422")  # FastAPI adds it for every path parameter, and an id of any text is at most not found
 
 
 def _components() -> dict[str, Any]:

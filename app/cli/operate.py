@@ -6,9 +6,13 @@ import gc
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.cli import FAILED
 from app.cli.show import put, put_json, put_table, say
+
+if TYPE_CHECKING:
+    from app.cli.host import LayerReport
 
 
 def serve(typed: Namespace) -> int:
@@ -34,11 +38,23 @@ def new_key(typed: Namespace) -> int:
 
 def probe(typed: Namespace) -> int:
     from app.cli.host import probe_host
+    from app.settings import SettingsError, load_settings
 
+    try:
+        accepted: set[str] = set(load_settings().process.accept_missing)
+    except SettingsError as error:
+        say(str(error))
+        return FAILED
     layers = probe_host()
     if typed.json:
         put_json([asdict(layer) for layer in layers])
     else:
-        rows = [[x.layer, "yes" if x.available else "no", x.detail, x.cure or ""] for x in layers]
+        rows = [[layer.layer, _there(layer, accepted), layer.detail, layer.cure or ""] for layer in layers]
         put_table(["LAYER", "THERE", "DETAIL", "CURE"], rows)
-    return 0 if all(layer.available for layer in layers) else 1
+    return 0 if all(layer.available or layer.layer in accepted for layer in layers) else 1
+
+
+def _there(layer: LayerReport, accepted: set[str]) -> str:
+    if layer.available:
+        return "yes"
+    return "accepted" if layer.layer in accepted else "no"

@@ -19,6 +19,7 @@ class Capacity:
     """The operator's numbers; reaching one answers CapacityExceeded, never a slow death."""
 
     sandboxes: int = 1000
+    executions: int = 2048
     executions_running: int = 256
     executions_kept: int = 10_000
     viewers: int = 256
@@ -80,6 +81,7 @@ class Records:
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
         self._records: dict[str, Sandbox] = {}
+        self._alive: list[Sandbox] = []  # all that are not over, and some that are
 
     def __iter__(self) -> Iterator[Sandbox]:
         return iter(tuple(self._records.values()))
@@ -100,8 +102,10 @@ class Records:
     def admit(self) -> None:
         """Makes room for one more. Raises CapacityExceeded."""
         limit = self._capacity.sandboxes
-        if len(self._records) >= limit and sum(1 for s in self._records.values() if not s.over) >= limit:
-            raise CapacityExceeded("sandboxes", limit)
+        if len(self._alive) >= limit:  # looked through only then: records of what is over are many more
+            self._alive = [sandbox for sandbox in self._alive if not sandbox.over]
+            if len(self._alive) >= limit:
+                raise CapacityExceeded("sandboxes", limit)
         if len(self._records) >= self._capacity.records:
             oldest = next((s for s in self._records.values() if s.over), None)
             if oldest is None:
@@ -110,6 +114,7 @@ class Records:
 
     def add(self, sandbox: Sandbox) -> None:
         self._records[sandbox.id] = sandbox
+        self._alive.append(sandbox)
 
     def forget(self, sandbox: Sandbox) -> None:
         if sandbox.timer is not None:

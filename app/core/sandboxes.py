@@ -39,6 +39,7 @@ class Sandboxes:
         self._records = Records(capacity)
         self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks)
         self._sequence = 0
+        self._running = 0
         self._closing = False
 
     # --- create
@@ -165,6 +166,8 @@ class Sandboxes:
     def _admit(self, sandbox: Sandbox) -> SandboxHandle:
         if sandbox.state is not SandboxState.RUNNING or sandbox.handle is None or sandbox.ending is not None:
             raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
+        if self._running >= self.capacity.executions:
+            raise CapacityExceeded("running executions", self.capacity.executions)
         if sandbox.running >= self.capacity.executions_running:
             raise CapacityExceeded("running executions in one sandbox", self.capacity.executions_running)
         if len(sandbox.executions) >= self.capacity.executions_kept:
@@ -183,6 +186,7 @@ class Sandboxes:
         execution = Execution(execution_id or new_id("exe_"), sandbox.id, self._sequence, command, logs)
         sandbox.executions[execution.id] = execution
         sandbox.running += 1
+        self._running += 1
         self._tasks.spawn(self._run(sandbox, handle, execution, logs))
         return execution
 
@@ -199,6 +203,7 @@ class Sandboxes:
             await execution.run(start)
         finally:
             sandbox.running -= 1
+            self._running -= 1
             if execution.failure is not None:  # nothing was started, whether or not its client is still there
                 sandbox.executions.pop(execution.id, None)
             elif execution.exit is not None:

@@ -20,12 +20,24 @@ from app.launcher.worker import Worker
 _CLONE = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
 
 
+# When the whole host runs out of memory, what nobody trusts goes first, whatever the service itself inherited.
+_OOM_SCORE = "500"
+
+
 class BirthError(OSError):
     """An OSError that knows its step."""
 
     def __init__(self, step: str, error: OSError) -> None:
         super().__init__(error.errno, error.strerror)
         self.step = step
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 class Nursery:
@@ -92,11 +104,8 @@ class Nursery:
         """One uid and one gid of the host, as 1000 inside. Nothing else exists in there, root least of all."""
         if self._user_namespace:
             for name in ("uid_map", "gid_map"):
-                descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    os.write(descriptor, f"{INSIDE_ID} {uid} 1".encode())
-                finally:
-                    os.close(descriptor)
+                _write(f"/proc/{pid}/{name}", f"{INSIDE_ID} {uid} 1")
+        _write(f"/proc/{pid}/oom_score_adj", _OOM_SCORE)
 
     def _become_worker(self, plan: CreatePlan, owner: _socket.socket, channel: _socket.socket, uid: int) -> None:
         """In the copy. Never returns: an exception must not run the launcher's loop a second time."""

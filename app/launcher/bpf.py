@@ -27,6 +27,10 @@ def refuse(errno: int) -> Node:
     return (RETURN, 0x00050000 | errno, None, None)
 
 
+# Success, without the call having been made.
+PRETENDED: Node = refuse(0)
+
+
 def looking_at(offset: int, then: Node) -> Node:
     """`then`, whose first test is of the word at the offset."""
     return (LOAD, offset, then, None)
@@ -45,6 +49,12 @@ def when(argument: int, values: tuple[int, ...], then: Node, otherwise: Node, ma
 def when_any_bit(argument: int, bits: int, then: Node, otherwise: Node) -> Node:
     """`then` if the low half of the argument has one of the bits."""
     return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, (ANY_BIT, bits, then, otherwise))
+
+
+def when_null(argument: int, then: Node, otherwise: Node) -> Node:
+    """`then` if the argument is a null pointer: both halves count, as an address with an empty low half can be had."""
+    low = ARGUMENTS + ARGUMENT_SIZE * argument
+    return looking_at(low, (EQUAL, 0, looking_at(low + 4, (EQUAL, 0, then, otherwise)), otherwise))
 
 
 def search(stretches: list[tuple[int, Node]]) -> Node:

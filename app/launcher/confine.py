@@ -19,6 +19,7 @@ ROOM = (
     steps.await_identity,  # as late as possible: maps and groups are made while the network is
     steps.join_cgroup,  # before the namespace, whose root is the group in which it was made
     steps.enter_cgroup_namespace,
+    steps.leave_keyring,  # before the identity: the new one is charged to root's quota, which no sandbox can fill
     steps.take_identity,  # before the mounts, so that what is made in them belongs to the sandbox's user
     steps.mount_proc,
     steps.mask_proc,  # right after: no moment with an unmasked /proc of its own

@@ -18,7 +18,7 @@ import ctypes
 from errno import EAFNOSUPPORT, ENOSYS, EPERM
 
 from app.launcher import bpf
-from app.launcher.bpf import ALLOW, KILL_PROCESS, Node, refuse, when, when_any_bit
+from app.launcher.bpf import ALLOW, KILL_PROCESS, PRETENDED, Node, refuse, when, when_any_bit, when_null
 from app.launcher.syscall_table import HIGHEST_KNOWN, NUMBERS
 from app.launcher.syscalls import NR_SECCOMP, syscall
 
@@ -53,7 +53,7 @@ ALLOWED = (
     " setfsuid setfsgid setgroups capget capset",
     # Scheduling as far as it only asks, own limits, own usage.
     "sched_yield sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_get_priority_max"
-    " sched_get_priority_min sched_rr_get_interval getpriority ioprio_get getcpu getrlimit setrlimit getrusage times"
+    " sched_get_priority_min sched_rr_get_interval getpriority ioprio_get getcpu getrlimit getrusage times"
     " sysinfo uname getrandom",
     # Clocks to read and to wait for.
     "time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep alarm getitimer setitimer timer_create"
@@ -95,6 +95,7 @@ PR_SET_SECCOMP, PR_SCHED_CORE = 22, 62
 PRIO_PROCESS, PRIO_PGRP = 0, 1
 IOPRIO_WHO_PROCESS, IOPRIO_WHO_PGRP = 1, 2
 SELF, WORKER = 0, 1
+RLIMIT_CORE = 4
 
 REFUSED, UNKNOWN, NO_SUCH_SOCKET = refuse(EPERM), refuse(ENOSYS), refuse(EAFNOSUPPORT)
 
@@ -150,7 +151,10 @@ CONDITIONAL: dict[str, Node] = {
     "personality": only(0, 0, 0xFFFFFFFF),
     # The worker is PID 1 with one thread, runs under the same uid, and is nobody's to slow down. Other ids stay open
     # since pthread_setaffinity_np and pthread_setschedparam name threads by theirs.
-    "prlimit64": only(0, SELF),
+    # The core limit stays as the worker set it: a lower one would wake a host's core dump program, see steps.py.
+    # Reading it is the same call; a program that only wants to be sure of no core dumps is told that it is.
+    "prlimit64": when(0, (SELF,), when(1, (RLIMIT_CORE,), when_null(2, ALLOW, PRETENDED), ALLOW), REFUSED),
+    "setrlimit": when(0, (RLIMIT_CORE,), PRETENDED, ALLOW),
     "sched_setaffinity": never(0, WORKER),
     "sched_setattr": never(0, WORKER),
     "sched_setparam": never(0, WORKER),

@@ -21,6 +21,7 @@ from app.launcher.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
     NR_CLONE3,
+    NR_KEYCTL,
     PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL,
     PR_CAPBSET_DROP,
@@ -38,6 +39,7 @@ from app.launcher.syscalls import (
 )
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _NOFILE_SOFT, _NOFILE_HARD = 1024, 65_536
 
 
@@ -117,6 +119,15 @@ def await_identity(room: Room) -> None:
     room.home = descriptors
 
 
+def leave_keyring(room: Room) -> None:
+    """The session keyring is inherited from whoever started the service; a new, empty one takes its place."""
+    try:
+        syscall(NR_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # a kernel without keyrings has none to leave
+            raise
+
+
 def take_identity(room: Room) -> None:
     """Supplementary groups first: without CAP_SETGID they would stay. Capabilities survive this, as uid 0 of the
     namespace is not mapped; they go in `drop_all_capabilities`."""
@@ -145,7 +156,9 @@ def mount_terminals(room: Room) -> None:
 
 
 def set_limits(room: Room) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Not 0: a core_pattern that is a pipe ignores that and would feed a program of the host, core(5); 1 stops both
+    # kinds. The system call filter keeps commands from setting it to something else.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     ceiling = _NOFILE_HARD if hard == resource.RLIM_INFINITY else min(hard, _NOFILE_HARD)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_NOFILE_SOFT, ceiling), ceiling))

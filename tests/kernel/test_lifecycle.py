@@ -1,0 +1,146 @@
+"""What a running service ends, it ends wholly, and nothing beside it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from tests.kernel import host
+from tests.kernel.talk import Running, start
+from tests.service import Service
+
+# Forks twice into a session of its own, ignores what can be ignored, holds no descriptor of ours.
+DAEMON = """
+import os, signal, sys
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for number in (1, 2, 3, 15):
+            signal.signal(number, signal.SIG_IGN)
+        os.closerange(0, 100)
+        open("/workspace/" + sys.argv[1], "w").write(str(os.getpid()))
+        while True:
+            signal.pause()
+    os._exit(0)
+os.wait()
+while not os.path.exists("/workspace/" + sys.argv[1]):
+    pass
+print("daemon is up", flush=True)
+"""
+
+
+def daemon(service: Service, sandbox: str, name: str, *, stay: bool) -> Running:
+    running = start(service, sandbox, "python3", "-c", DAEMON + ("signal.pause()" if stay else ""), name)
+    running.saw(b"daemon is up")
+    return running
+
+
+def alive(service: Service, sandbox: str, name: str) -> bool:
+    check = f"read pid < /workspace/{name} && grep -q python3 /proc/$pid/comm"
+    return bool(service.run(sandbox, "sh", "-c", check)["exit"]["code"] == 0)
+
+
+def test_delete_of_an_execution_ends_its_daemons_and_nothing_of_its_neighbours(service: Service, sandbox: str) -> None:
+    first, second = (daemon(service, sandbox, name, stay=True) for name in ("one", "two"))
+    uid = host.host_uid(service, sandbox)
+    assert len(host.processes_of(uid)) == 5  # the worker, and for each the program and its daemon
+    assert first.delete() == 204
+    assert len(host.processes_of(uid)) == 3
+    assert not alive(service, sandbox, "one")
+    assert alive(service, sandbox, "two")
+    assert second.show()["state"] == "running"
+
+
+def test_delete_of_an_ended_execution_still_ends_its_daemons(service: Service, sandbox: str) -> None:
+    running = daemon(service, sandbox, "left", stay=False)
+    ending = running.exit()
+    assert (ending["reason"], ending["code"]) == ("exited", 0)
+    assert alive(service, sandbox, "left")
+    assert running.delete() == 204
+    assert len(host.processes_of(host.host_uid(service, sandbox))) == 1
+    assert running.exit(wait=0) == ending, "an exit never changes"
+
+
+def test_delete_of_an_execution_outruns_a_fork_bomb(service: Service, sandbox: str) -> None:
+    bomb = "import os\nprint('go', flush=True)\nwhile True:\n try: os.fork()\n except OSError: pass"
+    running = start(service, sandbox, "python3", "-c", bomb)
+    running.saw(b"go")
+    assert running.delete() == 204
+    assert len(host.processes_of(host.host_uid(service, sandbox))) == 1
+    assert service.run(sandbox, "true")["exit"]["code"] == 0
+
+
+def test_delete_of_a_sandbox_leaves_no_process_group_or_namespace(service: Service) -> None:
+    sandbox = service.create()
+    for name in ("one", "two"):
+        daemon(service, sandbox, name, stay=name == "one")
+    uid, worker, first = host.host_uid(service, sandbox), host.worker_of(service, sandbox), host.first_uid(service)
+    own = {kind: os.stat(f"/proc/{worker}/ns/{kind}").st_ino for kind in ("mnt", "net", "pid", "ipc", "uts", "user")}
+    assert any(sandbox in folder for folder in host.group_folders(first))
+    assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
+    assert host.processes_of(uid) == []
+    assert [folder for folder in host.group_folders(first) if sandbox in folder] == []
+    for kind, inode in own.items():
+        assert inode not in host.namespaces(of=kind)
+
+
+def test_a_background_child_does_not_delay_the_exit_and_prints_on_without_sigpipe(
+    service: Service, sandbox: str
+) -> None:
+    child = "trap 'echo broken > /workspace/pipe' PIPE; while [ ! -e go ]; do sleep 0.01; done; " + (
+        "for i in $(seq 2000); do echo line $i of a child that was left behind || exit 1; done; echo fine > done"
+    )
+    began = time.monotonic()
+    running = start(service, sandbox, "sh", "-c", f"({child}) & echo mine")
+    ending = running.exit()
+    assert ending["reason"] == "exited"
+    assert time.monotonic() - began < 2, "the child waits for ever, the exit must not"
+    assert ending["duration_seconds"] < 1
+    assert running.out() == b"mine\n"
+    wait = "touch go; while [ ! -s done ] && [ ! -e pipe ]; do sleep 0.01; done; cat done"
+    assert service.run(sandbox, "sh", "-c", wait)["stdout"] == "fine\n"
+    assert running.out() == b"mine\n", "what came after the end is not in the log"
+
+
+def test_a_silent_child_that_holds_stdout_costs_a_tenth_of_a_second(service: Service, sandbox: str) -> None:
+    best = 9.0
+    for _ in range(5):
+        began = time.monotonic()
+        start(service, sandbox, "sh", "-c", "sleep 1000 & exit 0").exit()
+        best = min(best, time.monotonic() - began)
+    assert best < 0.25, "50 ms of silence on each of two channels, and what the machine takes"
+
+
+def test_orphans_are_reaped(service: Service, sandbox: str) -> None:
+    for _ in range(20):
+        service.run(sandbox, "sh", "-c", "(sleep 0.01 &) ; (true &) ; (sh -c 'kill -9 $$' &) ; exit 0")
+    uid = host.host_uid(service, sandbox)
+    host.until(lambda: len(host.processes_of(uid)) == 1, "only the worker is left, and no zombie")
+
+
+def test_groups_go_once_what_was_left_behind_has_ended(service: Service, sandbox: str) -> None:
+    """Each memory group is one of 65,535 that a host can have."""
+    first = host.first_uid(service)
+    for _ in range(20):
+        assert service.run(sandbox, "sh", "-c", "sleep 0.2 & exit 0")["exit"]["code"] == 0
+    uid = host.host_uid(service, sandbox)
+    host.until(lambda: len(host.processes_of(uid)) == 1, "the sleepers end")
+    service.run(sandbox, "true")
+    service.run(sandbox, "true")
+
+    def rooms() -> list[str]:
+        return [folder for folder in host.group_folders(first) if f"{sandbox}/room/" in folder]
+
+    host.until(lambda: len(rooms()) <= 8, f"{len(rooms())} groups of ended executions are still there")
+
+
+def test_expiry_ends_an_idle_sandbox_and_not_a_busy_one(service: Service) -> None:
+    idle, busy = service.create(idle_seconds=1), service.create(idle_seconds=1)
+    running = start(service, busy, "sleep", "1000")
+    uids = host.host_uid(service, idle), host.host_uid(service, busy)
+    host.until(lambda: not host.processes_of(uids[0]), "the idle one ends")
+    assert len(host.processes_of(uids[1])) == 2
+    assert running.delete() == 204
+    host.until(lambda: not host.processes_of(uids[1]), "the busy one ends when it is idle")
+    shown = service.call("GET", f"/sandboxes/{busy}")[1]
+    assert (shown["state"], shown["state_reason"]) == ("destroyed", "the sandbox expired: it was idle")
