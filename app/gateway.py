@@ -46,6 +46,11 @@ def main(arguments: list[str]) -> int:
     give_up_root(uid, parent)
     if os.getppid() != parent:
         return 0
+    try:
+        spill.prove()
+    except OSError as error:
+        say(f"{settings.data / 'spill'} cannot hold output that does not fit into memory: {error.strerror}")
+        return 2
     server.run()
     return 0
 
@@ -97,7 +102,7 @@ def build(
             ws="websockets-sansio",
             ws_max_size=STREAM_FRAME,
             ws_ping_interval=15,
-            ws_ping_timeout=30,
+            ws_ping_timeout=None,
             ws_per_message_deflate=False,  # costs more than it saves on loopback, and memory per viewer
             access_log=False,  # telemetry writes it, without query strings
             log_config=None,
@@ -140,11 +145,10 @@ def open_spill(settings: Settings, uid: int) -> SpillFolder:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if uid >= 0:
-            settings.data.chmod(0o711)
             os.chown(folder, uid, uid)
+        return SpillFolder(folder, settings.spill_mib * MIB)
     except OSError as error:
         raise StartRefused(f"the data folder {settings.data} cannot be used: {error.strerror}") from error
-    return SpillFolder(folder, settings.spill_mib * MIB)
 
 
 def give_up_root(uid: int, parent: int) -> None:

@@ -15,10 +15,12 @@ MIB = 1024 * 1024
 
 
 class SpillFolder:
-    """Opens spill files and counts what they hold. `budget` in bytes."""
+    """Opens spill files and counts what they hold. `budget` in bytes. The folder is held open: an unprivileged process
+    may use it later, wherever it lies. Raises OSError."""
 
     def __init__(self, folder: Path, budget: int) -> None:
-        self._folder, self._budget, self.used = folder, budget, 0
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._budget, self.used = budget, 0
 
     def check(self) -> None:
         """Raises CapacityExceeded when nothing is left, so that a new execution is refused rather than cut short."""
@@ -28,7 +30,14 @@ class SpillFolder:
     def open(self, capacity: int) -> SpillFile:
         """Raises OSError."""
         flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        return SpillFile(self, os.open(self._folder, flags, 0o600), capacity)
+        return SpillFile(self, os.open(".", flags, 0o600, dir_fd=self._folder), capacity)
+
+    def prove(self) -> None:
+        """Raises OSError when no file can be made: output would be dropped without anybody having asked for it."""
+        self.open(1).close()
+
+    def close(self) -> None:
+        os.close(self._folder)
 
     def take(self, size: int) -> None:
         """Raises OSError(ENOSPC), as a full disk would."""

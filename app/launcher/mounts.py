@@ -32,16 +32,16 @@ from app.launcher.syscalls import (
 )
 
 INSIDE_ID = 1000
+_TERMINALS = 64  # the host has 4096 for all (kernel.pty.max), and without a limit one sandbox takes every free one
 OWN = "/.bulkhead"  # the launcher's few things inside the template: mask sources and the canary
 CANARY = OWN + "/canary"
 # The system directories that a merged-/usr host has as links into /usr, and other hosts as directories of their own.
 SYSTEM_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 DEVICES = ("null", "zero", "full", "random", "urandom")
-# Below a read-only /proc these are still worth hiding: they tell about the host, or its keys, to anybody who reads.
-MASKED_FILES = (
-    "kcore", "keys", "key-users", "kallsyms", "kmsg", "sysrq-trigger", "timer_list", "sched_debug", "latency_stats",
-)  # fmt: skip
-MASKED_FOLDERS = ("acpi", "bus", "driver", "fs", "irq", "scsi")
+# What tells about the host even below a read-only /proc. Others that containers mask need none here: kmsg and
+# sysrq-trigger are root's, and bus, fs, irq and sys are worth masking only where they can be written.
+MASKED_FILES = ("kcore", "keys", "key-users", "kallsyms", "timer_list", "sched_debug", "latency_stats")
+MASKED_FOLDERS = ("acpi", "scsi")
 
 _ETC = {
     "passwd": "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n"
@@ -61,7 +61,7 @@ def enter_template(config: Config) -> None:
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = config.run_dir + "/root"
     os.makedirs(root, mode=0o755, exist_ok=True)
-    mount("bulkhead", root, "tmpfs", MS_NOSUID, "mode=0755,size=4m,nr_inodes=4k")
+    mount("bulkhead", root, "tmpfs", MS_NOSUID, "mode=0755,size=32m,nr_inodes=16k")
     for name in ("proc", "dev", "dev/pts", "dev/shm", "etc", "workspace", "tmp", "var", "run", OWN.strip("/")):
         os.mkdir(f"{root}/{name}", 0o755)
     os.symlink("../tmp", f"{root}/var/tmp")
@@ -101,21 +101,45 @@ def _system_folder(name: str, root: str) -> None:
         _bind_read_only(path, root + path)
 
 
+def _copy(source: str, target: str) -> None:
+    """A file, a link or a folder of them, as they are now. Copies, not mounts: every mount of the template is paid for
+    by every sandbox, at its clone and at its end."""
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+    elif os.path.isdir(source):
+        os.makedirs(target, mode=0o755, exist_ok=True)
+        for name in os.listdir(source):
+            _copy(f"{source}/{name}", f"{target}/{name}")
+    elif os.path.isfile(source) and os.stat(source).st_mode & 0o004:  # nothing that the host keeps from its own users
+        with open(source, "rb") as original, open(target, "wb") as copy:
+            copy.write(original.read())
+
+
 def _write_etc(config: Config, root: str) -> None:
     for path in config.etc_paths:
-        if os.path.exists(path):
-            _bind_read_only(path, root + path)
+        if os.path.lexists(path):
+            os.makedirs(os.path.dirname(root + path), mode=0o755, exist_ok=True)
+            _copy(path, root + path)
     for name, text in _ETC.items():
         with open(f"{root}/etc/{name}", "w") as file:
             file.write(text.replace("{hostname}", config.hostname))
 
 
+def _make_device(original: str, target: str) -> None:
+    """A node of its own, or where that is not allowed (a container without CAP_MKNOD) the host's, mounted read-only:
+    a device takes writes all the same, but its inode is the host's, and `touch` would change it."""
+    try:
+        os.mknod(target, 0o20666, os.stat(original).st_rdev)
+        os.chmod(target, 0o666)
+    except PermissionError:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        mount(original, target, None, MS_BIND)
+        mount_setattr(target, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
+
+
 def _make_devices(root: str) -> None:
     for name in DEVICES:
-        target = f"{root}/dev/{name}"
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        mount(f"/dev/{name}", target, None, MS_BIND)
-        mount_setattr(target, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
+        _make_device(f"/dev/{name}", f"{root}/dev/{name}")
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         os.symlink(f"/proc/self/fd{target}", f"{root}/dev/{name}")
     os.symlink("pts/ptmx", f"{root}/dev/ptmx")
@@ -164,4 +188,5 @@ def mount_private_storage(disk_bytes: int) -> None:
 
 def mount_terminals() -> None:
     """An own devpts: a terminal of the host's is "not a tty" inside, and one of a neighbour's is nobody's business."""
-    mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+    options = f"newinstance,ptmxmode=0666,mode=0620,max={_TERMINALS}"
+    mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)

@@ -163,6 +163,11 @@ def set_limits(room: Room) -> None:
     ceiling = _NOFILE_HARD if hard == resource.RLIM_INFINITY else min(hard, _NOFILE_HARD)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_NOFILE_SOFT, ceiling), ceiling))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (65_536, 65_536))
+    resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
+    # A service may run at a better priority than others, or in real time; what it starts for strangers may not.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, 0, max(0, os.getpriority(os.PRIO_PROCESS, 0)))
     os.umask(0o022)
 
 

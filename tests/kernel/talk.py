@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -59,8 +60,9 @@ class Running:
 
     def stream(self, query: str = "", **options: Any) -> Viewer:
         url = self.service.url.replace("http", "ws", 1) + f"{self.path}/stream{query}"
-        options = {"compression": None, "max_size": None, "proxy": None, "open_timeout": 60} | options
-        return Viewer(connect(url, **options))
+        options = {"compression": None, "max_size": None, "proxy": None, "open_timeout": 60, "close_timeout": 0.3} | options
+        stack = ExitStack()
+        return Viewer(stack.enter_context(connect(url, **options)), stack)
 
 
 def start(service: Service, sandbox: str, *command: str, **body: Any) -> Running:
@@ -74,6 +76,7 @@ class Viewer:
     """One open stream; what it has received so far."""
 
     socket: ClientConnection
+    stack: ExitStack
     start: dict[str, Any] = field(default_factory=dict)
     exit: dict[str, Any] = field(default_factory=dict)
     gaps: list[dict[str, Any]] = field(default_factory=list)
@@ -151,4 +154,4 @@ class Viewer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.socket.close()
+        self.stack.close()

@@ -140,7 +140,8 @@ class StdinPipe:
     def end(self) -> None:
         """End of file after what waits."""
         self._ending = True
-        self._push()
+        if self._fd >= 0:
+            self._push()
 
     def _push(self) -> None:
         try:

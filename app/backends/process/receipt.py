@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -63,7 +64,7 @@ def isolation(
         "seccomp": {
             "mode": "filter" if facts["seccomp"] == "2" else facts["seccomp"],
             "profile": spec.policy.syscalls.profile,
-            "sha256": about.get("filter_sha256"),
+            "sha256": hashlib.sha256(bytes.fromhex(about.get("filter", ""))).hexdigest(),
         },
         "cgroup": {
             "version": int(about.get("cgroup_version", "0")),

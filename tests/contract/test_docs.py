@@ -1,0 +1,189 @@
+"""The documents are right where a program can tell: steps, tests, links, files, commands, settings and metrics."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from app.cli.parser import parse
+from app.launcher import confine
+from app.launcher.config import OPTIONAL_LAYERS
+from app.telemetry import Telemetry
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+STEPS = [step.__name__ for step in (*confine.ROOM, *confine.LOCK, *confine.PROOF)]
+ISOLATION = (ROOT / "docs/isolation.md").read_text()
+SCRIPTS = sorted([*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"])
+
+each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def prose(text: str) -> str:
+    """Without blocks of code, where brackets and backticks mean something else."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# --- isolation.md and confine.py
+
+
+def test_every_step_has_its_section_in_the_order_of_the_list() -> None:
+    assert re.findall(r"^### `(\w+)`$", ISOLATION, re.MULTILINE) == STEPS
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_section_of_a_step_says_what_is_lost_without_it_and_which_test_proves_it(step: str) -> None:
+    section = re.split(r"^##+ ", ISOLATION.split(f"### `{step}`\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+    assert "*Left out*" in section
+    assert re.search(r"`tests/[\w/]+\.py::\w+`", section), f"{step}: no test is named"
+
+
+# --- tests that are named
+
+
+@cache
+def functions(path: Path) -> frozenset[str]:
+    return frozenset(
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+
+
+@each_document
+def test_every_test_that_is_named_exists(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text()):
+        assert (ROOT / file).is_file(), f"{file} does not exist"
+        assert name in functions(ROOT / file), f"{file} has no {name}"
+
+
+# --- files and links
+
+
+def slug_of(heading: str) -> str:
+    """As GitHub makes the anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def anchors(path: Path) -> set[str]:
+    return {slug_of(heading) for heading in re.findall(r"^#+ (.+)$", prose(path.read_text()), re.MULTILINE)}
+
+
+@each_document
+def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        goal = path if not file else (path.parent / file).resolve()
+        assert goal.exists(), f"{target} does not exist"
+        if anchor:
+            assert anchor in anchors(goal), f"{target}: there is no such heading"
+
+
+@each_document
+def test_every_file_that_is_named_exists(path: Path) -> None:
+    for name in re.findall(r"`((?:app|tests|docs|scripts|\.ci)/[\w./-]*)`", path.read_text()):
+        assert (ROOT / name).exists(), f"{name} does not exist"
+
+
+# --- commands
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words after `bulkhead` wherever it is called: in a block of code, or between backticks."""
+    blocks = re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", prose(text))
+    for line in lines:
+        for call in re.findall(r"(?:^|[\s/(;&|]|\$ )bulkhead ([a-z].*)", line):
+            yield call.split()
+
+
+def help_of(*words: str) -> str:
+    """The help of a command; SystemExit with another status than 0 when there is none."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
+        try:
+            parse([*words, "-h"])
+        except SystemExit as left:
+            assert not left.code, f"there is no `bulkhead {' '.join(words)}`"
+    return said.getvalue()
+
+
+@each_document
+def test_every_command_that_is_shown_exists_with_its_options(path: Path) -> None:
+    for words in commands_in(path.read_text()):
+        name = words[:2] if words[0] == "key" and len(words) > 1 else words[:1]
+        text = help_of(*name)
+        for word in words[len(name) :]:
+            if word in {"--", "|", "#", ";", "&&"}:
+                break
+            option = word.strip("[]`,").partition("=")[0]
+            if option.startswith("--"):
+                assert option in text, f"`bulkhead {' '.join(name)}` has no {option}"
+
+
+def test_commands_are_found_in_every_form() -> None:
+    text = (
+        "see `bulkhead key new NAME`\n```\n$ bulkhead run -- x\necho a | bulkhead exec b\nx=$(bulkhead create)\n```\n"
+    )
+    assert [words[0] for words in commands_in(text)] == ["run", "exec", "create)", "key"]
+
+
+# --- words of other documents
+
+
+@each_document
+def test_every_setting_that_is_named_is_one(path: Path) -> None:
+    settings = (ROOT / "docs/settings.md").read_text()
+    for name in re.findall(r"\bBULKHEAD_[A-Z_]*[A-Z]\b", path.read_text()):
+        others = name.startswith(("BULKHEAD_CLIENT", "BULKHEAD_TEST"))
+        assert others or f"`{name}`" in settings, f"{name} does not stand in docs/settings.md"
+
+
+def test_every_metric_is_explained_and_no_other() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    telemetry = Telemetry()
+    telemetry.watch([])
+    kinds = re.findall(r"^# TYPE (\w+) ", telemetry.render().decode(), re.MULTILINE)
+    assert sorted(re.findall(r"^\| `(bulkhead_\w+)` \|", text, re.MULTILINE)) == sorted(kinds)
+
+
+def test_every_layer_that_may_be_given_up_is_named() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    assert [layer for layer in OPTIONAL_LAYERS if f"`{layer}`" not in text] == []
+
+
+# --- what people start with
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_script_can_be_executed_and_stops_at_the_first_failure(path: Path) -> None:
+    text = path.read_text()
+    assert os.access(path, os.X_OK)
+    if text.startswith("#!/usr/bin/env bash"):
+        assert "set -euo pipefail" in text
+        subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_make_help_shows_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert targets == set(re.findall(r"^([a-z]+):.* ## .+", makefile, re.MULTILINE))
+    assert targets == set(re.findall(r"^\.PHONY: (.+)", makefile, re.MULTILINE)[0].split())
+
+
+@each_document
+def test_lines_can_be_read_in_a_terminal(path: Path) -> None:
+    """Tables and printed output are as wide as they are."""
+    lines = enumerate(prose(path.read_text()).splitlines(), 1)
+    assert [f"{path.name}:{n}" for n, line in lines if len(line) > 120 and not line.startswith("|")] == []

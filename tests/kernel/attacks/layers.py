@@ -1,0 +1,95 @@
+"""One layer at a time around a program: `python -m tests.kernel.attacks.layers LAYER NETWORK FOLDER PROGRAM ARGUMENT...`.
+
+The layers are made by the launcher's own steps, in the launcher's order, minus those of the other layers. The program
+starts in FOLDER (with `namespaces`: in the sandbox's /workspace). Whatever the layer, it runs as root of the host in a
+mount and UTS namespace of its own, so that what gets through hurts nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from app.launcher import confine, landlock, mounts, seccomp, steps
+from app.launcher.birth import _CLONE
+from app.launcher.config import Config
+from app.launcher.protocol import CreatePlan
+from app.launcher.syscalls import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    MS_PRIVATE,
+    MS_REC,
+    clone3,
+    mount,
+    unshare,
+)
+
+LAYERS = ("none", "seccomp", "landlock", "namespaces")
+UID = 1_890_000_000  # of nobody on the host, and outside of any service's range
+_NAMESPACES = (
+    "enter_network_namespace", "raise_loopback", "name_host", "enter_cgroup_namespace",
+    "take_identity", "mount_proc", "mask_proc", "mount_storage", "mount_terminals", "set_limits",
+    "empty_bounding_set", "drop_all_capabilities", "prove_identity",
+)  # fmt: skip
+
+
+def _room(config: Config, read_only: list[str], read_write: list[str]) -> steps.Room:
+    plan = CreatePlan("layer", "host", "default", 1000, 1 << 28, 1 << 26, 64, False, read_only, read_write)
+    room = steps.Room(config, plan)
+    room.filter = seccomp.compile_filter("default", os.uname().machine)
+    room.landlock_abi = landlock.abi()
+    return room
+
+
+def apply(layer: str, folder: str, program: str) -> None:
+    config = Config()
+    config.run_dir = folder + "/run"
+    config.root_paths = ["/usr"]
+    room = _room(config, ["/usr", "/etc", os.path.dirname(program)], [folder])
+    if layer == "seccomp":
+        steps.forbid_new_privileges(room)
+        steps.filter_system_calls(room)
+    elif layer == "landlock":
+        steps.forbid_new_privileges(room)
+        steps.restrict_files(room)
+    elif layer == "namespaces":
+        _enter_namespaces(config, room)
+        os.chdir("/workspace")
+
+
+def _enter_namespaces(config: Config, room: steps.Room) -> None:
+    mounts.enter_template(config)
+    room.masks = mounts.masks()
+    mapped, go = os.pipe()
+    pid, _ = clone3(_CLONE | CLONE_NEWUSER)
+    if pid == 0:
+        os.read(mapped, 1)
+        for step in (*confine.ROOM, *confine.LOCK):
+            if step.__name__ in _NAMESPACES:
+                step(room)
+        return
+    for name in ("uid_map", "gid_map"):
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY)  # one write, and of bytes: this program lost its codecs
+        os.write(descriptor, b"%d %d 1" % (mounts.INSIDE_ID, UID))
+    os.write(go, b"x")
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def main(layer: str, network: str, folder: str, program: str, *arguments: str) -> None:
+    """`network`: `own`, or `host` for attacks on what listens there."""
+    unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (CLONE_NEWNET if network == "own" else 0))
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    if network == "own":
+        steps.raise_loopback(_room(Config(), [], []))
+        os.environ["OWN_NETWORK"] = "1"
+    os.chdir(folder)
+    descriptor = os.open(program, os.O_RDONLY | os.O_CLOEXEC)  # by its path a sandbox does not see it
+    apply(layer, folder, program)
+    os.execve(descriptor, [program, *arguments], os.environ)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
