@@ -32,6 +32,7 @@ def main(config_fd: int, parent: int) -> None:
     _hide_command_line()
     tree = cgroup.open_tree(settings.cgroup_parent)
     tree.clean()
+    tree.house_workers()
     listener = _listen(settings)
     mounts.enter_template(settings)
     server = Server(settings, listener, tree)

@@ -10,6 +10,7 @@ import _socket
 
 from app.launcher import cgroup, confine, landlock, packets, probe
 from app.launcher.config import Config
+from app.launcher.groups import Groups
 from app.launcher.held import HeldSandbox
 from app.launcher.mounts import INSIDE_ID
 from app.launcher.protocol import GO, READY, STEP_FAILED, CreatePlan, Writer
@@ -67,7 +68,7 @@ class Nursery:
         """Raises BirthError, and then nothing of the sandbox is left."""
         if not self._uids:
             raise BirthError("allocate_uid", OSError(errno.EDQUOT, "no host uid is free"))
-        groups = cgroup.Room(self._tree, plan.sandbox_id)
+        groups = Groups(self._tree, plan.sandbox_id)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
         uid = self._uids.pop(0)
         step, pid, pidfd = "", -1, -1
@@ -91,7 +92,7 @@ class Nursery:
             groups.close()
         return HeldSandbox(plan, groups, pid, pidfd, ours, uid)
 
-    def _undo(self, pid: int, pidfd: int, groups: cgroup.Room, ours: _socket.socket, uid: int) -> None:
+    def _undo(self, pid: int, pidfd: int, groups: Groups, ours: _socket.socket, uid: int) -> None:
         if pid > 0:
             os.kill(pid, 9)
             os.waitpid(pid, 0)

@@ -1,42 +1,35 @@
-"""Resource control: one group per sandbox, one child per execution, on cgroup version 1 or 2.
+"""The host's control groups, version 1 or 2, and this instance's place in them.
 
 ::
 
-    <parent>/<sandbox>            version 1: the worker, outside the limits
-    <parent>/<sandbox>/worker     version 2: the same (a group with children must not hold processes)
-    <parent>/<sandbox>/room       the limits
-    <parent>/<sandbox>/room/<n>   one execution: its kill list, cpu time, peak memory and out-of-memory count
+    <parent>/workers          every worker, outside of all limits: an out-of-memory kill never takes one
+    <parent>/<sandbox>        the limits                                            (groups.py)
+    <parent>/<sandbox>/<n>    one execution: its kill list, cpu time, peak memory and out-of-memory count
 
 Joining is always "the caller writes 0 to a descriptor that root opened": on version 1 to `tasks` (one thread moves
 itself: 20 to 55 us measured; `cgroup.procs` takes a global lock and an RCU grace period: 10.8 ms), on version 2 to
 `cgroup.procs`. The kernel checks the opener's credentials, so such a descriptor goes to the worker and to nobody else.
+
+On version 1 each controller may be a tree of its own, and a group in one costs 30 to 90 us to make and remove. So a
+group is made only where it does something: limits come from memory, pids and cpu, accounts from memory, pids and
+cpuacct.
 """
 
 from __future__ import annotations
 
 import os
 
-from app.launcher.syscalls import kill_by_pidfd
-
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 PERIOD_US = 100_000
-_ENABLE = "+cpu +memory +pids"
+ENABLE = "+cpu +memory +pids"
 # Version 1 leaves the buffers of UDP and TCP sockets out of the memory limit: 1.3 GiB on its own loopback, measured,
 # and more until `udp_mem` of the whole host is used up. They have a limit of their own, which counts for a group only
 # once it was written there. Version 2 charges them to the memory limit.
-_SOCKET_LIMIT, _SOCKET_BYTES = "memory.kmem.tcp.limit_in_bytes", 32 * 1024 * 1024
+_SOCKET_LIMIT, SOCKET_BYTES = "memory.kmem.tcp.limit_in_bytes", 32 * 1024 * 1024
+_WORKERS = "workers"
 
 
-class Usage:
-    """What one execution has used so far: nanoseconds, bytes, kills by the kernel, whether a process of it lives."""
-
-    __slots__ = ("alive", "cpu_ns", "ooms", "peak_bytes")
-
-    def __init__(self, cpu_ns: int, peak_bytes: int, ooms: int, alive: bool) -> None:
-        self.cpu_ns, self.peak_bytes, self.ooms, self.alive = cpu_ns, peak_bytes, ooms, alive
-
-
-def _read(path: str, at: int) -> str:
+def read(path: str, at: int) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
     try:
         return os.read(descriptor, 65536).decode()
@@ -44,7 +37,7 @@ def _read(path: str, at: int) -> str:
         os.close(descriptor)
 
 
-def _write(path: str, at: int, value: str) -> None:
+def write(path: str, at: int, value: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
     try:
         os.write(descriptor, value.encode())
@@ -52,12 +45,12 @@ def _write(path: str, at: int, value: str) -> None:
         os.close(descriptor)
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
     """`max` (no limit) is 0: nobody asks for less than one."""
     return 0 if text.strip() == "max" else int(text)
 
 
-def _field(text: str, name: str) -> int:
+def field(text: str, name: str) -> int:
     for line in text.splitlines():
         key, _, value = line.partition(" ")
         if key == name:
@@ -65,7 +58,7 @@ def _field(text: str, name: str) -> int:
     return 0
 
 
-def _pids(path: str, at: int) -> list[int]:
+def pids(path: str, at: int) -> list[int]:
     """A whole group's processes, however many: one read may end in the middle."""
     descriptor = os.open(path + "/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
     try:
@@ -80,12 +73,15 @@ def _pids(path: str, at: int) -> list[int]:
 
 
 class Hierarchy:
-    """One mounted tree and the controllers that it has; `parent` is a descriptor of this instance's own folder."""
+    """One mounted tree: its controllers, our folder in it, and where workers live."""
 
-    __slots__ = ("controllers", "parent")
+    __slots__ = ("accounts", "controllers", "limits", "parent", "workers")
 
     def __init__(self, controllers: tuple[str, ...], parent: int) -> None:
         self.controllers, self.parent = controllers, parent
+        self.workers = -1  # to join them
+        self.limits = bool({"memory", "pids", "cpu"} & set(controllers))
+        self.accounts = bool({"memory", "pids", "cpuacct"} & set(controllers))
 
 
 def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, ...], str]]]:
@@ -154,23 +150,31 @@ class Tree:
     def clean(self) -> None:
         """Removes what an earlier life left: its processes are gone, its folders may not be."""
         for hierarchy in self.hierarchies:
-            for name in os.listdir(hierarchy.parent):
-                if os.path.isdir(f"/proc/self/fd/{hierarchy.parent}/{name}"):
-                    _remove_tree(hierarchy.parent, name)
+            for entry in folders(".", hierarchy.parent):
+                _remove_tree(hierarchy.parent, entry)
 
-    @property
-    def join_file(self) -> str:
-        return "tasks" if self.version == 1 else "cgroup.procs"
+    def house_workers(self) -> None:
+        """Makes the group of all workers and opens the way into it. Raises OSError."""
+        for hierarchy in self.hierarchies:
+            os.mkdir(_WORKERS, dir_fd=hierarchy.parent)
+            hierarchy.workers = self.open_join(hierarchy, _WORKERS)
+
+    def open_join(self, hierarchy: Hierarchy, path: str) -> int:
+        name = "tasks" if self.version == 1 else "cgroup.procs"
+        return os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=hierarchy.parent)
+
+
+def folders(path: str, at: int) -> list[str]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+    try:
+        return [entry.name for entry in os.scandir(descriptor) if entry.is_dir(follow_symlinks=False)]
+    finally:
+        os.close(descriptor)
 
 
 def _remove_tree(at: int, path: str) -> None:
     """Depth first; a group whose processes are just dying answers EBUSY and stays for the next sweep."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
-    try:
-        names = [entry.name for entry in os.scandir(descriptor) if entry.is_dir(follow_symlinks=False)]
-    finally:
-        os.close(descriptor)
-    for name in names:
+    for name in folders(path, at):
         _remove_tree(at, f"{path}/{name}")
     os.rmdir(path, dir_fd=at)
 
@@ -197,14 +201,14 @@ def open_tree(parent: str) -> Tree:
         if "memory" in controllers:
             has_swap_limit = can_limit_swap(version, descriptor)
             if version == 1:
-                _count_sockets(".", descriptor)  # now, as the first group of a host that does so patches the kernel
+                count_sockets(".", descriptor)  # now, as the first group of a host that does so patches the kernel
     return Tree(version, hierarchies, has_swap_limit)
 
 
-def _count_sockets(path: str, at: int, most: int = -1) -> None:
+def count_sockets(path: str, at: int, most: int = -1) -> None:
     """Version 1: the buffers of the sockets that the group's processes open from now on are counted (-1: only that)."""
     try:
-        _write(f"{path}/{_SOCKET_LIMIT}", at, str(most))
+        write(f"{path}/{_SOCKET_LIMIT}", at, str(most))
     except FileNotFoundError:
         pass  # a kernel that gave it up; it announces to do so since 6.12
 
@@ -233,188 +237,4 @@ def _delegate(folder: str, parent: str) -> None:
         path = f"{path}/{part}".rstrip("/")
         os.makedirs(path, exist_ok=True)
         with open(path + "/cgroup.subtree_control", "w") as file:
-            file.write(_ENABLE)
-
-
-class Room:
-    """The groups of one sandbox. Made by `make`; everything it opened or made goes with `remove`."""
-
-    def __init__(self, tree: Tree, name: str) -> None:
-        self.tree, self.name = tree, name
-        self.home: list[int] = []  # the worker writes 0 here to be outside the limits
-        self.processes_file = -1  # the room's pids.max, for the worker's spawn (see worker.py)
-        self._executions: dict[int, None] = {}
-
-    def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
-        """Raises OSError; then `remove` takes back what was made."""
-        suffix = "" if self.tree.version == 1 else "/worker"
-        for hierarchy in self.tree.hierarchies:
-            at, room = hierarchy.parent, f"{self.name}/room"
-            os.mkdir(self.name, dir_fd=at)
-            if self.tree.version == 2:
-                os.mkdir(self.name + suffix, dir_fd=at)
-                _write(f"{self.name}/cgroup.subtree_control", at, _ENABLE)
-            os.mkdir(room, dir_fd=at)
-            self._limit(hierarchy, room, memory_bytes, processes, cpu_millis)
-            self.home.append(self._open_join(hierarchy, self.name + suffix))
-
-    def _limit(self, hierarchy: Hierarchy, room: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
-        at, quota = hierarchy.parent, max(1000, cpu_millis * PERIOD_US // 1000)
-        if "memory" in hierarchy.controllers:
-            first = self.tree.version == 1
-            _write(f"{room}/memory.limit_in_bytes" if first else f"{room}/memory.max", at, str(memory_bytes))
-            if first:
-                _count_sockets(room, at, _SOCKET_BYTES)
-            if self.tree.has_swap_limit:
-                name, value = ("memory.memsw.limit_in_bytes", memory_bytes) if first else ("memory.swap.max", 0)
-                try:
-                    _write(f"{room}/{name}", at, str(value))
-                except FileNotFoundError:
-                    pass  # version 2, no swap accounting and no swap: see can_limit_swap
-        if "pids" in hierarchy.controllers:
-            _write(f"{room}/pids.max", at, str(processes))
-            self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
-        if "cpu" in hierarchy.controllers:
-            if self.tree.version == 1:
-                _write(f"{room}/cpu.cfs_quota_us", at, str(quota))
-            else:
-                _write(f"{room}/cpu.max", at, f"{quota} {PERIOD_US}")
-        if self.tree.version == 2:
-            _write(f"{room}/cgroup.subtree_control", at, _ENABLE)
-
-    def _open_join(self, hierarchy: Hierarchy, path: str) -> int:
-        return os.open(f"{path}/{self.tree.join_file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=hierarchy.parent)
-
-    def limits_in_force(self) -> dict[str, int]:
-        """Read back from the kernel; 0 for a limit that is not set. Bytes, processes, thousandths of a cpu."""
-        found: dict[str, int] = {}
-        first, room = self.tree.version == 1, f"{self.name}/room"
-        if memory := self.tree.hierarchy("memory"):
-            found["memory_bytes"] = _number(
-                _read(f"{room}/memory.limit_in_bytes" if first else f"{room}/memory.max", memory.parent)
-            )
-        if pids := self.tree.hierarchy("pids"):
-            found["processes"] = _number(_read(f"{room}/pids.max", pids.parent))
-        if cpu := self.tree.hierarchy("cpu"):
-            text = _read(f"{room}/cpu.cfs_quota_us" if first else f"{room}/cpu.max", cpu.parent)
-            found["cpu_millis"] = _number(text.split()[0]) * 1000 // PERIOD_US
-        return found
-
-    # --- executions
-
-    def open_execution(self, number: int) -> list[int]:
-        """Makes the child groups; returns descriptors to join them, one per hierarchy. Raises OSError, leaves none."""
-        joins: list[int] = []
-        self._executions[number] = None
-        try:
-            for hierarchy in self.tree.hierarchies:
-                path = f"{self.name}/room/{number}"
-                os.mkdir(path, dir_fd=hierarchy.parent)
-                if self.tree.version == 2:
-                    _write(f"{path}/memory.oom.group", hierarchy.parent, "1")
-                elif "memory" in hierarchy.controllers:
-                    _count_sockets(path, hierarchy.parent)  # a child does not inherit that it is counted
-                joins.append(self._open_join(hierarchy, path))
-        except OSError:
-            for descriptor in joins:
-                os.close(descriptor)
-            self.remove_execution(number)
-            raise
-        return joins
-
-    def usage(self, number: int) -> Usage:
-        path, first = f"{self.name}/room/{number}", self.tree.version == 1
-        cpu_ns = peak = ooms = 0
-        if memory := self.tree.hierarchy("memory"):
-            if first:
-                peak = int(_read(f"{path}/memory.max_usage_in_bytes", memory.parent))
-                ooms = _field(_read(f"{path}/memory.oom_control", memory.parent), "oom_kill")
-            else:
-                peak = _peak(path, memory.parent)
-                ooms = _field(_read(f"{path}/memory.events", memory.parent), "oom_kill")
-        if not first and self.tree.hierarchies:
-            cpu_ns = _field(_read(f"{path}/cpu.stat", self.tree.hierarchies[0].parent), "usage_usec") * 1000
-        elif account := self.tree.hierarchy("cpuacct"):
-            cpu_ns = int(_read(f"{path}/cpuacct.usage", account.parent))
-        return Usage(cpu_ns, peak, ooms, bool(self._alive(path)))
-
-    def _alive(self, path: str) -> list[int]:
-        return _pids(path, self.tree.hierarchies[0].parent) if self.tree.hierarchies else []
-
-    def kill_execution(self, number: int) -> bool:
-        """One round; True when no process of it is left. A fork bomb cannot outrun it: it may not fork any more."""
-        path = f"{self.name}/room/{number}"
-        if self.tree.version == 2:
-            at = self.tree.hierarchies[0].parent
-            _write(f"{path}/cgroup.kill", at, "1")
-            return not _pids(path, at)
-        if pids := self.tree.hierarchy("pids"):
-            _write(f"{path}/pids.max", pids.parent, "0")
-        victims: list[tuple[int, int]] = []
-        try:
-            for pid in self._alive(path):
-                try:
-                    victims.append((pid, os.pidfd_open(pid)))
-                except ProcessLookupError:
-                    continue
-            # A pid that is still listed after its pidfd was opened is the one that was meant: without this a number
-            # that was used again meanwhile would make root kill a stranger.
-            still = set(self._alive(path)) if victims else set()
-            for pid, pidfd in victims:
-                if pid in still:
-                    try:
-                        kill_by_pidfd(pidfd, 9)
-                    except ProcessLookupError:
-                        continue
-        finally:
-            for _, pidfd in victims:
-                os.close(pidfd)
-        return not self._alive(path)
-
-    def remove_execution(self, number: int) -> bool:
-        """True when nothing of it is left."""
-        gone = True
-        for hierarchy in self.tree.hierarchies:
-            try:
-                os.rmdir(f"{self.name}/room/{number}", dir_fd=hierarchy.parent)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                gone = False  # EBUSY: a process of it is not reaped yet
-        if gone:
-            self._executions.pop(number, None)
-        return gone
-
-    # --- the end
-
-    def close(self) -> None:
-        """The launcher's descriptors; the groups stay."""
-        for descriptor in self.home:
-            os.close(descriptor)
-        self.home = []
-        if self.processes_file >= 0:
-            os.close(self.processes_file)
-            self.processes_file = -1
-
-    def remove(self) -> bool:
-        """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""
-        self.close()
-        for number in tuple(self._executions):
-            self.remove_execution(number)
-        gone = True
-        for hierarchy in self.tree.hierarchies:
-            for path in (f"{self.name}/room", f"{self.name}/worker", self.name):
-                try:
-                    os.rmdir(path, dir_fd=hierarchy.parent)
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    gone = False
-        return gone
-
-
-def _peak(path: str, at: int) -> int:
-    try:
-        return int(_read(f"{path}/memory.peak", at))  # Linux 5.19
-    except FileNotFoundError:
-        return 0
+            file.write(ENABLE)

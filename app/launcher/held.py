@@ -6,9 +6,10 @@ import os
 
 import _socket
 
-from app.launcher import cgroup, landlock, packets, probe
+from app.launcher import landlock, packets, probe
 from app.launcher.connection import Connection
 from app.launcher.protocol import RUN, CreatePlan, Writer
+from app.launcher.groups import Groups, Usage
 from app.launcher.syscalls import CLONE_NEWNET, kill_by_pidfd, setns
 
 _TRIED_AGAIN = 4  # a host has 65,535 memory groups, so none may be kept for nothing
@@ -16,9 +17,9 @@ _TRIED_AGAIN = 4  # a host has 65,535 memory groups, so none may be kept for not
 
 class HeldSandbox:
     def __init__(
-        self, plan: CreatePlan, room: cgroup.Room, pid: int, pidfd: int, channel: _socket.socket, uid: int
+        self, plan: CreatePlan, groups: Groups, pid: int, pidfd: int, channel: _socket.socket, uid: int
     ) -> None:
-        self.id, self.plan, self.room = plan.sandbox_id, plan, room
+        self.id, self.plan, self.groups = plan.sandbox_id, plan, groups
         self.pid, self.pidfd, self.channel, self.uid = pid, pidfd, channel, uid
         self.connection: Connection | None = None
         self.creating: int | None = None  # the request that waits for READY
@@ -31,7 +32,7 @@ class HeldSandbox:
         self._left: dict[int, None] = {}  # finished, but something that they left behind still runs
         self._last = 0
         self._open: set[int] = set()  # executions whose groups exist
-        self._unread: dict[int, cgroup.Usage] = {}  # groups gone, usage not yet asked for
+        self._unread: dict[int, Usage] = {}  # groups gone, usage not yet asked for
 
     # --- executions
 
@@ -45,23 +46,23 @@ class HeldSandbox:
     def run(self, number: int, in_memfd: int, body: bytes, descriptors: list[int]) -> None:
         """Makes the execution's groups and hands it to the worker. Raises OSError; then nothing of it is left."""
         self._last = number
-        joins = self.room.open_execution(number)
+        joins = self.groups.open_execution(number)
         try:
             packet = bytes(Writer(RUN).u32(number).u8(in_memfd).data) + body
             packets.send(self.channel, packet, descriptors + joins)
         except OSError:
-            self.room.remove_execution(number)
+            self.groups.remove_execution(number)
             raise
         finally:
             for descriptor in joins:
                 os.close(descriptor)
         self._open.add(number)
 
-    def finish(self, number: int) -> cgroup.Usage | None:
+    def finish(self, number: int) -> Usage | None:
         """What an ended execution used; None for one that is not known (any more)."""
         usage = self._unread.pop(number, None)
         if usage is None and number in self._open:
-            usage = self.room.usage(number)
+            usage = self.groups.usage(number)
             self.ended.append(number)
         return usage
 
@@ -73,7 +74,7 @@ class HeldSandbox:
             self._left.pop(number, None)
             if number not in self._open:
                 continue
-            if self.room.remove_execution(number):
+            if self.groups.remove_execution(number):
                 self._open.discard(number)
             else:
                 self._left[number] = None
@@ -89,10 +90,10 @@ class HeldSandbox:
     def _kill_one(self, number: int) -> bool:
         if number not in self._open:
             return True
-        if not self.room.kill_execution(number):
+        if not self.groups.kill_execution(number):
             return False
-        usage = self.room.usage(number)
-        if not self.room.remove_execution(number):
+        usage = self.groups.usage(number)
+        if not self.groups.remove_execution(number):
             return False
         self._open.discard(number)
         self._unread[number] = usage

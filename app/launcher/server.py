@@ -168,6 +168,8 @@ class Server:
             if kind == DESTROY:
                 sandbox.waiting.append(request)
                 sandbox.kill()
+            elif kind == KILL and not sandbox.groups.can_kill:
+                raise Refusal("kill_execution", errno.ENOTSUP, "the host has no control groups")
             elif kind == KILL:
                 sandbox.begin_kill(number, request)
             else:
@@ -291,25 +293,27 @@ class Server:
         if sandbox.connection is not None and sandbox.creating is not None:
             netlink = sandbox.open_netlink(self._nursery.own_network)
             sandbox.connection.send(bytes(Writer(NETWORK).u32(sandbox.creating).data), netlink)
-        sandbox.limits = sandbox.room.limits_in_force()
+        sandbox.limits = sandbox.groups.limits_in_force()
 
     def _bury(self, sandbox: HeldSandbox) -> None:
         """The worker is gone, and with it every process of its namespace."""
         self._ignore(sandbox.pidfd)
         self._ignore(sandbox.channel.fileno())
-        if sandbox.creating is not None and sandbox.failure is None:
-            # It may have said why just before it ended.
+        while sandbox.creating is not None and sandbox.failure is None:
+            # It may have said why just before it ended, and that its network is up before that.
             try:
-                source = Reader(receive(sandbox.channel)[0])
+                data, descriptors = receive(sandbox.channel)
+                close(descriptors)
+                source = Reader(data)
                 if source.u8() == STEP_FAILED:
                     sandbox.failure = (source.text(64), source.u32(), source.text(1024))
             except (OSError, ProtocolError):
-                sandbox.failure = None
+                break  # there is no more
         sandbox.reap()
         self._try_to_forget(sandbox)
 
     def _try_to_forget(self, sandbox: HeldSandbox) -> None:
-        if not sandbox.room.remove():
+        if not sandbox.groups.remove():
             if sandbox not in self._leaving:
                 self._leaving.append(sandbox)
             return

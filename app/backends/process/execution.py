@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -206,8 +207,10 @@ class ProcessExecution:
         body = bytes(Writer(0).text(self._sandbox_id).u32(self.number).data[1:])
         try:
             await self._link.request(KILL, body)
-        except LauncherRefused:
-            return  # the sandbox is gone, and all of it with it
+        except LauncherRefused as refused:
+            # Gone, and all of it with it; or a host whose control groups the operator gave up: only the group is left.
+            if refused.errno == errno.ENOTSUP and self._finishing is None and not self._exit.done():
+                self._send_signal(self.number, signal.SIGKILL)
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)

@@ -32,6 +32,7 @@ OPENS(open_sysctl, "/proc/sys/vm/drop_caches", O_WRONLY)
 OPENS(open_sysrq, "/proc/sysrq-trigger", O_WRONLY)
 OPENS(open_oom_score, "/proc/self/oom_score_adj", O_WRONLY)
 OPENS(open_uid_map, "/proc/self/uid_map", O_WRONLY)
+OPENS(read_kmsg, "/proc/kmsg", O_RDONLY | O_NONBLOCK)
 OPENS(open_kcore, "/proc/kcore", O_RDONLY)
 READS(read_keys, "/proc/keys")
 READS(read_kallsyms, "/proc/kallsyms")
@@ -41,14 +42,14 @@ READS(read_timers, "/proc/timer_list")
 OPENS(read_firmware, "/sys/firmware", O_RDONLY | O_DIRECTORY)
 OPENS(open_release_agent, given("RELEASE_AGENT", "/sys/fs/cgroup/release_agent"), O_WRONLY)
 OPENS(open_cgroup_procs, given("CGROUP_PROCS", "/sys/fs/cgroup/cgroup.procs"), O_WRONLY)
-OPENS(open_docker, given("SOCKET_FOLDER", "/run"), O_RDONLY | O_DIRECTORY)
+OPENS(open_run_folder, given("SOCKET_FOLDER", "/run/docker"), O_RDONLY | O_DIRECTORY)
 
 static long of_target(const char *name, int flags) {
   char path[64];
   snprintf(path, sizeof path, "/proc/%d/%s", target(), name);
   return opens(path, flags);
 }
-static long target_mem(void) { return of_target("mem", O_RDWR); }
+static long target_mem(void) { return of_target("mem", O_RDONLY); }
 static long target_environ(void) { return of_target("environ", O_RDONLY); }
 static long target_maps(void) { return of_target("maps", O_RDONLY); }
 static long target_fd(void) { return of_target("fd", O_RDONLY | O_DIRECTORY); }
@@ -61,14 +62,14 @@ static long gateway_environ(void) {
   snprintf(path, sizeof path, "/proc/%s/environ", given("GATEWAY", "1"));
   return opens(path, O_RDONLY);
 }
-static long hard_link(void) { return link(given("SECRET", "/usr/bin/env"), "link-name"); }
+static long hard_link(void) { return link(given("LINK", "/usr/bin/env"), "link-name"); }
 static long hard_link_by_descriptor(void) {
-  int fd = open(given("SECRET", "/usr/bin/env"), O_RDONLY | O_CLOEXEC);
+  int fd = open(given("LINK", "/usr/bin/env"), O_RDONLY | O_CLOEXEC);
   return fd < 0 ? -1 : linkat(fd, "", AT_FDCWD, "link-fd", AT_EMPTY_PATH);
 }
 static long hard_link_by_proc(void) {
   char path[64];
-  int fd = open(given("SECRET", "/usr/bin/env"), O_PATH | O_CLOEXEC);
+  int fd = open(given("LINK", "/usr/bin/env"), O_PATH | O_CLOEXEC);
   snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
   return fd < 0 ? -1 : linkat(AT_FDCWD, path, AT_FDCWD, "link-proc", AT_SYMLINK_FOLLOW);
 }
@@ -88,10 +89,10 @@ static union { struct file_handle head; char room[sizeof(struct file_handle) + 1
 static long name_handle(void) {
   int mount;
   handle.head.handle_bytes = 128;
-  return name_to_handle_at(AT_FDCWD, given("SECRET", "/usr"), &handle.head, &mount, 0);
+  return name_to_handle_at(AT_FDCWD, given("LINK", "/usr"), &handle.head, &mount, 0);
 }
 static long open_handle(void) { /* the "shocker": 2 is the root folder of most file systems */
-  int fd = open(given("SECRET", "/usr"), O_RDONLY | O_CLOEXEC);
+  int fd = open(".", O_RDONLY | O_CLOEXEC);
   if (name_handle() < 0) {
     handle.head.handle_bytes = 8, handle.head.handle_type = 1;
     *(unsigned *)handle.head.f_handle = 2;
@@ -118,9 +119,9 @@ const struct attack file_attacks[] = {
     ROW(read_shadow), ROW(read_secret), ROW(read_source), ROW(read_data), ROW(read_canary), ROW(write_root),
     ROW(write_usr), ROW(write_bin), ROW(write_lib), ROW(write_etc), ROW(write_passwd), ROW(open_block), ROW(open_mem),
     ROW(open_kmsg), ROW(open_kvm), ROW(open_vsock), ROW(open_fuse), ROW(open_core_pattern), ROW(open_sysctl),
-    ROW(open_sysrq), ROW(open_oom_score), ROW(open_uid_map), ROW(open_kcore), ROW(read_keys), ROW(read_kallsyms),
+    ROW(open_sysrq), ROW(open_oom_score), ROW(open_uid_map), ROW(open_kcore), ROW(read_kmsg), ROW(read_keys), ROW(read_kallsyms),
     ROW(read_cmdline), ROW(read_interrupts), ROW(read_timers), ROW(read_firmware), ROW(open_release_agent),
-    ROW(open_cgroup_procs), ROW(open_docker), ROW(target_mem), ROW(target_environ), ROW(target_maps), ROW(target_fd),
+    ROW(open_cgroup_procs), ROW(open_run_folder), ROW(target_mem), ROW(target_environ), ROW(target_maps), ROW(target_fd),
     ROW(target_root), ROW(target_cwd), ROW(target_exe), ROW(gateway_environ), ROW(hard_link),
     ROW(hard_link_by_descriptor), ROW(hard_link_by_proc), ROW(make_block), ROW(make_char), ROW(make_whiteout),
     ROW(set_capability), ROW(chown_root), ROW(name_handle), ROW(open_handle), ROW(device_ioctl), ROW(touch_device),

@@ -91,14 +91,14 @@ static long udp_host(void) { /* answered by the host, or refused by the own loop
   if (connect(fd, &to.any, size) < 0 || send(fd, "x", 1, 0) < 0) return -1;
   return recv(fd, &byte, 1, 0);
 }
-static long connect_unix(const char *path, int abstract) {
+static long connect_unix(const char *path, int abstract, int kind) {
   struct sockaddr_un un = {.sun_family = AF_UNIX};
   strncpy(un.sun_path + abstract, path, sizeof un.sun_path - 2);
   socklen_t size = offsetof(struct sockaddr_un, sun_path) + abstract + strlen(path);
-  return connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&un, size);
+  return connect(socket(AF_UNIX, kind, 0), (struct sockaddr *)&un, size);
 }
-static long unix_abstract(void) { return connect_unix(given("ABSTRACT", "attack"), 1); }
-static long unix_named(void) { return connect_unix(given("SOCKET", "/run/docker.sock"), 0); }
+static long unix_abstract(void) { return connect_unix(given("ABSTRACT", "attack"), 1, SOCK_STREAM); }
+static long unix_named(void) { return connect_unix(given("SOCKET", "/run/docker.sock"), 0, SOCK_SEQPACKET); }
 
 /* These two change a network: never the host's. */
 static int is_own_network(void) {

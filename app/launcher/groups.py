@@ -1,0 +1,223 @@
+"""The control groups of one sandbox: its limits, and one child per execution."""
+
+from __future__ import annotations
+
+import os
+
+from app.launcher.cgroup import (
+    ENABLE,
+    PERIOD_US,
+    SOCKET_BYTES,
+    Hierarchy,
+    Tree,
+    count_sockets,
+    field,
+    number_of,
+    pids,
+    read,
+    write,
+)
+from app.launcher.syscalls import kill_by_pidfd
+
+
+class Usage:
+    """What one execution has used so far: nanoseconds, bytes, kills by the kernel, whether a process of it lives."""
+
+    __slots__ = ("alive", "cpu_ns", "ooms", "peak_bytes")
+
+    def __init__(self, cpu_ns: int, peak_bytes: int, ooms: int, alive: bool) -> None:
+        self.cpu_ns, self.peak_bytes, self.ooms, self.alive = cpu_ns, peak_bytes, ooms, alive
+
+
+class Groups:
+    """The groups of one sandbox. Made by `make`; everything it opened or made goes with `remove`."""
+
+    def __init__(self, tree: Tree, name: str) -> None:
+        self._tree, self._name = tree, name
+        self._first = tree.version == 1
+        self._shared: list[int] = []  # where commands join the room itself, as no child of it is needed
+        self._executions: dict[int, None] = {}
+        self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
+
+    @property
+    def home(self) -> list[int]:
+        """Where the worker joins to be outside of the limits; the tree's, not to be closed."""
+        return [hierarchy.workers for hierarchy in self._tree.hierarchies]
+
+    def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
+        """Raises OSError; then `remove` takes back what was made."""
+        for hierarchy in self._tree.hierarchies:
+            if hierarchy.limits:
+                os.mkdir(self._name, dir_fd=hierarchy.parent)
+                self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
+                if not hierarchy.accounts:
+                    self._shared.append(self._tree.open_join(hierarchy, self._name))
+
+    def _limit(self, hierarchy: Hierarchy, room: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
+        at, quota = hierarchy.parent, max(1000, cpu_millis * PERIOD_US // 1000)
+        if "memory" in hierarchy.controllers:
+            write(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", at, str(memory_bytes))
+            if self._first:
+                count_sockets(room, at, SOCKET_BYTES)
+            if self._tree.has_swap_limit:
+                name, value = ("memory.memsw.limit_in_bytes", memory_bytes) if self._first else ("memory.swap.max", 0)
+                try:
+                    write(f"{room}/{name}", at, str(value))
+                except FileNotFoundError:
+                    pass  # version 2, no swap accounting and no swap: see can_limit_swap
+        if "pids" in hierarchy.controllers:
+            write(f"{room}/pids.max", at, str(processes))
+            self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
+        if "cpu" in hierarchy.controllers:
+            if self._first:
+                write(f"{room}/cpu.cfs_quota_us", at, str(quota))
+            else:
+                write(f"{room}/cpu.max", at, f"{quota} {PERIOD_US}")
+        if not self._first:
+            write(f"{room}/cgroup.subtree_control", at, ENABLE)
+
+    def limits_in_force(self) -> dict[str, int]:
+        """Read back from the kernel; 0 for a limit that is not set. Bytes, processes, thousandths of a cpu."""
+        found: dict[str, int] = {}
+        room = self._name
+        if memory := self._tree.hierarchy("memory"):
+            found["memory_bytes"] = number_of(
+                read(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", memory.parent)
+            )
+        if pids := self._tree.hierarchy("pids"):
+            found["processes"] = number_of(read(f"{room}/pids.max", pids.parent))
+        if cpu := self._tree.hierarchy("cpu"):
+            text = read(f"{room}/cpu.cfs_quota_us" if self._first else f"{room}/cpu.max", cpu.parent)
+            found["cpu_millis"] = number_of(text.split()[0]) * 1000 // PERIOD_US
+        return found
+
+    # --- executions
+
+    def open_execution(self, number: int) -> list[int]:
+        """Makes the execution's groups; returns descriptors to join them and the room, which are the caller's to
+        close. Raises OSError, leaves none."""
+        joins = [os.dup(descriptor) for descriptor in self._shared]
+        self._executions[number] = None
+        try:
+            for hierarchy in self._tree.hierarchies:
+                if hierarchy.accounts:
+                    path = self._path(hierarchy, number)
+                    os.mkdir(path, dir_fd=hierarchy.parent)
+                    if not self._first:
+                        write(f"{path}/memory.oom.group", hierarchy.parent, "1")
+                    elif "memory" in hierarchy.controllers:
+                        count_sockets(path, hierarchy.parent)  # a child does not inherit that it is counted
+                    joins.append(self._tree.open_join(hierarchy, path))
+        except OSError:
+            for descriptor in joins:
+                os.close(descriptor)
+            self.remove_execution(number)
+            raise
+        return joins
+
+    def _path(self, hierarchy: Hierarchy, number: int) -> str:
+        """Where a tree only accounts (cpuacct) there is no room to be below."""
+        return f"{self._name}/{number}" if hierarchy.limits else f"{self._name}.{number}"
+
+    def usage(self, number: int) -> Usage:
+        path = f"{self._name}/{number}"
+        cpu_ns = peak = ooms = 0
+        if memory := self._tree.hierarchy("memory"):
+            if self._first:
+                peak = int(read(f"{path}/memory.max_usage_in_bytes", memory.parent))
+                ooms = field(read(f"{path}/memory.oom_control", memory.parent), "oom_kill")
+            else:
+                peak = _peak(path, memory.parent)
+                ooms = field(read(f"{path}/memory.events", memory.parent), "oom_kill")
+        if not self._first and self._tree.hierarchies:
+            cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000
+        elif account := self._tree.hierarchy("cpuacct"):
+            cpu_ns = int(read(f"{self._path(account, number)}/cpuacct.usage", account.parent))
+        return Usage(cpu_ns, peak, ooms, bool(self._alive(number)))
+
+    @property
+    def can_kill(self) -> bool:
+        """Whether an execution's processes can be told from others'."""
+        return any(hierarchy.accounts for hierarchy in self._tree.hierarchies)
+
+    def _alive(self, number: int) -> list[int]:
+        for hierarchy in self._tree.hierarchies:
+            if hierarchy.accounts:
+                return pids(self._path(hierarchy, number), hierarchy.parent)
+        return []
+
+    def kill_execution(self, number: int) -> bool:
+        """One round; True when no process of it is left. A fork bomb cannot outrun it: it may not fork any more."""
+        path = f"{self._name}/{number}"
+        if not self._first:
+            write(f"{path}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
+            return not self._alive(number)
+        if counted := self._tree.hierarchy("pids"):
+            write(f"{path}/pids.max", counted.parent, "0")
+        victims: list[tuple[int, int]] = []
+        try:
+            for pid in self._alive(number):
+                try:
+                    victims.append((pid, os.pidfd_open(pid)))
+                except ProcessLookupError:
+                    continue
+            # A pid that is still listed after its pidfd was opened is the one that was meant: without this a number
+            # that was used again meanwhile would make root kill a stranger.
+            still = set(self._alive(number)) if victims else set()
+            for pid, pidfd in victims:
+                if pid in still:
+                    try:
+                        kill_by_pidfd(pidfd, 9)
+                    except ProcessLookupError:
+                        continue
+        finally:
+            for _, pidfd in victims:
+                os.close(pidfd)
+        return not self._alive(number)
+
+    def remove_execution(self, number: int) -> bool:
+        """True when nothing of it is left."""
+        gone = True
+        for hierarchy in self._tree.hierarchies:
+            if hierarchy.accounts:
+                gone = _remove(self._path(hierarchy, number), hierarchy.parent) and gone
+        if gone:
+            self._executions.pop(number, None)
+        return gone
+
+    # --- the end
+
+    def close(self) -> None:
+        """The launcher's descriptor of pids.max, which only the worker needs."""
+        if self.processes_file >= 0:
+            os.close(self.processes_file)
+            self.processes_file = -1
+
+    def remove(self) -> bool:
+        """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""
+        self.close()
+        for descriptor in self._shared:
+            os.close(descriptor)
+        self._shared.clear()
+        gone = all([self.remove_execution(number) for number in tuple(self._executions)])
+        for hierarchy in self._tree.hierarchies:
+            if hierarchy.limits:
+                gone = _remove(self._name, hierarchy.parent) and gone
+        return gone
+
+
+def _remove(path: str, at: int) -> bool:
+    try:
+        os.rmdir(path, dir_fd=at)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # EBUSY: a process of it is not reaped yet
+    return True
+
+
+def _peak(path: str, at: int) -> int:
+    try:
+        return int(read(f"{path}/memory.peak", at))  # Linux 5.19
+    except FileNotFoundError:
+        return 0

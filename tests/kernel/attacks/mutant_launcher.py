@@ -1,0 +1,130 @@
+"""The launcher with one of its layers switched off: `mutant_launcher.py PROJECT MUTATION CONFIG_FD PARENT`.
+
+For tests alone: the change is made here, in this process, and nothing in `app` knows of it. `none` is the launcher as
+it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv.pop(1))
+
+from app.launcher import __main__ as launcher
+from app.launcher import birth, confine, landlock, mounts, seccomp, steps
+from app.launcher.syscalls import (
+    CLONE_NEWIPC,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REMOUNT,
+    PR_SET_DUMPABLE,
+    prctl,
+)
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def without_step(name: str, instead: Callable[..., Any] = nothing) -> Callable[[], None]:
+    def mutate() -> None:
+        for group in ("ROOM", "LOCK"):
+            kept = tuple(instead if step.__name__ == name else step for step in getattr(confine, group))
+            setattr(confine, group, kept)
+
+    return mutate
+
+
+def without_clone_flag(flag: int) -> Callable[[], None]:
+    def mutate() -> None:
+        clone3 = birth.clone3
+        birth.clone3 = lambda flags: clone3(flags & ~flag)
+
+    return mutate
+
+
+def replaced(module: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(module, name, value)
+
+
+def allowed(*names: str) -> Callable[[], None]:
+    """System calls that the filter lets through whatever their arguments."""
+    return lambda: seccomp.CONDITIONAL.update(dict.fromkeys(names, seccomp.ALLOW))
+
+
+def mounted_without(flags: int, only_if: int = 0) -> Callable[[], None]:
+    def mutate() -> None:
+        mount = mounts.mount
+
+        def wrong(source: str, target: str, kind: str | None, given: int, data: str | None = None) -> None:
+            if given & only_if == only_if:
+                given &= ~flags
+            mount(source, target, kind, given, data)
+
+        mounts.mount = wrong
+
+    return mutate
+
+
+def _ruleset_without(part: str) -> Callable[[], None]:
+    ruleset = landlock.Ruleset
+    return replaced(landlock, "Ruleset", lambda version, **handled: ruleset(version, **{**handled, part: 0}))
+
+
+def _proc_writable() -> None:
+    steps.mounts.mount_proc = lambda: mounts.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)  # type: ignore[attr-defined]
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "none": nothing,
+    "seccomp_off": replaced(seccomp, "load", nothing),
+    "seccomp_allows_all": replaced(
+        seccomp, "compile_filter", lambda *_: seccomp.bpf.assemble(seccomp.ALLOW)  # type: ignore[attr-defined]
+    ),
+    "landlock_off": without_step("restrict_files"),
+    "landlock_rules_for_all": replaced(mounts, "CANARY", "/etc/passwd"),
+    "no_new_privs_off": without_step("forbid_new_privileges"),
+    "capabilities_kept": without_step("drop_all_capabilities"),
+    "bounding_set_kept": without_step("empty_bounding_set"),
+    "identity_kept": without_step("take_identity"),
+    "no_user_namespace": without_clone_flag(CLONE_NEWUSER),
+    "no_mount_namespace": without_clone_flag(CLONE_NEWNS),
+    "no_pid_namespace": without_clone_flag(CLONE_NEWPID),
+    "no_ipc_namespace": without_clone_flag(CLONE_NEWIPC),
+    "no_uts_namespace": without_clone_flag(CLONE_NEWUTS),
+    "no_network_namespace": without_step("enter_network_namespace"),
+    "no_cgroup_namespace": without_step("enter_cgroup_namespace"),
+    "root_writable": mounted_without(MS_RDONLY, MS_REMOUNT | MS_BIND),
+    "usr_writable": replaced(mounts, "mount_setattr", nothing),
+    "proc_writable": _proc_writable,
+    # Served: nothing measures these, so attacks must notice.
+    "worker_dumpable": without_step("hide_from_commands", lambda _: prctl(PR_SET_DUMPABLE, 1)),
+    "proc_unmasked": without_step("mask_proc"),
+    "no_limits": without_step("set_limits"),
+    "landlock_without_tcp": _ruleset_without("network"),
+    "landlock_without_scopes": _ruleset_without("scopes"),
+    "landlock_without_ioctl": replaced(landlock, "_FS_BY_ABI", (0, 0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0x7FFF)),
+    "landlock_without_char_devices": replaced(landlock, "MAKE_CHAR", 0),
+    "clone_unfiltered": allowed("clone"),
+    "sockets_unfiltered": allowed("socket", "sendto", "sendmsg"),
+    "prctl_unfiltered": allowed("prctl"),
+    "seccomp_call_allowed": allowed("seccomp"),
+    "ptrace_allowed": allowed("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd"),
+    "io_uring_allowed": allowed("io_uring_setup"),
+    "keys_allowed": allowed("keyctl", "add_key"),
+    "terminals_unlimited": replaced(mounts, "_TERMINALS", 4096),
+}
+
+
+if __name__ == "__main__":
+    MUTATIONS[sys.argv.pop(1)]()
+    launcher.main(int(sys.argv[1]), int(sys.argv[2]))

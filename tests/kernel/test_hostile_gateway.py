@@ -1,0 +1,329 @@
+"""A gateway that was taken over: it asks the launcher for everything, and reaches nothing of the host."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.launcher.config import Config
+from app.launcher.protocol import CREATE, DESTROY, EXECUTE, FINISH, HELLO, KILL, Writer
+from tests.kernel import host
+from tests.kernel.direct import Gateway, Gone, Refused, command, launcher, name, plan
+from tests.require import require
+
+Launched = tuple[Config, subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    require("root", os.geteuid() == 0, "the launcher needs root")
+    with launcher(tmp_path_factory.mktemp("run")) as running:
+        yield running
+
+
+@pytest.fixture
+def honest(launched: Launched) -> Iterator[Gateway]:
+    """A second connection that works all the while: it has a sandbox before, and runs a command in it after."""
+    with Gateway(launched[0].socket) as gateway, gateway.create(plan("honest")) as owner:
+        yield gateway
+        assert gateway.run(owner, 1, "echo", "fine", sandbox_id="honest") == (b"fine\n", 0)
+        gateway.destroy("honest")
+    assert launched[1].poll() is None
+    host.until(lambda: host.children_of(launched[1].pid) == [], "no sandbox is left")
+
+
+@pytest.fixture
+def hostile(launched: Launched, honest: Gateway) -> Iterator[Gateway]:
+    with Gateway(launched[0].socket) as gateway:
+        yield gateway
+
+
+def refusal(gateway: Gateway, **changes: object) -> tuple[str, int]:
+    with pytest.raises(Refused) as error:
+        gateway.create(plan(**changes))  # type: ignore[arg-type]
+    return error.value.step, error.value.errno
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        ({"read_only": ["usr"]}, errno.EINVAL),
+        ({"read_only": ["/usr/../etc"]}, errno.EINVAL),
+        ({"read_write": ["/workspace/.."]}, errno.EINVAL),
+        ({"read_write": ["/tmp\0/x"]}, errno.EINVAL),
+        ({"template": "/"}, errno.ENOENT),
+        ({"template": "../host"}, errno.ENOENT),
+        ({"template": ""}, errno.ENOENT),
+        ({"filter_name": "none"}, errno.ENOENT),
+        ({"filter_name": ""}, errno.ENOENT),
+        ({"cpu_millis": 0}, errno.ERANGE),
+        ({"cpu_millis": 1001}, errno.ERANGE),
+        ({"cpu_millis": 2**32 - 1}, errno.ERANGE),
+        ({"memory_bytes": 0}, errno.ERANGE),
+        ({"memory_bytes": (1 << 32) + 1}, errno.ERANGE),
+        ({"memory_bytes": 2**64 - 1}, errno.ERANGE),
+        ({"disk_bytes": 0}, errno.ERANGE),
+        ({"disk_bytes": 2**64 - 1}, errno.ERANGE),
+        ({"processes": 0}, errno.ERANGE),
+        ({"processes": 2**32 - 1}, errno.ERANGE),
+        *[({"sandbox_id": bad}, errno.EINVAL) for bad in (
+            "../x", "Upper", "", "a" * 64, "a/b", "-a", "_a", ".", "a\nb", "a\0b", "ä", "a b", "²", "cgroup.procs"
+        )],
+        ({"sandbox_id": "honest"}, errno.EEXIST),
+    ],
+)  # fmt: skip
+def test_a_plan_out_of_bounds_is_refused(hostile: Gateway, change: dict[str, object], number: int) -> None:
+    assert refusal(hostile, **change) == ("plan", number)
+    hostile.create().close()  # the connection still works
+
+
+def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:
+    """What the template has not cannot be named; what it has is the sandbox's own anyway."""
+    for path in ("/root", "/var/lib", "/home", "/sys", str(Path(__file__).parent)):
+        assert refusal(hostile, read_only=[path])[0] == "restrict_files"
+    with hostile.create(plan(read_write=["/", "/workspace", "/usr", "/etc", "/proc", "/dev"])) as owner:
+        script = "for f in /usr/x /etc/x /x /proc/x /dev/x; do echo > $f; done; ls -A /root /home /sys; id -u; cat /etc/passwd"
+        out, _ = hostile.run(owner, 1, "sh", "-c", script)
+        assert out.startswith(b"1000\nroot:x:0:0:root:/nonexistent"), out
+    assert not Path("/usr/x").exists()
+
+
+def test_a_plan_has_no_field_for_a_uid_a_mount_or_a_capability() -> None:
+    assert set(plan().__slots__) == {
+        "sandbox_id", "template", "filter_name", "cpu_millis", "memory_bytes", "disk_bytes", "processes",
+        "loopback_tcp", "read_only", "read_write",
+    }  # fmt: skip
+
+
+def test_a_hundred_thousand_creates_are_bounded(launched: Launched, hostile: Gateway) -> None:
+    """By `max_sandboxes`; the launcher's memory and descriptors are too."""
+    config, child = launched
+    before = host.resident_mib(child.pid)
+    owners = [hostile.create(plan(f"s{n}")) for n in range(config.max_sandboxes - 1)]
+    open_before = len(host.descriptors(child.pid))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    body = bytes(plan("more").write(Writer(0)).data[1:])
+    waiting: list[int] = []
+    for _ in range(100_000):
+        waiting.append(hostile.post(CREATE, body, [theirs.fileno()]))
+        if len(waiting) == 100:
+            for number in waiting:
+                with pytest.raises(Refused) as error:
+                    hostile.answer(number)
+                assert error.value.errno == errno.EDQUOT
+            waiting.clear()
+    assert len(host.descriptors(child.pid)) == open_before
+    assert host.resident_mib(child.pid) - before < 8
+    for end in (ours, theirs, *owners):
+        end.close()
+
+
+def test_a_flood_without_reading_ends_that_connection_only(launched: Launched, hostile: Gateway) -> None:
+    before = host.resident_mib(launched[1].pid)
+    with pytest.raises(Gone):
+        for _ in range(100_000):
+            hostile.post(FINISH, name("nobody") + bytes(4))
+    assert host.resident_mib(launched[1].pid) - before < 16
+
+
+def test_answers_that_had_no_room_come_when_there_is_room_again(hostile: Gateway) -> None:
+    """Nothing else happens on the launcher meanwhile: it has to wake up for the room."""
+    numbers = [hostile.post(FINISH, name("nobody") + bytes(4)) for _ in range(2000)]
+    for number in numbers:
+        with pytest.raises(Refused):
+            hostile.answer(number)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"\xff", bytes((HELLO,)), bytes((HELLO, 0, 0, 0)), bytes((99, 1, 0, 0, 0)), bytes((HELLO, 1, 0, 0, 0, 7)),
+        bytes((CREATE, 1, 0, 0, 0)), bytes((CREATE, 1, 0, 0, 0)) + b"\xff" * 64, bytes((EXECUTE, 1, 0, 0, 0, 255)),
+        bytes((DESTROY, 1, 0, 0, 0)) + bytes(Writer(0).text("a" * 65).data[1:]), bytes(60_000), b"\x01" * 69_000,
+    ],
+    ids=lambda packet: f"{packet[:6].hex()}-{len(packet)}",
+)  # fmt: skip
+def test_a_packet_that_is_no_request_ends_that_connection(launched: Launched, hostile: Gateway, packet: bytes) -> None:
+    before = len(host.descriptors(launched[1].pid))
+    hostile.send(packet)
+    with pytest.raises(Gone):
+        hostile.receive()
+    host.until(lambda: len(host.descriptors(launched[1].pid)) == before - 1, "only its socket is closed")
+
+
+def test_random_packets_end_at_most_their_connection(launched: Launched, honest: Gateway) -> None:
+    chance, fds = random.Random(5), os.pipe()
+    good = bytes(Writer(CREATE).u32(1).data) + bytes(plan("fuzz").write(Writer(0)).data[1:])
+    before = len(host.descriptors(launched[1].pid))
+    for _ in range(300):
+        with Gateway(launched[0].socket) as gateway:
+            packet = bytearray(good[: chance.randrange(1, len(good) + 1)])
+            for _ in range(chance.randrange(4)):
+                packet[chance.randrange(len(packet))] = chance.randrange(256)
+            gateway.send(bytes(packet), chance.choices(fds, k=chance.choice((0, 1, 1, 2, 16, 17, 200))))
+    for end in fds:
+        os.close(end)
+    honest.hello()
+    host.until(lambda: len(host.descriptors(launched[1].pid)) == before, "no descriptor stays")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 16, 17, 250])
+def test_a_command_with_the_wrong_number_of_descriptors_ends_the_connection(
+    launched: Launched, hostile: Gateway, count: int
+) -> None:
+    before = len(host.descriptors(launched[1].pid))
+    owner = hostile.create()
+    with open(os.devnull, "rb") as null:
+        hostile.post(EXECUTE, command(1, ["true"]), [null.fileno()] * count)
+    with pytest.raises(Gone):
+        hostile.receive()
+    owner.close()
+    host.until(lambda: len(host.descriptors(launched[1].pid)) == before - 1, "nothing of it stays")
+
+
+def test_another_connections_sandbox_is_out_of_reach(hostile: Gateway) -> None:
+    with open(os.devnull, "r+b") as null:
+        for kind, body, fds in (
+            (EXECUTE, command(1, ["true"], "honest"), [null.fileno()] * 3),
+            (FINISH, name("honest") + bytes(4), []),
+            (KILL, name("honest") + bytes(4), []),
+            (DESTROY, name("honest"), []),
+        ):
+            with pytest.raises(Refused) as error:
+                hostile.ask(kind, body, fds)
+            assert (error.value.step, error.value.errno) == ("plan", errno.ENOENT)
+
+
+def test_an_execution_number_is_used_once(hostile: Gateway) -> None:
+    with hostile.create() as owner, open(os.devnull, "r+b") as null:
+        assert hostile.run(owner, 7, "echo", "one") == (b"one\n", 0)
+        for number in (7, 6, 0):
+            with pytest.raises(Refused) as error:
+                hostile.ask(EXECUTE, command(number, ["true"]), [null.fileno()] * 3)
+            assert error.value.errno == errno.EEXIST
+        assert hostile.run(owner, 2**32 - 1, "echo", "two") == (b"two\n", 0)
+
+
+def test_descriptors_that_are_no_pipes_are_the_commands_own_affair(hostile: Gateway, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.touch()
+    with hostile.create() as owner, target.open("wb") as file, open(os.devnull, "rb") as null:
+        folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        leave = 'echo hello; cd /proc/self/fd/0 && ls -A ..; for p in 0 2; do [ -e "/proc/self/fd/$p/../target" ] && echo out; done'
+        hostile.post(EXECUTE, command(1, ["sh", "-c", leave]), [folder, file.fileno(), null.fileno()])
+        owner.recv(4096), owner.recv(4096)
+        os.close(folder)
+    assert target.read_bytes() == b"hello\n", "a folder that the gateway could open anyway is no way out of it"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "empty", "garbage", "huge", "zeros"])
+def test_a_memfd_that_is_none_ends_at_most_the_sandbox(hostile: Gateway, kind: str) -> None:
+    with hostile.create(), open(os.devnull, "r+b") as null:
+        fds = list(os.pipe()) if kind == "pipe" else []
+        memory = fds[0] if fds else os.open("/", os.O_RDONLY) if kind == "folder" else os.memfd_create("command")
+        if kind == "garbage":
+            os.write(memory, os.urandom(1000))
+        elif kind == "huge":
+            os.truncate(memory, 1 << 40)
+        elif kind == "zeros":
+            os.truncate(memory, 13)
+        hostile.post(EXECUTE, command(1, [], in_memfd=1), [*[null.fileno()] * 3, memory])
+        while "one" not in hostile.lost:
+            hostile.receive()
+        for descriptor in {memory, *fds}:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file", "listener", "stream", "closed"])
+def test_an_owner_socket_that_is_none_ends_at_most_the_sandbox(hostile: Gateway, kind: str, tmp_path: Path) -> None:
+    fds = list(os.pipe()) if kind in ("pipe", "closed") else []
+    if kind == "file":
+        fds = [os.open(tmp_path, os.O_RDONLY)]
+    elif kind == "listener":
+        server = socket.socket(socket.AF_INET)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        fds = [server.detach()]
+    elif kind == "stream":
+        fds = [end.detach() for end in socket.socketpair()]
+    number = hostile.post(CREATE, bytes(plan().write(Writer(0)).data[1:]), [fds[0]])
+    for descriptor in fds:
+        os.close(descriptor)
+    try:
+        hostile.answer(number)
+        hostile.destroy()
+    except Refused:
+        assert True  # it ended before or after it was ready; nothing but it did
+    hostile.hello()
+
+
+def test_a_foreign_user_is_hung_up_on(launched: Launched, honest: Gateway) -> None:
+    """SO_PEERCRED decides, though the file's mode would do."""
+    config, _ = launched
+    mode = os.stat(config.socket)
+    assert (mode.st_mode & 0o777, mode.st_uid) == (0o600, config.gateway_uid)
+    connect = (
+        "import socket, sys\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\ntry:\n s.connect(sys.argv[1])\n"
+        " s.send(bytes((1, 1, 0, 0, 0)))\n print('answered' if s.recv(100) else 'hung up')\n"
+        "except OSError as error: print(type(error).__name__)"
+    )
+
+    def try_as(uid: int) -> str:
+        done = subprocess.run([sys.executable, "-I", "-c", connect, config.socket], user=uid, group=uid, extra_groups=[], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert try_as(config.gateway_uid) in ("answered", "PermissionError")  # a run folder below a private one
+    assert try_as(config.gateway_uid + 1) == "PermissionError"
+    os.chmod(config.socket, 0o666)
+    try:
+        assert try_as(config.gateway_uid + 1) in ("hung up", "ConnectionResetError", "BrokenPipeError", "PermissionError")
+    finally:
+        os.chmod(config.socket, 0o600)
+
+
+def test_a_connection_that_ends_at_any_point_takes_its_sandboxes_with_it(launched: Launched, honest: Gateway) -> None:
+    chance, (config, child) = random.Random(3), launched
+    before = len(host.descriptors(child.pid))
+    for n in range(40):
+        with Gateway(config.socket) as gateway, open(os.devnull, "r+b") as null:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            number = gateway.post(CREATE, bytes(plan(f"r{n}").write(Writer(0)).data[1:]), [theirs.fileno()])
+            theirs.close()
+            if chance.random() < 0.6:
+                gateway.answer(number)
+                for execution in range(1, chance.randrange(1, 4)):
+                    gateway.post(EXECUTE, command(execution, ["sleep", "1000"], f"r{n}"), [null.fileno()] * 3)
+                if chance.random() < 0.5:
+                    gateway.post(chance.choice((KILL, FINISH)), name(f"r{n}") + (1).to_bytes(4, "little"))
+                if chance.random() < 0.3:
+                    gateway.post(DESTROY, name(f"r{n}"))
+            if chance.random() < 0.5:
+                gateway.socket.close()
+            ours.close()
+    host.until(lambda: len(host.children_of(child.pid)) == 1, "only the honest sandbox is left")
+    host.until(lambda: len(host.descriptors(child.pid)) == before, "and no descriptor")
+
+
+def test_many_idle_connections_do_not_keep_others_out(launched: Launched, honest: Gateway) -> None:
+    idle = []
+    for _ in range(300):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(launched[0].socket)
+        idle.append(connection)
+    honest.hello()
+    assert len(host.descriptors(launched[1].pid)) < 150, "a gateway needs one"
+    done = threading.Event()
+    for connection in idle:
+        connection.close()
+    done.set()
+    with Gateway(launched[0].socket) as fresh:
+        fresh.hello()

@@ -1,0 +1,178 @@
+"""Each step of confine.py, taken out of the list: what docs/isolation.md says about it ("Left out") is true.
+
+A step whose absence nobody notices is a step that nobody needs, or one that no test protects. So each either makes the
+create fail at a known place, or leaves a hole that is seen without it and not seen with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.launcher import confine
+from tests.kernel.host import state_of, until, worker_of
+from tests.require import require
+from tests.service import PROJECT, Service
+
+STEPS = [step.__name__ for step in (*confine.ROOM, *confine.LOCK, *confine.PROOF)]
+Hole = Callable[[Service, str], bool]
+
+
+@contextmanager
+def service_without(step: str, folder: Path) -> Iterator[Service]:
+    """From a copy of the program in which the step is not in the list."""
+    shutil.copytree(PROJECT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    page = folder / "app/launcher/confine.py"
+    text, count = re.subn(rf"^    steps\.{step},.*\n", "", page.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    page.write_text(text)
+    with Service(folder / "data", prefix=("env", "-C", str(folder))) as service:
+        yield service
+
+
+# --- steps without which nothing is served: where the create then fails
+
+REFUSED = {
+    "enter_network_namespace": ("raise_loopback", "EPERM"),
+    "show_network": ("receipt", ""),
+    "enter_cgroup_namespace": ("prove", "ENOTSUP"),
+    "take_identity": ("mount_storage", "EOVERFLOW"),
+    "mount_proc": ("prove_read_only_root", "EROFS"),
+    "empty_bounding_set": ("prove", "ENOTSUP"),
+    "drop_all_capabilities": ("prove", "ENOTSUP"),
+    "forbid_new_privileges": ("restrict_files", "EPERM"),
+    "restrict_files": ("prove_landlock", "ENOTSUP"),
+    "filter_system_calls": ("prove_filter", "ENOTSUP"),
+}
+
+# --- steps without which a sandbox is served that has a hole: how the hole is seen
+
+
+def prints(*command: str) -> Callable[[Service, str], str]:
+    def run(service: Service, sandbox: str) -> str:
+        return str(service.run(sandbox, *command)["stdout"]).strip()
+
+    return run
+
+
+def succeeds(script: str) -> Hole:
+    return lambda service, sandbox: service.run(sandbox, "sh", "-c", script)["exit"]["code"] == 0
+
+
+def fails(script: str) -> Hole:
+    return lambda service, sandbox: service.run(sandbox, "sh", "-c", script)["exit"]["code"] != 0
+
+
+def shares_sockets_with_the_launcher(service: Service, sandbox: str) -> bool:
+    worker, launcher = worker_of(service, sandbox), service.children()["launcher"]
+
+    def sockets(pid: int) -> set[str]:
+        links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        return {link for link in links if link.startswith("socket:")}
+
+    return bool(sockets(worker) & sockets(launcher))
+
+
+def has_no_loopback(service: Service, sandbox: str) -> bool:
+    links: object = service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["network"]["links"]
+    return links != [{"name": "lo", "up": True}]
+
+
+def shows_the_hosts_name(service: Service, sandbox: str) -> bool:
+    return prints("uname", "-n")(service, sandbox) == socket.gethostname()
+
+
+def shows_where_the_groups_are(service: Service, sandbox: str) -> bool:
+    return "bulkhead/" in prints("cat", "/proc/self/cgroup")(service, sandbox)
+
+
+def outlives_the_launcher_while_it_cannot_run(service: Service, sandbox: str) -> bool:
+    worker, launcher = worker_of(service, sandbox), service.children()["launcher"]
+    os.kill(worker, signal.SIGSTOP)
+    until(lambda: state_of(worker) == "T", "the worker is stopped")
+    os.kill(launcher, signal.SIGKILL)
+    until(lambda: any("starting another" in line for line in service.log), "another launcher is started")
+    alive = state_of(worker) == "T"
+    if alive:
+        os.kill(worker, signal.SIGKILL)
+    return alive
+
+
+HOLES: dict[str, Hole] = {
+    "let_go_of_the_launcher": shares_sockets_with_the_launcher,
+    "raise_loopback": has_no_loopback,
+    "name_host": shows_the_hosts_name,
+    "join_cgroup": shows_where_the_groups_are,
+    "mask_proc": succeeds("cat /proc/keys"),
+    "mount_storage": fails("touch /workspace/x"),
+    "mount_terminals": fails("test -c /dev/pts/ptmx"),
+    "set_limits": lambda service, sandbox: prints("sh", "-c", "ulimit -n")(service, sandbox) != "1024",
+    "die_with_the_launcher": outlives_the_launcher_while_it_cannot_run,
+}
+
+# --- steps whose absence changes nothing by itself
+
+SECOND_WALLS = {
+    "leave_keyring",  # the filter denies every call that could use the old keyring
+    "hide_from_commands",  # the change of uid had that effect already, unless fs.suid_dumpable is not 0
+}
+PROOFS = {"prove_read_only_root", "prove_identity", "prove_landlock", "prove_filter"}
+WAITS = {"await_identity"}  # has a test of its own below
+
+
+def test_every_step_has_its_place_in_one_of_the_lists() -> None:
+    lists = [*REFUSED, *HOLES, *SECOND_WALLS, *PROOFS, *WAITS]
+    assert sorted(lists) == sorted(STEPS)
+
+
+@pytest.fixture
+def root() -> None:
+    require("root", os.geteuid() == 0, "real isolation is made by a service that is started as root")
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("step", REFUSED)
+def test_without_this_step_no_sandbox_is_served(step: str, tmp_path: Path) -> None:
+    with service_without(step, tmp_path) as service:
+        status, problem = service.call("POST", "/sandboxes", {})
+        assert (status, problem["type"]) == (500, "/problems/launch_failed")
+        assert (problem["step"], problem["errno"]) == REFUSED[step]
+        assert service.call("GET", "/sandboxes")[1]["items"] == []
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("step", HOLES)
+def test_without_this_step_there_is_a_hole_that_it_closes(step: str, tmp_path: Path) -> None:
+    with service_without(step, tmp_path) as service:
+        assert HOLES[step](service, service.create()), "nothing is lost without the step: is it of any use?"
+    with Service(tmp_path / "data") as service:
+        assert not HOLES[step](service, service.create())
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("step", sorted(SECOND_WALLS | PROOFS))
+def test_without_this_step_the_others_still_hold(step: str, tmp_path: Path) -> None:
+    with service_without(step, tmp_path) as service:
+        sandbox = service.create()
+        for script in ("cat /proc/1/environ", "ls /proc/1/fd", "touch /usr/x", "cat /etc/shadow", "unshare -U true"):
+            assert service.run(sandbox, "sh", "-c", script)["exit"]["code"] != 0, script
+
+
+@pytest.mark.usefixtures("root")
+def test_without_awaiting_the_identity_no_command_runs(tmp_path: Path) -> None:
+    with service_without("await_identity", tmp_path) as service:
+        status, sandbox = service.call("POST", "/sandboxes", {})
+        if status == 201:
+            path = f"/sandboxes/{sandbox['id']}/executions"
+            status, answer = service.call("POST", path, {"command": ["true"]})
+            if status == 201:
+                ended = service.call("GET", f"{path}/{answer['id']}?wait_seconds=20")[1]
+                assert ended["exit"]["reason"] in {"lost", "start_failed"}
