@@ -31,6 +31,7 @@ class HeldSandbox:
         self.ended: list[int] = []  # finished, groups not yet removed
         self._left: dict[int, None] = {}  # finished, but something that they left behind still runs
         self._last = 0
+        self._spare: tuple[int, list[int]] | None = None
         self._open: set[int] = set()  # executions whose groups exist
         self._unread: dict[int, Usage] = {}  # groups gone, usage not yet asked for
 
@@ -45,8 +46,8 @@ class HeldSandbox:
 
     def run(self, number: int, in_memfd: int, body: bytes, descriptors: list[int]) -> None:
         """Makes the execution's groups and hands it to the worker. Raises OSError; then nothing of it is left."""
+        joins = self._take_spare(number)
         self._last = number
-        joins = self.groups.open_execution(number)
         try:
             packet = bytes(Writer(RUN).u32(number).u8(in_memfd).data) + body
             packets.send(self.channel, packet, descriptors + joins)
@@ -57,6 +58,24 @@ class HeldSandbox:
             for descriptor in joins:
                 os.close(descriptor)
         self._open.add(number)
+
+    def make_spare(self) -> None:
+        """The next execution's groups, after an answer and before the next request: making them takes 0.15 ms."""
+        if self._spare is None and self.pidfd >= 0:
+            try:
+                self._spare = (self._last + 1, self.groups.open_execution(self._last + 1))
+            except OSError:
+                return  # the execution that needs them will find out, and say so
+
+    def _take_spare(self, number: int) -> list[int]:
+        """Raises OSError."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spare[0] == number:
+            return spare[1]
+        if spare is not None:
+            packets.close(spare[1])
+            self.groups.remove_execution(spare[0])
+        return self.groups.open_execution(number)
 
     def finish(self, number: int) -> Usage | None:
         """What an ended execution used; None for one that is not known (any more)."""
@@ -79,6 +98,8 @@ class HeldSandbox:
             else:
                 self._left[number] = None
         self.ended.clear()
+        if self._last > 1:  # it may well have been the only one, and a memory group costs an idle sandbox 0.3 MiB
+            self.make_spare()
 
     def begin_kill(self, number: int, request: int) -> None:
         self.kills.setdefault(number, []).append(request)
@@ -119,6 +140,8 @@ class HeldSandbox:
         os.close(self.pidfd)
         self.pidfd = -1
         self.channel.close()
+        if self._spare is not None:
+            packets.close(self._spare[1])
 
     # --- evidence
 

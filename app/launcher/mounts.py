@@ -173,17 +173,21 @@ def mask_proc(pairs: list[tuple[str, str]]) -> None:
         mount(source, target, None, MS_BIND)
 
 
-def mount_private_storage(disk_bytes: int) -> None:
-    """One tmpfs behind /workspace, /tmp and /dev/shm, so that one number limits them. Inodes are limited with it:
-    one per 4 KiB, as each costs the kernel about 1 KiB."""
-    options = f"size={disk_bytes},nr_inodes={max(1024, disk_bytes // 4096)},mode=0755"
-    mount("sandbox", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options)  # noqa: S108 - the sandbox's own
+def mount_private_storage() -> None:
+    """One tmpfs behind /workspace, /tmp and /dev/shm, so that one number limits them."""
+    mount("sandbox", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=64k,mode=0755")  # noqa: S108 - the sandbox's own
     for name, mode in (("workspace", 0o700), ("tmp", 0o1777), ("shm", 0o1777)):
         os.mkdir(f"/tmp/{name}")  # noqa: S108
         os.chmod(f"/tmp/{name}", mode)  # noqa: S108 - the umask would take bits away
     mount("/tmp/workspace", "/workspace", None, MS_BIND)  # noqa: S108
     mount("/tmp/shm", "/dev/shm", None, MS_BIND)  # noqa: S108
     mount("/tmp/tmp", "/tmp", None, MS_BIND)  # noqa: S108 - last: it covers the other two
+
+
+def size_private_storage(disk_bytes: int) -> None:
+    """Its size for good. Inodes are limited with it: one per 4 KiB, as each costs the kernel about 1 KiB."""
+    options = f"size={disk_bytes},nr_inodes={max(1024, disk_bytes // 4096)}"
+    mount("none", "/workspace", None, MS_REMOUNT | MS_NOSUID | MS_NODEV, options)
 
 
 def mount_terminals() -> None:

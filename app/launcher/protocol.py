@@ -21,7 +21,7 @@ HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY = 1, 2, 3, 4, 5, 6
 REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1
 # launcher -> worker
-GO, RUN = 32, 33
+IDENTITY, GO, RUN = 31, 32, 33
 # worker -> launcher
 NETWORK_UP, READY, STEP_FAILED = 47, 48, 49
 # worker -> gateway and back: fixed records

@@ -75,7 +75,10 @@ class Server:
         self._poll.register(wake, select.POLLIN)
         while not self.stopping or self._sandboxes:
             busy = self._leaving or any(sandbox.kills for sandbox in self._sandboxes.values())
-            for descriptor, _ in self._poll.poll(_RETRY_MS if busy else None):
+            happened = self._poll.poll(_RETRY_MS if busy or not self._nursery.prepared else None)
+            if not happened and not self._missing and not self.stopping:
+                self._nursery.prepare()  # nobody asked for anything for a moment
+            for descriptor, _ in happened:
                 if descriptor == wake:
                     os.read(wake, 4096)
                 elif descriptor == self._listener.fileno():
@@ -86,6 +89,7 @@ class Server:
                     self._hear_worker(self._by_descriptor[descriptor], descriptor)
             self._go_on()
             if self.stopping:
+                self._nursery.discard()
                 for sandbox in self._sandboxes.values():
                     sandbox.kill()
 

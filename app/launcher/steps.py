@@ -16,7 +16,7 @@ import _socket
 from app.launcher import landlock, mounts, seccomp
 from app.launcher.config import Config
 from app.launcher.packets import receive
-from app.launcher.protocol import GO, NETWORK_UP, CreatePlan
+from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, CreatePlan, Reader
 from app.launcher.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
@@ -47,22 +47,23 @@ class Room:
     """Everything that the steps of one sandbox need. Lives in the copy of the launcher that becomes the worker."""
 
     __slots__ = (
-        "channel", "config", "filter", "home", "in_user_namespace", "landlock_abi", "masks", "null", "owner", "plan",
-        "processes_file", "uid",
+        "channel", "config", "filters", "home", "landlock_abi", "masks", "null", "owner", "plan", "processes_file",
+        "uid",
     )  # fmt: skip
 
-    def __init__(self, config: Config, plan: CreatePlan) -> None:
-        self.config, self.plan = config, plan
-        self.channel: _socket.socket  # to the launcher
+    def __init__(self, config: Config, channel: _socket.socket, null: int, uid: int) -> None:
+        self.config = config
+        self.channel = channel  # to the launcher
+        self.null = null
+        self.uid = uid  # as it is called inside
+        self.landlock_abi = 0
+        self.filters: dict[str, bytes] = {}
+        self.masks: list[tuple[str, str]] = []
+        # These come with the plan.
+        self.plan: CreatePlan
         self.owner: _socket.socket  # to the gateway
         self.home: list[int] = []
         self.processes_file = -1
-        self.null = -1
-        self.uid = mounts.INSIDE_ID
-        self.in_user_namespace = True
-        self.landlock_abi = 0
-        self.filter = b""
-        self.masks: list[tuple[str, str]] = []
 
 
 # --- the room
@@ -73,7 +74,7 @@ def let_go_of_the_launcher(room: Room) -> None:
     for number in range(3):
         os.dup2(room.null, number)
     first = 3
-    for descriptor in sorted({room.channel.fileno(), room.owner.fileno(), room.null}):
+    for descriptor in sorted({room.channel.fileno(), room.null}):
         if descriptor > first:
             close_range(first, descriptor - 1)
         first = descriptor + 1
@@ -110,12 +111,23 @@ def name_host(room: Room) -> None:
 
 
 def await_identity(room: Room) -> None:
-    """The launcher writes the uid and gid maps, until then nothing inside can have an owner, and makes the control
-    groups: the descriptors that lead into them come with its word, the one of the room's pids.max last."""
-    word, descriptors = receive(room.channel)
-    if word[:1] != bytes((GO,)):
+    """The launcher writes the uid and gid maps; until then nothing inside can have an owner."""
+    if room.channel.recv(1) != bytes((IDENTITY,)):
         raise OSError(errno.EPIPE, "the launcher went away")
-    room.processes_file = descriptors.pop() if word[1] else -1
+
+
+def await_plan(room: Room) -> None:
+    """What this sandbox is to be, with the owner's socket, the ways out of the limits, and the room's pids.max."""
+    word, descriptors = receive(room.channel)
+    if not word:
+        raise OSError(errno.EPIPE, "the launcher went away")
+    source = Reader(word)
+    if source.u8() != GO:
+        raise OSError(errno.EPROTO, "not a plan")
+    has_processes_file = source.u8()
+    room.plan = CreatePlan.read(source)
+    room.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
+    room.processes_file = descriptors.pop() if has_processes_file else -1
     room.home = descriptors
 
 
@@ -145,7 +157,11 @@ def mask_proc(room: Room) -> None:
 
 
 def mount_storage(room: Room) -> None:
-    mounts.mount_private_storage(room.plan.disk_bytes)
+    mounts.mount_private_storage()
+
+
+def size_storage(room: Room) -> None:
+    mounts.size_private_storage(room.plan.disk_bytes)
 
 
 def mount_terminals(room: Room) -> None:
@@ -240,7 +256,7 @@ def restrict_files(room: Room) -> None:
 
 
 def filter_system_calls(room: Room) -> None:
-    seccomp.load(room.filter)
+    seccomp.load(room.filters[room.plan.filter_name])
 
 
 # --- the proof

@@ -16,13 +16,14 @@ from app.backends.process.backend import ProcessBackend
 from app.core.backend import Logs
 from app.core.models import Command, SandboxSpec
 from app.core.output import OutputLog
-from app.core.policy import DEFAULT_PROFILES, Limits
+from app.core.policy import Limits, Policy
 from app.settings import Settings
 from app.slot import release, take_slot
 from app.supervisor import launcher_config, remove_groups
 from tests.service import PROJECT
 
 SCRIPT = Path(__file__).with_name("mutant_launcher.py")
+_POLICY = Policy()
 _UIDS = 1_880_000_000  # away from those of the services
 
 
@@ -70,19 +71,18 @@ class Launcher:
     ) -> None:
         self._end()
 
-    async def attack(
-        self, probe: Path, *names: str, env: Mapping[str, str] | None = None, before: str = ""
-    ) -> Mapping[str, str]:
+    async def attack(self, probe: Path, *names: str, env: Mapping[str, str] | None = None) -> Mapping[str, str]:
         """Creates a default sandbox and runs the probe in it. Raises what the create raises."""
         text = base64.b64encode(probe.read_bytes()).decode()
-        script = f'echo "$1" | base64 -d > probe && chmod 755 probe; shift; {before} exec ./probe "$@"'
+        script = 'echo "$1" | base64 -d > probe && chmod 755 probe; shift; exec ./probe "$@"'
         out = await self.run("sh", "-c", script, "sh", text, *names, env=env)
         return dict(line.split(" ", 1) for line in out.splitlines())
 
-    async def run(self, *argv: str, env: Mapping[str, str] | None = None) -> str:
+    async def run(self, *argv: str, env: Mapping[str, str] | None = None, policy: Policy = _POLICY) -> str:
+        """What a command prints in a sandbox of its own."""
         backend = ProcessBackend(self._socket)
         try:
-            sandbox = await backend.create("mutant", SandboxSpec("process", Limits(), DEFAULT_PROFILES["default"]))
+            sandbox = await backend.create("mutant", SandboxSpec("process", Limits(), policy))
             logs = Logs(OutputLog(1 << 20), OutputLog(1 << 20))
             execution = await sandbox.execute("x1", Command(argv, env or {}), logs)
             await execution.wait()

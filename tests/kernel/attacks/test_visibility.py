@@ -1,0 +1,142 @@
+"""What a sandbox sees of itself and of the host: its receipt is true, and of the host there is nothing to find.
+
+Checklist A1, A13, A14, A15, C40, C43.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.kernel import host
+from tests.service import PROJECT, Service
+
+STATUS = """
+import json, os
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+names = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+print(json.dumps({
+    "status": status, "uid_map": open("/proc/self/uid_map").read().split(), "ids": os.getresuid() + os.getresgid(),
+    "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in names},
+    "cgroup": open("/proc/self/cgroup").read(), "host": os.uname().nodename, "groups": os.getgroups(),
+}))
+"""
+# Everything below /proc that can be read, but the large tables of each process.
+READ_ALL = """
+import os, sys
+for folder, folders, files in os.walk("/proc"):
+    if folder.count("/") > 2 and not folder.startswith(("/proc/1", "/proc/self", "/proc/sys")):
+        folders.clear()
+    folders[:] = [name for name in folders if name not in ("task", "map_files", "thread-self")]
+    for name in files:
+        try:
+            descriptor = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_NONBLOCK)
+            sys.stdout.buffer.write(os.read(descriptor, 65536))
+            os.close(descriptor)
+        except OSError:
+            continue
+        try:
+            sys.stdout.buffer.write(os.readlink(f"{folder}/{name}").encode())
+        except OSError:
+            continue
+print(dict(os.environ))
+"""
+LIST_DESCRIPTORS = "import os; print(sorted(int(name) for name in os.listdir('/proc/self/fd')))"
+WRITABLE = {"/workspace", "/tmp", "/dev/shm"}
+
+
+def test_receipt_is_what_a_command_reads_of_itself(service: Service, sandbox: str) -> None:
+    receipt = service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]
+    seen = json.loads(service.run(sandbox, "python3", "-c", STATUS)["stdout"])
+    status = seen["status"]
+    assert {name: int(status["Cap" + name.capitalize()], 16) for name in receipt["capabilities"]} == receipt[
+        "capabilities"
+    ]
+    assert set(receipt["capabilities"].values()) == {0}
+    assert (status["NoNewPrivs"], receipt["no_new_privs"]) == ("1", True)
+    assert (status["Seccomp"], receipt["seccomp"]["mode"]) == ("2", "filter")
+    assert seen["uid_map"] == ["1000", str(receipt["host_uid"]), "1"]
+    assert (seen["ids"], seen["groups"]) == ([1000] * 6, [])
+    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in seen["namespaces"]}
+    entered = {name for name, link in seen["namespaces"].items() if link != own[name]}
+    assert entered == set(receipt["namespaces"]) == set(own)
+    assert seen["host"] == "sandbox"
+    for line in seen["cgroup"].splitlines():
+        assert line.rpartition(":")[2].startswith(("/room/", "/")), line
+        assert "bulkhead" not in line
+
+
+def test_no_descriptor_is_inherited(service: Service, sandbox: str) -> None:
+    """Control: a child that inherits shows one more."""
+    with open(os.devnull) as extra:
+        argv = [sys.executable, "-c", LIST_DESCRIPTORS]
+        control = subprocess.run(argv, pass_fds=(extra.fileno(),), capture_output=True, text=True, check=True)
+        assert str(extra.fileno()) in control.stdout
+    for body in ({}, {"stdin": "open"}, {"env": {"LARGE": "x" * 100_000}}):
+        done = service.call("POST", f"/sandboxes/{sandbox}/executions", {"command": argv_inside(), **body})[1]
+        path = f"/sandboxes/{sandbox}/executions/{done['id']}"
+        service.call("GET", f"{path}?wait_seconds=30")
+        assert service.output(path) == b"[0, 1, 2, 3]\n", body  # 3 is the listing itself
+
+
+def argv_inside() -> list[str]:
+    return ["python3", "-c", LIST_DESCRIPTORS]
+
+
+def test_nothing_tells_of_the_host(service: Service, sandbox: str) -> None:
+    """Control: the same words stand in the gateway's own files."""
+    gateway = service.children()["gateway"]
+    words = [str(PROJECT), str(service.process.args[-1]), "BULKHEAD", "launcher.sock"]  # type: ignore[index]
+    control = Path(f"/proc/{gateway}/environ").read_text() + Path(f"/proc/{gateway}/cmdline").read_text()
+    assert [word for word in words if word not in control] == []
+    done = service.run(sandbox, "python3", "-c", READ_ALL)
+    assert done["exit"]["code"] == 0, done["stderr"]
+    assert len(done["stdout"]) > 10_000
+    assert [word for word in words if word in done["stdout"]] == []
+
+
+def test_init_tells_a_name_and_nothing_else(service: Service, sandbox: str) -> None:
+    script = 'cat /proc/1/cmdline | tr -d "\\0 "; echo; cat /proc/1/comm; ls /proc | grep -c "^[0-9]"'
+    name, comm, processes = service.run(sandbox, "sh", "-c", script)["stdout"].split()
+    assert (name, comm) == ("bulkhead", "bulkhead")
+    assert int(processes) <= 5  # init, the shell, ls and grep
+    assert len(host.pids()) > int(processes)
+
+
+def test_every_mount_is_read_only_but_the_three_of_its_own(service: Service, sandbox: str) -> None:
+    text = service.run(sandbox, "cat", "/proc/self/mountinfo")["stdout"]
+    top: dict[str, list[str]] = {}  # a later mount covers an earlier one at the same place
+    for line in text.splitlines():
+        fields = line.split(" ")
+        top[fields[4]] = fields
+    writable = {place for place, fields in top.items() if "ro" not in fields[5].split(",")}
+    assert writable == WRITABLE | {"/dev/pts"}  # of which the terminals are its own instance
+    assert top["/dev/pts"][-3] == "devpts"
+    for place, fields in top.items():
+        assert "nosuid" in fields[5].split(","), place
+        if place in WRITABLE | {"/usr", "/proc"}:
+            assert "nodev" in fields[5].split(","), place
+    assert all(top[place][-2] == "sandbox" for place in WRITABLE)
+
+
+def test_devices_are_the_harmless_ones(service: Service, sandbox: str) -> None:
+    found = set(service.run(sandbox, "ls", "/dev")["stdout"].split())
+    links = {"fd", "stdin", "stdout", "stderr", "ptmx"}
+    assert found == {"null", "zero", "full", "random", "urandom", "shm", "pts"} | links
+
+
+def test_etc_holds_no_secret_of_the_host(service: Service, sandbox: str) -> None:
+    script = "cat /etc/passwd /etc/group /etc/hostname /etc/hosts; find /etc -name 'shadow*' -o -name '*_key*'"
+    said = service.run(sandbox, "sh", "-c", script)["stdout"]
+    assert "/etc/" not in said
+    hosts_own = {line.split(":")[0] for line in Path("/etc/passwd").read_text().splitlines()} - {"root", "nobody"}
+    assert [name for name in hosts_own if f"{name}:x:" in said] == []
+
+
+def test_control_groups_cannot_be_seen(service: Service, sandbox: str) -> None:
+    done = service.run(sandbox, "sh", "-c", "ls /sys /sys/fs/cgroup; grep -c cgroup /proc/self/mountinfo")
+    assert done["stdout"] == "0\n"
+    assert done["stderr"].count("No such file or directory") == 2
