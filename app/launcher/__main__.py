@@ -5,13 +5,12 @@ Order: what needs the host (groups, socket) first, then into the template, then 
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import ctypes
 import gc
 import os
 import sys
-
-import _signal
-import _socket
 
 from app.launcher import cgroup, config, mounts
 from app.launcher.server import Server

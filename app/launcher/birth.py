@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import errno
 import os
 
-import _signal
-import _socket
-
 from app.launcher import cgroup, confine, landlock, packets, probe
 from app.launcher.config import Config
+from app.launcher.connection import Connection
 from app.launcher.groups import Groups
 from app.launcher.held import HeldSandbox
 from app.launcher.mounts import INSIDE_ID
-from app.launcher.protocol import GO, IDENTITY, READY, STEP_FAILED, CreatePlan, Writer
+from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, READY, STEP_FAILED, CreatePlan, Writer
 from app.launcher.steps import Room
 from app.launcher.syscalls import (
     CLONE_NEWIPC,
@@ -52,10 +52,18 @@ def _write(path: str, text: str) -> None:
 class Copy:
     """A copy of the launcher that is on its way to become a worker, and belongs to nobody yet."""
 
-    __slots__ = ("channel", "pid", "pidfd", "uid")
+    __slots__ = ("channel", "pid", "pidfd", "shown_to", "uid")
 
     def __init__(self, pid: int, pidfd: int, channel: _socket.socket, uid: int) -> None:
         self.pid, self.pidfd, self.channel, self.uid = pid, pidfd, channel, uid
+        self.shown_to: Connection | None = None  # who has read its network namespace
+
+    def has_network(self) -> bool:
+        """Whether it said so; not asked again once it did."""
+        try:
+            return self.channel.recv(1, _socket.MSG_DONTWAIT) == bytes((NETWORK_UP,))
+        except OSError:
+            return False
 
 
 class Nursery:
@@ -80,7 +88,7 @@ class Nursery:
         # A uid that was given back goes to the end of the line, so that a number is used again as late as possible.
         self._uids = list(range(config.uid_first, config.uid_first + config.uid_count))
         self._ahead: Copy | None = None
-        self._tried = False
+        self._tried = False  # to make one, since the last create
         self.own_namespaces = probe.namespaces_of("self")
         self.own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -89,16 +97,22 @@ class Nursery:
 
     @property
     def prepared(self) -> bool:
-        """Nothing to make ahead, or no use in trying before the next create."""
-        return self._tried
+        """Nothing is left to do ahead, or no use in trying before the next create."""
+        return self._tried and (self._ahead is None or self._ahead.shown_to is not None)
 
-    def prepare(self) -> None:
-        """Makes the next copy. Whatever is wrong, the create that needs it finds out and names it."""
-        self._tried = True
-        try:
-            self._ahead = self._ahead or self._make_copy()
-        except BirthError:
-            self._ahead = None
+    def prepare(self, connection: Connection) -> Copy | None:
+        """Makes the next copy, and when called again and its network is up, returns it to be shown to `connection`.
+        Whatever is wrong, the create that needs the copy finds out and names it."""
+        if self._ahead is None:
+            self._tried = True
+            try:
+                self._ahead = self._make_copy()
+            except BirthError:
+                return None
+        elif self._ahead.shown_to is None and self._ahead.has_network():
+            self._ahead.shown_to = connection
+            return self._ahead
+        return None
 
     def discard(self) -> None:
         if self._ahead is not None:
@@ -119,7 +133,7 @@ class Nursery:
             raise BirthError("make_cgroup", error) from error
         finally:
             groups.close()
-        return HeldSandbox(plan, groups, copy.pid, copy.pidfd, copy.channel, copy.uid)
+        return HeldSandbox(plan, groups, copy.pid, copy.pidfd, copy.channel, copy.uid, copy.shown_to)
 
     def _hand_over(self, copy: Copy, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Copy:
         last = [groups.processes_file] if groups.processes_file >= 0 else []

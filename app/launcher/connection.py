@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import struct
-
-import _socket
 
 _MOST_UNSENT = 4096
 

@@ -6,12 +6,11 @@ path resolved only inside the template. A connection owns the sandboxes that it 
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import select
 import struct
-
-import _socket
 
 from app.launcher import cgroup, landlock, mounts, probe, seccomp
 from app.launcher.birth import Nursery
@@ -75,9 +74,10 @@ class Server:
         self._poll.register(wake, select.POLLIN)
         while not self.stopping or self._sandboxes:
             busy = self._leaving or any(sandbox.kills for sandbox in self._sandboxes.values())
-            happened = self._poll.poll(_RETRY_MS if busy or not self._nursery.prepared else None)
-            if not happened and not self._missing and not self.stopping:
-                self._nursery.prepare()  # nobody asked for anything for a moment
+            to_prepare = self._connections and not self._nursery.prepared
+            happened = self._poll.poll(_RETRY_MS if busy or to_prepare else None)
+            if not happened:
+                self._prepare()  # nobody asked for anything for a moment
             for descriptor, _ in happened:
                 if descriptor == wake:
                     os.read(wake, 4096)
@@ -92,6 +92,17 @@ class Server:
                 self._nursery.discard()
                 for sandbox in self._sandboxes.values():
                     sandbox.kill()
+
+    def _prepare(self) -> None:
+        for connection in self._connections.values():
+            if not self._missing and not self.stopping and (copy := self._nursery.prepare(connection)) is not None:
+                self._show_network(connection, copy.pid, copy.uid)
+            return
+
+    def _show_network(self, connection: Connection, pid: int, uid: int) -> None:
+        """The gateway reads a new namespace itself, while its worker goes on building."""
+        netlink = probe.open_netlink(pid, self._nursery.own_network)
+        connection.send(bytes(Writer(NETWORK).u32(uid).data), netlink)
 
     def _go_on(self) -> None:
         """What could not be finished at once: groups that empty, answers that had no room."""
@@ -216,6 +227,9 @@ class Server:
         finally:
             owner.close()
         sandbox.connection, sandbox.creating = connection, request
+        if sandbox.shown_to not in (None, connection):
+            self._show_network(connection, sandbox.pid, sandbox.uid)
+        sandbox.limits = sandbox.groups.limits_in_force()  # read back while the worker confines itself
         self._sandboxes[plan.sandbox_id] = sandbox
         for descriptor in (sandbox.pidfd, sandbox.channel.fileno()):
             self._by_descriptor[descriptor] = sandbox
@@ -260,7 +274,8 @@ class Server:
                 source.end()
             elif kind == NETWORK_UP:
                 source.end()
-                self._show_network(sandbox)
+                if sandbox.connection is not None:
+                    self._show_network(sandbox.connection, sandbox.pid, sandbox.uid)
             elif kind == READY:
                 source.end()
                 self._welcome(sandbox)
@@ -291,13 +306,6 @@ class Server:
         lines = [f"{name}={value}".encode() for name, value in facts.items()]
         connection.send(bytes(_reply(request, OK).many(lines).data))
         return None
-
-    def _show_network(self, sandbox: HeldSandbox) -> None:
-        """The gateway reads the new namespace while its worker goes on building; the groups are read back here."""
-        if sandbox.connection is not None and sandbox.creating is not None:
-            netlink = sandbox.open_netlink(self._nursery.own_network)
-            sandbox.connection.send(bytes(Writer(NETWORK).u32(sandbox.creating).data), netlink)
-        sandbox.limits = sandbox.groups.limits_in_force()
 
     def _bury(self, sandbox: HeldSandbox) -> None:
         """The worker is gone, and with it every process of its namespace."""

@@ -5,13 +5,12 @@ A step's name is what the client reads when the kernel refuses it.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
 import os
 import resource
 import struct
-
-import _socket
 
 from app.launcher import landlock, mounts, seccomp
 from app.launcher.config import Config

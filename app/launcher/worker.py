@@ -7,12 +7,10 @@ owner's, to the gateway. When either is gone it ends, and the kernel ends every 
 
 from __future__ import annotations
 
+import _signal
 import errno
 import os
 import select
-
-import _signal
-import _socket
 
 from app.launcher.packets import close, receive
 from app.launcher.protocol import (

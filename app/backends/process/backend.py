@@ -9,13 +9,12 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
 from app import __version__
-from app.backends.process.link import RUNTIME, Answer, LauncherLink, LauncherRefused
+from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import create_plan
-from app.backends.process.receipt import NetworkReading, isolation
+from app.backends.process.receipt import Networks, isolation
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Capability, RuntimeInfo
 from app.core.errors import (
@@ -54,7 +53,10 @@ class ProcessBackend:
 
     def __init__(self, socket_path: Path | None, reason: str = "") -> None:
         self._reason = reason
-        self._link = LauncherLink(socket_path, self._on_lost, self._on_gone) if socket_path is not None else None
+        self._networks = Networks()
+        self._link = (
+            LauncherLink(socket_path, self._on_lost, self._on_gone, self._networks.read) if socket_path else None
+        )
         self._sandboxes: dict[str, ProcessSandbox] = {}
         self._budget = PipeBudget()
 
@@ -86,10 +88,10 @@ class ProcessBackend:
             sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, lambda: self._forget(sandbox_id))
             self._sandboxes[sandbox_id] = sandbox
             body = bytes(create_plan(sandbox_id, spec).write(Writer(0)).data[1:])
-            network = NetworkReading()
             try:
-                answer = await link.request(CREATE, body, [workers_end.fileno()], network.take)
-                sandbox.prove(_receipt(answer, link.about, spec, network.found()))
+                answer = await link.request(CREATE, body, [workers_end.fileno()])
+                facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
+                sandbox.prove(isolation(facts, link.about, spec, self._networks.take(int(facts["uid"]))))
             except LauncherRefused as refused:
                 await sandbox.abandon()
                 raise _translate(refused) from refused
@@ -123,11 +125,6 @@ class ProcessBackend:
         if self._link is not None:
             self._link.close()
         await asyncio.sleep(0)
-
-
-def _receipt(answer: Answer, about: dict[str, str], spec: SandboxSpec, network: dict[str, Any]) -> dict[str, Any]:
-    facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
-    return isolation(facts, about, spec, network)
 
 
 def _translate(refused: LauncherRefused) -> BulkheadError:

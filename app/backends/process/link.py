@@ -57,14 +57,20 @@ def close_all(descriptors: Sequence[int]) -> None:
 
 class LauncherLink:
     """Connects when it is needed, and again after a loss. `on_lost(sandbox_id, status)` for a sandbox that ended by
-    itself, `on_gone()` when the launcher itself is gone and every sandbox with it."""
+    itself, `on_gone()` when the launcher itself is gone and every sandbox with it, `on_network(uid, descriptor)` with a
+    netlink socket in the namespace of the sandbox that has or will have this host uid; it must close it."""
 
-    def __init__(self, path: Path, on_lost: Callable[[str, int], None], on_gone: Callable[[], None]) -> None:
-        self._path, self._on_lost, self._on_gone = path, on_lost, on_gone
+    def __init__(
+        self,
+        path: Path,
+        on_lost: Callable[[str, int], None],
+        on_gone: Callable[[], None],
+        on_network: Callable[[int, int], None],
+    ) -> None:
+        self._path, self._on_lost, self._on_gone, self._on_network = path, on_lost, on_gone, on_network
         self._socket: socket.socket | None = None
         self._connecting = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._on_network: dict[int, Callable[[int], None]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._next = 0
         self.about: dict[str, str] = {}
@@ -118,30 +124,13 @@ class LauncherLink:
 
     # --- requests
 
-    async def request(
-        self,
-        kind: int,
-        body: bytes = b"",
-        descriptors: Sequence[int] = (),
-        on_network: Callable[[int], None] | None = None,
-    ) -> Answer:
-        """Raises LauncherRefused, or BackendUnavailable when the launcher is or goes away.
-
-        `on_network` is called before the answer, with a netlink socket that it must close.
-        """
+    async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> Answer:
+        """Raises LauncherRefused, or BackendUnavailable when the launcher is or goes away."""
         await self.connect()
-        return await self._ask(Writer(kind), descriptors, body, on_network)
+        return await self._ask(Writer(kind), descriptors, body)
 
-    async def _ask(
-        self,
-        writer: Writer,
-        descriptors: Sequence[int],
-        body: bytes = b"",
-        on_network: Callable[[int], None] | None = None,
-    ) -> Answer:
+    async def _ask(self, writer: Writer, descriptors: Sequence[int], body: bytes = b"") -> Answer:
         number, future = self.post(writer, body, descriptors)
-        if on_network is not None:
-            self._on_network[number] = on_network
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await future
@@ -149,7 +138,6 @@ class LauncherLink:
             raise BackendUnavailable(RUNTIME, "the launcher did not answer in time") from None
         finally:
             self._waiting.pop(number, None)
-            self._on_network.pop(number, None)
 
     def post(self, writer: Writer, body: bytes, descriptors: Sequence[int]) -> tuple[int, asyncio.Future[Answer]]:
         """Sends at once, in the order of the calls. `forget` the number when the answer is of no interest."""
@@ -219,19 +207,18 @@ class LauncherLink:
     def _dispatch(self, source: Reader, descriptors: list[int]) -> None:
         kind = source.u8()
         if kind == LOST:
-            self._on_lost(source.text(64), source.i32())
-            return
+            return self._on_lost(source.text(64), source.i32())
         if kind == NETWORK:
-            on_network = self._on_network.pop(source.u32(), None)
-            if on_network is not None and descriptors:
-                on_network(descriptors.pop(0))
-            return
+            if len(descriptors) != 1:
+                raise ProtocolError("a network comes with one descriptor")
+            return self._on_network(source.u32(), descriptors.pop())
         if kind != REPLY:
             raise ProtocolError("an unknown word from the launcher")
         future, status = self._waiting.pop(source.u32(), None), source.u8()
         if future is None or future.done():
-            return
+            return None
         if status == OK:
             future.set_result(Answer(source))
         else:
             future.set_exception(LauncherRefused(source.text(64), source.u32(), source.text(4096)))
+        return None

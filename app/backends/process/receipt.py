@@ -93,27 +93,28 @@ def _limit(facts: Mapping[str, str], name: str, divisor: int = 1) -> float | Non
     return value / divisor if divisor > 1 else value
 
 
-class NetworkReading:
-    """Reads a sandbox's network namespace as soon as it exists, while the worker builds on; judged at the end."""
+class Networks:
+    """What was read of each sandbox's network namespace, by host uid, until its receipt takes it. A namespace is read
+    once, as soon as it exists and before anything but our own code is in it."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Any] | None = None
-        self._error: OSError | None = None
+        self._read: dict[int, dict[str, Any] | OSError] = {}
 
-    def take(self, descriptor: int) -> None:
+    def read(self, uid: int, descriptor: int) -> None:
         """A netlink socket that was born in the namespace; closes it."""
         try:
-            self._found = read_network(descriptor)
+            self._read[uid] = read_network(descriptor)
         except OSError as error:
-            self._error = error
+            self._read[uid] = error
 
-    def found(self) -> dict[str, Any]:
+    def take(self, uid: int) -> dict[str, Any]:
         """Raises ValueError when there is more than loopback, or when it could not be read."""
-        if self._found is None:
-            raise ValueError(f"its network namespace could not be read: {self._error}")
-        if [link["name"] for link in self._found["links"]] != ["lo"] or self._found["routes_to_outside"]:
+        found = self._read.pop(uid, None)
+        if not isinstance(found, dict):
+            raise ValueError(f"its network namespace could not be read: {found}")
+        if [link["name"] for link in found["links"]] != ["lo"] or found["routes_to_outside"]:
             raise ValueError("its network namespace holds more than loopback")
-        return self._found
+        return found
 
 
 def read_network(descriptor: int) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def prey(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         victim = stack.enter_context(subprocess.Popen(["sleep", "infinity"]))
         stack.callback(victim.kill)
         folders = sorted(Path("/sys/fs/cgroup").glob("*/release_agent"))
-        procs = [path for path in (Path("/sys/fs/cgroup/cgroup.procs"), *Path("/sys/fs/cgroup").glob("*/cgroup.procs"))]
+        procs = [*Path("/sys/fs/cgroup").glob("cgroup.procs"), *Path("/sys/fs/cgroup").glob("*/cgroup.procs")]
         slot = f"/run/bulkhead/{outside.first_uid(service)}"
         yield {
             "SECRET": str(folder / "secret"),
@@ -100,7 +100,7 @@ def prey(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             "SOCKET_FOLDER": slot,
             "BLOCK": next((str(d) for d in Path("/dev").iterdir() if d.is_block_device()), "/dev/vda"),
             "RELEASE_AGENT": str(folders[0]) if folders else "/sys/fs/cgroup/release_agent",
-            "CGROUP_PROCS": str(next(path for path in procs if path.exists())),
+            "CGROUP_PROCS": str(procs[0]),
         }
 
 

@@ -1,4 +1,4 @@
-"""One layer at a time around a program: `python -m tests.kernel.attacks.layers LAYER NETWORK FOLDER PROGRAM ARGUMENT...`.
+"""One layer at a time around a program: `python -m tests.kernel.attacks.layers LAYER NETWORK FOLDER PROGRAM ARG...`.
 
 The layers are made by the launcher's own steps, in the launcher's order, minus those of the other layers. The program
 starts in FOLDER (with `namespaces`: in the sandbox's /workspace). Whatever the layer, it runs as root of the host in a
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from app.launcher import confine, landlock, mounts, seccomp, steps
+from app.launcher import landlock, mounts, seccomp, steps
 from app.launcher.birth import _CLONE
 from app.launcher.config import Config
 from app.launcher.protocol import CreatePlan
@@ -36,19 +39,24 @@ _NAMESPACES = (
 )  # fmt: skip
 
 
-def _room(config: Config, read_only: list[str], read_write: list[str]) -> steps.Room:
-    plan = CreatePlan("layer", "host", "default", 1000, 1 << 28, 1 << 26, 64, False, read_only, read_write)
-    room = steps.Room(config, plan)
-    room.filter = seccomp.compile_filter("default", os.uname().machine)
-    room.landlock_abi = landlock.abi()
-    return room
+def _room(config: Config, read_only: list[str], read_write: list[str]) -> Any:
+    """As much of a `steps.Room` as the steps below look at."""
+    program = seccomp.compile_filter("default", os.uname().machine)
+    return SimpleNamespace(
+        config=config,
+        plan=CreatePlan("layer", "host", "default", 1000, 1 << 28, 1 << 26, 64, False, read_only, read_write),
+        uid=mounts.INSIDE_ID,
+        filters={"default": program},
+        landlock_abi=landlock.abi(),
+        masks=[],
+    )
 
 
 def apply(layer: str, folder: str, program: str) -> None:
     config = Config()
     config.run_dir = folder + "/run"
     config.root_paths = ["/usr"]
-    room = _room(config, ["/usr", "/etc", os.path.dirname(program)], [folder])
+    room = _room(config, ["/usr", "/etc", str(Path(program).parent)], [folder])
     if layer == "seccomp":
         steps.forbid_new_privileges(room)
         steps.filter_system_calls(room)
@@ -60,19 +68,18 @@ def apply(layer: str, folder: str, program: str) -> None:
         os.chdir("/workspace")
 
 
-def _enter_namespaces(config: Config, room: steps.Room) -> None:
+def _enter_namespaces(config: Config, room: Any) -> None:
     mounts.enter_template(config)
     room.masks = mounts.masks()
     mapped, go = os.pipe()
     pid, _ = clone3(_CLONE | CLONE_NEWUSER)
     if pid == 0:
         os.read(mapped, 1)
-        for step in (*confine.ROOM, *confine.LOCK):
-            if step.__name__ in _NAMESPACES:
-                step(room)
+        for name in _NAMESPACES:
+            getattr(steps, name)(room)
         return
     for name in ("uid_map", "gid_map"):
-        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY)  # one write, and of bytes: this program lost its codecs
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY)
         os.write(descriptor, b"%d %d 1" % (mounts.INSIDE_ID, UID))
     os.write(go, b"x")
     os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

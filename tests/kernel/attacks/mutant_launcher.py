@@ -37,9 +37,13 @@ def nothing(*_: Any, **__: Any) -> None:
 
 def without_step(name: str, instead: Callable[..., Any] = nothing) -> Callable[[], None]:
     def mutate() -> None:
-        for group in ("ROOM", "LOCK"):
-            kept = tuple(instead if step.__name__ == name else step for step in getattr(confine, group))
-            setattr(confine, group, kept)
+        found = 0
+        for group, members in tuple(vars(confine).items()):
+            if isinstance(members, tuple):
+                found += sum(step.__name__ == name for step in members)
+                setattr(confine, group, tuple(instead if step.__name__ == name else step for step in members))
+        if not found:
+            raise LookupError(name)
 
     return mutate
 
@@ -88,7 +92,9 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "none": nothing,
     "seccomp_off": replaced(seccomp, "load", nothing),
     "seccomp_allows_all": replaced(
-        seccomp, "compile_filter", lambda *_: seccomp.bpf.assemble(seccomp.ALLOW)  # type: ignore[attr-defined]
+        seccomp,
+        "compile_filter",
+        lambda *_: seccomp.bpf.assemble(seccomp.ALLOW),  # type: ignore[attr-defined]
     ),
     "landlock_off": without_step("restrict_files"),
     "landlock_rules_for_all": replaced(mounts, "CANARY", "/etc/passwd"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import select
@@ -31,9 +32,9 @@ class Launcher:
     """Use as a context manager: the (mutated) launcher runs inside of it. `extra`: more paths of the host for the
     template."""
 
-    def __init__(self, run: Path, mutation: str = "none", extra: tuple[str, ...] = ()) -> None:
-        self._slot = take_slot(_UIDS, 65_536, run)
-        config = launcher_config(Settings(data=run), self._slot)
+    def __init__(self, data: Path, mutation: str = "none", extra: tuple[str, ...] = ()) -> None:
+        self._slot = take_slot(_UIDS, 65_536)
+        config = launcher_config(Settings(data=data), self._slot)
         config.root_paths += extra
         self._cgroup = config.cgroup_parent
         self._socket = self._slot.launcher_socket
@@ -73,7 +74,7 @@ class Launcher:
 
     async def attack(self, probe: Path, *names: str, env: Mapping[str, str] | None = None) -> Mapping[str, str]:
         """Creates a default sandbox and runs the probe in it. Raises what the create raises."""
-        text = base64.b64encode(probe.read_bytes()).decode()
+        text = await asyncio.to_thread(lambda: base64.b64encode(probe.read_bytes()).decode())
         script = 'echo "$1" | base64 -d > probe && chmod 755 probe; shift; exec ./probe "$@"'
         out = await self.run("sh", "-c", script, "sh", text, *names, env=env)
         return dict(line.split(" ", 1) for line in out.splitlines())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.kernel import host
@@ -32,16 +34,18 @@ def test_signal_storm_does_not_keep_init_from_its_work(service: Service, sandbox
     assert service.run(sandbox, "echo", "still here")["stdout"] == "still here\n"
 
 
-PRELOAD = "__attribute__((constructor)) static void f(void) { write(1, \"loaded\\n\", 7); }"
+PRELOAD = """
+#include <stdio.h>
+__attribute__((constructor)) static void loaded(void) { puts("loaded"); }
+"""
 
 
 def test_preloaded_library_reaches_the_command_and_not_init(service: Service, sandbox: str) -> None:
-    build = f"echo '#include <unistd.h>\n{PRELOAD}' > a.c && gcc -shared -fPIC -o evil.so a.c"
-    assert service.run(sandbox, "sh", "-c", build)["exit"]["code"] == 0
+    build = 'printf "%s" "$1" > a.c && gcc -shared -fPIC -o evil.so a.c'
+    assert service.run(sandbox, "sh", "-c", build, "sh", PRELOAD)["exit"]["code"] == 0
     env = {"LD_PRELOAD": "/workspace/evil.so", "PYTHONPATH": "/workspace", "PYTHONHOME": "/workspace"}
     assert service.run(sandbox, "true", env=env)["stdout"] == "loaded\n"  # the control: it does load
-    with open(f"/proc/{host.worker_of(service, sandbox)}/maps") as maps:
-        assert "evil" not in maps.read()
+    assert "evil" not in Path(f"/proc/{host.worker_of(service, sandbox)}/maps").read_text()
     assert service.run(sandbox, "true")["stdout"] == ""
 
 

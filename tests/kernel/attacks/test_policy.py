@@ -45,7 +45,9 @@ def test_narrowed_paths_are_all_there_is(service: Service) -> None:
 def test_workspace_can_be_read_only(service: Service) -> None:
     policy = {"filesystem": {"read_only": ["/usr", "/workspace"], "read_write": ["/tmp"]}}
     sandbox = service.create(policy=policy)
-    script = "echo x > /workspace/x; mkdir /workspace/d; ln -s a /workspace/l; ls /workspace; echo x > /tmp/x; cat /tmp/x"
+    script = (
+        "echo x > /workspace/x; mkdir /workspace/d; ln -s a /workspace/l; ls /workspace; echo x > /tmp/x; cat /tmp/x"
+    )
     done = service.run(sandbox, "sh", "-c", script)
     assert done["stdout"] == "x\n"
     assert done["stderr"].count("Permission denied") == 3
