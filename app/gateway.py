@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import resource
 import socket
@@ -28,6 +29,10 @@ from app.telemetry import Telemetry
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 STREAM_FRAME = 1024 * 1024
+_LATE = (
+    "anyio._backends._asyncio", "encodings.idna", "fastapi.openapi.docs", "fastapi.telemetry._runtime",
+    "uvicorn.lifespan.on", "uvicorn.loops.uvloop",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -92,26 +97,36 @@ def build(
         key_hashes=keys,
         profiles={name: _with_roots(profile, settings) for name, profile in profiles.items()},
     )
-    return AnnouncedServer(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            loop="uvloop",
-            http="httptools",
-            ws="websockets-sansio",
-            ws_max_size=STREAM_FRAME,
-            ws_ping_interval=15,
-            ws_ping_timeout=None,
-            ws_per_message_deflate=False,  # costs more than it saves on loopback, and memory per viewer
-            access_log=False,  # telemetry writes it, without query strings
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=5,
-            timeout_keep_alive=60,
-        )
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=STREAM_FRAME,
+        ws_ping_interval=15,
+        # A program that does not read its stdin stops the socket from being read, pongs included: no pong is no sign of
+        # a dead client. Writing the ping finds one.
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,  # costs more than it saves on loopback, and memory per viewer
+        access_log=False,  # telemetry writes it, without query strings
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=60,
     )
+    config.load()
+    import_what_comes_late()
+    return AnnouncedServer(config)
+
+
+def import_what_comes_late() -> None:
+    """Modules that libraries import at their first use. The interpreter may lie where only root can read it, so after
+    `give_up_root` an import can fail: everything is in memory by then."""
+    for name in _LATE:
+        importlib.import_module(name)
 
 
 def _with_roots(profile: Policy, settings: Settings) -> Policy:

@@ -111,6 +111,7 @@ class Supervisor:
         self._gateway: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._deaths: list[float] = []
+        self._not_before = 0.0
 
     def run(self) -> int:
         wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -165,24 +166,29 @@ class Supervisor:
                 return 0 if self._stopping else (status if status > 0 else 1)
             if self._stopping:
                 return 0
+            delay = None
             if self._launcher is not None and self._launcher.poll() is not None:
-                self._launch_again()
-            select.select([wake], [], [], None if self._launcher is None or self._launcher.poll() is None else 0.2)
+                delay = self._launch_again()
+            select.select([wake], [], [], delay)  # a signal, or the end of a child
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
 
-    def _launch_again(self) -> None:
-        """At once, and slower when it keeps dying."""
+    def _launch_again(self) -> float | None:
+        """At once, and slower when it keeps dying: returns the seconds to wait before it is tried again."""
         assert self._slot is not None and self._launcher is not None
-        say(f"the launcher ended with {self._launcher.returncode}: starting another; its sandboxes are lost")
         now = time.monotonic()
+        if now < self._not_before:
+            return self._not_before - now
+        say(f"the launcher ended with {self._launcher.returncode}: starting another; its sandboxes are lost")
         self._deaths = [when for when in self._deaths if now - when < 60] + [now]
         if len(self._deaths) > 3:
-            time.sleep(min(10.0, 0.1 * 2 ** len(self._deaths)))
+            self._not_before = now + min(10.0, 0.1 * 2 ** len(self._deaths))
         try:
             self._launcher = start_launcher(launcher_config(self._settings, self._slot), (self._slot.lock,))
         except StartFailed as error:
             say(str(error))
+            return 1.0
+        return None
 
     # --- the end
 

@@ -26,6 +26,7 @@ AHEAD = (
     steps.prove_read_only_root,  # after the last mount
     steps.set_limits,
     steps.empty_bounding_set,  # needs CAP_SETPCAP; what is held already stays
+    steps.rehearse,
 )
 
 # The room, as it was asked for. Like the steps above it needs capabilities, which are the user namespace's only.

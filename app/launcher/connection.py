@@ -16,6 +16,7 @@ class Connection:
         self.socket = socket
         self.unsent: list[tuple[bytes, int]] = []
         self.broken = False
+        self.blocked = False  # answers wait for room
 
     def send(self, packet: bytes, descriptor: int = -1) -> None:
         if self.broken:

@@ -85,6 +85,10 @@ class Ruleset:
         finally:
             os.close(descriptor)
 
+    def close(self) -> None:
+        """For a rule set that is not to be enforced."""
+        os.close(self._fd)
+
     def enforce(self) -> None:
         """Needs no_new_privs. After it every mount call is EPERM, for root too."""
         syscall(NR_LANDLOCK_RESTRICT_SELF, self._fd, 0)

@@ -42,6 +42,7 @@ from app.launcher.protocol import (
 
 _SO_PEERCRED = 17
 _RETRY_MS = 2
+_MOST_CONNECTIONS = 32  # a gateway needs one
 
 
 class Refusal(Exception):
@@ -78,13 +79,14 @@ class Server:
             happened = self._poll.poll(_RETRY_MS if busy or to_prepare else None)
             if not happened:
                 self._prepare()  # nobody asked for anything for a moment
-            for descriptor, _ in happened:
+            for descriptor, event in happened:
                 if descriptor == wake:
                     os.read(wake, 4096)
                 elif descriptor == self._listener.fileno():
                     self._accept()
                 elif descriptor in self._connections:
-                    self._hear(self._connections[descriptor])
+                    if event != select.POLLOUT:  # that there is room again is for `_go_on`
+                        self._hear(self._connections[descriptor])
                 elif descriptor in self._by_descriptor:
                     self._hear_worker(self._by_descriptor[descriptor], descriptor)
             self._go_on()
@@ -115,8 +117,11 @@ class Server:
         for sandbox in tuple(self._leaving):
             self._try_to_forget(sandbox)
         for connection in tuple(self._connections.values()):
-            if connection.unsent:
+            if connection.unsent or connection.blocked:
                 connection.flush()
+                connection.blocked = bool(connection.unsent)
+                wake_for = select.POLLIN | select.POLLOUT if connection.blocked else select.POLLIN
+                self._poll.modify(connection.socket.fileno(), wake_for)
             if connection.broken:
                 self._hang_up(connection)
 
@@ -127,7 +132,7 @@ class Server:
             return
         socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
         uid = struct.unpack("3i", socket.getsockopt(_socket.SOL_SOCKET, _SO_PEERCRED, 12))[1]
-        if uid not in (0, self._config.gateway_uid):
+        if uid not in (0, self._config.gateway_uid) or len(self._connections) >= _MOST_CONNECTIONS:
             socket.close()
             return
         self._connections[descriptor] = Connection(socket)
@@ -219,7 +224,8 @@ class Server:
         if self._missing:
             raise Refusal(f"layer:{self._missing[0]}", errno.ENOSYS, f"this host lacks {', '.join(self._missing)}")
         self._check(plan)
-        owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop())
+        owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors[0])
+        descriptors.clear()  # it is the socket's now
         try:
             sandbox = self._nursery.give_birth(plan, owner)
         except OSError as error:
@@ -319,6 +325,8 @@ class Server:
                 source = Reader(data)
                 if source.u8() == STEP_FAILED:
                     sandbox.failure = (source.text(64), source.u32(), source.text(1024))
+            except ConnectionResetError:
+                continue  # told once, ahead of what it sent, when it ended with our words unread
             except (OSError, ProtocolError):
                 break  # there is no more
         sandbox.reap()

@@ -15,7 +15,8 @@ import struct
 from app.launcher import landlock, mounts, seccomp
 from app.launcher.config import Config
 from app.launcher.packets import receive
-from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, CreatePlan, Reader
+from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, CreatePlan, Reader, pack_command, unpack_command
+from app.launcher.spawn import search_and_spawn
 from app.launcher.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
@@ -167,6 +168,21 @@ def mount_terminals(room: Room) -> None:
     mounts.mount_terminals()
 
 
+def rehearse(room: Room) -> None:
+    """Does once, without effect, what somebody will wait for later: a rule set that is thrown away, a command that does
+    not exist. The pages that this writes to become the copy's own now (measured: a first command in a copy that was
+    made ahead takes 0.8 ms less)."""
+    if room.landlock_abi:
+        rules = _rules(room, loopback_tcp=False)
+        rules.allow("/usr", landlock.READ)
+        rules.close()
+    argv, env, _ = unpack_command(pack_command([b"/nonexistent"], [b"PATH=/nonexistent"], b"/"))
+    try:
+        search_and_spawn(argv, env, [room.null] * 3)
+    except OSError:
+        return
+
+
 # --- the lock
 
 
@@ -229,16 +245,21 @@ def hide_from_commands(room: Room) -> None:
     prctl(PR_SET_DUMPABLE, 0)
 
 
+def _rules(room: Room, *, loopback_tcp: bool) -> landlock.Ruleset:
+    version = room.landlock_abi
+    return landlock.Ruleset(
+        version,
+        files=landlock.handled_files(version),
+        network=0 if loopback_tcp else landlock.handled_network(version),
+        scopes=landlock.handled_scopes(version),
+    )
+
+
 def restrict_files(room: Room) -> None:
     version, plan = room.landlock_abi, room.plan
     if version == 0:
         return  # only when the operator gave the layer up by name: the launcher checked
-    rules = landlock.Ruleset(
-        version,
-        files=landlock.handled_files(version),
-        network=0 if plan.loopback_tcp else landlock.handled_network(version),
-        scopes=landlock.handled_scopes(version),
-    )
+    rules = _rules(room, loopback_tcp=plan.loopback_tcp)
     for path in plan.read_only:
         rules.allow(path, landlock.READ)
         if path == "/usr":  # on a host without merged /usr the rest of the system lies beside it

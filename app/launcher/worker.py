@@ -28,11 +28,8 @@ from app.launcher.protocol import (
     Reader,
     unpack_command,
 )
+from app.launcher.spawn import search_and_spawn
 from app.launcher.steps import Room
-
-# CPython ignores SIGPIPE and SIGXFSZ; a command starts with every signal as the kernel's default.
-_DEFAULT_SIGNALS = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGCHLD)
-_DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Worker:
@@ -104,7 +101,7 @@ class Worker:
     def _spawn(self, argv: list[bytes], env: list[bytes], stdio: list[int]) -> int:
         """Raises OSError with what exec said."""
         try:
-            return self._search_and_spawn(argv, env, stdio)
+            return search_and_spawn(argv, env, stdio)
         except OSError as error:
             if error.errno != errno.EAGAIN or self._processes_file < 0:
                 raise
@@ -112,31 +109,9 @@ class Worker:
         # larger until the command runs; at no moment can more than the limit of other processes exist.
         os.pwrite(self._processes_file, str(self._most_processes + 1).encode(), 0)
         try:
-            return self._search_and_spawn(argv, env, stdio)
+            return search_and_spawn(argv, env, stdio)
         finally:
             os.pwrite(self._processes_file, str(self._most_processes).encode(), 0)
-
-    def _search_and_spawn(self, argv: list[bytes], env: list[bytes], stdio: list[int]) -> int:
-        """Along the command's own PATH, never the service's: execvp(3), but without its fall-back to a shell."""
-        variables = dict(item.partition(b"=")[::2] for item in env)
-        if b"/" in argv[0]:
-            candidates = [argv[0]]
-        else:
-            folders = variables.get(b"PATH", _DEFAULT_PATH).split(b":")
-            candidates = [(folder or b".") + b"/" + argv[0] for folder in folders]
-        actions = [(os.POSIX_SPAWN_DUP2, descriptor, target) for target, descriptor in enumerate(stdio)]
-        refused = errno.ENOENT
-        for path in candidates:
-            try:
-                return os.posix_spawn(
-                    path, argv, variables, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
-                )
-            except OSError as error:
-                if error.errno == errno.EACCES:
-                    refused = errno.EACCES
-                elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                    raise
-        raise OSError(refused, os.strerror(refused))
 
     # --- signals and endings
 

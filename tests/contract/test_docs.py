@@ -21,7 +21,7 @@ from app.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-STEPS = [step.__name__ for step in (*confine.ROOM, *confine.LOCK, *confine.PROOF)]
+STEPS = [step.__name__ for step in (*confine.AHEAD, *confine.ROOM, *confine.LOCK, *confine.PROOF)]
 ISOLATION = (ROOT / "docs/isolation.md").read_text()
 SCRIPTS = sorted([*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"])
 

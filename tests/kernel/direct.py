@@ -8,7 +8,6 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from app.launcher.config import Config
 from app.launcher.protocol import (
@@ -34,10 +33,9 @@ UID_BASE = 1_800_000_000  # far from the ranges of the services that other tests
 
 
 @contextmanager
-def launcher(run: Path, **settings: int) -> Iterator[tuple[Config, subprocess.Popen[bytes]]]:
+def launcher(**settings: int) -> Iterator[tuple[Config, subprocess.Popen[bytes]]]:
     """A running launcher whose gateway is uid `config.gateway_uid`; root may connect too."""
-    run.chmod(0o755)
-    slot = take_slot(UID_BASE, 65_536, run)
+    slot = take_slot(UID_BASE, 65_536)
     config = Config()
     config.socket, config.run_dir = str(slot.launcher_socket), str(slot.folder)
     config.gateway_uid = config.gateway_gid = slot.gateway_uid
@@ -83,8 +81,8 @@ class Gateway:
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(30)
         self.socket.connect(path)
+        self.socket.settimeout(30)
         self.number = 0
         self.answers: dict[int, Reader] = {}
         self.lost: dict[str, int] = {}

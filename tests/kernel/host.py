@@ -78,12 +78,12 @@ def descriptors(pid: int) -> Found:
     return sorted(found)
 
 
-def group_folders(first: int) -> Found:
+def group_folders(first: int, parent: str = "bulkhead") -> Found:
     """Every control group below the one of the service whose uids begin with `first`."""
     text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
     found: Found = []
     for _, folder in cgroup.locate(*text)[1]:
-        root = Path(folder, "bulkhead", str(first))
+        root = Path(folder, parent, str(first))
         found += [str(path) for path in root.rglob("*") if path.is_dir()]
     return sorted(found)
 

@@ -22,7 +22,7 @@ from tests.kernel.host import state_of, until, worker_of
 from tests.require import require
 from tests.service import PROJECT, Service
 
-STEPS = [step.__name__ for step in (*confine.ROOM, *confine.LOCK, *confine.PROOF)]
+STEPS = [step.__name__ for step in (*confine.AHEAD, *confine.ROOM, *confine.LOCK, *confine.PROOF)]
 Hole = Callable[[Service, str], bool]
 
 
@@ -43,10 +43,13 @@ def service_without(step: str, folder: Path) -> Iterator[Service]:
 REFUSED = {
     "enter_network_namespace": ("raise_loopback", "EPERM"),
     "show_network": ("receipt", ""),
-    "enter_cgroup_namespace": ("prove", "ENOTSUP"),
+    "await_identity": ("await_plan", "EPROTO"),
     "take_identity": ("mount_storage", "EOVERFLOW"),
     "mount_proc": ("prove_read_only_root", "EROFS"),
+    "mount_storage": ("size_storage", "EINVAL"),
     "empty_bounding_set": ("prove", "ENOTSUP"),
+    "await_plan": ("worker", "0"),
+    "enter_cgroup_namespace": ("prove", "ENOTSUP"),
     "drop_all_capabilities": ("prove", "ENOTSUP"),
     "forbid_new_privileges": ("restrict_files", "EPERM"),
     "restrict_files": ("prove_landlock", "ENOTSUP"),
@@ -112,7 +115,7 @@ HOLES: dict[str, Hole] = {
     "name_host": shows_the_hosts_name,
     "join_cgroup": shows_where_the_groups_are,
     "mask_proc": succeeds("cat /proc/keys"),
-    "mount_storage": fails("touch /workspace/x"),
+    "size_storage": fails("head -c 1000000 /dev/zero > /workspace/x"),
     "mount_terminals": fails("test -c /dev/pts/ptmx"),
     "set_limits": lambda service, sandbox: prints("sh", "-c", "ulimit -n")(service, sandbox) != "1024",
     "die_with_the_launcher": outlives_the_launcher_while_it_cannot_run,
@@ -125,11 +128,10 @@ SECOND_WALLS = {
     "hide_from_commands",  # the change of uid had that effect already, unless fs.suid_dumpable is not 0
 }
 PROOFS = {"prove_read_only_root", "prove_identity", "prove_landlock", "prove_filter"}
-WAITS = {"await_identity"}  # has a test of its own below
 
 
 def test_every_step_has_its_place_in_one_of_the_lists() -> None:
-    lists = [*REFUSED, *HOLES, *SECOND_WALLS, *PROOFS, *WAITS]
+    lists = [*REFUSED, *HOLES, *SECOND_WALLS, *PROOFS]
     assert sorted(lists) == sorted(STEPS)
 
 
@@ -164,15 +166,3 @@ def test_without_this_step_the_others_still_hold(step: str, tmp_path: Path) -> N
         sandbox = service.create()
         for script in ("cat /proc/1/environ", "ls /proc/1/fd", "touch /usr/x", "cat /etc/shadow", "unshare -U true"):
             assert service.run(sandbox, "sh", "-c", script)["exit"]["code"] != 0, script
-
-
-@pytest.mark.usefixtures("root")
-def test_without_awaiting_the_identity_no_command_runs(tmp_path: Path) -> None:
-    with service_without("await_identity", tmp_path) as service:
-        status, sandbox = service.call("POST", "/sandboxes", {})
-        if status == 201:
-            path = f"/sandboxes/{sandbox['id']}/executions"
-            status, answer = service.call("POST", path, {"command": ["true"]})
-            if status == 201:
-                ended = service.call("GET", f"{path}/{answer['id']}?wait_seconds=20")[1]
-                assert ended["exit"]["reason"] in {"lost", "start_failed"}

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv.pop(1))
 
 from app.launcher import __main__ as launcher
-from app.launcher import birth, confine, landlock, mounts, seccomp, steps
+from app.launcher import birth, bpf, confine, landlock, mounts, seccomp
 from app.launcher.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -50,8 +50,8 @@ def without_step(name: str, instead: Callable[..., Any] = nothing) -> Callable[[
 
 def without_clone_flag(flag: int) -> Callable[[], None]:
     def mutate() -> None:
-        clone3 = birth.clone3
-        birth.clone3 = lambda flags: clone3(flags & ~flag)
+        clone3 = vars(birth)["clone3"]
+        replaced(birth, "clone3", lambda flags: clone3(flags & ~flag))()
 
     return mutate
 
@@ -62,19 +62,19 @@ def replaced(module: Any, name: str, value: Any) -> Callable[[], None]:
 
 def allowed(*names: str) -> Callable[[], None]:
     """System calls that the filter lets through whatever their arguments."""
-    return lambda: seccomp.CONDITIONAL.update(dict.fromkeys(names, seccomp.ALLOW))
+    return lambda: seccomp.CONDITIONAL.update(dict.fromkeys(names, bpf.ALLOW))
 
 
 def mounted_without(flags: int, only_if: int = 0) -> Callable[[], None]:
     def mutate() -> None:
-        mount = mounts.mount
+        mount = vars(mounts)["mount"]
 
         def wrong(source: str, target: str, kind: str | None, given: int, data: str | None = None) -> None:
             if given & only_if == only_if:
                 given &= ~flags
             mount(source, target, kind, given, data)
 
-        mounts.mount = wrong
+        replaced(mounts, "mount", wrong)()
 
     return mutate
 
@@ -85,17 +85,14 @@ def _ruleset_without(part: str) -> Callable[[], None]:
 
 
 def _proc_writable() -> None:
-    steps.mounts.mount_proc = lambda: mounts.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)  # type: ignore[attr-defined]
+    mount = vars(mounts)["mount"]
+    replaced(mounts, "mount_proc", lambda: mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV))()
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {
     "none": nothing,
     "seccomp_off": replaced(seccomp, "load", nothing),
-    "seccomp_allows_all": replaced(
-        seccomp,
-        "compile_filter",
-        lambda *_: seccomp.bpf.assemble(seccomp.ALLOW),  # type: ignore[attr-defined]
-    ),
+    "seccomp_allows_all": replaced(seccomp, "compile_filter", lambda *_: bpf.assemble(bpf.ALLOW)),
     "landlock_off": without_step("restrict_files"),
     "landlock_rules_for_all": replaced(mounts, "CANARY", "/etc/passwd"),
     "no_new_privs_off": without_step("forbid_new_privileges"),

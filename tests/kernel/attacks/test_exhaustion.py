@@ -15,14 +15,18 @@ from tests.service import Service
 SMALL = {"memory_mib": 64, "disk_mib": 32, "processes": 64, "cpus": 1}
 # Each takes memory of another kind, for ever.
 BOMBS = {
-    "anonymous": "x = []\nwhile True: x.append(bytearray(1 << 20))",
+    "anonymous": "x = []\nwhile True: x.append(b'x' * (1 << 20))",
     "memfd": "import os\nwhile True: os.write(os.memfd_create('x'), b'x' * (1 << 20))",
     "shared": "import mmap\nx = []\nwhile True: x.append(mmap.mmap(-1, 1 << 20)); x[-1][:] = bytes(1 << 20)",
     "children": (
-        "import os, signal\n"
+        "import os, signal, sys\n"
         "while True:\n"
-        "  if os.fork() == 0:\n"
-        "    x = bytearray(8 << 20)\n"
+        "  try:\n"
+        "    pid = os.fork()\n"
+        "  except BlockingIOError:\n"
+        "    sys.exit(os.wait()[1])\n"  # they would take 512 MiB, so one of them ends
+        "  if pid == 0:\n"
+        "    x = b'x' * (8 << 20)\n"
         "    while True: signal.pause()"
     ),
     "sysv": (
@@ -37,7 +41,7 @@ BOMBS = {
         "import resource\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n"
-        "while True: fill(); x.append(bytearray(65536))"
+        "while True: fill(); x.append(b'x' * 65536)"
     ),
 }
 

@@ -60,7 +60,7 @@ def test_receipt_is_what_a_command_reads_of_itself(service: Service, sandbox: st
     assert (status["Seccomp"], receipt["seccomp"]["mode"]) == ("2", "filter")
     assert seen["uid_map"] == ["1000", str(receipt["host_uid"]), "1"]
     assert (seen["ids"], seen["groups"]) == ([1000] * 6, [])
-    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in seen["namespaces"]}
+    own = {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in seen["namespaces"]}
     entered = {name for name, link in seen["namespaces"].items() if link != own[name]}
     assert entered == set(receipt["namespaces"]) == set(own)
     assert seen["host"] == "sandbox"
@@ -71,7 +71,7 @@ def test_receipt_is_what_a_command_reads_of_itself(service: Service, sandbox: st
 
 def test_no_descriptor_is_inherited(service: Service, sandbox: str) -> None:
     """Control: a child that inherits shows one more."""
-    with open(os.devnull) as extra:
+    with Path(os.devnull).open() as extra:
         argv = [sys.executable, "-c", LIST_DESCRIPTORS]
         control = subprocess.run(argv, pass_fds=(extra.fileno(),), capture_output=True, text=True, check=True)
         assert str(extra.fileno()) in control.stdout

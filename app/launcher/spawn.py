@@ -1,0 +1,34 @@
+"""Starting one command from a process that is already confined: vfork and exec, nothing in between."""
+
+from __future__ import annotations
+
+import _signal
+import errno
+import os
+
+# CPython ignores SIGPIPE and SIGXFSZ; a command starts with every signal as the kernel's default.
+_DEFAULT_SIGNALS = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGCHLD)
+_DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def search_and_spawn(argv: list[bytes], env: list[bytes], stdio: list[int]) -> int:
+    """Along the command's own PATH, never the service's: execvp(3), but without its fall-back to a shell."""
+    variables = dict(item.partition(b"=")[::2] for item in env)
+    if b"/" in argv[0]:
+        candidates = [argv[0]]
+    else:
+        folders = variables.get(b"PATH", _DEFAULT_PATH).split(b":")
+        candidates = [(folder or b".") + b"/" + argv[0] for folder in folders]
+    actions = [(os.POSIX_SPAWN_DUP2, descriptor, target) for target, descriptor in enumerate(stdio)]
+    refused = errno.ENOENT
+    for path in candidates:
+        try:
+            return os.posix_spawn(
+                path, argv, variables, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
+            )
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                refused = errno.EACCES
+            elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+    raise OSError(refused, os.strerror(refused))

@@ -1,0 +1,58 @@
+"""The gateway's interpreter may lie where only root can read it: after root is given up an import would fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import http.client, sys, threading
+from pathlib import Path
+from app.gateway import build
+from app.core.policy import DEFAULT_PROFILES
+from app.settings import load_settings
+from app.spill import SpillFolder
+
+settings = load_settings(port=0, data=Path(sys.argv[1]))
+server = build(settings, (), DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1), None, "not in this test")
+before = set(sys.modules)
+
+def call(port, method, path, body=None, headers={}):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request(method, path, body, headers)
+    connection.getresponse().read()
+    connection.close()
+
+def drive(port):
+    json = {"content-type": "application/json"}
+    for path in ("/docs", "/openapi.json", "/metrics", "/readyz", "/runtimes", "/problems/not_found", "/nowhere"):
+        call(port, "GET", path)
+    call(port, "POST", "/sandboxes", b'{"labels": {"a": "b"}}', json)
+    call(port, "POST", "/sandboxes", b'{"unknown": 1}', json)
+    call(port, "POST", "/sandboxes", b"{", json)
+    call(port, "POST", "/sandboxes", b"{}", {"content-type": "text/plain"})
+    call(port, "GET", "/sandboxes?limit=x&cursor=y")
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
+               "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    call(port, "GET", "/sandboxes/a/executions/b/stream", None, upgrade)
+    server.should_exit = True
+
+startup = server.startup
+async def announced(sockets=None):
+    await startup(sockets)
+    threading.Thread(target=drive, args=(server.servers[0].sockets[0].getsockname()[1],)).start()
+server.startup = announced
+client = {"http.client", "email.parser", "email.feedparser"}
+server.run()
+print(sorted(set(sys.modules) - before - client))
+"""
+
+
+def test_nothing_is_imported_after_the_server_is_built(tmp_path: Path) -> None:
+
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
