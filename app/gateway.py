@@ -30,7 +30,7 @@ from app.telemetry import Telemetry
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 STREAM_FRAME = 1024 * 1024
 _LATE = (
-    "anyio._backends._asyncio", "encodings.idna", "fastapi.openapi.docs", "fastapi.telemetry._runtime",
+    "anyio._backends._asyncio", "encodings.idna", "fastapi.telemetry._runtime",
     "uvicorn.lifespan.on", "uvicorn.loops.uvloop",
 )  # fmt: skip
 

@@ -47,8 +47,8 @@ def create_app(
         title="Bulkhead",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # ours comes without the internet: api/docs_page.py
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)

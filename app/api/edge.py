@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api import executions, openapi, output, sandboxes, stream, system
+from app.api import docs_page, executions, openapi, output, sandboxes, stream, system
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
 from app.api.problems import problem_of
@@ -41,6 +41,7 @@ def install(app: FastAPI, edge: Edge, door: Door) -> None:
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(stream.routes)
+    app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Guard, door=door, journal=edge.journal)

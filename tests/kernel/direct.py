@@ -29,7 +29,7 @@ from app.slot import release, take_slot
 from app.supervisor import remove_groups, start_launcher
 
 MIB = 1 << 20
-UID_BASE = 1_800_000_000  # far from the ranges of the services that other tests start
+UID_BASE = 1_700_000_000  # far from the ranges of the services that other tests start
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def launcher(**settings: int) -> Iterator[tuple[Config, subprocess.Popen[bytes]]
     config.socket, config.run_dir = str(slot.launcher_socket), str(slot.folder)
     config.gateway_uid = config.gateway_gid = slot.gateway_uid
     config.uid_first, config.uid_count = slot.uid_first + 1, 200
-    config.cgroup_parent, config.max_sandboxes = f"bulkhead-tests/{slot.uid_first}", 20
+    config.cgroup_parent, config.max_sandboxes = f"bulkhead-direct/{slot.uid_first}", 20
     config.root_paths, config.etc_paths = ["/usr"], ["/etc/ld.so.cache"]
     for name, value in settings.items():
         setattr(config, name, value)
