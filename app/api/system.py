@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import HTMLResponse
@@ -108,6 +109,11 @@ async def read_metrics(request: Request) -> Response:
     return Response(edge.metrics(), headers={"content-type": METRICS_TYPE})
 
 
+def _with_code(text: str) -> str:
+    """Names stand between backticks in our sentences."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
 @router.get(
     "/problems/{slug}",
     operation_id="explain_problem",
@@ -123,5 +129,5 @@ async def explain_problem(slug: str) -> Response:
     return HTMLResponse(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(kind.title)}</title>"
         f"<h1>{html.escape(kind.title)}</h1><p><code>{kind.slug}</code>, status {kind.status}</p>"
-        f"<p>{html.escape(kind.meaning)}</p>" + (f"<p>Members of its own:</p><ul>{members}</ul>" if members else "")
+        f"<p>{_with_code(kind.meaning)}</p>" + (f"<p>Members of its own:</p><ul>{members}</ul>" if members else "")
     )

@@ -87,6 +87,8 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE_MASK = 1, 2, 0xF
 IPPROTO_TCP, IPPROTO_UDP, NETLINK_ROUTE = 6, 17, 0
 TCP_ULP = 31
+SOL_SOCKET = 1
+SOCKET_PROGRAMS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
 MSG_FASTOPEN = 0x20000000
 TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
 FS_IOC_FSSETXATTR = 0x401C5820
@@ -137,8 +139,12 @@ CONDITIONAL: dict[str, Node] = {
     "sendto": without(3, MSG_FASTOPEN),
     "sendmsg": without(2, MSG_FASTOPEN),
     "sendmmsg": without(3, MSG_FASTOPEN),
-    # TLS and SMC inside the kernel: large, and TLS libraries do without.
-    "setsockopt": when(1, (IPPROTO_TCP,), never(2, TCP_ULP), ALLOW),
+    # TLS and SMC inside the kernel: large, and TLS libraries do without. And programs for sockets: what they are compiled
+    # into comes out of one pool of the whole host (net.core.bpf_jit_limit). 9,400 of them, measured, and nobody on the
+    # host could load another, the filter of the next sandbox included.
+    "setsockopt": when(
+        1, (IPPROTO_TCP,), never(2, TCP_ULP), when(1, (SOL_SOCKET,), never(2, *SOCKET_PROGRAMS), ALLOW)
+    ),
     # Typing into a terminal, taking over the console, loading a line discipline. And the project a file is charged to,
     # which its owner may change outside of a user namespace, and so leave a quota.
     "ioctl": never(1, TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD, FS_IOC_FSSETXATTR),

@@ -86,6 +86,7 @@ KERNEL = [
     *_rows("C", 42, "EPERM", "raw_icmp raw_ip raw_icmp6 ping mptcp udplite"),
     *_rows("C", 42, "EPERM", "fast_open mptcp_connect", network="host"),
     *_rows("C", 42, "EACCES", "fast_open_by_option", network="host"),
+    *_rows("C", 42, "EPERM", "attach_filter attach_port_filter"),
     *_rows("C", 43, "EPERM", "mount_cgroup"),
     *_rows("C", 43, "ENOENT", "open_release_agent open_cgroup_procs"),
     *_rows("C", 44, "SIGSYS", "int80_call"),

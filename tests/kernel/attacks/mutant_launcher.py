@@ -119,6 +119,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "landlock_without_char_devices": replaced(landlock, "MAKE_CHAR", 0),
     "clone_unfiltered": allowed("clone"),
     "sockets_unfiltered": allowed("socket", "sendto", "sendmsg"),
+    "socket_options_unfiltered": allowed("setsockopt"),
     "prctl_unfiltered": allowed("prctl"),
     "seccomp_call_allowed": allowed("seccomp"),
     "ptrace_allowed": allowed("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd"),

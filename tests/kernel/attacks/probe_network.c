@@ -2,6 +2,7 @@
  * connected, which asks for a route and sends nothing. */
 #include "probe.h"
 #include <arpa/inet.h>
+#include <linux/filter.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
@@ -91,6 +92,18 @@ static long udp_host(void) { /* answered by the host, or refused by the own loop
   if (connect(fd, &to.any, size) < 0 || send(fd, "x", 1, 0) < 0) return -1;
   return recv(fd, &byte, 1, 0);
 }
+static long attach_filter(void) { /* compiled, they fill a pool of the whole host */
+  struct sock_filter code[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
+  struct sock_fprog program = {1, code};
+  return setsockopt(socket(AF_UNIX, SOCK_DGRAM, 0), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
+}
+static long attach_port_filter(void) {
+  struct sock_filter code[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
+  struct sock_fprog program = {1, code};
+  int one = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
+  if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0) return -1;
+  return setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof program);
+}
 static long connect_unix(const char *path, int abstract, int kind) {
   struct sockaddr_un un = {.sun_family = AF_UNIX};
   strncpy(un.sun_path + abstract, path, sizeof un.sun_path - 2);
@@ -138,4 +151,5 @@ const struct attack network_attacks[] = {
     ROW(tcp_host_v6), ROW(tcp_host_mapped), ROW(route_metadata), ROW(route_private), ROW(route_public),
     ROW(route_mapped), ROW(route_v6), ROW(bind_tcp), ROW(listen_unbound), ROW(fast_open), ROW(fast_open_by_option),
     ROW(mptcp_connect), ROW(udp_host), ROW(unix_abstract), ROW(unix_named), ROW(spoof_source), ROW(transparent),
-    ROW(take_loopback_down), ROW(add_address), {NULL, NULL}};
+    ROW(take_loopback_down), ROW(add_address),
+    ROW(attach_filter), ROW(attach_port_filter), {NULL, NULL}};

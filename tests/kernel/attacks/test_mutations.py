@@ -50,6 +50,7 @@ RED = {
     "landlock_without_char_devices": "make_whiteout make_char",
     "clone_unfiltered": "clone_user",
     "sockets_unfiltered": "vsock netlink_audit mptcp mptcp_connect fast_open",
+    "socket_options_unfiltered": "attach_filter attach_port_filter",
     "prctl_unfiltered": "filter_by_prctl",
     "seccomp_call_allowed": "filter_allow filter_notify",
     "ptrace_allowed": "ptrace_child ptrace_me read_memory_child write_memory_child",
