@@ -108,9 +108,6 @@ class HeldSandbox:
         if self._last > 1:  # it may well have been the only one, and a memory group costs an idle sandbox 0.3 MiB
             self.make_spare()
 
-    def begin_kill(self, number: int, request: int) -> None:
-        self.kills.setdefault(number, []).append(request)
-
     def go_on_killing(self) -> list[int]:
         """The executions of which nothing is left now."""
         return [number for number in tuple(self.kills) if self._kill_one(number)]

@@ -139,12 +139,10 @@ CONDITIONAL: dict[str, Node] = {
     "sendto": without(3, MSG_FASTOPEN),
     "sendmsg": without(2, MSG_FASTOPEN),
     "sendmmsg": without(3, MSG_FASTOPEN),
-    # TLS and SMC inside the kernel: large, and TLS libraries do without. And programs for sockets: what they are compiled
-    # into comes out of one pool of the whole host (net.core.bpf_jit_limit). 9,400 of them, measured, and nobody on the
-    # host could load another, the filter of the next sandbox included.
-    "setsockopt": when(
-        1, (IPPROTO_TCP,), never(2, TCP_ULP), when(1, (SOL_SOCKET,), never(2, *SOCKET_PROGRAMS), ALLOW)
-    ),
+    # TLS and SMC inside the kernel: large, and TLS libraries do without. And programs for sockets: what they compile to
+    # comes out of one pool of the whole host (net.core.bpf_jit_limit). With 9,400 of them, measured, nobody on the host
+    # can load another, the filter of the next sandbox included.
+    "setsockopt": when(1, (IPPROTO_TCP,), never(2, TCP_ULP), when(1, (SOL_SOCKET,), never(2, *SOCKET_PROGRAMS), ALLOW)),
     # Typing into a terminal, taking over the console, loading a line discipline. And the project a file is charged to,
     # which its owner may change outside of a user namespace, and so leave a quota.
     "ioctl": never(1, TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD, FS_IOC_FSSETXATTR),

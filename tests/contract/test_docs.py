@@ -166,6 +166,13 @@ def test_every_layer_that_may_be_given_up_is_named() -> None:
 # --- what people start with
 
 
+def test_ci_demands_only_what_a_test_asks_for() -> None:
+    demanded = re.search(r"BULKHEAD_TEST_REQUIRE:-([\w,]+)", (ROOT / ".ci/run").read_text())
+    assert demanded
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name in demanded[1].split(",") if f'require("{name}"' not in tests] == []
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_script_can_be_executed_and_stops_at_the_first_failure(path: Path) -> None:
     text = path.read_text()

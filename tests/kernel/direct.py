@@ -117,7 +117,8 @@ class Gateway:
         source = Reader(data)
         kind = source.u8()
         if kind == LOST:
-            self.lost[source.text(64)] = source.i32()
+            sandbox_id = source.text(64)
+            self.lost[sandbox_id] = source.i32()
         elif kind == REPLY:
             self.answers[source.u32()] = source
         else:

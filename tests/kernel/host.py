@@ -84,7 +84,7 @@ def group_folders(first: int, parent: str = "bulkhead") -> Found:
     found: Found = []
     for _, folder in cgroup.locate(*text)[1]:
         root = Path(folder, parent, str(first))
-        found += [str(path) for path in root.rglob("*") if path.is_dir()]
+        found += [f"{at}/{name}" for at, names, _ in os.walk(root) for name in names]
     return sorted(found)
 
 

@@ -1,7 +1,8 @@
 """The attacks of probe.c: the line of the checklist, what a sandbox answers, and what the unconfined control must show.
 
-Lines of sections A to D that are not here need a shell around them and stand in the test files beside this one. Lines
-3, 4, 5, 7, 8 and 9 need the files API, 39 and `/dev/tty` of 19 terminals, 50 egress: they come with those.
+Lines of sections A to D that are not here need a shell around them and stand in the test files beside this one, 23, 25
+and 30 also in test_lifecycle.py and test_endings.py. Lines 3, 4, 5, 7, 8 and 9 need the files API, 39 and `/dev/tty` of
+19 terminals, 50 egress: they come with those.
 """
 
 from __future__ import annotations

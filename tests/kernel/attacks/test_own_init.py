@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import host
+from tests.kernel.talk import start
 from tests.service import Service
 
 KILL = """
@@ -32,6 +33,28 @@ def test_signal_storm_does_not_keep_init_from_its_work(service: Service, sandbox
     storm = "import os, signal\nfor _ in range(200000): os.kill(1, signal.SIGCHLD)"
     assert service.run(sandbox, "python3", "-c", storm)["exit"]["code"] == 0
     assert service.run(sandbox, "echo", "still here")["stdout"] == "still here\n"
+
+
+STOP = """
+import os, signal
+print("up", flush=True)
+while True:
+    try:
+        os.kill(-1, signal.SIGSTOP)
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.xfail(reason="found and reported: the worker waits in vfork for a child that was stopped before its exec")
+def test_stop_storm_does_not_keep_init_from_its_work(service: Service) -> None:
+    sandbox = service.create()
+    try:
+        start(service, sandbox, "python3", "-c", STOP).saw(b"up")
+        command = {"command": ["true"], "timeout_seconds": 1}
+        assert service.call("POST", f"/sandboxes/{sandbox}/executions", command, timeout=4)[0] == 201
+    finally:
+        assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
 
 
 PRELOAD = """
