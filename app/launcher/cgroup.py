@@ -2,7 +2,7 @@
 
 ::
 
-    <parent>/workers          every worker, outside of all limits: an out-of-memory kill never takes one
+    <parent>/_workers         every worker, outside of all limits: an out-of-memory kill never takes one
     <parent>/<sandbox>        the limits                                            (groups.py)
     <parent>/<sandbox>/<n>    one execution: its kill list, cpu time, peak memory and out-of-memory count
 
@@ -26,7 +26,7 @@ ENABLE = "+cpu +memory +pids"
 # and more until `udp_mem` of the whole host is used up. They have a limit of their own, which counts for a group only
 # once it was written there. Version 2 charges them to the memory limit.
 _SOCKET_LIMIT, SOCKET_BYTES = "memory.kmem.tcp.limit_in_bytes", 32 * 1024 * 1024
-_WORKERS = "workers"
+_WORKERS = "_workers"  # no sandbox id begins with _
 
 
 def read(path: str, at: int) -> str:
