@@ -10,6 +10,7 @@ import _socket
 import ctypes
 import gc
 import os
+import resource
 import sys
 
 from app.launcher import cgroup, config, mounts
@@ -29,6 +30,7 @@ def main(config_fd: int, parent: int) -> None:
         _signal.signal(name, _signal.SIG_DFL)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     _hide_command_line()
+    _raise_descriptor_limit(settings)
     tree = cgroup.open_tree(settings.cgroup_parent)
     tree.clean()
     tree.house_workers()
@@ -51,6 +53,14 @@ def main(config_fd: int, parent: int) -> None:
     gc.disable()
     os.write(1, b"ready\n")
     server.serve(wake)
+
+
+def _raise_descriptor_limit(settings: config.Config) -> None:
+    """Each sandbox holds two descriptors, and some more while it is made. A command's own limit is set in its worker."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = 4 * settings.max_sandboxes + 256
+    if soft != resource.RLIM_INFINITY and soft < need:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need if hard == resource.RLIM_INFINITY else min(need, hard), hard))
 
 
 def _hide_command_line() -> None:

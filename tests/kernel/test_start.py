@@ -140,10 +140,10 @@ def test_a_low_soft_limit_of_descriptors_is_raised_in_both_halves(tmp_path: Path
 
 
 def test_a_data_folder_that_cannot_hold_output_refuses_the_start(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    status, said = serve(tmp_path / "file")
+    (tmp_path / "spill").write_text("")
+    status, said = serve(tmp_path)
     assert status == 2
-    assert "cannot be used" in said
+    assert f"the data folder {tmp_path} cannot be used: File exists" in said
     assert "Traceback" not in said
 
 
@@ -161,7 +161,7 @@ def test_a_data_folder_below_private_ones_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("BULKHEAD_NONSENSE", "1"), ("BULKHEAD_PORT", "x"), ("BULKHEAD_LIMITS__CPUS__DEFAULT", "-1")]
+    ("name", "value"), [("BULKHEAD_NONSENSE", "1"), ("BULKHEAD_SPILL_MIB", "x"), ("BULKHEAD_LIMITS__CPUS__DEFAULT", "-1")]
 )
 def test_a_wrong_setting_refuses_the_start_by_name(tmp_path: Path, name: str, value: str) -> None:
     status, said = serve(tmp_path, env={name: value})

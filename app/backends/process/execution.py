@@ -29,6 +29,7 @@ from app.launcher.protocol import (
     Writer,
 )
 
+LAST_WORD_SECONDS = 10.0  # for what the worker has to say about an end, on a machine that is busy
 LOST = Exit(ExitReason.LOST, detail="the sandbox ended without telling how the command ended")
 
 
@@ -36,9 +37,15 @@ class ProcessExecution:
     """Fed by the sandbox's owner socket: `on_started`, `on_start_failed`, `on_exited`, `on_sandbox_end`."""
 
     def __init__(
-        self, link: LauncherLink, sandbox_id: str, number: int, send_signal: Callable[[int, int], None]
+        self,
+        link: LauncherLink,
+        sandbox_id: str,
+        number: int,
+        send_signal: Callable[[int, int], None],
+        on_silence: Callable[[], None],
     ) -> None:
         self._link, self._sandbox_id, self.number, self._send_signal = link, sandbox_id, number, send_signal
+        self._on_silence = on_silence
         loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = loop.create_future()
         self._exit: asyncio.Future[Exit] = loop.create_future()
@@ -198,7 +205,7 @@ class ProcessExecution:
             self._stdin.end()
 
     async def signal(self, number: int) -> None:
-        if self._exit.done() or self._finishing is not None:
+        if self._told:
             raise WrongState("ended", "the execution has ended")
         self._send_signal(self.number, number)
 
@@ -209,8 +216,19 @@ class ProcessExecution:
             await self._link.request(KILL, body)
         except LauncherRefused as refused:
             # Gone, and all of it with it; or a host whose control groups the operator gave up: only the group is left.
-            if refused.errno == errno.ENOTSUP and self._finishing is None and not self._exit.done():
-                self._send_signal(self.number, signal.SIGKILL)
+            if refused.errno != errno.ENOTSUP or self._told:
+                return
+            self._send_signal(self.number, signal.SIGKILL)
+        if not self._told:  # a worker that is still ours says at once that the first process has ended
+            asyncio.get_running_loop().call_later(LAST_WORD_SECONDS, self._check_told)
+
+    @property
+    def _told(self) -> bool:
+        return self._finishing is not None or self._exit.done()
+
+    def _check_told(self) -> None:
+        if not self._told:
+            self._on_silence()
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)

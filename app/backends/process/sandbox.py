@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.backends.process.execution import ProcessExecution
+from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
 from app.core.backend import Logs, settle
@@ -47,7 +47,7 @@ class ProcessSandbox:
         if self._over or self._ending is not None:
             raise WrongState("destroyed", "the sandbox has ended")
         self._number += 1
-        execution = ProcessExecution(self._link, self.id, self._number, self._send_signal)
+        execution = ProcessExecution(self._link, self.id, self._number, self._send_signal, self._violated)
         self._executions[execution.number] = execution
         await execution.start(command, logs, self._budget)
         return execution
@@ -62,11 +62,11 @@ class ProcessSandbox:
 
     # --- the end
 
-    async def _destroy(self) -> None:
+    async def _destroy(self, *, killed: bool = True) -> None:
         if not self._over:
             with contextlib.suppress(LauncherRefused, BackendUnavailable):  # then it is gone already
                 await self._link.request(DESTROY, bytes(Writer(0).text(self.id).data[1:]))
-            self._close(killed=True)
+            self._close(killed=killed)
         for execution in tuple(self._executions.values()):
             await execution.settled()
 
@@ -101,10 +101,14 @@ class ProcessSandbox:
                 data, descriptors = receive_packet(self._owner)
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # it ended with a signal from us unread
+                data, descriptors = b"", []
             except (OSError, ProtocolError):
                 return self._violated()
             if not data:
-                self._loop.remove_reader(self._owner.fileno())  # the launcher says how it ended
+                # The launcher says how it ended. If it does not, the worker has only closed its end.
+                self._loop.remove_reader(self._owner.fileno())
+                self._loop.call_later(LAST_WORD_SECONDS, self._violated)
                 return None
             close_all(descriptors)
             try:
@@ -133,9 +137,9 @@ class ProcessSandbox:
 
     def _violated(self) -> None:
         """Our worker never does that, so it is not ours any more."""
-        if self._ending is None:
+        if self._ending is None and not self._over:
             self._loop.remove_reader(self._owner.fileno())
-            self._ending = self._loop.create_task(self._destroy())
+            self._ending = self._loop.create_task(self._destroy(killed=False))
             if not self._lost.done():
                 self._lost.set_result("its worker broke the protocol")
 
