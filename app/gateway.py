@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from app.backends.process.backend import ProcessBackend
+from app.core.backend import Backend
 from app.core.policy import Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
@@ -47,16 +48,18 @@ def main(arguments: list[str]) -> int:
     except (SettingsError, KeysError, ProfilesError, StartRefused) as error:
         say(str(error))
         return 2
-    server = build(settings, keys, profiles, spill, Path(launcher_socket) if launcher_socket else None, reason)
+    backend = ProcessBackend(Path(launcher_socket) if launcher_socket else None, reason)
+    server = build(settings, keys, profiles, spill, backend)
     give_up_root(uid, parent)
     if os.getppid() != parent:
         return 0
     try:
-        spill.prove()
-    except OSError as error:
-        say(f"{settings.data / 'spill'} cannot hold output that does not fit into memory: {error.strerror}")
+        prove_spill(spill, settings)
+        listener = bind(settings.host, settings.port)
+    except StartRefused as error:
+        say(str(error))
         return 2
-    server.run()
+    server.run([listener])
     return 0
 
 
@@ -65,10 +68,9 @@ class AnnouncedServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for server in getattr(self, "servers", ()):
-            for listener in server.sockets:
-                host, port = listener.getsockname()[:2]
-                say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 class StartRefused(Exception):
@@ -76,15 +78,9 @@ class StartRefused(Exception):
 
 
 def build(
-    settings: Settings,
-    keys: tuple[str, ...],
-    profiles: Mapping[str, Policy],
-    spill: SpillFolder,
-    launcher_socket: Path | None,
-    reason: str,
+    settings: Settings, keys: tuple[str, ...], profiles: Mapping[str, Policy], spill: SpillFolder, backend: Backend
 ) -> uvicorn.Server:
     """Everything wired, nothing listening yet."""
-    backend = ProcessBackend(launcher_socket, reason)
     disabled = () if settings.process.enabled else (backend.info.name,)
     registry = Registry([backend], default=settings.runtime, disabled=disabled)
     telemetry = Telemetry()
@@ -104,6 +100,7 @@ def build(
         loop="uvloop",
         http="httptools",
         ws="websockets-sansio",
+        lifespan="on",  # `auto` would serve on without an orderly end when it cannot start
         ws_max_size=STREAM_FRAME,
         ws_ping_interval=15,
         # A program that does not read its stdin stops the socket from being read, pongs included: no pong is no sign of
@@ -136,6 +133,21 @@ def _with_roots(profile: Policy, settings: Settings) -> Policy:
     return replace(profile, filesystem=filesystem)
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """After root is given up, so that nothing of it is in the socket either. Raises StartRefused."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+        )  # inherited: finds clients that are silent and dead
+        listener.bind(address)
+    except OSError as error:
+        raise StartRefused(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
+
+
 def descriptors_needed(settings: Settings) -> int:
     """Sandboxes hold one each, executions three and up to two spill files, viewers and clients one; and some for us."""
     capacity = settings.capacity
@@ -147,8 +159,8 @@ def raise_descriptor_limit(need: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < need:
         raise StartRefused(
-            f"the configured capacity needs {need} descriptors, the limit is {hard}: raise it (ulimit -Hn, LimitNOFILE=) "
-            "or lower BULKHEAD_CAPACITY__EXECUTIONS and BULKHEAD_CAPACITY__SANDBOXES"
+            f"the configured capacity needs {need} descriptors, the limit is {hard}: raise it (ulimit -Hn, "
+            "LimitNOFILE=) or lower BULKHEAD_CAPACITY__EXECUTIONS and BULKHEAD_CAPACITY__SANDBOXES"
         )
     if soft != resource.RLIM_INFINITY and soft < need:
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
@@ -164,6 +176,15 @@ def open_spill(settings: Settings, uid: int) -> SpillFolder:
         return SpillFolder(folder, settings.spill_mib * MIB)
     except OSError as error:
         raise StartRefused(f"the data folder {settings.data} cannot be used: {error.strerror}") from error
+
+
+def prove_spill(spill: SpillFolder, settings: Settings) -> None:
+    """As the user that will need it. Raises StartRefused."""
+    try:
+        spill.prove()
+    except OSError as error:
+        folder = settings.data / "spill"
+        raise StartRefused(f"{folder} cannot hold output that does not fit into memory: {error.strerror}") from error
 
 
 def give_up_root(uid: int, parent: int) -> None:

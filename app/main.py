@@ -49,6 +49,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # ours comes without the internet: api/docs_page.py
         redoc_url=None,
+        telemetry={"auto_configure": False},  # an OTEL_ variable of the host must not send requests elsewhere
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)

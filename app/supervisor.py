@@ -29,6 +29,7 @@ from app.slot import NoSlot, Slot, release, take_slot
 MIB = 1024 * 1024
 _GRACE_SECONDS = 20.0
 _READY_SECONDS = 20.0
+REFUSED = 2  # the exit status of a start that was refused with a sentence
 PROJECT = str(Path(__file__).resolve().parent.parent)
 # What a program needs of /etc: the loader's cache, certificates, time zone, and where Debian's packages look for
 # their own settings. Never /etc as a whole: it holds the host's secrets and names.
@@ -83,10 +84,12 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
     read, write = os.pipe2(os.O_CLOEXEC)
     with os.fdopen(write, "wb") as file:
         file.write(config.dump().encode())
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from app.launcher.__main__ import main; "
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from app.launcher.__main__ import main; "
+        "main(int(sys.argv[1]), int(sys.argv[2]))"
+    )
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code + "main(int(sys.argv[1]), int(sys.argv[2]))"]
-        + [PROJECT, str(read), str(os.getpid())],
+        [sys.executable, "-I", "-S", "-c", code, PROJECT, str(read), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         pass_fds=(read, *keep),
@@ -95,8 +98,8 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
         env={"LANG": "C.UTF-8", "PATH": os.defpath},
     )
     os.close(read)
-    assert child.stdout is not None
-    if not select.select([child.stdout], [], [], _READY_SECONDS)[0] or child.stdout.readline() != b"ready\n":
+    said = child.stdout
+    if said is None or not select.select([said], [], [], _READY_SECONDS)[0] or said.readline() != b"ready\n":
         child.kill()
         child.wait()
         raise StartFailed("the launcher did not start; what it said stands above")
@@ -161,7 +164,7 @@ class Supervisor:
         while True:
             status = self._gateway.poll()
             if status is not None:
-                if not self._stopping:
+                if not self._stopping and status != REFUSED:  # then it has said why
                     say(f"the gateway ended with {status}")
                 return 0 if self._stopping else (status if status > 0 else 1)
             if self._stopping:
@@ -213,8 +216,7 @@ def remove_groups(parent: str) -> None:
     tree = cgroup.open_tree(parent)
     with contextlib.suppress(OSError):
         tree.clean()
-    with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
-        _, places = cgroup.locate(mounts.read(), own.read())
+    _, places = cgroup.locate(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     for _, folder in places:
         for path in (Path(folder, parent), Path(folder, parent).parent):
             with contextlib.suppress(OSError):

@@ -26,6 +26,7 @@ ENABLE = "+cpu +memory +pids"
 # and more until `udp_mem` of the whole host is used up. They have a limit of their own, which counts for a group only
 # once it was written there. Version 2 charges them to the memory limit.
 _SOCKET_LIMIT, SOCKET_BYTES = "memory.kmem.tcp.limit_in_bytes", 32 * 1024 * 1024
+_SERVICE = "service"
 _WORKERS = "_workers"  # no sandbox id begins with _
 
 
@@ -43,6 +44,14 @@ def write(path: str, at: int, value: str) -> None:
         os.write(descriptor, value.encode())
     finally:
         os.close(descriptor)
+
+
+def has(path: str, at: int) -> bool:
+    try:
+        os.stat(path, dir_fd=at)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def number_of(text: str) -> int:
@@ -106,7 +115,8 @@ def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, 
             if here and all(here != seen for seen, _ in first):
                 first.append((here, _below(target, root, own.get(here[0], "/"))))
         elif kind == "cgroup2" and not unified:
-            unified = _below(target, root, own.get("", "/"))
+            # Once we moved ourselves into the leaf (`_delegate`) the group that is ours is the one above it.
+            unified = _below(target, root, own.get("", "/")).removesuffix("/" + _SERVICE)
     if unified:
         with_controllers = _available(unified)
         if {"memory", "pids", "cpu"} <= with_controllers:
@@ -153,10 +163,19 @@ class Tree:
             for entry in folders(".", hierarchy.parent):
                 _remove_tree(hierarchy.parent, entry)
 
-    def house_workers(self) -> None:
-        """Makes the group of all workers and opens the way into it. Raises OSError."""
+    def house_workers(self, most: int) -> None:
+        """Makes the group of all workers, with room for `most` of them, and opens the way into it. Raises OSError.
+
+        The limits are wide and never met by workers that are ours: a worker has one thread and about 1 MiB. They are
+        for one that was taken over, which could otherwise do here what its commands may not do in their room.
+        """
         for hierarchy in self.hierarchies:
             os.mkdir(_WORKERS, dir_fd=hierarchy.parent)
+            if "pids" in hierarchy.controllers:
+                write(f"{_WORKERS}/pids.max", hierarchy.parent, str(2 * most + 16))
+            if "memory" in hierarchy.controllers:
+                name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
+                write(f"{_WORKERS}/{name}", hierarchy.parent, str((256 + 4 * most) * 1024 * 1024))
             hierarchy.workers = self.open_join(hierarchy, _WORKERS)
 
     def open_join(self, hierarchy: Hierarchy, path: str) -> int:
@@ -207,17 +226,13 @@ def open_tree(parent: str) -> Tree:
 
 def count_sockets(path: str, at: int, most: int = -1) -> None:
     """Version 1: the buffers of the sockets that the group's processes open from now on are counted (-1: only that)."""
-    try:
+    if has(f"{path}/{_SOCKET_LIMIT}", at):  # kernels announce since 6.12 to give it up
         write(f"{path}/{_SOCKET_LIMIT}", at, str(most))
-    except FileNotFoundError:
-        pass  # a kernel that gave it up; it announces to do so since 6.12
 
 
 def can_limit_swap(version: int, parent: int) -> bool:
     name = "memory.memsw.limit_in_bytes" if version == 1 else "memory.swap.max"
-    try:
-        os.stat(name, dir_fd=parent)
-    except FileNotFoundError:
+    if not has(name, parent):
         # Version 2 without swap accounting built in: a host that has no swap device needs no limit on it.
         with open("/proc/swaps") as file:
             return len(file.read().splitlines()) <= 1
@@ -227,10 +242,10 @@ def can_limit_swap(version: int, parent: int) -> bool:
 def _delegate(folder: str, parent: str) -> None:
     """Version 2 hands controllers down only through groups that hold no process, so ours move to a leaf first."""
     if os.path.exists(folder + "/cgroup.type"):  # the root group has no such file, and may hold processes
-        os.makedirs(folder + "/service", exist_ok=True)
+        os.makedirs(f"{folder}/{_SERVICE}", exist_ok=True)
         with open(folder + "/cgroup.procs") as file:
             for pid in file.read().split():
-                with open(folder + "/service/cgroup.procs", "w") as target:
+                with open(f"{folder}/{_SERVICE}/cgroup.procs", "w") as target:
                     target.write(pid)
     path = folder
     for part in ("", *parent.split("/")):

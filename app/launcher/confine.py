@@ -21,6 +21,7 @@ AHEAD = (
     steps.take_identity,  # before the mounts, so that what is made in them belongs to the sandbox's user
     steps.mount_proc,
     steps.mask_proc,  # right after: no moment with an unmasked /proc of its own
+    steps.prove_masks,
     steps.mount_storage,
     steps.mount_terminals,
     steps.prove_read_only_root,  # after the last mount

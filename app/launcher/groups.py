@@ -12,6 +12,7 @@ from app.launcher.cgroup import (
     Tree,
     count_sockets,
     field,
+    has,
     number_of,
     pids,
     read,
@@ -61,10 +62,8 @@ class Groups:
                 count_sockets(room, at, SOCKET_BYTES)
             if self._tree.has_swap_limit:
                 name, value = ("memory.memsw.limit_in_bytes", memory_bytes) if self._first else ("memory.swap.max", 0)
-                try:
+                if self._first or has(f"{room}/{name}", at):  # not there, and no swap either: see can_limit_swap
                     write(f"{room}/{name}", at, str(value))
-                except FileNotFoundError:
-                    pass  # version 2, no swap accounting and no swap: see can_limit_swap
         if "pids" in hierarchy.controllers:
             write(f"{room}/pids.max", at, str(processes))
             self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
@@ -199,7 +198,9 @@ class Groups:
         for descriptor in self._shared:
             os.close(descriptor)
         self._shared.clear()
-        gone = all([self.remove_execution(number) for number in tuple(self._executions)])
+        gone = True
+        for number in tuple(self._executions):
+            gone = self.remove_execution(number) and gone
         for hierarchy in self._tree.hierarchies:
             if hierarchy.limits:
                 gone = _remove(self._name, hierarchy.parent) and gone

@@ -64,7 +64,7 @@ def enter_template(config: Config) -> None:
     mount("bulkhead", root, "tmpfs", MS_NOSUID, "mode=0755,size=32m,nr_inodes=16k")
     for name in ("proc", "dev", "dev/pts", "dev/shm", "etc", "workspace", "tmp", "var", "run", OWN.strip("/")):
         os.mkdir(f"{root}/{name}", 0o755)
-    os.symlink("../tmp", f"{root}/var/tmp")
+    os.symlink("../tmp", f"{root}/var/tmp")  # noqa: S108 - the sandbox's own
     for path in config.root_paths:
         _bind_read_only(path, root + path)
     for name in SYSTEM_LINKS:
@@ -103,14 +103,14 @@ def _system_folder(name: str, root: str) -> None:
 
 def _copy(source: str, target: str) -> None:
     """A file, a link or a folder of them, as they are now. Copies, not mounts: every mount of the template is paid for
-    by every sandbox, at its clone and at its end."""
+    by every sandbox, at its clone and at its end. Nothing that the host keeps from its own users."""
     if os.path.islink(source):
         os.symlink(os.readlink(source), target)
-    elif os.path.isdir(source):
+    elif os.path.isdir(source) and os.stat(source).st_mode & 0o005 == 0o005:
         os.makedirs(target, mode=0o755, exist_ok=True)
         for name in os.listdir(source):
             _copy(f"{source}/{name}", f"{target}/{name}")
-    elif os.path.isfile(source) and os.stat(source).st_mode & 0o004:  # nothing that the host keeps from its own users
+    elif os.path.isfile(source) and os.stat(source).st_mode & 0o004:
         with open(source, "rb") as original, open(target, "wb") as copy:
             copy.write(original.read())
 
@@ -130,7 +130,7 @@ def _make_device(original: str, target: str) -> None:
     a device takes writes all the same, but its inode is the host's, and `touch` would change it."""
     try:
         os.mknod(target, 0o20666, os.stat(original).st_rdev)
-        os.chmod(target, 0o666)
+        os.chmod(target, 0o666)  # noqa: S103 - as every Linux has it; what is written to it goes nowhere
     except PermissionError:
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
         mount(original, target, None, MS_BIND)
@@ -166,6 +166,11 @@ def masks() -> list[tuple[str, str]]:
 def mount_proc() -> None:
     """Of the sandbox's own PID namespace, and read-only as a whole: /proc/sys, sysrq-trigger and oom_score_adj too."""
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
+
+
+def unmasked(pairs: list[tuple[str, str]]) -> list[str]:
+    """Of what should be covered, what can be read all the same."""
+    return [target for _, target in pairs if os.access(target, os.R_OK)]
 
 
 def mask_proc(pairs: list[tuple[str, str]]) -> None:

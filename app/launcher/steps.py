@@ -26,11 +26,13 @@ from app.launcher.syscalls import (
     PR_CAP_AMBIENT_CLEAR_ALL,
     PR_CAPBSET_DROP,
     PR_SET_DUMPABLE,
+    PR_SET_KEEPCAPS,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
     close_range,
-    drop_capabilities,
+    permitted_capabilities,
     prctl,
+    set_capabilities,
     set_group_ids,
     set_user_ids,
     sethostname,
@@ -145,7 +147,13 @@ def take_identity(room: Room) -> None:
     namespace is not mapped; they go in `drop_all_capabilities`."""
     os.setgroups([])
     set_group_ids(room.uid)
-    set_user_ids(room.uid)
+    if room.uid != mounts.INSIDE_ID:  # no user namespace: uid 0 is root, and leaving it would take them away here
+        prctl(PR_SET_KEEPCAPS, 1)
+        held = permitted_capabilities()
+        set_user_ids(room.uid)
+        set_capabilities(held)
+    else:
+        set_user_ids(room.uid)
 
 
 def mount_proc(room: Room) -> None:
@@ -154,6 +162,11 @@ def mount_proc(room: Room) -> None:
 
 def mask_proc(room: Room) -> None:
     mounts.mask_proc(room.masks)
+
+
+def prove_masks(room: Room) -> None:
+    if found := mounts.unmasked(room.masks):
+        raise OSError(errno.EACCES, f"{found[0]} can be read")
 
 
 def mount_storage(room: Room) -> None:
@@ -217,7 +230,7 @@ def empty_bounding_set(room: Room) -> None:
 
 def drop_all_capabilities(room: Room) -> None:
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    drop_capabilities()
+    set_capabilities(0)
 
 
 def prove_identity(room: Room) -> None:

@@ -18,6 +18,7 @@ NR_PIVOT_ROOT = 155 if _X86 else 41
 NR_PRCTL = 157 if _X86 else 167
 NR_UNSHARE = 272 if _X86 else 97
 NR_SETNS = 308 if _X86 else 268
+NR_CAPGET = 125 if _X86 else 90
 NR_CAPSET = 126 if _X86 else 91
 NR_SETHOSTNAME = 170 if _X86 else 161
 NR_KEYCTL = 250 if _X86 else 219
@@ -48,7 +49,7 @@ MNT_DETACH = 2
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME = 1, 4, 8, 15
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 24, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
@@ -128,9 +129,20 @@ def kill_by_pidfd(pidfd: int, signal_number: int) -> None:
     syscall(NR_PIDFD_SEND_SIGNAL, pidfd, signal_number, None, 0)
 
 
-def drop_capabilities() -> None:
-    """Effective, permitted and inheritable sets of the caller become empty, capset(2), version 3."""
-    syscall(NR_CAPSET, (0x20080522).to_bytes(4, "little") + bytes(4), bytes(24))
+_CAPABILITY_HEADER = (0x20080522).to_bytes(4, "little") + bytes(4)  # version 3, of the caller
+
+
+def permitted_capabilities() -> int:
+    """The caller's permitted set, as bits, capget(2)."""
+    data = (ctypes.c_uint32 * 6)()
+    syscall(NR_CAPGET, ctypes.create_string_buffer(_CAPABILITY_HEADER, 8), data)
+    return int(data[1]) | int(data[4]) << 32
+
+
+def set_capabilities(bits: int) -> None:
+    """The caller's effective and permitted sets; the inheritable one becomes empty, capset(2)."""
+    low, high = (bits & 0xFFFFFFFF).to_bytes(4, "little"), (bits >> 32).to_bytes(4, "little")
+    syscall(NR_CAPSET, _CAPABILITY_HEADER, low + low + bytes(4) + high + high + bytes(4))
 
 
 def clone3(flags: int) -> tuple[int, int]:

@@ -97,6 +97,11 @@ def namespaces(*, of: str = "mnt") -> set[int]:
     return found
 
 
+def mounts_of(pid: int) -> Found:
+    """In its mount namespace: where each is."""
+    return [line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+
+
 def left_of(first: int) -> Found:
     """What of a service that has ended is still there. Its uids begin with `first`."""
     left = [f"process {pid} ({state_of(pid)})" for pid in processes_in(first)]

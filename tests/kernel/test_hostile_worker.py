@@ -115,7 +115,7 @@ WRONG: dict[str, Callable[[Stage], Any]] = {
     "100 KiB": lambda s: s.worker.send(bytes(100_000)),
     "unknown kind": lambda s: s.say(99, 1),
     "the gateway's own word": lambda s: s.say(SIGNAL, 1, 9),
-    "foreign execution": lambda s: s.say(EXITED, 2),
+    "foreign execution": lambda s: s.say(EXITED, 3),
     "execution 0": lambda s: s.say(STARTED, 0),
     "started twice": lambda s: s.say(STARTED, 1),
     "failed after the start": lambda s: s.say(START_FAILED, 1, 2),

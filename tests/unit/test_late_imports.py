@@ -9,13 +9,14 @@ from pathlib import Path
 SCRIPT = """
 import http.client, sys, threading
 from pathlib import Path
-from app.gateway import build
+from app.backends.process.backend import ProcessBackend
+from app.gateway import bind, build
 from app.core.policy import DEFAULT_PROFILES
 from app.settings import load_settings
 from app.spill import SpillFolder
 
 settings = load_settings(port=0, data=Path(sys.argv[1]))
-server = build(settings, (), DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1), None, "not in this test")
+server = build(settings, (), DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1), ProcessBackend(None))
 before = set(sys.modules)
 
 def call(port, method, path, body=None, headers={}):
@@ -41,10 +42,10 @@ def drive(port):
 startup = server.startup
 async def announced(sockets=None):
     await startup(sockets)
-    threading.Thread(target=drive, args=(server.servers[0].sockets[0].getsockname()[1],)).start()
+    threading.Thread(target=drive, args=(sockets[0].getsockname()[1],)).start()
 server.startup = announced
 client = {"http.client", "email.parser", "email.feedparser"}
-server.run()
+server.run([bind("127.0.0.1", 0)])
 print(sorted(set(sys.modules) - before - client))
 """
 
