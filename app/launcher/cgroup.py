@@ -142,8 +142,9 @@ def _available(folder: str) -> set[str]:
 class Tree:
     """This instance's part of the host's control groups."""
 
-    def __init__(self, version: int, hierarchies: list[Hierarchy], has_swap_limit: bool) -> None:
+    def __init__(self, version: int, parent: str, hierarchies: list[Hierarchy], has_swap_limit: bool) -> None:
         self.version, self.hierarchies, self.has_swap_limit = version, hierarchies, has_swap_limit
+        self.workers_path = f"/{parent}/{_WORKERS}"
 
     @property
     def layers(self) -> set[str]:
@@ -221,7 +222,7 @@ def open_tree(parent: str) -> Tree:
             has_swap_limit = can_limit_swap(version, descriptor)
             if version == 1:
                 count_sockets(".", descriptor)  # now, as the first group of a host that does so patches the kernel
-    return Tree(version, hierarchies, has_swap_limit)
+    return Tree(version, parent, hierarchies, has_swap_limit)
 
 
 def count_sockets(path: str, at: int, most: int = -1) -> None:

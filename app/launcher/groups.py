@@ -90,6 +90,12 @@ class Groups:
             found["cpu_millis"] = number_of(text.split()[0]) * 1000 // PERIOD_US
         return found
 
+    def not_with_workers(self, membership: dict[str, str]) -> list[str]:
+        """The controllers in whose tree the process of this membership (controller -> path) is somewhere else."""
+        found = {name for hierarchy in self._tree.hierarchies for name in hierarchy.controllers}
+        end = self._tree.workers_path
+        return sorted(n for n in found if not membership.get(n, membership.get("", "")).endswith(end))
+
     # --- executions
 
     def open_execution(self, number: int) -> list[int]:

@@ -11,6 +11,8 @@ from app.launcher.groups import Groups, Usage
 from app.launcher.protocol import RUN, CreatePlan, Writer
 from app.launcher.syscalls import kill_by_pidfd
 
+# Three standard streams, two sockets, /dev/null, pids.max, and the pipe that wakes it.
+_OWN_DESCRIPTORS = 9
 _TRIED_AGAIN = 4  # a host has 65,535 memory groups, so none may be kept for nothing
 
 
@@ -165,7 +167,16 @@ class HeldSandbox:
         }
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
-        return facts, probe.shortcomings(status, entered, wanted)
+        return facts, probe.shortcomings(status, entered, wanted) + self._strays()
+
+    def _strays(self) -> list[str]:
+        """What only a worker that skipped a step has: another sandbox's descriptors, or a place in a group of ours."""
+        wrong: list[str] = []
+        most = _OWN_DESCRIPTORS + len(self.groups.home)
+        if len(os.listdir(f"/proc/{self.pid}/fd")) > most:
+            wrong.append("it holds descriptors that are not its own")
+        outside = self.groups.not_with_workers(probe.groups_of(self.pid))
+        return wrong + [f"it is not in the workers' {name} group" for name in outside]
 
     def _landlock(self) -> dict[str, str]:
         """What its domain handles; that there is one, the worker's own canary proved before it said READY."""

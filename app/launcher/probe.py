@@ -75,6 +75,17 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in lines if name in _STATUS}
 
 
+def groups_of(pid: int) -> dict[str, str]:
+    """Controller -> path of the control group, of version 2 under the name "", proc_pid_cgroup(5)."""
+    descriptor = os.open(f"/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(descriptor, 16_384).decode()
+    finally:
+        os.close(descriptor)
+    lines = [line.split(":", 2) for line in text.splitlines()]
+    return {name: path for _, names, path in lines for name in names.split(",")}
+
+
 def namespaces_of(pid: int | str) -> dict[str, int]:
     """Name -> inode of the namespace."""
     found: dict[str, int] = {}

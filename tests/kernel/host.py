@@ -13,6 +13,7 @@ from app.slot import RUN, UIDS
 from tests.service import Service
 
 Found = list[str]
+WORKERS = "/_workers"  # the group that all workers share, outside of their sandboxes' limits
 
 
 def uids_of(pid: int) -> tuple[int, ...]:

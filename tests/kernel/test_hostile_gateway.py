@@ -49,7 +49,7 @@ def sandboxes_of(launched: Launched) -> set[str]:
     """Names of the control groups: the copy that is made ahead has none of its own yet."""
     parent, _, first = launched[0].cgroup_parent.partition("/")
     folders = [Path(folder) for folder in host.group_folders(int(first), parent)]
-    return {folder.name for folder in folders if folder.parent.name == first} - {"workers"}
+    return {folder.name for folder in folders if folder.parent.name == first} - {host.WORKERS[1:]}
 
 
 @pytest.fixture
