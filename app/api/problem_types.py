@@ -148,7 +148,7 @@ _TABLE = (
     ProblemType(
         "wrong_state",
         409,
-        "It is past this, or not there yet",
+        "Its state does not allow this",
         "The sandbox or execution is in the state `state`, in which this cannot be done.",
         ("state",),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shlex
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,8 @@ def create(typed: Namespace) -> int:
 
 def list_sandboxes(typed: Namespace) -> int:
     async def work(client: Client) -> int:
+        if typed.sandbox:
+            return await _list_executions(client, typed)
         found = [s async for s in client.sandboxes(dict(typed.label or ())) if typed.all or s["state"] != "destroyed"]
         if typed.json:
             put_json(found)
@@ -71,6 +74,27 @@ def list_sandboxes(typed: Namespace) -> int:
         return 0
 
     return _with_client(work)
+
+
+async def _list_executions(client: Client, typed: Namespace) -> int:
+    found = [execution async for execution in client.executions(typed.sandbox)]
+    if typed.json:
+        put_json(found)
+    else:
+        put_table(["ID", "STATE", "STARTED", "ENDING", "COMMAND"], [_execution_row(e) for e in found])
+    return 0
+
+
+def _execution_row(execution: Mapping[str, Any]) -> list[str]:
+    ending = execution.get("exit") or {}
+    how = ending.get("signal") or ending.get("code")
+    return [
+        execution["id"],
+        execution["state"],
+        _second(execution["started_at"]),
+        "" if not ending else ending["reason"] if how is None else f"{ending['reason']} {how}",
+        shlex.join(execution["command"])[:100],
+    ]
 
 
 def _sandbox_row(sandbox: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ def new_key(typed: Namespace) -> int:
 
     try:
         put(make(Path(typed.data) if typed.data else load_settings().data, typed.name))
+        say("a service that runs reads its keys at its next start")
     except (KeysError, SettingsError) as error:
         say(str(error))
         return FAILED

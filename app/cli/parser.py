@@ -54,8 +54,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _room_options(create)
     _env_options(create)
 
-    _json(_add(kinds, "ls", commands.list_sandboxes, "list sandboxes, oldest first"))
+    _json(_add(kinds, "ls", commands.list_sandboxes, "list sandboxes, or the executions of one"))
     listing = kinds.choices["ls"]
+    listing.add_argument("sandbox", metavar="SANDBOX", nargs="?", help="list its executions")
     listing.add_argument("--all", "-a", action="store_true", help="destroyed ones too, while they are known")
     listing.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="only with this label")
 

@@ -207,6 +207,10 @@ class Client:
 
     # --- executions
 
+    def executions(self, sandbox_id: str) -> AsyncIterator[Json]:
+        """Oldest first."""
+        return self._items(f"/sandboxes/{segment(sandbox_id)}/executions", [])
+
     async def start(self, sandbox_id: str, body: Json, wait_seconds: int = 300) -> Json:
         path, params = f"/sandboxes/{segment(sandbox_id)}/executions", {"wait_seconds": wait_seconds}
         return await self._json("POST", path, json=body, params=params, wait_seconds=wait_seconds)

@@ -319,7 +319,7 @@ async def test_runtimes_tells_the_reason_of_one_that_is_not_there() -> None:
 async def test_new_key_is_printed_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     ended = await bulkhead(NOWHERE, "key", "new", "laptop", "--data", str(tmp_path / "state"))
     key = ended.stdout.decode().strip()
-    assert (ended.status, ended.stderr) == (0, "")
+    assert (ended.status, ended.stderr) == (0, "bulkhead: a service that runs reads its keys at its next start\n")
     assert len(key) > 40
     kept = "".join(path.read_text() for path in (tmp_path / "state").iterdir())
     assert "laptop" in kept
@@ -340,3 +340,18 @@ async def test_every_command_is_documented() -> None:
     assert names - {"COMMAND"} == {command.split()[0] for command in commands}
     for name in ("BULKHEAD_CLIENT_URL", "BULKHEAD_CLIENT_KEY", "BULKHEAD_CLIENT_DEBUG", "OPENSHELL_RUNTIME"):
         assert f"`{name}`" in page
+
+
+async def test_ls_of_a_sandbox_shows_how_its_executions_ended() -> None:
+    began = "2030-01-02T03:04:05.123Z"
+    items = [
+        {"id": "exe_1", "state": "ended", "started_at": began, "command": ["sh", "-c", "exit 3"],
+         "exit": {"reason": "exited", "code": 3}},
+        {"id": "exe_2", "state": "running", "started_at": began, "command": ["cat"]},
+    ]  # fmt: skip - two items
+    async with fake_service() as service:
+        service.answers[f"GET /sandboxes/{SANDBOX}/executions"] = answer(200, {"items": items, "next_cursor": None})
+        table = await bulkhead(service.url, "ls", SANDBOX)
+    lines = [line.split() for line in table.stdout.decode().splitlines()]
+    assert lines[1] == ["exe_1", "ended", "2030-01-02T03:04:05Z", "exited", "3", "sh", "-c", "'exit", "3'"]
+    assert lines[2] == ["exe_2", "running", "2030-01-02T03:04:05Z", "cat"]
