@@ -124,8 +124,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             socket, reason = self._prepare()
-            self._gateway = self._start_gateway(socket, reason)
-            return self._watch(wake)
+            self._gateway = gateway = self._start_gateway(socket, reason)
+            return self._watch(gateway, wake)
         finally:
             self._end()
 
@@ -159,10 +159,9 @@ class Supervisor:
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _watch(self, wake: int) -> int:
-        assert self._gateway is not None
+    def _watch(self, gateway: subprocess.Popen[bytes], wake: int) -> int:
         while True:
-            status = self._gateway.poll()
+            status = gateway.poll()
             if status is not None:
                 if not self._stopping and status != REFUSED:  # then it has said why
                     say(f"the gateway ended with {status}")
@@ -170,24 +169,23 @@ class Supervisor:
             if self._stopping:
                 return 0
             delay = None
-            if self._launcher is not None and self._launcher.poll() is not None:
-                delay = self._launch_again()
+            if self._launcher is not None and self._slot is not None and self._launcher.poll() is not None:
+                delay = self._launch_again(self._slot, self._launcher.returncode)
             select.select([wake], [], [], delay)  # a signal, or the end of a child
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
 
-    def _launch_again(self) -> float | None:
+    def _launch_again(self, slot: Slot, status: int) -> float | None:
         """At once, and slower when it keeps dying: returns the seconds to wait before it is tried again."""
-        assert self._slot is not None and self._launcher is not None
         now = time.monotonic()
         if now < self._not_before:
             return self._not_before - now
-        say(f"the launcher ended with {self._launcher.returncode}: starting another; its sandboxes are lost")
+        say(f"the launcher ended with {status}: starting another; its sandboxes are lost")
         self._deaths = [when for when in self._deaths if now - when < 60] + [now]
         if len(self._deaths) > 3:
             self._not_before = now + min(10.0, 0.1 * 2 ** len(self._deaths))
         try:
-            self._launcher = start_launcher(launcher_config(self._settings, self._slot), (self._slot.lock,))
+            self._launcher = start_launcher(launcher_config(self._settings, slot), (slot.lock,))
         except StartFailed as error:
             say(str(error))
             return 1.0

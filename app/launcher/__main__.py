@@ -60,7 +60,7 @@ def main(config_fd: int, parent: int) -> None:
 
 
 def _raise_descriptor_limit(settings: config.Config) -> None:
-    """Each sandbox holds two descriptors, and some more while it is made. A command's own limit is set in its worker."""
+    """A sandbox holds two descriptors, and some more while it is made. A command's own limit is set in its worker."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = 4 * settings.max_sandboxes + 256
     if soft != resource.RLIM_INFINITY and soft < need:
@@ -69,7 +69,7 @@ def _raise_descriptor_limit(settings: config.Config) -> None:
 
 def _hide_command_line() -> None:
     """PID 1 of a sandbox is a copy of this process, and anybody inside may read its command line: it must not tell
-    where on the host the service is installed. proc_pid_stat(5), fields 48 and 49, is where the kernel reads it from."""
+    where on the host the service is installed. proc_pid_stat(5), fields 48 and 49: where the kernel reads it from."""
     name = b"bulkhead"
     with open("/proc/self/stat") as file:
         fields = file.read().rpartition(")")[2].split()

@@ -125,8 +125,7 @@ def test_programs_of_the_sandbox_are_never_used_by_the_service(service: Service,
     plant = "for n in ip mount tar sh python3 env; do printf '#!/bin/sh\\necho planted' > $n; chmod 755 $n; done"
     assert service.run(sandbox, "/bin/sh", "-c", plant)["exit"]["code"] == 0
     env = {"PATH": "/workspace", "LD_PRELOAD": "/workspace/x.so", "PYTHONPATH": "/workspace", "BASH_ENV": "/workspace/sh"}
-    done = service.run(sandbox, "tar", env=env)
-    assert "planted" not in done["stderr"], "the planted script has no interpreter on that path but its own"
+    assert service.run(sandbox, "tar", env=env)["stdout"] == "planted\n", "that is for the client's own PATH to say"
     other = service.create(env=env)
     assert service.run(other, "/usr/bin/true", workdir="/tmp")["exit"]["code"] == 0
     assert service.call("DELETE", f"/sandboxes/{other}")[0] == 204
@@ -265,16 +264,21 @@ def test_delete_against_execute_gives_typed_answers_and_leaves_nothing(service: 
 
 
 def test_a_renewal_at_the_moment_of_expiry_is_all_or_nothing(service: Service) -> None:
-    for turn in range(12):
-        sandbox = service.create(ttl_seconds=1)
-        deadline = time.monotonic() + 1 + random.Random(turn).uniform(-0.03, 0.01)
-        threading.Event().wait(deadline - time.monotonic())
-        status, answer = service.call("PATCH", f"/sandboxes/{sandbox}", {"ttl_seconds": 300})
-        shown = service.call("GET", f"/sandboxes/{sandbox}")[1]
-        if status == 200:
-            assert (answer["state"], shown["state"]) == ("running", "running")
-            assert service.run(sandbox, "true")["exit"]["code"] == 0
-            assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
-        else:
-            assert (status, answer["type"]) == (409, "/problems/wrong_state")
-            host.until(lambda s=sandbox: service.call("GET", f"/sandboxes/{s}")[1]["state"] == "destroyed", "it ends")  # type: ignore[misc]
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        states = list(pool.map(renew_at_expiry, [service] * 60, range(60)))
+    assert set(states) <= {"running", "destroyed"}
+
+
+def renew_at_expiry(service: Service, seed: int) -> str:
+    sandbox = service.create(ttl_seconds=1)
+    threading.Event().wait(1 + random.Random(seed).uniform(-0.06, 0.01))
+    status, answer = service.call("PATCH", f"/sandboxes/{sandbox}", {"ttl_seconds": 300})
+    shown = service.call("GET", f"/sandboxes/{sandbox}")[1]
+    if status == 200:
+        assert (answer["state"], shown["state"]) == ("running", "running")
+        assert service.run(sandbox, "true")["exit"]["code"] == 0
+        assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
+        return "running"
+    assert (status, answer["type"]) == (409, "/problems/wrong_state")
+    host.until(lambda: service.call("GET", f"/sandboxes/{sandbox}")[1]["state"] == "destroyed", "it ends")
+    return "destroyed"

@@ -170,7 +170,8 @@ class ProcessExecution:
         body = bytes(Writer(0).text(self._sandbox_id).u32(self.number).data[1:])
         answer = (await self._link.request(FINISH, body)).source
         cpu_ns, peak, ooms = answer.u64(), answer.u64(), answer.u32()
-        exit_ = replace(exit_, cpu_seconds=cpu_ns / 1e9, max_memory_bytes=peak)
+        # A host without the controller says 0, which no process that ran can have used.
+        exit_ = replace(exit_, cpu_seconds=cpu_ns / 1e9 or None, max_memory_bytes=peak or None)
         if ooms == 0 or exit_.reason is ExitReason.START_FAILED or exit_.code == 0:
             return exit_
         how = f"exit code {exit_.code}" if exit_.code is not None else str(exit_.signal)

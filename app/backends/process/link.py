@@ -158,7 +158,8 @@ class LauncherLink:
 
     def _send(self, packet: bytes, descriptors: Sequence[int]) -> bool:
         """False when the socket has no room now."""
-        assert self._socket is not None
+        if self._socket is None:
+            raise BackendUnavailable(RUNTIME, "the launcher is gone")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
             self._socket.sendmsg([packet], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

@@ -28,8 +28,10 @@ class CuttingProxy:
         self.cuts = cuts
         self.done = 0
         self._port = port
+        self._kept: list[asyncio.Task[None] | None] = []  # asyncio's server forgets a handler whose client is gone
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._kept.append(asyncio.current_task())
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
         head = await reader.readuntil(b"\r\n\r\n")
         allowance: int | None = None

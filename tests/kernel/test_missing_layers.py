@@ -1,0 +1,135 @@
+"""A host that lacks a layer: a create is refused by its name, unless the operator gave it up by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel import host
+from tests.kernel.talk import start
+from tests.kernel.without import prefix
+from tests.require import require
+from tests.service import Service
+
+# What an operator gives up with a layer: Landlock brings three.
+OPTIONAL = {
+    "landlock": ["landlock", "landlock_tcp", "landlock_scopes"],
+    "user_namespace": ["user_namespace"],
+    "cgroup_memory": ["cgroup_memory", "swap_limit"],
+    "cgroup_pids": ["cgroup_pids"],
+    "cgroup_cpu": ["cgroup_cpu"],
+}
+FORK = """
+import os, signal
+count = 0
+while count < 40:
+    try:
+        pid = os.fork()
+    except OSError:
+        break
+    if pid == 0:
+        signal.pause()
+    count += 1
+print(count)
+"""
+REQUIRED = {"network_namespace": "enter_network_namespace", "seccomp": "filter_system_calls"}
+
+
+@pytest.fixture(autouse=True)
+def root() -> None:
+    require("root", os.geteuid() == 0, "a service that is started as root")
+    version_1 = any(" - cgroup " in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    require("cgroup1", version_1, "the controllers are taken away one by one, as version 1 mounts them")
+
+
+@pytest.mark.parametrize("layer", OPTIONAL)
+def test_a_create_is_refused_and_names_the_layer(tmp_path: Path, layer: str) -> None:
+    with Service(tmp_path, prefix=prefix(layer)) as service:
+        first = host.first_uid(service)
+        status, problem = service.call("POST", "/sandboxes", {})
+        assert (status, problem["type"], problem["layer"]) == (503, "/problems/isolation_unavailable", layer)
+        assert layer in problem["detail"]
+        status, ready = service.call("GET", "/readyz")
+        assert (status, ready["type"], ready["layer"]) == (503, "/problems/isolation_unavailable", layer)
+        runtime = service.call("GET", "/runtimes")[1]["items"][0]
+        assert runtime["available"] is False
+        assert layer in runtime["reason"]
+        assert service.call("GET", "/sandboxes")[1]["items"] == []
+        assert host.processes_in(first + 1) == []
+
+
+@pytest.mark.parametrize("layer", OPTIONAL)
+def test_a_layer_that_was_given_up_by_name_is_in_the_receipt(tmp_path: Path, layer: str) -> None:
+    given_up = {"BULKHEAD_PROCESS__ACCEPT_MISSING": json.dumps(OPTIONAL[layer])}
+    with Service(tmp_path, given_up, prefix(layer)) as service:
+        assert service.call("GET", "/readyz")[0] == 200
+        sandbox = service.create(limits={"memory_mib": 64, "processes": 16})
+        receipt = service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]
+        assert sorted(receipt["missing_layers"]) == sorted(OPTIONAL[layer])
+        assert receipt["no_new_privs"] is True
+        assert receipt["seccomp"]["mode"] == "filter"
+        assert set(receipt["capabilities"].values()) == {0}
+        check_the_rest(service, sandbox, receipt, layer)
+        assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
+        assert service.stop() == 0
+
+
+def check_the_rest(service: Service, sandbox: str, receipt: dict[str, Any], layer: str) -> None:
+    """The layer is gone, each other one still works."""
+    ending = service.run(sandbox, "sh", "-c", "id -u; exit 3")["exit"]
+    assert ending["code"] == 3
+    assert (ending["max_memory_bytes"] is None) is (layer == "cgroup_memory"), "what cannot be measured is not guessed"
+    assert service.run(sandbox, "sh", "-c", "echo x > /usr/x")["exit"]["code"] == 2
+    assert ("user" in receipt["namespaces"]) is (layer != "user_namespace")
+    uid = service.run(sandbox, "id", "-u")["stdout"].strip()
+    assert uid == ("1000" if layer != "user_namespace" else str(receipt["host_uid"]))
+    assert (receipt["landlock"]["abi"] > 0) is (layer != "landlock")
+    assert (receipt["cgroup"]["memory_bytes"] is None) is (layer == "cgroup_memory")
+    assert (receipt["cgroup"]["processes"] is None) is (layer == "cgroup_pids")
+    assert (receipt["cgroup"]["cpus"] is None) is (layer == "cgroup_cpu")
+    assert (int(service.run(sandbox, "python3", "-c", FORK)["stdout"]) == 40) is (layer == "cgroup_pids")
+
+
+def test_without_any_control_group_a_sandbox_still_ends_wholly(tmp_path: Path) -> None:
+    given_up = ["cgroup_memory", "cgroup_pids", "cgroup_cpu", "swap_limit"]
+    env = {"BULKHEAD_PROCESS__ACCEPT_MISSING": json.dumps(given_up)}
+    with Service(tmp_path, env, prefix("cgroups")) as service:
+        sandbox = service.create()
+        receipt = service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]
+        assert sorted(receipt["missing_layers"]) == sorted(given_up)
+        uid = receipt["host_uid"]
+        running = start(service, sandbox, "sh", "-c", "setsid sleep 1000 & echo up; sleep 1000")
+        running.saw(b"up")
+        assert running.delete() == 204
+        ending = running.exit()
+        assert (ending["reason"], ending["signal"]) == ("killed", "SIGKILL")
+        assert (ending["cpu_seconds"], ending["max_memory_bytes"]) == (None, None)
+        timed = service.run(sandbox, "sleep", "1000", timeout_seconds=0.2)["exit"]
+        assert timed["reason"] == "timeout"
+        assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
+        assert host.processes_of(uid) == []
+
+
+@pytest.mark.parametrize("layer", REQUIRED)
+def test_a_layer_that_nobody_can_give_up_fails_the_create_with_its_step(tmp_path: Path, layer: str) -> None:
+    with Service(tmp_path, prefix=prefix(layer)) as service:
+        first = host.first_uid(service)
+        for _ in range(3):
+            status, problem = service.call("POST", "/sandboxes", {})
+            assert (status, problem["type"]) == (500, "/problems/launch_failed"), problem
+            assert problem["step"] == REQUIRED[layer]
+        assert service.call("GET", "/sandboxes")[1]["items"] == []
+        host.until(lambda: not [f for f in host.group_folders(first) if not f.endswith(host.WORKERS)], "no group stays")
+        assert service.stop() == 0
+    assert host.left_of(first) == []
+
+
+def test_a_layer_that_cannot_be_given_up_is_refused_by_name(tmp_path: Path) -> None:
+    service = Service(tmp_path, {"BULKHEAD_PROCESS__ACCEPT_MISSING": '["seccomp"]'})
+    assert service.process.wait(60) == 2
+    service.stop()
+    assert "BULKHEAD_PROCESS__ACCEPT_MISSING" in "\n".join(service.log)
