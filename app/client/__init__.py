@@ -8,6 +8,7 @@ Authorization header and nowhere else.
 ``stdin``   bytes on their way to the program: none is lost by a cut
 """
 
-from app.client.http import DEFAULT_URL, Client, ClientError, Problem, ServiceUnreachable
+from app.client.errors import ClientError, Problem, ServiceUnreachable
+from app.client.http import DEFAULT_URL, Client
 
 __all__ = ["DEFAULT_URL", "Client", "ClientError", "Problem", "ServiceUnreachable"]

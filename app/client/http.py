@@ -1,11 +1,9 @@
-"""The calls of the client, one method each, and what can go wrong with any of them."""
+"""The calls of the client, one method each."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from app import __version__
+from app.client.errors import ClientError, ServiceUnreachable, problem_of, reason_of
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -29,36 +28,6 @@ PAGE = 1000
 Json = dict[str, Any]
 
 
-class ClientError(Exception):
-    """Whatever keeps the client from doing what it was asked. `str(error)` is one sentence without a secret."""
-
-
-class ServiceUnreachable(ClientError):
-    def __init__(self, url: str, reason: str) -> None:
-        self.url = url
-        super().__init__(f"no service answers at {url} ({reason}); start one with: bulkhead serve")
-
-
-class Problem(ClientError):
-    """The service refused or failed (RFC 9457): title, detail, and a pointer for every wrong field."""
-
-    def __init__(self, problem: Mapping[str, Any]) -> None:
-        self.problem = dict(problem)
-        self.status = problem.get("status")
-        self.slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
-        parts = [str(problem.get("title") or "the service refused")]
-        fields = [
-            f"{e.get('pointer')}: {e.get('detail')}" for e in problem.get("errors") or () if isinstance(e, Mapping)
-        ]
-        if fields:
-            parts.append("; ".join(fields))
-        elif problem.get("detail"):
-            parts.append(str(problem["detail"]))
-        if self.status == 401:
-            parts.append("the key is read from BULKHEAD_CLIENT_KEY")
-        super().__init__(": ".join(parts))
-
-
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A piece of stored output. `offset` is later than asked for where bytes were dropped."""
@@ -68,18 +37,6 @@ class Stored:
     next_offset: int
     total: int
     complete: bool
-
-
-def problem_of(status: int, reason: str, body: bytes) -> Problem:
-    """The problem in an answer, or one made from what a proxy in between said."""
-    try:
-        found = httpx.Response(status, content=body).json()
-    except ValueError:
-        found = None
-    if isinstance(found, dict) and ("title" in found or "type" in found):
-        return Problem({"status": status, **found})
-    text = " ".join(body[:200].decode(errors="replace").split())
-    return Problem({"title": f"the answer was {status} {reason}".rstrip(), "status": status, "detail": text})
 
 
 def segment(text: str) -> str:
@@ -245,15 +202,3 @@ class Client:
 
 def execution_path(sandbox_id: str, execution_id: str) -> str:
     return f"/sandboxes/{segment(sandbox_id)}/executions/{segment(execution_id)}"
-
-
-def reason_of(error: Exception) -> str:
-    """The words of the operating system below a library's own: httpx says "All connection attempts failed"."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, socket.gaierror):
-            return cause.strerror or str(cause)
-        if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno)
-        cause = cause.__cause__ or cause.__context__
-    return str(error) or type(error).__name__

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from app.client.http import ClientError
+from app.client.errors import ClientError
 
 WINDOW = 256 * 1024  # waiting to be sent: enough to keep the connection busy
 # Sent and not yet accepted: 1 MiB in the service, the rest in socket buffers (tcp_rmem and tcp_wmem allow 32 + 4 MiB).

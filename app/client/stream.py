@@ -13,7 +13,7 @@ from typing import Any, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
-from app.client.http import ClientError, Problem, ServiceUnreachable, problem_of, reason_of
+from app.client.errors import ClientError, Problem, ServiceUnreachable, problem_of, reason_of
 from app.client.stdin import Outgoing
 
 CHANNELS = {1: "stdout", 2: "stderr"}

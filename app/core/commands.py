@@ -6,7 +6,8 @@ import re
 
 from app.core.backend import CommandLimits
 from app.core.errors import FieldError, InvalidRequest
-from app.core.models import Command, byte_length
+from app.core.models import Command
+from app.core.text import byte_length
 
 SIGNALS = {
     1: "SIGHUP",

@@ -48,14 +48,6 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def byte_length(text: str) -> int | None:
-    """In UTF-8; None for half of a surrogate pair, which JSON can say but which has no bytes."""
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        return None
-
-
 def now() -> datetime:
     return datetime.now(UTC)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from app.core.errors import InvalidRequest, LimitTooHigh, PolicyTooBroad
-from app.core.models import byte_length
+from app.core.text import byte_length
 
 
 @dataclass(frozen=True, slots=True)

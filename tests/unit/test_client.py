@@ -8,7 +8,8 @@ import pytest
 
 from app.client import Client, ClientError, Problem
 from app.client import stdin as outgoing
-from app.client.http import execution_path, problem_of
+from app.client.errors import problem_of
+from app.client.http import execution_path
 from app.client.stdin import Outgoing
 from app.client.stream import OutputDamaged, Received
 

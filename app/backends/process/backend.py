@@ -66,7 +66,7 @@ class ProcessBackend:
 
     async def ready(self) -> None:
         link = self._require_link()
-        await link.connect()
+        await link.greet()
         missing = link.about.get("missing", "")
         if missing:
             layer = missing.split(",")[0]

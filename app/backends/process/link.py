@@ -69,6 +69,7 @@ class LauncherLink:
     ) -> None:
         self._path, self._on_lost, self._on_gone, self._on_network = path, on_lost, on_gone, on_network
         self._socket: socket.socket | None = None
+        self._greeted = False
         self._connecting = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -78,27 +79,35 @@ class LauncherLink:
     # --- the connection
 
     async def connect(self) -> None:
-        """Raises BackendUnavailable."""
-        if self._socket is not None:
+        """Returns when the launcher has said what it is, `about`. Raises BackendUnavailable."""
+        if self._greeted:
             return
         async with self._connecting:
-            if self._socket is not None:
-                return
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            try:
-                connection.setblocking(False)
-                connection.connect(str(self._path))
-            except OSError as error:
-                connection.close()
-                raise BackendUnavailable(RUNTIME, f"the launcher does not answer: {error.strerror}") from error
-            self._socket = connection
-            asyncio.get_running_loop().add_reader(connection.fileno(), self._readable)
-            answer = await self._ask(Writer(HELLO), ())
-            facts = [item.decode().partition("=") for item in answer.source.many(64, 4096)]
-            self.about = {name: value for name, _, value in facts}
-            if self.about.get("protocol") != str(VERSION):
-                self._lose()
-                raise BackendUnavailable(RUNTIME, "the launcher speaks another version of the protocol")
+            if not self._greeted:
+                await self.greet()
+
+    async def greet(self) -> None:
+        """Asks it again, so that it also has to show that it is alive. Raises BackendUnavailable."""
+        if self._socket is None:
+            self._open()
+        answer = await self._ask(Writer(HELLO), ())
+        facts = [item.decode().partition("=") for item in answer.source.many(64, 4096)]
+        self.about = {name: value for name, _, value in facts}
+        if self.about.get("protocol") != str(VERSION):
+            self._lose()
+            raise BackendUnavailable(RUNTIME, "the launcher speaks another version of the protocol")
+        self._greeted = True
+
+    def _open(self) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.setblocking(False)
+            connection.connect(str(self._path))
+        except OSError as error:
+            connection.close()
+            raise BackendUnavailable(RUNTIME, f"the launcher does not answer: {error.strerror}") from error
+        self._socket = connection
+        asyncio.get_running_loop().add_reader(connection.fileno(), self._readable)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -106,6 +115,7 @@ class LauncherLink:
 
     def _lose(self) -> None:
         connection, self._socket = self._socket, None
+        self._greeted = False
         if connection is None:
             return
         loop = asyncio.get_running_loop()

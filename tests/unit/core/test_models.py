@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.models import Exit, ExitReason, _Clock, byte_length, exit_code_for_shells, is_id, new_id
+from app.core.models import Exit, ExitReason, _Clock, exit_code_for_shells, is_id, new_id
+from app.core.text import byte_length
 
 
 def test_ids_sort_by_creation_even_within_one_millisecond() -> None:
