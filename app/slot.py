@@ -77,8 +77,8 @@ def take_slot(uid_base: int, uid_count: int, run: Path = RUN) -> Slot:
 
 def release(slot: Slot) -> None:
     """Takes the run folder away, as far as it is empty, and gives the lock back."""
-    with contextlib.suppress(OSError):
-        slot.launcher_socket.unlink(missing_ok=True)
-        (slot.folder / "root").rmdir()
-        slot.folder.rmdir()
+    slot.launcher_socket.unlink(missing_ok=True)
+    for folder in (slot.folder / "root", slot.folder):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
     os.close(slot.lock)

@@ -101,7 +101,7 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
     said = child.stdout
     if said is None or not select.select([said], [], [], _READY_SECONDS)[0] or said.readline() != b"ready\n":
         child.kill()
-        child.wait()
+        child.communicate()
         raise StartFailed("the launcher did not start; what it said stands above")
     return child
 

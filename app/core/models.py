@@ -107,7 +107,7 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: an exact argv (no shell), the environment as the program will see it."""
+    """One command: an exact argv (no shell), and its environment, over what the runtime itself sets (HOME, PATH)."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)

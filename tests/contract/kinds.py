@@ -5,14 +5,16 @@ A `Kind` says how to open the backend, which argv does what inside it, and how t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from app.backends.process.plan import BASE_ENVIRONMENT
 from app.core.backend import Backend
 from app.core.errors import LaunchFailed
 from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin
 from app.core.policy import Limits, Policy
+from tests.contract.process_kind import ProcessRuntime
 from tests.null_backend import NullBackend, pattern
 
 SPEC = SandboxSpec("process", Limits(memory_mib=64, processes=32, disk_mib=16), Policy())
@@ -170,6 +172,7 @@ class Kind:
     check: Callable[[], None] = lambda: None
     spec: SandboxSpec = SPEC
     env: dict[str, str] = field(default_factory=dict)
+    base_env: Mapping[str, str] = field(default_factory=dict)  # what the runtime sets where the command does not
     processes: Callable[[Any, str], Awaitable[int]] | None = None
     lose: Callable[[Any, str], Awaitable[None]] | None = None
     break_create: Callable[[Any], None] | None = None
@@ -200,6 +203,7 @@ def _break_null(backend: NullBackend) -> None:
     backend.create_error = LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM")
 
 
+_process = ProcessRuntime()
 KINDS: list[Kind] = [
     Kind(
         "null",
@@ -209,5 +213,16 @@ KINDS: list[Kind] = [
         processes=_null_processes,
         lose=lambda backend, sandbox_id: backend.lose(sandbox_id, "the worker was killed"),
         break_create=_break_null,
+    ),
+    Kind(
+        "process",
+        _process.open,
+        left=_process.left,
+        programs=ShellPrograms(),
+        check=_process.check,
+        base_env=BASE_ENVIRONMENT,
+        processes=_process.processes,
+        lose=_process.lose,
+        break_create=_process.break_create,
     ),
 ]

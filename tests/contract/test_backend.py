@@ -217,12 +217,14 @@ async def test_missing_program_is_start_failed_and_not_found(kind: Kind) -> None
             await run.handle.signal(15)
 
 
-async def test_environment_is_exactly_the_commands(kind: Kind) -> None:
+async def test_environment_is_the_commands_over_the_runtimes_own_and_nothing_of_ours(kind: Kind) -> None:
     async with room(kind) as sandbox:
         wanted = {"PATH": "/usr/bin:/bin", "A": "1 2", "ä": "ö=3", "EMPTY": ""}
         run = await sandbox.run(kind.programs.env(), env=wanted)
         await run.end()
-        assert sorted(run.out.decode().splitlines()) == sorted(f"{k}={v}" for k, v in wanted.items())
+        assert sorted(run.out.decode().splitlines()) == sorted(
+            f"{name}={value}" for name, value in {**kind.base_env, **wanted}.items()
+        )
 
 
 async def test_working_directory_is_the_commands(kind: Kind) -> None:

@@ -109,9 +109,9 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "root_writable": mounted_without(MS_RDONLY, MS_REMOUNT | MS_BIND),
     "usr_writable": replaced(mounts, "mount_setattr", nothing),
     "proc_writable": _proc_writable,
+    "proc_unmasked": without_step("mask_proc"),
     # Served: nothing measures these, so attacks must notice.
     "worker_dumpable": without_step("hide_from_commands", lambda _: prctl(PR_SET_DUMPABLE, 1)),
-    "proc_unmasked": without_step("mask_proc"),
     "no_limits": without_step("set_limits"),
     "landlock_without_tcp": _ruleset_without("network"),
     "landlock_without_scopes": _ruleset_without("scopes"),

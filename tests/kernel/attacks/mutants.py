@@ -20,7 +20,7 @@ from app.core.output import OutputLog
 from app.core.policy import Limits, Policy
 from app.settings import Settings
 from app.slot import release, take_slot
-from app.supervisor import launcher_config, remove_groups
+from app.supervisor import launcher_config
 from tests.service import PROJECT
 
 SCRIPT = Path(__file__).with_name("mutant_launcher.py")
@@ -63,7 +63,9 @@ class Launcher:
     def _end(self) -> bytes:
         self._process.terminate()
         _, said = self._process.communicate(timeout=30)
-        remove_groups(self._cgroup)
+        # In a process of its own: it leaves descriptors open, as it is the last that a supervisor does.
+        code = "import sys; from app.supervisor import remove_groups; remove_groups(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", code, self._cgroup], cwd=PROJECT, check=True)
         release(self._slot)
         return said
 

@@ -37,12 +37,12 @@ REFUSED = {
     "root_writable": "prove_read_only_root",
     "usr_writable": "prove_read_only_root",
     "proc_writable": "prove_read_only_root",
+    "proc_unmasked": "prove_masks",
 }
 # Mutation -> attacks that work now.
 RED = {
     "none": "",
     "worker_dumpable": "target_mem target_environ target_maps target_fd target_cwd target_exe",
-    "proc_unmasked": "read_keys read_kallsyms",
     "no_limits": "lock_memory",
     "landlock_without_tcp": "bind_tcp tcp_host",
     "landlock_without_scopes": "",

@@ -1,0 +1,31 @@
+"""Policy and command as the launcher reads them."""
+
+from __future__ import annotations
+
+from app.backends.process.plan import BASE_ENVIRONMENT, command_body, create_plan
+from app.core.models import Command, SandboxSpec
+from app.core.policy import Filesystem, Limits, Policy
+from app.launcher.protocol import unpack_command
+
+MIB = 1 << 20
+
+
+def test_a_plan_carries_names_numbers_and_narrower_paths() -> None:
+    limits = Limits(cpus=0.5, memory_mib=100, processes=7, disk_mib=20)
+    policy = Policy(filesystem=Filesystem(("/usr",), ("/workspace",)), loopback_tcp=True)
+    plan = create_plan("one", SandboxSpec("process", limits, policy))
+    assert (plan.sandbox_id, plan.template, plan.filter_name) == ("one", "host", "default")
+    assert (plan.cpu_millis, plan.memory_bytes, plan.disk_bytes, plan.processes) == (500, 100 * MIB, 20 * MIB, 7)
+    assert (plan.read_only, plan.read_write, plan.loopback_tcp) == (["/usr"], ["/workspace"], True)
+
+
+def test_a_part_of_a_cpu_is_never_rounded_to_none() -> None:
+    assert create_plan("one", SandboxSpec("process", Limits(cpus=0.0001), Policy())).cpu_millis == 1
+
+
+def test_an_environment_is_built_from_nothing_of_ours_and_the_commands_own_wins() -> None:
+    argv, env, workdir = unpack_command(command_body(Command(("a", "b c"), {"HOME": "/x", "ü": "ö="}, "/tmp")))
+    assert (argv, workdir) == ([b"a", b"b c"], b"/tmp")
+    said = dict(item.decode().partition("=")[::2] for item in env)
+    assert said == {**BASE_ENVIRONMENT, "HOME": "/x", "ü": "ö="}
+    assert len(env) == len(said), "no name twice"

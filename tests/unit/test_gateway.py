@@ -1,0 +1,79 @@
+"""The gateway's start: enough descriptors or none at all, a folder for output, a runtime that says why it is not there."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from app import gateway
+from app.gateway import StartRefused, build, descriptors_needed, open_spill, raise_descriptor_limit
+from app.backends.process.backend import ProcessBackend
+from app.core.policy import DEFAULT_PROFILES
+from app.settings import load_settings
+from app.spill import MIB, SpillFolder
+
+INFINITE = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("limits", "need", "set_to"),
+    [
+        ((1024, 4096), 2000, (2000, 4096)),
+        ((1024, INFINITE), 2000, (2000, INFINITE)),
+        ((4096, 4096), 2000, None),
+        ((INFINITE, INFINITE), 2000, None),
+    ],
+)
+def test_the_soft_limit_is_raised_as_far_as_it_must(
+    limits: tuple[int, int], need: int, set_to: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, value: asked.append(value))
+    raise_descriptor_limit(need)
+    assert asked == ([set_to] if set_to else [])
+
+
+def test_a_hard_limit_below_the_need_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    with pytest.raises(StartRefused, match=r"needs 5000 descriptors, the limit is 4096: raise it \(ulimit -Hn"):
+        raise_descriptor_limit(5000)
+
+
+def test_more_capacity_needs_more_descriptors() -> None:
+    base = descriptors_needed(load_settings())
+    assert descriptors_needed(load_settings(capacity={"sandboxes": 2000})) > base
+    assert descriptors_needed(load_settings(capacity={"viewers": 2000})) > base
+
+
+def test_the_folder_for_output_is_made_private(tmp_path: Path) -> None:
+    spill = open_spill(load_settings(data=tmp_path / "a" / "b"), -1)
+    assert (tmp_path / "a" / "b" / "spill").stat().st_mode & 0o777 == 0o700
+    spill.prove()
+    spill.close()
+
+
+def test_a_folder_that_cannot_be_made_refuses_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StartRefused, match="cannot be used: Not a directory"):
+        open_spill(load_settings(data=tmp_path / "file"), -1)
+
+
+def test_an_operators_directories_are_part_of_every_profile(tmp_path: Path) -> None:
+    settings = load_settings(process={"root_paths": ["/opt/tools"]}, data=tmp_path)
+    widened = gateway._with_roots(DEFAULT_PROFILES["default"], settings)
+    assert widened.filesystem.read_only == ("/usr", "/etc", "/opt/tools")
+    assert DEFAULT_PROFILES["default"].filesystem.read_only == ("/usr", "/etc")
+
+
+def test_nothing_listens_before_root_is_given_up(tmp_path: Path) -> None:
+    """`build` only wires."""
+    spill = SpillFolder(tmp_path, MIB)
+    server = build(load_settings(port=0, data=tmp_path), (), DEFAULT_PROFILES, spill, ProcessBackend(None, "no launcher"))
+    assert not server.started
+    assert server.config.host == "127.0.0.1"
+    assert server.config.proxy_headers is False
+    assert server.config.access_log is False
+    spill.close()
