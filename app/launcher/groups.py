@@ -151,23 +151,30 @@ class Groups:
                 return pids(self._path(hierarchy, number), hierarchy.parent)
         return []
 
-    def kill_execution(self, number: int) -> bool:
-        """One round; True when no process of it is left. A fork bomb cannot outrun it: it may not fork any more."""
-        path = f"{self._name}/{number}"
-        if not self._first:
-            write(f"{path}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
-            return not self._alive(number)
-        if counted := self._tree.hierarchy("pids"):
-            write(f"{path}/pids.max", counted.parent, "0")
+    def kill_execution(self, number: int, worker: int) -> bool:
+        """One round; True when no process of it is left. A fork bomb cannot outrun it: it may not fork any more.
+
+        The worker is in the group for as long as it starts the command, and is not to be killed for it.
+        """
+        alive = self._alive(number)
+        if not self._first and worker not in alive:
+            write(f"{self._name}/{number}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
+        else:
+            if counted := self._tree.hierarchy("pids"):
+                write(f"{self._name}/{number}/pids.max", counted.parent, "0")
+            self._kill_each(number, [pid for pid in alive if pid != worker])
+        return not set(self._alive(number)) - {worker}
+
+    def _kill_each(self, number: int, pids_of_it: list[int]) -> None:
+        """A pid that is still listed after its pidfd was opened is the one that was meant: without this a number that
+        was used again meanwhile would make root kill a stranger."""
         victims: list[tuple[int, int]] = []
         try:
-            for pid in self._alive(number):
+            for pid in pids_of_it:
                 try:
                     victims.append((pid, os.pidfd_open(pid)))
                 except ProcessLookupError:
                     continue
-            # A pid that is still listed after its pidfd was opened is the one that was meant: without this a number
-            # that was used again meanwhile would make root kill a stranger.
             still = set(self._alive(number)) if victims else set()
             for pid, pidfd in victims:
                 if pid in still:
@@ -178,7 +185,6 @@ class Groups:
         finally:
             for _, pidfd in victims:
                 os.close(pidfd)
-        return not self._alive(number)
 
     def remove_execution(self, number: int) -> bool:
         """True when nothing of it is left."""

@@ -117,7 +117,7 @@ class HeldSandbox:
     def _kill_one(self, number: int) -> bool:
         if number not in self._open:
             return True
-        if not self.groups.kill_execution(number):
+        if not self.groups.kill_execution(number, self.pid):
             return False
         usage = self.groups.usage(number)
         if not self.groups.remove_execution(number):

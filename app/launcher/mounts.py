@@ -40,7 +40,17 @@ SYSTEM_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 # What tells about the host even below a read-only /proc. Others that containers mask need none here: kmsg and
 # sysrq-trigger are root's, and bus, fs, irq and sys are worth masking only where they can be written.
-MASKED_FILES = ("kcore", "keys", "key-users", "kallsyms", "timer_list", "sched_debug", "latency_stats")
+MASKED_FILES = (
+    "kcore",
+    "keys",
+    "key-users",
+    "kallsyms",
+    "cmdline",
+    "interrupts",
+    "timer_list",
+    "sched_debug",
+    "latency_stats",
+)
 MASKED_FOLDERS = ("acpi", "scsi")
 
 _ETC = {

@@ -38,7 +38,7 @@ ALLOWED = (
     # The own mount table, read only: what /proc/self/mountinfo shows.
     "statmount listmount",
     # Memory, with what just-in-time compilers need. A memfd that is executed stays as confined as its creator.
-    "brk mmap munmap mremap mprotect madvise mincore msync mlock mlock2 munlock mlockall munlockall mseal memfd_create"
+    "brk munmap mremap mprotect madvise mincore msync mlock mlock2 munlock mlockall munlockall mseal"
     " pkey_alloc pkey_free pkey_mprotect map_shadow_stack membarrier",
     # Processes and threads. Everything here is inherited by what they start. The two probes are entered by trampolines
     # that a tracer on the host plants; without them a traced libc would break, and elsewhere they do nothing.
@@ -64,7 +64,7 @@ ALLOWED = (
     # Sockets once they exist. Whom they reach the network namespace decides.
     "bind connect listen accept accept4 getsockname getpeername getsockopt shutdown recvfrom recvmsg recvmmsg",
     # System V and POSIX IPC, of the own IPC namespace.
-    "shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl"
+    "shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl"
     " mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr",
     # To confine oneself further.
     "landlock_create_ruleset landlock_add_rule landlock_restrict_self",
@@ -83,11 +83,13 @@ ALLOWED = (
 # what else the register holds must not matter to the filter, as it does not to the kernel.
 
 CLONE_NAMESPACES = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
+MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB = 0x40000, 0x4, 0x800
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE_MASK = 1, 2, 0xF
 IPPROTO_TCP, IPPROTO_UDP, NETLINK_ROUTE = 6, 17, 0
 TCP_ULP = 31
 SOL_SOCKET = 1
+SOCKET_BUFFERS = (7, 8)  # SO_SNDBUF, SO_RCVBUF
 SOCKET_PROGRAMS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
 MSG_FASTOPEN = 0x20000000
 TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
@@ -125,9 +127,17 @@ INTERNET = when(
 # The one netlink that resolvers and runtimes ask for addresses.
 NETLINK = when(2, (NETLINK_ROUTE,), ALLOW, otherwise=NO_SUCH_SOCKET)
 
+# A larger buffer is promised and not given: what waits in a netlink socket is charged to nobody, and the kernel sizes
+# those of TCP itself.
+SOCKET_OPTIONS = when(2, SOCKET_PROGRAMS, REFUSED, when(2, SOCKET_BUFFERS, PRETENDED, ALLOW))
+
 CONDITIONAL: dict[str, Node] = {
     "clone": without(0, CLONE_NAMESPACES),
     "clone3": UNKNOWN,
+    # The host's pool of huge pages is one for all, and no group of the sandbox is charged for them.
+    "mmap": without(3, MAP_HUGETLB),
+    "memfd_create": without(1, MFD_HUGETLB),
+    "shmget": without(2, SHM_HUGETLB),
     "socket": when(
         0,
         (AF_INET, AF_INET6),
@@ -142,7 +152,7 @@ CONDITIONAL: dict[str, Node] = {
     # TLS and SMC inside the kernel: large, and TLS libraries do without. And programs for sockets: what they compile to
     # comes out of one pool of the whole host (net.core.bpf_jit_limit). With 9,400 of them, measured, nobody on the host
     # can load another, the filter of the next sandbox included.
-    "setsockopt": when(1, (IPPROTO_TCP,), never(2, TCP_ULP), when(1, (SOL_SOCKET,), never(2, *SOCKET_PROGRAMS), ALLOW)),
+    "setsockopt": when(1, (IPPROTO_TCP,), never(2, TCP_ULP), when(1, (SOL_SOCKET,), SOCKET_OPTIONS, ALLOW)),
     # Typing into a terminal, taking over the console, loading a line discipline. And the project a file is charged to,
     # which its owner may change outside of a user namespace, and so leave a quota.
     "ioctl": never(1, TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD, FS_IOC_FSSETXATTR),

@@ -48,7 +48,7 @@ class ProcessRuntime:
 
     def left(self, _: Backend) -> list[str]:
         """Groups, workers but one (it is made ahead, and rehearses with a child) and what else has a sandbox's uid."""
-        parent, _, first = self._config.cgroup_parent.partition("/")
+        parent, first = self._config.cgroup_parent.split("/")
         left = [f for f in host.group_folders(int(first), parent) if not f.endswith(host.WORKERS)]
         uids = set(self._uids())
         found = [pid for pid in host.pids() if uids & set(host.uids_of(pid))]

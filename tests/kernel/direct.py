@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from app.launcher.config import Config
 from app.launcher.protocol import (
@@ -160,7 +161,7 @@ class Gateway:
     def run(self, owner: socket.socket, number: int, *argv: str, sandbox_id: str = "one") -> tuple[bytes, int]:
         """(stdout, wait status) of a command that is run to its end."""
         read, write = os.pipe2(os.O_CLOEXEC)
-        with open(os.devnull, "r+b") as null, os.fdopen(read, "rb") as out:
+        with Path(os.devnull).open("r+b") as null, os.fdopen(read, "rb") as out:
             self.post(EXECUTE, command(number, argv, sandbox_id), [null.fileno(), write, null.fileno()])
             os.close(write)
             started = RECORD.unpack(owner.recv(4096))

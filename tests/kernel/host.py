@@ -75,8 +75,13 @@ def descriptors(pid: int) -> Found:
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(entry).partition(":[")[0])
+            found.append(str(entry.readlink()).partition(":[")[0])
     return sorted(found)
+
+
+def own_descriptors() -> Found:
+    """The numbers of this process's."""
+    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - pathlib would open one more
 
 
 def group_folders(first: int, parent: str = "bulkhead") -> Found:
@@ -94,7 +99,7 @@ def namespaces(*, of: str = "mnt") -> set[int]:
     found = set()
     for pid in pids():
         with contextlib.suppress(OSError):
-            found.add(os.stat(f"/proc/{pid}/ns/{of}").st_ino)
+            found.add(Path(f"/proc/{pid}/ns/{of}").stat().st_ino)
     return found
 
 
@@ -107,7 +112,9 @@ def left_of(first: int) -> Found:
     """What of a service that has ended is still there. Its uids begin with `first`."""
     left = [f"process {pid} ({state_of(pid)})" for pid in processes_in(first)]
     left += [f"group {folder}" for folder in group_folders(first)]
-    left += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{RUN}/{first}" in line]
+    left += [
+        f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{RUN}/{first}" in line
+    ]
     left += [f"file {path}" for path in (RUN / str(first)).rglob("*")]
     return left
 

@@ -60,7 +60,13 @@ class Running:
 
     def stream(self, query: str = "", **options: Any) -> Viewer:
         url = self.service.url.replace("http", "ws", 1) + f"{self.path}/stream{query}"
-        options = {"compression": None, "max_size": None, "proxy": None, "open_timeout": 60, "close_timeout": 0.3} | options
+        options = {
+            "compression": None,
+            "max_size": None,
+            "proxy": None,
+            "open_timeout": 60,
+            "close_timeout": 0.3,
+        } | options
         stack = ExitStack()
         return Viewer(stack.enter_context(connect(url, **options)), stack)
 
@@ -81,7 +87,7 @@ class Viewer:
     exit: dict[str, Any] = field(default_factory=dict)
     gaps: list[dict[str, Any]] = field(default_factory=list)
     problems: list[dict[str, Any]] = field(default_factory=list)
-    bytes: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in CHANNELS.values()})
+    out: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in CHANNELS.values()})
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CHANNELS.values(), 0))
     digests: dict[str, Any] = field(default_factory=lambda: {name: hashlib.sha256() for name in CHANNELS.values()})
     keep: bool = True
@@ -99,7 +105,7 @@ class Viewer:
             self.counts[name] += len(data)
             self.digests[name].update(data)
             if self.keep:
-                self.bytes[name] += data
+                self.out[name] += data
             return True
         said = json.loads(frame)
         kind = said["type"]
@@ -123,8 +129,8 @@ class Viewer:
         return self.exit
 
     def until(self, text: bytes, channel: str = "stdout") -> None:
-        while text not in self.bytes[channel]:
-            assert self.step(), f"closed {self.code}; saw {bytes(self.bytes[channel])[-200:]!r}"
+        while text not in self.out[channel]:
+            assert self.step(), f"closed {self.code}; saw {bytes(self.out[channel])[-200:]!r}"
 
     def until_closed(self) -> int | None:
         while self.step():

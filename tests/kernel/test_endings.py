@@ -15,9 +15,31 @@ from tests.service import Service
 SMALL = {"memory_mib": 64, "disk_mib": 16}
 EAT = "b = []\nwhile True: b.append(bytearray(1 << 20))"
 # Whose default is to end the process, signal(7).
-DEADLY = (
-    "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT XCPU XFSZ VTALRM PROF IO PWR SYS"
-).split()
+DEADLY = [
+    "HUP",
+    "INT",
+    "QUIT",
+    "ILL",
+    "TRAP",
+    "ABRT",
+    "BUS",
+    "FPE",
+    "KILL",
+    "USR1",
+    "SEGV",
+    "USR2",
+    "PIPE",
+    "ALRM",
+    "TERM",
+    "STKFLT",
+    "XCPU",
+    "XFSZ",
+    "VTALRM",
+    "PROF",
+    "IO",
+    "PWR",
+    "SYS",
+]
 GROUP = """
 import os, signal, sys
 child = os.fork()
@@ -52,7 +74,9 @@ def test_a_real_time_signal_is_named(service: Service, sandbox: str) -> None:
     assert (ending["reason"], ending["signal"]) == ("signaled", "SIGRTMIN+3")
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGQUIT", "SIGABRT", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGWINCH"])
+@pytest.mark.parametrize(
+    "name", ["SIGHUP", "SIGINT", "SIGQUIT", "SIGABRT", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGWINCH"]
+)
 def test_a_signal_reaches_the_whole_process_group(service: Service, sandbox: str, name: str) -> None:
     running = start(service, sandbox, "python3", "-c", GROUP)
     running.saw(b"leader ready")

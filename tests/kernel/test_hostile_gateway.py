@@ -103,7 +103,8 @@ def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:
         assert refusal(hostile, read_only=[path])[0] == "restrict_files"
     assert refusal(hostile, read_write=["/"])[0] == "prove_landlock", "the canary could be read then"
     with hostile.create(plan(read_write=["/workspace", "/usr", "/etc", "/proc", "/dev"])) as owner:
-        script = "for f in /usr/x /etc/x /x /proc/x /dev/x; do echo > $f; done; ls -A /root /home /sys; id -u; cat /etc/passwd"
+        script = "for f in /usr/x /etc/x /x /proc/x /dev/x; do echo > $f; done; ls -A /root /home /sys; "
+        script += "id -u; cat /etc/passwd"
         out, _ = hostile.run(owner, 1, "sh", "-c", script)
         assert out.startswith(b"1000\nroot:x:0:0:root:/nonexistent"), out
     assert not Path("/usr/x").exists()
@@ -189,7 +190,7 @@ def test_random_packets_end_at_most_their_connection(launched: Launched, honest:
 @pytest.mark.parametrize("count", [0, 1, 2, 4, 16, 17, 250])
 def test_a_command_with_the_wrong_number_of_descriptors_ends_the_connection(hostile: Gateway, count: int) -> None:
     owner = hostile.create()
-    with open(os.devnull, "rb") as null:
+    with Path(os.devnull).open("rb") as null:
         hostile.post(EXECUTE, command(1, ["true"]), [null.fileno()] * count)
     with pytest.raises(Gone):
         hostile.receive()
@@ -197,7 +198,7 @@ def test_a_command_with_the_wrong_number_of_descriptors_ends_the_connection(host
 
 
 def test_another_connections_sandbox_is_out_of_reach(hostile: Gateway) -> None:
-    with open(os.devnull, "r+b") as null:
+    with Path(os.devnull).open("r+b") as null:
         for kind, body, fds in (
             (EXECUTE, command(1, ["true"], "honest"), [null.fileno()] * 3),
             (FINISH, name("honest") + bytes(4), []),
@@ -210,7 +211,7 @@ def test_another_connections_sandbox_is_out_of_reach(hostile: Gateway) -> None:
 
 
 def test_an_execution_number_is_used_once(hostile: Gateway) -> None:
-    with hostile.create() as owner, open(os.devnull, "r+b") as null:
+    with hostile.create() as owner, Path(os.devnull).open("r+b") as null:
         assert hostile.run(owner, 7, "echo", "one") == (b"one\n", 0)
         for number in (7, 6, 0):
             with pytest.raises(Refused) as error:
@@ -222,9 +223,10 @@ def test_an_execution_number_is_used_once(hostile: Gateway) -> None:
 def test_descriptors_that_are_no_pipes_are_the_commands_own_affair(hostile: Gateway, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.touch()
-    with hostile.create() as owner, target.open("wb") as file, open(os.devnull, "rb") as null:
+    with hostile.create() as owner, target.open("wb") as file, Path(os.devnull).open("rb") as null:
         folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-        leave = 'echo hello; cd /proc/self/fd/0 && ls -A ..; for p in 0 2; do [ -e "/proc/self/fd/$p/../target" ] && echo out; done'
+        leave = "echo hello; cd /proc/self/fd/0 && ls -A ..; "
+        leave += 'for p in 0 2; do [ -e "/proc/self/fd/$p/../target" ] && echo out; done'
         hostile.post(EXECUTE, command(1, ["sh", "-c", leave]), [folder, file.fileno(), null.fileno()])
         owner.recv(4096), owner.recv(4096)
         os.close(folder)
@@ -233,7 +235,7 @@ def test_descriptors_that_are_no_pipes_are_the_commands_own_affair(hostile: Gate
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "empty", "garbage", "huge", "zeros"])
 def test_a_memfd_that_is_none_ends_at_most_the_sandbox(hostile: Gateway, kind: str) -> None:
-    with hostile.create() as owner, open(os.devnull, "r+b") as null:
+    with hostile.create() as owner, Path(os.devnull).open("r+b") as null:
         fds = list(os.pipe()) if kind == "pipe" else []
         memory = fds[0] if fds else os.open("/", os.O_RDONLY) if kind == "folder" else os.memfd_create("command")
         if kind == "garbage":
@@ -272,7 +274,7 @@ def test_an_owner_socket_that_is_none_ends_at_most_the_sandbox(hostile: Gateway,
 def test_a_foreign_user_is_hung_up_on(launched: Launched, honest: Gateway) -> None:
     """SO_PEERCRED decides, though the file's mode would do."""
     config, _ = launched
-    mode = os.stat(config.socket)
+    mode = Path(config.socket).stat()
     assert (mode.st_mode & 0o777, mode.st_uid) == (0o600, config.gateway_uid)
     connect = (
         "import socket, sys\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\ntry:\n s.connect(sys.argv[1])\n"
@@ -281,23 +283,35 @@ def test_a_foreign_user_is_hung_up_on(launched: Launched, honest: Gateway) -> No
     )
 
     def try_as(uid: int) -> str:
-        done = subprocess.run([sys.executable, "-I", "-c", connect, config.socket], user=uid, group=uid, extra_groups=[], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", connect, config.socket],
+            user=uid,
+            group=uid,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+        )
         return done.stdout.strip()
 
     assert try_as(config.gateway_uid) in ("answered", "PermissionError")  # a run folder below a private one
     assert try_as(config.gateway_uid + 1) == "PermissionError"
-    os.chmod(config.socket, 0o666)
+    Path(config.socket).chmod(0o666)
     try:
-        assert try_as(config.gateway_uid + 1) in ("hung up", "ConnectionResetError", "BrokenPipeError", "PermissionError")
+        assert try_as(config.gateway_uid + 1) in (
+            "hung up",
+            "ConnectionResetError",
+            "BrokenPipeError",
+            "PermissionError",
+        )
     finally:
-        os.chmod(config.socket, 0o600)
+        Path(config.socket).chmod(0o600)
 
 
 def test_a_connection_that_ends_at_any_point_takes_its_sandboxes_with_it(launched: Launched, honest: Gateway) -> None:
     chance, (config, child) = random.Random(3), launched
     before = len(host.descriptors(child.pid))
     for n in range(40):
-        with Gateway(config.socket) as gateway, open(os.devnull, "r+b") as null:
+        with Gateway(config.socket) as gateway, Path(os.devnull).open("r+b") as null:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             number = gateway.post(CREATE, bytes(plan(f"r{n}").write(Writer(0)).data[1:]), [theirs.fileno()])
             theirs.close()

@@ -38,6 +38,7 @@ from app.launcher.protocol import (
     Writer,
     unpack_command,
 )
+from tests.kernel import host
 
 
 class Launcher:
@@ -83,11 +84,15 @@ class Stage:
     def say(self, kind: int, number: int, first: int = 0, second: int = 0) -> None:
         self.worker.send(RECORD.pack(kind, number, first, second))
 
+    def say_both(self, one: int, other: int) -> None:
+        self.say(one, 1)
+        self.say(other, 1)
+
 
 @asynccontextmanager
 async def stage() -> AsyncIterator[Stage]:
     """At the end every descriptor of it is closed."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = host.own_descriptors()
     made = Stage()
     try:
         yield made
@@ -95,7 +100,7 @@ async def stage() -> AsyncIterator[Stage]:
         await made.sandbox.destroy()
         made.worker.close()
     assert made.ended == 1
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert host.own_descriptors() == before
 
 
 async def check_lost(made: Stage, *running: ProcessExecution) -> None:
@@ -120,8 +125,8 @@ WRONG: dict[str, Callable[[Stage], Any]] = {
     "started twice": lambda s: s.say(STARTED, 1),
     "failed after the start": lambda s: s.say(START_FAILED, 1, 2),
     "a negative errno": lambda s: s.say(START_FAILED, 1, -1),
-    "exited twice": lambda s: [s.say(EXITED, 1), s.say(EXITED, 1)],
-    "started after the exit": lambda s: [s.say(EXITED, 1), s.say(STARTED, 1)],
+    "exited twice": lambda s: s.say_both(EXITED, EXITED),
+    "started after the exit": lambda s: s.say_both(EXITED, STARTED),
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
+from pathlib import Path
 
 from tests.kernel import host
 from tests.kernel.talk import Running, start
@@ -75,7 +75,9 @@ def test_delete_of_a_sandbox_leaves_no_process_group_or_namespace(service: Servi
     for name in ("one", "two"):
         daemon(service, sandbox, name, stay=name == "one")
     uid, worker, first = host.host_uid(service, sandbox), host.worker_of(service, sandbox), host.first_uid(service)
-    own = {kind: os.stat(f"/proc/{worker}/ns/{kind}").st_ino for kind in ("mnt", "net", "pid", "ipc", "uts", "user")}
+    own = {
+        kind: Path(f"/proc/{worker}/ns/{kind}").stat().st_ino for kind in ("mnt", "net", "pid", "ipc", "uts", "user")
+    }
     assert any(sandbox in folder for folder in host.group_folders(first))
     assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
     assert host.processes_of(uid) == []

@@ -98,9 +98,12 @@ def test_no_secret_shows_up_anywhere(keyed: Service) -> None:
     shown = [json.dumps(call(keyed, "GET", path)[1], default=str) for path in (
         f"/sandboxes/{sandbox}", "/sandboxes", "/runtimes", "/readyz", "/openapi.json", "/metrics", "/nowhere"
     )]  # fmt: skip
-    shown += [json.dumps(call(keyed, "POST", f"/sandboxes/{sandbox}/executions", body)[1]) for body in (
-        {"command": []}, {"command": ["true"], "env": {"A=" + "B": SECRET}}, {"command": ["true"], "env": {"X": 1}}
-    )]  # fmt: skip
+    wrong: list[dict[str, object]] = [
+        {"command": []},
+        {"command": ["true"], "env": {"A=B": SECRET}},
+        {"command": ["true"], "env": {"X": 1}},
+    ]
+    shown += [json.dumps(call(keyed, "POST", f"/sandboxes/{sandbox}/executions", body)[1]) for body in wrong]
     look = "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline /proc/[0-9]*/maps 2>/dev/null | tr '\\0' '\\n'; true"
     for where in (sandbox, other):
         path = f"/sandboxes/{where}/executions"
@@ -124,7 +127,12 @@ def test_no_secret_shows_up_anywhere(keyed: Service) -> None:
 def test_programs_of_the_sandbox_are_never_used_by_the_service(service: Service, sandbox: str) -> None:
     plant = "for n in ip mount tar sh python3 env; do printf '#!/bin/sh\\necho planted' > $n; chmod 755 $n; done"
     assert service.run(sandbox, "/bin/sh", "-c", plant)["exit"]["code"] == 0
-    env = {"PATH": "/workspace", "LD_PRELOAD": "/workspace/x.so", "PYTHONPATH": "/workspace", "BASH_ENV": "/workspace/sh"}
+    env = {
+        "PATH": "/workspace",
+        "LD_PRELOAD": "/workspace/x.so",
+        "PYTHONPATH": "/workspace",
+        "BASH_ENV": "/workspace/sh",
+    }
     assert service.run(sandbox, "tar", env=env)["stdout"] == "planted\n", "that is for the client's own PATH to say"
     other = service.create(env=env)
     assert service.run(other, "/usr/bin/true", workdir="/tmp")["exit"]["code"] == 0
@@ -132,7 +140,7 @@ def test_programs_of_the_sandbox_are_never_used_by_the_service(service: Service,
     assert host.state_of(service.children()["launcher"]) != "Z"
 
 
-CONTROL = "x\r\nSet-Cookie: a=b\r\n\r\n<script>\x1b[2J\x07\u202e\u2028{\"level\":\"error\"}"
+CONTROL = 'x\r\nSet-Cookie: a=b\r\n\r\n<script>\x1b[2J\x07\u202e\u2028{"level":"error"}'
 
 
 def test_control_characters_in_names_are_escaped(service: Service, sandbox: str) -> None:
@@ -144,7 +152,11 @@ def test_control_characters_in_names_are_escaped(service: Service, sandbox: str)
     assert missing["reason"] == "start_failed"
     assert not any(ord(c) < 32 or c in "\x7f\u202e\u2028" for c in missing["detail"])
     named = service.create()
-    for path in ("/sandboxes/%0d%0aSet-Cookie:%20a=b", "/%1b%5b2J%0a%7b%22level%22%3a1%7d", f"/sandboxes/{named}/%E2%80%AE"):
+    for path in (
+        "/sandboxes/%0d%0aSet-Cookie:%20a=b",
+        "/%1b%5b2J%0a%7b%22level%22%3a1%7d",
+        f"/sandboxes/{named}/%E2%80%AE",
+    ):
         connection = raw.open_socket(service)
         connection.sendall(raw.head(service, "GET", path, "Connection: close"))
         answer = b"".join(iter(lambda c=connection: c.recv(65_536), b""))  # type: ignore[misc]
@@ -172,7 +184,9 @@ def test_a_thousand_half_open_connections_leave_the_service_answering(service: S
             if n % 3 == 1:
                 connection.sendall(b"GET /sandboxes/x/executions/y/stream HTTP/1.1\r\nUpgrade: websocket\r\nSec-Web")
             elif n % 3 == 2:
-                connection.sendall(raw.head(service, "POST", "/sandboxes", "Content-Length: 100", "Content-Type: application/json"))
+                connection.sendall(
+                    raw.head(service, "POST", "/sandboxes", "Content-Length: 100", "Content-Type: application/json")
+                )
             connections.append(connection)
         sandbox = service.create()
         assert service.run(sandbox, "echo", "fine")["stdout"] == "fine\n"
@@ -238,7 +252,9 @@ def test_a_hostile_body_is_a_problem_and_creates_nothing(service: Service, body:
 
 def test_fifty_creates_of_one_id_make_one_sandbox(service: Service) -> None:
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
-        answers = [f.result() for f in [pool.submit(service.call, "POST", "/sandboxes", {"id": "same"}) for _ in range(50)]]
+        answers = [
+            f.result() for f in [pool.submit(service.call, "POST", "/sandboxes", {"id": "same"}) for _ in range(50)]
+        ]
     assert sorted({status for status, _ in answers}) == [200, 201]
     assert [status for status, _ in answers].count(201) == 1
     assert len({body["isolation"]["host_uid"] for _, body in answers}) == 1
@@ -250,7 +266,9 @@ def test_delete_against_execute_gives_typed_answers_and_leaves_nothing(service: 
     for _ in range(40):
         sandbox = service.create()
         uid = host.host_uid(service, sandbox)
-        calls = [("POST", f"/sandboxes/{sandbox}/executions", {"command": ["sleep", "1000"]})] * 4
+        calls: list[tuple[str, str, object]] = [
+            ("POST", f"/sandboxes/{sandbox}/executions", {"command": ["sleep", "1000"]})
+        ] * 4
         calls += [("DELETE", f"/sandboxes/{sandbox}", None)] * 2
         chance.shuffle(calls)
         with concurrent.futures.ThreadPoolExecutor(6) as pool:

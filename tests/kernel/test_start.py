@@ -22,12 +22,20 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def serve(data: Path, *options: str, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+def serve(
+    data: Path, *options: str, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+) -> tuple[int, str]:
     """(status, stderr) of a service that is expected to refuse its start."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
     command = [*prefix, sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data), *options]
     done = subprocess.run(
-        command, cwd=PROJECT, env=clean | dict(env or {}), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        command,
+        cwd=PROJECT,
+        env=clean | dict(env or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     return done.returncode, done.stderr
 
@@ -41,8 +49,8 @@ def test_the_gateway_is_unprivileged(service: Service) -> None:
     assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
     assert status["NoNewPrivs"] == "1"
     # Not dumpable: its files in /proc belong to root, so that nobody under the same uid could trace it.
-    assert os.stat(f"/proc/{pid}/mem").st_uid == 0
-    assert os.stat(f"/proc/{service.children()['launcher']}/mem").st_uid == 0
+    assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
+    assert Path(f"/proc/{service.children()['launcher']}/mem").stat().st_uid == 0
 
 
 def test_the_gateway_never_listened_as_root(tmp_path: Path) -> None:
@@ -88,10 +96,12 @@ def test_without_root_the_process_runtime_is_unavailable_and_says_why(tmp_path: 
     data = tmp_path / "data"
     data.mkdir()
     for folder in (data, *data.parents[:3]):
-        os.chmod(folder, 0o755)
+        folder.chmod(0o755)
     os.chown(data, 1234, 1234)
     drop = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups")
-    require("setpriv", subprocess.run([*drop, sys.executable, "-c", ""], capture_output=True).returncode == 0, "util-linux")
+    require(
+        "setpriv", subprocess.run([*drop, sys.executable, "-c", ""], capture_output=True).returncode == 0, "util-linux"
+    )
     with Service(data, prefix=drop) as service:
         runtime = service.call("GET", "/runtimes")[1]["items"][0]
         assert (runtime["available"], runtime["enabled"]) == (False, True)
@@ -161,7 +171,8 @@ def test_a_data_folder_below_private_ones_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("BULKHEAD_NONSENSE", "1"), ("BULKHEAD_SPILL_MIB", "x"), ("BULKHEAD_LIMITS__CPUS__DEFAULT", "-1")]
+    ("name", "value"),
+    [("BULKHEAD_NONSENSE", "1"), ("BULKHEAD_SPILL_MIB", "x"), ("BULKHEAD_LIMITS__CPUS__DEFAULT", "-1")],
 )
 def test_a_wrong_setting_refuses_the_start_by_name(tmp_path: Path, name: str, value: str) -> None:
     status, said = serve(tmp_path, env={name: value})

@@ -101,5 +101,7 @@ def test_a_limit_of_one_process_lets_one_run(service: Service) -> None:
 def test_nothing_of_a_failed_start_is_left(service: Service, sandbox: str) -> None:
     for _ in range(50):
         start(service, sandbox, "no-such-program").exit()
-    listed = service.run(sandbox, "python3", "-c", "import os; print(sorted(p for p in os.listdir('/proc') if p.isdigit()))")
+    listed = service.run(
+        sandbox, "python3", "-c", "import os; print(sorted(p for p in os.listdir('/proc') if p.isdigit()))"
+    )
     assert len(listed["stdout"].split(",")) == 2, "the worker and the one that looks"

@@ -49,7 +49,7 @@ def test_five_megabytes_pass_through_cat_intact(service: Service, sandbox: str) 
         sender.start()
         frame = viewer.until_exit()
         sender.join()
-    assert bytes(viewer.bytes["stdout"]) == data
+    assert bytes(viewer.out["stdout"]) == data
     assert frame["stdout"]["sha256"] == hashlib.sha256(data).hexdigest()
     assert frame["exit"]["code"] == 0
 
@@ -59,7 +59,7 @@ def test_end_of_file_ends_a_reader(service: Service, sandbox: str) -> None:
     with running.stream("?stdin=true") as viewer:
         viewer.say(type="stdin_eof")
         assert viewer.until_exit()["exit"]["code"] == 0
-    assert viewer.bytes["stdout"] == b"the end\n"
+    assert viewer.out["stdout"] == b"the end\n"
 
 
 def test_a_program_that_closes_its_stdin_early_harms_nobody(service: Service, sandbox: str) -> None:
@@ -137,7 +137,7 @@ def test_a_program_that_does_not_read_stops_the_client_at_a_mebibyte(service: Se
         viewer.until_exit()
         sender.join()
     digest = hashlib.sha256(piece * count).hexdigest().encode()
-    assert viewer.bytes["stdout"] == b"ready\n" + digest + b"\n"
+    assert viewer.out["stdout"] == b"ready\n" + digest + b"\n"
 
 
 @pytest.mark.parametrize("leave", ["closes", "resets", "resets while its stdin waits"])

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -16,7 +17,9 @@ from tests.kernel.talk import Running, start
 from tests.service import Service
 
 MIB = 1 << 20
-BINARY = bytes(range(256)) * 4096 + b"\0" * 5000 + b"\x1b[31m\x1b]0;title\x07" * 2000 + "äöü€😀".encode() * 3000 + b"end"
+BINARY = (
+    bytes(range(256)) * 4096 + b"\0" * 5000 + b"\x1b[31m\x1b]0;title\x07" * 2000 + "äöü€😀".encode() * 3000 + b"end"
+)
 PRINT_BINARY = (
     "import sys; sys.stdout.buffer.write(bytes(range(256)) * 4096 + b'\\0' * 5000 + "
     "b'\\x1b[31m\\x1b]0;title\\x07' * 2000 + '\\u00e4\\u00f6\\u00fc\\u20ac\\U0001f600'.encode() * 3000 + b'end')"
@@ -36,7 +39,7 @@ def binary(service: Service) -> Iterator[Running]:
 def test_binary_output_arrives_as_it_was_written(binary: Running) -> None:
     with binary.stream() as viewer:
         frame = viewer.until_exit()
-    assert viewer.bytes["stdout"] == BINARY
+    assert viewer.out["stdout"] == BINARY
     assert frame["stdout"] == {"bytes": len(BINARY), "dropped_bytes": 0, "sha256": hashlib.sha256(BINARY).hexdigest()}
     assert frame["stderr"] == {"bytes": 0, "dropped_bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
     assert (frame["exit_code"], frame["exit"]["reason"]) == (0, "exited")
@@ -48,7 +51,7 @@ def test_a_viewer_resumes_at_any_offset(binary: Running) -> None:
         with binary.stream(f"?stdout_offset={offset}") as viewer:
             viewer.until_exit()
         assert viewer.start["stdout_offset"] == offset
-        assert viewer.bytes["stdout"] == BINARY[offset:]
+        assert viewer.out["stdout"] == BINARY[offset:]
     with pytest.raises(InvalidStatus) as refused, binary.stream(f"?stdout_offset={len(BINARY) + 1}"):
         pass
     assert refused.value.response.status_code == 416
@@ -56,16 +59,17 @@ def test_a_viewer_resumes_at_any_offset(binary: Running) -> None:
 
 @pytest.mark.parametrize("writes", ["one-byte", "split-utf-8", "no-newline"])
 def test_small_writes_arrive_exactly(service: Service, sandbox: str, writes: str) -> None:
-    text = b"gr\xc3\xbcn \xe2\x82\xac\xf0\x9f\x98\x80\r\n\t\x1b[0m\0 no newline"[:30] * (2000 if writes == "one-byte" else 1)
-    size = 1 if writes != "no-newline" else 7
-    script = f"import os\nd={text[:30]!r}*{len(text) // 30}\nfor i in range(0, len(d), {size}): os.write(1 + i % 2, d[i:i+{size}])"
+    once = "grün €😀\r\n\t\x1b[0m\0".encode() + b"no newline"
+    times, size = 2000 if writes == "one-byte" else 1, 7 if writes == "no-newline" else 1
+    text = once * times
+    script = f"import os\nd = {once!r} * {times}\nfor i in range(0, len(d), {size}): os.write(1 + i % 2, d[i:i+{size}])"
     running = start(service, sandbox, "python3", "-c", script)
     with running.stream() as viewer:
         viewer.until_exit()
     parts: dict[str, bytes] = {"stdout": b"", "stderr": b""}
     for i in range(0, len(text), size):
         parts["stderr" if i % 2 else "stdout"] += text[i : i + size]
-    assert viewer.bytes == parts
+    assert viewer.out == parts
     viewer.check()
 
 
@@ -81,8 +85,8 @@ def test_many_viewers_see_the_same_while_it_is_printed(service: Service, sandbox
     for thread in threads:
         thread.join(60)
     for viewer in viewers:
-        assert bytes(viewer.bytes["stdout"]) == b"".join(b"line %d\n" % i for i in range(1, 20_001))
-        assert bytes(viewer.bytes["stderr"]) == b"".join(b"err %d\n" % i for i in range(1, 20_001))
+        assert bytes(viewer.out["stdout"]) == b"".join(b"line %d\n" % i for i in range(1, 20_001))
+        assert bytes(viewer.out["stderr"]) == b"".join(b"err %d\n" % i for i in range(1, 20_001))
         viewer.check()
         viewer.stack.close()
     for connection in frozen:
@@ -90,13 +94,16 @@ def test_many_viewers_see_the_same_while_it_is_printed(service: Service, sandbox
 
 
 def test_a_viewer_that_is_cut_again_and_again_misses_nothing(service: Service, sandbox: str) -> None:
-    running = start(service, sandbox, "python3", "-c", "import sys\nfor i in range(300000): sys.stdout.write(f'{i}\\n')")
-    got, ending = b"", {}
+    running = start(
+        service, sandbox, "python3", "-c", "import sys\nfor i in range(300000): sys.stdout.write(f'{i}\\n')"
+    )
+    got = b""
+    ending: dict[str, Any] = {}
     while not ending:
         with running.stream(f"?stdout_offset={len(got)}") as viewer:
-            while len(viewer.bytes["stdout"]) < 300_000 and not viewer.exit:
+            while len(viewer.out["stdout"]) < 300_000 and not viewer.exit:
                 viewer.step()
-        got, ending = got + bytes(viewer.bytes["stdout"]), viewer.exit
+        got, ending = got + bytes(viewer.out["stdout"]), viewer.exit
     assert got == b"".join(b"%d\n" % i for i in range(300_000))
     assert ending["stdout"]["sha256"] == hashlib.sha256(got).hexdigest()
 
@@ -104,16 +111,18 @@ def test_a_viewer_that_is_cut_again_and_again_misses_nothing(service: Service, s
 def test_dropped_output_is_told_as_a_gap(service: Service) -> None:
     sandbox = service.create(limits={"output_bytes": 100_000})
     text = b"".join(b"%09d\n" % i for i in range(100_000))
-    running = start(service, sandbox, "python3", "-c", "import sys\nfor i in range(100000): sys.stdout.write(f'{i:09}\\n')")
+    running = start(
+        service, sandbox, "python3", "-c", "import sys\nfor i in range(100000): sys.stdout.write(f'{i:09}\\n')"
+    )
     assert running.exit()["code"] == 0
     with running.stream() as viewer:
         frame = viewer.until_exit()
     assert viewer.gaps == [{"type": "gap", "channel": "stdout", "from": 0, "to": 900_000}]
-    assert viewer.bytes["stdout"] == text[900_000:]
+    assert viewer.out["stdout"] == text[900_000:]
     assert frame["stdout"] == {"bytes": 10**6, "dropped_bytes": 900_000, "sha256": hashlib.sha256(text).hexdigest()}
     with running.stream("?stdout_offset=950000") as late:
         late.until_exit()
-    assert (late.gaps, bytes(late.bytes["stdout"])) == ([], text[950_000:])
+    assert (late.gaps, bytes(late.out["stdout"])) == ([], text[950_000:])
     service.call("DELETE", f"/sandboxes/{sandbox}")
 
 

@@ -1,4 +1,4 @@
-"""The gateway's start: enough descriptors or none at all, a folder for output, a runtime that says why it is not there."""
+"""The gateway's start: enough descriptors or none at all, and a folder for output."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from app import gateway
-from app.gateway import StartRefused, build, descriptors_needed, open_spill, raise_descriptor_limit
 from app.backends.process.backend import ProcessBackend
 from app.core.policy import DEFAULT_PROFILES
+from app.gateway import StartRefused, build, descriptors_needed, open_spill, raise_descriptor_limit
 from app.settings import load_settings
 from app.spill import MIB, SpillFolder
 
@@ -71,7 +71,9 @@ def test_an_operators_directories_are_part_of_every_profile(tmp_path: Path) -> N
 def test_nothing_listens_before_root_is_given_up(tmp_path: Path) -> None:
     """`build` only wires."""
     spill = SpillFolder(tmp_path, MIB)
-    server = build(load_settings(port=0, data=tmp_path), (), DEFAULT_PROFILES, spill, ProcessBackend(None, "no launcher"))
+    server = build(
+        load_settings(port=0, data=tmp_path), (), DEFAULT_PROFILES, spill, ProcessBackend(None, "no launcher")
+    )
     assert not server.started
     assert server.config.host == "127.0.0.1"
     assert server.config.proxy_headers is False

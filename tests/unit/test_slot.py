@@ -64,8 +64,9 @@ def test_a_small_range_is_one_slot(tmp_path: Path) -> None:
 
 
 def test_the_slot_of_a_killed_service_is_free_again_and_its_folder_is_found(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from app.slot import take_slot; s = take_slot(%d, %d, Path(sys.argv[1]))\n"
-    code = code % (BASE, UIDS) + "(s.folder / 'root').mkdir(); s.launcher_socket.touch(); print('up', flush=True); input()"
+    code = "import sys; from pathlib import Path; from app.slot import take_slot\n"
+    code += f"s = take_slot({BASE}, {UIDS}, Path(sys.argv[1]))\n"
+    code += "(s.folder / 'root').mkdir(); s.launcher_socket.touch(); print('up', flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -9,7 +9,7 @@ import pytest
 from app import supervisor
 from app.launcher.config import Config
 from app.settings import load_settings
-from app.slot import Slot
+from app.slot import NoSlot, Slot
 from app.supervisor import StartFailed, launcher_config, serve, start_launcher
 
 MIB = 1 << 20
@@ -56,7 +56,7 @@ def test_a_launcher_that_does_not_start_is_a_sentence_and_no_process(capfd: pyte
     assert "no layer that may be given up" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("error", [supervisor.NoSlot("none free"), StartFailed("no launcher")])
+@pytest.mark.parametrize("error", [NoSlot("none free"), StartFailed("no launcher")])
 def test_a_start_that_is_refused_is_status_2_and_a_sentence(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from app.backends.process.pipes import OutputPump, PipeBudget, StdinPipe
 from app.backends.process.plan import command_body
 from app.core.backend import Logs
 from app.core.commands import signal_name
-from app.core.errors import BackendUnavailable, WrongState
+from app.core.errors import BackendTimeout, BackendUnavailable, WrongState
 from app.core.models import Command, Exit, ExitReason, Stdin
 from app.launcher.protocol import (
     EXECUTE,
@@ -30,6 +30,8 @@ from app.launcher.protocol import (
 )
 
 LAST_WORD_SECONDS = 10.0  # for what the worker has to say about an end, on a machine that is busy
+_START_SECONDS = 5.0
+_STOPPED = Exit(ExitReason.START_FAILED, detail=f"it was stopped before it began, for {_START_SECONDS:g} seconds")
 LOST = Exit(ExitReason.LOST, detail="the sandbox ended without telling how the command ended")
 
 
@@ -55,6 +57,7 @@ class ProcessExecution:
         self._argv0 = ""
         self._workdir = ""
         self._began_at = 0.0
+        self._too_late = False
         self._killing = False
 
     # --- start
@@ -73,9 +76,25 @@ class ProcessExecution:
             request, refused = self._link.post(Writer(EXECUTE), packet, descriptors)
         refused.add_done_callback(self._on_refused)
         try:
-            await asyncio.shield(self._begun)
+            await self._until_begun()
         finally:
             self._link.forget(request)
+
+    async def _until_begun(self) -> None:
+        """The worker waits for the exec in a vfork, and a neighbour of the same sandbox can stop what has not got there
+        yet (kill(-1, SIGSTOP)): then it is killed. Raises BackendTimeout when that does not help either."""
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                return await asyncio.shield(self._begun)
+        except TimeoutError:
+            self._too_late = True
+        await self.kill()
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await asyncio.shield(self._begun)
+        except TimeoutError:
+            raise BackendTimeout("process", "the sandbox does not start commands any more; delete it") from None
+        return None
 
     def _open_streams(
         self, command: Command, logs: Logs, budget: PipeBudget, far_ends: contextlib.ExitStack
@@ -144,7 +163,8 @@ class ProcessExecution:
         if not self._begun.done() or self._finishing is not None:
             raise ProtocolError("an ending out of turn")
         duration = round(time.monotonic() - self._began_at, 6)
-        exit_ = replace(_natural(status), duration_seconds=duration, unprompted=not self._killing)
+        natural = _STOPPED if self._too_late else _natural(status)
+        exit_ = replace(natural, duration_seconds=duration, unprompted=not self._killing)
         self._finishing = asyncio.get_running_loop().create_task(self._finish(exit_))
 
     def on_sandbox_end(self, *, killed: bool) -> None:

@@ -29,6 +29,7 @@ def _rows(section: str, line: int, expected: str, names: str, *control: str, net
 
 
 FILES = [
+    *_rows("A", 15, "EACCES", "read_cmdline read_interrupts"),  # the host's boot parameters, secrets among them; timing
     *_rows("A", 1, "ENOENT", "read_shadow read_secret read_source read_data"),
     *_rows("A", 2, "EROFS", "write_root write_usr write_bin write_lib write_etc"),
     *_rows("A", 2, "EACCES", "write_passwd"),
@@ -50,6 +51,7 @@ FILES = [
 ]
 
 PROCESSES = [
+    *_rows("B", 27, "EPERM", "huge_pages", "ok", "ENOMEM"),  # the host's reserved pool, which no memory limit counts
     *_rows("B", 20, "EPERM", "ptrace_target ptrace_child ptrace_me read_memory_child write_memory_child"),
     *_rows("B", 20, "EPERM", "read_memory_target", "ok", "EFAULT"),
     *_rows("B", 20, "EPERM", "get_descriptor compare_processes"),
@@ -114,12 +116,6 @@ LOOPBACK = [
     *_rows("D", 45, "EPERM", "fast_open mptcp_connect", network="host"),
 ]
 
-# Found, and not closed yet: each says what should answer.
-OPEN = [
-    *_rows("A", 15, "EACCES", "read_cmdline read_interrupts"),  # the host's boot parameters, secrets among them; timing
-    *_rows("B", 27, "EPERM", "huge_pages", "ok", "ENOMEM"),  # the host's reserved pool, which no memory limit counts
-]
-
-ALL = FILES + PROCESSES + KERNEL + NETWORK + OPEN
+ALL = FILES + PROCESSES + KERNEL + NETWORK
 NAMES = {network: [a.name for a in ALL if a.network == network] for network in ("own", "host")}
 BY_NAME = {attack.name: attack for attack in ALL}

@@ -12,7 +12,7 @@ import pytest
 
 from app.core.errors import LaunchFailed
 from app.launcher import landlock
-from tests.kernel.attacks.catalog import ALL, BY_NAME, OPEN
+from tests.kernel.attacks.catalog import ALL, BY_NAME
 from tests.kernel.attacks.mutant_launcher import MUTATIONS
 from tests.kernel.attacks.mutants import Launcher
 from tests.require import require
@@ -58,7 +58,7 @@ RED = {
     "keys_allowed": "keyctl add_key",
     "terminals_unlimited": "take_terminals",
 }
-NAMES = [attack.name for attack in ALL if attack not in OPEN]
+NAMES = [attack.name for attack in ALL]
 Start = Callable[[str], Launcher]
 
 

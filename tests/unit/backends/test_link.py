@@ -16,6 +16,7 @@ from app.backends.process.backend import ProcessBackend
 from app.backends.process.link import LauncherLink, LauncherRefused
 from app.core.errors import BackendUnavailable
 from app.launcher.protocol import FINISH, HELLO, LOST, NETWORK, OK, REFUSED, REPLY, VERSION, Reader, Writer
+from tests.kernel import host
 
 ABOUT = [f"protocol={VERSION}".encode(), b"layers=landlock", b"missing="]
 
@@ -71,7 +72,7 @@ class Noted:
 
 @asynccontextmanager
 async def stage(tmp_path: Path) -> AsyncIterator[tuple[Played, Noted]]:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = host.own_descriptors()
     launcher, noted = Played(tmp_path / "sock"), Noted(tmp_path / "sock")
     try:
         yield launcher, noted
@@ -79,7 +80,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[tuple[Played, Noted]]:
         noted.link.close()
         launcher.hang_up()
         launcher.listener.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert host.own_descriptors() == before
 
 
 async def test_nobody_is_connected_before_the_launcher_has_said_what_it_is(tmp_path: Path) -> None:
@@ -175,11 +176,12 @@ async def test_a_launcher_that_speaks_nonsense_is_hung_up_on(tmp_path: Path, pac
 async def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
     async with stage(tmp_path) as (launcher, noted):
         task, request = await ask(noted, launcher)
-        with open(os.devnull, "rb") as null:
-            launcher.say(Writer(LOST).text("one").i32(9), (null.fileno(),) * 3)
-            launcher.say(Writer(NETWORK).u32(77), (null.fileno(),))
-            launcher.say(Writer(REPLY).u32(request).u8(OK), (null.fileno(),) * 16)
-            await task
+        null = os.open(os.devnull, os.O_RDONLY)
+        launcher.say(Writer(LOST).text("one").i32(9), (null,) * 3)
+        launcher.say(Writer(NETWORK).u32(77), (null,))
+        launcher.say(Writer(REPLY).u32(request).u8(OK), (null,) * 16)
+        os.close(null)
+        await task
         assert noted.lost == [("one", 9)]
         assert [uid for uid, _ in noted.networks] == [77]
 

@@ -345,8 +345,13 @@ async def test_every_command_is_documented() -> None:
 async def test_ls_of_a_sandbox_shows_how_its_executions_ended() -> None:
     began = "2030-01-02T03:04:05.123Z"
     items = [
-        {"id": "exe_1", "state": "ended", "started_at": began, "command": ["sh", "-c", "exit 3"],
-         "exit": {"reason": "exited", "code": 3}},
+        {
+            "id": "exe_1",
+            "state": "ended",
+            "started_at": began,
+            "command": ["sh", "-c", "exit 3"],
+            "exit": {"reason": "exited", "code": 3},
+        },
         {"id": "exe_2", "state": "running", "started_at": began, "command": ["cat"]},
     ]  # fmt: skip - two items
     async with fake_service() as service:

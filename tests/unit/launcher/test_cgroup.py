@@ -13,6 +13,7 @@ import pytest
 from app.launcher import cgroup, groups
 from app.launcher.cgroup import Hierarchy, Tree, field, locate, number_of
 from app.launcher.groups import Groups
+from tests.kernel.host import own_descriptors
 
 # Lines of proc_pid_mountinfo(5) as hosts show them; {root} is where the fake host's trees lie.
 V1 = """\
@@ -110,10 +111,9 @@ FILES_1 = {
     "cpu": ("cpu.cfs_quota_us", "tasks", "cgroup.procs"),
     "cpuacct": ("cpuacct.usage", "tasks", "cgroup.procs"),
 }
-FILES_2 = (
-    "memory.max", "memory.swap.max", "memory.oom.group", "memory.events", "memory.peak", "pids.max", "cpu.max", "cpu.stat",
-    "cgroup.procs", "cgroup.subtree_control", "cgroup.kill",
-)  # fmt: skip
+MEMORY_2 = ("memory.max", "memory.swap.max", "memory.oom.group", "memory.events", "memory.peak")
+GROUP_2 = ("cgroup.procs", "cgroup.subtree_control", "cgroup.kill")
+FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "cpu.max", "cpu.stat")
 
 
 class Kernel:
@@ -168,6 +168,11 @@ def _tree(
         os.close(hierarchy.parent)
 
 
+def led(descriptor: int) -> str:
+    """Where it leads to."""
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
 def written(root: Path) -> dict[str, str]:
     found = {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*")) if path.is_file()}
     return {name: text for name, text in found.items() if text}
@@ -202,23 +207,23 @@ def test_version_2_kills_an_execution_as_a_whole_when_memory_runs_out_but_never_
     room.make(1 << 30, 64, 250)
     joins = room.open_execution(1)
     assert len(joins) == 1
-    assert os.readlink(f"/proc/self/fd/{joins[0]}") == f"{tmp_path}/one/1/cgroup.procs"
+    assert led(joins[0]) == f"{tmp_path}/one/1/cgroup.procs"
     os.close(joins[0])
     said = written(tmp_path)
     assert said["one/1/memory.oom.group"] == "1"
     assert "one/memory.oom.group" not in said
     assert "_workers/memory.oom.group" not in said
-    assert [os.readlink(f"/proc/self/fd/{fd}") for fd in room.home] == [f"{tmp_path}/_workers/cgroup.procs"]
+    assert [led(fd) for fd in room.home] == [f"{tmp_path}/_workers/cgroup.procs"]
 
 
 def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(first: Tree, tmp_path: Path) -> None:
     room = Groups(first, "one")
     room.make(1 << 30, 64, 250)
     joins = room.open_execution(1)
-    led = {os.readlink(f"/proc/self/fd/{fd}").removeprefix(f"{tmp_path}/") for fd in joins}
+    files = {led(fd).removeprefix(f"{tmp_path}/") for fd in joins}
     for descriptor in joins:
         os.close(descriptor)
-    assert led == {"memory/one/1/tasks", "pids/one/1/tasks", "cpu/one/tasks", "cpuacct/one.1/tasks"}
+    assert files == {"memory/one/1/tasks", "pids/one/1/tasks", "cpu/one/tasks", "cpuacct/one.1/tasks"}
 
 
 def test_usage_of_version_2_is_read_from_its_files(second: Tree, tmp_path: Path) -> None:
@@ -242,16 +247,16 @@ def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: Tree, 
     for descriptor in room.open_execution(1):
         os.close(descriptor)
     (tmp_path / "one/1/cgroup.procs").write_text("12\n13\n")
-    assert room.kill_execution(1) is False
+    assert room.kill_execution(1, 99) is False
     assert (tmp_path / "one/1/cgroup.kill").read_text() == "1"
     assert room.remove_execution(1) is False
     (tmp_path / "one/1/cgroup.procs").write_text("")
-    assert room.kill_execution(1) is True
+    assert room.kill_execution(1, 99) is True
     assert room.remove_execution(1) is True
 
 
 def test_nothing_is_left_of_a_room_that_was_removed(first: Tree, tmp_path: Path) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = own_descriptors()
     room = Groups(first, "one")
     room.make(1 << 30, 64, 250)
     for number in (1, 2):
@@ -259,7 +264,7 @@ def test_nothing_is_left_of_a_room_that_was_removed(first: Tree, tmp_path: Path)
             os.close(descriptor)
     assert room.remove() is True
     assert [path for path in tmp_path.rglob("*") if "one" in path.name] == []
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert own_descriptors() == before
 
 
 @pytest.mark.parametrize("version", ["first", "second"])

@@ -21,9 +21,11 @@ def test_empty_lines_and_comments_are_skipped() -> None:
     assert parse("\n# a comment\nmax_sandboxes 7\n").max_sandboxes == 7
 
 
-@pytest.mark.parametrize("line", ["nonsense 1", "max_sandboxes x", "max_sandboxes -1", "max_sandboxes", "uid_first 1.5", "uid_first ²"])
+@pytest.mark.parametrize(
+    "line", ["nonsense 1", "max_sandboxes x", "max_sandboxes -1", "max_sandboxes", "uid_first 1.5", "uid_first ²"]
+)
 def test_a_line_that_is_not_understood_is_named(line: str) -> None:
-    with pytest.raises(ValueError, match=line.split()[0]):
+    with pytest.raises(ValueError, match=line.split(maxsplit=1)[0]):
         parse(line + "\n")
 
 

@@ -58,4 +58,3 @@ def test_our_own_status_and_namespaces_can_be_read() -> None:
     assert status["Uid"].split()[0] == str(os.getuid())
     assert set(status) >= {"CapBnd", "NoNewPrivs", "Seccomp"}
     assert set(probe.namespaces_of("self")) == set(probe.NAMESPACES)
-

@@ -23,13 +23,17 @@ PATHS = st.lists(st.text(max_size=30), max_size=8)
 
 
 @given(st.text(max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.booleans(), PATHS, PATHS)
-def test_a_plan_survives_the_way(name: str, small: int, large: int, flag: bool, read: list[str], write: list[str]) -> None:
+def test_a_plan_survives_the_way(
+    name: str, small: int, large: int, flag: bool, read: list[str], write: list[str]
+) -> None:
     plan = CreatePlan(name, "host", "default", small, large, large, small, flag, read, write)
     source = Reader(bytes(plan.write(Writer(CREATE)).data))
     assert source.u8() == CREATE
     again = CreatePlan.read(source)
     source.end()
-    assert {slot: getattr(again, slot) for slot in plan.__slots__} == {slot: getattr(plan, slot) for slot in plan.__slots__}
+    assert {slot: getattr(again, slot) for slot in plan.__slots__} == {
+        slot: getattr(plan, slot) for slot in plan.__slots__
+    }
 
 
 @given(WORDS, WORDS, st.binary(max_size=100))
