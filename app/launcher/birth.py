@@ -14,7 +14,7 @@ from app.launcher.groups import Groups
 from app.launcher.held import HeldSandbox
 from app.launcher.mounts import INSIDE_ID
 from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, READY, STEP_FAILED, CreatePlan, Writer
-from app.launcher.steps import Room
+from app.launcher.room import Room
 from app.launcher.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNS,

@@ -6,8 +6,8 @@ at the first refusal and reports the step's name; half a sandbox is never served
 
 from __future__ import annotations
 
-from app.launcher import steps
-from app.launcher.steps import Room
+from app.launcher import lockdown, steps
+from app.launcher.room import Room
 
 # Ahead: the same for every sandbox, so the launcher lets its next copy do it while nobody waits for one.
 AHEAD = (
@@ -24,10 +24,10 @@ AHEAD = (
     steps.prove_masks,
     steps.mount_storage,
     steps.mount_terminals,
-    steps.prove_read_only_root,  # after the last mount
-    steps.set_limits,
-    steps.empty_bounding_set,  # needs CAP_SETPCAP; what is held already stays
-    steps.rehearse,
+    lockdown.prove_read_only_root,  # after the last mount
+    lockdown.set_limits,
+    lockdown.empty_bounding_set,  # needs CAP_SETPCAP; what is held already stays
+    lockdown.rehearse,
 )
 
 # The room, as it was asked for. Like the steps above it needs capabilities, which are the user namespace's only.
@@ -40,18 +40,18 @@ ROOM = (
 
 # The lock: each step takes away what the ones above needed. Nothing here can be undone.
 LOCK = (
-    steps.drop_all_capabilities,
-    steps.prove_identity,
-    steps.die_with_the_launcher,  # after the last change of credentials: that clears it
-    steps.forbid_new_privileges,  # Landlock and seccomp without privileges ask for it
-    steps.restrict_files,  # after the last mount: a rule is dead under a later one, and a domain forbids mounting
-    steps.hide_from_commands,  # after restrict_files: the kernel opens /proc/self for nobody but root from here on
-    steps.filter_system_calls,  # last: it denies what the steps above call
+    lockdown.drop_all_capabilities,
+    lockdown.prove_identity,
+    lockdown.die_with_the_launcher,  # after the last change of credentials: that clears it
+    lockdown.forbid_new_privileges,  # Landlock and seccomp without privileges ask for it
+    lockdown.restrict_files,  # after the last mount: a rule is dead under a later one, and a domain forbids mounting
+    lockdown.hide_from_commands,  # after restrict_files: the kernel opens /proc/self for nobody but root from here on
+    lockdown.filter_system_calls,  # last: it denies what the steps above call
 )
 
 PROOF = (
-    steps.prove_landlock,
-    steps.prove_filter,
+    lockdown.prove_landlock,
+    lockdown.prove_filter,
 )
 
 

@@ -28,8 +28,8 @@ from app.launcher.protocol import (
     Reader,
     unpack_command,
 )
+from app.launcher.room import Room
 from app.launcher.spawn import search_and_spawn
-from app.launcher.steps import Room
 
 
 class Worker:

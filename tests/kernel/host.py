@@ -42,8 +42,19 @@ def processes_of(*uids: int) -> list[int]:
     return [pid for pid in pids() if set(uids) & set(uids_of(pid))]
 
 
-def processes_in(first: int, count: int = UIDS) -> list[int]:
-    return [pid for pid in pids() if any(first <= uid < first + count for uid in uids_of(pid))]
+def living_of(*uids: int) -> list[int]:
+    """Those of them that are no zombies: a process that was killed is one until its parent was told."""
+    return [pid for pid in processes_of(*uids) if state_of(pid) not in ("Z", "")]
+
+
+def processes_in(first: int) -> list[int]:
+    """Every process under any uid of the service whose uids begin with `first`."""
+    return [pid for pid in pids() if any(first <= uid < first + UIDS for uid in uids_of(pid))]
+
+
+def sandbox_processes(first: int) -> list[int]:
+    """The same without its gateway."""
+    return [pid for pid in processes_in(first) if first not in uids_of(pid)]
 
 
 def children_of(pid: int) -> list[int]:

@@ -9,7 +9,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -338,9 +337,14 @@ def test_many_idle_connections_do_not_keep_others_out(launched: Launched, honest
         idle.append(connection)
     honest.hello()
     assert len(host.descriptors(launched[1].pid)) < 150, "a gateway needs one"
-    done = threading.Event()
     for connection in idle:
         connection.close()
-    done.set()
-    with Gateway(launched[0].socket) as fresh:
-        fresh.hello()
+
+    def welcome() -> bool:
+        """Once the launcher has noticed that the others are gone."""
+        with contextlib.suppress(Gone), Gateway(launched[0].socket) as fresh:
+            fresh.hello()
+            return True
+        return False
+
+    host.until(welcome, "a new connection is served")

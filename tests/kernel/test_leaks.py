@@ -41,7 +41,7 @@ def nothing_stays(service: Service) -> Iterator[None]:
     def left() -> list[str]:
         found = [folder for folder in host.group_folders(first) if not folder.endswith(host.WORKERS)]
         found += [
-            f"process {pid}" for pid in host.processes_in(first + 1) if pid not in host.children_of(parts["launcher"])
+            f"process {pid}" for pid in host.sandbox_processes(first) if pid not in host.children_of(parts["launcher"])
         ]
         found += [sandbox["id"] for sandbox in service.call("GET", "/sandboxes?state=running")[1]["items"]]
         for name, pid in parts.items():

@@ -31,7 +31,7 @@ def service_without(step: str, folder: Path) -> Iterator[Service]:
     """From a copy of the program in which the step is not in the list."""
     shutil.copytree(PROJECT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
     page = folder / "app/launcher/confine.py"
-    text, count = re.subn(rf"^    steps\.{step},.*\n", "", page.read_text(), flags=re.MULTILINE)
+    text, count = re.subn(rf"^    (steps|lockdown)\.{step},.*\n", "", page.read_text(), flags=re.MULTILINE)
     assert count == 1
     page.write_text(text)
     with Service(folder / "data", prefix=("env", "-C", str(folder))) as service:

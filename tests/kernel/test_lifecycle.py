@@ -45,7 +45,7 @@ def test_delete_of_an_execution_ends_its_daemons_and_nothing_of_its_neighbours(s
     uid = host.host_uid(service, sandbox)
     assert len(host.processes_of(uid)) == 5  # the worker, and for each the program and its daemon
     assert first.delete() == 204
-    assert len(host.processes_of(uid)) == 3
+    assert len(host.living_of(uid)) == 3
     assert not alive(service, sandbox, "one")
     assert alive(service, sandbox, "two")
     assert second.show()["state"] == "running"
@@ -57,7 +57,7 @@ def test_delete_of_an_ended_execution_still_ends_its_daemons(service: Service, s
     assert (ending["reason"], ending["code"]) == ("exited", 0)
     assert alive(service, sandbox, "left")
     assert running.delete() == 204
-    assert len(host.processes_of(host.host_uid(service, sandbox))) == 1
+    assert len(host.living_of(host.host_uid(service, sandbox))) == 1
     assert running.exit(wait=0) == ending, "an exit never changes"
 
 
@@ -66,7 +66,7 @@ def test_delete_of_an_execution_outruns_a_fork_bomb(service: Service, sandbox: s
     running = start(service, sandbox, "python3", "-c", bomb)
     running.saw(b"go")
     assert running.delete() == 204
-    assert len(host.processes_of(host.host_uid(service, sandbox))) == 1
+    assert len(host.living_of(host.host_uid(service, sandbox))) == 1
     assert service.run(sandbox, "true")["exit"]["code"] == 0
 
 

@@ -59,7 +59,7 @@ def test_a_create_is_refused_and_names_the_layer(tmp_path: Path, layer: str) -> 
         assert runtime["available"] is False
         assert layer in runtime["reason"]
         assert service.call("GET", "/sandboxes")[1]["items"] == []
-        assert host.processes_in(first + 1) == []
+        assert host.sandbox_processes(first) == []
 
 
 @pytest.mark.parametrize("layer", OPTIONAL)

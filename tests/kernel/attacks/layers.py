@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from app.launcher import landlock, mounts, seccomp, steps
+from app.launcher import landlock, lockdown, mounts, seccomp, steps
 from app.launcher.birth import _CLONE
 from app.launcher.config import Config
 from app.launcher.protocol import CreatePlan
@@ -40,7 +40,7 @@ _NAMESPACES = (
 
 
 def _room(config: Config, read_only: list[str], read_write: list[str]) -> Any:
-    """As much of a `steps.Room` as the steps below look at."""
+    """As much of a `Room` as the steps below look at."""
     program = seccomp.compile_filter("default", os.uname().machine)
     return SimpleNamespace(
         config=config,
@@ -58,11 +58,11 @@ def apply(layer: str, folder: str, program: str) -> None:
     config.root_paths = ["/usr"]
     room = _room(config, ["/usr", "/etc", str(Path(program).parent)], [folder])
     if layer == "seccomp":
-        steps.forbid_new_privileges(room)
-        steps.filter_system_calls(room)
+        lockdown.forbid_new_privileges(room)
+        lockdown.filter_system_calls(room)
     elif layer == "landlock":
-        steps.forbid_new_privileges(room)
-        steps.restrict_files(room)
+        lockdown.forbid_new_privileges(room)
+        lockdown.restrict_files(room)
     elif layer == "namespaces":
         _enter_namespaces(config, room)
         os.chdir("/workspace")
@@ -76,7 +76,8 @@ def _enter_namespaces(config: Config, room: Any) -> None:
     if pid == 0:
         os.read(mapped, 1)
         for name in _NAMESPACES:
-            getattr(steps, name)(room)
+            step = getattr(steps, name, None) or getattr(lockdown, name)
+            step(room)
         return
     for name in ("uid_map", "gid_map"):
         descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY)

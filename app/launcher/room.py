@@ -1,0 +1,31 @@
+"""What the steps of one sandbox work on."""
+
+from __future__ import annotations
+
+import _socket
+
+from app.launcher.config import Config
+from app.launcher.protocol import CreatePlan
+
+
+class Room:
+    """Everything that the steps of one sandbox need. Lives in the copy of the launcher that becomes the worker."""
+
+    __slots__ = (
+        "channel", "config", "filters", "home", "landlock_abi", "masks", "null", "owner", "plan", "processes_file",
+        "uid",
+    )  # fmt: skip
+
+    def __init__(self, config: Config, channel: _socket.socket, null: int, uid: int) -> None:
+        self.config = config
+        self.channel = channel  # to the launcher
+        self.null = null
+        self.uid = uid  # as it is called inside
+        self.landlock_abi = 0
+        self.filters: dict[str, bytes] = {}
+        self.masks: list[tuple[str, str]] = []
+        # These come with the plan.
+        self.plan: CreatePlan
+        self.owner: _socket.socket  # to the gateway
+        self.home: list[int] = []
+        self.processes_file = -1
