@@ -54,7 +54,7 @@ class ProcessRuntime:
         found = [pid for pid in host.pids() if uids & set(host.uids_of(pid))]
         workers = host.children_of(self._child.pid) if self._child is not None else []
         own = {*workers, *(child for worker in workers for child in host.children_of(worker))}
-        left += [f"process {pid} ({host.state_of(pid)})" for pid in found if pid not in own and host.state_of(pid)]
+        left += [f"process {host.describe(pid)}" for pid in found if pid not in own and host.state_of(pid)]
         return left + [f"worker {pid}" for pid in workers[:-1]]
 
     async def processes(self, backend: ProcessBackend, sandbox_id: str) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kernel import host
+from tests.kernel.direct import SPARE, Gateway, Launched, launcher, plan, sandboxes_of
 from tests.require import require
 from tests.service import Service
 
@@ -24,3 +26,32 @@ def sandbox(service: Service) -> Iterator[str]:
     sandbox = service.create()
     yield sandbox
     service.call("DELETE", f"/sandboxes/{sandbox}")
+
+
+# --- the launcher alone
+
+
+@pytest.fixture(scope="module")
+def launched() -> Iterator[Launched]:
+    require("root", os.geteuid() == 0, "the launcher needs root")
+    with launcher() as running:
+        before = len(host.descriptors(running[1].pid))
+        yield running
+        host.until(lambda: len(host.descriptors(running[1].pid)) <= before + SPARE, "no descriptor stays")
+
+
+@pytest.fixture
+def honest(launched: Launched) -> Iterator[Gateway]:
+    """A second connection that works all the while: it has a sandbox before, and runs a command in it after."""
+    with Gateway(launched[0].socket) as gateway, gateway.create(plan("honest")) as owner:
+        yield gateway
+        assert gateway.run(owner, 1, "echo", "fine", sandbox_id="honest") == (b"fine\n", 0)
+        gateway.destroy("honest")
+    assert launched[1].poll() is None
+    host.until(lambda: not sandboxes_of(launched), "no sandbox is left")
+
+
+@pytest.fixture
+def hostile(launched: Launched, honest: Gateway) -> Iterator[Gateway]:
+    with Gateway(launched[0].socket) as gateway:
+        yield gateway

@@ -28,9 +28,13 @@ from app.launcher.protocol import (
 )
 from app.slot import release, take_slot
 from app.supervisor import remove_groups, start_launcher
+from tests.kernel import host
 
 MIB = 1 << 20
 UID_BASE = 1_700_000_000  # far from the ranges of the services that other tests start
+
+SPARE = 4  # descriptors of the copy that is made ahead: it is there or not
+Launched = tuple[Config, subprocess.Popen[bytes]]
 
 
 @contextmanager
@@ -56,6 +60,13 @@ def launcher(**settings: int) -> Iterator[tuple[Config, subprocess.Popen[bytes]]
         child.stdout.close()
         remove_groups(config.cgroup_parent)
         release(slot)
+
+
+def sandboxes_of(launched: Launched) -> set[str]:
+    """Names of the control groups: the copy that is made ahead has none of its own yet."""
+    parent, _, first = launched[0].cgroup_parent.partition("/")
+    folders = [Path(folder) for folder in host.group_folders(int(first), parent)]
+    return {folder.name for folder in folders if folder.parent.name == first} - {host.WORKERS[1:]}
 
 
 def plan(sandbox_id: str = "one", **changes: object) -> CreatePlan:

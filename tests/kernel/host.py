@@ -33,6 +33,15 @@ def state_of(pid: int) -> str:
         return ""
 
 
+def describe(pid: int) -> str:
+    """Its pid, name, state and parent."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return f"{pid} (gone)"
+    return f"{name}) {' '.join(rest.split()[:2])}"
+
+
 def pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
@@ -121,7 +130,7 @@ def mounts_of(pid: int) -> Found:
 
 def left_of(first: int) -> Found:
     """What of a service that has ended is still there. Its uids begin with `first`."""
-    left = [f"process {pid} ({state_of(pid)})" for pid in processes_in(first)]
+    left = [f"process {describe(pid)}" for pid in processes_in(first)]
     left += [f"group {folder}" for folder in group_folders(first)]
     left += [
         f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{RUN}/{first}" in line

@@ -140,6 +140,16 @@ def test_oom_is_told_when_the_first_process_was_killed(service: Service) -> None
     service.call("DELETE", f"/sandboxes/{sandbox}")
 
 
+def test_an_oom_before_the_timeout_stays_an_oom(service: Service) -> None:
+    """The noisy child keeps the log open for a second after the program was killed: the time runs out in it."""
+    sandbox = service.create(limits=SMALL)
+    script = '(while :; do echo x; sleep 0.01; done) & exec python3 -c "$0"'
+    ending = service.run(sandbox, "sh", "-c", script, EAT, timeout_seconds=0.9)["exit"]
+    assert (ending["reason"], ending["signal"]) == ("oom", "SIGKILL")
+    assert ending["duration_seconds"] < 0.9
+    service.call("DELETE", f"/sandboxes/{sandbox}")
+
+
 def test_oom_is_told_when_a_child_was_killed_and_the_program_failed(service: Service) -> None:
     sandbox = service.create(limits=SMALL)
     ending = service.run(sandbox, "sh", "-c", 'python3 -c "$0"; exit 7', EAT)["exit"]

@@ -9,134 +9,13 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.launcher.config import Config
 from app.launcher.protocol import CREATE, DESTROY, EXECUTE, FINISH, HELLO, KILL, RECORD, START_FAILED, Writer
 from tests.kernel import host
-from tests.kernel.direct import Gateway, Gone, Refused, command, launcher, name, plan
-from tests.require import require
-
-SPARE = 4  # descriptors of the copy that is made ahead: it is there or not
-Launched = tuple[Config, subprocess.Popen[bytes]]
-
-
-@pytest.fixture(scope="module")
-def launched() -> Iterator[Launched]:
-    require("root", os.geteuid() == 0, "the launcher needs root")
-    with launcher() as running:
-        before = len(host.descriptors(running[1].pid))
-        yield running
-        host.until(lambda: len(host.descriptors(running[1].pid)) <= before + SPARE, "no descriptor stays")
-
-
-@pytest.fixture
-def honest(launched: Launched) -> Iterator[Gateway]:
-    """A second connection that works all the while: it has a sandbox before, and runs a command in it after."""
-    with Gateway(launched[0].socket) as gateway, gateway.create(plan("honest")) as owner:
-        yield gateway
-        assert gateway.run(owner, 1, "echo", "fine", sandbox_id="honest") == (b"fine\n", 0)
-        gateway.destroy("honest")
-    assert launched[1].poll() is None
-    host.until(lambda: not sandboxes_of(launched), "no sandbox is left")
-
-
-def sandboxes_of(launched: Launched) -> set[str]:
-    """Names of the control groups: the copy that is made ahead has none of its own yet."""
-    parent, _, first = launched[0].cgroup_parent.partition("/")
-    folders = [Path(folder) for folder in host.group_folders(int(first), parent)]
-    return {folder.name for folder in folders if folder.parent.name == first} - {host.WORKERS[1:]}
-
-
-@pytest.fixture
-def hostile(launched: Launched, honest: Gateway) -> Iterator[Gateway]:
-    with Gateway(launched[0].socket) as gateway:
-        yield gateway
-
-
-def refusal(gateway: Gateway, **changes: object) -> tuple[str, int]:
-    with pytest.raises(Refused) as error:
-        gateway.create(plan(**changes))  # type: ignore[arg-type]
-    return error.value.step, error.value.errno
-
-
-@pytest.mark.parametrize(
-    ("change", "number"),
-    [
-        ({"read_only": ["usr"]}, errno.EINVAL),
-        ({"read_only": ["/usr/../etc"]}, errno.EINVAL),
-        ({"read_write": ["/workspace/.."]}, errno.EINVAL),
-        ({"read_write": ["/tmp\0/x"]}, errno.EINVAL),
-        ({"template": "/"}, errno.ENOENT),
-        ({"template": "../host"}, errno.ENOENT),
-        ({"template": ""}, errno.ENOENT),
-        ({"filter_name": "none"}, errno.ENOENT),
-        ({"filter_name": ""}, errno.ENOENT),
-        ({"cpu_millis": 0}, errno.ERANGE),
-        ({"cpu_millis": 1001}, errno.ERANGE),
-        ({"cpu_millis": 2**32 - 1}, errno.ERANGE),
-        ({"memory_bytes": 0}, errno.ERANGE),
-        ({"memory_bytes": (1 << 32) + 1}, errno.ERANGE),
-        ({"memory_bytes": 2**64 - 1}, errno.ERANGE),
-        ({"disk_bytes": 0}, errno.ERANGE),
-        ({"disk_bytes": 2**64 - 1}, errno.ERANGE),
-        ({"processes": 0}, errno.ERANGE),
-        ({"processes": 2**32 - 1}, errno.ERANGE),
-        *[({"sandbox_id": bad}, errno.EINVAL) for bad in (
-            "../x", "Upper", "", "a" * 64, "a/b", "-a", "_a", ".", "a\nb", "a\0b", "ä", "a b", "²", "cgroup.procs"
-        )],
-        ({"sandbox_id": "honest"}, errno.EEXIST),
-    ],
-)  # fmt: skip
-def test_a_plan_out_of_bounds_is_refused(hostile: Gateway, change: dict[str, object], number: int) -> None:
-    assert refusal(hostile, **change) == ("plan", number)
-    hostile.create().close()  # the connection still works
-
-
-def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:
-    """What the template has not cannot be named; what it has is the sandbox's own anyway."""
-    for path in ("/root", "/var/lib", "/home", "/sys", str(Path(__file__).parent)):
-        assert refusal(hostile, read_only=[path])[0] == "restrict_files"
-    assert refusal(hostile, read_write=["/"])[0] == "prove_landlock", "the canary could be read then"
-    with hostile.create(plan(read_write=["/workspace", "/usr", "/etc", "/proc", "/dev"])) as owner:
-        script = "for f in /usr/x /etc/x /x /proc/x /dev/x; do echo > $f; done; ls -A /root /home /sys; "
-        script += "id -u; cat /etc/passwd"
-        out, _ = hostile.run(owner, 1, "sh", "-c", script)
-        assert out.startswith(b"1000\nroot:x:0:0:root:/nonexistent"), out
-    assert not Path("/usr/x").exists()
-
-
-def test_a_plan_has_no_field_for_a_uid_a_mount_or_a_capability() -> None:
-    assert set(plan().__slots__) == {
-        "sandbox_id", "template", "filter_name", "cpu_millis", "memory_bytes", "disk_bytes", "processes",
-        "loopback_tcp", "read_only", "read_write",
-    }  # fmt: skip
-
-
-def test_a_hundred_thousand_creates_are_bounded(launched: Launched, hostile: Gateway) -> None:
-    """By `max_sandboxes`; the launcher's memory and descriptors are too."""
-    config, child = launched
-    before = host.resident_mib(child.pid)
-    owners = [hostile.create(plan(f"s{n}")) for n in range(config.max_sandboxes - 1)]
-    open_before = len(host.descriptors(child.pid))
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    body = bytes(plan("more").write(Writer(0)).data[1:])
-    waiting: list[int] = []
-    for _ in range(100_000):
-        waiting.append(hostile.post(CREATE, body, [theirs.fileno()]))
-        if len(waiting) == 100:
-            for number in waiting:
-                with pytest.raises(Refused) as error:
-                    hostile.answer(number)
-                assert error.value.errno == errno.EDQUOT
-            waiting.clear()
-    assert len(host.descriptors(child.pid)) <= open_before + SPARE
-    assert host.resident_mib(child.pid) - before < 8
-    for end in (ours, theirs, *owners):
-        end.close()
+from tests.kernel.direct import SPARE, Gateway, Gone, Launched, Refused, command, name, plan, sandboxes_of
 
 
 def test_a_flood_without_reading_ends_that_connection_only(launched: Launched, hostile: Gateway) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from tests.kernel.talk import start
+from tests.require import require
 from tests.service import Service
 
 
@@ -73,6 +76,14 @@ def test_the_longest_command_that_is_accepted_runs(service: Service, sandbox: st
     arguments = ["x" * 131_071] * 14
     done = service.run(sandbox, "sh", "-c", "echo $# ${#14}", "sh", *arguments)
     assert (done["exit"]["code"], done["stdout"]) == (0, "14 131071\n")
+
+
+def test_more_than_the_stack_limit_allows_is_126_with_e2big(tmp_path: Path) -> None:
+    """A quarter of RLIMIT_STACK is the kernel's limit for arguments, execve(2)."""
+    require("root", os.geteuid() == 0, "a service that is started as root")
+    with Service(tmp_path, prefix=("prlimit", "--stack=1048576:1048576")) as service:
+        detail, code = failure(service, service.create(), "true", *["x" * 100_000] * 5)
+        assert (detail, code) == ("'true' cannot be executed: E2BIG (Argument list too long)", 126)
 
 
 def test_the_process_limit_is_told_with_eagain(service: Service) -> None:

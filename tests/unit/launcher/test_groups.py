@@ -1,0 +1,184 @@
+"""What is written into the control groups of a sandbox, on a fake tree of plain files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.launcher import cgroup, groups
+from app.launcher.cgroup import Hierarchy, Tree
+from app.launcher.groups import Groups
+from tests.kernel.host import own_descriptors
+
+FILES_1 = {
+    "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "tasks", "cgroup.procs"),
+    "pids": ("pids.max", "tasks", "cgroup.procs"),
+    "cpu": ("cpu.cfs_quota_us", "tasks", "cgroup.procs"),
+    "cpuacct": ("cpuacct.usage", "tasks", "cgroup.procs"),
+}
+MEMORY_2 = ("memory.max", "memory.swap.max", "memory.oom.group", "memory.events", "memory.peak")
+GROUP_2 = ("cgroup.procs", "cgroup.subtree_control", "cgroup.kill")
+FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "cpu.max", "cpu.stat")
+
+
+class Kernel:
+    """`os`, but a new folder has the files of a new control group, and one that is removed loses them."""
+
+    def __init__(self, files: dict[int, tuple[str, ...]]) -> None:
+        self._files = files
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def mkdir(self, path: str, mode: int = 0o777, *, dir_fd: int) -> None:
+        os.mkdir(path, mode, dir_fd=dir_fd)
+        for name in self._files[dir_fd]:
+            os.close(os.open(f"{path}/{name}", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=dir_fd))
+
+    def rmdir(self, path: str, *, dir_fd: int) -> None:
+        procs = os.open(f"{path}/cgroup.procs", os.O_RDONLY, dir_fd=dir_fd)
+        busy = os.read(procs, 1)
+        os.close(procs)
+        if busy:
+            raise OSError(errno.EBUSY, "busy")
+        for name in self._files[dir_fd]:
+            os.unlink(f"{path}/{name}", dir_fd=dir_fd)
+        os.rmdir(path, dir_fd=dir_fd)
+
+
+@pytest.fixture
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+    yield from _tree(1, tmp_path, monkeypatch, {name: ((name,), files) for name, files in FILES_1.items()})
+
+
+@pytest.fixture
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+    yield from _tree(2, tmp_path, monkeypatch, {"": (("memory", "pids", "cpu"), FILES_2)})
+
+
+def _tree(
+    version: int, root: Path, patch: pytest.MonkeyPatch, trees: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+) -> Iterator[Tree]:
+    hierarchies, files = [], {}
+    for name, (controllers, names) in trees.items():
+        (root / name).mkdir(exist_ok=True)
+        descriptor = os.open(root / name, os.O_RDONLY | os.O_DIRECTORY)
+        hierarchies.append(Hierarchy(controllers, descriptor))
+        files[descriptor] = names
+    kernel = Kernel(files)
+    patch.setattr(cgroup, "os", kernel)
+    patch.setattr(groups, "os", kernel)
+    yield Tree(version, "bulkhead/1", hierarchies, True)
+    for hierarchy in hierarchies:
+        os.close(hierarchy.parent)
+
+
+def led(descriptor: int) -> str:
+    """Where it leads to."""
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
+def written(root: Path) -> dict[str, str]:
+    found = {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {name: text for name, text in found.items() if text}
+
+
+def test_version_1_writes_every_limit_of_a_room(first: Tree, tmp_path: Path) -> None:
+    Groups(first, "one").make(1 << 30, 64, 1500)
+    assert written(tmp_path) == {
+        "memory/one/memory.limit_in_bytes": str(1 << 30),
+        "memory/one/memory.memsw.limit_in_bytes": str(1 << 30),
+        "pids/one/pids.max": "64",
+        "cpu/one/cpu.cfs_quota_us": "150000",
+    }
+
+
+def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: Tree, tmp_path: Path) -> None:
+    Groups(second, "one").make(1 << 30, 64, 250)
+    assert written(tmp_path) == {
+        "one/memory.max": str(1 << 30),
+        "one/memory.swap.max": "0",
+        "one/pids.max": "64",
+        "one/cpu.max": "25000 100000",
+        "one/cgroup.subtree_control": "+cpu +memory +pids",
+    }
+
+
+def test_version_2_kills_an_execution_as_a_whole_when_memory_runs_out_but_never_the_workers(
+    second: Tree, tmp_path: Path
+) -> None:
+    second.house_workers(10)
+    room = Groups(second, "one")
+    room.make(1 << 30, 64, 250)
+    joins = room.open_execution(1)
+    assert len(joins) == 1
+    assert led(joins[0]) == f"{tmp_path}/one/1/cgroup.procs"
+    os.close(joins[0])
+    said = written(tmp_path)
+    assert said["one/1/memory.oom.group"] == "1"
+    assert "one/memory.oom.group" not in said
+    assert "_workers/memory.oom.group" not in said
+    assert [led(fd) for fd in room.home] == [f"{tmp_path}/_workers/cgroup.procs"]
+
+
+def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(first: Tree, tmp_path: Path) -> None:
+    room = Groups(first, "one")
+    room.make(1 << 30, 64, 250)
+    joins = room.open_execution(1)
+    files = {led(fd).removeprefix(f"{tmp_path}/") for fd in joins}
+    for descriptor in joins:
+        os.close(descriptor)
+    assert files == {"memory/one/1/tasks", "pids/one/1/tasks", "cpu/one/tasks", "cpuacct/one.1/tasks"}
+
+
+def test_usage_of_version_2_is_read_from_its_files(second: Tree, tmp_path: Path) -> None:
+    room = Groups(second, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    folder = tmp_path / "one/1"
+    (folder / "cpu.stat").write_text("usage_usec 1234\nuser_usec 1000\n")
+    (folder / "memory.peak").write_text("4096\n")
+    (folder / "memory.events").write_text("low 0\noom 2\noom_kill 1\noom_group_kill 1\n")
+    usage = room.usage(1)
+    assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (1_234_000, 4096, 1, False)
+    (folder / "memory.peak").unlink()
+    assert room.usage(1).peak_bytes == 0, "before Linux 5.19"
+
+
+def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: Tree, tmp_path: Path) -> None:
+    room = Groups(second, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    (tmp_path / "one/1/cgroup.procs").write_text("12\n13\n")
+    assert room.kill_execution(1, 99) is False
+    assert (tmp_path / "one/1/cgroup.kill").read_text() == "1"
+    assert room.remove_execution(1) is False
+    (tmp_path / "one/1/cgroup.procs").write_text("")
+    assert room.kill_execution(1, 99) is True
+    assert room.remove_execution(1) is True
+
+
+def test_nothing_is_left_of_a_room_that_was_removed(first: Tree, tmp_path: Path) -> None:
+    before = own_descriptors()
+    room = Groups(first, "one")
+    room.make(1 << 30, 64, 250)
+    for number in (1, 2):
+        for descriptor in room.open_execution(number):
+            os.close(descriptor)
+    assert room.remove() is True
+    assert [path for path in tmp_path.rglob("*") if "one" in path.name] == []
+    assert own_descriptors() == before
+
+
+@pytest.mark.parametrize("version", ["first", "second"])
+def test_limits_that_are_in_force_are_read_back(version: str, request: pytest.FixtureRequest) -> None:
+    room = Groups(request.getfixturevalue(version), "one")
+    room.make(1 << 20, 7, 500)
+    assert room.limits_in_force() == {"memory_bytes": 1 << 20, "processes": 7, "cpu_millis": 500}
