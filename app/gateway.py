@@ -20,6 +20,7 @@ from app.core.backend import Backend
 from app.core.policy import Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
+from app.http_bounds import CONNECTIONS, BoundedHttp
 from app.keys import KeysError, load_keys
 from app.main import create_app
 from app.profiles import ProfilesError, load_profiles
@@ -98,7 +99,7 @@ def build(
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHttp,
         ws="websockets-sansio",
         lifespan="on",  # `auto` would serve on without an orderly end when it cannot start
         ws_max_size=STREAM_FRAME,
@@ -149,9 +150,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def descriptors_needed(settings: Settings) -> int:
-    """Sandboxes hold one each, executions three and up to two spill files, viewers and clients one; and some for us."""
+    """Sandboxes hold two each, executions three and up to two spill files, what executions left behind two, connections
+    one; and some for us."""
     capacity = settings.capacity
-    return 2 * capacity.sandboxes + 5 * capacity.executions + 2 * capacity.viewers + 1024
+    return 2 * capacity.sandboxes + 5 * capacity.executions + CONNECTIONS + 1024
 
 
 def raise_descriptor_limit(need: int) -> None:

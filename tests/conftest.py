@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,6 +21,13 @@ async def _run(test: Coroutine[Any, Any, None]) -> None:
     loop.set_exception_handler(note)
     await test
     assert not failures, failures
+
+
+def pytest_sessionstart() -> None:
+    """A shell's `&` and nohup leave signals ignored, and every program that a test starts would inherit that."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,7 +5,7 @@
 ``operate``     the operator's commands                ``pipes``       our own stdin, stdout and stderr
 ``bodies``      what was typed, as request bodies      ``endings``     how an exit becomes an exit status
 ``connect``     the environment, as a client           ``show``        tables, JSON and one-line errors
-``replay``      stored output
+``replay``      stored output                          ``gaps``        what is said about dropped bytes
 
 Starting must be quick: a module imports late what only some commands need.
 """
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN_PIPE
-    except Exception as error:
+    except Exception as error:  # a traceback's status 1 would be taken for the program's own
         return _explain(error)
     finally:
         gc.freeze()  # the interpreter's end collects once more: 20 to 40 ms over what will be gone anyway

@@ -28,6 +28,7 @@ def sandbox_body(typed: Namespace) -> dict[str, Any]:
     longest = max(getattr(typed, "timeout", None) or 0.0, typed.wall_seconds or 0.0) + SLACK_SECONDS
     return _said(
         {
+            "id": typed.id,
             "runtime": runtime,
             "env": _pairs(typed.env),
             "workdir": typed.workdir,
@@ -40,8 +41,9 @@ def sandbox_body(typed: Namespace) -> dict[str, Any]:
     )
 
 
-def execution_body(typed: Namespace, *, with_env: bool) -> dict[str, Any]:
-    """The body of `POST /sandboxes/{id}/executions`. Raises UsageError."""
+def execution_body(typed: Namespace, *, in_own_sandbox: bool) -> dict[str, Any]:
+    """The body of `POST /sandboxes/{id}/executions`. Id, variables and directory belong to the sandbox when the
+    command has one of its own. Raises UsageError."""
     command = typed.command[1:] if typed.command[:1] == ["--"] else typed.command
     if not command:
         raise UsageError("there is no command to run")
@@ -55,7 +57,9 @@ def execution_body(typed: Namespace, *, with_env: bool) -> dict[str, Any]:
             "command": command,
             "stdin": "open" if wanted() else "none",
             "timeout_seconds": typed.timeout,
-            "env": _pairs(typed.env) if with_env else None,
-            "workdir": typed.workdir if with_env else None,
+            "on_output_limit": typed.on_output_limit,
+            "id": None if in_own_sandbox else typed.id,
+            "env": None if in_own_sandbox else _pairs(typed.env),
+            "workdir": None if in_own_sandbox else typed.workdir,
         }
     )

@@ -26,7 +26,7 @@ def _with_client(work: Callable[[Client], Awaitable[int]]) -> int:
 
 
 def run(typed: Namespace) -> int:
-    sandbox, execution = sandbox_body(typed), execution_body(typed, with_env=False)
+    sandbox, execution = sandbox_body(typed), execution_body(typed, in_own_sandbox=True)
 
     async def work(client: Client) -> int:
         from app.cli.session import Order, carry_out
@@ -37,7 +37,7 @@ def run(typed: Namespace) -> int:
 
 
 def execute(typed: Namespace) -> int:
-    execution = execution_body(typed, with_env=True)
+    execution = execution_body(typed, in_own_sandbox=False)
 
     async def work(client: Client) -> int:
         from app.cli.session import Order, carry_out
@@ -118,8 +118,7 @@ def logs(typed: Namespace) -> int:
     async def work(client: Client) -> int:
         from app.cli.replay import replay
 
-        await replay(client, typed.sandbox, typed.execution, follow=typed.follow)
-        return 0
+        return await replay(client, typed.sandbox, typed.execution, follow=typed.follow)
 
     return _with_client(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -46,12 +47,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     run = _add(kinds, "run", commands.run, "run one command in a new sandbox, then destroy it", **RUN)
     _room_options(run)
+    run.add_argument("--id", metavar="ID", help="the sandbox's id, instead of one that the service chooses")
     _command_options(run)
     run.add_argument("--keep", action="store_true", help="leave the sandbox behind; its id goes to stderr")
     _command(run)
 
     create = _add(kinds, "create", commands.create, "create a sandbox and print its id")
     _room_options(create)
+    create.add_argument("--id", metavar="ID", help="its id, instead of one that the service chooses")
     _env_options(create)
 
     _json(_add(kinds, "ls", commands.list_sandboxes, "list sandboxes, or the executions of one"))
@@ -63,7 +66,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _exec(kinds)
 
     logs = _add(kinds, "logs", commands.logs, "print the stored output of an execution")
-    logs.add_argument("--follow", "-f", action="store_true", help="go on until the execution ends")
+    logs.add_argument(
+        "--follow", "-f", action="store_true", help="go on until the execution ends, and end with its status"
+    )
     _execution(logs)
 
     kill = _add(kinds, "kill", commands.kill, "kill everything that an execution started, or send it a signal")
@@ -107,6 +112,16 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError("must be a number of seconds")
+    return value
+
+
 def _json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -117,7 +132,12 @@ def _env_options(parser: Parser) -> None:
 
 
 def _command_options(parser: Parser) -> None:
-    parser.add_argument("--timeout", metavar="S", type=float, help="kill it after S seconds")
+    parser.add_argument("--timeout", metavar="S", type=seconds, help="kill it after S seconds")
+    parser.add_argument(
+        "--on-output-limit",
+        choices=("kill", "drop_oldest"),
+        help="what happens when it prints more than --output-bytes; drop_oldest when absent",
+    )
     _env_options(parser)
 
 
@@ -125,16 +145,21 @@ def _room_options(parser: Parser) -> None:
     parser.add_argument("--runtime", metavar="R", help="isolation [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
     parser.add_argument("--profile", metavar="P", help="the operator's policy profile")
     parser.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="repeatable")
-    parser.add_argument("--ttl", metavar="S", type=float, help="destroy the sandbox after S seconds")
-    parser.add_argument("--idle", metavar="S", type=float, help="destroy it after S seconds without use")
+    parser.add_argument("--ttl", metavar="S", type=seconds, help="destroy the sandbox after S seconds")
+    parser.add_argument("--idle", metavar="S", type=seconds, help="destroy it after S seconds without use")
     _json(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--cpus", metavar="N", type=float, help="cores")
-    limits.add_argument("--memory-mib", metavar="N", type=int, help="memory")
+    limits.add_argument("--memory-mib", metavar="N", type=int, help="memory; --disk-mib comes on top")
     limits.add_argument("--processes", metavar="N", type=int, help="processes and threads")
-    limits.add_argument("--disk-mib", metavar="N", type=int, help="files in /workspace and /tmp")
+    limits.add_argument(
+        "--disk-mib",
+        metavar="N",
+        type=int,
+        help="files in /workspace and /tmp, which are memory [512]: N is added to --memory-mib",
+    )
     limits.add_argument("--output-bytes", metavar="N", type=int, help="output kept, per channel")
-    limits.add_argument("--wall-seconds", metavar="S", type=float, help="the longest any command may run")
+    limits.add_argument("--wall-seconds", metavar="S", type=seconds, help="the longest any command may run")
 
 
 def _execution(parser: Parser) -> None:
@@ -150,17 +175,21 @@ def _command(parser: Parser) -> None:
 # --- exec: options may stand on either side of SANDBOX, so what follows it is parsed once more
 
 
-def _exec(kinds: Any) -> None:
-    parser = _add(kinds, "exec", commands.execute, "run a command in a sandbox that is there", **EXEC)
+def _exec_options(parser: Parser) -> None:
+    parser.add_argument("--id", metavar="ID", help="the execution's id, instead of one that the service chooses")
     _command_options(parser)
     _json(parser)
+
+
+def _exec(kinds: Any) -> None:
+    parser = _add(kinds, "exec", commands.execute, "run a command in a sandbox that is there", **EXEC)
+    _exec_options(parser)
     parser.add_argument("sandbox", metavar="SANDBOX")
     parser.add_argument("rest", metavar="CMD", nargs=argparse.REMAINDER)
 
 
 def _rest_of_exec(found: argparse.Namespace) -> argparse.Namespace:
     parser = Parser(**EXEC)
-    _command_options(parser)
-    _json(parser)
+    _exec_options(parser)
     _command(parser)
     return parser.parse_args(found.rest, found)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Self
 
 PIECE = 64 * 1024
+DESCRIPTORS = {"stdout": 1, "stderr": 2}
 WINDOW = 1024 * 1024  # bytes that may wait for a slow reader before the stream is read no further
 
 

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.cli import BROKEN_PIPE, FAILED
-from app.cli.endings import status_of
+from app.cli.endings import hint_for, status_of
+from app.cli.gaps import Gaps
 from app.cli.interrupts import ENDING, PATIENCE_SECONDS, Interrupts, Stopped
-from app.cli.pipes import OutputClosed, Sink, pour
+from app.cli.pipes import DESCRIPTORS, OutputClosed, Sink, pour
 from app.cli.show import message, put_json, say
 from app.client import Client, ClientError, Problem
 from app.client.stream import Exited, Gap, Output, Stream
 
 AGAIN_SECONDS = 2.0  # a second Ctrl-C within this time kills
 DESTROY_SECONDS = 30.0
-DESCRIPTORS = {"stdout": 1, "stderr": 2}
+COLLECTED_BYTES = 64 * 1024 * 1024  # of each channel, for --json
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Session:
         self._kept = kept  # the sandbox outlives us: what we started in it must be ended by name
         self._collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         self._truncated = {"stdout": False, "stderr": False}
+        self._gaps = Gaps()
         self._ended = False
         self._killing = False
         self._interrupted_at = float("-inf")
@@ -137,7 +139,8 @@ class Session:
                             await self._output(sink, event)
                         case Gap():
                             self._truncated[event.channel] = True
-                            await sink.write(2, message(gap_warning(event)))
+                            if (warning := self._gaps.add(event)) is not None:
+                                await sink.write(2, message(warning))
                         case Exited():
                             self._ended = True
                             return await self._exited(sink, event)
@@ -148,14 +151,20 @@ class Session:
 
     async def _output(self, sink: Sink, event: Output) -> None:
         if self.order.as_json:
-            self._collected[event.channel] += event.data
+            collected = self._collected[event.channel]
+            collected += event.data
+            if len(collected) > COLLECTED_BYTES:
+                del collected[:-COLLECTED_BYTES]  # from the front of a bytearray this moves no bytes
+                self._truncated[event.channel] = True
         else:
             await sink.write(DESCRIPTORS[event.channel], event.data)
 
     async def _exited(self, sink: Sink, event: Exited) -> int:
         status, sentence = status_of(event.exit, event.exit_code)
-        if sentence is not None:
-            await sink.write(2, message(sentence))
+        hint = hint_for(event.exit, status, self.order.execution["command"])
+        for line in (*self._gaps.summary(), sentence, hint):
+            if line is not None:
+                await sink.write(2, message(line))
         if self.order.as_json:
             put_json(
                 {
@@ -209,10 +218,6 @@ class Session:
 async def _feed(stream: Stream) -> None:
     await pour(stream.write)
     stream.end_input()
-
-
-def gap_warning(gap: Gap) -> str:
-    return f"{gap.channel}: bytes {gap.begin} to {gap.end - 1} are missing: they were dropped before they were read"
 
 
 def encode(channels: Mapping[str, bytes | bytearray]) -> dict[str, str]:

@@ -16,7 +16,9 @@ class ClientError(Exception):
 class ServiceUnreachable(ClientError):
     def __init__(self, url: str, reason: str) -> None:
         self.url = url
-        super().__init__(f"no service answers at {url} ({reason}); start one with: bulkhead serve")
+        super().__init__(
+            f"no service answers at {url} ({reason}); start one with: bulkhead serve (BULKHEAD_CLIENT_URL names another)"
+        )
 
 
 class Problem(ClientError):

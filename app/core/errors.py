@@ -79,10 +79,15 @@ class PolicyTooBroad(Refused):
         super().__init__(detail)
 
 
+def _plain(number: float) -> str:
+    """Whole numbers in full: 67108864, not 6.71089e+07."""
+    return f"{number:.0f}" if float(number).is_integer() else f"{number:g}"
+
+
 class LimitTooHigh(Refused):
     def __init__(self, field: str, value: float, ceiling: float) -> None:
         self.field, self.ceiling = field, ceiling
-        super().__init__(f"{field} is {value:g}, the operator's ceiling is {ceiling:g}")
+        super().__init__(f"{field} is {_plain(value)}, the operator's ceiling is {_plain(ceiling)}")
 
 
 class PolicyNotSupported(Refused):

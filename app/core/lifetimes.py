@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from app.core.backend import SandboxHandle, settle
 from app.core.errors import BackendFailure, BulkheadError
@@ -34,8 +35,7 @@ class Lifetimes:
 
     async def _boot(self, sandbox: Sandbox) -> None:
         """Cancelled only by `_end`, which then says what became of it."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.perf_counter()
         try:
             handle = await self._registry.get(sandbox.spec.runtime).create(sandbox.id, sandbox.spec)
         except BulkheadError as error:
@@ -48,7 +48,7 @@ class Lifetimes:
             sandbox.state = SandboxState.RUNNING
             sandbox.touch()
             sandbox.watch = self._tasks.spawn(self._notice_loss(sandbox, handle))
-            self._observer.sandbox_created(sandbox.spec.runtime, loop.time() - began)
+            self._observer.sandbox_created(sandbox.spec.runtime, time.perf_counter() - began)
             self.arm(sandbox)
             sandbox.settled.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -191,12 +192,11 @@ class Sandboxes:
         return execution
 
     async def _run(self, sandbox: Sandbox, handle: SandboxHandle, execution: Execution, logs: Logs) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.perf_counter()
 
         async def start() -> ExecutionHandle:
             started = await handle.execute(execution.id, execution.command, logs)
-            self._observer.execution_started(sandbox.spec.runtime, loop.time() - began)
+            self._observer.execution_started(sandbox.spec.runtime, time.perf_counter() - began)
             return started
 
         try:

@@ -123,7 +123,7 @@ class Nursery:
         """Raises BirthError, and then nothing of the sandbox is left."""
         self._tried = False
         copy, self._ahead = self._ahead or self._make_copy(), None
-        groups = Groups(self._tree, plan.sandbox_id)
+        groups = Groups(self._tree, f"s-{plan.sandbox_id}")  # no file of the kernel's, such as `tasks`, is called so
         try:
             groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
             copy = self._hand_over(copy, plan, owner, groups)

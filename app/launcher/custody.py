@@ -34,9 +34,11 @@ class Custody:
 
     def __init__(self, config: Config, tree: cgroup.Tree, poll: select.poll) -> None:
         self._config, self._tree, self._poll = config, tree, poll
+        if not probe.knows_clone3():
+            raise SystemExit("bulkhead: this kernel has no clone3 (Linux 5.3), or something hides it")
         self._layers = probe.available_layers(tree)
         self._missing = probe.missing_layers(self._layers, config.accept_missing)
-        self._filters = {"default": seccomp.compile_filter("default", os.uname().machine)}
+        self._filters = {name: seccomp.compile_filter(name, os.uname().machine) for name in seccomp.PROFILES}
         self._nursery = Nursery(config, tree, self._layers, self._filters, mounts.masks())
         self._sandboxes: dict[str, HeldSandbox] = {}
         self._by_descriptor: dict[int, HeldSandbox] = {}
@@ -63,7 +65,8 @@ class Custody:
             "kernel": os.uname().release,
             "landlock_abi": str(version),
             "cgroup_version": str(self._tree.version),
-            "filter": self._filters["default"].hex(),  # hashed there: hashlib would bring all of OpenSSL in here
+            # Hashed there: hashlib would bring all of OpenSSL in here.
+            **{f"filter_{name}": program.hex() for name, program in self._filters.items()},
             "layers": ",".join(sorted(self._layers)),
             "missing": ",".join(self._missing),
             "accepted": ",".join(layer for layer in self._config.accept_missing if layer not in self._layers),

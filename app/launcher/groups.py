@@ -39,11 +39,12 @@ class Groups:
         self._shared: list[int] = []  # where commands join the room itself, as no child of it is needed
         self._executions: dict[int, None] = {}
         self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
+        self._counted: dict[Hierarchy, int] = {}  # where the worker counts as one of the room
 
     @property
     def home(self) -> list[int]:
-        """Where the worker joins to be outside of the limits; the tree's, not to be closed."""
-        return [hierarchy.workers for hierarchy in self._tree.hierarchies]
+        """Where the worker joins to be outside of the limits; not to be closed."""
+        return [self._counted.get(hierarchy, hierarchy.workers) for hierarchy in self._tree.hierarchies]
 
     def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
         """Raises OSError; then `remove` takes back what was made."""
@@ -64,7 +65,12 @@ class Groups:
                 name, value = ("memory.memsw.limit_in_bytes", memory_bytes) if self._first else ("memory.swap.max", 0)
                 if self._first or has(f"{room}/{name}", at):  # not there, and no swap either: see can_limit_swap
                     write(f"{room}/{name}", at, str(value))
-        if "pids" in hierarchy.controllers:
+        if hierarchy.controllers == ("pids",):
+            # The worker is in an execution's group while it spawns. It lives in the room, where it counts always and
+            # the limit is one more, so that a command's first fork does not find it still counted.
+            write(f"{room}/pids.max", at, str(processes + 1))
+            self._counted[hierarchy] = self._tree.open_join(hierarchy, room)
+        elif "pids" in hierarchy.controllers:
             write(f"{room}/pids.max", at, str(processes))
             self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
         if "cpu" in hierarchy.controllers:
@@ -84,7 +90,7 @@ class Groups:
                 read(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", memory.parent)
             )
         if pids := self._tree.hierarchy("pids"):
-            found["processes"] = number_of(read(f"{room}/pids.max", pids.parent))
+            found["processes"] = number_of(read(f"{room}/pids.max", pids.parent)) - (pids in self._counted)
         if cpu := self._tree.hierarchy("cpu"):
             text = read(f"{room}/cpu.cfs_quota_us" if self._first else f"{room}/cpu.max", cpu.parent)
             found["cpu_millis"] = number_of(text.split()[0]) * 1000 // PERIOD_US
@@ -92,9 +98,12 @@ class Groups:
 
     def not_with_workers(self, membership: dict[str, str]) -> list[str]:
         """The controllers in whose tree the process of this membership (controller -> path) is somewhere else."""
-        found = {name for hierarchy in self._tree.hierarchies for name in hierarchy.controllers}
-        end = self._tree.workers_path
-        return sorted(n for n in found if not membership.get(n, membership.get("", "")).endswith(end))
+        room = self._tree.workers_path.rpartition("/")[0] + f"/{self._name}"
+        wrong: list[str] = []
+        for hierarchy in self._tree.hierarchies:
+            end = room if hierarchy in self._counted else self._tree.workers_path
+            wrong += [n for n in hierarchy.controllers if not membership.get(n, membership.get("", "")).endswith(end)]
+        return sorted(wrong)
 
     # --- executions
 
@@ -199,10 +208,14 @@ class Groups:
     # --- the end
 
     def close(self) -> None:
-        """The launcher's descriptor of pids.max, which only the worker needs."""
+        """The launcher's descriptors that only the worker needs."""
         if self.processes_file >= 0:
             os.close(self.processes_file)
             self.processes_file = -1
+        for descriptor in self._counted.values():
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._counted = dict.fromkeys(self._counted, -1)
 
     def remove(self) -> bool:
         """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""

@@ -24,7 +24,8 @@ from app.launcher.syscalls import (
     syscall,
 )
 
-_NOFILE_SOFT, _NOFILE_HARD = 1024, 65_536
+# The table of open files is one for the host and charged to nobody: every process of every sandbox may fill this much.
+_NOFILE_SOFT, _NOFILE_HARD = 1024, 4096
 
 
 def set_limits(room: Room) -> None:

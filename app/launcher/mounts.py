@@ -47,6 +47,7 @@ MASKED_FILES = (
     "kallsyms",
     "cmdline",
     "interrupts",
+    "locks",
     "timer_list",
     "sched_debug",
     "latency_stats",

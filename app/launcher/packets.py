@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import stat
 import struct
 
 from app.launcher.protocol import MAX_PACKET, ProtocolError
@@ -31,5 +32,10 @@ def send(socket: _socket.socket, packet: bytes, descriptors: list[int]) -> None:
 
 
 def close(descriptors: list[int]) -> None:
+    """Whatever they are: a socket that was told to linger would hold its last closer up for as long as its maker chose."""
     for descriptor in descriptors:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            socket = _socket.socket(fileno=descriptor)
+            socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 0, 0))
+            socket.detach()
         os.close(descriptor)

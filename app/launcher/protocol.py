@@ -10,10 +10,9 @@ import struct
 
 VERSION = 1
 # SOCK_SEQPACKET takes a packet only if it fits the sender's buffer (212,992 bytes by default, shared with the
-# kernel's own bookkeeping); a larger command travels in a sealed memfd.
+# kernel's own bookkeeping); a larger command travels in a memfd, which the worker reads once.
 MAX_PACKET = 64 * 1024
 MAX_COMMAND = 4 * 1024 * 1024
-MAX_WORKER_RECORD = 4096
 
 # gateway -> launcher
 HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY = 1, 2, 3, 4, 5, 6

@@ -31,6 +31,8 @@ from app.launcher.protocol import (
 from app.launcher.room import Room
 from app.launcher.spawn import search_and_spawn
 
+_IDLE_SECONDS = 0.002  # the worker is outside of the cpu limit, so nobody may keep it busy
+
 
 class Worker:
     def __init__(self, room: Room) -> None:
@@ -51,7 +53,8 @@ class Worker:
             for descriptor, _ in poll.poll():
                 if descriptor == self._wake:
                     os.read(self._wake, 4096)
-                    self._reap()
+                    if not self._reap():
+                        select.select((), (), (), _IDLE_SECONDS)
                 elif descriptor == self._channel.fileno():
                     if not self._take_command():
                         return
@@ -105,8 +108,8 @@ class Worker:
         except OSError as error:
             if error.errno != errno.EAGAIN or self._processes_file < 0:
                 raise
-        # While it spawns, the worker itself counts in the room's pids. Where that made the limit too small, it is one
-        # larger until the command runs; at no moment can more than the limit of other processes exist.
+        # Version 2: while it spawns, the worker itself counts in the room's pids. Where that made the limit too small,
+        # it is one larger until the command runs; at no moment can more than the limit of other processes exist.
         os.pwrite(self._processes_file, str(self._most_processes + 1).encode(), 0)
         try:
             return search_and_spawn(argv, env, stdio)
@@ -127,14 +130,17 @@ class Worker:
                     _signal_group(pid, signal_number)
         return True
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Whether there was anything: a command may send the signal itself, as often as it likes."""
+        found = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return found
             if pid == 0:
-                return
+                return found
+            found = True
             number = self._leaders.pop(pid, None)
             if number is not None:
                 self._tell(EXITED, number, status, 0)

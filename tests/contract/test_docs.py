@@ -92,7 +92,7 @@ def test_every_relative_link_leads_somewhere(path: Path) -> None:
 
 @each_document
 def test_every_file_that_is_named_exists(path: Path) -> None:
-    for name in re.findall(r"`((?:app|tests|docs|scripts|\.ci)/[\w./-]*)`", path.read_text()):
+    for name in re.findall(r"`((?:app|tests|docs|scripts|benchmarks|\.ci)/[\w./-]*)`", path.read_text()):
         assert (ROOT / name).exists(), f"{name} does not exist"
 
 

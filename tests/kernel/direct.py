@@ -66,7 +66,8 @@ def sandboxes_of(launched: Launched) -> set[str]:
     """Names of the control groups: the copy that is made ahead has none of its own yet."""
     parent, _, first = launched[0].cgroup_parent.partition("/")
     folders = [Path(folder) for folder in host.group_folders(int(first), parent)]
-    return {folder.name for folder in folders if folder.parent.name == first} - {host.WORKERS[1:]}
+    names = {folder.name for folder in folders if folder.parent.name == first} - {host.WORKERS[1:]}
+    return {name.partition(".")[0].removeprefix("s-") for name in names}
 
 
 def plan(sandbox_id: str = "one", **changes: object) -> CreatePlan:

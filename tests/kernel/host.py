@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.launcher import cgroup
-from app.slot import RUN, UIDS
+from app.slot import RUN, UIDS, NoSlot, Slot, release, take_slot
 from tests.service import Service
 
 Found = list[str]
@@ -31,6 +31,11 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def groups_of(first: int, sandbox: str, parent: str = "bulkhead") -> Found:
+    """Those of the folders that belong to a sandbox: its own, and those of its executions."""
+    return [folder for folder in group_folders(first, parent) if sandbox in folder]
 
 
 def describe(pid: int) -> str:
@@ -150,3 +155,20 @@ def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def kept(first: int) -> Iterator[None]:
+    """Takes the uids as soon as the dead service has let go of them: else another one on this host might."""
+    slots: list[Slot] = []
+
+    def take() -> bool:
+        with contextlib.suppress(NoSlot):
+            slots.append(take_slot(first, UIDS))
+        return bool(slots)
+
+    until(take, "the lock on the uids is free")
+    try:
+        yield
+    finally:
+        release(slots[0])

@@ -78,10 +78,10 @@ def test_delete_of_a_sandbox_leaves_no_process_group_or_namespace(service: Servi
     own = {
         kind: Path(f"/proc/{worker}/ns/{kind}").stat().st_ino for kind in ("mnt", "net", "pid", "ipc", "uts", "user")
     }
-    assert any(sandbox in folder for folder in host.group_folders(first))
+    assert host.groups_of(first, sandbox)
     assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
     assert host.processes_of(uid) == []
-    assert [folder for folder in host.group_folders(first) if sandbox in folder] == []
+    assert host.groups_of(first, sandbox) == []
     for kind, inode in own.items():
         assert inode not in host.namespaces(of=kind)
 
@@ -125,15 +125,14 @@ def test_groups_go_once_what_was_left_behind_has_ended(service: Service, sandbox
     first = host.first_uid(service)
     for _ in range(20):
         assert service.run(sandbox, "sh", "-c", "sleep 0.2 & exit 0")["exit"]["code"] == 0
-    uid = host.host_uid(service, sandbox)
-    host.until(lambda: len(host.processes_of(uid)) == 1, "the sleepers end")
 
-    def rooms() -> set[str]:
+    def rooms() -> list[str]:
         """Those that are left of the twenty, after one more execution."""
         service.run(sandbox, "true")
-        return {name for folder in host.group_folders(first) if f"{sandbox}/room/" in folder
-                if int(name := folder.rpartition("/")[2]) <= 20}  # fmt: skip
+        folders = [Path(folder).name.rpartition(".")[2] for folder in host.groups_of(first, sandbox)]
+        return [number for number in folders if number.isdigit() and int(number) <= 20]
 
+    assert rooms(), "the sleepers run"
     host.until(lambda: not rooms(), "their groups go")
 
 

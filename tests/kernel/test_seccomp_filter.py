@@ -179,7 +179,7 @@ def open_socket(family: int, kind: int, protocol: int) -> None:
 
 @pytest.mark.parametrize(
     ("family", "kind", "protocol"),
-    [(1, 1, 0), (1, 2, 0), (2, 1, 0), (2, 2, 17), (10, 1, 6), (10, 2, 0), (16, 3, 0), (2, 1 | 0x80800, 0)],
+    [(1, 1, 0), (1, 2, 0), (2, 1, 0), (2, 2, 17), (10, 1, 6), (10, 2, 0), (2, 1 | 0x80800, 0)],
 )
 def test_ordinary_sockets_open(family: int, kind: int, protocol: int) -> None:
     control = in_a_child(lambda: open_socket(family, kind, protocol), confined=False)
@@ -197,6 +197,7 @@ FOREIGN_SOCKETS = {
     "TIPC": (30, 5, 0),
     "BLUETOOTH": (31, 1, 3),
     "SMC": (43, 1, 0),
+    "NETLINK_ROUTE": (16, 3, 0),
     "NETLINK_SOCK_DIAG": (16, 3, 4),
     "NETLINK_AUDIT": (16, 3, 9),
     "NETLINK_NETFILTER": (16, 3, 12),
@@ -462,7 +463,6 @@ def test_python_works(tmp_path: Path) -> None:
                 shutil.unpack_archive(folder + "/archive.tar.gz", folder + "/again")
             memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
             assert socket.getaddrinfo("127.0.0.1", 80)
-            assert socket.if_nameindex()
             os.close(os.pidfd_open(os.getpid()))
             libc = ctypes.CDLL(None)
             libc.pthread_self.restype = ctypes.c_ulong

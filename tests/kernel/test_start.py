@@ -71,14 +71,15 @@ def test_two_services_on_one_host_do_not_collide(service: Service, tmp_path: Pat
         uids = [host.host_uid(each, "twin") for each in (service, other)]
         assert len(set(uids)) == 2
         running = [start(each, "twin", "sleep", "1000") for each in (service, other)]
-        groups = [{folder for folder in host.group_folders(first) if "/twin" in folder} for first in firsts]
+        groups = [set(host.groups_of(first, "twin")) for first in firsts]
         assert groups[0]
         assert groups[1]
         assert not groups[0] & groups[1]
         assert running[1].delete() == 204
         assert running[0].show()["state"] == "running"
     assert running[0].show()["state"] == "running", "the end of the other one is not ours"
-    assert host.left_of(firsts[1]) == []
+    with host.kept(firsts[1]):
+        assert host.left_of(firsts[1]) == []
     assert service.call("DELETE", f"/sandboxes/{own}")[0] == 204
 
 

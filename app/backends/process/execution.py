@@ -31,7 +31,6 @@ from app.launcher.protocol import (
 
 LAST_WORD_SECONDS = 10.0  # for what the worker has to say about an end, on a machine that is busy
 _START_SECONDS = 5.0
-_STOPPED = Exit(ExitReason.START_FAILED, detail=f"it was stopped before it began, for {_START_SECONDS:g} seconds")
 LOST = Exit(ExitReason.LOST, detail="the sandbox ended without telling how the command ended")
 
 
@@ -57,7 +56,7 @@ class ProcessExecution:
         self._argv0 = ""
         self._workdir = ""
         self._began_at = 0.0
-        self._too_late = False
+        self._too_late: Exit | None = None
         self._killing = False
 
     # --- start
@@ -73,21 +72,25 @@ class ProcessExecution:
             if in_memfd:
                 descriptors.append(_memfd(body, far_ends))
             packet = bytes(head.u8(in_memfd).data[1:]) + (b"" if in_memfd else body)
+            self._began_at = time.perf_counter()
             request, refused = self._link.post(Writer(EXECUTE), packet, descriptors)
         refused.add_done_callback(self._on_refused)
         try:
-            await self._until_begun()
+            await self._until_begun(min(_START_SECONDS, command.timeout_seconds))
         finally:
             self._link.forget(request)
 
-    async def _until_begun(self) -> None:
+    async def _until_begun(self, seconds: float) -> None:
         """The worker waits for the exec in a vfork, and a neighbour of the same sandbox can stop what has not got there
         yet (kill(-1, SIGSTOP)): then it is killed. Raises BackendTimeout when that does not help either."""
         try:
-            async with asyncio.timeout(_START_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await asyncio.shield(self._begun)
         except TimeoutError:
-            self._too_late = True
+            self._too_late = Exit(
+                ExitReason.START_FAILED if seconds == _START_SECONDS else ExitReason.TIMEOUT,
+                detail=f"it did not begin within {seconds:g} seconds: something stopped it",
+            )
         await self.kill()
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -105,12 +108,16 @@ class ProcessExecution:
                 far_ends.callback(os.close, stdin)
                 self._stdin = StdinPipe(near)
             else:
-                stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                # An empty pipe, not /dev/null: that is one inode for the whole host, to be locked and watched by all.
+                stdin, near = os.pipe2(os.O_CLOEXEC)
                 far_ends.callback(os.close, stdin)
+                os.close(near)
+            os.fchmod(stdin, 0o644)  # a command may open /dev/stdin and the like anew, as another user than ours
             descriptors = [stdin]
             for log in (logs.stdout, logs.stderr):
                 near, far = os.pipe2(os.O_CLOEXEC)
                 far_ends.callback(os.close, far)
+                os.fchmod(far, 0o622)
                 self._pumps.append(OutputPump(near, log, budget))
                 descriptors.append(far)
         except OSError as error:
@@ -140,7 +147,6 @@ class ProcessExecution:
     def on_started(self) -> None:
         if self._begun.done():
             raise ProtocolError("started twice")
-        self._began_at = time.monotonic()  # the loop's own clock stands still within a turn
         self._begun.set_result(None)
 
     def on_start_failed(self, number: int, step: int) -> None:
@@ -162,9 +168,8 @@ class ProcessExecution:
     def on_exited(self, status: int) -> None:
         if not self._begun.done() or self._finishing is not None:
             raise ProtocolError("an ending out of turn")
-        duration = round(time.monotonic() - self._began_at, 6)
-        natural = _STOPPED if self._too_late else _natural(status)
-        exit_ = replace(natural, duration_seconds=duration, unprompted=not self._killing)
+        natural = self._too_late or _natural(status)
+        exit_ = replace(natural, duration_seconds=self._duration(), unprompted=not self._killing)
         self._finishing = asyncio.get_running_loop().create_task(self._finish(exit_))
 
     def on_sandbox_end(self, *, killed: bool) -> None:
@@ -174,9 +179,14 @@ class ProcessExecution:
             return
         if not self._begun.done():
             self._begun.set_result(None)
-        exit_ = Exit(ExitReason.SIGNALED, signal="SIGKILL") if killed else LOST
+        exit_ = Exit(ExitReason.SIGNALED, signal="SIGKILL", duration_seconds=self._duration()) if killed else LOST
         if self._finishing is None:
             self._finishing = asyncio.get_running_loop().create_task(self._finish(exit_, ask_usage=False))
+
+    def _duration(self) -> float:
+        """Since it was handed to the launcher, which is before its first instruction; the loop's own clock stands still
+        within a turn."""
+        return round(time.perf_counter() - self._began_at, 6)
 
     async def _finish(self, exit_: Exit, *, ask_usage: bool = True) -> None:
         if ask_usage:
@@ -205,10 +215,23 @@ class ProcessExecution:
             self._stdin.close()
 
     def _close_streams(self) -> None:
-        for pump in self._pumps:
-            pump.close()
+        self.let_go()
         if self._stdin is not None:
             self._stdin.close()
+
+    @property
+    def ended(self) -> bool:
+        return self._exit.done()
+
+    @property
+    def lingers(self) -> bool:
+        """Ended, and something that it left behind still holds its output."""
+        return self._exit.done() and not all(pump.at_end for pump in self._pumps)
+
+    def let_go(self) -> None:
+        """What was left behind gets a SIGPIPE for what it prints from now on."""
+        for pump in self._pumps:
+            pump.close()
 
     async def settled(self) -> None:
         """After the sandbox's end: everything that was printed is in the logs and no descriptor is open."""

@@ -26,7 +26,7 @@ def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
     return CreatePlan(
         sandbox_id,
         "host",
-        spec.policy.syscalls.profile,
+        filter_name(spec),
         cpu_millis=max(1, round(limits.cpus * 1000)),
         memory_bytes=limits.memory_mib * MIB,
         disk_bytes=limits.disk_mib * MIB,
@@ -35,6 +35,11 @@ def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
         read_only=list(filesystem.read_only),
         read_write=list(filesystem.read_write),
     )
+
+
+def filter_name(spec: SandboxSpec) -> str:
+    """The system-call filter: who may use the own loopback may also ask for its addresses."""
+    return "loopback" if spec.policy.loopback_tcp else spec.policy.syscalls.profile
 
 
 def command_body(command: Command) -> bytes:

@@ -15,6 +15,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from app.backends.process.plan import filter_name
 from app.core.models import SandboxSpec
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP, _UP, _UNICAST = 18, 22, 26, 34, 3, 0x301, 1, 1
@@ -63,8 +64,8 @@ def isolation(
         },
         "seccomp": {
             "mode": "filter" if facts["seccomp"] == "2" else facts["seccomp"],
-            "profile": spec.policy.syscalls.profile,
-            "sha256": hashlib.sha256(bytes.fromhex(about.get("filter", ""))).hexdigest(),
+            "profile": filter_name(spec),
+            "sha256": hashlib.sha256(bytes.fromhex(about.get(f"filter_{filter_name(spec)}", ""))).hexdigest(),
         },
         "cgroup": {
             "version": int(about.get("cgroup_version", "0")),

@@ -16,6 +16,8 @@ from app.core.errors import BackendUnavailable, WrongState
 from app.core.models import Command
 from app.launcher.protocol import DESTROY, EXITED, RECORD, SIGNAL, START_FAILED, STARTED, ProtocolError, Writer
 
+_MOST_LINGERING = 64
+
 
 class ProcessSandbox:
     """`on_end` is called once, when nothing of it is left."""
@@ -27,6 +29,7 @@ class ProcessSandbox:
         self._receipt: Mapping[str, Any] = {}
         self._executions: dict[int, ProcessExecution] = {}
         self._number = 0
+        self._recent: list[ProcessExecution] = []  # running, or ended with something left behind
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._lost: asyncio.Future[str] = loop.create_future()
@@ -47,8 +50,10 @@ class ProcessSandbox:
         if self._over or self._ending is not None:
             raise WrongState("destroyed", "the sandbox has ended")
         self._number += 1
+        self._bound_lingering()
         execution = ProcessExecution(self._link, self.id, self._number, self._send_signal, self._violated)
         self._executions[execution.number] = execution
+        self._recent.append(execution)
         await execution.start(command, logs, self._budget)
         return execution
 
@@ -59,6 +64,13 @@ class ProcessSandbox:
 
     async def lost(self) -> str:
         return await asyncio.shield(self._lost)
+
+    def _bound_lingering(self) -> None:
+        """A process that was left behind holds two descriptors of ours: beyond a number the oldest are let go."""
+        lingering = [execution for execution in self._recent if execution.lingers]
+        for execution in lingering[:-_MOST_LINGERING]:
+            execution.let_go()
+        self._recent = [execution for execution in self._recent if execution.lingers or not execution.ended]
 
     # --- the end
 

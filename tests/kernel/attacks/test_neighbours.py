@@ -104,7 +104,9 @@ while True:
 """
 
 
-@pytest.mark.xfail(reason="found and reported: /usr is the host's own inodes, and inotify tells who opens them")
+@pytest.mark.xfail(
+    strict=True, reason="found and reported: /usr is the host's own inodes, and inotify tells who opens them"
+)
 def test_commands_of_a_neighbour_are_not_seen_by_inotify(service: Service, sandbox: str) -> None:
     watcher: Running = start(service, sandbox, "python3", "-c", WATCH)
     watcher.saw(b"watching")
@@ -128,7 +130,9 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.xfail(reason="found and reported: a lock on a file of /usr is a word to every neighbour, and to the host")
+@pytest.mark.xfail(
+    strict=True, reason="found and reported: a lock on a file of /usr is a word to every neighbour, and to the host"
+)
 def test_lock_of_a_neighbour_is_not_seen(service: Service, sandbox: str) -> None:
     holder = start(service, sandbox, "python3", "-c", LOCK, stdin="open")
     assert holder.saw(b"\n") == b"locked\n"

@@ -14,7 +14,7 @@ def test_a_plan_carries_names_numbers_and_narrower_paths() -> None:
     limits = Limits(cpus=0.5, memory_mib=100, processes=7, disk_mib=20)
     policy = Policy(filesystem=Filesystem(("/usr",), ("/workspace",)), loopback_tcp=True)
     plan = create_plan("one", SandboxSpec("process", limits, policy))
-    assert (plan.sandbox_id, plan.template, plan.filter_name) == ("one", "host", "default")
+    assert (plan.sandbox_id, plan.template, plan.filter_name) == ("one", "host", "loopback")
     assert (plan.cpu_millis, plan.memory_bytes, plan.disk_bytes, plan.processes) == (500, 100 * MIB, 20 * MIB, 7)
     assert (plan.read_only, plan.read_write, plan.loopback_tcp) == (["/usr"], ["/workspace"], True)
 

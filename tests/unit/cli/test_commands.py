@@ -41,7 +41,8 @@ async def test_no_service_is_told_with_the_url_and_the_cure() -> None:
         assert (ended.status, ended.stdout) == (125, b"")
         assert (
             ended.stderr
-            == f"bulkhead: no service answers at {url} (Connection refused); start one with: bulkhead serve\n"
+            == f"bulkhead: no service answers at {url} (Connection refused); start one with: bulkhead serve "
+            "(BULKHEAD_CLIENT_URL names another)\n"
         )
 
 
@@ -257,7 +258,7 @@ async def test_logs_prints_what_is_stored_on_its_own_channels() -> None:
     assert ended.stderr == "bulkhead: stdout: bytes 0 to 3 are missing: they were dropped before they were read\nwarn\n"
 
 
-async def test_logs_follow_goes_on_to_the_end_and_does_not_judge() -> None:
+async def test_logs_follow_goes_on_to_the_end_and_ends_with_its_status() -> None:
     async def program(wire: Wire) -> None:
         assert wire.request.query["stdin"] == "false"
         await wire.start()
@@ -267,8 +268,25 @@ async def test_logs_follow_goes_on_to_the_end_and_does_not_judge() -> None:
 
     async with fake_service(program) as service:
         ended = await bulkhead(service.url, "logs", "-f", SANDBOX, EXECUTION)
-    assert (ended.status, ended.stdout, ended.stderr) == (0, b"a", "b")
+    assert (ended.status, ended.stdout, ended.stderr) == (3, b"a", "b")
     assert service.asked() == [f"GET {EXECUTIONS}/{EXECUTION}/stream"]
+
+
+async def test_logs_follow_says_how_it_was_ended() -> None:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        await wire.exit(reason="oom", code=None, exit_code=-9)
+
+    async with fake_service(program) as service:
+        ended = await bulkhead(service.url, "logs", "-f", SANDBOX, EXECUTION)
+    assert (ended.status, ended.stderr) == (137, "bulkhead: oom\n")
+
+
+@pytest.mark.parametrize("typed", ["abc", "nan", "inf"])
+async def test_seconds_are_a_number(typed: str) -> None:
+    ended = await bulkhead(NOWHERE, "run", "--timeout", typed, "true")
+    assert ended.status == 125
+    assert ended.stderr.endswith("bulkhead: argument --timeout: must be a number of seconds\n")
 
 
 async def test_logs_into_a_closed_pipe_end_quietly() -> None:

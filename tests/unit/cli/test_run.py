@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 
@@ -173,6 +174,50 @@ async def test_exec_takes_options_on_both_sides_of_the_sandbox_and_leaves_it() -
     assert first == {"command": ["ls", "-l"], "stdin": "none", "timeout_seconds": 9, "env": {"A": "1"}}
     assert second == {"command": ["sh", "-c", "x", "--json"], "stdin": "none"}
     assert not [a for a in service.asked() if a.startswith("DELETE")]
+
+
+async def test_ids_are_of_what_is_made() -> None:
+    async with fake_service(ending()) as service:
+        await bulkhead(service.url, "run", "--id", "mine", "--on-output-limit", "kill", "true")
+        await bulkhead(service.url, "create", "--id", "other")
+        await bulkhead(service.url, "exec", SANDBOX, "--id", "build", "--on-output-limit", "drop_oldest", "true")
+    bodies = [r.body for r in service.requests if r.method == "POST"]
+    start = {"command": ["true"], "stdin": "none"}
+    assert bodies == [
+        {"id": "mine"},
+        {**start, "on_output_limit": "kill"},
+        {"id": "other"},
+        {**start, "on_output_limit": "drop_oldest", "id": "build"},
+    ]
+
+
+@pytest.mark.parametrize(("argv0", "hinted"), [("echo hi; ls", True), ("nope", False)])
+async def test_shell_line_as_a_program_is_hinted_at(argv0: str, hinted: bool) -> None:
+    async with fake_service(ending(reason="start_failed", code=None, exit_code=127)) as service:
+        ended = await bulkhead(service.url, "run", "--", argv0)
+    hint = "bulkhead: a command is an argv, no shell line; use: sh -c '…'\n"
+    assert (ended.status, ended.stderr) == (127, "bulkhead: start_failed\n" + hint * hinted)
+
+
+async def test_gaps_are_told_once_and_summed_up() -> None:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        for begin_ in range(0, 30, 10):
+            await wire.text(type="gap", channel="stdout", **{"from": begin_, "to": begin_ + 9})
+            await wire.output(b"x")
+        await wire.text(type="gap", channel="stderr", **{"from": 0, "to": 5})
+        await wire.exit(stdout=b"?" * 30, stderr=b"?" * 5)
+
+    async with fake_service(program) as service:
+        ended = await bulkhead(service.url, "run", "cmd")
+        as_json = json.loads((await bulkhead(service.url, "run", "--json", "cmd")).stdout)
+    assert (ended.status, ended.stdout) == (0, b"xxx")
+    assert ended.stderr.splitlines() == [
+        "bulkhead: stdout: bytes 0 to 8 are missing: they were dropped before they were read",
+        "bulkhead: stderr: bytes 0 to 4 are missing: they were dropped before they were read",
+        "bulkhead: stdout: 27 bytes are missing in all, in 3 gaps",
+    ]
+    assert (as_json["stdout_truncated"], as_json["stderr_truncated"]) == (True, True)
 
 
 # --- stdin
@@ -353,3 +398,24 @@ async def test_json_carries_bytes_that_are_no_text_as_base64() -> None:
         ended = await bulkhead(service.url, "run", "--json", "cmd")
     found = json.loads(ended.stdout)
     assert (found["stdout"], found["stderr"], found["encoding"]) == ("/wA=", "", "base64")
+
+
+async def test_json_keeps_the_last_64_mib_of_a_channel() -> None:
+    size = 64 * 1024 * 1024
+
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        digest = hashlib.sha256()
+        for piece in [b"first", *[b"x" * 2**20] * 64, b"last"]:
+            await wire._frame(2, b"\x01" + piece)  # `output` would copy all that was sent for each piece
+            digest.update(piece)
+        await wire.output(b"err", 2)
+        sums = {"stdout": {"bytes": size + 9, "sha256": digest.hexdigest()}}
+        await wire.text(type="exit", exit_code=0, exit={"reason": "exited", "code": 0}, **sums)
+
+    async with fake_service(program) as service:
+        ended = await bulkhead(service.url, "run", "--json", "cmd")
+    found = json.loads(ended.stdout)
+    assert ended.status == 0
+    assert found["stdout"] == "x" * (size - 4) + "last"
+    assert (found["stderr"], found["stdout_truncated"], found["stderr_truncated"]) == ("err", True, False)

@@ -93,7 +93,7 @@ def test_version_1_writes_every_limit_of_a_room(first: Tree, tmp_path: Path) -> 
     assert written(tmp_path) == {
         "memory/one/memory.limit_in_bytes": str(1 << 30),
         "memory/one/memory.memsw.limit_in_bytes": str(1 << 30),
-        "pids/one/pids.max": "64",
+        "pids/one/pids.max": "65",
         "cpu/one/cpu.cfs_quota_us": "150000",
     }
 

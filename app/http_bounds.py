@@ -1,0 +1,92 @@
+"""HTTP/1.1 as uvicorn speaks it, with the bounds that it lacks: somebody without a key must not be able to lock others
+out by connecting and saying nothing, by a head without end, or by a thousand requests in one breath."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_SECONDS = 10.0
+HEAD_BYTES = 64 * 1024
+HEADERS = 128
+PIPELINED = 16
+CONNECTIONS = 4096
+_TOO_LARGE, _TOO_SLOW = b"431 Request Header Fields Too Large", b"408 Request Timeout"
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """A request's head arrives within 10 s of the connection (or of its first byte), in 64 KiB; 16 more may wait behind
+    one. When 4,096 connections are open, the one that has been idle for the longest is closed for a new one."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._head_bytes, self._piece, self._in_head = 0, 0, True
+        self._deadline: asyncio.TimerHandle | None = None
+        self.idle_since = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self.idle_since = self.loop.time()
+        self._expect_a_head()
+        if len(self.connections) > CONNECTIONS:
+            idle = [c for c in self.connections if isinstance(c, BoundedHttp) and c.idle]
+            min(idle, key=lambda connection: connection.idle_since).transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._piece = len(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES + len(data):  # this piece may hold the end of the head, and a body
+                return self._refuse(_TOO_LARGE)
+        super().data_received(data)
+        return None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_a_head()
+        self._head_bytes = self._piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > HEADERS:
+            raise ValueError("too many headers")  # the parser stops, and the connection ends with a 400
+
+    def on_headers_complete(self) -> None:
+        self._head_is_there()
+        super().on_headers_complete()
+        if len(self.pipeline) > PIPELINED:
+            self.pipeline.clear()
+            raise ValueError("too many requests at once")
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _expect_a_head(self) -> None:
+        self._head_bytes, self._in_head = 0, True
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._refuse, _TOO_SLOW)
+
+    def _head_is_there(self) -> None:
+        self._in_head = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self, status: bytes) -> None:
+        """A connection on which nothing was said is closed without a word."""
+        self._head_is_there()
+        if not self.transport.is_closing():
+            if self._head_bytes:
+                self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()

@@ -1,0 +1,109 @@
+"""What somebody without a key can do with a connection: not much, and not for long."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+
+from app import http_bounds
+from app.http_bounds import BoundedHttp
+
+
+async def application(scope: object, receive: object, send: object) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[operator]  # ASGI
+    await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[operator]  # ASGI
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[int]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(application, http=BoundedHttp, lifespan="off", log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    ready, startup = asyncio.Event(), server.startup
+
+    async def announced(sockets: list[socket.socket] | None = None) -> None:
+        await startup(sockets)
+        ready.set()
+
+    server.startup = announced  # type: ignore[method-assign]  # uvicorn tells nobody
+    serving = asyncio.create_task(server._serve([listener]))
+    await ready.wait()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def answer_to(port: int, *pieces: bytes) -> bytes:
+    """Everything that comes until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        async with asyncio.timeout(20):
+            return await reader.read()
+    except ConnectionError:
+        return b"reset"
+    finally:
+        writer.close()
+
+
+GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
+
+
+async def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_bounds, "HEAD_SECONDS", 0.05)
+    async with served() as port:
+        assert await answer_to(port) == b""
+        assert (await answer_to(port, GET)).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_request_in_time_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_bounds, "HEAD_SECONDS", 5)
+    async with served() as port:
+        assert (await answer_to(port, GET + b"connection: close\r\n\r\n")).endswith(b"ok")
+
+
+async def test_a_head_without_end_is_refused() -> None:
+    async with served() as port:
+        answer = await answer_to(port, GET, *[b"a" * 65536] * 64)
+        assert answer.startswith(b"HTTP/1.1 431") or answer == b"reset"
+        answer = await answer_to(port, *[b"GET /" + b"a" * 65536] * 64)
+        assert answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400")) or answer == b"reset"
+
+
+async def test_too_many_headers_are_refused() -> None:
+    async with served() as port:
+        answer = await answer_to(port, GET + b"x: y\r\n" * 200 + b"\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+
+
+async def test_a_thousand_requests_in_one_breath_end_the_connection_and_nothing_else() -> None:
+    async with served() as port:
+        answer = await answer_to(port, (GET + b"\r\n") * 1000)
+        assert answer.count(b"HTTP/1.1 200") < 1000
+        assert (await answer_to(port, GET + b"connection: close\r\n\r\n")).endswith(b"ok")
+
+
+async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_bounds, "CONNECTIONS", 3)
+    async with served() as port:
+        first = await asyncio.open_connection("127.0.0.1", port)
+        others = []
+        for _ in range(2):
+            others.append(await asyncio.open_connection("127.0.0.1", port))
+            others[-1][1].write(GET + b"\r\n")
+            assert (await others[-1][0].readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        assert (await answer_to(port, GET + b"connection: close\r\n\r\n")).endswith(b"ok")
+        async with asyncio.timeout(10):
+            assert await first[0].read() == b""
+        for _, writer in (first, *others):
+            writer.close()
