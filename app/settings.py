@@ -135,7 +135,6 @@ class CapacitySettings(_Part):
 
 class ProcessSettings(_Part):
     enabled: bool = True
-    launcher_socket: Path | None = Field(None, description="of a launcher that runs as a service of its own")
     uid_base: int = Field(1_900_000_000, ge=1, description="first host uid for sandboxes")
     uid_count: int = Field(65_536, ge=1, description="how many of them")
     cgroup_parent: str | None = Field(None, description="path below the cgroup mount; absent: found by itself")

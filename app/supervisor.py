@@ -136,8 +136,6 @@ class Supervisor:
             self._slot = take_slot(process.uid_base, process.uid_count)
         if not process.enabled:
             return None, "the operator has not enabled it"
-        if process.launcher_socket is not None:
-            return process.launcher_socket, ""
         if self._slot is None:
             return None, "the runtime 'process' needs a service that is started as root"
         self._launcher = start_launcher(launcher_config(self._settings, self._slot), (self._slot.lock,))

@@ -29,10 +29,24 @@ PATH_SHOWN = 512
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its package has no types here; a second series per counter, for a server that does not scrape: noise
 
 
+class _RefusedUpgrades(logging.Filter):
+    """uvicorn says this after every upgrade that was refused with a problem as its body: for it the handshake was not
+    completed. The request stands in our own log, with its status."""
+
+    MESSAGE = "ASGI callable returned without completing handshake."
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != self.MESSAGE
+
+
+_REFUSED_UPGRADES = _RefusedUpgrades()
+
+
 class Telemetry:
     """One per application: its own registry of metrics, so that two in one process do not collide."""
 
     def __init__(self, *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
+        logging.getLogger("uvicorn.error").addFilter(_REFUSED_UPGRADES)  # one object: adding it again is nothing
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[

@@ -8,6 +8,33 @@ _SANDBOX = "sbx_06fa2c8q0gsbsd9e2y5k8w1m3c"
 _CREATED, _LATER = "2026-01-31T12:00:00.000000Z", "2026-01-31T13:00:00.000000Z"
 _DIGEST = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
 
+_receipt: dict[str, Any] = {
+    "tier": "kernel",
+    "namespaces": ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"],
+    "host_uid": 2000000,
+    "root": "host",
+    "no_new_privs": True,
+    "capabilities": {"amb": 0, "bnd": 0, "eff": 0, "inh": 0, "prm": 0},
+    "landlock": {
+        "abi": 6,
+        "files": ["execute", "read_file", "write_file"],
+        "tcp": ["bind", "connect"],
+        "scopes": ["abstract_unix_socket", "signal"],
+    },
+    "seccomp": {"mode": "filter", "profile": "default", "sha256": _DIGEST},
+    "cgroup": {"version": 2, "memory_bytes": 1073741824, "processes": 128, "cpus": 1.0, "swap": "none"},
+    "network": {
+        "mode": "none",
+        "links": [{"name": "lo", "up": True}],
+        "addresses": ["127.0.0.1/8", "::1/128"],
+        "routes": 5,
+        "routes_to_outside": 0,
+        "rules": 5,
+    },
+    "missing_layers": [],
+    "notes": ["memory and disk are one pot: the memory limit is memory_mib + disk_mib, as the tmpfs counts towards it"],
+}
+
 _sandbox: dict[str, Any] = {
     "id": _SANDBOX,
     "runtime": "process",
@@ -33,7 +60,7 @@ _sandbox: dict[str, Any] = {
         "syscalls": {"profile": "default"},
         "loopback_tcp": False,
     },
-    "isolation": {"tier": "kernel", "no_new_privs": True},
+    "isolation": _receipt,
     "executions": {"running": 0, "total": 1},
 }
 

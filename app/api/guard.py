@@ -23,6 +23,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *docs_page.PATHS
 OPEN_PREFIX = "/problems/"
 ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})  # a load balancer asks by address
 CLIENT_GONE = 499  # nobody sees it: the log's word for a client that hung up
+UVLOOP_CLOSED = "the handler is closed"  # how it says that a connection is gone
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@?#]+)(?::([0-9]{1,5}))?")
 _WEB_SCHEME = {"ws": "http", "wss": "https"}
@@ -105,18 +106,9 @@ class Guard:
         visit = _Visit(_choose_id(scope), send)
         scope.setdefault("state", {})["request_id"] = visit.request_id
         try:
-            try:
-                self._door.check(scope)
-                await self._app(scope, receive, visit.send)
-            except Refused as error:
-                await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
-            except ClientGone:
-                visit.status = CLIENT_GONE
-            except Exception as error:  # the last place: nothing of it may reach the client
-                self._journal.failure(request_id=visit.request_id, error=error)
-                if visit.status:
-                    raise
-                await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
+            await self._serve(scope, receive, visit)
+        except ClientGone:
+            visit.status = CLIENT_GONE
         finally:
             client = scope.get("client")
             self._journal.request(
@@ -127,6 +119,20 @@ class Guard:
                 seconds=time.perf_counter() - began,
                 client=None if client is None else client[0],
             )
+
+    async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
+        try:
+            self._door.check(scope)
+            await self._app(scope, receive, visit.send)
+        except Refused as error:
+            await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
+        except ClientGone:
+            raise
+        except Exception as error:  # the last place: nothing of it may reach the client
+            self._journal.failure(request_id=visit.request_id, error=error)
+            if visit.status:
+                raise
+            await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
 
 
 class _Visit:
@@ -148,4 +154,11 @@ class _Visit:
         if kind in {"http.response.start", "websocket.http.response.start", "websocket.accept"}:
             self.status = message.get("status", 101)
             message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError as error:
+            raise ClientGone from error
+        except RuntimeError as error:
+            if UVLOOP_CLOSED not in str(error):
+                raise
+            raise ClientGone from error

@@ -11,8 +11,8 @@ from starlette.types import Receive
 T = TypeVar("T")
 
 
-class ClientGone(Exception):
-    """The client hung up; there is nobody to answer."""
+class ClientGone(OSError):
+    """The client hung up; there is nobody to answer. An OSError, as servers raise one for it from `send` (ASGI)."""
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -19,12 +19,30 @@ _REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecuti
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
 
 
+_TAGS = [
+    {"name": "sandboxes", "description": "Rooms in which commands run."},
+    {"name": "executions", "description": "Commands in a sandbox, and their output."},
+    {"name": "service", "description": "What the service says about itself."},
+]
+_REQUEST_ID, _RETRY, _AUTHENTICATE = "X-Request-Id", "Retry-After", "WWW-Authenticate"
+_HEADERS = {
+    _REQUEST_ID: {"description": "the client's own or a new one; stands in the log", "schema": {"type": "string"}},
+    _RETRY: {"description": "seconds to wait before trying again", "schema": {"type": "integer"}},
+    _AUTHENTICATE: {"description": "always `Bearer`", "schema": {"type": "string"}},
+}
+_ONLY_WITH = {"401": _AUTHENTICATE, "429": _RETRY, "503": _RETRY}
+
+
 def describe(app: FastAPI) -> dict[str, Any]:
     """The document, made once per application."""
     if app.openapi_schema is None:
-        document = get_openapi(title="Bulkhead", version=app.version, description=_DESCRIPTION, routes=app.routes)
+        document = get_openapi(
+            title="Bulkhead", version=app.version, description=_DESCRIPTION, routes=app.routes, tags=_TAGS
+        )
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update(_components())
+        components["Capability"]["description"] = "What a runtime may promise."
+        document["components"]["headers"] = _HEADERS
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]  # a service without keys asks for none
         for path, operations in document["paths"].items():
@@ -45,6 +63,12 @@ def _correct(path: str, operation: dict[str, Any]) -> None:
         answers.pop("401")
     if "application/json" in answers.get("422", {}).get("content", {}):
         answers.pop("422")  # FastAPI adds it for every path parameter, and an id of any text is at most not found
+    for status, answer in answers.items():
+        names = [_REQUEST_ID, *([_ONLY_WITH[status]] if status in _ONLY_WITH else ())]
+        answer["headers"] = {
+            **answer.get("headers", {}),
+            **{name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        }
 
 
 def _components() -> dict[str, Any]:

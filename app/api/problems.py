@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api.problem_types import PROBLEMS, ProblemType
+from app.api.views import limit_number
 from app.core import errors as e
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,6 +44,10 @@ def _attributes(*names: str) -> Callable[[Any], Extras]:
     return lambda error: {name: getattr(error, name) for name in names}
 
 
+def _ceiling(error: Any) -> Extras:
+    return {"field": error.field, "ceiling": limit_number(error.field.rpartition(".")[2], error.ceiling)}
+
+
 def _nothing(_: Any) -> Extras:
     return {}
 
@@ -54,7 +59,7 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.RuntimeNotEnabled: ("runtime_not_enabled", _attributes("runtime", "known")),
     e.UnknownProfile: ("unknown_profile", _attributes("known")),
     e.PolicyTooBroad: ("policy_too_broad", _attributes("field", "ceiling")),
-    e.LimitTooHigh: ("limit_too_high", _attributes("field", "ceiling")),
+    e.LimitTooHigh: ("limit_too_high", _ceiling),
     e.PolicyNotSupported: ("policy_not_supported", _attributes("field", "runtime")),
     e.CapabilityMissing: ("capability_missing", _attributes("missing", "runtime")),
     e.Unauthenticated: ("unauthenticated", _nothing),
@@ -113,8 +118,14 @@ def problem_of(error: Exception) -> Problem:
     for ancestor in type(error).__mro__:
         if ancestor in TRANSLATION:
             slug, extras = TRANSLATION[ancestor]
-            return Problem(PROBLEMS[slug], _short(str(error)), extras(error), _headers(error))
+            return Problem(PROBLEMS[slug], _short(_detail(error)), extras(error), _headers(error))
     return Problem(PROBLEMS["internal_error"], "the service could not carry this out; its log has the reason", {}, {})
+
+
+def _detail(error: Exception) -> str:
+    if isinstance(error, e.InvalidRequest):  # an empty pointer is the whole body, which needs no name
+        return "; ".join(f"{f.pointer}: {f.detail}" if f.pointer else f.detail for f in error.errors)
+    return str(error)
 
 
 def _short(detail: str) -> str:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
+from app.api.receipts import Isolation
 from app.api.strict import Arguments, Count, Environment, Id, Labels, Paths, Seconds, Strict
 from app.core.backend import Capability
 from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin
+from app.core.policy import FLOORS
 
 
 class LimitsRequest(Strict):
-    """Each absent or null: the operator's default. GET /runtimes lists defaults and ceilings."""
+    """Each absent or null: the operator's default. GET /runtimes lists defaults and ceilings. With the runtime
+    `process` files in /workspace, /tmp and /dev/shm count as memory: one pot of memory_mib + disk_mib is enforced."""
 
-    cpus: Annotated[float, Field(ge=0)] | None = Field(None, description="cores")
-    memory_mib: Count | None = None
-    processes: Count | None = Field(None, description="processes and threads")
-    disk_mib: Count | None = Field(None, description="one pot for /workspace, /tmp and /dev/shm")
-    output_bytes: Count | None = Field(None, description="kept, per execution and channel")
-    wall_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="per execution")
+    cpus: Annotated[float, Field(ge=FLOORS.cpus)] | None = Field(None, description="cores; parts of one too")
+    memory_mib: Annotated[Count, Field(ge=FLOORS.memory_mib)] | None = Field(
+        None, description="memory; what `process` enforces is memory_mib + disk_mib, as files count as memory (one pot)"
+    )
+    processes: Annotated[Count, Field(ge=FLOORS.processes)] | None = Field(
+        None, description="processes and threads at one time, in the whole sandbox"
+    )
+    disk_mib: Annotated[Count, Field(ge=FLOORS.disk_mib)] | None = Field(
+        None, description="files in /workspace, /tmp and /dev/shm together; with `process` they also count as memory"
+    )
+    output_bytes: Annotated[Count, Field(ge=FLOORS.output_bytes)] | None = Field(
+        None, description="output that is kept, per execution and channel; see `on_output_limit`"
+    )
+    wall_seconds: Annotated[float, Field(ge=FLOORS.wall_seconds)] | None = Field(
+        None, description="the longest that an execution may run, and its default timeout"
+    )
 
 
 class FilesystemRequest(Strict):
@@ -111,12 +125,12 @@ class Answer(BaseModel):
 class Limits(Answer):
     """As enforced; null where the runtime cannot."""
 
-    cpus: float | None
-    memory_mib: int | None
-    processes: int | None
-    disk_mib: int | None
-    output_bytes: int
-    wall_seconds: float
+    cpus: float | None = Field(description="cores")
+    memory_mib: int | None = Field(description="`process` enforces memory_mib + disk_mib: files count as memory")
+    processes: int | None = Field(description="processes and threads at one time")
+    disk_mib: int | None = Field(description="/workspace, /tmp and /dev/shm together")
+    output_bytes: int = Field(description="kept, per execution and channel")
+    wall_seconds: float = Field(description="per execution")
 
 
 class Filesystem(Answer):
@@ -157,7 +171,7 @@ class Sandbox(Answer):
     labels: dict[str, str]
     limits: Limits
     policy: Policy
-    isolation: dict[str, Any] | None = Field(description="the receipt, measured; null before and after its life")
+    isolation: Isolation | None = Field(description="the receipt, measured; null before and after its life")
     executions: ExecutionCounts
 
 
@@ -169,11 +183,11 @@ class SandboxList(Answer):
 class Exit(Answer):
     reason: ExitReason
     code: int | None = Field(description="only for `exited`")
-    signal: str | None
-    detail: str | None
-    duration_seconds: float | None
-    cpu_seconds: float | None
-    max_memory_bytes: int | None
+    signal: str | None = Field(description="a name such as SIGSEGV, when one ended the first process")
+    detail: str | None = Field(description="a sentence for people")
+    duration_seconds: float | None = Field(description="from the start to the end of the first process")
+    cpu_seconds: float | None = Field(description="of all processes of the execution")
+    max_memory_bytes: int | None = Field(description="peak of all its processes, files in the sandbox included")
 
 
 class ChannelCounts(Answer):
@@ -187,13 +201,17 @@ class Output(Answer):
 
 
 class Execution(Answer):
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
     id: str
     sandbox_id: str
     command: list[str]
     state: ExecutionState
     started_at: datetime
     ended_at: datetime | None
-    exit: Exit | None = Field(None, description="absent while it runs, then it never changes")
+    exit: Exit | SkipJsonSchema[None] = Field(
+        default_factory=lambda: None, description="absent while it runs, then it never changes"
+    )
     output: Output
 
 

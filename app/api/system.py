@@ -13,7 +13,7 @@ from app.api.deps import Edge, edge_of, request_id_of
 from app.api.documents import problems
 from app.api.problem_types import PROBLEMS
 from app.api.problems import problem_of
-from app.api.views import ENFORCED_BY, Body, json_response
+from app.api.views import ENFORCED_BY, Body, json_response, limit_number
 from app.core.backend import Backend
 from app.core.errors import BackendUnavailable, BulkheadError, NotFound, Refused
 
@@ -37,7 +37,7 @@ async def list_runtimes(request: Request) -> Response:
 def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body:
     info, own = backend.info, backend.info.command_limits
     limits: Body = {
-        name: {"default": limit.default, "ceiling": limit.ceiling}
+        name: {"default": limit_number(name, limit.default), "ceiling": limit_number(name, limit.ceiling)}
         for name, limit in edge.ranges.items()
         if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities
     }

@@ -11,9 +11,12 @@ from starlette.responses import Response
 from app.core.backend import Capability
 from app.core.executions import Execution
 from app.core.models import Channel, Exit
+from app.core.policy import FLOORS, LIMIT_NAMES
 from app.core.sandboxes import Sandbox
 
 Body = dict[str, Any]
+
+WHOLE_LIMITS = frozenset(name for name in LIMIT_NAMES if isinstance(getattr(FLOORS, name), int))
 
 # A limit that the runtime does not enforce is shown as null. The two others are the core's own work.
 ENFORCED_BY = {
@@ -26,6 +29,11 @@ ENFORCED_BY = {
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(to_json(body), status, headers, "application/json")
+
+
+def limit_number(name: str, value: float) -> float:
+    """An integer for a limit that counts something."""
+    return int(value) if name in WHOLE_LIMITS else value
 
 
 def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:

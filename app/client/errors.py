@@ -17,7 +17,8 @@ class ServiceUnreachable(ClientError):
     def __init__(self, url: str, reason: str) -> None:
         self.url = url
         super().__init__(
-            f"no service answers at {url} ({reason}); start one with: bulkhead serve (BULKHEAD_CLIENT_URL names another)"
+            f"no service answers at {url} ({reason}); start one with: bulkhead serve "
+            "(BULKHEAD_CLIENT_URL names another)"
         )
 
 

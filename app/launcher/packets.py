@@ -32,7 +32,7 @@ def send(socket: _socket.socket, packet: bytes, descriptors: list[int]) -> None:
 
 
 def close(descriptors: list[int]) -> None:
-    """Whatever they are: a socket that was told to linger would hold its last closer up for as long as its maker chose."""
+    """Whatever they are: a socket that was told to linger would hold up its last closer for as long as it was told."""
     for descriptor in descriptors:
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             socket = _socket.socket(fileno=descriptor)

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from app.api import frames, schemas
 from app.api.examples import EXAMPLES
 from app.api.problem_types import PROBLEMS
+from app.core.policy import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
@@ -69,10 +70,39 @@ def test_the_routes_are_those_of_the_api() -> None:
 
 
 def test_every_reference_leads_somewhere() -> None:
-    components = DOCUMENT["components"]["schemas"]
     for key, value in strings(DOCUMENT):
         if key == "$ref":
-            assert value.removeprefix("#/components/schemas/") in components, value
+            kind, _, name = value.removeprefix("#/components/").partition("/")
+            assert name in DOCUMENT["components"][kind], value
+
+
+def test_headers_are_described_where_they_are_sent() -> None:
+    for path, method, operation in operations():
+        for status, answer in operation["responses"].items():
+            headers = answer["headers"]
+            assert "X-Request-Id" in headers, (method, path, status)
+            assert ("Retry-After" in headers) is (status in {"429", "503"})
+            assert ("WWW-Authenticate" in headers) is (status == "401")
+
+
+def test_what_may_be_absent_is_not_required() -> None:
+    components = DOCUMENT["components"]["schemas"]
+    execution = components["Execution"]
+    assert set(execution["properties"]) - set(execution["required"]) == {"exit"}
+    assert execution["properties"]["exit"]["$ref"] == "#/components/schemas/Exit"
+    assert components["Isolation"]["required"] == ["tier"]
+    assert components["Isolation"]["additionalProperties"] is True
+
+
+def test_limits_have_the_floors_that_are_enforced_and_a_description() -> None:
+    for name, limit in DOCUMENT["components"]["schemas"]["LimitsRequest"]["properties"].items():
+        assert limit["anyOf"][0]["minimum"] == getattr(FLOORS, name)
+        assert limit["description"]
+
+
+def test_groups_come_in_the_order_of_use() -> None:
+    assert [tag["name"] for tag in DOCUMENT["tags"]] == ["sandboxes", "executions", "service"]
+    assert "api.md" not in (ROOT / "openapi.yaml").read_text()
 
 
 def test_every_operation_id_is_a_method_name_and_every_operation_has_a_summary() -> None:

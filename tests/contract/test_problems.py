@@ -67,6 +67,16 @@ def test_an_error_becomes_a_problem_with_the_members_that_its_type_promises(erro
     assert ("retry-after" in problem.headers) == (problem.type.status in {429, 503})
 
 
+def test_an_error_of_the_whole_body_begins_with_its_sentence() -> None:
+    error = e.InvalidRequest([e.FieldError("", "invalid JSON"), e.FieldError("/env", "is wrong")])
+    assert problem_of(error).detail == "invalid JSON; /env: is wrong"
+
+
+def test_a_ceiling_of_whole_numbers_is_one() -> None:
+    for field, kind in (("limits.memory_mib", int), ("limits.cpus", float)):
+        assert type(problem_of(e.LimitTooHigh(field, 8192.0, 4096.0)).extras["ceiling"]) is kind
+
+
 def test_every_problem_has_a_status_a_title_and_a_meaning() -> None:
     for slug, kind in PROBLEMS.items():
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", slug)
@@ -83,7 +93,7 @@ async def test_every_problem_is_explained_at_its_own_address() -> None:
             assert slug in answer.text
 
 
-def test_every_problem_stands_in_the_documents_with_its_status() -> None:
+def test_every_problem_stands_in_the_documents_with_its_status_and_title() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", text, re.MULTILINE))
-    assert rows == {slug: str(kind.status) for slug, kind in PROBLEMS.items()}
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \| [^|]* \| ([^|]+) \|$", text, re.MULTILINE)
+    assert rows == [(slug, str(kind.status), kind.title) for slug, kind in PROBLEMS.items()]

@@ -45,7 +45,7 @@ def test_a_hard_limit_below_the_need_refuses_the_start(monkeypatch: pytest.Monke
 def test_more_capacity_needs_more_descriptors() -> None:
     base = descriptors_needed(load_settings())
     assert descriptors_needed(load_settings(capacity={"sandboxes": 2000})) > base
-    assert descriptors_needed(load_settings(capacity={"viewers": 2000})) > base
+    assert descriptors_needed(load_settings(capacity={"executions": 5000})) > base
 
 
 def test_the_folder_for_output_is_made_private(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ NETWORK = [
     *_rows("D", 45, "ECONNREFUSED", "udp_host", network="host"),
     *_rows("D", 46, "ECONNREFUSED", "unix_abstract", network="host"),
     *_rows("D", 46, "ENOENT", "unix_named open_run_folder", network="host"),
-    *_rows("D", 49, "EPERM", "transparent take_loopback_down add_address"),
+    *_rows("D", 49, "EPERM", "transparent take_loopback_down"),
+    *_rows("D", 49, "EAFNOSUPPORT", "add_address"),
 ]
 
 # With the profile `loopback` Landlock lets TCP pass, and the network namespace alone must hold.

@@ -5,7 +5,9 @@ import json
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from app.api.guard import Door, Guard
 from app.core.registry import Registry
 from app.settings import Settings
 from tests.unit.api.service import Service, call
@@ -200,3 +202,36 @@ async def test_a_path_or_method_that_is_not_there_is_a_problem_too() -> None:
         answer = await client.put("/sandboxes")
         assert (answer.status_code, answer.json()["type"]) == (405, "/problems/method_not_allowed")
         assert answer.headers["allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed"), True),
+        (BrokenPipeError(), True),
+        (RuntimeError("Response content shorter than Content-Length"), False),
+    ],
+)
+@pytest.mark.parametrize("host", ["localhost", "evil.example"])
+async def test_a_send_after_the_client_is_gone_is_no_fault(error: Exception, gone: bool, host: str) -> None:
+    service = Service()
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        raise error
+
+    scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())]}
+    guard = Guard(app, Door(), service.telemetry)
+    if gone:
+        await guard(scope, receive, send)
+        (line,) = service.logged
+        assert (line["event"], line["status"]) == ("request", 499)
+    else:
+        with pytest.raises(RuntimeError, match="shorter"):
+            await guard(scope, receive, send)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 
 import pytest
 
@@ -88,3 +89,12 @@ async def test_the_upgrade_needs_a_key_when_keys_are_configured() -> None:
         assert (await refusal(door, path, additional_headers=wrong))["type"] == "/problems/unauthenticated"
         async with door.stream(path, additional_headers={"authorization": f"Bearer {key}"}) as socket:
             assert (await text_of(socket))["type"] == "start"
+
+
+async def test_a_refused_upgrade_leaves_no_line_of_the_server_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with Service().served() as door:
+        logging.getLogger("uvicorn.error").setLevel(logging.INFO)
+        await refusal(door, "/nowhere")
+        logging.getLogger("uvicorn.error").error("something else")
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert messages == ["something else"]

@@ -39,6 +39,8 @@ async def test_runtimes_say_what_they_can_do_and_how_much() -> None:
     assert (process["enabled"], process["available"], process["reason"]) == (True, True, None)
     assert process["capabilities"] == sorted(process["capabilities"])
     assert process["limits"]["memory_mib"] == {"default": 512, "ceiling": 4096}
+    for name in ("memory_mib", "processes", "disk_mib", "output_bytes"):
+        assert {type(value) for value in process["limits"][name].values()} == {int}, name
     assert process["limits"]["argument_bytes"] == {"default": None, "ceiling": 131_071}
     assert (boxlite["enabled"], boxlite["available"]) == (False, False)
     assert "not enabled" in boxlite["reason"]

@@ -1,0 +1,64 @@
+"""The isolation receipt as a schema, for the documents: the runtime measures it, and nothing here checks it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Receipt(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class LandlockReceipt(Receipt):
+    abi: int
+    files: list[str] = Field(description="kinds of access to files that are governed")
+    tcp: list[str] = Field(description="kinds of use of TCP that are governed")
+    scopes: list[str]
+
+
+class SeccompReceipt(Receipt):
+    mode: str
+    profile: str
+    sha256: str = Field(description="of the filter's program")
+
+
+class CgroupReceipt(Receipt):
+    """As the kernel gives the limits back; null where there is none."""
+
+    version: int
+    memory_bytes: int | None = Field(description="memory and disk together")
+    processes: int | None
+    cpus: float | None
+    swap: str
+
+
+class LinkReceipt(Receipt):
+    name: str
+    up: bool
+
+
+class NetworkReceipt(Receipt):
+    mode: str
+    links: list[LinkReceipt]
+    addresses: list[str]
+    routes: int
+    routes_to_outside: int
+    rules: int
+
+
+class Isolation(Receipt):
+    """The receipt: what is in force, measured. The runtime `process` tells all of this; others may leave members out
+    and have others."""
+
+    tier: str
+    namespaces: list[str] = Field(default_factory=list)
+    host_uid: int = Field(default_factory=int, description="the sandbox's user, as the host sees it")
+    root: str = Field(default_factory=str, description="where /usr and the like come from")
+    no_new_privs: bool = Field(default_factory=bool)
+    capabilities: dict[str, int] = Field(default_factory=dict, description="each set as a bit mask; 0: none")
+    landlock: LandlockReceipt = Field(default_factory=LandlockReceipt.model_construct)
+    seccomp: SeccompReceipt = Field(default_factory=SeccompReceipt.model_construct)
+    cgroup: CgroupReceipt = Field(default_factory=CgroupReceipt.model_construct)
+    network: NetworkReceipt = Field(default_factory=NetworkReceipt.model_construct)
+    missing_layers: list[str] = Field(default_factory=list, description="given up by the operator, by name")
+    notes: list[str] = Field(default_factory=list)
