@@ -138,6 +138,7 @@ static long add_address(void) {
   struct { struct nlmsghdr head; int error; char rest[512]; } answer;
   if (!is_own_network()) return -1;
   int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+  if (fd < 0) return -1;
   if (send(fd, &ask, sizeof ask, 0) < 0 || recv(fd, &answer, sizeof answer, 0) < 0) return -1;
   errno = -answer.error;
   return answer.error ? -1 : 0;
