@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep the raw samples here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as data, Service(Path(data)) as service:
+        if shutil.which("bwrap") is None:
+            print("bubblewrap is not installed: it is left out (apt-get install bubblewrap)")
         samples = latency.measure(service.port, options.rounds)
         print_latencies(samples)
         for name, measure in (

@@ -68,12 +68,14 @@ async def stream(port: int, megabytes: int, gateway: int) -> dict[str, float | s
     sandbox = rest.create()
     rest.execute(sandbox, "/bin/true")
     before = _peak_kib(gateway)
-    command = ["head", "-c", str(megabytes * 1_000_000), "/dev/zero"]
-    _, execution = rest("POST", f"/sandboxes/{sandbox}/executions", {"command": command})
-    url = f"ws://localhost:{port}/sandboxes/{sandbox}/executions/{execution['id']}/stream"
+    script = f"read _; exec head -c {megabytes * 1_000_000} /dev/zero"  # begins when its viewer is there
+    body = {"command": ["sh", "-c", script], "stdin": "open"}
+    _, execution = rest("POST", f"/sandboxes/{sandbox}/executions", body)
+    url = f"ws://localhost:{port}/sandboxes/{sandbox}/executions/{execution['id']}/stream?stdin=true"
     received, lost, digest = 0, 0, hashlib.sha256()
-    began = time.perf_counter()
     async with connect(url, compression=None, max_size=None, max_queue=64, ping_interval=None) as socket:
+        await socket.send(b"\n")
+        began = time.perf_counter()
         async for frame in socket:
             if isinstance(frame, bytes):
                 received += len(frame) - 1

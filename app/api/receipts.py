@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 
 class Receipt(BaseModel):
@@ -56,9 +57,9 @@ class Isolation(Receipt):
     root: str = Field(default_factory=str, description="where /usr and the like come from")
     no_new_privs: bool = Field(default_factory=bool)
     capabilities: dict[str, int] = Field(default_factory=dict, description="each set as a bit mask; 0: none")
-    landlock: LandlockReceipt = Field(default_factory=LandlockReceipt.model_construct)
-    seccomp: SeccompReceipt = Field(default_factory=SeccompReceipt.model_construct)
-    cgroup: CgroupReceipt = Field(default_factory=CgroupReceipt.model_construct)
-    network: NetworkReceipt = Field(default_factory=NetworkReceipt.model_construct)
+    landlock: LandlockReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
+    seccomp: SeccompReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
+    cgroup: CgroupReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
+    network: NetworkReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     missing_layers: list[str] = Field(default_factory=list, description="given up by the operator, by name")
     notes: list[str] = Field(default_factory=list)

@@ -8,33 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from app.api.limits import LimitsRequest
 from app.api.receipts import Isolation
-from app.api.strict import Arguments, Count, Environment, Id, Labels, Paths, Seconds, Strict
+from app.api.strict import Arguments, Environment, Id, Labels, Paths, Seconds, Strict
 from app.core.backend import Capability
 from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin
-from app.core.policy import FLOORS
-
-
-class LimitsRequest(Strict):
-    """Each absent or null: the operator's default. GET /runtimes lists defaults and ceilings. With the runtime
-    `process` files in /workspace, /tmp and /dev/shm count as memory: one pot of memory_mib + disk_mib is enforced."""
-
-    cpus: Annotated[float, Field(ge=FLOORS.cpus)] | None = Field(None, description="cores; parts of one too")
-    memory_mib: Annotated[Count, Field(ge=FLOORS.memory_mib)] | None = Field(
-        None, description="memory; what `process` enforces is memory_mib + disk_mib, as files count as memory (one pot)"
-    )
-    processes: Annotated[Count, Field(ge=FLOORS.processes)] | None = Field(
-        None, description="processes and threads at one time, in the whole sandbox"
-    )
-    disk_mib: Annotated[Count, Field(ge=FLOORS.disk_mib)] | None = Field(
-        None, description="files in /workspace, /tmp and /dev/shm together; with `process` they also count as memory"
-    )
-    output_bytes: Annotated[Count, Field(ge=FLOORS.output_bytes)] | None = Field(
-        None, description="output that is kept, per execution and channel; see `on_output_limit`"
-    )
-    wall_seconds: Annotated[float, Field(ge=FLOORS.wall_seconds)] | None = Field(
-        None, description="the longest that an execution may run, and its default timeout"
-    )
 
 
 class FilesystemRequest(Strict):

@@ -68,8 +68,11 @@ def field(text: str, name: str) -> int:
 
 
 def pids(path: str, at: int) -> list[int]:
-    """A whole group's processes, however many: one read may end in the middle."""
-    descriptor = os.open(path + "/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
+    """A whole group's processes, however many: one read may end in the middle. None of a group that is gone."""
+    try:
+        descriptor = os.open(path + "/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
+    except FileNotFoundError:
+        return []
     try:
         text = b""
         while piece := os.read(descriptor, 65536):

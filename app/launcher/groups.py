@@ -134,6 +134,13 @@ class Groups:
         return f"{self._name}/{number}" if hierarchy.limits else f"{self._name}.{number}"
 
     def usage(self, number: int) -> Usage:
+        """Zeros for groups that are gone."""
+        try:
+            return self._read_usage(number)
+        except FileNotFoundError:
+            return Usage(0, 0, 0, False)
+
+    def _read_usage(self, number: int) -> Usage:
         path = f"{self._name}/{number}"
         cpu_ns = peak = ooms = 0
         if memory := self._tree.hierarchy("memory"):
@@ -166,11 +173,14 @@ class Groups:
         The worker is in the group for as long as it starts the command, and is not to be killed for it.
         """
         alive = self._alive(number)
-        if not self._first and worker not in alive:
-            write(f"{self._name}/{number}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
-        else:
-            if counted := self._tree.hierarchy("pids"):
+        try:
+            if not self._first and worker not in alive:
+                write(f"{self._name}/{number}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
+            elif counted := self._tree.hierarchy("pids"):
                 write(f"{self._name}/{number}/pids.max", counted.parent, "0")
+        except FileNotFoundError:
+            pass  # an earlier round took this one away: it was empty
+        if self._first or worker in alive:
             self._kill_each(number, [pid for pid in alive if pid != worker])
         return not set(self._alive(number)) - {worker}
 
@@ -196,14 +206,12 @@ class Groups:
                 os.close(pidfd)
 
     def remove_execution(self, number: int) -> bool:
-        """True when nothing of it is left."""
-        gone = True
+        """True when nothing of it is left. Where one group is busy the others stay too: they belong together."""
         for hierarchy in self._tree.hierarchies:
-            if hierarchy.accounts:
-                gone = _remove(self._path(hierarchy, number), hierarchy.parent) and gone
-        if gone:
-            self._executions.pop(number, None)
-        return gone
+            if hierarchy.accounts and not _remove(self._path(hierarchy, number), hierarchy.parent):
+                return False
+        self._executions.pop(number, None)
+        return True
 
     # --- the end
 

@@ -42,6 +42,7 @@ class HeldSandbox:
         self._last = 0
         self._spare: tuple[int, list[int]] | None = None
         self._open: set[int] = set()  # executions whose groups exist
+        self._measured: dict[int, Usage] = {}  # of executions that are being killed
         self._unread: dict[int, Usage] = {}  # groups gone, usage not yet asked for
 
     # --- executions
@@ -90,7 +91,7 @@ class HeldSandbox:
         """What an ended execution used; None for one that is not known (any more)."""
         usage = self._unread.pop(number, None)
         if usage is None and number in self._open:
-            usage = self.groups.usage(number)
+            usage = self._measured.get(number) or self.groups.usage(number)
             self.ended.append(number)
         return usage
 
@@ -103,7 +104,7 @@ class HeldSandbox:
             if number not in self._open:
                 continue
             if self.groups.remove_execution(number):
-                self._open.discard(number)
+                self._close(number)
             else:
                 self._left[number] = None
         self.ended.clear()
@@ -119,12 +120,17 @@ class HeldSandbox:
             return True
         if not self.groups.kill_execution(number, self.pid):
             return False
-        usage = self.groups.usage(number)
+        usage = self._measured.setdefault(number, self.groups.usage(number))  # while all of its groups are there
         if not self.groups.remove_execution(number):
             return False
-        self._open.discard(number)
-        self._unread[number] = usage
+        if self._left.pop(number, self) is self:  # else it was asked for when the first process had ended
+            self._unread[number] = usage
+        self._close(number)
         return True
+
+    def _close(self, number: int) -> None:
+        self._open.discard(number)
+        self._measured.pop(number, None)
 
     def take_waiting_kills(self) -> list[int]:
         requests = [request for waiting in self.kills.values() for request in waiting]
