@@ -46,8 +46,8 @@ class Rest:
 
     # --- the three things that are timed
 
-    def create(self) -> str:
-        status, answer = self("POST", "/sandboxes", {"runtime": "process"})
+    def create(self, **body: object) -> str:
+        status, answer = self("POST", "/sandboxes", {"runtime": "process", **body})
         if status != 201:
             raise RuntimeError(answer)
         return str(answer["id"])

@@ -123,13 +123,14 @@ class HeldSandbox:
         usage = self._measured.setdefault(number, self.groups.usage(number))  # while all of its groups are there
         if not self.groups.remove_execution(number):
             return False
-        if self._left.pop(number, self) is self:  # else it was asked for when the first process had ended
+        if number not in self._left:  # else it was asked for already, when the first process had ended
             self._unread[number] = usage
         self._close(number)
         return True
 
     def _close(self, number: int) -> None:
         self._open.discard(number)
+        self._left.pop(number, None)
         self._measured.pop(number, None)
 
     def take_waiting_kills(self) -> list[int]:

@@ -61,6 +61,19 @@ def test_delete_of_an_ended_execution_still_ends_its_daemons(service: Service, s
     assert running.exit(wait=0) == ending, "an exit never changes"
 
 
+def test_deletes_while_the_processes_end_by_themselves_do_not_disturb_the_launcher(
+    service: Service, sandbox: str
+) -> None:
+    launcher = service.children()["launcher"]
+    for turn in range(100):
+        script = f"for i in 1 2 3 4; do setsid sleep 0.00{turn % 10} & done; exec sleep 0.00{turn % 7}"
+        running = start(service, sandbox, "sh", "-c", script)
+        assert running.delete() == 204
+        assert running.exit(wait=0)["reason"] in ("exited", "killed")
+    assert service.children()["launcher"] == launcher
+    assert len(host.living_of(host.host_uid(service, sandbox))) == 1
+
+
 def test_delete_of_an_execution_outruns_a_fork_bomb(service: Service, sandbox: str) -> None:
     bomb = "import os\nprint('go', flush=True)\nwhile True:\n try: os.fork()\n except OSError: pass"
     running = start(service, sandbox, "python3", "-c", bomb)

@@ -165,6 +165,34 @@ def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: Tree, 
     assert room.remove_execution(1) is True
 
 
+def test_one_busy_group_of_an_execution_keeps_the_others(first: Tree, tmp_path: Path) -> None:
+    """Its end comes between two of the calls at any time, and what is half gone cannot be killed or measured."""
+    room = Groups(first, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    (tmp_path / "memory/one/1/cgroup.procs").write_text("12\n")
+    assert room.remove_execution(1) is False
+    assert (tmp_path / "pids/one/1").is_dir()
+    (tmp_path / "memory/one/1/cgroup.procs").write_text("")
+    assert room.remove_execution(1) is True
+
+
+@pytest.mark.parametrize("tree", ["first", "second"])
+def test_an_execution_that_is_gone_can_be_killed_measured_and_removed_again(
+    tree: str, request: pytest.FixtureRequest
+) -> None:
+    room = Groups(request.getfixturevalue(tree), "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    assert room.remove_execution(1) is True
+    assert room.kill_execution(1, 99) is True
+    usage = room.usage(1)
+    assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (0, 0, 0, False)
+    assert room.remove_execution(1) is True
+
+
 def test_nothing_is_left_of_a_room_that_was_removed(first: Tree, tmp_path: Path) -> None:
     before = own_descriptors()
     room = Groups(first, "one")
