@@ -298,7 +298,7 @@ class NullSandbox:
 
     @property
     def receipt(self) -> Mapping[str, Any]:
-        return {"tier": self.backend.info.tier, "namespaces": [], "network": self.spec.policy.network.mode}
+        return {"tier": self.backend.info.tier, "namespaces": [], "network": {"mode": self.spec.policy.network.mode}}
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
         self._check_alive()

@@ -40,11 +40,11 @@ class LinkReceipt(Receipt):
 
 class NetworkReceipt(Receipt):
     mode: str
-    links: list[LinkReceipt]
-    addresses: list[str]
-    routes: int
-    routes_to_outside: int
-    rules: int
+    links: list[LinkReceipt] = Field(default_factory=list)
+    addresses: list[str] = Field(default_factory=list)
+    routes: int = Field(default_factory=int)
+    routes_to_outside: int = Field(default_factory=int)
+    rules: int = Field(default_factory=int)
 
 
 class Isolation(Receipt):

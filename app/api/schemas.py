@@ -187,9 +187,7 @@ class Execution(Answer):
     state: ExecutionState
     started_at: datetime
     ended_at: datetime | None
-    exit: Exit | SkipJsonSchema[None] = Field(
-        default_factory=lambda: None, description="absent while it runs, then it never changes"
-    )
+    exit: Exit | SkipJsonSchema[None] = Field(default_factory=lambda: None, description="absent while it runs")
     output: Output
 
 

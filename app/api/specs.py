@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from app.api.deps import Edge
-from app.api.schemas import CreateExecution, CreateSandbox, LimitsRequest, PolicyRequest
+from app.api.limits import LimitsRequest
+from app.api.schemas import CreateExecution, CreateSandbox, PolicyRequest
 from app.api.views import ENFORCED_BY
 from app.core.backend import Backend, Capability
 from app.core.commands import check_environment

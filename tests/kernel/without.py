@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from app.launcher import bpf, cgroup, seccomp
@@ -46,7 +47,7 @@ def no_landlock() -> None:
 def no_user_namespace() -> None:
     """The kernel refuses one to a process whose root is not its mount namespace's, user_namespaces(7)."""
     own_mounts()
-    root = Path("/run/bulkhead-without")
+    root = Path(tempfile.gettempdir(), "bulkhead-without")
     root.mkdir(exist_ok=True)
     mount("/", str(root), None, MS_BIND | MS_REC)
     here = Path.cwd()
