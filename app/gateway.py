@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         return 2
     backend = ProcessBackend(Path(launcher_socket) if launcher_socket else None, reason)
     server = build(settings, keys, profiles, spill, backend)
-    give_up_root(uid, parent)
+    give_up_root(uid)
     if os.getppid() != parent:
         return 0
     try:
@@ -189,7 +189,7 @@ def prove_spill(spill: SpillFolder, settings: Settings) -> None:
         raise StartRefused(f"{folder} cannot hold output that does not fit into memory: {error.strerror}") from error
 
 
-def give_up_root(uid: int, parent: int) -> None:
+def give_up_root(uid: int) -> None:
     """For good: groups, ids, capabilities (they go with uid 0), and no way back through set-id programs."""
     if uid >= 0:
         os.setgroups([])

@@ -7,7 +7,7 @@ of output; from the client they are stdin as it is.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
@@ -83,7 +83,6 @@ class StreamSignal(Strict):
     signal: str | None = None
 
 
-ServerFrame = Annotated[StreamStart | StreamGap | StreamExit | StreamProblem, Field(discriminator="type")]
 FRAMES: tuple[type[BaseModel], ...] = (
     StreamStart,
     StreamGap,

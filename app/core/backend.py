@@ -17,7 +17,7 @@ from app.core.output import OutputLog
 
 
 class Capability(StrEnum):
-    """The closed list of what a runtime may promise (api.md, section 8)."""
+    """The closed list of what a runtime may promise (docs/api.md)."""
 
     STDIN = "stdin"
     SIGNALS = "signals"
@@ -89,7 +89,7 @@ class SandboxHandle(Protocol):
 
     @property
     def receipt(self) -> Mapping[str, Any]:
-        """What is in force, measured, as JSON (api.md, section 8)."""
+        """What is in force, measured, as JSON (docs/api.md)."""
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
         """Starts a command; returns when it runs or could not be started (then `wait` says start_failed). Raises

@@ -40,7 +40,7 @@ class Lifetimes:
             handle = await self._registry.get(sandbox.spec.runtime).create(sandbox.id, sandbox.spec)
         except BulkheadError as error:
             self._boot_failed(sandbox, error)
-        except Exception as error:
+        except Exception as error:  # a fault of ours must not leave a record that is `creating` for ever
             self._boot_failed(sandbox, BackendFailure(f"the runtime failed: {type(error).__name__}"))
             raise
         else:

@@ -406,7 +406,7 @@ async def test_json_keeps_the_last_64_mib_of_a_channel() -> None:
     async def program(wire: Wire) -> None:
         await wire.start()
         digest = hashlib.sha256()
-        for piece in [b"first", *[b"x" * 2**20] * 64, b"last"]:
+        for piece in [b"first", *[b"x" * 2**16] * 1024, b"last"]:
             await wire._frame(2, b"\x01" + piece)  # `output` would copy all that was sent for each piece
             digest.update(piece)
         await wire.output(b"err", 2)
