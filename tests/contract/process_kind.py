@@ -62,7 +62,7 @@ class ProcessRuntime:
         if sandbox is None:
             return 0
         uid = sandbox.receipt["host_uid"]
-        return len(host.processes_of(uid)) - 1  # its worker
+        return len(host.living_of(uid)) - 1  # its worker; what was killed may be a zombie for as long as that takes
 
     async def lose(self, backend: ProcessBackend, sandbox_id: str) -> None:
         assert self._child is not None
