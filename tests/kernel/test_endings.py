@@ -153,7 +153,7 @@ def test_an_oom_before_the_timeout_stays_an_oom(service: Service) -> None:
 def test_oom_is_told_when_a_child_was_killed_and_the_program_failed(service: Service) -> None:
     sandbox = service.create(limits=SMALL)
     ending = service.run(sandbox, "sh", "-c", 'python3 -c "$0"; exit 7', EAT)["exit"]
-    assert (ending["reason"], ending["code"], ending["signal"]) == ("oom", None, None)
+    assert (ending["reason"], ending["code"], ending["signal"]) == ("oom", None, "SIGKILL")
     assert "exit code 7" in ending["detail"]
     recovered = service.run(sandbox, "sh", "-c", 'python3 -c "$0"; exit 0', EAT)["exit"]
     assert (recovered["reason"], recovered["code"]) == ("exited", 0)

@@ -206,7 +206,7 @@ class ProcessExecution:
             return exit_
         how = f"exit code {exit_.code}" if exit_.code is not None else str(exit_.signal)
         detail = f"the kernel killed {ooms} of its processes at the memory limit; the first process ended with {how}"
-        return replace(exit_, reason=ExitReason.OOM, code=None, detail=detail)
+        return replace(exit_, reason=ExitReason.OOM, code=None, signal="SIGKILL", detail=detail)
 
     def _end(self, exit_: Exit) -> None:
         if not self._exit.done():
