@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from app.core.backend import Backend
-from app.core.errors import BackendUnavailable, BulkheadError, IsolationUnavailable, RuntimeNotEnabled
+from app.core.errors import BackendFailure, BackendUnavailable, BulkheadError, RuntimeNotEnabled
 from app.core.registry import Registry
 
 FRESH_SECONDS = 1.0
@@ -23,7 +23,7 @@ class Readiness:
         self._known: dict[str, tuple[float, asyncio.Task[BulkheadError | None]]] = {}
 
     async def of(self, backend: Backend) -> BulkheadError | None:
-        """None when it works, else BackendUnavailable or IsolationUnavailable; RuntimeNotEnabled when it is off."""
+        """None when it works, else the BackendFailure that tells why not; RuntimeNotEnabled when it is off."""
         name = backend.info.name
         if not self._registry.enabled(name):
             return RuntimeNotEnabled(name, [b.info.name for b in self._registry])
@@ -42,7 +42,7 @@ class Readiness:
                 await backend.ready()
         except TimeoutError:
             error = BackendUnavailable(name, f"the runtime did not answer within {self._answer_seconds:g} seconds")
-        except (BackendUnavailable, IsolationUnavailable) as found:
+        except BackendFailure as found:
             error = found
         self._noted(name, error is None)
         return error

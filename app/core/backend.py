@@ -97,7 +97,8 @@ class SandboxHandle(Protocol):
 
     async def destroy(self) -> None:
         """Ends the sandbox. Idempotent. When it returns no process, mount or cgroup of it exists, every execution's
-        `wait` has an answer, and nothing of the sandbox is held any more. Cancelled, it can be called again."""
+        `wait` has an answer, and nothing of the sandbox is held any more. Raises BackendTimeout when nobody says so.
+        Then, and when it was cancelled, it can be called again."""
 
     async def lost(self) -> str:
         """Resolves, with a sentence, when the sandbox ended without us; its executions then end as `lost`. May be
@@ -123,7 +124,7 @@ class Backend(Protocol):
     def info(self) -> RuntimeInfo: ...
 
     async def ready(self) -> None:
-        """Raises BackendUnavailable or IsolationUnavailable, with the reason, when a create could not succeed."""
+        """Raises a BackendFailure (unavailable, too slow, isolation not in force) when a create could not succeed."""
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> SandboxHandle:
         """A running, empty sandbox, or an error and nothing of it is left: also when cancelled at any await."""

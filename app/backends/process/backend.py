@@ -82,12 +82,15 @@ class ProcessBackend:
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> ProcessSandbox:
         link = self._require_link()
         await link.connect()
-        owner, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        body = bytes(create_plan(sandbox_id, spec).write(Writer(0)).data[1:])
+        try:
+            owner, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise BackendUnavailable(RUNTIME, f"no descriptors for a sandbox: {error.strerror}") from error
         owner.setblocking(False)
         with workers_end:
             sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, lambda: self._forget(sandbox_id))
             self._sandboxes[sandbox_id] = sandbox
-            body = bytes(create_plan(sandbox_id, spec).write(Writer(0)).data[1:])
             try:
                 answer = await link.request(CREATE, body, [workers_end.fileno()])
                 facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))

@@ -16,7 +16,7 @@ from app.backends.process.pipes import OutputPump, PipeBudget, StdinPipe
 from app.backends.process.plan import command_body
 from app.core.backend import Logs
 from app.core.commands import signal_name
-from app.core.errors import BackendTimeout, BackendUnavailable, WrongState
+from app.core.errors import BackendFailure, BackendTimeout, BackendUnavailable, WrongState
 from app.core.models import Command, Exit, ExitReason, Stdin
 from app.launcher.protocol import (
     EXECUTE,
@@ -62,8 +62,24 @@ class ProcessExecution:
     # --- start
 
     async def start(self, command: Command, logs: Logs, budget: PipeBudget) -> None:
-        """Returns when the command runs or could not be started. Raises BackendUnavailable."""
+        """Returns when the command runs or could not be started. Raises BackendUnavailable or BackendTimeout."""
         self._argv0, self._workdir = command.argv[0], command.workdir
+        try:
+            request, refused = self._hand_over(command, logs, budget)
+        except (OSError, BackendUnavailable) as error:  # no descriptor is left, or no launcher: it never was
+            self._fail_start(LOST)
+            self._close_streams()
+            if isinstance(error, OSError):
+                raise BackendUnavailable("process", f"no descriptors for the command: {error.strerror}") from error
+            raise
+        refused.add_done_callback(self._on_refused)
+        try:
+            await self._until_begun(min(_START_SECONDS, command.timeout_seconds))
+        finally:
+            self._link.forget(request)
+
+    def _hand_over(self, command: Command, logs: Logs, budget: PipeBudget) -> tuple[int, asyncio.Future[Answer]]:
+        """Raises OSError, BackendUnavailable."""
         with contextlib.ExitStack() as far_ends:
             descriptors = self._open_streams(command, logs, budget, far_ends)
             body = command_body(command)
@@ -73,12 +89,7 @@ class ProcessExecution:
                 descriptors.append(_memfd(body, far_ends))
             packet = bytes(head.u8(in_memfd).data[1:]) + (b"" if in_memfd else body)
             self._began_at = time.perf_counter()
-            request, refused = self._link.post(Writer(EXECUTE), packet, descriptors)
-        refused.add_done_callback(self._on_refused)
-        try:
-            await self._until_begun(min(_START_SECONDS, command.timeout_seconds))
-        finally:
-            self._link.forget(request)
+            return self._link.post(Writer(EXECUTE), packet, descriptors)
 
     async def _until_begun(self, seconds: float) -> None:
         """The worker waits for the exec in a vfork, and a neighbour of the same sandbox can stop what has not got there
@@ -102,29 +113,21 @@ class ProcessExecution:
     def _open_streams(
         self, command: Command, logs: Logs, budget: PipeBudget, far_ends: contextlib.ExitStack
     ) -> list[int]:
-        try:
-            if command.stdin is Stdin.OPEN:
-                stdin, near = os.pipe2(os.O_CLOEXEC)
-                far_ends.callback(os.close, stdin)
-                self._stdin = StdinPipe(near)
-            else:
-                # An empty pipe, not /dev/null: that is one inode for the whole host, to be locked and watched by all.
-                stdin, near = os.pipe2(os.O_CLOEXEC)
-                far_ends.callback(os.close, stdin)
-                os.close(near)
-            os.fchmod(stdin, 0o644)  # a command may open /dev/stdin and the like anew, as another user than ours
-            descriptors = [stdin]
-            for log in (logs.stdout, logs.stderr):
-                near, far = os.pipe2(os.O_CLOEXEC)
-                far_ends.callback(os.close, far)
-                os.fchmod(far, 0o622)
-                self._pumps.append(OutputPump(near, log, budget))
-                descriptors.append(far)
-        except OSError as error:
-            self._close_streams()
-            raise BackendUnavailable(
-                "process", f"no descriptors for the command's streams: {error.strerror}"
-            ) from error
+        """Raises OSError."""
+        stdin, near = os.pipe2(os.O_CLOEXEC)
+        far_ends.callback(os.close, stdin)
+        if command.stdin is Stdin.OPEN:
+            self._stdin = StdinPipe(near)
+        else:  # An empty pipe, not /dev/null: that is one inode for the whole host, to be locked and watched by all.
+            os.close(near)
+        os.fchmod(stdin, 0o644)  # a command may open /dev/stdin and the like anew, as another user than ours
+        descriptors = [stdin]
+        for log in (logs.stdout, logs.stderr):
+            near, far = os.pipe2(os.O_CLOEXEC)
+            far_ends.callback(os.close, far)
+            self._pumps.append(OutputPump(near, log, budget))
+            os.fchmod(far, 0o622)
+            descriptors.append(far)
         return descriptors
 
     def _on_refused(self, answer: asyncio.Future[Answer]) -> None:
@@ -190,7 +193,7 @@ class ProcessExecution:
 
     async def _finish(self, exit_: Exit, *, ask_usage: bool = True) -> None:
         if ask_usage:
-            with contextlib.suppress(LauncherRefused, BackendUnavailable, ProtocolError):
+            with contextlib.suppress(LauncherRefused, BackendFailure, ProtocolError):
                 exit_ = await self._with_usage(exit_)
         for pump in self._pumps:
             await pump.drain()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.core.errors import BackendUnavailable
+from app.core.errors import BackendTimeout, BackendUnavailable
 from app.launcher.protocol import HELLO, LOST, MAX_PACKET, NETWORK, OK, REPLY, VERSION, ProtocolError, Reader, Writer
 
 RUNTIME = "process"
@@ -55,6 +55,18 @@ def close_all(descriptors: Sequence[int]) -> None:
             os.close(descriptor)
 
 
+def _copies(descriptors: Sequence[int]) -> list[int]:
+    """The caller closes its own when it likes, so what waits has others. Raises OSError; then there is none."""
+    copies: list[int] = []
+    try:
+        for descriptor in descriptors:
+            copies.append(os.dup(descriptor))
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
+
+
 class LauncherLink:
     """Connects when it is needed, and again after a loss. `on_lost(sandbox_id, status)` for a sandbox that ended by
     itself, `on_gone()` when the launcher itself is gone and every sandbox with it, `on_network(uid, descriptor)` with a
@@ -79,7 +91,7 @@ class LauncherLink:
     # --- the connection
 
     async def connect(self) -> None:
-        """Returns when the launcher has said what it is, `about`. Raises BackendUnavailable."""
+        """Returns when the launcher has said what it is, `about`. Raises BackendUnavailable, BackendTimeout."""
         if self._greeted:
             return
         async with self._connecting:
@@ -87,11 +99,14 @@ class LauncherLink:
                 await self.greet()
 
     async def greet(self) -> None:
-        """Asks it again, so that it also has to show that it is alive. Raises BackendUnavailable."""
+        """Asks it again, so that it also has to show that it is alive. Raises BackendUnavailable, BackendTimeout."""
         if self._socket is None:
             self._open()
         answer = await self._ask(Writer(HELLO), ())
-        facts = [item.decode().partition("=") for item in answer.source.many(64, 4096)]
+        try:
+            facts = [item.decode().partition("=") for item in answer.source.many(64, 4096)]
+        except (ProtocolError, UnicodeDecodeError):
+            facts = []
         self.about = {name: value for name, _, value in facts}
         if self.about.get("protocol") != str(VERSION):
             self._lose()
@@ -99,13 +114,14 @@ class LauncherLink:
         self._greeted = True
 
     def _open(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            connection.setblocking(False)
-            connection.connect(str(self._path))
-        except OSError as error:
-            connection.close()
-            raise BackendUnavailable(RUNTIME, f"the launcher does not answer: {error.strerror}") from error
+        with contextlib.ExitStack() as failed:
+            try:
+                connection = failed.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                connection.setblocking(False)
+                connection.connect(str(self._path))
+            except OSError as error:
+                raise BackendUnavailable(RUNTIME, f"the launcher does not answer: {error.strerror}") from error
+            failed.pop_all()
         self._socket = connection
         asyncio.get_running_loop().add_reader(connection.fileno(), self._readable)
 
@@ -135,7 +151,8 @@ class LauncherLink:
     # --- requests
 
     async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> Answer:
-        """Raises LauncherRefused, or BackendUnavailable when the launcher is or goes away."""
+        """Raises LauncherRefused, BackendUnavailable when the launcher is or goes away, and BackendTimeout when it is
+        silent: then it may still do it."""
         await self.connect()
         return await self._ask(Writer(kind), descriptors, body)
 
@@ -145,12 +162,13 @@ class LauncherLink:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await future
         except TimeoutError:
-            raise BackendUnavailable(RUNTIME, "the launcher did not answer in time") from None
+            raise BackendTimeout(RUNTIME, f"the launcher did not answer within {_ANSWER_SECONDS:g} seconds") from None
         finally:
             self._waiting.pop(number, None)
 
     def post(self, writer: Writer, body: bytes, descriptors: Sequence[int]) -> tuple[int, asyncio.Future[Answer]]:
-        """Sends at once, in the order of the calls. `forget` the number when the answer is of no interest."""
+        """Sends at once, in the order of the calls. `forget` the number when the answer is of no interest. Raises
+        BackendUnavailable; then nothing waits to be sent."""
         if self._socket is None:
             raise BackendUnavailable(RUNTIME, "the launcher is gone")
         self._next = number = (self._next + 1) & 0xFFFFFFFF
@@ -158,8 +176,11 @@ class LauncherLink:
         self._waiting[number] = future
         packet = bytes(writer.u32(number).data) + body
         if self._unsent or not self._send(packet, descriptors):
-            # The caller closes its descriptors when it likes, so what waits has copies of its own.
-            self._unsent.append((packet, [os.dup(descriptor) for descriptor in descriptors]))
+            try:
+                self._unsent.append((packet, _copies(descriptors)))
+            except OSError as error:
+                del self._waiting[number]
+                raise BackendUnavailable(RUNTIME, f"no descriptors to wait with: {error.strerror}") from error
             asyncio.get_running_loop().add_writer(self._socket.fileno(), self._writable)
         return number, future
 
@@ -225,11 +246,13 @@ class LauncherLink:
             return self._on_network(source.u32(), descriptors.pop())
         if kind != REPLY:
             raise ProtocolError("an unknown word from the launcher")
-        future, status = self._waiting.pop(source.u32(), None), source.u8()
+        number, status = source.u32(), source.u8()
+        refused = None if status == OK else LauncherRefused(source.text(64), source.u32(), source.text(4096))
+        future = self._waiting.pop(number, None)  # only now: who asked must hear of a record that cannot be read
         if future is None or future.done():
             return None
-        if status == OK:
+        if refused is None:
             future.set_result(Answer(source))
         else:
-            future.set_exception(LauncherRefused(source.text(64), source.u32(), source.text(4096)))
+            future.set_exception(refused)
         return None

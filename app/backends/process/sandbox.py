@@ -12,7 +12,7 @@ from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
 from app.core.backend import Logs, settle
-from app.core.errors import BackendUnavailable, WrongState
+from app.core.errors import BackendTimeout, BackendUnavailable, WrongState
 from app.core.models import Command
 from app.launcher.protocol import DESTROY, EXITED, RECORD, SIGNAL, START_FAILED, STARTED, ProtocolError, Writer
 
@@ -76,8 +76,12 @@ class ProcessSandbox:
 
     async def _destroy(self, *, killed: bool = True) -> None:
         if not self._over:
-            with contextlib.suppress(LauncherRefused, BackendUnavailable):  # then it is gone already
-                await self._link.request(DESTROY, bytes(Writer(0).text(self.id).data[1:]))
+            try:
+                with contextlib.suppress(LauncherRefused, BackendUnavailable):  # then it is gone already
+                    await self._link.request(DESTROY, bytes(Writer(0).text(self.id).data[1:]))
+            except BackendTimeout:  # it may still live: nobody is told that it is gone, and it can be tried again
+                self._ending = None
+                raise
             self._close(killed=killed)
         for execution in tuple(self._executions.values()):
             await execution.settled()
@@ -100,8 +104,11 @@ class ProcessSandbox:
         self._on_end()
 
     async def abandon(self) -> None:
-        """A create that nobody waits for any more: waits until nothing of it is left."""
-        await settle(self._loop.create_task(self.destroy()))
+        """A create that nobody waits for any more: waits until nothing of it is left, or the launcher hangs. When that
+        wakes it finds the order to destroy behind the one to create, and the worker's end is noticed here."""
+        ending = self._loop.create_task(self.destroy())
+        await settle(ending)
+        ending.exception()
 
     # --- the worker's records: everything from inside a sandbox is hostile
 

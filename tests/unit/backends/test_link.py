@@ -108,10 +108,11 @@ async def test_a_greeting_that_was_cancelled_is_said_again(tmp_path: Path) -> No
         await second
 
 
-async def test_another_version_is_refused_and_hung_up_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("about", [[b"protocol=999"], [b"protocol=\xff"], []])
+async def test_another_version_is_refused_and_hung_up_on(tmp_path: Path, about: list[bytes]) -> None:
     async with stage(tmp_path) as (launcher, noted):
         task = asyncio.create_task(noted.link.connect())
-        await launcher.greet([b"protocol=999"])
+        await launcher.greet(about)
         with pytest.raises(BackendUnavailable, match="another version"):
             await task
         assert noted.gone == 1
@@ -161,15 +162,26 @@ async def test_the_end_of_the_launcher_ends_every_request_and_is_told_once(tmp_p
 
 @pytest.mark.parametrize(
     "packet",
-    [b"\xff", b"\x10", bytes((REPLY, 1)), bytes((LOST, 200)), bytes((NETWORK, 1, 0, 0, 0)), bytes(69_000)],
+    [
+        b"\xff",
+        b"\x10",
+        bytes((REPLY, 1)),
+        bytes(Writer(REPLY).u32(2).data),  # the number of the request that waits, and then nothing
+        bytes(Writer(REPLY).u32(2).u8(REFUSED).text("plan").data),
+        bytes((LOST, 200)),
+        bytes((NETWORK, 1, 0, 0, 0)),
+        bytes(69_000),
+    ],
     ids=lambda packet: f"{packet[:3].hex()}-{len(packet)}",
 )
 async def test_a_launcher_that_speaks_nonsense_is_hung_up_on(tmp_path: Path, packet: bytes) -> None:
     async with stage(tmp_path) as (launcher, noted):
-        task, _ = await ask(noted, launcher)
+        task, request = await ask(noted, launcher)
+        assert request == 2
         launcher.say(packet)
-        with pytest.raises(BackendUnavailable):
-            await task
+        async with asyncio.timeout(5):
+            with pytest.raises(BackendUnavailable, match="the launcher ended"):
+                await task
         assert noted.gone == 1
 
 

@@ -1,0 +1,148 @@
+"""A gateway that has no descriptor left, and a launcher that is silent: an error of ours, and nothing stays open."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from app.backends.process import link as link_module
+from app.backends.process.backend import ProcessBackend
+from app.backends.process.pipes import PipeBudget
+from app.backends.process.sandbox import ProcessSandbox
+from app.core.backend import Logs
+from app.core.errors import BackendTimeout, BackendUnavailable
+from app.core.output import OutputLog
+from app.launcher.protocol import DESTROY, EXECUTE, FINISH, OK, REPLY, Writer
+from tests.kernel import host
+from tests.unit.backends.test_link import Noted, Played, stage
+from tests.unit.core.support import command, spec
+
+LONG = {"LONG": "x" * 100_000}  # too long for a packet: it goes in a memfd
+
+
+def none_left(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def greeted(launcher: Played, noted: Noted) -> None:
+    connecting = asyncio.create_task(noted.link.connect())
+    await launcher.greet()
+    await connecting
+
+
+@asynccontextmanager
+async def room(noted: Noted) -> AsyncIterator[tuple[ProcessSandbox, list[str]]]:
+    """(a sandbox whose worker does nothing, what was told of its end)."""
+    owner, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    owner.setblocking(False)
+    ends: list[str] = []
+    sandbox = ProcessSandbox(noted.link, "one", owner, PipeBudget(), lambda: ends.append("ended"))
+    try:
+        yield sandbox, ends
+    finally:
+        worker.close()
+        sandbox.end("the test is over")
+        await sandbox.destroy()
+
+
+async def execute(sandbox: ProcessSandbox) -> None:
+    await sandbox.execute("exe_1", command("true", stdin=True, env=LONG), Logs(OutputLog(1024), OutputLog(1024)))
+
+
+@pytest.mark.parametrize("call", ["pipe2", "memfd_create"])
+async def test_start_without_descriptors_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            before = host.own_descriptors()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, call, none_left)
+                with pytest.raises(BackendUnavailable, match="no descriptors for the command: Too many open files"):
+                    await execute(sandbox)
+            assert host.own_descriptors() == before
+
+
+async def test_start_without_a_launcher_leaves_no_descriptor(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            launcher.hang_up()
+            launcher.listener.close()
+            noted.link.close()
+            before = host.own_descriptors()
+            with pytest.raises(BackendUnavailable, match="the launcher is gone"):
+                await execute(sandbox)
+            assert host.own_descriptors() == before
+
+
+async def test_request_that_cannot_wait_is_refused_and_leaves_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        waiting = [noted.link.post(Writer(FINISH), bytes(30_000), [])[0] for _ in range(50)]
+        before = host.own_descriptors()
+        real, made = os.dup, 0
+
+        def one_only(descriptor: int) -> int:
+            nonlocal made
+            made += 1
+            return real(descriptor) if made == 1 else none_left()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", one_only)
+            with pytest.raises(BackendUnavailable, match="no descriptors to wait with"):
+                noted.link.post(Writer(EXECUTE), b"", [0, 1])
+        assert (made, host.own_descriptors()) == (2, before)
+        for number in waiting:  # those before it are not harmed
+            assert (await launcher.hear())[:2] == (FINISH, number)
+
+
+@pytest.mark.parametrize("call", ["socket", "socketpair"])
+async def test_create_without_descriptors_is_the_runtimes_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    launcher, backend = Played(tmp_path / "sock"), ProcessBackend(tmp_path / "sock")
+    if call == "socketpair":
+        ready = asyncio.create_task(backend.ready())
+        await launcher.greet()
+        await ready
+    before = host.own_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, call, none_left)
+        with pytest.raises(BackendUnavailable, match="Too many open files"):
+            await backend.create("sbx_1", spec())
+    assert host.own_descriptors() == before
+    await backend.aclose()
+    launcher.hang_up()
+    launcher.listener.close()
+
+
+async def test_destroy_that_nobody_answered_is_none_and_may_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that hangs: the processes of the sandbox live on, and nobody may be told that they do not."""
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, ends):
+            with monkeypatch.context() as patch:
+                patch.setattr(link_module, "_ANSWER_SECONDS", 0.05)
+                with pytest.raises(BackendTimeout, match="did not answer"):
+                    await sandbox.destroy()
+                assert (await launcher.hear())[0] == DESTROY
+            assert ends == []
+            again = asyncio.create_task(sandbox.destroy())
+            kind, request, _ = await launcher.hear()
+            launcher.say(Writer(REPLY).u32(request).u8(OK))
+            await again
+            assert (kind, ends) == (DESTROY, ["ended"])
