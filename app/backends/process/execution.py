@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from app.backends.process.link import Answer, LauncherLink, LauncherRefused, close_all
-from app.backends.process.pipes import OutputPump, PipeBudget, StdinPipe
+from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import command_body
+from app.backends.process.streams import Streams
 from app.core.backend import Logs
 from app.core.commands import signal_name
 from app.core.errors import BackendFailure, BackendTimeout, BackendUnavailable, WrongState
-from app.core.models import Command, Exit, ExitReason, Stdin
+from app.core.models import Command, Exit, ExitReason
 from app.launcher.protocol import (
     EXECUTE,
     FINISH,
@@ -45,13 +46,12 @@ class ProcessExecution:
         send_signal: Callable[[int, int], None],
         on_silence: Callable[[], None],
     ) -> None:
-        self._link, self._sandbox_id, self.number, self._send_signal = link, sandbox_id, number, send_signal
-        self._on_silence = on_silence
+        self._link, self.number, self._send_signal, self._on_silence = link, number, send_signal, on_silence
+        self._name = bytes(Writer(0).text(sandbox_id).u32(number).data[1:])  # in every request to the launcher
         loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = loop.create_future()
         self._exit: asyncio.Future[Exit] = loop.create_future()
-        self._pumps: list[OutputPump] = []
-        self._stdin: StdinPipe | None = None
+        self._streams = Streams()
         self._finishing: asyncio.Task[None] | None = None
         self._argv0 = ""
         self._workdir = ""
@@ -68,7 +68,7 @@ class ProcessExecution:
             request, refused = self._hand_over(command, logs, budget)
         except (OSError, BackendUnavailable) as error:  # no descriptor is left, or no launcher: it never was
             self._fail_start(LOST)
-            self._close_streams()
+            self._streams.close()
             if isinstance(error, OSError):
                 raise BackendUnavailable("process", f"no descriptors for the command: {error.strerror}") from error
             raise
@@ -81,13 +81,12 @@ class ProcessExecution:
     def _hand_over(self, command: Command, logs: Logs, budget: PipeBudget) -> tuple[int, asyncio.Future[Answer]]:
         """Raises OSError, BackendUnavailable."""
         with contextlib.ExitStack() as far_ends:
-            descriptors = self._open_streams(command, logs, budget, far_ends)
+            descriptors = self._streams.open(command, logs, budget, far_ends)
             body = command_body(command)
-            head = Writer(0).text(self._sandbox_id).u32(self.number)
             in_memfd = len(body) > MAX_PACKET - 256
             if in_memfd:
                 descriptors.append(_memfd(body, far_ends))
-            packet = bytes(head.u8(in_memfd).data[1:]) + (b"" if in_memfd else body)
+            packet = self._name + bytes([in_memfd]) + (b"" if in_memfd else body)
             self._began_at = time.perf_counter()
             return self._link.post(Writer(EXECUTE), packet, descriptors)
 
@@ -109,26 +108,6 @@ class ProcessExecution:
         except TimeoutError:
             raise BackendTimeout("process", "the sandbox does not start commands any more; delete it") from None
         return None
-
-    def _open_streams(
-        self, command: Command, logs: Logs, budget: PipeBudget, far_ends: contextlib.ExitStack
-    ) -> list[int]:
-        """Raises OSError."""
-        stdin, near = os.pipe2(os.O_CLOEXEC)
-        far_ends.callback(os.close, stdin)
-        if command.stdin is Stdin.OPEN:
-            self._stdin = StdinPipe(near)
-        else:  # An empty pipe, not /dev/null: that is one inode for the whole host, to be locked and watched by all.
-            os.close(near)
-        os.fchmod(stdin, 0o644)  # a command may open /dev/stdin and the like anew, as another user than ours
-        descriptors = [stdin]
-        for log in (logs.stdout, logs.stderr):
-            near, far = os.pipe2(os.O_CLOEXEC)
-            far_ends.callback(os.close, far)
-            self._pumps.append(OutputPump(near, log, budget))
-            os.fchmod(far, 0o622)
-            descriptors.append(far)
-        return descriptors
 
     def _on_refused(self, answer: asyncio.Future[Answer]) -> None:
         """The launcher answers an EXECUTE only to refuse it."""
@@ -178,7 +157,7 @@ class ProcessExecution:
     def on_sandbox_end(self, *, killed: bool) -> None:
         """The whole sandbox is gone: with our SIGKILL, or (not `killed`) nobody knows how."""
         if self._exit.done():
-            self._close_streams()
+            self._streams.close()
             return
         if not self._begun.done():
             self._begun.set_result(None)
@@ -195,13 +174,11 @@ class ProcessExecution:
         if ask_usage:
             with contextlib.suppress(LauncherRefused, BackendFailure, ProtocolError):
                 exit_ = await self._with_usage(exit_)
-        for pump in self._pumps:
-            await pump.drain()
+        await self._streams.drain()
         self._end(exit_)
 
     async def _with_usage(self, exit_: Exit) -> Exit:
-        body = bytes(Writer(0).text(self._sandbox_id).u32(self.number).data[1:])
-        answer = (await self._link.request(FINISH, body)).source
+        answer = (await self._link.request(FINISH, self._name)).source
         cpu_ns, peak, ooms = answer.u64(), answer.u64(), answer.u32()
         # A host without the controller says 0, which no process that ran can have used.
         exit_ = replace(exit_, cpu_seconds=cpu_ns / 1e9 or None, max_memory_bytes=peak or None)
@@ -214,13 +191,7 @@ class ProcessExecution:
     def _end(self, exit_: Exit) -> None:
         if not self._exit.done():
             self._exit.set_result(exit_)
-        if self._stdin is not None:
-            self._stdin.close()
-
-    def _close_streams(self) -> None:
-        self.let_go()
-        if self._stdin is not None:
-            self._stdin.close()
+        self._streams.close_stdin()
 
     @property
     def ended(self) -> bool:
@@ -229,27 +200,25 @@ class ProcessExecution:
     @property
     def lingers(self) -> bool:
         """Ended, and something that it left behind still holds its output."""
-        return self._exit.done() and not all(pump.at_end for pump in self._pumps)
+        return self._exit.done() and not self._streams.at_end
 
     def let_go(self) -> None:
-        """What was left behind gets a SIGPIPE for what it prints from now on."""
-        for pump in self._pumps:
-            pump.close()
+        self._streams.let_go()
 
     async def settled(self) -> None:
         """After the sandbox's end: everything that was printed is in the logs and no descriptor is open."""
         await asyncio.shield(self._exit)
-        self._close_streams()
+        self._streams.close()
 
     # --- the contract
 
     async def write(self, data: bytes) -> None:
-        if self._stdin is not None:
-            await self._stdin.write(data)
+        if self._streams.stdin is not None:
+            await self._streams.stdin.write(data)
 
     async def close_stdin(self) -> None:
-        if self._stdin is not None:
-            self._stdin.end()
+        if self._streams.stdin is not None:
+            self._streams.stdin.end()
 
     async def signal(self, number: int) -> None:
         if self._told:
@@ -258,9 +227,8 @@ class ProcessExecution:
 
     async def kill(self) -> None:
         self._killing = True
-        body = bytes(Writer(0).text(self._sandbox_id).u32(self.number).data[1:])
         try:
-            await self._link.request(KILL, body)
+            await self._link.request(KILL, self._name)
         except LauncherRefused as refused:
             # Gone, and all of it with it; or a host whose control groups the operator gave up: only the group is left.
             if refused.errno != errno.ENOTSUP or self._told:

@@ -25,6 +25,16 @@ def ending(**exit_: object) -> Program:
     return program
 
 
+def prints_and_stays(output: bytes) -> Program:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        await wire.output(output)
+        while await wire.read() is not None:
+            pass
+
+    return program
+
+
 async def test_output_goes_to_its_own_channel_byte_for_byte() -> None:
     out, err = bytes(range(256)) * 300, b"\xff\x00warning\n"
 
@@ -301,13 +311,7 @@ async def test_terminal_is_not_read() -> None:
 
 
 async def test_reader_that_leaves_ends_the_run_quietly() -> None:
-    async def program(wire: Wire) -> None:
-        await wire.start()
-        await wire.output(b"first\n")
-        while await wire.read() is not None:
-            pass
-
-    async with fake_service(program) as service:
+    async with fake_service(prints_and_stays(b"first\n")) as service:
         read_end, write_end = os.pipe()
         os.close(read_end)
         process = await begin(service.url, "run", "yes", stdout=write_end)
@@ -318,13 +322,7 @@ async def test_reader_that_leaves_ends_the_run_quietly() -> None:
 
 
 async def test_reader_that_leaves_kills_the_execution_in_a_kept_sandbox() -> None:
-    async def program(wire: Wire) -> None:
-        await wire.start()
-        await wire.output(b"first\n")
-        while await wire.read() is not None:
-            pass
-
-    async with fake_service(program) as service:
+    async with fake_service(prints_and_stays(b"first\n")) as service:
         read_end, write_end = os.pipe()
         os.close(read_end)
         process = await begin(service.url, "exec", SANDBOX, "yes", stdout=write_end)
@@ -334,26 +332,14 @@ async def test_reader_that_leaves_kills_the_execution_in_a_kept_sandbox() -> Non
 
 
 async def test_closed_stdout_is_not_mistaken_for_a_socket() -> None:
-    async def program(wire: Wire) -> None:
-        await wire.start()
-        await wire.output(b"DELETE / HTTP/1.1\r\n\r\n")
-        while await wire.read() is not None:
-            pass
-
-    async with fake_service(program) as service:
+    async with fake_service(prints_and_stays(b"DELETE / HTTP/1.1\r\n\r\n")) as service:
         process = await begin(service.url, "run", "cmd", stdout=None, preexec_fn=lambda: os.close(1))
         assert await process.wait() == 141
     assert service.asked() == WHOLE_LIFE
 
 
 async def test_full_disk_is_told() -> None:
-    async def program(wire: Wire) -> None:
-        await wire.start()
-        await wire.output(b"x")
-        while await wire.read() is not None:
-            pass
-
-    async with fake_service(program) as service:
+    async with fake_service(prints_and_stays(b"x")) as service:
         full = os.open("/dev/full", os.O_WRONLY)
         process = await begin(service.url, "run", "cmd", stdout=full)
         os.close(full)

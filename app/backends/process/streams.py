@@ -1,0 +1,56 @@
+"""The pipes of one command, from the descriptors that go to the launcher to the last byte that is read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from app.backends.process.pipes import OutputPump, PipeBudget, StdinPipe
+from app.core.backend import Logs
+from app.core.models import Command, Stdin
+
+
+class Streams:
+    def __init__(self) -> None:
+        self.stdin: StdinPipe | None = None
+        self._pumps: list[OutputPump] = []
+
+    def open(self, command: Command, logs: Logs, budget: PipeBudget, far_ends: contextlib.ExitStack) -> list[int]:
+        """The command's descriptors 0, 1, 2, which `far_ends` closes. Raises OSError; then `close` what was opened."""
+        stdin, near = os.pipe2(os.O_CLOEXEC)
+        far_ends.callback(os.close, stdin)
+        if command.stdin is Stdin.OPEN:
+            self.stdin = StdinPipe(near)
+        else:  # An empty pipe, not /dev/null: that is one inode for the whole host, to be locked and watched by all.
+            os.close(near)
+        os.fchmod(stdin, 0o644)  # a command may open /dev/stdin and the like anew, as another user than ours
+        descriptors = [stdin]
+        for log in (logs.stdout, logs.stderr):
+            near, far = os.pipe2(os.O_CLOEXEC)
+            far_ends.callback(os.close, far)
+            self._pumps.append(OutputPump(near, log, budget))
+            os.fchmod(far, 0o622)
+            descriptors.append(far)
+        return descriptors
+
+    @property
+    def at_end(self) -> bool:
+        """Nobody holds the output any more, or we have let it go."""
+        return all(pump.at_end for pump in self._pumps)
+
+    async def drain(self) -> None:
+        for pump in self._pumps:
+            await pump.drain()
+
+    def close_stdin(self) -> None:
+        if self.stdin is not None:
+            self.stdin.close()
+
+    def let_go(self) -> None:
+        """What was left behind gets a SIGPIPE for what it prints from now on."""
+        for pump in self._pumps:
+            pump.close()
+
+    def close(self) -> None:
+        self.let_go()
+        self.close_stdin()
