@@ -1,0 +1,1 @@
+"""Tests of the `boxlite` runtime, and the double of a BoxLite server that they run against."""

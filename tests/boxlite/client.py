@@ -1,0 +1,107 @@
+"""The plainest client of a BoxLite server: what is sent and received, and nothing made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.boxlite.double import Double, Settings
+from tests.boxlite.double.server import namespaces_refused
+from tests.require import require
+
+
+@asynccontextmanager
+async def box_double(settings: Settings | None = None, **options: Any) -> AsyncIterator[Double]:
+    """A running double, or a skip with the reason why this host cannot have one."""
+    reason = await namespaces_refused()
+    require("namespaces", reason is None, reason or "")
+    async with Double(settings=settings, **options) as double:
+        yield double
+
+
+@dataclass
+class Said:
+    """Everything that came over one attach, in order and by channel."""
+
+    frames: list[str | bytes] = field(default_factory=list)
+    close_code: int | None = None
+
+    def _of(self, channel: int) -> bytes:
+        return b"".join(f[1:] for f in self.frames if isinstance(f, bytes) and f[:1] == bytes([channel]))
+
+    @property
+    def stdout(self) -> bytes:
+        return self._of(1)
+
+    @property
+    def stderr(self) -> bytes:
+        return self._of(2)
+
+    @property
+    def texts(self) -> list[dict[str, Any]]:
+        return [json.loads(f) for f in self.frames if isinstance(f, str)]
+
+    @property
+    def exit_code(self) -> int | None:
+        return next((text["exit_code"] for text in self.texts if text["type"] == "exit"), None)
+
+
+class Client:
+    def __init__(self, double: Double) -> None:
+        self._headers = {"authorization": f"Bearer {double.key}"}
+        self._http = httpx.AsyncClient(base_url=double.url, headers=self._headers, trust_env=False, timeout=20)
+        self._base = double.url.replace("http://", "ws://")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        return await self._http.request(method, path, json=body, **options)
+
+    async def ok(self, method: str, path: str, body: Any = None, status: int = 200) -> Any:
+        answer = await self.ask(method, path, body)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    async def box(self, **options: Any) -> str:
+        """A running one."""
+        box_id: str = (await self.ok("POST", "/v1/boxes", {"cmd": ["sleep", "infinity"], **options}, status=201))[
+            "box_id"
+        ]
+        await self.ok("POST", f"/v1/boxes/{box_id}/start")
+        return box_id
+
+    async def execute(self, box: str, *argv: str, **options: Any) -> str:
+        """The path of the execution."""
+        body = {"command": argv[0], "args": argv[1:], **options}
+        found = await self.ok("POST", f"/v1/boxes/{box}/exec", body, status=201)
+        return f"/v1/boxes/{box}/executions/{found['execution_id']}"
+
+    @asynccontextmanager
+    async def attached(self, path: str, query: str = "") -> AsyncIterator[ClientConnection]:
+        url = f"{self._base}{path}/attach{query}"
+        async with connect(url, additional_headers=self._headers, proxy=None, max_size=None) as socket:
+            yield socket
+
+    async def follow(self, path: str, *, stdin: bytes | None = b"") -> Said:
+        """To the end. `stdin`: sent, and then its end; None leaves it open."""
+        async with self.attached(path) as socket:
+            if stdin:
+                await socket.send(stdin)
+            if stdin is not None:
+                await socket.send('{"type":"stdin_eof"}')
+            said = Said([frame async for frame in socket])
+            said.close_code = socket.close_code
+            return said
+
+    async def run(self, box: str, *argv: str, stdin: bytes = b"", **options: Any) -> Said:
+        return await self.follow(await self.execute(box, *argv, **options), stdin=stdin)

@@ -1,0 +1,23 @@
+"""A double of `boxlite serve` 0.10.8: same wire, and boxes that are local processes in namespaces of their own.
+
+`async with Double() as double:` gives `double.url` and `double.key`. Commands really run. The network never works:
+every box sees `lo` alone, whatever its options say. Facts and recordings that it is held to: `tests/boxlite`.
+"""
+
+from tests.boxlite.double.faults import Answer, Attach, Drop, Faults, Route, Stall, drip, endless
+from tests.boxlite.double.server import Double, Recorded
+from tests.boxlite.double.settings import Settings
+
+__all__ = [
+    "Answer",
+    "Attach",
+    "Double",
+    "Drop",
+    "Faults",
+    "Recorded",
+    "Route",
+    "Settings",
+    "Stall",
+    "drip",
+    "endless",
+]

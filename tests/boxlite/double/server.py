@@ -1,0 +1,207 @@
+"""The double itself: listens, checks the key, records every request, and can crash and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.boxlite.double import routes
+from tests.boxlite.double.attach import attach, attach_main
+from tests.boxlite.double.box import Box
+from tests.boxlite.double.connection import Connection, Cut, Upgrade
+from tests.boxlite.double.create import Options
+from tests.boxlite.double.engine import Engine
+from tests.boxlite.double.faults import Answer, Attach, Drop, Fault, Faults, Route, Stall
+from tests.boxlite.double.http import Failure, Refused, Request, Response
+from tests.boxlite.double.machine import CannotStart, Machine, NoGuest, Program
+from tests.boxlite.double.settings import Settings
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request as it came in, whatever became of it. `route` is None where there is none."""
+
+    route: Route | None
+    method: str
+    path: str
+    query: dict[str, str]
+    json: Any
+    headers: dict[str, str] = field(repr=False)
+
+
+class Double:
+    """`async with Double() as double:` and then `double.url`, `double.key`, `double.requests`, `double.faults`."""
+
+    def __init__(self, *, key: str = "test-key", settings: Settings | None = None, port: int = 0) -> None:
+        self.key = key
+        self.port = port
+        self.settings = settings or Settings()
+        self.faults = Faults()
+        self.requests: list[Recorded] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="boxlite-double-", ignore_cleanup_errors=True)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def boxes(self) -> list[Box]:
+        """As the server knows them, newest first; for tests that look behind the wire."""
+        return self._engine.boxes
+
+    def sent(self, route: Route) -> list[Recorded]:
+        return [request for request in self.requests if request.route is route]
+
+    async def __aenter__(self) -> Self:
+        self._engine = Engine(Path(self._folder.name), self.settings, self.faults)
+        await self.restart()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._disconnect()
+        await self._engine.close()
+        self._folder.cleanup()
+
+    async def restart(self) -> None:
+        """Listens, on the same port as before."""
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def refuse_connections(self) -> None:
+        """New ones only; `restart` accepts them again."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def crash(self) -> None:
+        """As by SIGKILL: every socket breaks without a Close, executions are forgotten, detached boxes live on."""
+        await self._disconnect()
+        await self._engine.forget()
+
+    async def seed(self, name: str | None = None, *, start: bool = False, **options: Any) -> Box:
+        """A box that somebody else made."""
+        box = self._engine.create(Options(name=name, **options))
+        if start:
+            await box.start()
+        return box
+
+    def kill_box(self, box_id: str) -> None:
+        """The box's machine dies; the server notices after `settle_seconds`."""
+        self._engine.box(box_id).kill()
+
+    async def _disconnect(self) -> None:
+        await self.refuse_connections()
+        for box in self._engine.boxes:
+            box.expect_crash()
+        for writer in self._writers:
+            writer.transport.abort()
+        if self._connections:
+            for task in self._connections:
+                task.cancel()
+            await asyncio.wait(self._connections)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        self._writers.add(writer)
+        try:
+            await Connection(reader, writer, self._answer).serve()
+        except asyncio.CancelledError:  # the double crashes; the server's own callback would report it as an error
+            pass
+        finally:
+            self._connections.discard(task)
+            self._writers.discard(writer)
+
+    async def _answer(self, request: Request) -> Response:
+        request_id = ("x-request-id", request.headers.get("x-request-id") or str(uuid.uuid4()))
+        try:
+            response = await self._route(request)
+        except Refused as refused:
+            response = refused.response
+        except Upgrade as upgrade:
+            upgrade.headers.append(request_id)
+            raise
+        headers = [*response.headers, request_id]
+        return Response(response.status, response.body, response.content_type, headers, response.verbatim)
+
+    async def _route(self, request: Request) -> Response:
+        found: tuple[Route, list[str]] | None = None
+        problem: Refused | None = None
+        try:
+            found = routes.find(request)
+        except Refused as refused:
+            problem = refused
+        self.requests.append(
+            Recorded(
+                found[0] if found else None,
+                request.method,
+                request.path,
+                request.query,
+                request.json,
+                dict(request.headers),
+            )
+        )
+        if request.path != "/v1/config" and request.headers.get("authorization", "") not in self._accepted():
+            raise Failure("unauthenticated", "invalid or missing API key")
+        if found is None:
+            assert problem is not None
+            raise problem
+        route, args = found
+        return await self._with_fault(route, request, args, self.faults.take(route))
+
+    def _accepted(self) -> tuple[str, str]:
+        return f"Bearer {self.key}", f"bearer {self.key}"
+
+    async def _with_fault(self, route: Route, request: Request, args: list[str], fault: Fault | None) -> Response:
+        async def work() -> Response:
+            if route is Route.ATTACH:
+                raise attach(self._engine, self.settings, request, args, fault if isinstance(fault, Attach) else None)
+            if route is Route.ATTACH_MAIN:
+                misbehaviour = fault if isinstance(fault, Attach) else None
+                raise await attach_main(self._engine, self.settings, request, args, misbehaviour)
+            return await routes.DEEDS[route](self._engine, request, args)
+
+        match fault:
+            case Answer(response):
+                return response
+            case Drop(done):
+                if done:
+                    await work()
+                raise Cut
+            case Stall(until, done, reached):
+                done_already = await work() if done else None
+                reached.set()
+                await (until or asyncio.Event()).wait()
+                return done_already or await work()
+            case _:
+                return await work()
+
+
+async def namespaces_refused() -> str | None:
+    """Why boxes cannot be made on this host; None where they can."""
+    with tempfile.TemporaryDirectory(prefix="boxlite-double-") as folder:
+        try:
+            machine = await Machine.boot(Path(folder))
+        except NoGuest as error:
+            return str(error)
+        try:
+            process = await machine.prepare(Program(["true"], {"PATH": "/usr/bin:/bin"}))
+            for descriptor in {process.stdin, *process.outputs}:
+                os.close(descriptor)
+        except CannotStart as error:
+            return str(error)
+        finally:
+            await machine.power_off()
+    return None
