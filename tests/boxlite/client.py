@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from tests.boxlite.double import Double, Settings
 from tests.boxlite.double.server import namespaces_refused
@@ -56,6 +59,26 @@ class Said:
         return next((text["exit_code"] for text in self.texts if text["type"] == "exit"), None)
 
 
+async def rest(socket: ClientConnection) -> Said:
+    """What still comes, however it ends."""
+    said = Said()
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            said.frames.append(await socket.recv())
+    said.close_code = socket.close_code
+    return said
+
+
+async def until(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10) -> None:
+    """For what has no event of its own: asked again until it holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = holds()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.02)
+
+
 class Client:
     def __init__(self, double: Double) -> None:
         self._headers = {"authorization": f"Bearer {double.key}"}
@@ -71,10 +94,43 @@ class Client:
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return await self._http.request(method, path, json=body, **options)
 
+    @asynccontextmanager
+    async def stream(self, method: str, path: str) -> AsyncIterator[httpx.Response]:
+        async with self._http.stream(method, path) as answer:
+            yield answer
+
+    async def raw_attach(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The bytes after the upgrade, for frames that a library keeps to itself."""
+        url = httpx.URL(self._base)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        lines = [
+            f"GET {path}/attach HTTP/1.1",
+            f"host: {url.host}",
+            *(f"{name}: {value}" for name, value in self._headers.items()),
+            "connection: upgrade",
+            "upgrade: websocket",
+            "sec-websocket-version: 13",
+            "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+        ]
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        return reader, writer
+
     async def ok(self, method: str, path: str, body: Any = None, status: int = 200) -> Any:
         answer = await self.ask(method, path, body)
         assert answer.status_code == status, answer.text
         return answer.json()
+
+    async def status(self, path: str) -> Any:
+        """The `status` of a box or an execution, or the number of its refusal."""
+        answer = await self.ask("GET", path)
+        return answer.json()["status"] if answer.status_code == 200 else answer.status_code
+
+    async def becomes(self, path: str, status: str | int) -> None:
+        async def has_become() -> bool:
+            return bool(await self.status(path) == status)
+
+        await until(has_become)
 
     async def box(self, **options: Any) -> str:
         """A running one."""
@@ -93,7 +149,7 @@ class Client:
     @asynccontextmanager
     async def attached(self, path: str, query: str = "") -> AsyncIterator[ClientConnection]:
         url = f"{self._base}{path}/attach{query}"
-        async with connect(url, additional_headers=self._headers, proxy=None, max_size=None) as socket:
+        async with connect(url, additional_headers=self._headers, proxy=None, max_size=None, close_timeout=1) as socket:
             yield socket
 
     async def follow(self, path: str, *, stdin: bytes | None = b"") -> Said:
@@ -103,9 +159,7 @@ class Client:
                 await socket.send(stdin)
             if stdin is not None:
                 await socket.send('{"type":"stdin_eof"}')
-            said = Said([frame async for frame in socket])
-            said.close_code = socket.close_code
-            return said
+            return await rest(socket)
 
     async def run(self, box: str, *argv: str, stdin: bytes = b"", **options: Any) -> Said:
         return await self.follow(await self.execute(box, *argv, **options), stdin=stdin)

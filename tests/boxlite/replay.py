@@ -20,6 +20,7 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.boxlite.client import until
 from tests.boxlite.double import Double
 
 RECORDINGS = Path(__file__).with_name("recordings")
@@ -235,9 +236,7 @@ class Replay:
         task = asyncio.get_running_loop().create_task(
             self._http.request(method, path, headers=headers, content=content)
         )
-        async with asyncio.timeout(SECONDS):
-            while len(self._double.requests) == before:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await until(lambda: len(self._double.requests) > before)
         if hang_up:
             await asyncio.sleep(self._hang_up_seconds)
             task.cancel()

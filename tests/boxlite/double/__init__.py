@@ -4,7 +4,7 @@
 every box sees `lo` alone, whatever its options say. Facts and recordings that it is held to: `tests/boxlite`.
 """
 
-from tests.boxlite.double.faults import Answer, Attach, Drop, Faults, Route, Stall, drip, endless
+from tests.boxlite.double.faults import Answer, Attach, Drop, Fault, Faults, Route, Stall, drip, endless
 from tests.boxlite.double.http import Failure
 from tests.boxlite.double.server import Double, Recorded
 from tests.boxlite.double.settings import Settings
@@ -15,6 +15,7 @@ __all__ = [
     "Double",
     "Drop",
     "Failure",
+    "Fault",
     "Faults",
     "Recorded",
     "Route",

@@ -216,17 +216,25 @@ class Box:
     async def _boot(self) -> Run:
         self.exit_code = None
         await asyncio.sleep(self._settings.boot_seconds)
+        self._refuse_deleted()
         if failure := self._faults.boot_failure():
             raise failure
         check_image(self.options, self._settings.missing_images)
         check_sizes(self.options)
         main = self.program(self.options.main_command, {}, None, tty=self.options.tty)
         run = await Run.boot(self._folder, main, self.container_id, self._settings.main_seconds)
-        if self._deleted:
+        try:
+            self._refuse_deleted()
+        except Failure:
             await run.power_off()
-            raise Failure("engine_unavailable", NOT_READY)
+            raise
         run.when_over(lambda: self._end_later(run))
         return run
+
+    def _refuse_deleted(self) -> None:
+        """A DELETE came during the boot; the real server notices only when the boot takes too long."""
+        if self._deleted:
+            raise Failure("engine_unavailable", NOT_READY)
 
     async def _answer_hollow(self) -> None:
         self._hollow += 1

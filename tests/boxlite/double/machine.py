@@ -152,6 +152,7 @@ class Machine:
                 os.close(descriptor)
         ours += received
         for descriptor in ours:
+            os.set_inheritable(descriptor, False)
             os.set_blocking(descriptor, False)
         exited = self._processes[message["pid"]]
         return Process(message["pid"], ours[0], tuple(ours[1:] or ours), program.tty, exited)

@@ -48,6 +48,7 @@ class Double:
         self.faults = Faults()
         self.requests: list[Recorded] = []
         self._folder = tempfile.TemporaryDirectory(prefix="boxlite-double-", ignore_cleanup_errors=True)
+        self._arrival = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -62,11 +63,26 @@ class Double:
         """As the server knows them, newest first; for tests that look behind the wire."""
         return self._engine.boxes
 
+    @property
+    def folder(self) -> Path:
+        """Where the boxes' disks are, one folder each."""
+        return Path(self._folder.name)
+
+    @property
+    def attached_clients(self) -> int:
+        return sum(execution.attached for execution in self._engine.executions.values())
+
+    async def arrived(self, route: Route, times: int = 1) -> None:
+        """Returns when so many requests of a route have come in, answered or not."""
+        while len(self.sent(route)) < times:
+            self._arrival.clear()
+            await self._arrival.wait()
+
     def sent(self, route: Route) -> list[Recorded]:
         return [request for request in self.requests if request.route is route]
 
     async def __aenter__(self) -> Self:
-        self._engine = Engine(Path(self._folder.name), self.settings, self.faults)
+        self._engine = Engine(self.folder, self.settings, self.faults)
         await self.restart()
         return self
 
@@ -163,6 +179,7 @@ class Double:
                 dict(request.headers),
             )
         )
+        self._arrival.set()
         if request.path != "/v1/config" and request.headers.get("authorization", "") not in self._accepted():
             raise Failure("unauthenticated", "invalid or missing API key")
         if found is None:

@@ -191,10 +191,15 @@ class Guest:
             if reader in ready:
                 os.read(reader, 4096)
             if self.channel.fileno() in ready:
-                message, descriptors, _, _ = socket.recv_fds(self.channel, LARGEST, 3)
+                try:
+                    message, descriptors, _, _ = socket.recv_fds(self.channel, LARGEST, 3)
+                except ConnectionResetError:  # the double left before it had read everything
+                    message = b""
                 if not message:
                     self.end()
                     return
+                for descriptor in descriptors:  # a command has these as 0, 1 and 2, and not a second time
+                    os.set_inheritable(descriptor, False)
                 self.answer(json.loads(message), descriptors)
             self.reap()
 
