@@ -255,8 +255,8 @@ class Replay:
             found = re.search(r"grep ([A-Za-z0-9]{12})", command)
             assert found
             self._double.kill_box(self._names[found[1]])
-        elif "kill -9 $(pidof boxlite)" in command:
-            await self._double.crash()
+        elif "$(pidof boxlite)" in command:
+            await (self._double.interrupt() if "-INT" in command else self._double.crash())
             await self._double.restart()
 
     async def _attach(self, number: int, step: dict[str, Any]) -> None:

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import uuid
-from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.boxlite.client import Client, box_double, until
 from tests.boxlite.double import Route, Settings
-from tests.boxlite.test_double_executions import alive, gone
 
-ROOT = Path(__file__).resolve().parents[2]
 IDLE = ["sleep", "infinity"]
 
 
@@ -149,43 +139,3 @@ async def test_network_and_metrics() -> None:
             1,
             1,
         )
-
-
-async def test_every_request_is_written_down() -> None:
-    async with box_double() as double, Client(double) as client:
-        await client.ask("POST", "/v1/boxes?x=1", {"name": "a/b"})
-        await client.ask("GET", "/v1/boxes/a%2Fb")
-        await client.ask("GET", "/v1/nothing")
-        assert [(found.route, found.path, found.query) for found in double.requests] == [
-            (Route.CREATE, "/v1/boxes", {"x": "1"}),
-            (Route.GET, "/v1/boxes/a%2Fb", {}),
-            (None, "/v1/nothing", {}),
-        ]
-        assert double.sent(Route.CREATE)[0].json == {"name": "a/b"}
-
-
-def started(folder: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.boxlite.double", "--port", "0", "--key", "program-key"]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": folder}, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
-async def test_the_double_as_a_program_leaves_nothing(number: int, code: int) -> None:
-    mark = f"60.{os.getpid()}{uuid.uuid4().int % 10**6}"
-    async with box_double():  # or skip
-        pass
-    with tempfile.TemporaryDirectory() as folder, started(folder) as child:
-        try:
-            assert child.stdout is not None
-            ready, url = (await asyncio.to_thread(child.stdout.readline)).split()
-            assert ready == "ready"
-            headers = {"authorization": "Bearer program-key"}
-            async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
-                made = (await http.post("/v1/boxes", json={"cmd": ["sleep", mark]})).json()
-                assert (await http.post(f"/v1/boxes/{made['box_id']}/start")).status_code == 200
-            await until(lambda: bool(alive(mark)))
-            child.send_signal(number)
-            assert await asyncio.to_thread(child.wait, 20) == code
-            await gone(mark)
-        finally:
-            child.kill()

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import uuid
-from pathlib import Path
 
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.boxlite.client import Client, Said, box_double, until
+from tests.boxlite.client import Client, Said, box_double
 from tests.boxlite.double import Route, Settings, Stall
+from tests.boxlite.processes import alive, gone, some_seconds
 
 SPAWN = "internal error: spawn_failed:"
 
 
-def alive(mark: str) -> list[int]:
-    """Processes of this host that have the mark among their arguments."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if mark.encode() in arguments:
-            found.append(int(folder.name))
-    return found
-
-
-async def gone(mark: str) -> None:
-    await until(lambda: not alive(mark))
-
-
 async def test_the_leader_has_its_own_session_and_a_second_execution_ends_its_group() -> None:
-    mark = f"60.{os.getpid()}{uuid.uuid4().int % 10**6}"
+    mark = some_seconds()
     async with box_double() as double, Client(double) as client:
         box = await client.box()
         script = f"sleep {mark} & cut -d' ' -f1,4,5,6 /proc/$$/stat; wait"
@@ -49,7 +30,7 @@ async def test_the_leader_has_its_own_session_and_a_second_execution_ends_its_gr
 
 
 async def test_a_daemon_outlives_its_execution_and_ends_with_the_box() -> None:
-    mark = f"60.{os.getpid()}{uuid.uuid4().int % 10**6}"
+    mark = some_seconds()
     async with box_double() as double, Client(double) as client:
         box = await client.box()
         said = await client.run(box, "sh", "-c", f"setsid sleep {mark} >/dev/null 2>&1 </dev/null & echo left")
@@ -162,7 +143,7 @@ async def test_completed_executions_are_forgotten_after_a_while() -> None:
 
 async def test_what_nobody_attaches_to_is_ended_step_by_step() -> None:
     times = Settings(tick_seconds=0.05, reconnect_grace=0.2, shutdown_grace=0.2)
-    mark = f"60.{os.getpid()}{uuid.uuid4().int % 10**6}"
+    mark = some_seconds()
     async with box_double(times) as double, Client(double) as client:
         box = await client.box()
         mild = await client.execute(box, "sleep", "60")
@@ -178,7 +159,7 @@ async def test_what_nobody_attaches_to_is_ended_step_by_step() -> None:
 
 
 async def test_a_client_that_hangs_up_during_exec_leaves_a_process_without_an_execution() -> None:
-    mark = f"60.{os.getpid()}{uuid.uuid4().int % 10**6}"
+    mark = some_seconds()
     async with box_double() as double, Client(double) as client:
         box = await client.box()
         double.faults.on(Route.EXEC, Stall(done=True), times=1)

@@ -70,6 +70,7 @@ PLAYED = {
     "names_and_ids": Played(),
     "output_not_utf8": Played(silent=frozenset({3})),
     "resize_without_tty": Played(((r"sleep\", \"args\": \[\"3\"", r'sleep", "args": ["0.5"'),)),
+    "server_ended": Played((("sleep 1", "sleep 0.1"),), silent=frozenset({3, 8, 12, 17})),
     "server_killed": Played((("sleep 1", "sleep 0.1"),), silent=frozenset({5, 13, 16, 23})),
     "server_killed_while_booting": Played(settings={"boot_seconds": 0.3}),
     "shell_as_main": Played((("sleep 1;", "sleep 0.3;"),), silent=frozenset({3})),

@@ -54,7 +54,7 @@ def _session(execution: Execution, settings: Settings, taken: str, *, read_only:
     """The slot is taken before the upgrade, so that of two clients at once one is refused."""
     if execution.attached or execution.doomed:
         raise Failure("invalid_state", taken)
-    execution.attached = True
+    execution.free.clear()
 
     async def talk(socket: WebSocket) -> None:
         await Session(socket, execution, settings, read_only=read_only, fault=fault).run()

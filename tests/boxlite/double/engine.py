@@ -33,7 +33,8 @@ LARGEST_COMMAND = 205_000  # all strings together, about
 
 
 class Engine:
-    def __init__(self, folder: Path, settings: Settings, faults: Faults) -> None:
+    def __init__(self, folder: Path, settings: Settings, faults: Faults, prefix: str) -> None:
+        self.prefix = prefix
         self.boxes: list[Box] = []
         self.executions: dict[tuple[str, str], Execution] = {}
         self.counters = dict.fromkeys(("created", "failed", "stopped", "commands", "errors"), 0)

@@ -26,8 +26,10 @@ class Execution:
         self.id = execution_id
         self.streams = (Stream(1), Stream(2))
         self.exit_code: int | None = None
-        self.attached = False
+        self.free = asyncio.Event()  # nobody is attached
+        self.free.set()
         self.doomed = False
+        self.abandoned = False
         self.last_seen = asyncio.get_running_loop().time()  # when a client was attached for the last time
         self.ended_at: float | None = None
         self.terminal = process.terminal
@@ -47,8 +49,21 @@ class Execution:
         process.exited.add_done_callback(self._exited)
 
     @property
+    def attached(self) -> bool:
+        return not self.free.is_set()
+
+    @property
     def ended(self) -> bool:
         return self.exit_code is not None
+
+    @property
+    def shown_code(self) -> int | None:
+        """What clients are told: a server that stops says -1, and the process lives on."""
+        return LOST if self.exit_code is None and self.abandoned else self.exit_code
+
+    def abandon(self) -> None:
+        self.abandoned = True
+        self._tell()
 
     @property
     def leader_code(self) -> int | None:
@@ -173,5 +188,8 @@ class Execution:
         if not self.terminal and self._process.stdin >= 0:
             self._loop.remove_writer(self._process.stdin)
             self._close_stdin()
+        self._tell()
+
+    def _tell(self) -> None:
         for call in self._done:
             call()

@@ -56,9 +56,17 @@ TABLE: list[tuple[str, dict[str, Route]]] = [
 ]
 
 
-def find(request: Request) -> tuple[Route, list[str]]:
-    """The route and its arguments; an unknown path is a 404 and a wrong method a 405, both without a body."""
+def find(request: Request, prefix: str) -> tuple[Route, list[str]]:
+    """The route and its arguments; an unknown path is a 404 and a wrong method a 405, both without a body.
+
+    `prefix`: what a server of another kind wants between `v1` and all paths but these two.
+    """
     segments = request.segments
+    if prefix and segments not in (["v1", "config"], ["v1", "me"]):
+        parts = ["v1", *prefix.split("/")]
+        if segments[: len(parts)] != parts:
+            raise Unroutable(Response(404))
+        segments = ["v1", *segments[len(parts) :]]
     for pattern, methods in TABLE:
         parts = pattern.split("/")
         if len(parts) != len(segments) or any(p not in {"*", s} for p, s in zip(parts, segments, strict=True)):
@@ -95,7 +103,7 @@ async def config(engine: Engine, request: Request, args: list[str]) -> Response:
 
 @does(Route.ME)
 async def me(engine: Engine, request: Request, args: list[str]) -> Response:
-    return answer(ME)
+    return answer(ME | ({"path_prefix": engine.prefix} if engine.prefix else {}))
 
 
 @does(Route.CREATE)
@@ -152,9 +160,9 @@ async def exec_command(engine: Engine, request: Request, args: list[str]) -> Res
 @does(Route.EXECUTION)
 async def get_execution(engine: Engine, request: Request, args: list[str]) -> Response:
     execution = engine.execution(*args)
-    if execution.exit_code is None:
+    if execution.shown_code is None:
         return answer({"execution_id": execution.id, "status": "running"})
-    return answer({"execution_id": execution.id, "exit_code": execution.exit_code, "status": "completed"})
+    return answer({"execution_id": execution.id, "exit_code": execution.shown_code, "status": "completed"})
 
 
 @does(Route.KILL)

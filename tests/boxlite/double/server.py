@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import uuid
@@ -39,9 +40,15 @@ class Recorded:
 
 
 class Double:
-    """`async with Double() as double:` and then `double.url`, `double.key`, `double.requests`, `double.faults`."""
+    """`async with Double() as double:` and then `double.url`, `double.key`, `double.requests`, `double.faults`.
 
-    def __init__(self, *, key: str = "test-key", settings: Settings | None = None, port: int = 0) -> None:
+    `prefix`: as of another server of the same contract; `/v1/me` tells it, and there is nothing without it.
+    """
+
+    def __init__(
+        self, *, key: str = "test-key", settings: Settings | None = None, port: int = 0, prefix: str = ""
+    ) -> None:
+        self._prefix = prefix
         self.key = key
         self.port = port
         self.settings = settings or Settings()
@@ -82,7 +89,7 @@ class Double:
         return [request for request in self.requests if request.route is route]
 
     async def __aenter__(self) -> Self:
-        self._engine = Engine(self.folder, self.settings, self.faults)
+        self._engine = Engine(self.folder, self.settings, self.faults, self._prefix)
         await self.restart()
         return self
 
@@ -110,6 +117,17 @@ class Double:
         """As by SIGKILL: every socket breaks without a Close, executions are forgotten, detached boxes live on."""
         await self._disconnect()
         await self._engine.forget()
+
+    async def interrupt(self) -> None:
+        """The clean stop, as by SIGINT: attached clients are told -1 and closed, and the processes live on."""
+        await self.refuse_connections()
+        for execution in self._engine.executions.values():
+            execution.abandon()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.close_seconds):
+                for execution in self._engine.executions.values():
+                    await execution.free.wait()
+        await self.crash()
 
     async def seed(self, name: str | None = None, *, start: bool = False, **options: Any) -> Box:
         """A box that somebody else made."""
@@ -166,7 +184,7 @@ class Double:
         found: tuple[Route, list[str]] | None = None
         problem: Refused | None = None
         try:
-            found = routes.find(request)
+            found = routes.find(request, self._prefix)
         except Refused as refused:
             problem = refused
         self.requests.append(

@@ -48,7 +48,7 @@ class Session:
             for task in (sender, receiver):
                 task.cancel()
             await asyncio.gather(sender, receiver, return_exceptions=True)
-            self._execution.attached = False
+            self._execution.free.set()
             self._execution.last_seen = loop.time()
 
     async def _send_all(self) -> None:
@@ -56,13 +56,13 @@ class Session:
         followed = [(stream, *stream.follow(self._wake.set)) for stream in execution.streams]
         execution.when_done(self._wake.set)
         try:
-            if not execution.ended and fault.pings:
+            if execution.shown_code is None and fault.pings:
                 await self._socket.ping()
             for message in fault.first:
                 await self._socket.send(message)
             await self._send_output(followed)
         except TimeoutError:
-            if not execution.ended:
+            if execution.shown_code is None:
                 self._socket.cut()
                 raise
         finally:
@@ -70,7 +70,7 @@ class Session:
             for stream, _, reader in followed:
                 stream.leave(reader)
         if fault.exit:
-            await self._socket.send(control("exit", exit_code=execution.exit_code))
+            await self._socket.send(control("exit", exit_code=execution.shown_code))
         if fault.close:
             await self._socket.close()
 
@@ -79,7 +79,7 @@ class Session:
         for stream, backlog, _ in followed:
             for chunk in backlog:
                 await self._send(stream.channel + chunk)
-        while not execution.ended:
+        while execution.shown_code is None:
             self._wake.clear()
             sent = False
             for stream, _, reader in followed:
