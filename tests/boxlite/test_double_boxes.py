@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
 from tests.boxlite.client import Client, box_double, until
 from tests.boxlite.double import Route, Settings
+from tests.require import require
 
 IDLE = ["sleep", "infinity"]
 
@@ -43,6 +45,7 @@ async def test_what_is_in_a_box_is_there_after_a_stop_and_gone_after_its_end() -
 
 
 async def test_a_user_of_a_box() -> None:
+    require("root", os.geteuid() == 0, "a user namespace of one's own has one user")
     async with box_double() as double, Client(double) as client:
         box = await client.box(user="1000:1000", working_dir="/tmp", env={"WHO": "wörld", "BOTH": "box"})
         script = "id -u; id -g; pwd; echo $WHO $BOTH; touch /root/x"

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-import httpx
 import pytest
 
-from tests.boxlite.client import box_double
+from tests.boxlite.client import box_double, plain_http
 from tests.boxlite.double import Settings
 from tests.boxlite.replay import RECORDINGS, SHARED_NAME, Replay
 
@@ -96,7 +95,6 @@ async def test_the_double_answers_as_recorded(name: str) -> None:
     settings = Settings(missing_images=MISSING, **played.settings)
     async with box_double(settings) as double:
         shared = await double.seed(SHARED_NAME, start=True, rootfs_path="/images/busybox", cmd=IDLE)
-        headers = {"authorization": f"Bearer {double.key}"}
-        async with httpx.AsyncClient(base_url=double.url, headers=headers, trust_env=False, timeout=20) as http:
+        async with plain_http(double) as http:
             replay = Replay(double, http, shared.id, rewrite=rewrite, silent=played.silent, hang_up_seconds=0.1)
             await replay.play(name)

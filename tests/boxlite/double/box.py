@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.boxlite.double import refusals
 from tests.boxlite.double.boot import NOT_READY, check_image, check_sizes
 from tests.boxlite.double.create import Options
 from tests.boxlite.double.faults import Faults
@@ -20,26 +21,12 @@ from tests.boxlite.double.settings import Settings
 
 BASE62 = string.digits + string.ascii_letters
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-DECISION = "That is a decision for you, not for a side effect — start the box explicitly if it is what you want."
-WOULD_RUN = "it is configured, and starting the box would run its main command."
-WOULD_RUN_AGAIN = (
-    "it is stopped, and its main command has already run, and starting the box again would run it a second time."
-)
-TRANSPORT = 'status: Unknown, message: "transport error", details: [], metadata: MetadataMap { headers: {} }'
-REFUSED = (
-    'status: Unavailable, message: "Connection refused (os error 111)", details: [],'
-    " metadata: MetadataMap { headers: {} }"
-)
 HOLLOW_PID = 1  # some number: of a machine that nobody can reach
 WEDGED_GRACE = 0.05  # a second /stop finds that the first one has sent TERM long ago
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def unreachable(detail: str = REFUSED) -> Failure:
-    return Failure("upstream_unavailable", f"gRPC/tonic error: {detail}")
 
 
 class Box:
@@ -110,27 +97,27 @@ class Box:
     async def prepare(self) -> Run:
         """For an attach to the main command of a box that never ran: everything but the command itself."""
         if not self.running and self.status != "configured":
-            raise Failure("invalid_state", f"invalid state: Cannot attach to box {self.id}: it is {self.status}")
+            raise refusals.not_in_this_state(self.id, "attach to", self.status)
         await self._boot_once()
         if self.run is None:
-            raise unreachable()
+            raise refusals.unreachable()
         return self.run
 
     async def wake(self, verb: str) -> Run:
         """The run for a request that implies a start, which a box with a main command refuses."""
         self._refuse_while_stopping()
         if not self.running and not self.booting:
-            self._refuse_to_wake(verb)
+            refusals.refuse_to_wake(self, verb)
         await self.start()
         if self._hollow:
             await self._answer_hollow()
         if self.run is None:
-            raise unreachable()
+            raise refusals.unreachable()
         await self.run.gone()
         if self.run is None or self.run.lost:
-            raise unreachable()
+            raise refusals.unreachable()
         if self.run.ending:
-            raise Failure("internal", "internal error: execution_exists: Execution already exists")
+            raise refusals.ending()
         return self.run
 
     async def stop(self) -> dict[str, Any]:
@@ -149,11 +136,9 @@ class Box:
 
     async def delete(self, *, force: bool) -> None:
         if self.running and not force:
-            pid = self.run.machine.pid if self.run else 0
-            text = f"cannot remove box {self.id} with live pid Some({pid}) (status: Running)"
-            raise Failure("invalid_state", f"invalid state: {text}. Use force=true to stop first")
+            raise refusals.not_removed(self.id, self.run.machine.pid if self.run else HOLLOW_PID)
         self._deleted = True
-        await self._cut_off(f"Attach failed: {TRANSPORT}")
+        await self._cut_off(refusals.LOST_BY_DELETE)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def kill(self) -> None:
@@ -179,18 +164,7 @@ class Box:
 
     def _refuse_while_stopping(self) -> None:
         if self._stopping:
-            text = "Handle invalidated after stop(). Use runtime.get() to get a new handle."
-            raise Failure("stopped", f"stopped: {text}")
-
-    def _refuse_to_wake(self, verb: str) -> None:
-        if self.status == "failed":
-            raise Failure("invalid_state", f"invalid state: Cannot {verb} box {self.id}: it is failed")
-        if self.status == "stopped" and not self.options.auto_resume:
-            text = f"box {self.id} is Stopped and has AutoResume disabled; start it explicitly first"
-            raise Failure("conflict", text)
-        if self.options.has_main_command:
-            why = WOULD_RUN if self.status == "configured" else WOULD_RUN_AGAIN
-            raise Failure("invalid_state", f"invalid state: Cannot {verb} box {self.id}: {why} {DECISION}")
+            raise refusals.stopping()
 
     async def _boot_once(self) -> None:
         async with self._lock:
@@ -240,8 +214,8 @@ class Box:
         self._hollow += 1
         if self._hollow == 2:
             await asyncio.sleep(self._settings.orphan_seconds)
-            raise unreachable(TRANSPORT)
-        raise Failure("internal", f"internal error: spawn_failed: Container not found: {self.container_id}")
+            raise refusals.unreachable(refusals.TRANSPORT)
+        raise refusals.hollow(self.container_id)
 
     def _end_later(self, run: Run) -> None:
         """The main command ended, or the machine did: the machine goes off, which for a while nobody sees."""

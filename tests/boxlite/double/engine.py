@@ -10,12 +10,13 @@ from typing import Any
 
 from tests.boxlite.double import fields
 from tests.boxlite.double.boot import spawn_failure
-from tests.boxlite.double.box import Box, unreachable
+from tests.boxlite.double.box import Box
 from tests.boxlite.double.create import Options
 from tests.boxlite.double.execution import Execution
 from tests.boxlite.double.faults import Faults
 from tests.boxlite.double.http import Failure, Request, json_body
 from tests.boxlite.double.machine import CannotStart, GuestLost, NoSuchProcess, Program
+from tests.boxlite.double.refusals import unreachable
 from tests.boxlite.double.run import Run
 from tests.boxlite.double.settings import Settings
 

@@ -17,7 +17,7 @@ from tests.boxlite.double.routes import NO_CONTENT, does
 from tests.boxlite.double.run import Run
 
 MOUNTS = ("/tmp", "/dev/shm", "/proc", "/sys", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
-UNPACK = 'mkdir -p "$1/extracted" && tar -xf - -C "$1/extracted" --exclude="*..*"'  # what the server names it
+UNPACK = 'mkdir -p "$1/extracted" && tar -xf - -C "$1/extracted" --no-same-owner --exclude="*..*"'  # what the server names it
 PACK = 'cd "$(dirname "$1")" && [ -e "$1" ] && tar -cf - -- "$(basename "$1")"'
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,3 +207,21 @@ class Machine:
         for exited in self._processes.values():
             exited.set_exception(GuestLost())
             exited.exception()  # not everybody asks how the processes of a lost machine ended
+
+
+async def namespaces_refused() -> str | None:
+    """Why boxes cannot be made on this host; None where they can."""
+    with tempfile.TemporaryDirectory(prefix="boxlite-double-") as folder:
+        try:
+            machine = await Machine.boot(Path(folder))
+        except NoGuest as error:
+            return str(error)
+        try:
+            process = await machine.prepare(Program(["true"], {"PATH": "/usr/bin:/bin"}))
+            for descriptor in {process.stdin, *process.outputs}:
+                os.close(descriptor)
+        except CannotStart as error:
+            return str(error)
+        finally:
+            await machine.power_off()
+    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tempfile
 import uuid
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from tests.boxlite.double.engine import Engine
 from tests.boxlite.double.faults import Answer, Attach, Drop, Fault, Faults, Route, Stall
 from tests.boxlite.double.housekeeping import keep_house
 from tests.boxlite.double.http import Failure, Refused, Request, Response
-from tests.boxlite.double.machine import CannotStart, Machine, NoGuest, Program
 from tests.boxlite.double.settings import Settings
 
 ROUTES = (files, system)  # imported for what they register
@@ -232,21 +230,3 @@ class Double:
                 return done_already or await work()
             case _:
                 return await work()
-
-
-async def namespaces_refused() -> str | None:
-    """Why boxes cannot be made on this host; None where they can."""
-    with tempfile.TemporaryDirectory(prefix="boxlite-double-") as folder:
-        try:
-            machine = await Machine.boot(Path(folder))
-        except NoGuest as error:
-            return str(error)
-        try:
-            process = await machine.prepare(Program(["true"], {"PATH": "/usr/bin:/bin"}))
-            for descriptor in {process.stdin, *process.outputs}:
-                os.close(descriptor)
-        except CannotStart as error:
-            return str(error)
-        finally:
-            await machine.power_off()
-    return None
