@@ -10,6 +10,7 @@ from tests.boxlite.double.machine import CannotStart, Program
 
 SMALLEST_MEMORY, LARGEST_MEMORY, LARGEST_DISK = 64, 1 << 20, 100_000
 CONTAINER = "build failed: failed to create container"
+EXISTS = "internal error: execution_exists: Execution already exists"  # the main command is gone, nobody noticed
 NOT_READY = "engine reported an error: timed out after 30s waiting for it to become ready"
 EXECUTING = f"{CONTAINER}: exec process failed with error error in executing process :"
 
@@ -54,6 +55,8 @@ def main_failure(error: CannotStart, program: Program, container: str) -> Failur
 
 def spawn_failure(error: CannotStart, program: Program) -> Failure:
     """The same for a command in a running box: always 500."""
+    if error.kind == "ending":
+        return Failure("internal", EXISTS)
     if text := executable(error, program):
         why = f"internal error: {EXECUTING} {text}"
     elif error.kind == "cwd":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.boxlite.double import refusals
-from tests.boxlite.double.boot import NOT_READY, check_image, check_sizes
+from tests.boxlite.double.boot import EXISTS, NOT_READY, check_image, check_sizes
 from tests.boxlite.double.create import Options
 from tests.boxlite.double.faults import Faults
 from tests.boxlite.double.http import Failure
@@ -117,7 +117,7 @@ class Box:
         if self.run is None or self.run.lost:
             raise refusals.unreachable()
         if self.run.ending:
-            raise refusals.ending()
+            raise Failure("internal", EXISTS)
         return self.run
 
     async def stop(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from tests.boxlite.double.routes import NO_CONTENT, does
 from tests.boxlite.double.run import Run
 
 MOUNTS = ("/tmp", "/dev/shm", "/proc", "/sys", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
-UNPACK = 'mkdir -p "$1/extracted" && tar -xf - -C "$1/extracted" --no-same-owner --exclude="*..*"'  # what the server names it
+# `extracted` is what the server names the folder into which it unpacks before it copies.
+UNPACK = 'mkdir -p "$1/extracted" && tar -xf - -C "$1/extracted" --no-same-owner --exclude="*..*"'
 PACK = 'cd "$(dirname "$1")" && [ -e "$1" ] && tar -cf - -- "$(basename "$1")"'
 
 

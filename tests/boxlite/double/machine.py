@@ -27,7 +27,7 @@ class GuestLost(Exception):
 
 
 class CannotStart(Exception):
-    """The guest could not start a command: `missing`, `denied PATH`, `cwd`, `user NAME` or `broken ...`."""
+    """The guest could not start a command: `missing`, `denied PATH`, `cwd`, `user NAME`, `ending` or `broken ...`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

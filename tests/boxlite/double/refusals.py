@@ -38,11 +38,6 @@ def stopping() -> Failure:
     return Failure("stopped", f"stopped: {text}")
 
 
-def ending() -> Failure:
-    """The main command is gone, and the server has not noticed."""
-    return Failure("internal", "internal error: execution_exists: Execution already exists")
-
-
 def hollow(container_id: str) -> Failure:
     return Failure("internal", f"internal error: spawn_failed: Container not found: {container_id}")
 

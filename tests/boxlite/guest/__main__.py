@@ -140,8 +140,8 @@ class Guest:
             else:
                 os.waitpid(pid, 0)
                 self.say({"reply": request["id"], "error": report})
-        except OSError as error:  # the box's PID 1 is gone, so fork fails
-            self.say({"reply": request["id"], "error": f"broken {error!r}"})
+        except OSError:  # the box's PID 1 is gone, so fork fails; its end will be told as soon as all others have
+            self.say({"reply": request["id"], "error": "ending"})
         finally:
             for descriptor in (*stdio, master, gate_read):
                 if descriptor >= 0:
