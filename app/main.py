@@ -36,6 +36,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for backend in registry:
+            if registry.enabled(backend.info.name):
+                backend.open()
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
@@ -32,9 +33,7 @@ STDIN_BUFFER = 1024 * 1024
 PIECE = 64 * 1024
 IGNORED_BY_DEFAULT = frozenset({17, 18, 23, 28})  # CHLD, CONT, URG, WINCH: signal(7)
 CAPABILITIES = frozenset(Capability) - {
-    Capability.PTY,
     Capability.FILES,
-    Capability.IMAGES,
     Capability.PAUSE,
     Capability.NETWORK_DIRECT,
     Capability.NETWORK_PROXY,
@@ -108,6 +107,13 @@ class NullExecution:
         elif number not in IGNORED_BY_DEFAULT:
             self._ended_by = number
             self._first.cancel()
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Prints the new size: a program that is told by SIGWINCH."""
+        await asyncio.sleep(0)
+        if self._first is None or self._first.done():
+            raise WrongState("ended", "the execution has ended")
+        self.logs.stdout.append(b"%dx%d\n" % (rows, cols))
 
     async def kill(self) -> None:
         backend = self._room.backend
@@ -384,6 +390,8 @@ class NullBackend:
         self.kill_error: BulkheadError | None = None
         self.destroy_error: BulkheadError | None = None
         self.ready_error: BulkheadError | None = None
+        self.opened = False
+        self.image: str | None = None  # what a create without an image gets
         self._alive: list[str] = []
 
     # --- the contract
@@ -391,6 +399,12 @@ class NullBackend:
     @property
     def info(self) -> RuntimeInfo:
         return self._info
+
+    def open(self) -> None:
+        self.opened = True
+
+    def fit(self, spec: SandboxSpec) -> SandboxSpec:
+        return spec if self.image is None else replace(spec, image=spec.image or self.image)
 
     async def ready(self) -> None:
         if self.ready_error is not None:

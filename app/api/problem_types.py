@@ -216,8 +216,9 @@ _TABLE = (
         "backend_unavailable",
         503,
         "The runtime is not reachable",
-        "The service that carries out this runtime is not there. GET /runtimes has the reason.",
-        ("runtime",),
+        "The service that carries out this runtime is not there, or says that it cannot now. GET /runtimes has the "
+        "reason.",
+        ("runtime", "upstream_status", "upstream_code"),
     ),
     ProblemType(
         "isolation_unavailable",
@@ -232,7 +233,7 @@ _TABLE = (
         504,
         "The runtime did not answer in time",
         "What was begun is undone or shows in the lists.",
-        ("runtime",),
+        ("runtime", "upstream_status", "upstream_code"),
     ),
 )
 

@@ -36,11 +36,14 @@ async def list_runtimes(request: Request) -> Response:
 
 def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body:
     info, own = backend.info, backend.info.command_limits
-    limits: Body = {
-        name: {"default": limit_number(name, limit.default), "ceiling": limit_number(name, limit.ceiling)}
-        for name, limit in edge.ranges.items()
-        if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities
-    }
+    limits: Body = {}
+    for name, limit in edge.ranges.items():
+        if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities:
+            ceiling = min(limit.ceiling, info.ceilings.get(name, limit.ceiling))
+            limits[name] = {
+                "default": limit_number(name, min(limit.default, ceiling)),
+                "ceiling": limit_number(name, ceiling),
+            }
     for name in ("argument_bytes", "arguments", "variables", "total_bytes"):
         limits[name] = {"default": None, "ceiling": getattr(own, name)}
     return {

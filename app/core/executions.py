@@ -9,6 +9,7 @@ from datetime import datetime
 
 from app.core.backend import ExecutionHandle, Logs
 from app.core.errors import BackendFailure, BulkheadError, CapacityExceeded, Conflict, WrongState
+from app.core.follow import Follower
 from app.core.models import (
     Channel,
     Command,
@@ -17,9 +18,10 @@ from app.core.models import (
     ExitReason,
     OnOutputLimit,
     Stdin,
+    Terminal,
     now,
 )
-from app.core.output import Follower, OutputLog
+from app.core.output import OutputLog
 from app.core.tasks import Tasks
 
 
@@ -169,10 +171,19 @@ class Execution:
 
     async def signal(self, number: int) -> None:
         """Raises WrongState after the end of the execution."""
+        await (await self._running()).signal(number)
+
+    async def resize(self, size: Terminal) -> None:
+        """Raises WrongState after the end of the execution, and when it has no terminal."""
+        if self.command.tty is None:
+            raise WrongState(self.state, "the execution was started without a terminal")
+        await (await self._running()).resize(size.rows, size.cols)
+
+    async def _running(self) -> ExecutionHandle:
         await self.started.wait()
         if self.exit is not None or self._handle is None:
             raise WrongState(self.state, "the execution has ended")
-        await self._handle.signal(number)
+        return self._handle
 
     def follow(self, offsets: dict[Channel, int]) -> Follower:
         return Follower(self.logs, offsets)

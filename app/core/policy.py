@@ -41,7 +41,10 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True)
 class Network:
+    """`direct`: the hosts of `allow` can be reached: names, `*.name`, IPv4 addresses or nets."""
+
     mode: str = "none"
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Runtime name or alias -> backend. Never another runtime than the one asked for."""
+"""Runtime name or alias -> backend, the cheapest first. Never another runtime than the one asked for."""
 
 from __future__ import annotations
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.core.follow import Follower, Gap, Output
 from app.core.models import Channel
-from app.core.output import CHUNK, MEMORY_WINDOW, Follower, Gap, Output, OutputLog
+from app.core.output import CHUNK, MEMORY_WINDOW, OutputLog
 from tests.null_backend import pattern
 
 
