@@ -36,10 +36,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for backend in registry:
-            if registry.enabled(backend.info.name):
-                backend.open()
         try:
+            for backend in registry:
+                if registry.enabled(backend.info.name):
+                    backend.open()
             yield
         finally:
             await sandboxes.aclose()

@@ -64,8 +64,9 @@ _TABLE = (
     ProblemType(
         "limit_too_high",
         422,
-        "The limit is above the operator's ceiling",
-        "Ask for `ceiling` or less. GET /runtimes lists the default and the ceiling of every limit.",
+        "The limit is above the ceiling",
+        "Ask for `ceiling` or less: the operator's, or the runtime's own where that is lower. GET /runtimes lists the "
+        "default and the ceiling of every limit.",
         ("field", "ceiling"),
     ),
     ProblemType(

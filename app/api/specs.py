@@ -13,7 +13,7 @@ from app.core.choice import Wish, choose
 from app.core.commands import check_environment
 from app.core.errors import CapabilityMissing, InvalidRequest, LimitTooHigh, PolicyNotSupported, UnknownProfile
 from app.core.models import Command, SandboxSpec, Stdin, Terminal
-from app.core.policy import FilesystemRequest, Limits, Network, Policy, check_path, choose_limits, narrow
+from app.core.policy import FilesystemRequest, Limits, Network, Policy, check_path, choose_limits, lower, narrow
 from app.core.sandboxes import Sandbox
 
 DEFAULT_PROFILE = "default"
@@ -91,7 +91,7 @@ def _limits(asked: LimitsRequest, backend: Backend, edge: Edge) -> Limits:
             raise PolicyNotSupported(
                 f"limits.{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
             )
-    return choose_limits(values, edge.ranges)
+    return choose_limits(values, lower(edge.ranges, backend.info.ceilings))
 
 
 def _policy(asked: PolicyRequest, backend: Backend, edge: Edge) -> Policy:

@@ -1,4 +1,4 @@
-"""One open stream: output down, stdin and signals up, and who ends it."""
+"""One open stream: output down, stdin, signals and sizes up, and who ends it."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from app.api.problems import problem_of
 from app.api.views import ENFORCED_BY, Body, json_response, limit_number
 from app.core.backend import Backend
 from app.core.errors import BackendUnavailable, BulkheadError, NotFound, Refused
+from app.core.policy import lower
 
 router = APIRouter(tags=["service"])
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,12 +38,11 @@ async def list_runtimes(request: Request) -> Response:
 def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body:
     info, own = backend.info, backend.info.command_limits
     limits: Body = {}
-    for name, limit in edge.ranges.items():
+    for name, limit in lower(edge.ranges, info.ceilings).items():
         if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities:
-            ceiling = min(limit.ceiling, info.ceilings.get(name, limit.ceiling))
             limits[name] = {
-                "default": limit_number(name, min(limit.default, ceiling)),
-                "ceiling": limit_number(name, ceiling),
+                "default": limit_number(name, limit.default),
+                "ceiling": limit_number(name, limit.ceiling),
             }
     for name in ("argument_bytes", "arguments", "variables", "total_bytes"):
         limits[name] = {"default": None, "ceiling": getattr(own, name)}

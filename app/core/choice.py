@@ -78,9 +78,10 @@ def _suitable(wish: Wish, registry: Registry, passed: list[str]) -> list[Backend
             suitable.append(backend)
     if suitable:
         return suitable
+    detail = f"no runtime meets the request: {'; '.join(passed)}"
     if fewest is not None:
-        raise CapabilityMissing(fewest, AUTO)
-    raise RuntimeNotEnabled(AUTO, [backend.info.name for backend in registry], "; ".join(passed))
+        raise CapabilityMissing(fewest, AUTO, detail)
+    raise RuntimeNotEnabled(AUTO, [backend.info.name for backend in registry], detail)
 
 
 def _reason(wish: Wish, chosen: Backend, passed: list[str]) -> str:

@@ -98,7 +98,7 @@ def _plain(number: float) -> str:
 class LimitTooHigh(Refused):
     def __init__(self, field: str, value: float, ceiling: float) -> None:
         self.field, self.ceiling = field, ceiling
-        super().__init__(f"{field} is {_plain(value)}, the operator's ceiling is {_plain(ceiling)}")
+        super().__init__(f"{field} is {_plain(value)}, the ceiling is {_plain(ceiling)}")
 
 
 class PolicyNotSupported(Refused):
@@ -108,9 +108,9 @@ class PolicyNotSupported(Refused):
 
 
 class CapabilityMissing(Refused):
-    def __init__(self, missing: Iterable[str], runtime: str) -> None:
+    def __init__(self, missing: Iterable[str], runtime: str, detail: str = "") -> None:
         self.missing, self.runtime = sorted(missing), runtime
-        super().__init__(f"the runtime {runtime!r} lacks: {', '.join(self.missing)}")
+        super().__init__(detail or f"the runtime {runtime!r} lacks: {', '.join(self.missing)}")
 
 
 class Unauthenticated(Refused):

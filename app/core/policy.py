@@ -141,6 +141,12 @@ class LimitRange:
     ceiling: float
 
 
+def lower(ranges: Mapping[str, LimitRange], ceilings: Mapping[str, float]) -> dict[str, LimitRange]:
+    """The operator's ranges under a runtime's own ceilings."""
+    tops = {name: min(limit.ceiling, ceilings.get(name, limit.ceiling)) for name, limit in ranges.items()}
+    return {name: LimitRange(min(limit.default, tops[name]), tops[name]) for name, limit in ranges.items()}
+
+
 def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitRange]) -> Limits:
     """The limits of a sandbox: what was asked for, else the operator's defaults. LimitTooHigh, InvalidRequest."""
     values: dict[str, float] = {}
