@@ -10,7 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.api.limits import LimitsRequest
 from app.api.receipts import Isolation
-from app.api.strict import Arguments, Environment, Id, Labels, Paths, Seconds, Strict
+from app.api.strict import Arguments, Environment, Host, Id, Labels, Paths, Seconds, Strict
 from app.core.backend import Capability
 from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
 
@@ -26,7 +26,7 @@ class NetworkRequest(Strict):
     """`none`: the sandbox's own loopback. `direct`: the hosts of `allow`, where the operator permits them."""
 
     mode: Literal["none", "direct"] = "none"
-    allow: Annotated[list[str], Field(max_length=64, fail_fast=True)] = Field(
+    allow: Annotated[list[Host], Field(max_length=64, fail_fast=True)] = Field(
         [], description="with `direct`: host names, *.name, IPv4 addresses or nets; the operator's list bounds them"
     )
 
@@ -49,6 +49,7 @@ class CreateSandbox(Strict):
         json_schema_extra={
             "examples": [
                 {"runtime": "process"},
+                {"runtime": "auto", "isolation_min": "vm", "image": "python"},
                 {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
             ]
         }
@@ -97,7 +98,12 @@ class Terminal(Strict):
 
 class CreateExecution(Strict):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"command": ["python3", "-c", "print(1 + 1)"], "timeout_seconds": 10}]}
+        json_schema_extra={
+            "examples": [
+                {"command": ["python3", "-c", "print(1 + 1)"], "timeout_seconds": 10},
+                {"command": ["bash", "-i"], "tty": {"rows": 40, "cols": 120}},
+            ]
+        }
     )
 
     command: Arguments = Field(description="the exact argv, no shell")
