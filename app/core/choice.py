@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from app.core.backend import Backend, Capability
 from app.core.errors import BackendUnavailable, BulkheadError, CapabilityMissing, InvalidRequest, RuntimeNotEnabled
 from app.core.models import Tier
-from app.core.registry import Registry
+from app.core.registry import AUTO, Registry
 
-AUTO = "auto"
 _RANK = {tier: place for place, tier in enumerate(Tier)}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from app.core.backend import Backend
 from app.core.errors import RuntimeNotEnabled, UnknownRuntime
 
+AUTO = "auto"  # no runtime, but the wish for the cheapest that will do: `choice.py`
+
 
 class Registry:
     def __init__(self, backends: Iterable[Backend], *, default: str, disabled: Iterable[str] = ()) -> None:
@@ -17,8 +19,8 @@ class Registry:
 
     @property
     def default(self) -> str:
-        """The canonical name of the runtime that a request without one gets."""
-        return self.canonical(self._default)
+        """The canonical name of the runtime that a request without one gets, or `auto`."""
+        return AUTO if self._default == AUTO else self.canonical(self._default)
 
     def canonical(self, name: str) -> str:
         """Raises UnknownRuntime or RuntimeNotEnabled."""
