@@ -36,8 +36,8 @@ _TABLE = (
         "runtime_not_enabled",
         422,
         "The runtime is not enabled",
-        "The service knows the runtime, and its operator has switched it off. No other runtime is used in its place. For "
-        "`auto`: none that is switched on isolates by what the request accepts at least.",
+        "The service knows the runtime, and its operator has switched it off. No other runtime is used in its place. "
+        "For `auto`: none that is switched on isolates by what the request accepts at least.",
         ("runtime", "known"),
     ),
     ProblemType(
