@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
 from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
 from app.core.backend import Capability
@@ -191,9 +192,11 @@ def test_make_help_shows_every_target() -> None:
     assert targets == set(re.findall(r"^\.PHONY: (.+)", makefile, re.MULTILINE)[0].split())
 
 
-def test_every_capability_stands_in_the_table_and_process_has_those_that_it_says() -> None:
+def test_every_capability_stands_in_the_table_and_each_runtime_has_those_that_it_says() -> None:
     rows = re.findall(
         r"^\| `([a-z_]+)` \| [^|]+ \| (yes|no) \| ([^|]+) \|$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
     )
     assert [name for name, _, _ in rows] == list(Capability)
     assert {name for name, process, _ in rows if process == "yes"} == ProcessBackend(None).info.capabilities
+    assert {name for name, _, boxlite in rows if boxlite == "yes"} == BOXLITE
+    assert {name for name, _, boxlite in rows if boxlite not in {"yes", "no"}} == {Capability.NETWORK_DIRECT}
