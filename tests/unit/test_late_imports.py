@@ -16,7 +16,7 @@ from app.settings import load_settings
 from app.spill import SpillFolder
 
 settings = load_settings(port=0, data=Path(sys.argv[1]))
-server = build(settings, (), DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1), ProcessBackend(None))
+server = build(settings, (), DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1), [ProcessBackend(None)])
 before = set(sys.modules)
 
 def call(port, method, path, body=None, headers={}):
