@@ -9,11 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from app.backends.boxlite.inside import MARK
 from app.backends.process.plan import BASE_ENVIRONMENT
 from app.core.backend import Backend
 from app.core.errors import LaunchFailed
 from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin
 from app.core.policy import Limits, Policy
+from tests.contract.boxlite_kind import SPEC as BOXLITE_SPEC
+from tests.contract.boxlite_kind import BoxliteRuntime
 from tests.contract.process_kind import ProcessRuntime
 from tests.null_backend import NullBackend, pattern
 
@@ -173,6 +176,7 @@ class Kind:
     spec: SandboxSpec = SPEC
     env: dict[str, str] = field(default_factory=dict)
     base_env: Mapping[str, str] = field(default_factory=dict)  # what the runtime sets where the command does not
+    fixed_env: frozenset[str] = frozenset()  # names that the runtime sets whatever the command says
     processes: Callable[[Any, str], Awaitable[int]] | None = None
     lose: Callable[[Any, str], Awaitable[None]] | None = None
     break_create: Callable[[Any], None] | None = None
@@ -203,7 +207,7 @@ def _break_null(backend: NullBackend) -> None:
     backend.create_error = LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM")
 
 
-_process = ProcessRuntime()
+_process, _boxlite = ProcessRuntime(), BoxliteRuntime()
 KINDS: list[Kind] = [
     Kind(
         "null",
@@ -224,5 +228,19 @@ KINDS: list[Kind] = [
         processes=_process.processes,
         lose=_process.lose,
         break_create=_process.break_create,
+    ),
+    Kind(
+        "boxlite",
+        _boxlite.open,
+        left=_boxlite.left,
+        programs=ShellPrograms(),
+        check=_boxlite.check,
+        spec=BOXLITE_SPEC,
+        fixed_env=frozenset({MARK, "BOXLITE_EXECUTOR"}),
+        base_env={"HOME": "/root"},
+        processes=_boxlite.processes,
+        lose=_boxlite.lose,
+        break_create=_boxlite.break_create,
+        turns=6,
     ),
 ]

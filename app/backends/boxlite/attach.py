@@ -17,8 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from app.core.models import Channel
 
-FRAME_BYTES = 1024 * 1024  # the server's are 1 KiB; one that lies is cut off
-FRAMES_QUEUED = 32
+FRAME_BYTES = 256 * 1024  # the server's are 1 KiB, or 3 where it replaced every byte; one that lies is cut off
+FRAMES_QUEUED = 256  # while we are busy elsewhere: what stays in the server's hands for long is lost
 STDIN_BYTES = 64 * 1024  # above 4 MiB a frame kills the execution's stdin without an error
 OPEN_SECONDS = 30.0
 CLOSE_SECONDS = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile

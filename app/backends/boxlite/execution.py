@@ -37,8 +37,12 @@ class Room(Protocol):
     box_id: str
     inside: Inside
 
+    @property
+    def ending(self) -> bool:
+        """It is being destroyed."""
+
     def attach(self, execution_id: str) -> Any: ...
-    async def look(self) -> str | None:
+    async def look(self, *, patient: bool = True) -> str | None:
         """Why the box has ended, or None when it runs."""
 
 
@@ -143,7 +147,12 @@ class BoxliteExecution:
             return Exit(ExitReason.EXITED, code=code)
         if code < -1:
             return Exit(ExitReason.SIGNALED, signal=signal_name(-code))
-        why = await self._room.look()  # the box ended, the server is stopping, or it died of SIGHUP
+        if self._room.ending:
+            return KILLED
+        # The box ended, the server is stopping, or it died of SIGHUP: if we sent that, one look is enough.
+        why = await self._room.look(patient=not self._hung_up)
+        if self._room.ending:
+            return KILLED
         if why is not None:
             return Exit(ExitReason.LOST, detail=why)
         if self._hung_up:
@@ -165,13 +174,9 @@ class BoxliteExecution:
         elif self._in_doubt and detail is None:
             detail = "the connection to the BoxLite server broke while stdin was sent: some of it may be missing"
         duration = round(time.perf_counter() - self._began, 6) if exit_.reason is not ExitReason.START_FAILED else None
-        unprompted = self._killing is None and not self._room_killed(exit_)
+        unprompted = self._killing is None and not self._room.ending
         self._exit.set_result(replace(exit_, detail=detail, duration_seconds=duration, unprompted=unprompted))
         self._connected.set()
-
-    @staticmethod
-    def _room_killed(exit_: Exit) -> bool:
-        return exit_ is KILLED
 
     @property
     def ended(self) -> bool:

@@ -119,9 +119,9 @@ class BoxliteSandbox:
         for execution in self._executions:
             execution.on_sandbox_end(Exit(ExitReason.LOST, detail=why))
 
-    async def look(self) -> str | None:
+    async def look(self, *, patient: bool = True) -> str | None:
         """Why the box has ended, or None when it runs on."""
-        until = self._loop.time() + LOOK_SECONDS
+        until = self._loop.time() + (LOOK_SECONDS if patient else 0)
         while not self._lost.done() and self._ending is None:
             try:
                 box = await self._server.find(self.box_id)
@@ -130,7 +130,7 @@ class BoxliteSandbox:
                 return f"nobody can say how it ended: {error}"
             if box is None or box.over:
                 self.lose("its box is gone" if box is None else f"its box is {box.status}")
-            elif self._loop.time() > until:
+            elif self._loop.time() >= until:
                 return None
             else:
                 await asyncio.sleep(LOOK_SECONDS / 8)

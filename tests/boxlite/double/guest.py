@@ -147,11 +147,14 @@ class Guest:
     def become(self, request: dict[str, Any], stdio: list[int], report: int, gate: int) -> NoReturn:
         """In the child: from here to the command. What fails is written to `report`."""
         try:
-            for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+            for ignored in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
                 signal.signal(ignored, signal.SIG_DFL)
             os.setsid()
             if gate >= 0:
                 mount("proc", "/proc", "proc")
+                for name in ("cpuinfo", "meminfo"):  # those of the virtual machine
+                    if os.path.exists(f"/run/{name}"):
+                        mount(f"/run/{name}", f"/proc/{name}", flags=BIND)
             for target in range(3):
                 os.dup2(stdio[min(target, len(stdio) - 1)], target)
             if request["tty"]:
@@ -262,6 +265,8 @@ class Guest:
                 if not message:
                     self.end()
                     return
+                for descriptor in descriptors:  # a daemon that redirects its output must not hold it open all the same
+                    os.set_inheritable(descriptor, False)
                 self.answer(json.loads(message), descriptors)
             self.reap()
 
