@@ -147,17 +147,13 @@ class BoxliteExecution:
             return Exit(ExitReason.EXITED, code=code)
         if code < -1:
             return Exit(ExitReason.SIGNALED, signal=signal_name(-code))
-        if self._room.ending:
-            return KILLED
         # The box ended, the server is stopping, or it died of SIGHUP: if we sent that, one look is enough.
-        why = await self._room.look(patient=not self._hung_up)
+        why = None if self._room.ending else await self._room.look(patient=not self._hung_up)
         if self._room.ending:
             return KILLED
-        if why is not None:
-            return Exit(ExitReason.LOST, detail=why)
-        if self._hung_up:
+        if why is None and self._hung_up:
             return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
-        return Exit(ExitReason.LOST, detail="the BoxLite server does not tell how it ended, and its box runs on")
+        return Exit(ExitReason.LOST, detail=why or "the BoxLite server does not tell how it ended; its box runs on")
 
     def on_sandbox_end(self, exit_: Exit) -> None:
         self._end(exit_)
