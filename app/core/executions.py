@@ -118,8 +118,8 @@ class Execution:
         """What we did to it is the reason only if that is what ended it: a program that exited first did exit."""
         if self._intent is None or natural.signal != "SIGKILL" or natural.unprompted:
             return natural
-        reason, detail = self._intent
-        return replace(natural, reason=reason, detail=detail)
+        reason, detail = self._intent  # what the runtime adds, such as what may live on, is kept
+        return replace(natural, reason=reason, detail=f"{detail}; {natural.detail}" if natural.detail else detail)
 
     def _finish(self, exit_: Exit) -> None:
         self.exit = exit_

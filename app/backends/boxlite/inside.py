@@ -8,6 +8,7 @@ environment and so escape; that is why `kill_tree` is no capability of this runt
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -158,7 +159,8 @@ class Inside:
         said = Said(-1)
         path = await self._server.path("boxes", self._box_id, "executions", execution_id, "attach")
         async with attached(self._server.client.url, path, self._server.client.headers) as socket:
-            await socket.end_stdin()
+            with contextlib.suppress(AttachCut):  # it has ended already: what is to be read says so
+                await socket.end_stdin()
             async for frame in socket.frames():
                 if isinstance(frame, Ended):
                     said.code = frame.code
