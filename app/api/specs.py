@@ -32,7 +32,7 @@ async def sandbox_spec(asked: CreateSandbox, edge: Edge) -> SandboxSpec:
     wrong = check_environment(asked.env, backend.info.command_limits)
     if wrong:
         raise InvalidRequest(wrong)
-    return backend.fit(
+    spec = backend.fit(
         SandboxSpec(
             runtime=backend.info.name,
             limits=_limits(asked.limits, backend, edge),
@@ -47,6 +47,10 @@ async def sandbox_spec(asked: CreateSandbox, edge: Edge) -> SandboxSpec:
             runtime_reason=reason,
         )
     )
+    for name, limit in edge.ranges.items():  # what a runtime rounds up must not be more than the operator gives
+        if getattr(spec.limits, name) > limit.ceiling:
+            raise LimitTooHigh(f"limits.{name}", getattr(spec.limits, name), limit.ceiling)
+    return spec
 
 
 def needs_of(asked: CreateSandbox) -> frozenset[Capability]:

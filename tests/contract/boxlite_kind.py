@@ -56,9 +56,7 @@ class BoxliteRuntime:
 
     async def open(self) -> Backend:
         double = await Double().__aenter__()
-        backend = DoubledBackend(double)
-        backend.open()
-        return backend
+        return DoubledBackend(double)
 
     def left(self, backend: DoubledBackend) -> list[str]:
         boxes = [f"box {box.options.name}" for box in backend.double.boxes]

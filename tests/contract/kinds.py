@@ -13,7 +13,7 @@ from app.backends.boxlite.inside import MARK
 from app.backends.process.plan import BASE_ENVIRONMENT
 from app.core.backend import Backend
 from app.core.errors import LaunchFailed
-from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin
+from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin, Terminal
 from app.core.policy import Limits, Policy
 from tests.contract.boxlite_kind import SPEC as BOXLITE_SPEC
 from tests.contract.boxlite_kind import BoxliteRuntime
@@ -42,6 +42,11 @@ class Programs(Protocol):
     def missing(self) -> tuple[str, ...]: ...
     def trap_usr1(self) -> tuple[str, ...]:
         """Prints `ready`, then SIGUSR1 for each one it gets."""
+
+    def sizes(self) -> tuple[str, ...]:
+        """On a terminal: prints `ready`, then `size` whenever it has another size."""
+
+    def size(self, rows: int, cols: int) -> bytes: ...
 
     def close_stdin(self) -> tuple[str, ...]:
         """Closes its stdin and runs on."""
@@ -92,6 +97,12 @@ class NullPrograms:
 
     def trap_usr1(self) -> tuple[str, ...]:
         return ("trap", "SIGUSR1")
+
+    def sizes(self) -> tuple[str, ...]:
+        return ("trap", "SIGWINCH")
+
+    def size(self, rows: int, cols: int) -> bytes:
+        return b"%dx%d\n" % (rows, cols)
 
     def close_stdin(self) -> tuple[str, ...]:
         return ("close-stdin",)
@@ -148,6 +159,12 @@ class ShellPrograms:
     def trap_usr1(self) -> tuple[str, ...]:
         return self._sh("trap 'echo SIGUSR1' USR1; echo ready; while :; do sleep 1000 & wait; done")
 
+    def sizes(self) -> tuple[str, ...]:
+        return self._sh("trap 'stty size' WINCH; stty -echo; echo ready; while :; do sleep 0.05; done")
+
+    def size(self, rows: int, cols: int) -> bytes:
+        return b"%d %d\r\n" % (rows, cols)
+
     def close_stdin(self) -> tuple[str, ...]:
         return self._sh("exec 0<&-; exec sleep 1000")
 
@@ -183,14 +200,21 @@ class Kind:
     turns: int = 16  # of the loop: create and destroy are cancelled after each number below this
 
     def command(
-        self, argv: tuple[str, ...], *, stdin: bool = False, env: dict[str, str] | None = None, workdir: str = ""
+        self,
+        argv: tuple[str, ...],
+        *,
+        stdin: bool = False,
+        tty: Terminal | None = None,
+        env: dict[str, str] | None = None,
+        workdir: str = "",
     ) -> Command:
         return Command(
             argv,
             env=self.env if env is None else env,
             workdir=workdir or self.spec.workdir,
             timeout_seconds=60,
-            stdin=Stdin.OPEN if stdin else Stdin.NONE,
+            stdin=Stdin.OPEN if stdin or tty is not None else Stdin.NONE,
+            tty=tty,
             on_output_limit=OnOutputLimit.DROP_OLDEST,
         )
 

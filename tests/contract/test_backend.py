@@ -13,7 +13,7 @@ import pytest
 
 from app.core.backend import Backend, Capability, ExecutionHandle, Logs, SandboxHandle
 from app.core.errors import BulkheadError, WrongState
-from app.core.models import Exit, ExitReason
+from app.core.models import Exit, ExitReason, Terminal
 from app.core.output import OutputLog
 from tests.contract.kinds import KINDS, Kind
 
@@ -68,13 +68,14 @@ class Room:
         argv: tuple[str, ...],
         *,
         stdin: bool = False,
+        tty: Terminal | None = None,
         logs: Logs | None = None,
         env: dict[str, str] | None = None,
         workdir: str = "",
     ) -> Run:
         self.count += 1
         logs = logs or Logs(OutputLog(64 * MIB), OutputLog(64 * MIB))
-        command = self.kind.command(argv, stdin=stdin, env=env, workdir=workdir)
+        command = self.kind.command(argv, stdin=stdin, tty=tty, env=env, workdir=workdir)
         return Run(await self.handle.execute(f"exe_{self.count}", command, logs), logs)
 
     async def processes(self) -> int:
@@ -95,6 +96,7 @@ def stored(log: OutputLog) -> bytes:
 async def opened(kind: Kind) -> AsyncIterator[Backend]:
     """At the end the backend is closed, and nothing of it may be left."""
     backend = await kind.open()
+    backend.open()
     try:
         yield backend
     finally:
@@ -136,6 +138,16 @@ async def test_ready_returns_where_a_create_succeeds(kind: Kind) -> None:
     async with opened(kind) as backend:
         await backend.ready()
         await backend.create("sbx_1", kind.spec)
+
+
+async def test_fit_begins_nothing_and_what_it_returns_fits(kind: Kind) -> None:
+    async with opened(kind) as backend:
+        before = kind.left(backend)
+        spec = backend.fit(kind.spec)
+        assert backend.fit(spec) == spec
+        assert spec.limits.memory_mib >= kind.spec.limits.memory_mib
+        assert spec.limits.disk_mib >= kind.spec.limits.disk_mib
+        assert kind.left(backend) == before
 
 
 async def test_created_sandbox_is_empty_and_its_receipt_is_json_with_the_tier(kind: Kind) -> None:
@@ -184,6 +196,7 @@ async def test_create_that_fails_raises_an_error_of_the_tree_and_leaves_nothing(
 
 async def test_closing_the_backend_ends_everything_and_may_be_repeated(kind: Kind) -> None:
     backend = await kind.open()
+    backend.open()
     sandbox = Room(kind, backend, "sbx_1", await backend.create("sbx_1", kind.spec))
     running = await sandbox.run(kind.programs.daemon(0))
     sleeping = await sandbox.run(kind.programs.sleep())
@@ -492,6 +505,23 @@ async def test_what_comes_after_the_program_closed_stdin_is_discarded(kind: Kind
         ended = await sandbox.run(kind.programs.exit(0), stdin=True)
         await ended.end()
         await ended.handle.write(bytes(2 * MIB))
+
+
+# --- the execution: the terminal
+
+
+async def test_terminal_has_the_size_that_it_is_given_and_everything_is_stdout(kind: Kind) -> None:
+    async with room(kind) as sandbox:
+        promised(sandbox.backend, Capability.PTY)
+        run = await sandbox.run(kind.programs.sizes(), tty=Terminal(31, 99))
+        await run.saw(b"ready")
+        await run.handle.resize(40, 120)
+        await run.saw(kind.programs.size(40, 120))
+        await run.handle.kill()
+        await run.end()
+        assert run.logs.stderr.total == 0
+        with pytest.raises(WrongState):
+            await run.handle.resize(1, 2)
 
 
 # --- the execution: signals and kills

@@ -31,8 +31,8 @@ def test_what_a_runtime_lacks_is_refused_by_name_before_anything_is_made(place: 
             status, answer = place.service.call("POST", "/sandboxes", body)
             assert (status, answer["missing"]) == (422, [capability])
     if not place.promises("limit_processes"):
-        body = {"runtime": place.runtime, "limits": {"processes": 5}}
-        status, answer = place.service.call("POST", "/sandboxes", body)
+        limited = {"runtime": place.runtime, "limits": {"processes": 5}}
+        status, answer = place.service.call("POST", "/sandboxes", limited)
         assert (status, answer["field"]) == (422, "limits.processes")
     assert len(place.service.call("GET", "/sandboxes?limit=1000")[1]["items"]) == before
 
