@@ -7,8 +7,21 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.boxlite.machine import SCRIPTS
 from tests.kernel.host import until
+
+PROGRAMS = [path for path in sorted(SCRIPTS.rglob("*")) if path.is_file() and path.read_bytes().startswith(b"#!")]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(SCRIPTS)))
+def test_script_can_be_executed_and_stops_at_the_first_failure(path: Path) -> None:
+    text = path.read_text()
+    assert os.access(path, os.X_OK)
+    if text.startswith("#!/usr/bin/env bash"):
+        assert "set -euo pipefail" in text
+        subprocess.run(["bash", "-n", path], check=True)
 
 
 def script(cache: Path, body: str) -> list[str]:
