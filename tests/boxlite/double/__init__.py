@@ -5,6 +5,7 @@ every box sees `lo` alone, whatever its options say. Facts and recordings that i
 """
 
 from tests.boxlite.double.faults import Answer, Attach, Drop, Faults, Route, Stall, drip, endless
+from tests.boxlite.double.http import Failure
 from tests.boxlite.double.server import Double, Recorded
 from tests.boxlite.double.settings import Settings
 
@@ -13,6 +14,7 @@ __all__ = [
     "Attach",
     "Double",
     "Drop",
+    "Failure",
     "Faults",
     "Recorded",
     "Route",

@@ -30,12 +30,11 @@ async def attach_main(
     read_only = _read_only(request)
     box = engine.box(args[0])
     box.touch()
-    await box.prepare()
-    assert box.main is not None
-    engine.executions[args[0], box.main.id] = box.main
+    main = (await box.prepare()).main
+    engine.executions[args[0], main.id] = main
     taken = f"box {box.id} main session already has an attached client"
-    upgrade = _session(box.main, settings, taken, read_only=read_only, fault=fault)
-    upgrade.headers.append(("x-boxlite-execution-id", box.main.id))
+    upgrade = _session(main, settings, taken, read_only=read_only, fault=fault)
+    upgrade.headers.append(("x-boxlite-execution-id", main.id))
     return upgrade
 
 

@@ -10,12 +10,8 @@ from tests.boxlite.double.machine import CannotStart, Program
 
 SMALLEST_MEMORY, LARGEST_MEMORY, LARGEST_DISK = 64, 1 << 20, 100_000
 CONTAINER = "build failed: failed to create container"
+NOT_READY = "engine reported an error: timed out after 30s waiting for it to become ready"
 EXECUTING = f"{CONTAINER}: exec process failed with error error in executing process :"
-
-
-def not_ready() -> Failure:
-    """What a boot says that took more than 30 s; the box is `failed`, and another /start may work."""
-    return Failure("engine_unavailable", "engine reported an error: timed out after 30s waiting for it to become ready")
 
 
 def check_image(options: Options, missing: Container[str]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from tests.boxlite.double import fields
 from tests.boxlite.double.boot import spawn_failure
-from tests.boxlite.double.box import Box
+from tests.boxlite.double.box import Box, unreachable
 from tests.boxlite.double.create import Options
 from tests.boxlite.double.execution import Execution
 from tests.boxlite.double.faults import Faults
 from tests.boxlite.double.http import Failure, Request, json_body
-from tests.boxlite.double.machine import CannotStart, GuestLost, Machine, NoSuchProcess, Program
+from tests.boxlite.double.machine import CannotStart, GuestLost, NoSuchProcess, Program
+from tests.boxlite.double.run import Run
 from tests.boxlite.double.settings import Settings
 
 EXEC_FIELDS: dict[str, fields.Check] = {
@@ -39,7 +40,6 @@ class Engine:
         self._folder = folder
         self._settings = settings
         self._faults = faults
-        self._reaper: asyncio.Task[None] | None = None
 
     def find(self, spelling: str) -> Box | None:
         """By id, by name, or by the beginning of an id that is nobody else's."""
@@ -87,9 +87,9 @@ class Engine:
         if not math.isfinite(seconds) or seconds < 0:
             text = "timeout_seconds must be a non-negative finite number"
             raise Failure("invalid_argument", f"invalid argument: {text}")
-        machine = await box.wake("exec")
+        run = await box.wake("exec")
         program = await self._program(box, given)
-        start = asyncio.get_running_loop().create_task(self._start(box, machine, program, given))
+        start = asyncio.get_running_loop().create_task(self._start(run, program, given))
         start.add_done_callback(lambda task: None if task.cancelled() else task.exception())
         execution = await asyncio.shield(start)  # who hangs up leaves a process that has no execution
         self.executions[spelling, execution.id] = execution
@@ -109,8 +109,6 @@ class Engine:
             raise Failure("internal", "internal error: Failed to send signal") from error
 
     async def close(self) -> None:
-        if self._reaper is not None:
-            self._reaper.cancel()
         for box in list(self.boxes):
             await self.delete(box, force=True)
 
@@ -119,7 +117,7 @@ class Engine:
         self.executions.clear()
         self.counters = dict.fromkeys(self.counters, 0)
         for box in self.boxes:
-            await box.orphan()
+            await box.survive_crash()
 
     async def _program(self, box: Box, given: dict[str, Any]) -> Program:
         argv = [given["command"], *given.get("args", [])]
@@ -146,18 +144,17 @@ class Engine:
         words = ["" if "\0" in word else word for word in argv]
         return box.program(words, env, given.get("working_dir"), tty=given.get("tty", False))
 
-    async def _start(self, box: Box, machine: Machine, program: Program, given: dict[str, Any]) -> Execution:
+    async def _start(self, run: Run, program: Program, given: dict[str, Any]) -> Execution:
         try:
-            process = await machine.spawn(program)
+            process = await run.machine.spawn(program)
         except CannotStart as error:
             self.counters["errors"] += 1
             raise spawn_failure(error, program) from error
         except GuestLost as error:
-            text = 'status: Unavailable, message: "Connection refused (os error 111)", details: []'
-            raise Failure("upstream_unavailable", f"gRPC/tonic error: {text}") from error
+            raise unreachable() from error
         self.counters["commands"] += 1
-        execution = Execution(str(uuid.uuid4()), machine, process)
-        box.executions.append(execution)
+        execution = Execution(str(uuid.uuid4()), run.machine, process)
+        run.executions.append(execution)
         if seconds := given.get("timeout_seconds"):
             execution.limit(seconds, self._settings.timeout_grace)
         if "stdin" in given:

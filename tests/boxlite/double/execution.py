@@ -15,6 +15,10 @@ from tests.boxlite.double.output import Stream
 READ = 16 * 1024
 LARGEST_STDIN = 4 << 20  # what the server's own call to the guest takes; more kills stdin without a word
 LOST = -1
+STREAM_ERROR = (
+    'Attach stream error: status: Unknown, message: "h2 protocol error: error reading a body from connection",'
+    " details: [], metadata: MetadataMap { headers: {} }"
+)
 
 
 class Execution:
@@ -136,7 +140,7 @@ class Execution:
         self._end_reading(descriptor)
         self._settle()
 
-    def _end_reading(self, descriptor: int, note: str = "") -> None:
+    def _end_reading(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
         self._loop.remove_writer(descriptor)
         os.close(descriptor)
@@ -145,7 +149,7 @@ class Execution:
     def _exited(self, exited: asyncio.Future[int]) -> None:
         if isinstance(exited.exception(), GuestLost):
             self._code = LOST
-            self.lose('Attach stream error: status: Unknown, message: "h2 protocol error", details: []')
+            self.lose(STREAM_ERROR)
             return
         code = exited.result()
         self._code = 128 - code if code < 0 and self.main else code
@@ -160,7 +164,8 @@ class Execution:
         for descriptor in list(self._reading):
             self._end_reading(descriptor)
         for stream in self.streams:
-            stream.end(note if stream is self.streams[1] else "")
+            stream.end()
+        self.streams[1].note(note)
         self.exit_code = code
         self.ended_at = self._loop.time()
         if self._deadline is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tests.boxlite.double.boot import not_ready
+from tests.boxlite.double.boot import NOT_READY
 from tests.boxlite.double.http import Failure, Response, answer
 
 
@@ -33,6 +33,7 @@ class Route(StrEnum):
     ATTACH_MAIN = "attach_main"
     UPLOAD = "upload"
     DOWNLOAD = "download"
+    SNAPSHOTS = "snapshots"
     METRICS = "metrics"
     BOX_METRICS = "box_metrics"
     OUTBOUND = "outbound"
@@ -139,8 +140,10 @@ class Faults:
         self._boots.clear()
 
     def fail_boot(self, times: int = 1, failure: Failure | None = None) -> None:
-        """The next boots fail: by not becoming ready in time, or with an error of `image_failures`."""
-        self._boots += [failure or not_ready()] * times
+        """The next boots fail, by not becoming ready in time or with a failure like those of an image:
+        `Failure("storage_error", ...)`, `Failure("image_pull_failed", ...)`.
+        """
+        self._boots += [failure or Failure("engine_unavailable", NOT_READY)] * times
 
     def take(self, route: Route) -> Fault | None:
         for rule in self._rules:

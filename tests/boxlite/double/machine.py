@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-GUEST = Path(__file__).with_name("guest.py")
+GUEST = Path(__file__).parents[1] / "guest" / "__main__.py"
 LARGEST = 4 << 20
 Reply = tuple[dict[str, Any], list[int]]
 
@@ -65,7 +65,7 @@ class Machine:
         self._number = 0
         self._replies: dict[int, asyncio.Future[Reply]] = {0: self._loop.create_future()}
         self._processes: dict[int, asyncio.Future[int]] = {}
-        self._lost = asyncio.Event()
+        self._lost = False
         self._loop.add_reader(channel.fileno(), self._receive)
 
     @classmethod
@@ -114,7 +114,11 @@ class Machine:
         if "error" in message:
             raise NoSuchProcess
 
-    def kill(self) -> None:
+    @property
+    def lost(self) -> bool:
+        return self._lost
+
+    def cut_off(self) -> None:
         """The power cord: nothing is heard any more, and everything in the box is killed a moment later."""
         self._lose()
 
@@ -153,7 +157,7 @@ class Machine:
         return Process(message["pid"], ours[0], tuple(ours[1:] or ours), program.tty, exited)
 
     async def _ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        if self._lost.is_set():
+        if self._lost:
             raise GuestLost
         self._number += 1
         number = self._number
@@ -190,9 +194,9 @@ class Machine:
             reply.set_result((message, descriptors))
 
     def _lose(self) -> None:
-        if self._lost.is_set():
+        if self._lost:
             return
-        self._lost.set()
+        self._lost = True
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
         for reply in self._replies.values():

@@ -49,12 +49,14 @@ class Stream:
         for begin in range(0, len(raw), CHUNK):
             self._add(self._decoder.decode(raw[begin : begin + CHUNK]))
 
-    def end(self, note: str = "") -> None:
-        """`note`: what the server adds on its own when it loses the box."""
+    def end(self) -> None:
         if not self.ended:
             self.ended = True
             self._add(self._decoder.decode(b"", final=True))
-            self._add(note)
+
+    def note(self, text: str) -> None:
+        """What the server adds on its own when it loses the box."""
+        self._add(text)
 
     def follow(self, wake: Callable[[], None]) -> tuple[list[bytes], Reader]:
         reader = Reader(wake)

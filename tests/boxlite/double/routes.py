@@ -39,6 +39,7 @@ TABLE: list[tuple[str, dict[str, Route]]] = [
     ("v1/boxes/*/exec", {"POST": Route.EXEC}),
     ("v1/boxes/*/attach", {"GET": Route.ATTACH_MAIN}),
     ("v1/boxes/*/metrics", {"GET": Route.BOX_METRICS}),
+    ("v1/boxes/*/snapshots", {"GET": Route.SNAPSHOTS}),
     ("v1/boxes/*/files", {"PUT": Route.UPLOAD, "GET": Route.DOWNLOAD}),
     ("v1/boxes/*/network/outbound", {"PUT": Route.OUTBOUND}),
     ("v1/boxes/*/network/inbound", {"PUT": Route.INBOUND}),
@@ -138,6 +139,7 @@ async def start_box(engine: Engine, request: Request, args: list[str]) -> Respon
 async def stop_box(engine: Engine, request: Request, args: list[str]) -> Response:
     box = engine.box(args[0])
     box.touch()
+    engine.counters["stopped"] += box.running
     return answer(await box.stop())
 
 
@@ -194,7 +196,7 @@ async def list_images(engine: Engine, request: Request, args: list[str]) -> Resp
 
 @does(Route.IMAGE)
 async def get_image(engine: Engine, request: Request, args: list[str]) -> Response:
-    raise Failure("not_found", f"not found: image docker.io/library/{args[0]}")
+    raise Failure("not_found", f"not found: image {args[0]}")
 
 
 def unsupported(text: str) -> Deed:

@@ -11,16 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.boxlite.double import routes
+from tests.boxlite.double import files, routes, system
 from tests.boxlite.double.attach import attach, attach_main
 from tests.boxlite.double.box import Box
 from tests.boxlite.double.connection import Connection, Cut, Upgrade
 from tests.boxlite.double.create import Options
 from tests.boxlite.double.engine import Engine
 from tests.boxlite.double.faults import Answer, Attach, Drop, Fault, Faults, Route, Stall
+from tests.boxlite.double.housekeeping import keep_house
 from tests.boxlite.double.http import Failure, Refused, Request, Response
 from tests.boxlite.double.machine import CannotStart, Machine, NoGuest, Program
 from tests.boxlite.double.settings import Settings
+
+ROUTES = (files, system)  # imported for what they register
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Double:
         self.requests: list[Recorded] = []
         self._folder = tempfile.TemporaryDirectory(prefix="boxlite-double-", ignore_cleanup_errors=True)
         self._server: asyncio.Server | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -77,6 +81,8 @@ class Double:
         """Listens, on the same port as before."""
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
+        if self._housekeeping is None:
+            self._housekeeping = asyncio.get_running_loop().create_task(keep_house(self._engine, self.settings))
 
     async def refuse_connections(self) -> None:
         """New ones only; `restart` accepts them again."""
@@ -102,6 +108,10 @@ class Double:
 
     async def _disconnect(self) -> None:
         await self.refuse_connections()
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.wait([self._housekeeping])
+            self._housekeeping = None
         for box in self._engine.boxes:
             box.expect_crash()
         for writer in self._writers:
