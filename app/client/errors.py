@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -37,9 +37,24 @@ class Problem(ClientError):
             parts.append("; ".join(fields))
         elif problem.get("detail"):
             parts.append(str(problem["detail"]))
+        parts += _extras(problem, " ".join(parts))
         if self.status == 401:
             parts.append("the key is read from BULKHEAD_CLIENT_KEY")
         super().__init__(": ".join(parts))
+
+
+def _extras(problem: Mapping[str, Any], said: str) -> Iterator[str]:
+    """What a client can act on and the sentences before do not tell."""
+    known = ", ".join(str(name) for name in problem.get("known") or ())
+    if known not in said:
+        yield f"known: {known}"
+    upstream = [str(problem[name]) for name in ("upstream_status", "upstream_code") if problem.get(name) is not None]
+    if problem.get("runtime") is not None and str(problem["runtime"]) not in said:
+        upstream.insert(0, f"runtime {problem['runtime']}" + (", its server answered" if upstream else ""))
+    elif upstream:
+        upstream.insert(0, "its server answered")
+    if upstream:
+        yield " ".join(upstream)
 
 
 def problem_of(status: int, reason: str, body: bytes) -> Problem:
