@@ -7,6 +7,7 @@
 ``connect``     the environment, as a client           ``terminal``    our own terminal, while a program has one
 ``replay``      stored output                          ``endings``     how an exit becomes an exit status
 ``show``        tables, JSON and one-line errors       ``gaps``        what is said about dropped bytes
+``host``, ``boxlite``, ``kvm``  what `probe` tries
 
 Starting must be quick: a module imports late what only some commands need.
 """
