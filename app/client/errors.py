@@ -48,13 +48,12 @@ def _extras(problem: Mapping[str, Any], said: str) -> Iterator[str]:
     known = ", ".join(str(name) for name in problem.get("known") or ())
     if known not in said:
         yield f"known: {known}"
+    runtime = problem.get("runtime")
+    if runtime is not None and str(runtime).lower() not in said.lower():
+        yield f"runtime {runtime}"
     upstream = [str(problem[name]) for name in ("upstream_status", "upstream_code") if problem.get(name) is not None]
-    if problem.get("runtime") is not None and str(problem["runtime"]) not in said:
-        upstream.insert(0, f"runtime {problem['runtime']}" + (", its server answered" if upstream else ""))
-    elif upstream:
-        upstream.insert(0, "its server answered")
-    if upstream:
-        yield " ".join(upstream)
+    if not all(word in said for word in upstream):
+        yield f"its server answered {' '.join(upstream)}"
 
 
 def problem_of(status: int, reason: str, body: bytes) -> Problem:

@@ -94,7 +94,18 @@ async def test_person_at_a_terminal_is_told_that_it_boots() -> None:
                 "upstream_status": 500,
                 "upstream_code": "storage_error",
             },
-            "Title: the box could not be made: runtime boxlite, its server answered 500 storage_error",
+            "Title: the box could not be made: runtime boxlite: its server answered 500 storage_error",
+        ),
+        (
+            502,
+            "backend_error",
+            {
+                "detail": "the BoxLite server answers 500 storage_error: no such image",
+                "runtime": "boxlite",
+                "upstream_status": 500,
+                "upstream_code": "storage_error",
+            },
+            "Title: the BoxLite server answers 500 storage_error: no such image",
         ),
         (
             503,
