@@ -7,6 +7,7 @@ for nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -76,10 +77,14 @@ class Socket:
             view = view[STDIN_BYTES:]
 
     async def end_stdin(self) -> None:
-        await self._send('{"type":"stdin_eof"}')
+        """Of a program that has ended, the server has closed the socket already: what lies before its Close is read
+        all the same, and says more than the refusal of this."""
+        with contextlib.suppress(AttachCut):
+            await self._send('{"type":"stdin_eof"}')
 
     async def resize(self, rows: int, cols: int) -> None:
-        await self._send(json.dumps({"type": "resize", "cols": cols, "rows": rows}))
+        with contextlib.suppress(AttachCut):  # as above
+            await self._send(json.dumps({"type": "resize", "cols": cols, "rows": rows}))
 
     async def _send(self, message: str | bytes) -> None:
         try:

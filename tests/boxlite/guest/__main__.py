@@ -26,14 +26,13 @@ from typing import Any, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SET_PDEATHSIG, DROP_FROM_BOUNDING_SET = 1, 24
+BIND = 4096
 CAPABILITIES = 0xA80425FB  # those of the real container's root: Docker's
 LARGEST = 4 << 20
 
 
 class Unable(Exception):
     """A command cannot be started: the reason is the message, one word and perhaps a detail."""
-
-BIND = 4096
 
 
 def mount_processes() -> None:
