@@ -57,5 +57,6 @@ def test_the_documented_defaults_are_the_ones_in_force() -> None:
 
 def test_the_aliases_and_the_prefixes_of_others_are_mentioned() -> None:
     text = (ROOT / "docs/settings.md").read_text()
-    for word in ("OPENSHELL_RUNTIME", "BOXLITE_REST_URL", "BOXLITE_URL", "BOXLITE_API_KEY", "BULKHEAD_CLIENT_", "BULKHEAD_TEST_", "keys.json"):
+    theirs = ("OPENSHELL_RUNTIME", "BOXLITE_REST_URL", "BOXLITE_URL", "BOXLITE_API_KEY", "BOXLITE_REST_PATH_PREFIX")
+    for word in (*theirs, "BULKHEAD_CLIENT_", "BULKHEAD_TEST_", "keys.json"):
         assert word in text

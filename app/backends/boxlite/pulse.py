@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 
 from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.client import upstream_of
 from app.backends.boxlite.server import Box, Server, is_unreachable
 from app.core.errors import BackendFailure, BackendUnavailable
 
@@ -44,7 +46,7 @@ class Pulse:
     def note(self, error: BackendFailure) -> None:
         """Somebody met this: when it means that the server is gone, everybody learns of it now."""
         if is_unreachable(error) and self.failure is None:
-            self.failure = error
+            self.failure = _down(error)
             self._hurry.set()
 
     async def _beat(self) -> None:
@@ -54,7 +56,7 @@ class Pulse:
             try:
                 boxes = await self._server.boxes(ANSWER_SECONDS)
             except BackendFailure as error:
-                self.failure = error
+                self.failure = _down(error)
                 self._on_silence(loop.time() - self._answered_at)
             else:
                 self.failure = None
@@ -71,3 +73,8 @@ class Pulse:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+
+def _down(error: BackendFailure) -> BackendUnavailable:
+    """However it does not work, the runtime is not available."""
+    return BackendUnavailable(RUNTIME, str(error), math.ceil(INTERVAL_SECONDS), upstream_of(error))
