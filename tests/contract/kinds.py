@@ -17,6 +17,7 @@ from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin, Terminal
 from app.core.policy import Limits, Policy
 from tests.contract.boxlite_kind import SPEC as BOXLITE_SPEC
 from tests.contract.boxlite_kind import BoxliteRuntime
+from tests.contract.machine_kind import MachineRuntime
 from tests.contract.process_kind import ProcessRuntime
 from tests.null_backend import NullBackend, pattern
 
@@ -231,7 +232,7 @@ def _break_null(backend: NullBackend) -> None:
     backend.create_error = LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM")
 
 
-_process, _boxlite = ProcessRuntime(), BoxliteRuntime()
+_process, _boxlite, MACHINE = ProcessRuntime(), BoxliteRuntime(), MachineRuntime()
 KINDS: list[Kind] = [
     Kind(
         "null",
@@ -266,5 +267,17 @@ KINDS: list[Kind] = [
         lose=_boxlite.lose,
         break_create=_boxlite.break_create,
         turns=6,
+    ),
+    Kind(
+        "machine",
+        MACHINE.open,
+        left=MACHINE.left,
+        programs=ShellPrograms(),
+        spec=BOXLITE_SPEC,
+        fixed_env=frozenset({MARK, "BOXLITE_EXECUTOR"}),
+        base_env={"HOME": "/root", "SHLVL": "1"},
+        processes=MACHINE.processes,
+        lose=MACHINE.lose,
+        turns=2,  # a boot takes five seconds
     ),
 ]

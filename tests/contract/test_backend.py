@@ -15,7 +15,7 @@ from app.core.backend import Backend, Capability, ExecutionHandle, Logs, Sandbox
 from app.core.errors import BulkheadError, WrongState
 from app.core.models import Exit, ExitReason, Terminal
 from app.core.output import OutputLog
-from tests.contract.kinds import KINDS, Kind
+from tests.contract.kinds import KINDS, MACHINE, Kind
 
 MIB = 1024 * 1024
 
@@ -23,6 +23,8 @@ MIB = 1024 * 1024
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> Kind:
     chosen: Kind = request.param
+    if chosen.name == "machine":
+        MACHINE.machine = request.getfixturevalue("machine")
     chosen.check()
     return chosen
 
