@@ -133,10 +133,10 @@ def _understood(response: httpx.Response, raw: bytes) -> Answer:
     if is_json:
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(raw)
-    _refuse(status, found, raw)
+    _refuse(status, found, raw, response.headers.get("x-request-id", ""))
 
 
-def _refuse(status: int, found: Any, raw: bytes) -> NoReturn:
+def _refuse(status: int, found: Any, raw: bytes, request_id: str) -> NoReturn:
     """The envelope, the cloud's flat body, or plain text; `code` beats the status."""
     code: Any = None
     message: Any = None
@@ -146,16 +146,22 @@ def _refuse(status: int, found: Any, raw: bytes) -> NoReturn:
         code, message = envelope.get("code"), envelope.get("message")
     code = code[:64] if isinstance(code, str) else None  # servers up to 0.9.0 put the status there
     text = message if isinstance(message, str) else raw[:SHOWN].decode(errors="replace")
-    said = " ".join(text.split())[:SHOWN] or "nothing more"
+    said = _short(" ".join(text.split())) or "nothing more"
     upstream = Upstream(status, code)
     if status == 401 or code == "unauthenticated":
         raise BackendUnavailable(RUNTIME, "the BoxLite server refuses our key", 60, upstream)
-    detail = f"the BoxLite server answers {status} {code or ''}".rstrip() + f": {said}"
+    request = f" (its request {request_id[:64]})" if request_id.isascii() and request_id.isprintable() else ""
+    detail = f"the BoxLite server answers {status} {code or ''}".rstrip() + f": {said}{request if request_id else ''}"
     if status == 504 or code == "timeout":
         raise BackendTimeout(RUNTIME, detail, upstream)
     if code in _UNAVAILABLE or (code is None and status in {429, 502, 503}):
         raise BackendUnavailable(RUNTIME, detail, 5, upstream)
     raise BackendRefused(RUNTIME, detail, upstream)
+
+
+def _short(text: str) -> str:
+    """Both ends: what went wrong stands at the beginning, and in what way at the end."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
 
 
 def upstream_of(error: BackendFailure) -> Upstream:

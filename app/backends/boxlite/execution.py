@@ -28,7 +28,7 @@ LEADER_SECONDS = 2.0  # for an exit frame after a kill that the box carried out
 BUSY_FRAMES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
 MAY_LIVE_ON = "what hid its environment from the kill may live on until the sandbox is deleted"
 KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
-_SIGHUP = 1
+_SIGHUP, _SIGKILL = 1, 9
 
 
 class Room(Protocol):
@@ -233,7 +233,8 @@ class BoxliteExecution:
         with contextlib.suppress(BackendFailure):
             if await self._room.inside.signal(self._mark, number):
                 return
-        if not await self._server.signal(self._room.box_id, self._id, number):
+        tell = self._server.kill(self._room.box_id, self._id) if number == _SIGKILL else None
+        if not await (tell or self._server.signal(self._room.box_id, self._id, number)):
             raise WrongState("ended", f"nothing of the execution can be reached with {signal_name(number)}")
 
     async def kill(self) -> None:
