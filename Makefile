@@ -1,6 +1,6 @@
 # Every target is one command that also works by hand. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check lint format types openapi bench
+.PHONY: help setup serve boxlite test check lint format types openapi bench
 
 PYTHON := .venv/bin/python
 
@@ -12,6 +12,9 @@ setup: ## Install what is missing, tests included
 
 serve: ## Run the service (as root)
 	scripts/serve
+
+boxlite: ## A real BoxLite server with real microVMs, no KVM needed (as root; the first time takes 8 minutes)
+	deploy/boxlite/serve
 
 test: ## Everything that CI runs: lint, format, types, all tests
 	scripts/test

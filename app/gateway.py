@@ -9,18 +9,22 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
+from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
+from app.core.errors import UnknownImage
 from app.core.policy import Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
 from app.http_bounds import CONNECTIONS, BoundedHttp
+from app.instance import Instance, InstanceError
 from app.keys import KeysError, load_keys
 from app.main import create_app
 from app.profiles import ProfilesError, load_profiles
@@ -46,11 +50,12 @@ def main(arguments: list[str]) -> int:
         profiles = load_profiles(settings.profiles)
         raise_descriptor_limit(descriptors_needed(settings))
         spill = open_spill(settings, uid)
-    except (SettingsError, KeysError, ProfilesError, StartRefused) as error:
+        process = ProcessBackend(Path(launcher_socket) if launcher_socket else None, reason)
+        backends: list[Backend] = [process, boxlite_backend(settings)]
+    except (SettingsError, KeysError, ProfilesError, InstanceError, UnknownImage, StartRefused) as error:
         say(str(error))
         return 2
-    backend = ProcessBackend(Path(launcher_socket) if launcher_socket else None, reason)
-    server = build(settings, keys, profiles, spill, backend)
+    server = build(settings, keys, profiles, spill, backends)
     give_up_root(uid)
     if os.getppid() != parent:
         return 0
@@ -79,11 +84,15 @@ class StartRefused(Exception):
 
 
 def build(
-    settings: Settings, keys: tuple[str, ...], profiles: Mapping[str, Policy], spill: SpillFolder, backend: Backend
+    settings: Settings,
+    keys: tuple[str, ...],
+    profiles: Mapping[str, Policy],
+    spill: SpillFolder,
+    backends: Sequence[Backend],
 ) -> uvicorn.Server:
-    """Everything wired, nothing listening yet."""
-    disabled = () if settings.process.enabled else (backend.info.name,)
-    registry = Registry([backend], default=settings.runtime, disabled=disabled)
+    """Everything wired, nothing listening yet. `backends`: the cheapest first."""
+    in_use = {"process": settings.process.enabled, RUNTIME: settings.boxlite.in_use}
+    registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     telemetry = Telemetry()
     sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.open, spill.check)
     app = create_app(
@@ -118,6 +127,12 @@ def build(
     config.load()
     import_what_comes_late()
     return AnnouncedServer(config)
+
+
+def boxlite_backend(settings: Settings) -> BoxliteBackend:
+    """Without a server it is only a name that can be told about. Raises InstanceError, UnknownImage."""
+    instance = Instance(settings.data).word if settings.boxlite.in_use else "unused"
+    return BoxliteBackend(settings.boxlite, instance)
 
 
 def import_what_comes_late() -> None:

@@ -37,6 +37,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            for backend in registry:
+                if registry.enabled(backend.info.name):
+                    backend.open()
             yield
         finally:
             await sandboxes.aclose()

@@ -8,16 +8,17 @@ from typing import Any
 
 
 class Rest:
-    """Blocking HTTP/1.1 with JSON bodies over one TCP connection."""
+    """Blocking HTTP/1.1 with JSON bodies over one TCP connection. `headers`: lines for every request."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, headers: str = "") -> None:
+        self._headers = f"host: localhost\r\n{headers}"
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __call__(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         data = b"" if body is None else json.dumps(body).encode()
         kind = "" if body is None else "content-type: application/json\r\n"
-        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{kind}content-length: {len(data)}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{kind}content-length: {len(data)}\r\n\r\n"
         self._socket.sendall(head.encode() + data)
         return self._answer()
 

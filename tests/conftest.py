@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import signal
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.require import require
+
+if TYPE_CHECKING:
+    from tests.boxlite.machine import Machine
 
 
 async def _run(test: Coroutine[Any, Any, None]) -> None:
@@ -37,3 +42,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     wanted = pyfuncitem._fixtureinfo.argnames  # the public way, `funcargs`, also holds autouse fixtures
     asyncio.run(_run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted})))
     return True
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """The real BoxLite server with real microVMs, one for all tests, started when the first one asks for it.
+
+    Only what is built is used: a plain run of the tests does not begin with compiling for minutes."""
+    from tests.boxlite.machine import missing, running_machine
+
+    reason = missing()
+    require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed, once, in some 8 minutes")
+    with running_machine() as running:
+        yield running

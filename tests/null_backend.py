@@ -9,6 +9,7 @@
     both N               N bytes on each channel, in turns         pwd              prints the working directory
     sleep                until a signal or a kill                  oom              killed for its memory
     spew                 prints without end                        close-stdin      closes its stdin, then sleeps
+    torn A B             A bytes, then some are lost, then B more
     trap SIGNAL...       prints the names of signals, goes on      daemon ARGV...   leaves a process, then is ARGV
     silent-then ARGV...  waits for `backend.release`, then is ARGV
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
@@ -32,9 +34,7 @@ STDIN_BUFFER = 1024 * 1024
 PIECE = 64 * 1024
 IGNORED_BY_DEFAULT = frozenset({17, 18, 23, 28})  # CHLD, CONT, URG, WINCH: signal(7)
 CAPABILITIES = frozenset(Capability) - {
-    Capability.PTY,
     Capability.FILES,
-    Capability.IMAGES,
     Capability.PAUSE,
     Capability.NETWORK_DIRECT,
     Capability.NETWORK_PROXY,
@@ -108,6 +108,13 @@ class NullExecution:
         elif number not in IGNORED_BY_DEFAULT:
             self._ended_by = number
             self._first.cancel()
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Prints the new size: a program that is told by SIGWINCH."""
+        await asyncio.sleep(0)
+        if self._first is None or self._first.done():
+            raise WrongState("ended", "the execution has ended")
+        self.logs.stdout.append(b"%dx%d\n" % (rows, cols))
 
     async def kill(self) -> None:
         backend = self._room.backend
@@ -223,6 +230,14 @@ class NullExecution:
             await asyncio.sleep(0)
         return 0
 
+    async def _torn(self, arguments: list[str]) -> int:
+        before, after = (int(argument) for argument in arguments)
+        self.logs.stdout.append(pattern(before))
+        self.logs.stdout.tear()
+        await asyncio.sleep(0)
+        self.logs.stdout.append(pattern(after, before))
+        return 0
+
     async def _both(self, arguments: list[str]) -> int:
         size = int(arguments[0])
         for begin in range(0, size, PIECE):
@@ -272,6 +287,7 @@ PROGRAMS: dict[str, Callable[[NullExecution, list[str]], Awaitable[int]]] = {
     "cat": NullExecution._cat,
     "print": NullExecution._print,
     "both": NullExecution._both,
+    "torn": NullExecution._torn,
     "sleep": NullExecution._sleep,
     "spew": NullExecution._spew,
     "trap": NullExecution._trap,
@@ -371,8 +387,10 @@ class NullBackend:
         tier: str = "kernel",
         capabilities: frozenset[Capability] = CAPABILITIES,
         command_limits: CommandLimits | None = None,
+        ceilings: Mapping[str, float] | None = None,
     ) -> None:
-        self._info = RuntimeInfo(name, tier, "0", capabilities, aliases, command_limits or CommandLimits())
+        own = command_limits or CommandLimits()
+        self._info = RuntimeInfo(name, tier, "0", capabilities, aliases, own, ceilings or {})
         self.sandboxes: dict[str, NullSandbox] = {}
         self.created: list[str] = []
         self.create_gate: Gate | None = None
@@ -384,6 +402,8 @@ class NullBackend:
         self.kill_error: BulkheadError | None = None
         self.destroy_error: BulkheadError | None = None
         self.ready_error: BulkheadError | None = None
+        self.opened = 0  # how often
+        self.image: str | None = None  # what a create without an image gets
         self._alive: list[str] = []
 
     # --- the contract
@@ -391,6 +411,12 @@ class NullBackend:
     @property
     def info(self) -> RuntimeInfo:
         return self._info
+
+    def open(self) -> None:
+        self.opened += 1
+
+    def fit(self, spec: SandboxSpec) -> SandboxSpec:
+        return spec if self.image is None else replace(spec, image=spec.image or self.image)
 
     async def ready(self) -> None:
         if self.ready_error is not None:

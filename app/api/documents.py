@@ -19,12 +19,14 @@ _EXTRAS: dict[str, Any] = {
     "known": ["kernel", "linux", "process"],
     "field": "limits.memory_mib",
     "ceiling": 4096,
-    "missing": ["pty"],
+    "missing": ["pause"],
     "state": "destroyed",
     "limit": 4194304,
     "step": "mount_proc",
     "errno": "EPERM",
     "layer": "landlock",
+    "upstream_status": 503,
+    "upstream_code": "engine_unavailable",
 }
 
 Answers = dict[int | str, dict[str, Any]]

@@ -38,6 +38,8 @@ _receipt: dict[str, Any] = {
 _sandbox: dict[str, Any] = {
     "id": _SANDBOX,
     "runtime": "process",
+    "runtime_reason": None,
+    "image": None,
     "state": "running",
     "state_reason": None,
     "created_at": _CREATED,
@@ -56,7 +58,7 @@ _sandbox: dict[str, Any] = {
     "policy": {
         "profile": "default",
         "filesystem": {"read_only": ["/usr", "/etc"], "read_write": ["/workspace", "/tmp", "/dev/shm"]},  # noqa: S108 - paths inside
-        "network": {"mode": "none"},
+        "network": {"mode": "none", "allow": []},
         "syscalls": {"profile": "default"},
         "loopback_tcp": False,
     },
@@ -107,7 +109,21 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                     "memory_mib": {"default": 512, "ceiling": 4096},
                     "argument_bytes": {"default": None, "ceiling": 131071},
                 },
-            }
+            },
+            {
+                "name": "boxlite",
+                "aliases": ["microvm", "vm"],
+                "enabled": True,
+                "available": True,
+                "reason": None,
+                "version": "0.1.0",
+                "tier": "vm",
+                "capabilities": ["images", "pty", "stdin"],
+                "limits": {
+                    "memory_mib": {"default": 512, "ceiling": 4096},
+                    "argument_bytes": {"default": None, "ceiling": 131071},
+                },
+            },
         ]
     },
     "Health": {"status": "alive"},
@@ -123,4 +139,5 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "StreamStdinEof": {"type": "stdin_eof"},
     "StreamSignal": {"type": "signal", "sig": 2},
+    "StreamResize": {"type": "resize", "rows": 40, "cols": 120},
 }

@@ -1,4 +1,4 @@
-"""Routes of executions: start, list, show, signal, kill."""
+"""Routes of executions: start, list, show, signal, resize, kill."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from app.api.specs import command_of
 from app.api.views import execution_body, json_response
 from app.core.commands import signal_number
 from app.core.errors import InvalidRequest
+from app.core.models import Terminal
 
 router = APIRouter(prefix="/sandboxes/{sandbox_id}/executions", tags=["executions"])
 
@@ -58,6 +59,7 @@ class ListQuery(PageQuery):
             "unsupported_media_type",
             "payload_too_large",
             "capacity_exceeded",
+            "backend_error",
             "backend_unavailable",
             "backend_timeout",
         ),
@@ -111,10 +113,11 @@ async def get_execution(
     summary="Kill everything that an execution started",
     status_code=204,
     response_class=Response,
-    responses=problems("not_found", "backend_unavailable", "backend_timeout"),
+    responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
 )
 async def delete_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
-    """Daemons too. Repeatable; the record stays."""
+    """Daemons too, where the runtime has `kill_tree`; else what it can reach, and the exit's `detail` says what may
+    live on. Repeatable; the record stays."""
     edge = edge_of(request)
     await edge.sandboxes.kill_execution(edge.sandboxes.execution(sandbox_id, execution_id))
     return Response(status_code=204)
@@ -132,17 +135,44 @@ async def delete_execution(request: Request, sandbox_id: str, execution_id: str)
         "wrong_state",
         "unsupported_media_type",
         "payload_too_large",
+        "backend_error",
         "backend_unavailable",
         "backend_timeout",
     ),
     openapi_extra=json_body(schemas.SignalExecution),
 )
 async def signal_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
-    """As Ctrl-C does."""
+    """As Ctrl-C does. A runtime without `signal_group` reaches its first process only."""
     execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
     asked = await read_json(request, schemas.SignalExecution)
     number = signal_number(asked.signal)
     if number is None:
         raise InvalidRequest.at("/signal", "is not the name of a signal")
     await execution.signal(number)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{execution_id}/resize",
+    operation_id="resize_execution",
+    summary="Give an execution's terminal another size",
+    status_code=204,
+    response_class=Response,
+    responses=problems(
+        "invalid_request",
+        "not_found",
+        "wrong_state",
+        "unsupported_media_type",
+        "payload_too_large",
+        "backend_error",
+        "backend_unavailable",
+        "backend_timeout",
+    ),
+    openapi_extra=json_body(schemas.Terminal),
+)
+async def resize_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
+    """Its programs get SIGWINCH."""
+    execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
+    asked = await read_json(request, schemas.Terminal)
+    await execution.resize(Terminal(asked.rows, asked.cols))
     return Response(status_code=204)

@@ -13,14 +13,16 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from app.api.problems import field_errors, problem_of
-from app.api.schemas import Answer, Exit, Problem
+from app.api.schemas import Answer, Exit, Problem, Terminal
 from app.api.strict import Count, Strict
 from app.api.views import exit_body
 from app.core.commands import signal_number
 from app.core.errors import InvalidRequest, PayloadTooLarge
 from app.core.executions import Execution
+from app.core.follow import Gap
 from app.core.models import Channel, ExecutionState, exit_code_for_shells
-from app.core.output import Gap, OutputLog
+from app.core.models import Terminal as Size
+from app.core.output import OutputLog
 
 TEXT_LIMIT = 64 * 1024
 CHANNEL_BYTE = {Channel.STDOUT: b"\x01", Channel.STDERR: b"\x02"}
@@ -38,17 +40,18 @@ class StreamStart(Answer):
 
 
 class StreamGap(Answer):
-    """Bytes that are no longer stored."""
+    """Bytes that are no longer stored. `to` null: the runtime lost bytes at `from`, nobody knows how many; offsets go
+    on at `from`."""
 
     type: Literal["gap"]
     channel: Channel
     from_: int = Field(alias="from")
-    to: int = Field(description="the first byte after the gap")
+    to: int | None = Field(description="the first byte after the gap")
 
 
 class StreamDigest(Answer):
     bytes: int
-    dropped_bytes: int
+    dropped_bytes: int | None
     sha256: str = Field(description="of all bytes that the channel took in, dropped ones included")
 
 
@@ -83,6 +86,12 @@ class StreamSignal(Strict):
     signal: str | None = None
 
 
+class StreamResize(Terminal):
+    """The terminal's new size, for an execution that was started with one."""
+
+    type: Literal["resize"]
+
+
 FRAMES: tuple[type[BaseModel], ...] = (
     StreamStart,
     StreamGap,
@@ -90,6 +99,7 @@ FRAMES: tuple[type[BaseModel], ...] = (
     StreamProblem,
     StreamStdinEof,
     StreamSignal,
+    StreamResize,
 )
 
 
@@ -153,8 +163,8 @@ def problem_frame(error: Exception, request_id: str) -> str:
 # --- the client's
 
 
-def understand(text: str) -> StdinEof | int:
-    """A signal's number, or the end of stdin. Raises InvalidRequest or PayloadTooLarge."""
+def understand(text: str) -> StdinEof | Size | int:
+    """A signal's number, a terminal's new size, or the end of stdin. Raises InvalidRequest or PayloadTooLarge."""
     if len(text) > TEXT_LIMIT or len(text.encode()) > TEXT_LIMIT:
         raise PayloadTooLarge(TEXT_LIMIT)
     try:
@@ -169,6 +179,9 @@ def understand(text: str) -> StdinEof | int:
             case "stdin_eof":
                 StreamStdinEof.model_validate(frame)
                 return StdinEof()
+            case "resize":
+                size = StreamResize.model_validate(frame)
+                return Size(size.rows, size.cols)
             case "signal":
                 return _signal(StreamSignal.model_validate(frame))
     except ValidationError as error:

@@ -36,7 +36,8 @@ _TABLE = (
         "runtime_not_enabled",
         422,
         "The runtime is not enabled",
-        "The service knows the runtime, and its operator has switched it off. No other runtime is used in its place.",
+        "The service knows the runtime, and its operator has switched it off. No other runtime is used in its place. "
+        "For `auto`: none that is switched on isolates by what the request accepts at least.",
         ("runtime", "known"),
     ),
     ProblemType(
@@ -64,8 +65,9 @@ _TABLE = (
     ProblemType(
         "limit_too_high",
         422,
-        "The limit is above the operator's ceiling",
-        "Ask for `ceiling` or less. GET /runtimes lists the default and the ceiling of every limit.",
+        "The limit is above the ceiling",
+        "Ask for `ceiling` or less: the operator's, or the runtime's own where that is lower. GET /runtimes lists the "
+        "default and the ceiling of every limit.",
         ("field", "ceiling"),
     ),
     ProblemType(
@@ -216,8 +218,9 @@ _TABLE = (
         "backend_unavailable",
         503,
         "The runtime is not reachable",
-        "The service that carries out this runtime is not there. GET /runtimes has the reason.",
-        ("runtime",),
+        "The service that carries out this runtime is not there, or says that it cannot now. GET /runtimes has the "
+        "reason.",
+        ("runtime", "upstream_status", "upstream_code"),
     ),
     ProblemType(
         "isolation_unavailable",
@@ -232,7 +235,7 @@ _TABLE = (
         504,
         "The runtime did not answer in time",
         "What was begun is undone or shows in the lists.",
-        ("runtime",),
+        ("runtime", "upstream_status", "upstream_code"),
     ),
 )
 

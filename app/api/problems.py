@@ -48,6 +48,11 @@ def _ceiling(error: Any) -> Extras:
     return {"field": error.field, "ceiling": limit_number(error.field.rpartition(".")[2], error.ceiling)}
 
 
+def _upstream(error: Any) -> Extras:
+    upstream = error.upstream
+    return {"runtime": error.runtime, "upstream_status": upstream.status, "upstream_code": upstream.code}
+
+
 def _nothing(_: Any) -> Extras:
     return {}
 
@@ -58,6 +63,7 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.UnknownRuntime: ("unknown_runtime", _attributes("runtime", "known")),
     e.RuntimeNotEnabled: ("runtime_not_enabled", _attributes("runtime", "known")),
     e.UnknownProfile: ("unknown_profile", _attributes("known")),
+    e.UnknownImage: ("unknown_image", _attributes("known")),
     e.PolicyTooBroad: ("policy_too_broad", _attributes("field", "ceiling")),
     e.LimitTooHigh: ("limit_too_high", _ceiling),
     e.PolicyNotSupported: ("policy_not_supported", _attributes("field", "runtime")),
@@ -72,8 +78,9 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.PayloadTooLarge: ("payload_too_large", _attributes("limit")),
     e.LaunchFailed: ("launch_failed", lambda error: {"step": error.step, "errno": error.errno_name}),
     e.IsolationUnavailable: ("isolation_unavailable", _attributes("layer")),
-    e.BackendUnavailable: ("backend_unavailable", _attributes("runtime")),
-    e.BackendTimeout: ("backend_timeout", _attributes("runtime")),
+    e.BackendRefused: ("backend_error", _upstream),
+    e.BackendUnavailable: ("backend_unavailable", _upstream),
+    e.BackendTimeout: ("backend_timeout", _upstream),
     e.BackendFailure: ("backend_error", _nothing),
     UnsupportedMediaType: ("unsupported_media_type", _nothing),
     UpgradeRequired: ("upgrade_required", _nothing),

@@ -15,11 +15,17 @@ ANSWER_SECONDS = 5.0
 
 class Readiness:
     def __init__(
-        self, registry: Registry, noted: Callable[[str, bool], None], *, answer_seconds: float = ANSWER_SECONDS
+        self,
+        registry: Registry,
+        noted: Callable[[str, bool], None],
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+        fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
         self._registry = registry
         self._noted = noted
         self._answer_seconds = answer_seconds
+        self._fresh_seconds = fresh_seconds
         self._known: dict[str, tuple[float, asyncio.Task[BulkheadError | None]]] = {}
 
     async def of(self, backend: Backend) -> BulkheadError | None:
@@ -29,7 +35,7 @@ class Readiness:
             return RuntimeNotEnabled(name, [b.info.name for b in self._registry])
         loop = asyncio.get_running_loop()
         asked, answer = self._known.get(name, (0.0, None))
-        if answer is None or (answer.done() and loop.time() - asked > FRESH_SECONDS):
+        if answer is None or (answer.done() and loop.time() - asked >= self._fresh_seconds):
             answer = loop.create_task(self._ask(backend))
             self._known[name] = (loop.time(), answer)
         return await asyncio.shield(answer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
@@ -47,11 +49,25 @@ class NetworkReceipt(Receipt):
     rules: int = Field(default_factory=int)
 
 
+class MeasuredReceipt(Receipt):
+    """Read from inside, by programs of the image, before any command ran."""
+
+    kernel: str
+    cpus: int
+    memory_bytes: int
+
+
 class Isolation(Receipt):
-    """The receipt: what is in force, measured. The runtime `process` tells all of this; others may leave members out
-    and have others."""
+    """The receipt: what is in force, measured. Which members there are depends on the runtime: those from
+    `namespaces` to `cgroup` are told by `process`, those from `box_id` to `claimed` by `boxlite`."""
 
     tier: str
+    box_id: str = Field(default_factory=str, description="the server's id of the box")
+    server_version: str | None = Field(None, description="null: the server does not tell it")
+    boot_seconds: float = Field(default_factory=float, description="of the boot, its image's download included")
+    measured: MeasuredReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
+    reported: dict[str, Any] = Field(default_factory=dict, description="what the server says of the box")
+    claimed: list[str] = Field(default_factory=list, description="what is only the server's word")
     namespaces: list[str] = Field(default_factory=list)
     host_uid: int = Field(default_factory=int, description="the sandbox's user, as the host sees it")
     root: str = Field(default_factory=str, description="where /usr and the like come from")

@@ -62,6 +62,7 @@ def body_of(sandbox: Sandbox, edge: Edge) -> Body:
             "invalid_request",
             "unknown_runtime",
             "runtime_not_enabled",
+            "unknown_image",
             "unknown_profile",
             "policy_too_broad",
             "limit_too_high",
@@ -72,6 +73,7 @@ def body_of(sandbox: Sandbox, edge: Edge) -> Body:
             "payload_too_large",
             "capacity_exceeded",
             "launch_failed",
+            "backend_error",
             "backend_unavailable",
             "isolation_unavailable",
             "backend_timeout",
@@ -85,7 +87,7 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     choice; without one the sandbox is destroyed."""
     edge = edge_of(request)
     asked = await read_json(request, schemas.CreateSandbox)
-    sandbox, new = edge.sandboxes.create(sandbox_spec(asked, edge), asked.id)
+    sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge), asked.id)
     try:
         await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
     except ClientGone:
@@ -174,7 +176,7 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
     summary="Destroy a sandbox",
     status_code=204,
     response_class=Response,
-    responses=problems("not_found", "backend_unavailable", "backend_timeout"),
+    responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
 )
 async def delete_sandbox(request: Request, sandbox_id: str) -> Response:
     """When it answers, no process of the sandbox exists. Repeatable while the record is kept."""

@@ -10,9 +10,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.api.limits import LimitsRequest
 from app.api.receipts import Isolation
-from app.api.strict import Arguments, Environment, Id, Labels, Paths, Seconds, Strict
+from app.api.strict import Arguments, Environment, Host, Id, Labels, Paths, Seconds, Strict
 from app.core.backend import Capability
-from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin
+from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
 
 
 class FilesystemRequest(Strict):
@@ -23,7 +23,12 @@ class FilesystemRequest(Strict):
 
 
 class NetworkRequest(Strict):
-    mode: Literal["none"] = "none"
+    """`none`: the sandbox's own loopback. `direct`: the hosts of `allow`, where the operator permits them."""
+
+    mode: Literal["none", "direct"] = "none"
+    allow: Annotated[list[Host], Field(max_length=64, fail_fast=True)] = Field(
+        [], description="with `direct`: host names, *.name, IPv4 addresses or nets; the operator's list bounds them"
+    )
 
 
 class SyscallsRequest(Strict):
@@ -44,12 +49,21 @@ class CreateSandbox(Strict):
         json_schema_extra={
             "examples": [
                 {"runtime": "process"},
+                {"runtime": "auto", "isolation_min": "vm", "image": "python"},
                 {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
             ]
         }
     )
 
-    runtime: str | None = Field(None, description="a runtime's name or alias; absent: the operator's default")
+    runtime: str | None = Field(
+        None,
+        description="a runtime's name or alias; absent: the operator's default; `auto`: the cheapest that is available "
+        "and has all that the request needs",
+    )
+    isolation_min: Tier | None = Field(None, description="the weakest wall that is accepted")
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        None, description="root file system: a name of the operator's table, or a reference that the operator permits"
+    )
     id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
     requires: Annotated[list[Capability], Field(max_length=64, fail_fast=True)] = Field(
         [], description="refused unless the runtime has them all"
@@ -73,16 +87,31 @@ class UpdateSandbox(Strict):
     labels: Labels = Field(default_factory=dict, description="replaces all; absent: unchanged")
 
 
+class Terminal(Strict):
+    """The size of a terminal, in characters."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rows": 40, "cols": 120}]})
+
+    rows: Annotated[int, Field(ge=1, le=65_535)]
+    cols: Annotated[int, Field(ge=1, le=65_535)]
+
+
 class CreateExecution(Strict):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"command": ["python3", "-c", "print(1 + 1)"], "timeout_seconds": 10}]}
+        json_schema_extra={
+            "examples": [
+                {"command": ["python3", "-c", "print(1 + 1)"], "timeout_seconds": 10},
+                {"command": ["bash", "-i"], "tty": {"rows": 40, "cols": 120}},
+            ]
+        }
     )
 
     command: Arguments = Field(description="the exact argv, no shell")
     env: Environment = Field({}, description="over the sandbox's")
     workdir: str | None = Field(None, description="absent: the sandbox's")
     timeout_seconds: Seconds | None = Field(None, description="at most and by default the limit wall_seconds")
-    stdin: Stdin = Stdin.NONE
+    stdin: Stdin = Field(Stdin.NONE, description="with `tty` always `open`")
+    tty: Terminal | None = Field(None, description="run it on a terminal of this size")
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
     id: Id | None = Field(None, description="chosen by the client: makes the start repeatable")
 
@@ -112,12 +141,15 @@ class Limits(Answer):
 
 
 class Filesystem(Answer):
+    """What may be read and written; all else is refused."""
+
     read_only: list[str]
     read_write: list[str]
 
 
 class Network(Answer):
     mode: str
+    allow: list[str] = Field(description="the hosts that `direct` lets it reach")
 
 
 class Syscalls(Answer):
@@ -125,11 +157,13 @@ class Syscalls(Answer):
 
 
 class Policy(Answer):
+    """As enforced; null for a part that the runtime does not enforce."""
+
     profile: str
-    filesystem: Filesystem
+    filesystem: Filesystem | None
     network: Network
-    syscalls: Syscalls
-    loopback_tcp: bool = Field(description="programs may use TCP on the sandbox's own loopback")
+    syscalls: Syscalls | None
+    loopback_tcp: bool | None = Field(description="programs may use TCP on the sandbox's own loopback")
 
 
 class ExecutionCounts(Answer):
@@ -140,6 +174,8 @@ class ExecutionCounts(Answer):
 class Sandbox(Answer):
     id: str
     runtime: str
+    runtime_reason: str | None = Field(description="why `auto` came to this runtime; null when it was asked for")
+    image: str | None = Field(description="null: the host's own system directories")
     state: SandboxState
     state_reason: str | None
     created_at: datetime
@@ -170,7 +206,9 @@ class Exit(Answer):
 
 class ChannelCounts(Answer):
     bytes: int
-    dropped_bytes: int = Field(description="of them no longer stored")
+    dropped_bytes: int | None = Field(
+        description="of them no longer stored; null where the runtime may lose output without a word"
+    )
 
 
 class Output(Answer):

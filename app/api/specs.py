@@ -2,37 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.api.deps import Edge
 from app.api.limits import LimitsRequest
-from app.api.schemas import CreateExecution, CreateSandbox, PolicyRequest
+from app.api.schemas import CreateExecution, CreateSandbox, NetworkRequest, PolicyRequest
 from app.api.views import ENFORCED_BY
 from app.core.backend import Backend, Capability
+from app.core.choice import Wish, choose
 from app.core.commands import check_environment
-from app.core.errors import InvalidRequest, LimitTooHigh, PolicyNotSupported, UnknownProfile
-from app.core.models import Command, SandboxSpec
-from app.core.policy import FilesystemRequest, Limits, Policy, check_path, choose_limits, narrow
+from app.core.errors import CapabilityMissing, InvalidRequest, LimitTooHigh, PolicyNotSupported, UnknownProfile
+from app.core.models import Command, SandboxSpec, Stdin, Terminal
+from app.core.policy import FilesystemRequest, Limits, Network, Policy, check_path, choose_limits, lower, narrow
 from app.core.sandboxes import Sandbox
 
+DEFAULT_PROFILE = "default"
 DEFAULT_TTL_SECONDS = 3600.0
 
 
-def sandbox_spec(asked: CreateSandbox, edge: Edge) -> SandboxSpec:
+async def sandbox_spec(asked: CreateSandbox, edge: Edge) -> SandboxSpec:
     """Raises what section 9 of the API lists for a create; nothing is begun."""
-    backend = edge.registry.get(edge.registry.default if asked.runtime is None else asked.runtime)
+    known = edge.sandboxes.find(asked.id) if asked.id else None
+    backend, reason = await choose(
+        Wish(edge.registry.default if asked.runtime is None else asked.runtime, asked.isolation_min, needs_of(asked)),
+        edge.registry,
+        edge.readiness.of,
+        settled_on=None if known is None else known.spec.runtime,
+    )
     wrong = check_environment(asked.env, backend.info.command_limits)
     if wrong:
         raise InvalidRequest(wrong)
-    return SandboxSpec(
-        runtime=backend.info.name,
-        limits=_limits(asked.limits, backend, edge),
-        policy=_policy(asked.policy, backend, edge),
-        env=asked.env,
-        workdir=check_path(asked.workdir, "/workdir"),
-        requires=frozenset(asked.requires),
-        ttl_seconds=_ttl(asked.ttl_seconds, edge),
-        idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
-        labels=asked.labels,
+    spec = backend.fit(
+        SandboxSpec(
+            runtime=backend.info.name,
+            limits=_limits(asked.limits, backend, edge),
+            policy=_policy(asked.policy, backend, edge),
+            env=asked.env,
+            workdir=check_path(asked.workdir, "/workdir"),
+            requires=frozenset(asked.requires),
+            ttl_seconds=_ttl(asked.ttl_seconds, edge),
+            idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
+            labels=asked.labels,
+            image=_image(asked.image, backend),
+            runtime_reason=reason,
+        )
     )
+    for name, limit in edge.ranges.items():  # what a runtime rounds up must not be more than the operator gives
+        if getattr(spec.limits, name) > limit.ceiling:
+            raise LimitTooHigh(f"limits.{name}", getattr(spec.limits, name), limit.ceiling)
+    return spec
+
+
+def needs_of(asked: CreateSandbox) -> frozenset[Capability]:
+    """What the runtime must be able to do: what is required by name, and what each field asks for."""
+    needs = set(asked.requires)
+    needs |= {capability for name, capability in ENFORCED_BY.items() if getattr(asked.limits, name) is not None}
+    if asked.image is not None:
+        needs.add(Capability.IMAGES)
+    if asked.policy.filesystem is not None or asked.policy.profile != DEFAULT_PROFILE:
+        needs.add(Capability.FILESYSTEM_POLICY)
+    if asked.policy.syscalls is not None:
+        needs.add(Capability.SYSCALL_PROFILES)
+    if asked.policy.network is not None and asked.policy.network.mode == "direct":
+        needs.add(Capability.NETWORK_DIRECT)
+    return frozenset(needs)
+
+
+def _image(asked: str | None, backend: Backend) -> str | None:
+    if asked is not None and Capability.IMAGES not in backend.info.capabilities:
+        raise CapabilityMissing([Capability.IMAGES], backend.info.name)
+    return asked
 
 
 def _ttl(asked: float | None, edge: Edge) -> float:
@@ -56,20 +95,47 @@ def _limits(asked: LimitsRequest, backend: Backend, edge: Edge) -> Limits:
             raise PolicyNotSupported(
                 f"limits.{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
             )
-    return choose_limits(values, edge.ranges)
+    return choose_limits(values, lower(edge.ranges, backend.info.ceilings))
 
 
 def _policy(asked: PolicyRequest, backend: Backend, edge: Edge) -> Policy:
     profile = edge.profiles.get(asked.profile)
     if profile is None:
         raise UnknownProfile(asked.profile[:64], edge.profiles)
+    _check_enforced(asked, backend)
+    if asked.network is not None:
+        profile = replace(profile, network=_network(asked.network))
     if asked.filesystem is None:
         return profile
-    if Capability.FILESYSTEM_POLICY not in backend.info.capabilities:
-        raise PolicyNotSupported(
-            "policy.filesystem", backend.info.name, f"the runtime {backend.info.name!r} has no filesystem policy"
-        )
     return narrow(profile, FilesystemRequest(asked.filesystem.read_only, asked.filesystem.read_write))
+
+
+def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
+    """A profile is its filesystem and its system calls: where neither is enforced, its name would be an empty word."""
+    name, capabilities = backend.info.name, backend.info.capabilities
+    network = asked.network
+    parts = (
+        ("profile", asked.profile != DEFAULT_PROFILE, Capability.FILESYSTEM_POLICY, "enforces no profile"),
+        ("filesystem", asked.filesystem is not None, Capability.FILESYSTEM_POLICY, "has no filesystem policy"),
+        ("syscalls", asked.syscalls is not None, Capability.SYSCALL_PROFILES, "has no system call profiles"),
+        (
+            "network.mode",
+            network is not None and network.mode == "direct",
+            Capability.NETWORK_DIRECT,
+            "does not reach the network: it cannot, or the operator has permitted no hosts",
+        ),
+    )
+    for part, is_asked, capability, lack in parts:
+        if is_asked and capability not in capabilities:
+            raise PolicyNotSupported(f"policy.{part}", name, f"the runtime {name!r} {lack}")
+
+
+def _network(asked: NetworkRequest) -> Network:
+    if asked.mode == "direct" and not asked.allow:
+        raise InvalidRequest.at("/policy/network/allow", "must name the hosts that may be reached")
+    if asked.mode == "none" and asked.allow:
+        raise InvalidRequest.at("/policy/network/allow", "needs the mode `direct`")
+    return Network(asked.mode, tuple(asked.allow))
 
 
 def command_of(asked: CreateExecution, sandbox: Sandbox) -> Command:
@@ -78,11 +144,13 @@ def command_of(asked: CreateExecution, sandbox: Sandbox) -> Command:
     timeout = wall if asked.timeout_seconds is None else asked.timeout_seconds
     if timeout > wall:
         raise LimitTooHigh("timeout_seconds", timeout, wall)
+    terminal = None if asked.tty is None else Terminal(asked.tty.rows, asked.tty.cols)
     return Command(
         argv=tuple(asked.command),
         env=asked.env,
         workdir=sandbox.spec.workdir if asked.workdir is None else check_path(asked.workdir, "/workdir"),
         timeout_seconds=timeout,
-        stdin=asked.stdin,
+        stdin=asked.stdin if terminal is None else Stdin.OPEN,
         on_output_limit=asked.on_output_limit,
+        tty=terminal,
     )

@@ -21,9 +21,9 @@ router = APIRouter(tags=["executions"])
 PATH = "/sandboxes/{sandbox_id}/executions/{execution_id}/stream"
 
 _DESCRIPTION = """A WebSocket. OpenAPI cannot describe one: the frames are the schemas `StreamStart`, `StreamGap`,
-`StreamExit`, `StreamProblem` from the server and `StreamStdinEof`, `StreamSignal` from the client, as text. Binary
-frames from the server are output: byte 0 is the channel (1 stdout, 2 stderr), at most 64 KiB follow. Binary frames from
-the client are stdin.
+`StreamExit`, `StreamProblem` from the server and `StreamStdinEof`, `StreamSignal`, `StreamResize` from the client, as
+text. Binary frames from the server are output: byte 0 is the channel (1 stdout, 2 stderr), at most 64 KiB follow.
+Binary frames from the client are stdin.
 
 The stream begins with `start`, replays what is stored from the offsets on, goes live, and ends with `exit` and close
 1000. Closing it ends nothing: open it again at the offsets that you have reached."""
@@ -49,7 +49,7 @@ PARAMETERS = [
 @router.get(
     PATH,
     operation_id="open_stream",
-    summary="Live output, stdin and signals of an execution",
+    summary="Live output, stdin, signals and terminal of an execution",
     description=_DESCRIPTION,
     status_code=101,
     response_class=Response,

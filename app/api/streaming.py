@@ -1,4 +1,4 @@
-"""One open stream: output down, stdin and signals up, and who ends it."""
+"""One open stream: output down, stdin, signals and sizes up, and who ends it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from app.api.frames import CHANNEL_BYTE, StdinEof, exit_frame, gap_frame, proble
 from app.core.backend import settle
 from app.core.errors import BulkheadError, Conflict
 from app.core.executions import Execution, StdinGrip
-from app.core.models import Channel
-from app.core.output import Gap
+from app.core.follow import Gap
+from app.core.models import Channel, Terminal
 
 NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, TAKEN_OVER = 1000, 1008, 1011, 4001
 # The server's `send` suspends only when its buffer is full. A fast reader would otherwise never let the loop go on.
@@ -141,9 +141,11 @@ class Stream:
             return None
         return None
 
-    async def _obey(self, wish: StdinEof | int) -> None:
+    async def _obey(self, wish: StdinEof | Terminal | int) -> None:
         if isinstance(wish, int):
             await self._execution.signal(wish)
+        elif isinstance(wish, Terminal):
+            await self._execution.resize(wish)
         elif self._grip is None:
             raise Conflict("this stream does not hold the stdin of the execution")
         else:

@@ -57,6 +57,7 @@ def _counts(count: int) -> dict[str, Any]:
 Id = Annotated[str, StringConstraints(pattern=f"^{ID_PATTERN}$")]
 Environment = Annotated[dict[str, str], BeforeValidator(_look_at_few_wrong_values)]
 Arguments = Annotated[list[str], Field(fail_fast=True)]
+Host = Annotated[str, StringConstraints(min_length=1, max_length=255)]  # a DNS name has 253 characters at most
 Paths = Annotated[list[str], Field(max_length=PATHS, fail_fast=True)]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]

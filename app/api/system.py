@@ -16,6 +16,8 @@ from app.api.problems import problem_of
 from app.api.views import ENFORCED_BY, Body, json_response, limit_number
 from app.core.backend import Backend
 from app.core.errors import BackendUnavailable, BulkheadError, NotFound, Refused
+from app.core.policy import lower
+from app.core.registry import AUTO
 
 router = APIRouter(tags=["service"])
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,11 +38,13 @@ async def list_runtimes(request: Request) -> Response:
 
 def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body:
     info, own = backend.info, backend.info.command_limits
-    limits: Body = {
-        name: {"default": limit_number(name, limit.default), "ceiling": limit_number(name, limit.ceiling)}
-        for name, limit in edge.ranges.items()
-        if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities
-    }
+    limits: Body = {}
+    for name, limit in lower(edge.ranges, info.ceilings).items():
+        if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities:
+            limits[name] = {
+                "default": limit_number(name, limit.default),
+                "ceiling": limit_number(name, limit.ceiling),
+            }
     for name in ("argument_bytes", "arguments", "variables", "total_bytes"):
         limits[name] = {"default": None, "ceiling": getattr(own, name)}
     return {
@@ -75,22 +79,31 @@ async def check_alive() -> Response:
     responses=problems("backend_unavailable", "isolation_unavailable"),
 )
 async def check_ready(request: Request) -> Response:
-    """Asked of the runtimes at most once a second. When it is not ready the problem has the member `runtimes` too."""
+    """With `auto` as the default: any runtime works. Asked of the runtimes at most once a second. When it is not ready
+    the problem has the member `runtimes` too."""
     edge = edge_of(request)
     answers = await edge.readiness.all()
-    runtimes = [
+    runtimes: list[Body] = [
         {"name": name, "ready": answer is None, "reason": None if answer is None else str(answer)}
         for name, answer in answers.items()
         if edge.registry.enabled(name)
     ]
     try:
         default = edge.registry.default
-        error = answers[default]
+        error = _none_works(runtimes) if default == AUTO else answers[default]
     except Refused as refused:  # the operator switched the default off, and nothing else
         default, error = "", BackendUnavailable("", str(refused))
     if error is None:
         return json_response({"default": default, "runtimes": runtimes})
     return problem_of(error).response(request_id_of(request), runtimes=runtimes)
+
+
+def _none_works(runtimes: list[Body]) -> BulkheadError | None:
+    """With `auto` as the default one runtime that works is enough."""
+    if any(runtime["ready"] for runtime in runtimes):
+        return None
+    reasons = "; ".join(f"{runtime['name']}: {runtime['reason']}" for runtime in runtimes)
+    return BackendUnavailable(AUTO, f"no runtime works: {reasons or 'none is enabled'}")
 
 
 @router.get(

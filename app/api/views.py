@@ -41,6 +41,8 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
     return {
         "id": sandbox.id,
         "runtime": spec.runtime,
+        "runtime_reason": spec.runtime_reason,
+        "image": spec.image,
         "state": sandbox.state,
         "state_reason": sandbox.state_reason,
         "created_at": sandbox.created_at,
@@ -61,10 +63,12 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
             "filesystem": {
                 "read_only": policy.filesystem.read_only,
                 "read_write": policy.filesystem.read_write,
-            },
-            "network": {"mode": policy.network.mode},
-            "syscalls": {"profile": policy.syscalls.profile},
-            "loopback_tcp": policy.loopback_tcp,
+            }
+            if Capability.FILESYSTEM_POLICY in capabilities
+            else None,
+            "network": {"mode": policy.network.mode, "allow": policy.network.allow},
+            "syscalls": {"profile": policy.syscalls.profile} if Capability.SYSCALL_PROFILES in capabilities else None,
+            "loopback_tcp": policy.loopback_tcp if Capability.FILESYSTEM_POLICY in capabilities else None,
         },
         "isolation": None if sandbox.handle is None else dict(sandbox.handle.receipt),
         "executions": {"running": sandbox.running, "total": len(sandbox.executions)},

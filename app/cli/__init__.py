@@ -1,11 +1,13 @@
 """The `bulkhead` command. Exit status 125 means that bulkhead itself failed; what else it means: `docs/cli.md`.
 
-``parser``      what can be typed                      ``session``     one command in a sandbox, start to exit
-``commands``    the client's commands                  ``interrupts``  Ctrl-C and the signals that end us
-``operate``     the operator's commands                ``pipes``       our own stdin, stdout and stderr
-``bodies``      what was typed, as request bodies      ``endings``     how an exit becomes an exit status
-``connect``     the environment, as a client           ``show``        tables, JSON and one-line errors
-``replay``      stored output                          ``gaps``        what is said about dropped bytes
+``parser``      what can be typed                      ``sandbox``     one of our own: boots, runs, goes
+``commands``    the client's commands                  ``session``     one command in a sandbox, start to exit
+``operate``     the operator's commands                ``interrupts``  Ctrl-C and the signals that end us
+``bodies``      what was typed, as request bodies      ``pipes``       our own stdin, stdout and stderr
+``connect``     the environment, as a client           ``terminal``    our own terminal, while a program has one
+``replay``      stored output                          ``endings``     how an exit becomes an exit status
+``show``        tables, JSON and one-line errors       ``gaps``        what is said about dropped bytes
+``host``, ``boxlite``, ``kvm``  what `probe` tries
 
 Starting must be quick: a module imports late what only some commands need.
 """

@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from typing import Any
 
-from app.cli import UsageError
+from app.cli import UsageError, terminal
 from app.cli.pipes import wanted
 
 TTL_SECONDS = 3600.0  # the service's default
@@ -22,8 +22,22 @@ def _pairs(found: list[tuple[str, str]] | None) -> dict[str, str] | None:
     return dict(found) if found else None
 
 
+def _network(typed: Namespace) -> dict[str, Any] | None:
+    if typed.allow and typed.network != "direct":
+        raise UsageError("--allow names hosts for --network direct")
+    return {"mode": typed.network, **_said({"allow": typed.allow})} if typed.network is not None else None
+
+
+def _terminal(typed: Namespace) -> terminal.Size:
+    if typed.json:
+        raise UsageError("--tty shows the output as it comes, --json collects it: one of them")
+    if not terminal.there():
+        raise UsageError("--tty needs a terminal on stdin")
+    return terminal.size()
+
+
 def sandbox_body(typed: Namespace) -> dict[str, Any]:
-    """The body of `POST /sandboxes`."""
+    """The body of `POST /sandboxes`. Raises UsageError."""
     runtime = typed.runtime or os.environ.get("BULKHEAD_RUNTIME") or os.environ.get("OPENSHELL_RUNTIME") or None
     longest = max(getattr(typed, "timeout", None) or 0.0, typed.wall_seconds or 0.0) + SLACK_SECONDS
     return _said(
@@ -31,8 +45,11 @@ def sandbox_body(typed: Namespace) -> dict[str, Any]:
             "id": typed.id,
             "runtime": runtime,
             "env": _pairs(typed.env),
+            "image": typed.image,
+            "isolation_min": typed.isolation_min,
+            "requires": typed.requires,
             "workdir": typed.workdir,
-            "policy": {"profile": typed.profile} if typed.profile is not None else None,
+            "policy": _said({"profile": typed.profile, "network": _network(typed)}) or None,
             "labels": _pairs(typed.label),
             "limits": _said({name: getattr(typed, name) for name in LIMITS}) or None,
             "ttl_seconds": typed.ttl if typed.ttl is not None or longest <= TTL_SECONDS else longest,
@@ -52,14 +69,18 @@ def execution_body(typed: Namespace, *, in_own_sandbox: bool) -> dict[str, Any]:
             argument.encode()
         except UnicodeEncodeError as error:  # the API speaks Unicode: what is no text cannot be passed on as it is
             raise UsageError(f"argument {number} of the command is not valid UTF-8") from error
+    env = _pairs(None if in_own_sandbox else typed.env) or {}
+    if typed.tty and "TERM" in os.environ and "TERM" not in dict(typed.env or ()):
+        env["TERM"] = os.environ["TERM"]  # a program must know what draws on our terminal
     return _said(
         {
             "command": command,
-            "stdin": "open" if wanted() else "none",
+            "stdin": "open" if typed.tty or wanted() else "none",
+            "tty": _terminal(typed) if typed.tty else None,
             "timeout_seconds": typed.timeout,
             "on_output_limit": typed.on_output_limit,
             "id": None if in_own_sandbox else typed.id,
-            "env": None if in_own_sandbox else _pairs(typed.env),
+            "env": env or None,
             "workdir": None if in_own_sandbox else typed.workdir,
         }
     )

@@ -51,7 +51,14 @@ def create(typed: Namespace) -> int:
     body = sandbox_body(typed)
 
     async def work(client: Client) -> int:
-        sandbox = await client.create_sandbox(body)
+        from app.cli.interrupts import Interrupts, Stopped
+        from app.cli.sandbox import create
+
+        with Interrupts() as interrupts:
+            try:
+                sandbox = await create(client, interrupts, body)
+            except Stopped as stopped:
+                return stopped.status
         if typed.json:
             put_json(sandbox)
         else:
@@ -152,7 +159,7 @@ def runtimes(typed: Namespace) -> int:
         if typed.json:
             put_json(found)
         else:
-            columns = ["NAME", "ALIASES", "AVAILABLE", "TIER", "VERSION", "CAPABILITIES", "REASON"]
+            columns = ["NAME", "ALIASES", "AVAILABLE", "TIER", "VERSION", "REASON", "CAPABILITIES"]
             put_table(columns, [_runtime_row(runtime) for runtime in found])
         return 0
 
@@ -167,6 +174,6 @@ def _runtime_row(runtime: Mapping[str, Any]) -> list[str]:
         state,
         runtime.get("tier") or "",
         runtime.get("version") or "",
-        ", ".join(runtime.get("capabilities") or ()),
         runtime.get("reason") or "",
+        ", ".join(runtime.get("capabilities") or ()),
     ]

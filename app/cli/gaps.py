@@ -6,12 +6,17 @@ from app.client.stream import Gap
 
 
 class Gaps:
-    """The first gap of a channel is told at once, all of them in one line at the end: there may be thousands."""
+    """The first gap of a channel is told at once, all of them in one line at the end: there may be thousands. A gap of
+    an unknown size is told at the end only."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, int]] = {}  # of each channel: how many, and their bytes
+        self._unknown: dict[str, None] = {}  # channels with a gap that nobody measured, in their order
 
     def add(self, gap: Gap) -> str | None:
+        if gap.end is None:
+            self._unknown[gap.channel] = None
+            return None
         count, size = self._seen.get(gap.channel, (0, 0))
         self._seen[gap.channel] = (count + 1, size + gap.end - gap.begin)
         if count:
@@ -19,8 +24,10 @@ class Gaps:
         return f"{gap.channel}: bytes {gap.begin} to {gap.end - 1} are missing: they were dropped before they were read"
 
     def summary(self) -> list[str]:
-        return [
+        counted = [
             f"{channel}: {size} bytes are missing in all, in {count} gaps"
             for channel, (count, size) in self._seen.items()
             if count > 1
         ]
+        lost = "some output was lost by the runtime; how much cannot be known"
+        return counted + [f"{channel}: {lost}" for channel in self._unknown]

@@ -27,13 +27,16 @@ from app.launcher.syscalls import (
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer. `optional`: an operator may give it up by name (BULKHEAD_PROCESS__ACCEPT_MISSING)."""
+    """One layer of one runtime. `optional`: an operator may give it up by name (BULKHEAD_PROCESS__ACCEPT_MISSING).
+    `needed`: the service as it is configured cannot do without it."""
 
     layer: str
     available: bool
     detail: str
     cure: str | None = None
     optional: bool = False
+    needed: bool = True
+    runtime: str = "process"
 
 
 _NAMESPACES = (

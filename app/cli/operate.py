@@ -38,21 +38,25 @@ def new_key(typed: Namespace) -> int:
 
 
 def probe(typed: Namespace) -> int:
+    from app.cli.boxlite import probe_boxlite
     from app.cli.host import probe_host
     from app.settings import SettingsError, load_settings
 
     try:
-        accepted: set[str] = set(load_settings().process.accept_missing)
+        settings = load_settings()
     except SettingsError as error:
         say(str(error))
         return FAILED
-    layers = probe_host()
+    accepted: set[str] = set(settings.process.accept_missing)
+    layers = [*probe_host(), *probe_boxlite(settings.boxlite)]
     if typed.json:
         put_json([asdict(layer) for layer in layers])
     else:
-        rows = [[layer.layer, _there(layer, accepted), layer.detail, layer.cure or ""] for layer in layers]
-        put_table(["LAYER", "THERE", "DETAIL", "CURE"], rows)
-    return 0 if all(layer.available or layer.layer in accepted for layer in layers) else 1
+        rows = [
+            [layer.runtime, layer.layer, _there(layer, accepted), layer.detail, layer.cure or ""] for layer in layers
+        ]
+        put_table(["RUNTIME", "LAYER", "THERE", "DETAIL", "CURE"], rows)
+    return 0 if all(layer.available or not layer.needed or layer.layer in accepted for layer in layers) else 1
 
 
 def _there(layer: LayerReport, accepted: set[str]) -> str:

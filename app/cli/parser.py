@@ -138,12 +138,18 @@ def _command_options(parser: Parser) -> None:
         choices=("kill", "drop_oldest"),
         help="what happens when it prints more than --output-bytes; drop_oldest when absent",
     )
+    parser.add_argument("--tty", "-t", action="store_true", help="give it a terminal, shown on ours; keys go to it")
     _env_options(parser)
 
 
 def _room_options(parser: Parser) -> None:
-    parser.add_argument("--runtime", metavar="R", help="isolation [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
+    parser.add_argument("--runtime", metavar="R", help="isolation, or auto [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
+    parser.add_argument("--isolation-min", choices=("kernel", "vm"), help="accept no runtime that isolates less")
+    parser.add_argument("--requires", metavar="CAP", action="append", help="a capability it must have; repeatable")
+    parser.add_argument("--image", metavar="IMAGE", help="its files, by a name that the operator gave")
     parser.add_argument("--profile", metavar="P", help="the operator's policy profile")
+    parser.add_argument("--network", choices=("none", "direct"), help="what it can reach; direct: what --allow names")
+    parser.add_argument("--allow", metavar="HOST", action="append", help="with --network direct; repeatable")
     parser.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="repeatable")
     parser.add_argument("--ttl", metavar="S", type=seconds, help="destroy the sandbox after S seconds")
     parser.add_argument("--idle", metavar="S", type=seconds, help="destroy it after S seconds without use")

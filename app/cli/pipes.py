@@ -107,7 +107,7 @@ class Sink:
 
 
 def wanted() -> bool:
-    """Whether our stdin is for the program: not a terminal (terminals come later), not /dev/null."""
+    """Whether our stdin is for the program: not a terminal (but with --tty), not /dev/null."""
     try:
         status = os.fstat(0)
     except OSError:

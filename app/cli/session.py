@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import signal
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.cli import BROKEN_PIPE, FAILED
+from app.cli import BROKEN_PIPE, FAILED, sandbox
 from app.cli.endings import hint_for, status_of
 from app.cli.gaps import Gaps
 from app.cli.interrupts import ENDING, PATIENCE_SECONDS, Interrupts, Stopped
@@ -19,7 +20,6 @@ from app.client import Client, ClientError, Problem
 from app.client.stream import Exited, Gap, Output, Stream
 
 AGAIN_SECONDS = 2.0  # a second Ctrl-C within this time kills
-DESTROY_SECONDS = 30.0
 COLLECTED_BYTES = 64 * 1024 * 1024  # of each channel, for --json
 
 
@@ -39,36 +39,17 @@ async def carry_out(client: Client, order: Order) -> int:
         try:
             if isinstance(order.sandbox, str):
                 return await Session(client, interrupts, order, order.sandbox, kept=True).run()
-            create = asyncio.create_task(client.create_sandbox(dict(order.sandbox)))
-            sandbox_id = (await interrupts.wait_for(create, PATIENCE_SECONDS))["id"]
+            sandbox_id = (await sandbox.create(client, interrupts, order.sandbox))["id"]
             try:
                 interrupts.check()
                 return await Session(client, interrupts, order, sandbox_id, kept=order.keep).run()
             finally:
                 if not order.keep:
-                    await _destroy(client, interrupts, sandbox_id)
+                    await sandbox.destroy(client, interrupts, sandbox_id)
                 elif not order.as_json:
                     say(f"the sandbox {sandbox_id} is kept")
         except Stopped as stopped:
             return stopped.status
-
-
-async def _destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> None:
-    """A failure is told and changes no exit status: the program's own is known, or a worse failure is on its way."""
-    destroy = asyncio.create_task(client.destroy_sandbox(sandbox_id))
-
-    def give_up(_: signal.Signals) -> None:
-        destroy.cancel()
-
-    interrupts.react(give_up)
-    try:
-        async with asyncio.timeout(DESTROY_SECONDS):
-            await destroy
-    except (ClientError, TimeoutError, asyncio.CancelledError) as error:
-        if not isinstance(error, Problem) or error.slug != "not_found":
-            say(f"the sandbox {sandbox_id} may still be there: {str(error) or 'interrupted'}")
-    finally:
-        interrupts.react(None)
 
 
 class Session:
@@ -84,6 +65,7 @@ class Session:
         self._collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         self._truncated = {"stdout": False, "stderr": False}
         self._gaps = Gaps()
+        self._line_end = "\n"
         self._ended = False
         self._killing = False
         self._interrupted_at = float("-inf")
@@ -131,23 +113,43 @@ class Session:
                 Sink() as sink,
                 self.client.stream(self.sandbox_id, self.execution_id, stdin=with_stdin) as stream,
             ):
-                if with_stdin:
-                    feeder = asyncio.create_task(_feed(stream))
-                async for event in stream:
-                    match event:
-                        case Output():
-                            await self._output(sink, event)
-                        case Gap():
-                            self._truncated[event.channel] = True
-                            if (warning := self._gaps.add(event)) is not None:
-                                await sink.write(2, message(warning))
-                        case Exited():
-                            self._ended = True
-                            return await self._exited(sink, event)
+                with self._screen(stream):
+                    if with_stdin:
+                        feeder = asyncio.create_task(_feed(stream))
+                    exited = await self._until_exit(sink, stream)
+                    await sink.drain()
+                return FAILED if exited is None else await self._exited(sink, exited)
         finally:
             if feeder is not None:
                 feeder.cancel()
-        return FAILED
+
+    async def _until_exit(self, sink: Sink, stream: Stream) -> Exited | None:
+        async for event in stream:
+            match event:
+                case Output():
+                    await self._output(sink, event)
+                case Gap():
+                    self._truncated[event.channel] = True
+                    if (warning := self._gaps.add(event)) is not None:
+                        await sink.write(2, message(warning, self._line_end))
+                case Exited():
+                    self._ended = True
+                    return event
+        return None
+
+    @contextlib.contextmanager
+    def _screen(self, stream: Stream) -> Iterator[None]:
+        """With a terminal, our own one is the program's until the block is left."""
+        known = self.order.execution.get("tty")
+        if known is None:
+            yield
+            return
+        from app.cli.terminal import Raw
+
+        with Raw(known, lambda size: self._run_errand(stream.resize(**size))):
+            self._line_end = "\r\n"
+            yield
+        self._line_end = "\n"
 
     async def _output(self, sink: Sink, event: Output) -> None:
         if self.order.as_json:
@@ -210,9 +212,9 @@ class Session:
             await call
         except Problem as problem:
             if problem.slug not in {"wrong_state", "not_found"}:  # it ended first: the stream says how
-                say(str(problem))
+                say(str(problem), self._line_end)
         except ClientError as error:
-            say(str(error))
+            say(str(error), self._line_end)
 
 
 async def _feed(stream: Stream) -> None:

@@ -15,13 +15,13 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 
 
-def message(text: str) -> bytes:
-    return f"bulkhead: {plain(text)}\n".encode(errors="backslashreplace")
+def message(text: str, end: str = "\n") -> bytes:
+    return f"bulkhead: {plain(text)}{end}".encode(errors="backslashreplace")
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     with contextlib.suppress(OSError):  # nobody listens
-        _write(2, message(text))
+        _write(2, message(text, end))
 
 
 def put(text: str) -> None:

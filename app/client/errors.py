@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -37,9 +37,23 @@ class Problem(ClientError):
             parts.append("; ".join(fields))
         elif problem.get("detail"):
             parts.append(str(problem["detail"]))
+        parts += _extras(problem, " ".join(parts))
         if self.status == 401:
             parts.append("the key is read from BULKHEAD_CLIENT_KEY")
         super().__init__(": ".join(parts))
+
+
+def _extras(problem: Mapping[str, Any], said: str) -> Iterator[str]:
+    """What a client can act on and the sentences before do not tell."""
+    known = ", ".join(str(name) for name in problem.get("known") or ())
+    if known not in said:
+        yield f"known: {known}"
+    runtime = problem.get("runtime")
+    if runtime is not None and str(runtime).lower() not in said.lower():
+        yield f"runtime {runtime}"
+    upstream = [str(problem[name]) for name in ("upstream_status", "upstream_code") if problem.get(name) is not None]
+    if not all(word in said for word in upstream):
+        yield f"its server answered {' '.join(upstream)}"
 
 
 def problem_of(status: int, reason: str, body: bytes) -> Problem:

@@ -148,8 +148,14 @@ class Client:
     # --- sandboxes
 
     async def create_sandbox(self, body: Json, wait_seconds: int = 300) -> Json:
+        """It is `creating` when its boot takes longer than `wait_seconds`."""
         params = {"wait_seconds": wait_seconds}
         return await self._json("POST", "/sandboxes", json=body, params=params, wait_seconds=wait_seconds)
+
+    async def sandbox(self, sandbox_id: str, wait_seconds: int = 0) -> Json:
+        """As it is; the answer is held while it is `creating`, for at most `wait_seconds`."""
+        path, params = f"/sandboxes/{segment(sandbox_id)}", {"wait_seconds": wait_seconds}
+        return await self._json("GET", path, params=params, wait_seconds=wait_seconds)
 
     def sandboxes(self, labels: Mapping[str, str] | None = None) -> AsyncIterator[Json]:
         """Oldest first."""

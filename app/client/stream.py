@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import socket
@@ -43,11 +44,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes from `begin` up to, not including, `end` are no longer stored."""
+    """Bytes from `begin` up to, not including, `end` are no longer stored. With `end` None the runtime lost output
+    before it was counted: how much cannot be known, and the count goes on at `begin`."""
 
     channel: str
     begin: int
-    end: int
+    end: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Stream:
         self._pump: asyncio.Task[None] | None = None
         self._problem: Problem | None = None  # of the last frame: the close that follows makes it final
         self._reached = False
+        self._size: dict[str, int] | None = None  # of the terminal, once it is not what it was at the start
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,6 +145,16 @@ class Stream:
 
     def end_input(self) -> None:
         self._stdin.finish()
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """The terminal's new size, told again after a cut."""
+        self._size = {"rows": rows, "cols": cols}
+        if self._connection is not None:
+            await self._tell_size(self._connection)
+
+    async def _tell_size(self, connection: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):  # its reader sees it too, and begins again
+            await connection.send(json.dumps({"type": "resize", **(self._size or {})}))
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Raises ServiceUnreachable, Problem, StreamCut, OutputDamaged."""
@@ -211,10 +224,11 @@ class Stream:
             case "start":
                 self._begin(frame)
             case "gap":
-                self.received[frame["channel"]].skip(frame["to"])
+                if frame["to"] is not None:
+                    self.received[frame["channel"]].skip(frame["to"])
                 return Gap(frame["channel"], frame["from"], frame["to"])
             case "problem":
-                # Nothing that we send can go wrong but stdin after its end; the close that may follow says the rest.
+                # What we send can only come too late, stdin and sizes alike; the close that may follow says the rest.
                 self._problem = Problem(frame["problem"])
                 if self._problem.slug == "wrong_state":
                     self._let_go_of_stdin()
@@ -228,13 +242,20 @@ class Stream:
         for name, received in self.received.items():
             if frame.get(f"{name}_offset", received.offset) != received.offset:
                 raise OutputDamaged(f"{name} was to go on at byte {received.offset}: {frame[f'{name}_offset']} came")
-        if self._claim != "false" and not self._stdin.over and self._connection is not None:
+        if self._connection is None:
+            return
+        with_stdin = self._claim != "false" and not self._stdin.over
+        if with_stdin:
             self._stdin.rewind(int(frame.get("stdin_bytes", 0)))
-            self._pump = asyncio.create_task(self._send(self._connection))
             self._claim = "take"  # after a cut the service may still believe in the old holder: ourselves
+        self._pump = asyncio.create_task(self._send(self._connection, with_stdin))
 
-    async def _send(self, connection: ClientConnection) -> None:
+    async def _send(self, connection: ClientConnection, with_stdin: bool) -> None:
         try:
+            if self._size is not None:
+                await self._tell_size(connection)
+            if not with_stdin:
+                return
             while (piece := await self._stdin.take()) is not None:
                 await connection.send(piece)
             if not self._stdin.over:

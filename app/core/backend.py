@@ -52,6 +52,7 @@ class CommandLimits:
     arguments: int = 65_536
     variables: int = 4_096
     total_bytes: int = 1_900_000
+    reserved: frozenset[str] = frozenset()  # names of variables that mean something to the runtime itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,15 @@ class ExecutionHandle(Protocol):
     async def close_stdin(self) -> None:
         """End of file after what was written. Idempotent."""
 
+    async def resize(self, rows: int, cols: int) -> None:
+        """The terminal's new size, for an execution that has one. WrongState once the first process has ended."""
+
     async def signal(self, number: int) -> None:
         """To the execution's process group. WrongState once the first process has ended."""
 
     async def kill(self) -> None:
         """Ends everything that the execution started, daemons too. Idempotent, also after the sandbox's end; returns
-        when all of it is gone."""
+        when all of it is gone. Without KILL_TREE: what it can reach, and the Exit's `detail` says what may live on."""
 
     async def wait(self) -> Exit:
         """The kernel's word on how the first process ended. When it returns, all output of that process is in the
@@ -97,7 +101,7 @@ class SandboxHandle(Protocol):
 
     async def destroy(self) -> None:
         """Ends the sandbox. Idempotent. When it returns no process, mount or cgroup of it exists, every execution's
-        `wait` has an answer, and nothing of the sandbox is held any more. Raises BackendTimeout when nobody says so.
+        `wait` has an answer, and nothing of the sandbox is held any more. Raises a BackendFailure when nobody says so.
         Then, and when it was cancelled, it can be called again."""
 
     async def lost(self) -> str:
@@ -107,7 +111,7 @@ class SandboxHandle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
-    """What `GET /runtimes` says about a runtime."""
+    """What `GET /runtimes` says about a runtime. `ceilings`: of its own, by name of the limit, below the operator's."""
 
     name: str
     tier: str
@@ -115,6 +119,7 @@ class RuntimeInfo:
     capabilities: frozenset[Capability]
     aliases: tuple[str, ...] = ()
     command_limits: CommandLimits = field(default_factory=CommandLimits)
+    ceilings: Mapping[str, float] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -122,6 +127,13 @@ class Backend(Protocol):
 
     @property
     def info(self) -> RuntimeInfo: ...
+
+    def open(self) -> None:
+        """Called once, in the running loop, before anything else."""
+
+    def fit(self, spec: SandboxSpec) -> SandboxSpec:
+        """What a create of this would really make: limits rounded to what the runtime can enforce, its default image.
+        Raises a Refused or InvalidRequest for what it cannot, and begins nothing."""
 
     async def ready(self) -> None:
         """Raises a BackendFailure (unavailable, too slow, isolation not in force) when a create could not succeed."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from app.core.backend import CommandLimits
-from app.core.errors import FieldError, InvalidRequest
-from app.core.models import Command
+from app.core.backend import Capability, CommandLimits, RuntimeInfo
+from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
+from app.core.models import Command, Stdin
 from app.core.text import byte_length
 
 SIGNALS = {
@@ -67,7 +67,9 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
         # The pointer goes into an answer, so it must have bytes even where the name has none.
         shown = name[:64].encode(errors="replace").decode()
         where = f"{pointer}/{shown.replace('~', '~0').replace('/', '~1')}"
-        if sizes[0] is None or sizes[1] is None:
+        if name in limits.reserved:
+            errors.append(FieldError(where, "is not for clients: it means something to the runtime itself"))
+        elif sizes[0] is None or sizes[1] is None:
             errors.append(FieldError(where, "must not contain half of a surrogate pair"))
         elif not _VARIABLE.fullmatch(name):
             errors.append(FieldError(where, "a name must not be empty nor contain = or NUL"))
@@ -76,6 +78,15 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
         elif sizes[0] + sizes[1] + 1 > limits.argument_bytes:
             errors.append(FieldError(where, f"is longer than the runtime's {limits.argument_bytes} bytes"))
     return errors
+
+
+def check_start(command: Command, runtime: RuntimeInfo) -> None:
+    """Raises InvalidRequest, or CapabilityMissing for what the runtime cannot give a command."""
+    check_command(command, runtime.command_limits)
+    needed = {Capability.STDIN} if command.stdin is Stdin.OPEN else set()
+    needed |= {Capability.PTY} if command.tty is not None else set()
+    if missing := needed - runtime.capabilities:
+        raise CapabilityMissing(missing, runtime.name)
 
 
 def check_command(command: Command, limits: CommandLimits) -> None:

@@ -5,7 +5,7 @@
     BulkheadError
     ├── InvalidRequest             a field is wrong; names every wrong field
     ├── Refused                    the request is well formed and will not be done
-    │   ├── UnknownRuntime  RuntimeNotEnabled  UnknownProfile
+    │   ├── UnknownRuntime  RuntimeNotEnabled  UnknownProfile  UnknownImage
     │   ├── PolicyTooBroad  LimitTooHigh  PolicyNotSupported  CapabilityMissing
     │   ├── Unauthenticated  Forbidden
     │   └── CapacityExceeded       an operator's limit is reached; try again later
@@ -17,6 +17,7 @@
     └── BackendFailure             the runtime could not do it
         ├── LaunchFailed           a named isolation step was refused by the kernel
         ├── IsolationUnavailable   the host lacks a layer that was not given up by name
+        ├── BackendRefused         the runtime's server answered with an error
         ├── BackendUnavailable     the launcher (or server) is not there
         └── BackendTimeout
 
@@ -62,15 +63,25 @@ class UnknownRuntime(Refused):
 
 
 class RuntimeNotEnabled(Refused):
-    def __init__(self, runtime: str, known: Iterable[str]) -> None:
+    def __init__(self, runtime: str, known: Iterable[str], detail: str = "") -> None:
         self.runtime, self.known = runtime, sorted(known)
-        super().__init__(f"the operator has not enabled the runtime {runtime!r}")
+        super().__init__(detail or f"the operator has not enabled the runtime {runtime!r}")
 
 
 class UnknownProfile(Refused):
     def __init__(self, profile: str, known: Iterable[str]) -> None:
         self.known = sorted(known)
         super().__init__(f"there is no policy profile {profile!r}; known: {', '.join(self.known)}")
+
+
+class UnknownImage(Refused):
+    """`image` None: none was named, and there is no default."""
+
+    def __init__(self, image: str | None, known: Iterable[str], detail: str = "") -> None:
+        self.known = sorted(known)
+        names = f"known: {', '.join(self.known) or 'none'}"
+        what = "no image was named, and there is no default" if image is None else f"there is no image {image!r}"
+        super().__init__(f"{what}; {detail or names}")
 
 
 class PolicyTooBroad(Refused):
@@ -87,7 +98,7 @@ def _plain(number: float) -> str:
 class LimitTooHigh(Refused):
     def __init__(self, field: str, value: float, ceiling: float) -> None:
         self.field, self.ceiling = field, ceiling
-        super().__init__(f"{field} is {_plain(value)}, the operator's ceiling is {_plain(ceiling)}")
+        super().__init__(f"{field} is {_plain(value)}, the ceiling is {_plain(ceiling)}")
 
 
 class PolicyNotSupported(Refused):
@@ -97,9 +108,9 @@ class PolicyNotSupported(Refused):
 
 
 class CapabilityMissing(Refused):
-    def __init__(self, missing: Iterable[str], runtime: str) -> None:
+    def __init__(self, missing: Iterable[str], runtime: str, detail: str = "") -> None:
         self.missing, self.runtime = sorted(missing), runtime
-        super().__init__(f"the runtime {runtime!r} lacks: {', '.join(self.missing)}")
+        super().__init__(detail or f"the runtime {runtime!r} lacks: {', '.join(self.missing)}")
 
 
 class Unauthenticated(Refused):
@@ -157,13 +168,30 @@ class IsolationUnavailable(BackendFailure):
         super().__init__(detail)
 
 
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """What a runtime's server answered: its HTTP status and its own code for the error, as far as it gave them."""
+
+    status: int | None = None
+    code: str | None = None
+
+
+class BackendRefused(BackendFailure):
+    def __init__(self, runtime: str, detail: str, upstream: Upstream) -> None:
+        self.runtime, self.upstream = runtime, upstream
+        super().__init__(detail)
+
+
 class BackendUnavailable(BackendFailure):
-    def __init__(self, runtime: str, detail: str, retry_after_seconds: int = 1) -> None:
+    def __init__(
+        self, runtime: str, detail: str, retry_after_seconds: int = 1, upstream: Upstream | None = None
+    ) -> None:
         self.runtime, self.retry_after_seconds = runtime, retry_after_seconds
+        self.upstream = upstream or Upstream()
         super().__init__(detail)
 
 
 class BackendTimeout(BackendFailure):
-    def __init__(self, runtime: str, detail: str) -> None:
-        self.runtime = runtime
+    def __init__(self, runtime: str, detail: str, upstream: Upstream | None = None) -> None:
+        self.runtime, self.upstream = runtime, upstream or Upstream()
         super().__init__(detail)

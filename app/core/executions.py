@@ -9,6 +9,7 @@ from datetime import datetime
 
 from app.core.backend import ExecutionHandle, Logs
 from app.core.errors import BackendFailure, BulkheadError, CapacityExceeded, Conflict, WrongState
+from app.core.follow import Follower
 from app.core.models import (
     Channel,
     Command,
@@ -17,9 +18,10 @@ from app.core.models import (
     ExitReason,
     OnOutputLimit,
     Stdin,
+    Terminal,
     now,
 )
-from app.core.output import Follower, OutputLog
+from app.core.output import OutputLog
 from app.core.tasks import Tasks
 
 
@@ -116,8 +118,8 @@ class Execution:
         """What we did to it is the reason only if that is what ended it: a program that exited first did exit."""
         if self._intent is None or natural.signal != "SIGKILL" or natural.unprompted:
             return natural
-        reason, detail = self._intent
-        return replace(natural, reason=reason, detail=detail)
+        reason, detail = self._intent  # what the runtime adds, such as what may live on, is kept
+        return replace(natural, reason=reason, detail=f"{detail}; {natural.detail}" if natural.detail else detail)
 
     def _finish(self, exit_: Exit) -> None:
         self.exit = exit_
@@ -169,10 +171,19 @@ class Execution:
 
     async def signal(self, number: int) -> None:
         """Raises WrongState after the end of the execution."""
+        await (await self._running()).signal(number)
+
+    async def resize(self, size: Terminal) -> None:
+        """Raises WrongState after the end of the execution, and when it has no terminal."""
+        if self.command.tty is None:
+            raise WrongState(self.state, "the execution was started without a terminal")
+        await (await self._running()).resize(size.rows, size.cols)
+
+    async def _running(self) -> ExecutionHandle:
         await self.started.wait()
         if self.exit is not None or self._handle is None:
             raise WrongState(self.state, "the execution has ended")
-        await self._handle.signal(number)
+        return self._handle
 
     def follow(self, offsets: dict[Channel, int]) -> Follower:
         return Follower(self.logs, offsets)

@@ -74,6 +74,13 @@ class SandboxState(StrEnum):
     DESTROYED = "destroyed"
 
 
+class Tier(StrEnum):
+    """What stands between the code and the host: the kernel's own walls, or hardware. Ordered, weakest first."""
+
+    KERNEL = "kernel"
+    VM = "vm"
+
+
 class ExecutionState(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
@@ -92,7 +99,9 @@ class ExitReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """What `POST /sandboxes` asks for, after defaults, aliases, ceilings and narrowing."""
+    """What `POST /sandboxes` asks for, after defaults, aliases, ceilings and narrowing. `image` as the client named it,
+    or the runtime's default; `runtime_reason` tells why `auto` came to this runtime, and is no part of what was asked.
+    """
 
     runtime: str
     limits: Limits
@@ -103,11 +112,22 @@ class SandboxSpec:
     ttl_seconds: float = 3600
     idle_seconds: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    image: str | None = None
+    runtime_reason: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The size of a terminal, in characters."""
+
+    rows: int
+    cols: int
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: an exact argv (no shell), and its environment, over what the runtime itself sets (HOME, PATH)."""
+    """One command: an exact argv (no shell), and its environment, over what the runtime itself sets (HOME, PATH).
+    With `tty` it runs on a terminal, which is its stdin, stdout and stderr: all that it prints is stdout."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -115,6 +135,7 @@ class Command:
     timeout_seconds: float = 3600
     stdin: Stdin = Stdin.NONE
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
+    tty: Terminal | None = None
 
 
 @dataclass(frozen=True, slots=True)

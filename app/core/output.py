@@ -6,18 +6,15 @@ offset: it never holds the writer up, and what it finds gone it is told as a gap
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
-
-from app.core.models import Channel
 
 CHUNK = 64 * 1024
 MEMORY_WINDOW = 256 * 1024
 # Below this a chunk is appended to the one before it: a program that prints byte by byte must not cost an object each.
 SMALL = 8 * 1024
+MOST_HOLES = 1024  # a stream that breaks more often has no reader who wants to know
 
 
 class Spill(Protocol):
@@ -29,7 +26,8 @@ class Spill(Protocol):
 
 
 class OutputLog:
-    """`capacity` bytes are kept: the last ones, or with `keep_first` the first ones.
+    """`capacity` bytes are kept: the last ones, or with `keep_first` the first ones. Not `exact`: the runtime may have
+    lost bytes before they got here, so nobody can say how many are missing.
 
     >>> log = OutputLog(4)
     >>> log.append(b"abcdef"), log.total, log.start, log.read(2, 10)
@@ -41,10 +39,13 @@ class OutputLog:
         capacity: int,
         *,
         keep_first: bool = False,
+        exact: bool = True,
         open_spill: Callable[[int], Spill] | None = None,
     ) -> None:
         self.capacity = capacity
         self.keep_first = keep_first
+        self.exact = exact
+        self.holes: list[int] = []  # offsets at which the runtime is known to have lost bytes
         self.total = 0
         self.start = 0
         self.closed = False
@@ -74,6 +75,13 @@ class OutputLog:
         for wake in tuple(self._wakers):
             wake()
         return len(data)
+
+    def tear(self) -> None:
+        """Bytes are missing from here on, and nobody knows how many."""
+        if not self.closed and self.total not in self.holes[-1:] and len(self.holes) < MOST_HOLES:
+            self.holes.append(self.total)
+            for wake in tuple(self._wakers):
+                wake()
 
     def close(self) -> None:
         """No more bytes can come; readers that are at the end are told so. Idempotent."""
@@ -129,9 +137,9 @@ class OutputLog:
     # --- the readers' side
 
     @property
-    def dropped(self) -> int:
-        """Bytes that were taken in and are no longer stored."""
-        return self.start
+    def dropped(self) -> int | None:
+        """Bytes of the channel that are not stored (any more); None where the runtime may have lost some untold."""
+        return self.start if self.exact else None
 
     @property
     def sha256(self) -> str:
@@ -179,71 +187,3 @@ class OutputLog:
 
     def unwatch(self, wake: Callable[[], None]) -> None:
         self._wakers.discard(wake)
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    channel: Channel
-    offset: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Bytes from `begin` up to, not including, `end` are no longer stored."""
-
-    channel: Channel
-    begin: int
-    end: int
-
-
-class Follower:
-    """One reader of both channels: first what is stored from the given offsets, then live, then None for the end."""
-
-    def __init__(self, logs: dict[Channel, OutputLog], offsets: dict[Channel, int]) -> None:
-        self.offsets = dict(offsets)
-        self._logs = logs
-        self._changed = asyncio.Event()
-        self._turn = 0
-
-    def __enter__(self) -> Follower:
-        for log in self._logs.values():
-            log.watch(self._changed.set)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for log in self._logs.values():
-            log.unwatch(self._changed.set)
-
-    def poll(self) -> Output | Gap | None:
-        """What is there now, channels in turn so that neither starves the other; None when there is nothing."""
-        channels = tuple(self._logs)
-        for step in range(len(channels)):
-            channel = channels[(self._turn + step) % len(channels)]
-            item = self._next_of(channel)
-            if item is not None:
-                self._turn = (self._turn + step + 1) % len(channels)
-                return item
-        return None
-
-    def _next_of(self, channel: Channel) -> Output | Gap | None:
-        log, offset = self._logs[channel], self.offsets[channel]
-        if offset < log.start:
-            self.offsets[channel] = log.start
-            return Gap(channel, offset, log.start)
-        data = log.read(offset)
-        if data:
-            self.offsets[channel] = offset + len(data)
-            return Output(channel, offset, data)
-        return self._next_of(channel) if offset < log.start else None
-
-    async def next(self) -> Output | Gap | None:
-        """The next piece, as soon as there is one; None when both channels are closed and read to their end."""
-        while True:
-            self._changed.clear()
-            item = self.poll()
-            if item is not None:
-                return item
-            if all(log.closed for log in self._logs.values()):
-                return None
-            await self._changed.wait()

@@ -41,7 +41,10 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True)
 class Network:
+    """`direct`: the hosts of `allow` can be reached: names, `*.name`, IPv4 addresses or nets."""
+
     mode: str = "none"
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,12 @@ class LimitRange:
 
     default: float
     ceiling: float
+
+
+def lower(ranges: Mapping[str, LimitRange], ceilings: Mapping[str, float]) -> dict[str, LimitRange]:
+    """The operator's ranges under a runtime's own ceilings."""
+    tops = {name: min(limit.ceiling, ceilings.get(name, limit.ceiling)) for name, limit in ranges.items()}
+    return {name: LimitRange(min(limit.default, tops[name]), tops[name]) for name, limit in ranges.items()}
 
 
 def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitRange]) -> Limits:

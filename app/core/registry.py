@@ -1,4 +1,4 @@
-"""Runtime name or alias -> backend. Never another runtime than the one asked for."""
+"""Runtime name or alias -> backend, the cheapest first. Never another runtime than the one asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from app.core.backend import Backend
 from app.core.errors import RuntimeNotEnabled, UnknownRuntime
+
+AUTO = "auto"  # no runtime, but the wish for the cheapest that will do: `choice.py`
 
 
 class Registry:
@@ -17,8 +19,8 @@ class Registry:
 
     @property
     def default(self) -> str:
-        """The canonical name of the runtime that a request without one gets."""
-        return self.canonical(self._default)
+        """The canonical name of the runtime that a request without one gets, or `auto`."""
+        return AUTO if self._default == AUTO else self.canonical(self._default)
 
     def canonical(self, name: str) -> str:
         """Raises UnknownRuntime or RuntimeNotEnabled."""

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
-from app.core.backend import Backend, Capability, ExecutionHandle, Logs, SandboxHandle
-from app.core.commands import check_command
+from app.core.backend import Capability, ExecutionHandle, Logs, SandboxHandle
+from app.core.commands import check_start
 from app.core.errors import CapabilityMissing, CapacityExceeded, Conflict, NotFound, WrongState
 from app.core.executions import Execution
 from app.core.lifetimes import Lifetimes
-from app.core.models import Command, ExitReason, OnOutputLimit, SandboxSpec, SandboxState, Stdin, new_id, now
+from app.core.models import Command, ExitReason, OnOutputLimit, SandboxSpec, SandboxState, new_id, now
 from app.core.output import OutputLog, Spill
 from app.core.records import Capacity, Observer, Records, Sandbox
 from app.core.registry import Registry
@@ -89,6 +90,9 @@ class Sandboxes:
         """Raises NotFound."""
         return self._records.get(sandbox_id)
 
+    def find(self, sandbox_id: str) -> Sandbox | None:
+        return self._records.find(sandbox_id)
+
     def use(self, sandbox_id: str) -> Sandbox:
         """`get`, counted as activity."""
         sandbox = self.get(sandbox_id)
@@ -151,7 +155,7 @@ class Sandboxes:
         """
         sandbox.touch()
         command = replace(command, env={**sandbox.spec.env, **command.env})
-        _check(command, self.registry.get(sandbox.spec.runtime))
+        check_start(command, self.registry.get(sandbox.spec.runtime).info)
         await self.wait(sandbox, wait_seconds)
         execution = sandbox.executions.get(execution_id) if execution_id else None
         new = execution is None
@@ -177,12 +181,15 @@ class Sandboxes:
         return sandbox.handle
 
     def _begin(self, sandbox: Sandbox, handle: SandboxHandle, command: Command, execution_id: str | None) -> Execution:
-        keep_first = command.on_output_limit is OnOutputLimit.KILL
-        capacity = sandbox.spec.limits.output_bytes
-        logs = Logs(
-            OutputLog(capacity, keep_first=keep_first, open_spill=self._open_spill),
-            OutputLog(capacity, keep_first=keep_first, open_spill=self._open_spill),
+        capabilities = self.registry.get(sandbox.spec.runtime).info.capabilities
+        log = partial(
+            OutputLog,
+            sandbox.spec.limits.output_bytes,
+            keep_first=command.on_output_limit is OnOutputLimit.KILL,
+            exact=Capability.EXACT_OUTPUT in capabilities,
+            open_spill=self._open_spill,
         )
+        logs = Logs(log(), log())
         self._sequence += 1
         execution = Execution(execution_id or new_id("exe_"), sandbox.id, self._sequence, command, logs)
         sandbox.executions[execution.id] = execution
@@ -236,9 +243,3 @@ class Sandboxes:
         for sandbox in self:
             self._records.forget(sandbox)
         await self._tasks.aclose()
-
-
-def _check(command: Command, backend: Backend) -> None:
-    check_command(command, backend.info.command_limits)
-    if command.stdin is Stdin.OPEN and Capability.STDIN not in backend.info.capabilities:
-        raise CapabilityMissing([Capability.STDIN], backend.info.name)

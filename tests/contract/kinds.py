@@ -9,11 +9,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from app.backends.boxlite.inside import MARK
 from app.backends.process.plan import BASE_ENVIRONMENT
 from app.core.backend import Backend
 from app.core.errors import LaunchFailed
-from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin
+from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin, Terminal
 from app.core.policy import Limits, Policy
+from tests.contract.boxlite_kind import SPEC as BOXLITE_SPEC
+from tests.contract.boxlite_kind import BoxliteRuntime
+from tests.contract.machine_kind import MachineRuntime
 from tests.contract.process_kind import ProcessRuntime
 from tests.null_backend import NullBackend, pattern
 
@@ -39,6 +43,11 @@ class Programs(Protocol):
     def missing(self) -> tuple[str, ...]: ...
     def trap_usr1(self) -> tuple[str, ...]:
         """Prints `ready`, then SIGUSR1 for each one it gets."""
+
+    def sizes(self) -> tuple[str, ...]:
+        """On a terminal: prints `ready`, then `size` whenever it has another size."""
+
+    def size(self, rows: int, cols: int) -> bytes: ...
 
     def close_stdin(self) -> tuple[str, ...]:
         """Closes its stdin and runs on."""
@@ -89,6 +98,12 @@ class NullPrograms:
 
     def trap_usr1(self) -> tuple[str, ...]:
         return ("trap", "SIGUSR1")
+
+    def sizes(self) -> tuple[str, ...]:
+        return ("trap", "SIGWINCH")
+
+    def size(self, rows: int, cols: int) -> bytes:
+        return b"%dx%d\n" % (rows, cols)
 
     def close_stdin(self) -> tuple[str, ...]:
         return ("close-stdin",)
@@ -145,6 +160,12 @@ class ShellPrograms:
     def trap_usr1(self) -> tuple[str, ...]:
         return self._sh("trap 'echo SIGUSR1' USR1; echo ready; while :; do sleep 1000 & wait; done")
 
+    def sizes(self) -> tuple[str, ...]:
+        return self._sh("trap 'stty size' WINCH; stty -echo; echo ready; while :; do sleep 0.05; done")
+
+    def size(self, rows: int, cols: int) -> bytes:
+        return b"%d %d\r\n" % (rows, cols)
+
     def close_stdin(self) -> tuple[str, ...]:
         return self._sh("exec 0<&-; exec sleep 1000")
 
@@ -173,20 +194,28 @@ class Kind:
     spec: SandboxSpec = SPEC
     env: dict[str, str] = field(default_factory=dict)
     base_env: Mapping[str, str] = field(default_factory=dict)  # what the runtime sets where the command does not
+    fixed_env: frozenset[str] = frozenset()  # names that the runtime sets whatever the command says
     processes: Callable[[Any, str], Awaitable[int]] | None = None
     lose: Callable[[Any, str], Awaitable[None]] | None = None
     break_create: Callable[[Any], None] | None = None
     turns: int = 16  # of the loop: create and destroy are cancelled after each number below this
 
     def command(
-        self, argv: tuple[str, ...], *, stdin: bool = False, env: dict[str, str] | None = None, workdir: str = ""
+        self,
+        argv: tuple[str, ...],
+        *,
+        stdin: bool = False,
+        tty: Terminal | None = None,
+        env: dict[str, str] | None = None,
+        workdir: str = "",
     ) -> Command:
         return Command(
             argv,
             env=self.env if env is None else env,
             workdir=workdir or self.spec.workdir,
             timeout_seconds=60,
-            stdin=Stdin.OPEN if stdin else Stdin.NONE,
+            stdin=Stdin.OPEN if stdin or tty is not None else Stdin.NONE,
+            tty=tty,
             on_output_limit=OnOutputLimit.DROP_OLDEST,
         )
 
@@ -203,7 +232,7 @@ def _break_null(backend: NullBackend) -> None:
     backend.create_error = LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM")
 
 
-_process = ProcessRuntime()
+_process, _boxlite, MACHINE = ProcessRuntime(), BoxliteRuntime(), MachineRuntime()
 KINDS: list[Kind] = [
     Kind(
         "null",
@@ -224,5 +253,31 @@ KINDS: list[Kind] = [
         processes=_process.processes,
         lose=_process.lose,
         break_create=_process.break_create,
+    ),
+    Kind(
+        "boxlite",
+        _boxlite.open,
+        left=_boxlite.left,
+        programs=ShellPrograms(),
+        check=_boxlite.check,
+        spec=BOXLITE_SPEC,
+        fixed_env=frozenset({MARK, "BOXLITE_EXECUTOR"}),
+        base_env={"HOME": "/root"},
+        processes=_boxlite.processes,
+        lose=_boxlite.lose,
+        break_create=_boxlite.break_create,
+        turns=6,
+    ),
+    Kind(
+        "machine",
+        MACHINE.open,
+        left=MACHINE.left,
+        programs=ShellPrograms(),
+        spec=BOXLITE_SPEC,
+        fixed_env=frozenset({MARK, "BOXLITE_EXECUTOR"}),
+        base_env={"HOME": "/root", "SHLVL": "1"},
+        processes=MACHINE.processes,
+        lose=MACHINE.lose,
+        turns=2,  # a boot takes five seconds
     ),
 ]

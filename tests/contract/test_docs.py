@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
+from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
+from app.core.backend import Capability
 from app.launcher import confine
 from app.launcher.config import OPTIONAL_LAYERS
 from app.telemetry import Telemetry
@@ -187,3 +190,13 @@ def test_make_help_shows_every_target() -> None:
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert targets == set(re.findall(r"^([a-z]+):.* ## .+", makefile, re.MULTILINE))
     assert targets == set(re.findall(r"^\.PHONY: (.+)", makefile, re.MULTILINE)[0].split())
+
+
+def test_every_capability_stands_in_the_table_and_each_runtime_has_those_that_it_says() -> None:
+    rows = re.findall(
+        r"^\| `([a-z_]+)` \| [^|]+ \| (yes|no) \| ([^|]+) \|$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _, _ in rows] == list(Capability)
+    assert {name for name, process, _ in rows if process == "yes"} == ProcessBackend(None).info.capabilities
+    assert {name for name, _, boxlite in rows if boxlite == "yes"} == BOXLITE
+    assert {name for name, _, boxlite in rows if boxlite not in {"yes", "no"}} == {Capability.NETWORK_DIRECT}

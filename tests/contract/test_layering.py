@@ -37,8 +37,9 @@ TABLE: dict[str, Row] = {
     "telemetry": row("core", "prometheus_client structlog"),
     "profiles": row("core", "pydantic"),
     "slot": row(),
+    "instance": row(),
     "http_bounds": row("", "uvicorn"),
-    "settings": row("core", "pydantic pydantic_settings"),
+    "settings": row("settings core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
     "api": row("api core", "fastapi starlette pydantic pydantic_core"),
     # pyroute2 reads a sandbox's network back for the receipt

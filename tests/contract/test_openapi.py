@@ -59,6 +59,7 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("get", execution): "get_execution",
         ("delete", execution): "delete_execution",
         ("post", f"{execution}/signal"): "signal_execution",
+        ("post", f"{execution}/resize"): "resize_execution",
         ("get", f"{execution}/output"): "get_output",
         ("get", f"{execution}/stream"): "open_stream",
         ("get", "/runtimes"): "list_runtimes",
@@ -137,7 +138,9 @@ def test_every_json_answer_has_a_schema_with_an_example() -> None:
 
 def test_every_request_body_has_examples_that_it_takes() -> None:
     with_body = {o["operationId"]: o["requestBody"] for _, _, o in operations() if "requestBody" in o}
-    assert set(with_body) == {"create_sandbox", "update_sandbox", "create_execution", "signal_execution"}
+    assert set(with_body) == {
+        *("create_sandbox", "update_sandbox", "create_execution", "signal_execution", "resize_execution")
+    }
     for body in with_body.values():
         content = body["content"]["application/json"]
         model: type[BaseModel] = getattr(schemas, content["schema"]["$ref"].rpartition("/")[2])
@@ -152,19 +155,46 @@ def test_examples_fit_their_schemas(name: str) -> None:
     model.model_validate_json(json.dumps(EXAMPLES[name]))
 
 
-def test_every_frame_of_the_stream_is_a_schema() -> None:
+def test_every_frame_of_the_stream_is_a_schema_and_named_in_its_description() -> None:
+    stream = DOCUMENT["paths"]["/sandboxes/{sandbox_id}/executions/{execution_id}/stream"]["get"]
     for frame in frames.FRAMES:
         assert frame.__name__ in DOCUMENT["components"]["schemas"]
-    assert "101" in DOCUMENT["paths"]["/sandboxes/{sandbox_id}/executions/{execution_id}/stream"]["get"]["responses"]
+        assert f"`{frame.__name__}`" in stream["description"]
+    assert "101" in stream["responses"]
+
+
+def test_examples_in_the_schemas_fit_them() -> None:
+    """Those of a parent are inherited, and may lack what the child needs."""
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        model: type[BaseModel] | None = getattr(schemas, name, None) or getattr(frames, name, None)
+        for example in schema.get("examples", []):
+            assert model is not None
+            model.model_validate_json(json.dumps(example))
+
+
+def test_what_a_runtime_may_not_know_may_be_null() -> None:
+    components = DOCUMENT["components"]["schemas"]
+    for name, field in (
+        *(("ChannelCounts", "dropped_bytes"), ("StreamDigest", "dropped_bytes"), ("StreamGap", "to")),
+        *(("Sandbox", "image"), ("Sandbox", "runtime_reason"), ("Limits", "processes")),
+    ):
+        assert {"type": "null"} in components[name]["properties"][field]["anyOf"], (name, field)
+        assert field in components[name]["required"], (name, field)
 
 
 def test_what_later_orders_bring_is_absent() -> None:
     text = (ROOT / "openapi.yaml").read_text()
-    for word in ("Idempotency", "ticket", "secrets", "isolation_min", "tty", "/files", "/run:", "/pause", "/resize"):
+    for word in ("Idempotency", "ticket", "secrets", "/files", "/run:", "/pause"):
         assert word not in text, word
-    assert set(DOCUMENT["components"]["schemas"]["CreateSandbox"]["properties"]) == {
-        *("runtime", "id", "requires", "env", "workdir", "limits", "policy", "ttl_seconds", "idle_seconds", "labels")
+    components = DOCUMENT["components"]["schemas"]
+    assert set(components["CreateSandbox"]["properties"]) == {
+        *("runtime", "isolation_min", "image", "id", "requires", "env", "workdir", "limits", "policy"),
+        *("ttl_seconds", "idle_seconds", "labels"),
     }
+    assert set(components["CreateExecution"]["properties"]) == {
+        *("command", "env", "workdir", "timeout_seconds", "stdin", "tty", "on_output_limit", "id")
+    }
+    assert components["NetworkRequest"]["properties"]["mode"]["enum"] == ["none", "direct"]
 
 
 def test_open_paths_say_that_they_need_no_key() -> None:

@@ -22,6 +22,7 @@ SAMPLES: list[e.BulkheadError] = [
     e.UnknownRuntime("x", ["process"]),
     e.RuntimeNotEnabled("x", ["process"]),
     e.UnknownProfile("x", ["default"]),
+    e.UnknownImage("x", ["python"]),
     e.PolicyTooBroad("f", "c", "d"),
     e.LimitTooHigh("f", 2, 1),
     e.PolicyNotSupported("f", "process", "d"),
@@ -37,6 +38,7 @@ SAMPLES: list[e.BulkheadError] = [
     e.BackendFailure("d"),
     e.LaunchFailed("mount_proc", "EPERM", "d"),
     e.IsolationUnavailable("landlock", "d"),
+    e.BackendRefused("boxlite", "d", e.Upstream(400, "invalid")),
     e.BackendUnavailable("process", "d"),
     e.BackendTimeout("process", "d"),
 ]
@@ -67,6 +69,32 @@ def test_an_error_becomes_a_problem_with_the_members_that_its_type_promises(erro
     assert ("retry-after" in problem.headers) == (problem.type.status in {429, 503})
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        e.BackendRefused("boxlite", "d", e.Upstream(409, "taken")),
+        e.BackendUnavailable("boxlite", "d", 7, e.Upstream(409, "taken")),
+        e.BackendTimeout("boxlite", "d", e.Upstream(409, "taken")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_runtimes_server_answered_travels_to_the_client_but_not_as_our_status(error: e.BulkheadError) -> None:
+    problem = problem_of(error)
+    assert problem.extras == {"runtime": "boxlite", "upstream_status": 409, "upstream_code": "taken"}
+    assert problem.body("req_1")["status"] in {502, 503, 504}
+
+
+def test_a_runtime_without_an_answer_of_its_server_says_null() -> None:
+    for error in (e.BackendUnavailable("process", "d"), e.BackendTimeout("process", "d")):
+        assert problem_of(error).extras == {"runtime": "process", "upstream_status": None, "upstream_code": None}
+
+
+def test_an_image_that_was_not_named_is_told_from_an_unknown_one() -> None:
+    assert str(e.UnknownImage(None, [])) == "no image was named, and there is no default; known: none"
+    assert str(e.UnknownImage("x", ["b", "a"])) == "there is no image 'x'; known: a, b"
+    assert str(e.UnknownImage("x", ["a"], "why")) == "there is no image 'x'; why"
+
+
 def test_an_error_of_the_whole_body_begins_with_its_sentence() -> None:
     error = e.InvalidRequest([e.FieldError("", "invalid JSON"), e.FieldError("/env", "is wrong")])
     assert problem_of(error).detail == "invalid JSON; /env: is wrong"
@@ -93,7 +121,10 @@ async def test_every_problem_is_explained_at_its_own_address() -> None:
             assert slug in answer.text
 
 
-def test_every_problem_stands_in_the_documents_with_its_status_and_title() -> None:
+def test_every_problem_stands_in_the_documents_with_its_status_members_and_title() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \| [^|]* \| ([^|]+) \|$", text, re.MULTILINE)
-    assert rows == [(slug, str(kind.status), kind.title) for slug, kind in PROBLEMS.items()]
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \| ([^|]*) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert rows == [
+        (slug, str(kind.status), ", ".join(f"`{name}`" for name in kind.extras) or "-", kind.title)
+        for slug, kind in PROBLEMS.items()
+    ]

@@ -25,8 +25,10 @@ def leaves(model: type[BaseModel], defaults: Any, prefix: str) -> Iterator[tuple
 
 
 def shown(value: Any) -> str:
-    if value is None or value in ((), ""):
+    if value is None or value in ((), "", {}):
         return "-"
+    if isinstance(value, tuple):
+        return ",".join(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -55,5 +57,6 @@ def test_the_documented_defaults_are_the_ones_in_force() -> None:
 
 def test_the_aliases_and_the_prefixes_of_others_are_mentioned() -> None:
     text = (ROOT / "docs/settings.md").read_text()
-    for word in ("OPENSHELL_RUNTIME", "BULKHEAD_CLIENT_", "BULKHEAD_TEST_", "keys.json"):
+    theirs = ("OPENSHELL_RUNTIME", "BOXLITE_REST_URL", "BOXLITE_URL", "BOXLITE_API_KEY", "BOXLITE_REST_PATH_PREFIX")
+    for word in (*theirs, "BULKHEAD_CLIENT_", "BULKHEAD_TEST_", "keys.json"):
         assert word in text

@@ -72,7 +72,7 @@ def test_nothing_listens_before_root_is_given_up(tmp_path: Path) -> None:
     """`build` only wires."""
     spill = SpillFolder(tmp_path, MIB)
     server = build(
-        load_settings(port=0, data=tmp_path), (), DEFAULT_PROFILES, spill, ProcessBackend(None, "no launcher")
+        load_settings(port=0, data=tmp_path), (), DEFAULT_PROFILES, spill, [ProcessBackend(None, "no launcher")]
     )
     assert not server.started
     assert server.config.host == "127.0.0.1"

@@ -6,24 +6,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.contract.boxlite_kind import BoxliteRuntime
+from tests.runtimes.places import double_program
+
 SCRIPT = """
 import http.client, sys, threading
 from pathlib import Path
+from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
 from app.gateway import bind, build
 from app.core.policy import DEFAULT_PROFILES
 from app.settings import load_settings
 from app.spill import SpillFolder
 
-settings = load_settings(port=0, data=Path(sys.argv[1]))
-server = build(settings, (), DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1), ProcessBackend(None))
+here = {"url": sys.argv[2], "api_key": sys.argv[3], "default_image": "i", "images": {"i": {"reference": "i:1"}}}
+settings = load_settings(port=0, data=Path(sys.argv[1]), boxlite=here)
+backends = [ProcessBackend(None), BoxliteBackend(settings.boxlite, "0123456789ab")]
+server = build(settings, (), DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1), backends)
 before = set(sys.modules)
+boxes = []
 
 def call(port, method, path, body=None, headers={}):
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request(method, path, body, headers)
-    connection.getresponse().read()
+    answer = connection.getresponse()
+    answer.read()
     connection.close()
+    return answer.status
 
 def drive(port):
     json = {"content-type": "application/json"}
@@ -34,6 +43,11 @@ def drive(port):
     call(port, "POST", "/sandboxes", b"{", json)
     call(port, "POST", "/sandboxes", b"{}", {"content-type": "text/plain"})
     call(port, "GET", "/sandboxes?limit=x&cursor=y")
+    box = b'{"runtime": "boxlite", "id": "box"}'
+    boxes.append(call(port, "POST", "/sandboxes", box, json))
+    for command in (b'{"command": ["true"]}', b'{"command": ["no-such"]}', b'{"command": ["cat"], "stdin": "open"}'):
+        boxes.append(call(port, "POST", "/sandboxes/box/executions", command, json))
+    boxes.append(call(port, "DELETE", "/sandboxes/box"))
     upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
                "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="}
     call(port, "GET", "/sandboxes/a/executions/b/stream", None, upgrade)
@@ -46,14 +60,21 @@ async def announced(sockets=None):
 server.startup = announced
 client = {"http.client", "email.parser", "email.feedparser"}
 server.run([bind("127.0.0.1", 0)])
+print(boxes)
 print(sorted(set(sys.modules) - before - client))
 """
 
 
 def test_nothing_is_imported_after_the_server_is_built(tmp_path: Path) -> None:
 
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
-    )
+    BoxliteRuntime().check()
+    with double_program() as url:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tmp_path), url, "test-key"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines() == ["[201, 201, 201, 201, 204]", "[]"]

@@ -64,6 +64,12 @@ class ProcessBackend:
     def info(self) -> RuntimeInfo:
         return RuntimeInfo(RUNTIME, "kernel", __version__, CAPABILITIES, aliases=("linux", "kernel"))
 
+    def open(self) -> None:
+        """Nothing to do: the launcher is called when it is needed."""
+
+    def fit(self, spec: SandboxSpec) -> SandboxSpec:
+        return spec
+
     async def ready(self) -> None:
         link = self._require_link()
         await link.greet()

@@ -220,6 +220,9 @@ class ProcessExecution:
         if self._streams.stdin is not None:
             self._streams.stdin.end()
 
+    async def resize(self, rows: int, cols: int) -> None:
+        raise WrongState("ended" if self._told else "running", "the execution has no terminal")
+
     async def signal(self, number: int) -> None:
         if self._told:
             raise WrongState("ended", "the execution has ended")

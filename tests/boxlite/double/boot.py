@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from pathlib import Path
 
 from tests.boxlite.double.create import Options
 from tests.boxlite.double.http import Failure
@@ -29,6 +30,15 @@ def check_sizes(options: Options) -> None:
         raise Failure("engine_unavailable", "engine reported an error: The VM failed to start.")
     if (options.disk_size_gb or 1) > LARGEST_DISK:
         raise Failure("internal", "internal error: Container init failed: Failed to mount rootfs disk: storage error")
+
+
+def tell_size(options: Options, folder: Path) -> None:
+    """What the guest's kernel tells of its machine: asked for 64 cpus it has 16, and 14 MB more memory."""
+    told = folder / "run"
+    told.mkdir(parents=True, exist_ok=True)
+    cpus = min(options.cpus, 16)
+    (told / "cpuinfo").write_text("".join(f"processor\t: {number}\n\n" for number in range(cpus)))
+    (told / "meminfo").write_text(f"MemTotal:       {options.memory_mib * 1024 + 14_000} kB\n")
 
 
 def executable(error: CannotStart, program: Program) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.boxlite.double import refusals
-from tests.boxlite.double.boot import EXISTS, NOT_READY, check_image, check_sizes
+from tests.boxlite.double.boot import EXISTS, NOT_READY, check_image, check_sizes, tell_size
 from tests.boxlite.double.create import Options
 from tests.boxlite.double.faults import Faults
 from tests.boxlite.double.http import Failure
@@ -196,6 +196,7 @@ class Box:
         check_image(self.options, self._settings.missing_images)
         check_sizes(self.options)
         main = self.program(self.options.main_command, {}, None, tty=self.options.tty)
+        tell_size(self.options, self._folder)
         run = await Run.boot(self._folder, main, self.container_id, self._settings.main_seconds)
         try:
             self._refuse_deleted()

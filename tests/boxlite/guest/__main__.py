@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SET_PDEATHSIG, DROP_FROM_BOUNDING_SET = 1, 24
+BIND = 4096
 CAPABILITIES = 0xA80425FB  # those of the real container's root: Docker's
 LARGEST = 4 << 20
 
@@ -38,6 +39,10 @@ def mount_processes() -> None:
     """By PID 1 itself, so that it shows the box's processes."""
     if LIBC.mount(b"proc", b"/proc", b"proc", 0, None):
         raise OSError(ctypes.get_errno(), "mount /proc")
+    for name in ("cpuinfo", "meminfo"):  # those of the virtual machine, where the double has written them
+        source = f"/run/{name}"
+        if os.path.exists(source) and LIBC.mount(source.encode(), f"/proc/{name}".encode(), None, BIND, None):
+            raise OSError(ctypes.get_errno(), f"mount /proc/{name}")
 
 
 def find(program: str, environment: dict[str, str]) -> str:

@@ -15,18 +15,42 @@ import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
 from app.api.deps import Patience
+from app.core.backend import Capability
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from app.main import create_app
 from app.settings import Settings, load_settings
 from app.telemetry import Telemetry
-from tests.null_backend import NullBackend
+from tests.null_backend import CAPABILITIES, NullBackend
 
 PROFILES = {
     **DEFAULT_PROFILES,
     "narrow": Policy(profile="narrow", filesystem=Filesystem(("/usr",), ("/workspace",))),
 }
+
+VM_CAPABILITIES = frozenset(
+    {
+        Capability.STDIN,
+        Capability.SIGNALS,
+        Capability.SIGNAL_GROUP,
+        Capability.PTY,
+        Capability.IMAGES,
+        Capability.LIMIT_CPUS,
+        Capability.LIMIT_MEMORY,
+        Capability.LIMIT_DISK,
+    }
+)
+
+
+def vm(*more: Capability, kind: type[NullBackend] = NullBackend, **options: Any) -> NullBackend:
+    """The second wall: what BoxLite can, and `more`."""
+    return kind("boxlite", tier="vm", aliases=("vm", "microvm"), capabilities=VM_CAPABILITIES | set(more), **options)
+
+
+def kernel(*more: Capability, **options: Any) -> NullBackend:
+    """The first wall as it is: without images and terminals, and with `more`."""
+    return NullBackend(capabilities=CAPABILITIES - {Capability.IMAGES, Capability.PTY} | set(more), **options)
 
 
 class Service:
@@ -39,11 +63,12 @@ class Service:
         settings: Settings | None = None,
         key_hashes: tuple[str, ...] = (),
         patience: Patience | None = None,
+        default: str = "process",
     ) -> None:
         self.backends = [NullBackend()] if backends is None else backends
         self.log = io.StringIO()
         self.telemetry = Telemetry(stream=self.log)
-        self.registry = Registry(self.backends, default="process", disabled=disabled)
+        self.registry = Registry(self.backends, default=default, disabled=disabled)
         self.sandboxes = Sandboxes(self.registry, capacity or Capacity(), self.telemetry)
         self.app = create_app(
             settings or load_settings(),

@@ -8,11 +8,13 @@ import pytest
 
 from app.api import schemas
 from app.core.errors import (
+    BackendRefused,
     BackendTimeout,
     BackendUnavailable,
     BulkheadError,
     IsolationUnavailable,
     LaunchFailed,
+    Upstream,
 )
 from app.core.sandboxes import Capacity
 from tests.null_backend import Gate
@@ -77,6 +79,11 @@ async def test_wait_seconds_answers_with_creating_when_it_passes() -> None:
         assert (await held).json()["state"] == "running"
 
 
+def upstream(status: int | None, code: str | None) -> dict[str, Any]:
+    """What the runtime's own server answered."""
+    return {"runtime": "process", "upstream_status": status, "upstream_code": code}
+
+
 @pytest.mark.parametrize(
     ("error", "status", "extras"),
     [
@@ -84,10 +91,18 @@ async def test_wait_seconds_answers_with_creating_when_it_passes() -> None:
         (IsolationUnavailable("landlock", "no Landlock"), 503, {"layer": "landlock"}),
         (BackendUnavailable("process", "no launcher", 3), 503, {"runtime": "process"}),
         (BackendTimeout("process", "no answer"), 504, {"runtime": "process"}),
+        (BackendRefused("process", "no", Upstream(409, "taken")), 502, upstream(409, "taken")),
+        (
+            BackendUnavailable("process", "not now", upstream=Upstream(503, "engine_unavailable")),
+            503,
+            upstream(503, "engine_unavailable"),
+        ),
+        (BackendUnavailable("process", "no server"), 503, upstream(None, None)),
+        (BackendTimeout("process", "slow", Upstream(504)), 504, upstream(504, None)),
     ],
 )
 async def test_a_boot_that_fails_is_a_problem_and_nothing_of_it_is_left(
-    error: BulkheadError, status: int, extras: dict[str, str]
+    error: BulkheadError, status: int, extras: dict[str, Any]
 ) -> None:
     service = Service()
     service.backend.create_error = error

@@ -11,7 +11,7 @@ from app.core.backend import Capability, CommandLimits
 from app.core.errors import BackendUnavailable
 from app.core.sandboxes import Capacity
 from tests.null_backend import CAPABILITIES, Gate, NullBackend
-from tests.unit.api.service import Service, call, create, start
+from tests.unit.api.service import Service, call, create, start, vm
 
 
 async def test_start_answers_201_with_location_and_no_exit_while_it_runs() -> None:
@@ -36,6 +36,17 @@ async def test_an_ended_execution_has_exit_and_byte_counts() -> None:
         assert body["state"] == "ended"
         assert (body["exit"]["reason"], body["exit"]["code"], body["exit"]["signal"]) == ("exited", 0, None)
         assert body["output"]["stdout"] == {"bytes": 6, "dropped_bytes": 0}
+
+
+async def test_what_a_runtime_may_have_lost_is_null_and_not_zero() -> None:
+    async with Service([vm()], default="boxlite").client() as client:
+        path = await start(client, await create(client), "echo", "hello")
+        answer = await client.get(f"{path}?wait_seconds=10")
+        schemas.Execution.model_validate_json(answer.content)
+        assert answer.json()["output"] == {
+            "stdout": {"bytes": 6, "dropped_bytes": None},
+            "stderr": {"bytes": 0, "dropped_bytes": None},
+        }
 
 
 async def test_a_command_that_cannot_be_started_is_201_and_ends_with_start_failed() -> None:
@@ -89,7 +100,7 @@ async def test_env_and_workdir_of_the_sandbox_are_defaults() -> None:
         ({"command": ["echo"], "timeout_seconds": "1"}, "/timeout_seconds"),
         ({"command": ["echo"], "stdin": "pipe"}, "/stdin"),
         ({"command": ["echo"], "stdin": True}, "/stdin"),
-        ({"command": ["echo"], "tty": {"rows": 1, "cols": 1}}, "/tty"),
+        ({"command": ["echo"], "tty": True}, "/tty"),
         ({"command": ["echo"], "id": "NO"}, "/id"),
         ({"command": ["echo"], "on_output_limit": "ignore"}, "/on_output_limit"),
     ],

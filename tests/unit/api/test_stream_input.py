@@ -126,7 +126,12 @@ async def test_a_program_that_does_not_read_stops_the_socket_from_being_read() -
     [
         ("nonsense", ""),
         ("[1]", ""),
-        ('{"type":"resize","rows":1,"cols":2}', "/type"),
+        ('{"type":"resize","rows":0,"cols":2}', "/rows"),
+        ('{"type":"resize","rows":1,"cols":65536}', "/cols"),
+        ('{"type":"resize","rows":"1","cols":2}', "/rows"),
+        ('{"type":"resize","rows":1}', "/cols"),
+        ('{"type":"resize","rows":1,"cols":2,"depth":3}', "/depth"),
+        ('{"rows":1,"cols":2}', "/type"),
         ('{"type":7}', "/type"),
         ("{}", "/type"),
         ('{"type":"stdin_eof","more":1}', "/more"),

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from app.api.deps import Patience
 from app.core.models import Channel
 from tests.null_backend import pattern
-from tests.unit.api.service import Service, frames_of, text_of
+from tests.unit.api.service import Service, frames_of, text_of, vm
 from tests.unit.api.streams import WINDOW, execution_of, until
 
 
@@ -74,6 +74,32 @@ async def test_dropped_bytes_are_a_gap_frame_and_are_counted() -> None:
         assert channels[1] == pattern(200_000)[gap["to"] :]
         assert exit_["stdout"]["dropped_bytes"] == gap["to"]
         assert exit_["stdout"]["sha256"] == hashlib.sha256(pattern(200_000)).hexdigest()
+
+
+async def test_a_hole_is_a_gap_frame_without_an_end_and_dropped_bytes_are_null() -> None:
+    async with Service([vm()], default="boxlite").served() as door:
+        path = await door.start("torn", "16", "8")
+        async with door.stream(path) as socket:
+            texts, channels = await frames_of(socket)
+        assert [text["type"] for text in texts] == ["start", "gap", "exit"]
+        assert texts[1] == {"type": "gap", "channel": "stdout", "from": 16, "to": None}
+        assert channels[1] == pattern(24)
+        digest = hashlib.sha256(pattern(24)).hexdigest()
+        assert texts[2]["stdout"] == {"bytes": 24, "dropped_bytes": None, "sha256": digest}
+        assert texts[2]["stderr"]["dropped_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "kinds"), [(8, ["start", "gap", "exit"]), (16, ["start", "gap", "exit"]), (17, ["start", "exit"])]
+)
+async def test_a_stream_resumes_before_at_and_after_a_hole(offset: int, kinds: list[str]) -> None:
+    async with Service([vm()], default="boxlite").served() as door:
+        path = await door.start("torn", "16", "8")
+        await door.client.get(f"{path}?wait_seconds=10")
+        async with door.stream(path, f"?stdout_offset={offset}") as socket:
+            texts, channels = await frames_of(socket)
+        assert [text["type"] for text in texts] == kinds
+        assert channels[1] == pattern(24)[offset:]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from app.api.readiness import Readiness
 from app.core.errors import BackendUnavailable, BulkheadError, IsolationUnavailable
 from app.core.registry import Registry
 from tests.null_backend import NullBackend
-from tests.unit.api.service import Service, create, start
+from tests.unit.api.service import Service, create, kernel, start, vm
 
 
 class CountingBackend(NullBackend):
@@ -25,6 +25,19 @@ class CountingBackend(NullBackend):
 class SilentBackend(NullBackend):
     async def ready(self) -> None:
         await asyncio.Event().wait()
+
+
+class ClosingBackend(NullBackend):
+    closed = 0
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        await super().aclose()
+
+
+class UnopenedBackend(NullBackend):
+    def open(self) -> None:
+        raise RuntimeError("no loop")
 
 
 async def test_runtimes_say_what_they_can_do_and_how_much() -> None:
@@ -153,6 +166,26 @@ async def test_every_problem_has_a_page_for_people() -> None:
             assert answer.headers["content-type"].startswith("text/html")
             assert html.escape(kind.title) in answer.text
         assert (await client.get("/problems/nope")).json()["type"] == "/problems/not_found"
+
+
+async def test_each_enabled_runtime_is_opened_once_at_the_start_and_no_other() -> None:
+    service = Service([kernel(), vm(), NullBackend("other", aliases=())], disabled=("boxlite",))
+    assert [backend.opened for backend in service.backends] == [0, 0, 0]
+    async with service.served() as door:
+        assert (await door.client.get("/healthz")).status_code == 200
+        assert [backend.opened for backend in service.backends] == [1, 0, 1]
+        await door.start("sleep")
+        assert (await door.client.get("/runtimes")).status_code == 200
+    assert [backend.opened for backend in service.backends] == [1, 0, 1]
+
+
+async def test_a_runtime_that_cannot_be_opened_stops_the_start_and_closes_the_others() -> None:
+    service = Service([ClosingBackend(), UnopenedBackend("boxlite")])
+    with pytest.raises(RuntimeError, match="no loop"):
+        async with service.app.router.lifespan_context(service.app):
+            raise AssertionError("it started")
+    assert isinstance(service.backend, ClosingBackend)
+    assert (service.backend.opened, service.backend.closed) == (1, 1)
 
 
 async def test_lifespan_end_destroys_everything() -> None:

@@ -6,6 +6,7 @@ from app.api.frames import FRAMES, StdinEof, number_of, understand
 from app.api.problem_types import PROBLEMS
 from app.api.problems import TRANSLATION, problem_of
 from app.core.errors import BulkheadError, FieldError, InvalidRequest, Refused
+from app.core.models import Terminal
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,7 @@ def test_every_signal_that_can_end_a_program_has_its_number(name: str | None, nu
 def test_a_frame_is_understood() -> None:
     assert isinstance(understand('{"type":"stdin_eof"}'), StdinEof)
     assert understand('{"type":"signal","sig":15}') == 15
+    assert understand('{"type":"resize","rows":1,"cols":65535}') == Terminal(1, 65_535)
 
 
 def test_frames_are_schemas() -> None:
@@ -28,6 +30,7 @@ def test_frames_are_schemas() -> None:
         "StreamProblem",
         "StreamStdinEof",
         "StreamSignal",
+        "StreamResize",
     }
 
 

@@ -67,10 +67,10 @@ class Wire:
         self, reason: str = "exited", code: int | None = 0, exit_code: int | None = None, **more: Any
     ) -> None:
         """`stdout` and `stderr` in `more` say what the channels held in all; the close follows."""
-        sums = {}
+        dropped, sums = more.pop("dropped_bytes", 0), {}
         for name, channel in (("stdout", 1), ("stderr", 2)):
             data = more.pop(name, self.sent[channel])
-            sums[name] = {"bytes": len(data), "dropped_bytes": 0, "sha256": hashlib.sha256(data).hexdigest()}
+            sums[name] = {"bytes": len(data), "dropped_bytes": dropped, "sha256": hashlib.sha256(data).hexdigest()}
         await self.text(
             type="exit",
             exit_code=code if exit_code is None else exit_code,
@@ -136,6 +136,8 @@ class FakeService:
     killed: asyncio.Event = field(default_factory=asyncio.Event)
     create_reached: asyncio.Event = field(default_factory=asyncio.Event)
     create_gate: asyncio.Event | None = None
+    looks: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)  # what a look at the sandbox shows, when there
+    looked_at: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
     streams: int = 0
 
@@ -188,6 +190,9 @@ class FakeService:
         match str(request).replace(SANDBOX, "S").replace(EXECUTION, "E"):
             case "POST /sandboxes":
                 return answer(201, {"id": SANDBOX, "runtime": "process", "state": "running"})
+            case "GET /sandboxes/S":
+                self.looked_at.set()
+                return answer(200, await self.looks.get())
             case "POST /sandboxes/S/executions":
                 return answer(201, {"id": EXECUTION, "sandbox_id": SANDBOX, "state": "running"})
             case "POST /sandboxes/S/executions/E/signal":

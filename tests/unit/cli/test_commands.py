@@ -326,10 +326,10 @@ async def test_runtimes_tells_the_reason_of_one_that_is_not_there() -> None:
         "no",
         "kernel",
         "0.1",
-        "stdin,",
-        "usage",
         "no",
         "launcher",
+        "stdin,",
+        "usage",
     ]  # fmt: skip - a row
     assert json.loads(as_json.stdout) == [row]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from argparse import Namespace
 
 import pytest
@@ -19,13 +20,16 @@ FOUND = [
 @pytest.fixture(autouse=True)
 def _host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "probe_host", lambda: FOUND)
-    monkeypatch.delenv("BULKHEAD_PROCESS__ACCEPT_MISSING", raising=False)
+    for name in ("BULKHEAD_PROCESS__ACCEPT_MISSING", "BULKHEAD_BOXLITE__URL", "BOXLITE_REST_URL", "BOXLITE_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_missing_layer_is_shown_with_its_cure_and_fails(capfd: pytest.CaptureFixture[str]) -> None:
     assert operate.probe(Namespace(json=False)) == 1
     shown = capfd.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in shown] == [["LAYER", "THERE"], ["seccomp", "yes"], ["swap_limit", "no"]]
+    rows = [line.split()[:3] for line in shown]
+    assert rows[:3] == [["RUNTIME", "LAYER", "THERE"], ["process", "seccomp", "yes"], ["process", "swap_limit", "no"]]
+    assert [row[:2] for row in rows[3:]] == [["boxlite", "server"], ["boxlite", "kvm"]]
     assert shown[2].endswith("boot with swapaccount=1")
 
 
@@ -34,11 +38,29 @@ def test_layer_that_the_operator_gave_up_by_name_is_no_failure(
 ) -> None:
     monkeypatch.setenv("BULKHEAD_PROCESS__ACCEPT_MISSING", "swap_limit")
     assert operate.probe(Namespace(json=False)) == 0
-    assert capfd.readouterr().out.splitlines()[2].split()[:2] == ["swap_limit", "accepted"]
+    assert capfd.readouterr().out.splitlines()[2].split()[1:3] == ["swap_limit", "accepted"]
 
 
 def test_json_is_a_list_of_layers(capfd: pytest.CaptureFixture[str]) -> None:
     assert operate.probe(Namespace(json=True)) == 1
     found = json.loads(capfd.readouterr().out)
-    assert [layer["layer"] for layer in found] == ["seccomp", "swap_limit"]
+    assert [layer["layer"] for layer in found] == ["seccomp", "swap_limit", "server", "kvm"]
     assert found[1]["cure"] == "boot with swapaccount=1"
+    assert [(layer["runtime"], layer["needed"]) for layer in found[1:]] == [
+        ("process", True),
+        ("boxlite", False),
+        ("boxlite", False),
+    ]
+
+
+def test_boxlite_server_counts_once_it_is_configured(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BULKHEAD_PROCESS__ACCEPT_MISSING", "swap_limit")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("BULKHEAD_BOXLITE__URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert operate.probe(Namespace(json=True)) == 1
+    server = json.loads(capfd.readouterr().out)[2]
+    assert (server["layer"], server["available"], server["needed"]) == ("server", False, True)
+    monkeypatch.setenv("BULKHEAD_BOXLITE__ENABLED", "false")
+    assert operate.probe(Namespace(json=True)) == 0

@@ -148,6 +148,38 @@ async def test_bodies_carry_what_was_typed_and_nothing_else() -> None:
     assert service.requests[4].body == {}
 
 
+async def test_what_is_wanted_of_the_isolation_is_passed_on() -> None:
+    typed = (
+        "--runtime auto --isolation-min vm --image python:3.12 --requires images --requires pty "
+        "--profile open --network direct --allow example.org --allow 10.0.0.0/8"
+    )
+    async with fake_service(ending()) as service:
+        await bulkhead(service.url, "run", *typed.split(), "true")
+        await bulkhead(service.url, "create", *typed.split())
+        await bulkhead(service.url, "create", "--network", "none")
+    bodies = [r.body for r in service.requests if str(r) == "POST /sandboxes"]
+    assert (
+        bodies[0]
+        == bodies[1]
+        == {
+            "runtime": "auto",
+            "isolation_min": "vm",
+            "image": "python:3.12",
+            "requires": ["images", "pty"],
+            "policy": {"profile": "open", "network": {"mode": "direct", "allow": ["example.org", "10.0.0.0/8"]}},
+        }
+    )  # fmt: skip - one body
+    assert bodies[2] == {"policy": {"network": {"mode": "none"}}}
+
+
+@pytest.mark.parametrize("mode", [[], ["--network", "none"]])
+async def test_hosts_without_the_mode_that_reaches_them_are_refused(mode: list[str]) -> None:
+    async with fake_service() as service:
+        ended = await bulkhead(service.url, "run", *mode, "--allow", "example.org", "true")
+    assert (ended.status, ended.stderr) == (125, "bulkhead: --allow names hosts for --network direct\n")
+    assert service.asked() == []
+
+
 @pytest.mark.parametrize(
     ("env", "runtime"),
     [
@@ -228,6 +260,38 @@ async def test_gaps_are_told_once_and_summed_up() -> None:
         "bulkhead: stdout: 27 bytes are missing in all, in 3 gaps",
     ]
     assert (as_json["stdout_truncated"], as_json["stderr_truncated"]) == (True, True)
+
+
+async def test_loss_that_nobody_could_measure_is_told_without_a_number() -> None:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        await wire.output(b"ab")
+        for _ in range(2):
+            await wire.text(type="gap", channel="stdout", **{"from": 2, "to": None})
+        await wire.output(b"yz")
+        await wire.exit(code=3, dropped_bytes=None)
+
+    async with fake_service(program) as service:
+        ended = await bulkhead(service.url, "run", "cmd")
+        followed = await bulkhead(service.url, "logs", "-f", SANDBOX, EXECUTION)
+        as_json = json.loads((await bulkhead(service.url, "run", "--json", "cmd")).stdout)
+    said = "bulkhead: stdout: some output was lost by the runtime; how much cannot be known\n"
+    assert (ended.status, ended.stdout, ended.stderr) == (3, b"abyz", said)
+    assert (followed.status, followed.stdout, followed.stderr) == (3, b"abyz", said)
+    assert (as_json["stdout_truncated"], as_json["stderr_truncated"]) == (True, False)
+
+
+async def test_digest_still_counts_after_a_loss_that_nobody_could_measure() -> None:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        await wire.text(type="gap", channel="stdout", **{"from": 0, "to": None})
+        await wire.output(b"bytes")
+        await wire.exit(stdout=b"bytez")
+
+    async with fake_service(program) as service:
+        ended = await bulkhead(service.url, "run", "cmd")
+    assert (ended.status, ended.stdout) == (125, b"bytes")
+    assert "the digest of its 5 bytes is wrong" in ended.stderr
 
 
 # --- stdin

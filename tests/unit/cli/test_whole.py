@@ -18,6 +18,7 @@ from app.spill import SpillFolder
 from app.telemetry import Telemetry
 from tests.null_backend import pattern
 from tests.unit.api.service import Service
+from tests.unit.cli.screen import screen
 from tests.unit.cli.typed import begin, bulkhead
 
 
@@ -190,6 +191,20 @@ async def test_sandbox_is_made_used_shown_and_removed() -> None:
     assert "SIGNOPE" in wrong.stderr or "/signal" in wrong.stderr
     assert table.stdout.count(b"\n") == 1
     assert [r["name"] for r in runtimes] == ["process"]
+
+
+async def test_terminal_is_the_programs_until_it_ends() -> None:
+    async with served() as (service, url, _), screen() as terminal:
+        before = terminal.modes()
+        process = await terminal.begin(url, "run", "-t", "trap", "SIGINT")
+        await terminal.until(b"ready")
+        assert terminal.is_raw()
+        terminal.resize(50, 132)
+        await terminal.until(b"50x132")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 143
+        assert terminal.modes() == before
+        assert service.backend.alive == []
 
 
 async def test_refusals_name_the_field() -> None:

@@ -53,8 +53,10 @@ class Notes:
 class House:
     """`async with House() as house`: at the end everything is closed, and nothing may be left."""
 
-    def __init__(self, check_spill: Callable[[], None] = lambda: None, **numbers: Any) -> None:
-        self.backend = NullBackend()
+    def __init__(
+        self, check_spill: Callable[[], None] = lambda: None, *, backend: NullBackend | None = None, **numbers: Any
+    ) -> None:
+        self.backend = backend or NullBackend()
         self.notes = Notes()
         registry = Registry([self.backend], default="process")
         self.sandboxes = Sandboxes(registry, Capacity(**numbers), self.notes, check_spill=check_spill)

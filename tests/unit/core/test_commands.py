@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.backend import CommandLimits
-from app.core.commands import NUMBERS, check_command, signal_name, signal_number
-from app.core.errors import InvalidRequest
-from app.core.models import Command
+from app.core.commands import NUMBERS, check_command, check_start, signal_name, signal_number
+from app.core.errors import CapabilityMissing, InvalidRequest
+from app.core.models import Command, Stdin, Terminal
+from tests.null_backend import NullBackend
 
 LIMITS = CommandLimits()
 
@@ -87,6 +88,41 @@ def test_total_is_limited_with_nul_and_pointers() -> None:
 @pytest.mark.parametrize("workdir", ["", "/" + "a" * 4095])
 def test_impossible_workdir_is_refused(workdir: str) -> None:
     assert wrong(workdir=workdir) == ["/workdir"]
+
+
+def test_names_that_mean_something_to_the_runtime_are_not_for_clients() -> None:
+    limits = CommandLimits(reserved=frozenset({"BOXLITE_EXECUTOR", "A=B"}))
+    assert wrong(limits=limits, env={"BOXLITE_EXECUTOR": "", "OTHER": "", "boxlite_executor": ""}) == [
+        "/env/BOXLITE_EXECUTOR"
+    ]
+    assert wrong(env={"BOXLITE_EXECUTOR": ""}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({}, []),
+        ({"stdin": Stdin.OPEN}, ["stdin"]),
+        ({"tty": Terminal(1, 1)}, ["pty"]),
+        ({"stdin": Stdin.OPEN, "tty": Terminal(1, 1)}, ["pty", "stdin"]),
+    ],
+)
+def test_what_a_command_needs_is_refused_where_the_runtime_has_it_not(
+    changes: dict[str, Any], missing: list[str]
+) -> None:
+    check_start(Command(("true",), **changes), NullBackend().info)
+    poor = NullBackend(capabilities=frozenset()).info
+    try:
+        check_start(Command(("true",), **changes), poor)
+    except CapabilityMissing as refusal:
+        assert (refusal.missing, refusal.runtime) == (missing, "process")
+    else:
+        assert missing == []
+
+
+def test_a_wrong_field_is_named_before_a_missing_capability() -> None:
+    with pytest.raises(InvalidRequest):
+        check_start(Command((), tty=Terminal(1, 1)), NullBackend(capabilities=frozenset()).info)
 
 
 def test_flood_of_variables_or_arguments_is_refused_quickly() -> None:

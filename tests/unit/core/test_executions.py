@@ -18,8 +18,8 @@ from app.core.errors import (
     WrongState,
 )
 from app.core.executions import Execution
+from app.core.follow import Output
 from app.core.models import Channel, ExecutionState, Exit, ExitReason, SandboxState
-from app.core.output import Output
 from app.core.policy import Limits
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes

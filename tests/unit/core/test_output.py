@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable
 
@@ -10,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.models import Channel
-from app.core.output import CHUNK, MEMORY_WINDOW, Follower, Gap, Output, OutputLog
+from app.core.output import CHUNK, MEMORY_WINDOW, MOST_HOLES, OutputLog
 from tests.null_backend import pattern
 
 
@@ -201,7 +199,38 @@ def test_after_discard_counts_and_digest_stay() -> None:
     assert log.append(b"d") == 0
 
 
-def test_watchers_are_told_of_appends_and_the_end_until_they_leave() -> None:
+def test_a_log_that_is_not_exact_cannot_tell_what_was_dropped() -> None:
+    for exact, dropped in ((True, 2), (False, None)):
+        log = OutputLog(4, exact=exact)
+        log.append(b"abcdef")
+        assert (log.total, log.start, log.dropped) == (6, 2, dropped)
+
+
+def test_a_hole_is_an_offset_once_however_often_it_is_torn() -> None:
+    log = OutputLog(100)
+    log.tear()
+    log.append(b"abc")
+    log.tear()
+    log.tear()
+    log.append(b"d")
+    log.tear()
+    assert log.holes == [0, 3, 4]
+    assert (log.total, log.read(0), log.sha256) == (4, b"abcd", hashlib.sha256(b"abcd").hexdigest())
+
+
+def test_holes_are_bounded_and_none_comes_after_the_end() -> None:
+    log = OutputLog(10)
+    for _ in range(MOST_HOLES + 10):
+        log.append(b"x")
+        log.tear()
+    assert log.holes == list(range(1, MOST_HOLES + 1))
+    closed = OutputLog(10)
+    closed.close()
+    closed.tear()
+    assert closed.holes == []
+
+
+def test_watchers_are_told_of_appends_holes_and_the_end_until_they_leave() -> None:
     log = OutputLog(10)
     told: list[int] = []
 
@@ -210,10 +239,12 @@ def test_watchers_are_told_of_appends_and_the_end_until_they_leave() -> None:
 
     log.watch(wake)
     log.append(b"ab")
+    log.tear()
+    log.tear()  # the same hole
     log.close()
     log.unwatch(wake)
     log.close()
-    assert told == [2, 2]
+    assert told == [2, 2, 2]
 
 
 def test_a_watcher_may_leave_while_it_is_told() -> None:
@@ -229,121 +260,3 @@ def test_a_watcher_may_leave_while_it_is_told() -> None:
         log.watch(wakers[-1])
     log.append(b"a")
     assert not log._wakers
-
-
-# --- Follower
-
-
-def two_logs(capacity: int = 2**20) -> dict[Channel, OutputLog]:
-    return {Channel.STDOUT: OutputLog(capacity), Channel.STDERR: OutputLog(capacity)}
-
-
-FROM_START = {Channel.STDOUT: 0, Channel.STDERR: 0}
-
-
-async def test_follower_gives_the_channels_in_turn_so_that_neither_starves() -> None:
-    logs = two_logs(2**22)
-    logs[Channel.STDOUT].append(bytes(3 * CHUNK))
-    logs[Channel.STDERR].append(bytes(3 * CHUNK))
-    with Follower(logs, FROM_START) as follower:
-        seen = [follower.poll() for _ in range(6)]
-    assert [item.channel for item in seen if item] == [Channel.STDOUT, Channel.STDERR] * 3
-
-
-async def test_busy_channel_does_not_starve_the_quiet_one() -> None:
-    logs = two_logs()
-    with Follower(logs, FROM_START) as follower:
-        logs[Channel.STDERR].append(b"one line")
-        for step in range(3):
-            logs[Channel.STDOUT].append(b"x")
-            item = await follower.next()
-            assert item is not None
-            if item.channel is Channel.STDERR:
-                assert step <= 1
-                return
-    raise AssertionError("stderr was never served")
-
-
-async def test_follower_waits_for_bytes_and_ends_when_both_are_closed_and_read() -> None:
-    logs = two_logs()
-    with Follower(logs, FROM_START) as follower:
-        waiting = asyncio.create_task(follower.next())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        logs[Channel.STDERR].append(b"late")
-        assert await waiting == Output(Channel.STDERR, 0, b"late")
-        logs[Channel.STDOUT].append(b"last")
-        logs[Channel.STDOUT].close()
-        assert await follower.next() == Output(Channel.STDOUT, 0, b"last")
-        waiting = asyncio.create_task(follower.next())
-        await asyncio.sleep(0)
-        assert not waiting.done(), "stderr is still open"
-        logs[Channel.STDERR].close()
-        assert await waiting is None
-        assert await follower.next() is None
-    assert not any(log._wakers for log in logs.values())
-
-
-async def test_follower_from_a_dropped_offset_is_told_the_exact_gap() -> None:
-    logs = two_logs(4)
-    logs[Channel.STDOUT].append(b"abcdef")
-    with Follower(logs, {Channel.STDOUT: 1, Channel.STDERR: 0}) as follower:
-        assert follower.poll() == Gap(Channel.STDOUT, 1, 2)
-        assert follower.poll() == Output(Channel.STDOUT, 2, b"cdef")
-        assert follower.poll() is None
-
-
-@pytest.mark.parametrize("empty", [False, True])
-async def test_follower_is_told_a_gap_when_the_spill_cannot_be_read(empty: bool) -> None:
-    ring = RingSpill(2**20, reads=0)
-    ring.empty_reads = empty
-    log = OutputLog(2**20, open_spill=lambda _: ring)
-    log.append(pattern(2**19))
-    log.close()
-    logs = {Channel.STDOUT: log}
-    with Follower(logs, {Channel.STDOUT: 0}) as follower:
-        gap = await follower.next()
-        assert isinstance(gap, Gap)
-        assert gap.begin == 0
-        rest = b""
-        while (item := await follower.next()) is not None:
-            assert isinstance(item, Output)
-            rest += item.data
-    assert rest == pattern(2**19)[gap.end :]
-    assert len(rest) >= MEMORY_WINDOW
-
-
-@settings(deadline=None)
-@given(
-    capacity=st.integers(1, 300),
-    steps=st.lists(st.tuples(st.sampled_from([*Channel, None]), st.integers(0, 200)), max_size=60),
-)
-def test_follower_delivers_each_channel_in_order_nothing_twice(
-    capacity: int, steps: list[tuple[Channel | None, int]]
-) -> None:
-    logs = two_logs(capacity)
-    models = dict.fromkeys(Channel, b"")
-    places = dict(FROM_START)
-    follower = Follower(logs, FROM_START)
-
-    def take() -> bool:
-        item = follower.poll()
-        if isinstance(item, Gap):
-            assert item.begin == places[item.channel] < item.end == logs[item.channel].start
-            places[item.channel] = item.end
-        elif item is not None:
-            assert item.offset == places[item.channel]
-            assert item.data == models[item.channel][item.offset : item.offset + len(item.data)] != b""
-            places[item.channel] += len(item.data)
-        return item is not None
-
-    for channel, size in steps:
-        if channel is None:
-            take()
-        else:
-            data = pattern(size, len(models[channel]))
-            models[channel] += data
-            logs[channel].append(data)
-    while take():
-        pass
-    assert places == {channel: len(model) for channel, model in models.items()}

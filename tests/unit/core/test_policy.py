@@ -19,6 +19,7 @@ from app.core.policy import (
     Policy,
     check_path,
     choose_limits,
+    lower,
     narrow,
 )
 
@@ -147,3 +148,13 @@ def test_limit_above_its_ceiling_or_below_its_floor_names_the_field(name: str) -
         assert [e.pointer for e in wrong.value.errors] == [f"/limits/{name}"]
         errors.append(wrong.value)
     assert len(errors) == 5
+
+
+def test_a_runtimes_own_ceiling_counts_where_it_is_below_the_operators() -> None:
+    ranges = {"cpus": LimitRange(2, 8), "memory_mib": LimitRange(512, 4096), "disk_mib": LimitRange(64, 128)}
+    assert lower(ranges, {"cpus": 1, "memory_mib": 1024, "disk_mib": 10_000, "other": 1}) == {
+        "cpus": LimitRange(1, 1),
+        "memory_mib": LimitRange(512, 1024),
+        "disk_mib": LimitRange(64, 128),
+    }
+    assert lower(ranges, {}) == ranges

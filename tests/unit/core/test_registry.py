@@ -27,6 +27,13 @@ def test_disabled_runtime_is_refused_by_name_under_every_alias_and_never_replace
     assert (registry.enabled("process"), registry.enabled("boxlite")) == (True, False)
 
 
+def test_auto_can_be_the_default_and_is_no_runtime() -> None:
+    registry = Registry([PROCESS, BOXLITE], default="auto")
+    assert registry.default == "auto"
+    with pytest.raises(UnknownRuntime):
+        registry.get("auto")
+
+
 def test_unknown_runtime_names_the_known_ones() -> None:
     with pytest.raises(UnknownRuntime) as refusal:
         Registry([PROCESS, BOXLITE], default="process").get("wasm")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -30,6 +27,8 @@ from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
 from app.core.policy import FLOORS, LIMIT_NAMES, LimitRange, Limits
 from app.core.sandboxes import Capacity
+from app.settings.boxlite import BoxliteSettings
+from app.settings.part import Part, split
 
 PREFIX = "BULKHEAD_"
 OTHERS = ("BULKHEAD_CLIENT_", "BULKHEAD_TEST_")  # read by the command line and the tests
@@ -52,20 +51,7 @@ class SettingsError(Exception):
     """The service cannot start with these settings; `str(error)` names each wrong one and what to set."""
 
 
-def _split(value: Any) -> Any:
-    """`a,b` as well as `["a", "b"]`."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return tuple(json.loads(value))
-    return tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LimitSettings(_Part):
+class LimitSettings(Part):
     default: float = Field(gt=0, allow_inf_nan=False)
     ceiling: float = Field(gt=0, allow_inf_nan=False)
 
@@ -84,7 +70,7 @@ def _limit(name: str) -> LimitSettings:
     return LimitSettings(default=getattr(Limits(), name), ceiling=getattr(_CEILINGS, name))
 
 
-class LimitsSettings(_Part):
+class LimitsSettings(Part):
     """Each part may be set alone: the other keeps its own default."""
 
     cpus: LimitSettings = _limit("cpus")
@@ -120,7 +106,7 @@ class LimitsSettings(_Part):
 _CAPACITY = Capacity()
 
 
-class CapacitySettings(_Part):
+class CapacitySettings(Part):
     sandboxes: int = Field(_CAPACITY.sandboxes, ge=1, description="alive at once")
     executions: int = Field(_CAPACITY.executions, ge=1, description="running at once in all sandboxes")
     executions_running: int = Field(_CAPACITY.executions_running, ge=1, description="at once in one sandbox")
@@ -133,15 +119,15 @@ class CapacitySettings(_Part):
     )
 
 
-class ProcessSettings(_Part):
+class ProcessSettings(Part):
     enabled: bool = True
     uid_base: int = Field(1_900_000_000, ge=1, description="first host uid for sandboxes")
     uid_count: int = Field(65_536, ge=1, description="how many of them")
     cgroup_parent: str | None = Field(None, description="path below the cgroup mount; absent: found by itself")
-    accept_missing: Annotated[tuple[MissingLayer, ...], NoDecode, BeforeValidator(_split)] = Field(
+    accept_missing: Annotated[tuple[MissingLayer, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="isolation layers that this host may lack"
     )
-    root_paths: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
+    root_paths: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="more read-only host directories for every sandbox"
     )
 
@@ -183,10 +169,10 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65_535, description="0: any free one")
     data: Path = Field(default_factory=default_data, description="folder for keys and state")
     api_keys: tuple[SecretStr, ...] = Field((), description="JSON list; beside the keys in the data folder")
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="names in the Host header, beside those of loopback; without a port: any port"
     )
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="web pages that may call, as scheme://host[:port]"
     )
     runtime: str = Field(
@@ -200,6 +186,7 @@ class Settings(BaseSettings):
     profiles: Path | None = Field(None, description="TOML file with the operator's policy profiles")
     spill_mib: int = Field(4096, ge=0, description="disk for output that does not fit into memory, in all")
     process: ProcessSettings = Field(default_factory=ProcessSettings)
+    boxlite: BoxliteSettings = Field(default_factory=BoxliteSettings)
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -241,14 +228,31 @@ def load_settings(**given: Any) -> Settings:
     """From the environment; `given` (the command line's options) goes first. Raises SettingsError."""
     _refuse_unknown_names()
     try:
-        return Settings(**given)
+        return Settings(**given, **_as_boxlite_knows_them(given))
     except (ValidationError, PydanticSettingsError) as error:
         raise SettingsError(_sentences(error)) from None  # the cause would show the values, keys among them
 
 
+# The names that BoxLite's own clients read, where ours are not set.
+_BOXLITE_NAMES = {
+    "url": ("BOXLITE_REST_URL", "BOXLITE_URL"),
+    "api_key": ("BOXLITE_API_KEY",),
+    "path_prefix": ("BOXLITE_REST_PATH_PREFIX",),
+}
+
+
+def _as_boxlite_knows_them(given: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, str] = {}
+    for field, names in _BOXLITE_NAMES.items():
+        theirs = next((value for name in names if (value := os.environ.get(name))), None)
+        if theirs and not os.environ.get(f"{PREFIX}BOXLITE__{field.upper()}"):
+            found[field] = theirs
+    return {"boxlite": found} if found and "boxlite" not in given else {}
+
+
 def _refuse_unknown_names() -> None:
     known = {f"{PREFIX}{name}".upper(): field.annotation for name, field in Settings.model_fields.items()}
-    with_parts = {name for name, kind in known.items() if isinstance(kind, type) and issubclass(kind, _Part)}
+    with_parts = {name for name, kind in known.items() if isinstance(kind, type) and issubclass(kind, Part)}
     for name in sorted(os.environ):
         upper = name.upper()
         if not upper.startswith(PREFIX) or upper.startswith(OTHERS):

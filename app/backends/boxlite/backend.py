@@ -1,0 +1,263 @@
+"""Runtime `boxlite`: a thin, honest passthrough. It creates boxes, removes them, and knows whether the server is there.
+
+A box is named `bh-<instance>-<sandbox id>`. Whatever has the name of this instance and is no sandbox of this life is
+removed, whenever it is seen: what an earlier life left, what an answer that got lost made, what could not be removed
+when it should have been. Nobody else's box is ever touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from dataclasses import replace
+
+from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.client import Client
+from app.backends.boxlite.images import Images
+from app.backends.boxlite.inside import MARK, WORKSPACE, Facts
+from app.backends.boxlite.network import narrowed
+from app.backends.boxlite.pulse import Pulse
+from app.backends.boxlite.receipt import check, isolation
+from app.backends.boxlite.sandbox import BoxliteSandbox
+from app.backends.boxlite.server import Box, Server, is_name_taken, is_slow_boot, main_command
+from app.core.backend import Capability, CommandLimits, RuntimeInfo, settle
+from app.core.errors import (
+    BackendFailure,
+    BackendRefused,
+    BackendUnavailable,
+    InvalidRequest,
+    LaunchFailed,
+    LimitTooHigh,
+)
+from app.core.models import SandboxSpec, Tier
+from app.core.policy import Limits
+from app.settings.boxlite import BoxliteSettings
+
+CAPABILITIES = frozenset(
+    {
+        Capability.STDIN,
+        Capability.SIGNALS,
+        Capability.SIGNAL_GROUP,
+        Capability.PTY,
+        Capability.LIMIT_CPUS,
+        Capability.LIMIT_MEMORY,
+        Capability.LIMIT_DISK,
+        Capability.IMAGES,
+    }
+)
+# Seen: a string of 128 KiB hangs the request for ever, 200 KB of strings in all are too many for its message. The
+# variable BOXLITE_EXECUTOR=guest leads out of the container, to root in the guest.
+COMMAND_LIMITS = CommandLimits(
+    argument_bytes=100_000,
+    arguments=8192,
+    variables=1024,
+    total_bytes=150_000,
+    reserved=frozenset({"BOXLITE_EXECUTOR", MARK}),
+)
+MOST_CPUS = 16  # seen: 64 boots, and silently has 16
+LEAST_MEMORY_MIB = 64  # seen: 16 does not boot
+GIB = 1024
+MIB = 1024 * 1024
+
+
+class BoxliteBackend:
+    """`instance`: a random word of this installation, the same in every life of it."""
+
+    def __init__(self, settings: BoxliteSettings, instance: str) -> None:
+        self._settings = settings
+        key = settings.api_key.get_secret_value() if settings.api_key is not None else None
+        self._client = Client(settings.url or "http://127.0.0.1:8100", key)
+        self._server = Server(self._client, settings.path_prefix)
+        self._pulse = Pulse(self._server, self._on_boxes, self._on_silence)
+        self._images = Images(settings.images, settings.default_image, settings.image_patterns)
+        if settings.default_image is not None:
+            self._images.chosen(None)
+        self._prefix = f"bh-{instance}-"
+        self._boots = asyncio.Semaphore(settings.boots)
+        self._names: set[str] = set()  # of this life, from before the create to after the end
+        self._sandboxes: dict[str, BoxliteSandbox] = {}
+        self._removing: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def info(self) -> RuntimeInfo:
+        direct = {Capability.NETWORK_DIRECT} if self._settings.direct_allow else set()
+        return RuntimeInfo(
+            RUNTIME,
+            Tier.VM,
+            "v1",
+            CAPABILITIES | direct,
+            aliases=("vm", "microvm"),
+            command_limits=COMMAND_LIMITS,
+            ceilings={"cpus": MOST_CPUS},
+        )
+
+    def open(self) -> None:
+        self._pulse.open()
+
+    async def ready(self) -> None:
+        await self._pulse.check()
+
+    def fit(self, spec: SandboxSpec) -> SandboxSpec:
+        network = spec.policy.network
+        if network.mode == "direct":
+            network = replace(network, allow=narrowed(network.allow, self._settings.direct_allow))
+        return replace(
+            spec,
+            limits=_whole(spec.limits),
+            policy=replace(spec.policy, network=network),
+            image=self._images.chosen(spec.image),
+        )
+
+    # --- create
+
+    async def create(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
+        birth = asyncio.get_running_loop().create_task(self._birth(sandbox_id, spec))
+        try:
+            return await asyncio.shield(birth)
+        except asyncio.CancelledError:
+            # To hang up on a boot breaks the box: it is waited for, and then undone.
+            await settle(asyncio.get_running_loop().create_task(_undo(birth)))
+            raise
+
+    async def _birth(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
+        await self._pulse.check()
+        name = self._prefix + sandbox_id
+        self._names.add(name)
+        try:
+            async with self._boots:
+                return await self._boot(sandbox_id, name, spec)
+        except BaseException as error:
+            self._names.discard(name)
+            if isinstance(error, BackendFailure):
+                self._pulse.note(error)
+            raise
+
+    async def _boot(self, sandbox_id: str, name: str, spec: SandboxSpec) -> BoxliteSandbox:
+        box = await self._made(name, spec)
+        sandbox = BoxliteSandbox(
+            self._server, self._pulse, sandbox_id, box.id, self._settings.stdin_mib * MIB, lambda: self._forget(name)
+        )
+        try:
+            began = time.perf_counter()
+            started = await self._started(box.id)
+            boot_seconds = time.perf_counter() - began
+            facts = await self._proved(sandbox, spec)
+            check(facts, spec)
+        except BaseException:
+            with contextlib.suppress(BackendFailure):  # then it is removed when it is next seen
+                await self._server.remove(box.id)
+            raise
+        sandbox.prove(isolation(started, spec, facts, boot_seconds))
+        self._sandboxes[name] = sandbox
+        return sandbox
+
+    async def _made(self, name: str, spec: SandboxSpec) -> Box:
+        """Environment and working directory of a sandbox are not the box's: they are part of every command."""
+        network = spec.policy.network
+        body = {
+            "name": name,
+            **self._images.fields(str(spec.image)),
+            "cpus": int(spec.limits.cpus),
+            "memory_mib": spec.limits.memory_mib,
+            "disk_size_gb": spec.limits.disk_mib // GIB,
+            "network": {"mode": "disabled"}
+            if network.mode == "none"
+            else {"mode": "enabled", "allow_net": list(network.allow)},
+            "detach": True,
+            "cmd": main_command(),
+            "auto_stop": 0,
+            "auto_delete": 0,
+        }
+        try:
+            return await self._server.create(body)
+        except BackendFailure as error:
+            if not is_name_taken(error):
+                raise
+        old = await self._server.find(name)  # of an earlier life, and not removed yet
+        if old is not None:
+            await self._server.remove(old.id)
+        return await self._server.create(body)
+
+    async def _started(self, box_id: str) -> Box:
+        try:
+            return await self._server.start(box_id, self._settings.boot_seconds)
+        except BackendFailure as error:
+            if not is_slow_boot(error):
+                raise
+        return await self._server.start(box_id, self._settings.boot_seconds)
+
+    async def _proved(self, sandbox: BoxliteSandbox, spec: SandboxSpec) -> Facts:
+        workspace = WORKSPACE if spec.workdir == WORKSPACE else ""
+        try:
+            return await sandbox.inside.prove(workspace)
+        except PermissionError as error:
+            detail = f"the image's user cannot make {WORKSPACE} ({error}); create with a workdir that the image has"
+            raise LaunchFailed("workspace", "EACCES", detail) from error
+        except BackendRefused:
+            raise
+        except BackendUnavailable:  # a guest that has just answered may still drop its first call
+            await asyncio.sleep(0.2)
+            return await sandbox.inside.prove(workspace)
+
+    # --- endings
+
+    def _forget(self, name: str) -> None:
+        self._names.discard(name)
+        self._sandboxes.pop(name, None)
+
+    def _on_boxes(self, asked_at: float, boxes: list[Box]) -> None:
+        by_id = {box.id: box for box in boxes}
+        for sandbox in tuple(self._sandboxes.values()):
+            box = by_id.get(sandbox.box_id)
+            if sandbox.since < asked_at and (box is None or box.over):
+                sandbox.lose("its box is gone" if box is None else f"its box is {box.status}")
+        for box in boxes:
+            if box.name is not None and box.name.startswith(self._prefix) and box.name not in self._names:
+                self._remove(box.id)
+
+    def _remove(self, box_id: str) -> None:
+        """Tried again at the next beat, if it fails."""
+        if box_id not in self._removing:
+            task = asyncio.get_running_loop().create_task(self._removed(box_id))
+            self._removing[box_id] = task
+
+    async def _removed(self, box_id: str) -> None:
+        try:
+            await self._server.remove(box_id)
+        except BackendFailure as error:
+            self._pulse.note(error)
+        finally:
+            self._removing.pop(box_id, None)
+
+    def _on_silence(self, seconds: float) -> None:
+        if seconds > self._settings.grace_seconds:
+            for sandbox in tuple(self._sandboxes.values()):
+                sandbox.lose(f"the BoxLite server has not answered for {seconds:.0f} seconds")
+
+    async def aclose(self) -> None:
+        """What cannot be removed now is removed by the next life of this instance."""
+        for sandbox in tuple(self._sandboxes.values()):
+            with contextlib.suppress(BackendFailure):
+                await sandbox.destroy()
+        await self._pulse.aclose()
+        for task in tuple(self._removing.values()):
+            await settle(task)
+        await self._client.aclose()
+
+
+async def _undo(birth: asyncio.Task[BoxliteSandbox]) -> None:
+    await asyncio.wait([birth])
+    if not birth.cancelled() and birth.exception() is None:
+        with contextlib.suppress(BackendFailure):
+            await birth.result().destroy()
+
+
+def _whole(limits: Limits) -> Limits:
+    """BoxLite knows whole cpus and GiB. Raises LimitTooHigh, InvalidRequest."""
+    if limits.cpus > MOST_CPUS:
+        raise LimitTooHigh("limits.cpus", limits.cpus, MOST_CPUS)
+    if limits.memory_mib < LEAST_MEMORY_MIB:
+        raise InvalidRequest.at("/limits/memory_mib", f"must be at least {LEAST_MEMORY_MIB} for a microVM")
+    return replace(limits, cpus=float(math.ceil(limits.cpus)), disk_mib=math.ceil(limits.disk_mib / GIB) * GIB)

@@ -1,0 +1,170 @@
+"""HTTP to the BoxLite server: one connection pool, one bound on everything, one place where errors become ours.
+
+The server cancels the work of a client that hangs up, and that breaks a box (a boot becomes `failed`, a stop is left
+half way). So nothing here is ever cancelled from outside: every request is a task of its own, which goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import httpx
+
+from app.backends.boxlite import RUNTIME
+from app.core.backend import settle
+from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
+
+CONNECT_SECONDS = 5.0
+ANSWER_BYTES = 16 * 1024 * 1024  # the list has all boxes of all who have the key; about 600 bytes each
+SHOWN = 300  # characters of the server's own words in our sentences
+_UNAVAILABLE = frozenset({"engine_unavailable", "network_unavailable", "resource_exhausted", "upstream_unavailable"})
+T = TypeVar("T")
+
+
+class Unanswered(BackendTimeout):
+    """It was sent, and no answer came: what became of it must be looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: Any  # JSON, or None when there is none
+
+
+async def detached(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which goes on to its end whatever becomes of the caller."""
+    task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(_seen)
+    return await asyncio.shield(task)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Nobody may be left to look at it."""
+    if not task.cancelled():
+        task.exception()
+
+
+class Client:
+    """`url`: scheme://host[:port][/path]; `key`: shown as a bearer token, never logged."""
+
+    def __init__(self, url: str, key: str | None, *, connections: int = 256) -> None:
+        self.url = url.rstrip("/")
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._requests: set[asyncio.Task[Answer]] = set()
+        self._http = httpx.AsyncClient(
+            headers=self.headers,
+            trust_env=False,  # a proxy of the environment must not see the key, nor stand before a local server
+            follow_redirects=False,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32),
+        )
+
+    async def request(
+        self, method: str, path: str, *, seconds: float, body: Any = None, query: Mapping[str, str] | None = None
+    ) -> Answer:
+        """The answer of a 2xx. Raises BackendRefused, BackendUnavailable, BackendTimeout; Unanswered is a
+        BackendTimeout. `seconds`: for all of it, however slowly the bytes come."""
+        task = asyncio.get_running_loop().create_task(self._send(method, path, seconds, body, query))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+        task.add_done_callback(_seen)
+        return await asyncio.shield(task)
+
+    async def _send(self, method: str, path: str, seconds: float, body: Any, query: Mapping[str, str] | None) -> Answer:
+        timeout = httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
+        content = None if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"content-type": "application/json"}
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._http.stream(
+                    method, self.url + path, content=content, headers=headers, params=query, timeout=timeout
+                ) as response,
+            ):
+                return _understood(response, await _bounded(response))
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise BackendUnavailable(RUNTIME, f"the BoxLite server cannot be reached: {_why(error)}") from error
+        except (TimeoutError, httpx.TimeoutException) as error:
+            detail = f"the BoxLite server did not answer {method} within {seconds:g} seconds"
+            raise Unanswered(RUNTIME, detail) from error
+        except httpx.HTTPError as error:
+            detail = f"the BoxLite server broke off its answer to {method}: {_why(error)}"
+            raise Unanswered(RUNTIME, detail) from error
+        except httpx.InvalidURL as error:
+            raise BackendUnavailable(RUNTIME, f"the address of the BoxLite server is wrong: {error}", 60) from error
+
+    async def aclose(self) -> None:
+        """Waits for what is under way: to hang up would break boxes."""
+        for task in tuple(self._requests):
+            with contextlib.suppress(BackendFailure):
+                await settle(task)
+        await self._http.aclose()
+
+
+def _why(error: Exception) -> str:
+    return str(error)[:SHOWN] or type(error).__name__
+
+
+async def _bounded(response: httpx.Response) -> bytes:
+    found = bytearray()
+    async for piece in response.aiter_raw():
+        found += piece
+        if len(found) > ANSWER_BYTES:
+            detail = f"the BoxLite server answers with more than {ANSWER_BYTES} bytes"
+            raise BackendRefused(RUNTIME, detail, Upstream(response.status_code))
+    return bytes(found)
+
+
+def _understood(response: httpx.Response, raw: bytes) -> Answer:
+    status = response.status_code
+    is_json = response.headers.get("content-type", "").startswith("application/json")
+    if 200 <= status < 300:
+        if not raw:
+            return Answer(status, None)
+        try:
+            return Answer(status, json.loads(raw))
+        except (ValueError, RecursionError):
+            raise BackendRefused(RUNTIME, "the BoxLite server answers with no JSON", Upstream(status)) from None
+    found: Any = None
+    if is_json:
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(raw)
+    _refuse(status, found, raw, response.headers.get("x-request-id", ""))
+
+
+def _refuse(status: int, found: Any, raw: bytes, request_id: str) -> NoReturn:
+    """The envelope, the cloud's flat body, or plain text; `code` beats the status."""
+    code: Any = None
+    message: Any = None
+    if isinstance(found, dict):
+        inner = found.get("error")
+        envelope = inner if isinstance(inner, dict) else found
+        code, message = envelope.get("code"), envelope.get("message")
+    code = code[:64] if isinstance(code, str) else None  # servers up to 0.9.0 put the status there
+    text = message if isinstance(message, str) else raw[:SHOWN].decode(errors="replace")
+    said = _short(" ".join(text.split())) or "nothing more"
+    upstream = Upstream(status, code)
+    if status == 401 or code == "unauthenticated":
+        raise BackendUnavailable(RUNTIME, "the BoxLite server refuses our key", 60, upstream)
+    request = f" (its request {request_id[:64]})" if request_id.isascii() and request_id.isprintable() else ""
+    detail = f"the BoxLite server answers {status} {code or ''}".rstrip() + f": {said}{request if request_id else ''}"
+    if status == 504 or code == "timeout":
+        raise BackendTimeout(RUNTIME, detail, upstream)
+    if code in _UNAVAILABLE or (code is None and status in {429, 502, 503}):
+        raise BackendUnavailable(RUNTIME, detail, 5, upstream)
+    raise BackendRefused(RUNTIME, detail, upstream)
+
+
+def _short(text: str) -> str:
+    """Both ends: what went wrong stands at the beginning, and in what way at the end."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
+
+
+def upstream_of(error: BackendFailure) -> Upstream:
+    """What the server said, as far as it said anything."""
+    found = getattr(error, "upstream", None)
+    return found if isinstance(found, Upstream) else Upstream()

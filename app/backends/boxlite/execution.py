@@ -1,0 +1,272 @@
+"""One command in a box: attached from its start to its end, on however many sockets that takes.
+
+The reader does nothing but take frames into the logs. A socket that breaks is replaced and what is repeated skipped;
+when the server no longer knows the execution, its end is `lost`, never an invented code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.attach import AttachCut, AttachRefused, Socket
+from app.backends.boxlite.inside import Inside
+from app.backends.boxlite.output import Intake
+from app.backends.boxlite.server import Server
+from app.core.backend import Logs
+from app.core.commands import signal_name
+from app.core.errors import BackendFailure, BackendTimeout, CapacityExceeded, WrongState
+from app.core.models import Command, Exit, ExitReason, Stdin
+
+BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+LEADER_SECONDS = 2.0  # for an exit frame after a kill that the box carried out
+BUSY_FRAMES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
+MAY_LIVE_ON = "what hid its environment from the kill may live on until the sandbox is deleted"
+KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
+_SIGHUP, _SIGKILL = 1, 9
+
+
+class Room(Protocol):
+    """What an execution needs of its sandbox."""
+
+    box_id: str
+    inside: Inside
+
+    @property
+    def ending(self) -> bool:
+        """It is being destroyed."""
+
+    def attach(self, execution_id: str) -> Any: ...
+    async def look(self, *, patient: bool = True) -> str | None:
+        """Why the box has ended, or None when it runs."""
+
+
+class BoxliteExecution:
+    def __init__(self, server: Server, room: Room, mark: str, command: Command, logs: Logs, stdin_limit: int) -> None:
+        self._server, self._room, self._mark, self._command = server, room, mark, command
+        self._stdin_limit, self._stdin_left = stdin_limit, stdin_limit
+        self._intake = Intake(logs)
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._exit: asyncio.Future[Exit] = loop.create_future()
+        self._socket: Socket | None = None
+        self._connected = asyncio.Event()
+        self._stdin_over = command.stdin is Stdin.NONE
+        self._size = command.tty
+        self._reader: asyncio.Task[None] | None = None
+        self._id = ""
+        self._began = time.perf_counter()
+        self._killing: asyncio.Task[None] | None = None
+        self._hung_up = False  # we sent SIGHUP, which the server reports as -1
+        self._fed = self._in_doubt = False
+
+    # --- from start to end
+
+    def begin(self, execution_id: str) -> None:
+        self._id = execution_id
+        self._reader = self._loop.create_task(self._read())
+
+    def fail_start(self, exit_: Exit) -> None:
+        self._end(exit_)
+
+    async def _read(self) -> None:
+        try:
+            code = await self._until_exit()
+            if code is not None:
+                if self._intake.frames >= BUSY_FRAMES:
+                    await self._look_again()
+                self._end(await self._natural(code))
+        except BackendFailure as error:
+            self._end(Exit(ExitReason.LOST, detail=str(error)))
+        except Exception as error:  # a fault of ours must not leave an execution that runs for ever
+            self._end(Exit(ExitReason.LOST, detail=f"the reader of its output failed: {type(error).__name__}"))
+            raise
+
+    async def _until_exit(self) -> int | None:
+        """The server's exit code, over as many sockets as it takes; None when the end was told some other way."""
+        failures = 0
+        while not self._exit.done():
+            try:
+                async with self._room.attach(self._id) as socket:
+                    await self._introduce(socket)
+                    failures = 0
+                    return await self._intake.take(socket.frames())
+            except AttachRefused as refused:
+                if refused.status == 404:
+                    self._end(await self._forgotten())
+                    return None
+            except AttachCut:
+                self._in_doubt = self._in_doubt or self._fed
+            finally:
+                self._socket = None
+                self._connected.clear()
+            await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+            failures += 1
+        return None
+
+    async def _introduce(self, socket: Socket) -> None:
+        with contextlib.suppress(AttachCut):  # it has ended already: what is to be read says so
+            if self._size is not None:  # the server starts every terminal with 24 by 80
+                await socket.resize(self._size.rows, self._size.cols)
+            if self._stdin_over:
+                await socket.end_stdin()
+        self._fed = False
+        self._intake.begin_socket()
+        self._socket = socket
+        self._connected.set()
+
+    async def _forgotten(self) -> Exit:
+        """The server was started again: the program may run on in the box, out of everybody's reach but ours."""
+        with contextlib.suppress(BackendFailure):
+            await self._room.inside.kill(self._mark)
+        why = await self._room.look()
+        return Exit(ExitReason.LOST, detail=why or "the BoxLite server was started again and has forgotten it")
+
+    async def _look_again(self) -> None:
+        """A reader that was behind when the program ended has missed the end of its output without a word: the server
+        repeats the last 256 KiB of a completed execution as often as it is asked."""
+        for delay in (0.0, *BACKOFF_SECONDS):
+            await asyncio.sleep(delay)
+            try:
+                async with self._room.attach(self._id) as socket:
+                    self._intake.begin_socket()
+                    await self._intake.take(socket.frames())
+                    return
+            except AttachRefused as refused:
+                if refused.status != 409:  # the server waits for the Close of the first socket
+                    return
+            except AttachCut:
+                continue
+
+    async def _natural(self, code: int) -> Exit:
+        if code >= 0:
+            return Exit(ExitReason.EXITED, code=code)
+        if code < -1:
+            return Exit(ExitReason.SIGNALED, signal=signal_name(-code))
+        # The box ended, the server is stopping, or it died of SIGHUP: if we sent that, one look is enough.
+        why = None if self._room.ending else await self._room.look(patient=not self._hung_up)
+        if self._room.ending:
+            return KILLED
+        if why is None and self._hung_up:
+            return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
+        return Exit(ExitReason.LOST, detail=why or "the BoxLite server does not tell how it ended; its box runs on")
+
+    def on_sandbox_end(self, exit_: Exit) -> None:
+        self._end(exit_)
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _end(self, exit_: Exit) -> None:
+        if self._exit.done():
+            return
+        self._intake.flush()
+        detail = exit_.detail
+        if self._killing is not None and exit_.signal == "SIGKILL":
+            detail = detail or MAY_LIVE_ON
+        elif self._in_doubt and detail is None:
+            detail = "the connection to the BoxLite server broke while stdin was sent: some of it may be missing"
+        duration = round(time.perf_counter() - self._began, 6) if exit_.reason is not ExitReason.START_FAILED else None
+        unprompted = self._killing is None and not self._room.ending
+        self._exit.set_result(replace(exit_, detail=detail, duration_seconds=duration, unprompted=unprompted))
+        self._connected.set()
+
+    @property
+    def ended(self) -> bool:
+        return self._exit.done()
+
+    # --- the contract
+
+    async def write(self, data: bytes) -> None:
+        if self._stdin_over or self._exit.done():
+            return
+        if len(data) > self._stdin_left:
+            # The server takes in what the program does not read, without limit, and says nothing.
+            raise CapacityExceeded("bytes of stdin of one execution of this runtime", self._stdin_limit)
+        self._stdin_left -= len(data)
+        await self._to_socket(lambda socket: socket.write(data))
+
+    async def close_stdin(self) -> None:
+        if not self._stdin_over and not self._exit.done():
+            self._stdin_over = True
+            await self._to_socket(lambda socket: socket.end_stdin())
+
+    async def _to_socket(self, say: Callable[[Socket], Awaitable[None]]) -> None:
+        """On the socket of the moment, or the next one. The end of the execution lets go of whoever waits."""
+        saying = self._loop.create_task(self._say(say))
+        both: list[asyncio.Future[Any]] = [saying, self._exit]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not saying.done():
+            saying.cancel()
+        await asyncio.wait([saying])
+        if not saying.cancelled():
+            saying.result()
+
+    async def _say(self, say: Callable[[Socket], Awaitable[None]]) -> None:
+        await self._connected.wait()
+        socket = self._socket
+        if socket is None:
+            return  # ended
+        self._fed = True
+        try:
+            await say(socket)
+        except AttachCut:
+            self._in_doubt = True
+
+    async def resize(self, rows: int, cols: int) -> None:
+        if self._exit.done():
+            raise WrongState("ended", "the execution has ended")
+        if self._size is not None:
+            self._size = replace(self._size, rows=rows, cols=cols)
+        if not await self._server.resize(self._room.box_id, self._id, rows, cols):
+            raise WrongState("ended", "the execution has ended")
+
+    async def signal(self, number: int) -> None:
+        """To the group, by the box's own shell; where that cannot, to the first process, by the server."""
+        if self._exit.done():
+            raise WrongState("ended", "the execution has ended")
+        self._hung_up = self._hung_up or number == _SIGHUP
+        with contextlib.suppress(BackendFailure):
+            if await self._room.inside.signal(self._mark, number):
+                return
+        tell = self._server.kill(self._room.box_id, self._id) if number == _SIGKILL else None
+        if not await (tell or self._server.signal(self._room.box_id, self._id, number)):
+            raise WrongState("ended", f"nothing of the execution can be reached with {signal_name(number)}")
+
+    async def kill(self) -> None:
+        if self._killing is None or self._killing.done():
+            self._killing = self._loop.create_task(self._kill())
+        await asyncio.shield(self._killing)
+
+    async def _kill(self) -> None:
+        """By the mark, which finds daemons too; then the server's own kill of the first process; then we say so."""
+        if not self._id:
+            return
+        clean = False
+        with contextlib.suppress(BackendFailure):
+            clean = await self._room.inside.kill(self._mark)
+        if await self._ended_within(LEADER_SECONDS if clean else 0):
+            return
+        try:
+            killed = await self._server.kill(self._room.box_id, self._id)
+        except BackendFailure as error:
+            if self._exit.done():
+                return
+            raise BackendTimeout(RUNTIME, f"nobody says that it is dead: {error}") from error
+        if not await self._ended_within(LEADER_SECONDS):
+            # A child that holds the pipes delays the exit frame for ever, and of a killed execution nothing can be
+            # asked any more.
+            self._end(KILLED if killed else Exit(ExitReason.LOST, detail=f"it had ended; {MAY_LIVE_ON}"))
+            if self._reader is not None:
+                self._reader.cancel()
+
+    async def _ended_within(self, seconds: float) -> bool:
+        await asyncio.wait([self._exit], timeout=seconds)
+        return self._exit.done()
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._exit)

@@ -1,0 +1,191 @@
+"""What we run inside a box ourselves, by its own shell. Nothing that it says is proof: the image is a stranger's.
+
+Every command of a client carries a mark in its environment, which children inherit, so a second execution can find all
+that an execution started: BoxLite itself ends or signals its first process only. A process can overwrite its own
+environment and so escape; that is why `kill_tree` is no capability of this runtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.attach import AttachCut, AttachRefused, Ended, attached
+from app.backends.boxlite.server import Server, SpawnFailed
+from app.core.errors import BackendTimeout, BackendUnavailable
+from app.core.models import Channel
+
+MARK = "BULKHEAD_EXECUTION"
+WORKSPACE = "/workspace"
+OUTPUT_BYTES = 64 * 1024
+SECONDS = 15.0
+_NOT_ALLOWED = 4
+
+# Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a box without a network has routes of lo.
+_PROVE = r"""
+[ -z "$1" ] || mkdir -p "$1" || exit 4
+read -r release </proc/sys/kernel/osrelease && echo "kernel=$release"
+cpus=0
+while read -r word rest; do [ "$word" = processor ] && cpus=$((cpus + 1)); done </proc/cpuinfo
+echo "cpus=$cpus"
+while read -r word size rest; do [ "$word" = MemTotal: ] && echo "memory_kib=$size"; done </proc/meminfo
+for link in /sys/class/net/*; do
+  read -r flags <$link/flags && echo "link=${link##*/} $((flags & 1))"
+done
+routes=-1
+while read -r rest; do routes=$((routes + 1)); done </proc/net/route
+if [ -r /proc/net/ipv6_route ]; then
+  while read -r rest; do [ "${rest##* }" = lo ] || routes=$((routes + 1)); done </proc/net/ipv6_route
+fi
+echo "routes=$routes"
+exit 0
+"""
+
+# `marked`: the processes with a mark. head names each file before it prints it, so three programs read all
+# environments, however many processes there are; busybox's grep alone stops at the first NUL of a file.
+_MARKED = r"""
+for tool in head tr grep; do command -v $tool >/dev/null || exit 5; done
+marked() {
+  head -c 1000000 /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' |
+  grep -x -e '==> /proc/[0-9]*/environ <==' -e "$mark" |
+  while read -r line; do
+    case $line in
+      '==> '*) pid=${line#'==> /proc/'}; pid=${pid%%/*} ;;
+      *) echo $pid ;;
+    esac
+  done
+}
+"""
+
+# Stops what it finds before it kills it, so that nothing forks on meanwhile, and looks again until nothing is left:
+# what is dead and not reaped yet has an empty environment.
+_KILL = (
+    _MARKED
+    + r"""
+mark=$1 round=0
+while [ $round -lt 20 ]; do
+  found=$(marked)
+  [ -n "$found" ] || exit 0
+  kill -STOP $found 2>/dev/null
+  for pid in $found; do kill -9 -$pid 2>/dev/null; done
+  kill -9 $found 2>/dev/null
+  round=$((round + 1))
+done
+exit 3
+"""
+)
+
+# The first process has no parent in the box and leads its group (seen: `7 (sh) S 0 7 7`); a daemon's parent is PID 1.
+_SIGNAL = (
+    _MARKED
+    + r"""
+number=$1 mark=$2
+for pid in $(marked); do
+  read -r line 2>/dev/null </proc/$pid/stat || continue
+  set -- ${line##*) }
+  if [ "$1" != Z ] && [ "$2" = 0 ] && [ "$3" = "$pid" ]; then
+    kill -$number -$pid && exit 0
+  fi
+done
+exit 3
+"""
+)
+
+
+@dataclass(slots=True)
+class Said:
+    code: int
+    out: bytes = b""
+    err: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """As measured by the image's own shell."""
+
+    kernel: str = ""
+    cpus: int = 0
+    memory_bytes: int = 0
+    links: Mapping[str, bool] = field(default_factory=dict)  # name: is it up
+    routes: int = -1  # to anywhere but itself; -1: could not be read
+
+
+class Inside:
+    def __init__(self, server: Server, box_id: str) -> None:
+        self._server, self._box_id = server, box_id
+
+    async def prove(self, workspace: str) -> Facts:
+        """The first command in a box: when it has run, the box works. Makes `workspace`, where it is not empty.
+        Raises BackendUnavailable, PermissionError when the image's user may not make the workspace."""
+        said = await self._shell(_PROVE, workspace)
+        if said.code == _NOT_ALLOWED:
+            raise PermissionError(said.err.decode(errors="replace").strip()[:200])
+        if said.code != 0:
+            raise BackendUnavailable(RUNTIME, f"the box cannot run its shell: it ended with {said.code}")
+        return _facts(said.out.decode(errors="replace"))
+
+    async def kill(self, execution_id: str) -> bool:
+        """Everything with the mark of that execution. False when something is still there."""
+        return (await self._shell(_KILL, f"{MARK}={execution_id}")).code == 0
+
+    async def signal(self, execution_id: str, number: int) -> bool:
+        """To the group of the execution's first process. False when there is none, or the shell cannot do it."""
+        return (await self._shell(_SIGNAL, str(number), f"{MARK}={execution_id}")).code == 0
+
+    async def _shell(self, script: str, *arguments: str) -> Said:
+        """Raises a BackendFailure."""
+        body: Mapping[str, object] = {
+            "command": "sh",
+            "args": ["-c", script, "sh", *arguments],
+            "working_dir": "/",
+            "tty": False,
+            "timeout_seconds": SECONDS,
+        }
+        try:
+            async with asyncio.timeout(2 * SECONDS):
+                execution_id = await self._server.execute(self._box_id, body)
+                return await self._listen(execution_id)
+        except SpawnFailed as error:
+            raise BackendUnavailable(RUNTIME, f"the box has no working shell: {error}", 60) from error
+        except (AttachCut, AttachRefused) as error:
+            raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
+        except TimeoutError:
+            raise BackendTimeout(RUNTIME, "the box does not answer") from None
+
+    async def _listen(self, execution_id: str) -> Said:
+        said = Said(-1)
+        path = await self._server.path("boxes", self._box_id, "executions", execution_id, "attach")
+        async with attached(self._server.client.url, path, self._server.client.headers) as socket:
+            with contextlib.suppress(AttachCut):  # it has ended already: what is to be read says so
+                await socket.end_stdin()
+            async for frame in socket.frames():
+                if isinstance(frame, Ended):
+                    said.code = frame.code
+                elif frame.channel is Channel.STDOUT:
+                    said.out = (said.out + frame.data)[:OUTPUT_BYTES]
+                else:
+                    said.err = (said.err + frame.data)[:OUTPUT_BYTES]
+        return said
+
+
+def _facts(text: str) -> Facts:
+    links: dict[str, bool] = {}
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition("=")
+        if name == "link":
+            link, _, up = value.partition(" ")
+            links[link[:32]] = up == "1"
+        else:
+            found[name] = value[:128]
+
+    def number(name: str, unknown: int) -> int:
+        value = found.get(name, "")
+        return int(value) if value.isascii() and value.isdigit() else unknown
+
+    return Facts(
+        found.get("kernel", ""), number("cpus", 0), number("memory_kib", 0) * 1024, links, number("routes", -1)
+    )

@@ -1,0 +1,31 @@
+"""Which hosts a box may reach, where the operator permits any: the client's list must lie within the operator's.
+
+A box that has rules reaches nothing of its server's machine but what a rule names (seen: neither its loopback, nor its
+API, nor its network); a box without rules reaches all of it. So a list is never empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.backends.boxlite import RUNTIME
+from app.core.errors import InvalidRequest, PolicyNotSupported, PolicyTooBroad
+from app.core.hosts import check_rule, covers
+
+
+def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
+    """Raises PolicyNotSupported, InvalidRequest, PolicyTooBroad."""
+    if not permitted:
+        detail = "the operator permits no host; BULKHEAD_BOXLITE__DIRECT_ALLOW lists those that boxes may reach"
+        raise PolicyNotSupported("policy.network.mode", RUNTIME, detail)
+    rules = []
+    for place, raw in enumerate(asked):
+        try:
+            rule = check_rule(raw)
+        except ValueError as error:
+            raise InvalidRequest.at(f"/policy/network/allow/{place}", str(error)[:200]) from None
+        if not any(covers(wide, rule) for wide in permitted):
+            ceiling = ", ".join(permitted)
+            raise PolicyTooBroad("policy.network.allow", ceiling, f"{rule} is not among what may be reached: {ceiling}")
+        rules.append(rule)
+    return tuple(dict.fromkeys(rules))

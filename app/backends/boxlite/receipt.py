@@ -1,0 +1,56 @@
+"""The receipt of a box: what was measured from inside, what the server reports, and what is only its word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.backends.boxlite.inside import Facts
+from app.backends.boxlite.server import Box
+from app.core.errors import IsolationUnavailable
+from app.core.models import SandboxSpec, Tier
+
+MIB = 1024 * 1024
+# The guest sees about 14 MB more than it was given (seen: 142976 kB of 128 MiB), and less what its kernel keeps.
+MEMORY_SLACK = 64 * MIB
+_CLAIMED = (
+    "the wall itself: that the guest runs in a virtual machine of its own, jailed on its host",
+    "limits.disk_mib: the size of the box's disk",
+    "policy.network: what the server's own network lets through",
+)
+_NOTES = (
+    "measured by programs of the image, before any command ran",
+    "the server sets no cgroup limit on the virtual machine: its page cache comes on top of memory_mib on the host",
+    "output is text: bytes that are not UTF-8 arrive as U+FFFD, and what a busy server loses is not always told",
+)
+
+
+def check(facts: Facts, spec: SandboxSpec) -> None:
+    """Raises IsolationUnavailable where the box has more than it was given."""
+    if spec.policy.network.mode == "none" and facts.routes != 0:
+        what = f"{facts.routes} routes to outside" if facts.routes > 0 else "routes that cannot be read"
+        raise IsolationUnavailable("network", f"the box was made without a network and has {what}")
+    if facts.cpus > spec.limits.cpus:
+        raise IsolationUnavailable("limit_cpus", f"the box has {facts.cpus} cpus, and was given {spec.limits.cpus:g}")
+    if facts.memory_bytes > spec.limits.memory_mib * MIB + MEMORY_SLACK:
+        raise IsolationUnavailable("limit_memory", f"the box has {facts.memory_bytes} bytes of memory, more than given")
+
+
+def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float) -> dict[str, Any]:
+    said = box.said
+    return {
+        "tier": Tier.VM.value,
+        "box_id": box.id,
+        "server_version": None,  # no answer of the server tells it
+        "boot_seconds": round(boot_seconds, 3),
+        "measured": {"kernel": facts.kernel, "cpus": facts.cpus, "memory_bytes": facts.memory_bytes},
+        "reported": {name: said.get(name) for name in ("image", "cpus", "memory_mib", "network", "created_at")},
+        "claimed": list(_CLAIMED),
+        "network": {
+            "mode": spec.policy.network.mode,
+            "links": [{"name": name, "up": up} for name, up in sorted(facts.links.items())],
+            "routes_to_outside": facts.routes,
+        },
+        "root": spec.image,
+        "missing_layers": [],
+        "notes": list(_NOTES),
+    }

@@ -1,0 +1,197 @@
+"""One box: its executions, its loss, its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from app.backends.boxlite.attach import Socket, attached
+from app.backends.boxlite.client import detached, upstream_of
+from app.backends.boxlite.execution import KILLED, BoxliteExecution
+from app.backends.boxlite.inside import MARK, Inside
+from app.backends.boxlite.pulse import Pulse
+from app.backends.boxlite.server import Server, SpawnFailed
+from app.core.backend import Logs
+from app.core.errors import BackendFailure, BackendTimeout, WrongState
+from app.core.models import Command, Exit, ExitReason
+
+LOOK_SECONDS = 4.0  # the server says `running` for up to 3 s after a box has ended
+LATE_SECONDS = 15.0  # the server's own timeout comes after ours, and only if we are gone
+
+
+class BoxliteSandbox:
+    """`on_end` is called once, when nothing of it is left, or when it is left to the backend to be removed."""
+
+    def __init__(
+        self, server: Server, pulse: Pulse, sandbox_id: str, box_id: str, stdin_limit: int, on_end: Callable[[], None]
+    ) -> None:
+        self._server, self._pulse, self._stdin_limit, self._on_end = server, pulse, stdin_limit, on_end
+        self.id, self.box_id = sandbox_id, box_id
+        self.inside = Inside(server, box_id)
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self.since = loop.time()
+        self._receipt: Mapping[str, Any] = {}
+        self._executions: list[BoxliteExecution] = []
+        self._starting: set[asyncio.Task[None]] = set()
+        self._lost: asyncio.Future[str] = loop.create_future()
+        self._ending: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+
+    # --- the contract
+
+    @property
+    def receipt(self) -> Mapping[str, Any]:
+        return self._receipt
+
+    def prove(self, receipt: Mapping[str, Any]) -> None:
+        self._receipt = receipt
+        self.since = self._loop.time()
+
+    async def execute(self, execution_id: str, command: Command, logs: Logs) -> BoxliteExecution:
+        self._check_alive()
+        execution = BoxliteExecution(self._server, self, execution_id, command, logs, self._stdin_limit)
+        self._executions = [known for known in self._executions if not known.ended]
+        self._executions.append(execution)
+        starting = self._loop.create_task(self._start(execution, execution_id, command))
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+        over = self._loop.create_task(self._over.wait())
+        try:
+            await asyncio.wait([starting, over], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            starting.add_done_callback(lambda _: self._loop.create_task(_kill(execution)))
+            raise
+        finally:
+            over.cancel()
+        if not starting.done():
+            starting.add_done_callback(_look_at)
+            raise WrongState("destroyed", "the sandbox has ended")
+        starting.result()
+        return execution
+
+    async def _start(self, execution: BoxliteExecution, mark: str, command: Command) -> None:
+        body = {
+            "command": command.argv[0],
+            "args": list(command.argv[1:]),
+            "env": {**command.env, MARK: mark},
+            "working_dir": command.workdir,
+            "tty": command.tty is not None,
+            "timeout_seconds": command.timeout_seconds + LATE_SECONDS,
+        }
+        try:
+            execution.begin(await self._server.execute(self.box_id, body))
+        except SpawnFailed as failed:
+            execution.fail_start(_start_failed(command, str(failed)))
+        except BackendFailure as error:
+            self._pulse.note(error)
+            execution.fail_start(Exit(ExitReason.LOST, detail=str(error)))
+            if isinstance(error, BackendTimeout):  # it may have been started, and nobody would ever end it
+                await _kill_marked(self.inside, mark)
+            elif upstream_of(error).code != "invalid_argument" and (why := await self.look()) is not None:
+                raise WrongState("failed", why) from error
+            raise
+        if self._over.is_set():
+            execution.on_sandbox_end(KILLED)
+
+    def attach(self, execution_id: str) -> AbstractAsyncContextManager[Socket]:
+        client = self._server.client
+        path = self._server.known_path("boxes", self.box_id, "executions", execution_id, "attach")
+        return attached(client.url, path, client.headers)
+
+    def _check_alive(self) -> None:
+        if self._lost.done():
+            raise WrongState("failed", f"the sandbox has ended: {self._lost.result()}")
+        if self._ending is not None or self._over.is_set():
+            raise WrongState("destroyed", "the sandbox has ended")
+
+    # --- loss
+
+    async def lost(self) -> str:
+        return await asyncio.shield(self._lost)
+
+    def lose(self, why: str) -> None:
+        if self._ending is not None or self._over.is_set() or self._lost.done():
+            return
+        self._lost.set_result(why)
+        for execution in self._executions:
+            execution.on_sandbox_end(Exit(ExitReason.LOST, detail=why))
+
+    async def look(self, *, patient: bool = True) -> str | None:
+        """Why the box has ended, or None when it runs on."""
+        until = self._loop.time() + (LOOK_SECONDS if patient else 0)
+        while not self._lost.done() and self._ending is None:
+            try:
+                box = await self._server.find(self.box_id)
+            except BackendFailure as error:
+                self._pulse.note(error)
+                return f"nobody can say how it ended: {error}"
+            if box is None or box.over:
+                self.lose("its box is gone" if box is None else f"its box is {box.status}")
+            elif self._loop.time() >= until:
+                return None
+            else:
+                await asyncio.sleep(LOOK_SECONDS / 8)
+        return self._lost.result() if self._lost.done() else None
+
+    # --- the end
+
+    async def destroy(self) -> None:
+        if self._over.is_set():
+            return
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._destroy())
+        await asyncio.shield(self._ending)
+
+    async def _destroy(self) -> None:
+        try:
+            await self._server.remove(self.box_id)
+        except BackendFailure as error:
+            self._pulse.note(error)
+            if not self._lost.done():
+                self._ending = None
+                raise
+            # Lost, and its server with it: the backend removes the box when the server is back.
+        self._over.set()
+        for execution in self._executions:
+            execution.on_sandbox_end(KILLED)
+        self._executions.clear()
+        self._on_end()
+
+    @property
+    def ending(self) -> bool:
+        return self._ending is not None
+
+
+def _start_failed(command: Command, said: str) -> Exit:
+    """The server's reasons, as 0.10.8 words them."""
+    program, reason = command.argv[0], " ".join(said.split())[-300:]
+    if "not found in $PATH" in said:
+        return Exit(ExitReason.START_FAILED, detail=f"{program!r} was not found in the box", not_found=True)
+    if "does not have correct permissions" in said:
+        return Exit(ExitReason.START_FAILED, detail=f"{program!r} cannot be executed: EACCES")
+    if "failed to unix syscall" in said:
+        detail = f"{program!r} cannot be started; mostly the working directory {command.workdir!r} does not exist"
+        return Exit(ExitReason.START_FAILED, detail=detail)
+    return Exit(ExitReason.START_FAILED, detail=f"{program!r} cannot be started: {reason}")
+
+
+async def _kill(execution: BoxliteExecution) -> None:
+    try:
+        await execution.kill()
+    except BackendFailure:
+        return  # the box ends with its sandbox
+
+
+async def _kill_marked(inside: Inside, mark: str) -> None:
+    try:
+        await detached(inside.kill(mark))
+    except BackendFailure:
+        return
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,68 @@
+"""A sandbox of our own: created, waited for while it boots, destroyed. What never ran is not left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from app.cli.interrupts import PATIENCE_SECONDS, Interrupts, Stopped
+from app.cli.show import say
+from app.client import Client, ClientError, Problem
+
+# The create is answered after this, whatever the boot does: then the id is known, and a Ctrl-C can name what is to go.
+CREATE_SECONDS = 2
+LOOK_SECONDS = 60
+DESTROY_SECONDS = 30.0
+
+
+async def create(client: Client, interrupts: Interrupts, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A sandbox that runs. Raises Stopped and ClientError, and then there is none."""
+    slow = asyncio.get_running_loop().call_later(CREATE_SECONDS, _tell_that_it_boots)
+    try:
+        request = asyncio.create_task(client.create_sandbox(dict(body), CREATE_SECONDS))
+        sandbox = await interrupts.wait_for(request, PATIENCE_SECONDS)
+        try:
+            interrupts.check()
+            return await _booted(client, interrupts, sandbox)
+        except (Stopped, ClientError):
+            await destroy(client, interrupts, sandbox["id"])
+            raise
+    finally:
+        slow.cancel()
+
+
+async def _booted(client: Client, interrupts: Interrupts, sandbox: dict[str, Any]) -> dict[str, Any]:
+    while sandbox["state"] == "creating":
+        look = asyncio.create_task(client.sandbox(sandbox["id"], LOOK_SECONDS))
+        sandbox = await interrupts.wait_for(look, 0)
+    if sandbox["state"] in {"failed", "destroyed"}:
+        reason = sandbox.get("state_reason")
+        ended = "failed" if sandbox["state"] == "failed" else "was destroyed"
+        raise ClientError(f"the sandbox {sandbox['id']} {ended}" + (f": {reason}" if reason else ""))
+    return sandbox
+
+
+def _tell_that_it_boots() -> None:
+    if os.isatty(2):
+        say("booting …")
+
+
+async def destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> None:
+    """A failure is told and changes no exit status: the program's own is known, or a worse failure is on its way."""
+    request = asyncio.create_task(client.destroy_sandbox(sandbox_id))
+
+    def give_up(_: signal.Signals) -> None:
+        request.cancel()
+
+    interrupts.react(give_up)
+    try:
+        async with asyncio.timeout(DESTROY_SECONDS):
+            await request
+    except (ClientError, TimeoutError, asyncio.CancelledError) as error:
+        if not isinstance(error, Problem) or error.slug != "not_found":
+            say(f"the sandbox {sandbox_id} may still be there: {str(error) or 'interrupted'}")
+    finally:
+        interrupts.react(None)

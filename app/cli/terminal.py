@@ -1,0 +1,90 @@
+"""The caller's own terminal, while a program in a sandbox has one: each key goes to the program as it was pressed."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import signal
+import termios
+import tty
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+DESCRIPTOR = 0
+USUAL = {"rows": 24, "cols": 80}  # of a terminal that does not know its size
+# Nothing of ours reacts to these, and what they end would leave the terminal without echo and line ends.
+DEADLY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGABRT, signal.SIGXCPU)
+
+Size = dict[str, int]
+
+
+def there() -> bool:
+    return os.isatty(DESCRIPTOR)
+
+
+def size() -> Size:
+    """Raises OSError when stdin is no terminal."""
+    found = os.get_terminal_size(DESCRIPTOR)
+    return {"rows": found.lines or USUAL["rows"], "cols": found.columns or USUAL["cols"]}
+
+
+class Raw:
+    """A block of `with Raw(known, resized)` hands every key through, and calls `resized` for each size but `known`.
+    However the block is left, by a deadly signal or the interpreter's end, the terminal is as it was before."""
+
+    def __init__(self, known: Size, resized: Callable[[Size], None]) -> None:
+        self._known = known
+        self._resized = resized
+        self._before: list[Any] | None = None
+        self._deadly: list[signal.Signals] = []
+
+    def __enter__(self) -> Self:
+        self._before = termios.tcgetattr(DESCRIPTOR)
+        atexit.register(self._restore)
+        self._deadly = [number for number in DEADLY if signal.getsignal(number) is signal.SIG_DFL]
+        for number in self._deadly:
+            signal.signal(number, self._die)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGWINCH, self._look)
+        loop.add_signal_handler(signal.SIGCONT, self._go_on)
+        self._go_on()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGWINCH, signal.SIGCONT):
+            loop.remove_signal_handler(number)
+        for number in self._deadly:
+            signal.signal(number, signal.SIG_DFL)
+        self._restore()
+        atexit.unregister(self._restore)
+
+    def _go_on(self) -> None:
+        """At the beginning, and after a stop in which a shell had the terminal."""
+        with contextlib.suppress(termios.error):  # it hung up, and SIGHUP ends us
+            tty.setraw(DESCRIPTOR, termios.TCSANOW)
+        self._look()
+
+    def _look(self) -> None:
+        with contextlib.suppress(OSError):  # as above
+            found = size()
+            if found != self._known:
+                self._known = found
+                self._resized(found)
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            with contextlib.suppress(termios.error):  # as above
+                # At once: to wait for a terminal that takes no output could mean for ever.
+                termios.tcsetattr(DESCRIPTOR, termios.TCSANOW, self._before)
+            self._before = None
+
+    def _die(self, number: int, _: object) -> None:
+        self._restore()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

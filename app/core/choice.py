@@ -1,0 +1,90 @@
+"""Which runtime: the one that was asked for, or with `auto` the cheapest that is available and meets the floor.
+
+Never another than the one asked for, and never a weaker wall than the floor: what does not fit is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from app.core.backend import Backend, Capability
+from app.core.errors import BackendUnavailable, BulkheadError, CapabilityMissing, InvalidRequest, RuntimeNotEnabled
+from app.core.models import Tier
+from app.core.registry import AUTO, Registry
+
+_RANK = {tier: place for place, tier in enumerate(Tier)}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """`needs`: the capabilities that the request requires by name or by what it asks for."""
+
+    runtime: str
+    floor: Tier | None = None
+    needs: frozenset[Capability] = frozenset()
+
+
+def _meets(backend: Backend, floor: Tier | None) -> bool:
+    return floor is None or _RANK[Tier(backend.info.tier)] >= _RANK[floor]
+
+
+async def choose(
+    wish: Wish,
+    registry: Registry,
+    failure_of: Callable[[Backend], Awaitable[BulkheadError | None]],
+    settled_on: str | None = None,
+) -> tuple[Backend, str | None]:
+    """The backend, and with `auto` a sentence that says why. `failure_of` tells why a runtime does not work now;
+    `settled_on`: the runtime of the sandbox that has the id already, which a repeated `auto` must come to again.
+
+    Raises UnknownRuntime, RuntimeNotEnabled, InvalidRequest, CapabilityMissing, BackendUnavailable.
+    """
+    if wish.runtime != AUTO:
+        backend = registry.get(wish.runtime)
+        if not _meets(backend, wish.floor):
+            tier = backend.info.tier
+            detail = f"the runtime {backend.info.name!r} isolates by {tier}, less than {wish.floor}"
+            raise InvalidRequest.at("/isolation_min", detail)
+        return backend, None
+    passed: list[str] = []
+    suitable = _suitable(wish, registry, passed)
+    if settled_on is not None:
+        suitable = [backend for backend in suitable if backend.info.name == settled_on] or suitable
+    for backend in suitable:
+        if backend.info.name == settled_on or (error := await failure_of(backend)) is None:
+            return backend, _reason(wish, backend, passed)
+        passed.append(f"{backend.info.name} is not available ({error})")
+    detail = f"no runtime that meets the request is available: {'; '.join(passed)}"
+    raise BackendUnavailable(suitable[0].info.name, detail)
+
+
+def _suitable(wish: Wish, registry: Registry, passed: list[str]) -> list[Backend]:
+    """Cheapest first, as the registry has them. Raises CapabilityMissing or RuntimeNotEnabled when there is none."""
+    suitable: list[Backend] = []
+    fewest: frozenset[Capability] | None = None
+    for backend in registry:
+        name = backend.info.name
+        missing = wish.needs - backend.info.capabilities
+        if not registry.enabled(name):
+            passed.append(f"{name} is not enabled")
+        elif not _meets(backend, wish.floor):
+            passed.append(f"{name} isolates by {backend.info.tier} only")
+        elif missing:
+            passed.append(f"{name} lacks {', '.join(sorted(missing))}")
+            fewest = missing if fewest is None or len(missing) < len(fewest) else fewest
+        else:
+            suitable.append(backend)
+    if suitable:
+        return suitable
+    detail = f"no runtime meets the request: {'; '.join(passed)}"
+    if fewest is not None:
+        raise CapabilityMissing(fewest, AUTO, detail)
+    raise RuntimeNotEnabled(AUTO, [backend.info.name for backend in registry], detail)
+
+
+def _reason(wish: Wish, chosen: Backend, passed: list[str]) -> str:
+    floor = f", isolates by {wish.floor} at least" if wish.floor else ""
+    needs = f", has {', '.join(sorted(wish.needs))}" if wish.needs else ""
+    beside = f"; {'; '.join(passed)}" if passed else ""
+    return f"auto: {chosen.info.name} is the cheapest runtime that is available{floor}{needs}{beside}"

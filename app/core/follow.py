@@ -1,0 +1,88 @@
+"""Readers of an execution's output: what is stored from an offset on, then live, and what is gone as a gap."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from app.core.models import Channel
+from app.core.output import CHUNK, OutputLog
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    channel: Channel
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes from `begin` up to, not including, `end` are no longer stored. `end` None: the runtime lost bytes here,
+    nobody knows how many; they have no offsets."""
+
+    channel: Channel
+    begin: int
+    end: int | None
+
+
+class Follower:
+    """One reader of both channels: first what is stored from the given offsets, then live, then None for the end."""
+
+    def __init__(self, logs: dict[Channel, OutputLog], offsets: dict[Channel, int]) -> None:
+        self.offsets = dict(offsets)
+        self._logs = logs
+        self._changed = asyncio.Event()
+        self._turn = 0
+        self._holes = {channel: bisect_left(log.holes, self.offsets[channel]) for channel, log in logs.items()}
+
+    def __enter__(self) -> Follower:
+        for log in self._logs.values():
+            log.watch(self._changed.set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for log in self._logs.values():
+            log.unwatch(self._changed.set)
+
+    def poll(self) -> Output | Gap | None:
+        """What is there now, channels in turn so that neither starves the other; None when there is nothing."""
+        channels = tuple(self._logs)
+        for step in range(len(channels)):
+            channel = channels[(self._turn + step) % len(channels)]
+            item = self._next_of(channel)
+            if item is not None:
+                self._turn = (self._turn + step + 1) % len(channels)
+                return item
+        return None
+
+    def _next_of(self, channel: Channel) -> Output | Gap | None:
+        log, offset = self._logs[channel], self.offsets[channel]
+        if offset < log.start:
+            self.offsets[channel] = log.start
+            self._holes[channel] = bisect_left(log.holes, log.start)
+            return Gap(channel, offset, log.start)
+        limit = CHUNK
+        if self._holes[channel] < len(log.holes):
+            hole = log.holes[self._holes[channel]]
+            if hole == offset:
+                self._holes[channel] += 1
+                return Gap(channel, hole, None)
+            limit = min(limit, hole - offset)
+        data = log.read(offset, limit)
+        if data:
+            self.offsets[channel] = offset + len(data)
+            return Output(channel, offset, data)
+        return self._next_of(channel) if offset < log.start else None
+
+    async def next(self) -> Output | Gap | None:
+        """The next piece, as soon as there is one; None when both channels are closed and read to their end."""
+        while True:
+            self._changed.clear()
+            item = self.poll()
+            if item is not None:
+                return item
+            if all(log.closed for log in self._logs.values()):
+                return None
+            await self._changed.wait()

@@ -1,0 +1,44 @@
+"""Who we are to a BoxLite server: a random word, made at the first start and kept in the data folder.
+
+Boxes carry it in their names, so that a later life of the same installation finds what an earlier one left. Two
+services with one data folder would take each other's boxes for leftovers: the word is locked while it is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from pathlib import Path
+
+FILE = "instance"
+_WORD = re.compile(r"[0-9a-f]{12}")
+
+
+class InstanceError(Exception):
+    """`str(error)` says what to do."""
+
+
+class Instance:
+    """Holds the lock until the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InstanceError."""
+        path = folder / FILE
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.word = os.pread(self._file, 64, 0).decode("ascii", "replace").strip()
+            if not self.word:
+                self.word = secrets.token_hex(6)
+                os.pwrite(self._file, f"{self.word}\n".encode(), 0)
+                os.fsync(self._file)
+        except BlockingIOError:
+            raise InstanceError(
+                f"another service uses the data folder {folder}: give each one its own, by --data or BULKHEAD_DATA"
+            ) from None
+        except OSError as error:
+            raise InstanceError(f"{path} cannot be used: {error.strerror}") from error
+        if not _WORD.fullmatch(self.word):
+            raise InstanceError(f"{path} does not hold 12 hexadecimal digits: remove it, and a new one is made")

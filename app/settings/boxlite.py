@@ -1,0 +1,82 @@
+"""The BoxLite server, and what its boxes may be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from app.core.hosts import check_rule
+from app.settings.part import Part, split
+
+
+class ImageSource(Part):
+    """One of both: a directory on the BoxLite server (an OCI layout), or a reference that it pulls."""
+
+    rootfs_path: PurePosixPath | None = None
+    reference: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.rootfs_path is None) == (self.reference is None):
+            raise ValueError("needs either rootfs_path or reference")
+        if self.rootfs_path is not None and (not self.rootfs_path.is_absolute() or ".." in self.rootfs_path.parts):
+            raise ValueError("rootfs_path must be an absolute path on the BoxLite server, without ..")
+        return self
+
+
+class BoxliteSettings(Part):
+    enabled: bool = Field(True, description="takes effect once there is a url")
+    url: str | None = Field(None, description="of the BoxLite server, such as http://127.0.0.1:8100")
+    api_key: SecretStr | None = Field(None, description="what the server was started with")
+    path_prefix: str | None = Field(None, description="between /v1/ and /boxes; absent: asked of the server")
+    images: dict[str, ImageSource] = Field(
+        default_factory=dict, description='JSON: name to {"rootfs_path": ...} or {"reference": ...}'
+    )
+    default_image: str | None = Field(None, description="for a create that names none")
+    image_patterns: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
+        ("docker.io/*",), description="references that clients may name beside the table; `*` stands for anything"
+    )
+    direct_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
+        (), description="hosts that clients may let a box reach; empty: no network mode `direct`"
+    )
+    boots: int = Field(4, ge=1, description="boots at one time; the server gives each 30 seconds")
+    boot_seconds: float = Field(
+        300, ge=30, allow_inf_nan=False, description="for a boot, the image's download included"
+    )
+    grace_seconds: float = Field(
+        60, ge=0, allow_inf_nan=False, description="how long the server may be gone before its sandboxes are failed"
+    )
+    stdin_mib: int = Field(64, ge=1, description="stdin of one execution: the server keeps what is not read in memory")
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", url):
+            raise ValueError("must be http://host[:port] or https://…, without a name, a query or spaces")
+        return url
+
+    @field_validator("direct_allow")
+    @classmethod
+    def _are_rules(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_rule(rule) for rule in rules)
+
+    @field_validator("path_prefix")
+    @classmethod
+    def _is_prefix(cls, prefix: str | None) -> str | None:
+        if prefix and (not re.fullmatch(r"[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*", prefix) or ".." in prefix.split("/")):
+            raise ValueError("must be path segments of letters, digits and ._~-")
+        return prefix
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.api_key is not None and not self.api_key.get_secret_value().isprintable():
+            raise ValueError("api_key: must be printable")
+        return self
+
+    @property
+    def in_use(self) -> bool:
+        return self.enabled and self.url is not None

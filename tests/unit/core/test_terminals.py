@@ -1,0 +1,81 @@
+"""Executions on a terminal, and executions of a runtime whose output may have holes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.core.backend import Capability
+from app.core.errors import WrongState
+from app.core.follow import Gap, Output
+from app.core.models import Channel, Terminal
+from tests.null_backend import CAPABILITIES, Gate, NullBackend
+from tests.unit.core.support import House, steps, text
+
+SIZE = Terminal(24, 80)
+
+
+async def test_the_new_size_reaches_the_program() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "trap", stdin=True, tty=SIZE)
+        await execution.resize(Terminal(40, 120))
+        assert text(execution) == b"ready\n40x120\n"
+
+
+async def test_the_size_of_what_has_no_terminal_cannot_change() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "trap")
+        with pytest.raises(WrongState, match="without a terminal") as refusal:
+            await execution.resize(SIZE)
+        assert refusal.value.state == "running"
+        assert text(execution) == b"ready\n"
+
+
+@pytest.mark.parametrize("argv", [("exit", "0"), ("missing",)])
+async def test_the_size_of_an_ended_terminal_cannot_change(argv: tuple[str, ...]) -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), *argv, stdin=True, tty=SIZE)
+        await execution.wait()
+        with pytest.raises(WrongState, match="has ended") as refusal:
+            await execution.resize(SIZE)
+        assert refusal.value.state == "ended"
+
+
+async def test_a_new_size_waits_until_the_command_was_started() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        gate = house.backend.execute_gate = Gate()
+        starting = asyncio.create_task(house.start(sandbox, "trap", stdin=True, tty=SIZE))
+        await gate.reached.wait()
+        (execution,) = sandbox.executions.values()
+        resizing = asyncio.create_task(execution.resize(Terminal(1, 2)))
+        await steps(5)
+        assert not resizing.done()
+        gate.open()
+        await resizing
+        assert text(await starting) == b"ready\n1x2\n"
+
+
+async def test_output_of_a_runtime_without_exact_output_is_followed_over_its_holes() -> None:
+    backend = NullBackend(capabilities=CAPABILITIES - {Capability.EXACT_OUTPUT})
+    async with House(backend=backend) as house:
+        execution = await house.start(await house.create(), "torn", "8", "8")
+        await execution.wait()
+        found = []
+        with execution.follow({Channel.STDOUT: 0, Channel.STDERR: 0}) as follower:
+            while (item := await follower.next()) is not None:
+                found.append(item)
+        assert found == [
+            Output(Channel.STDOUT, 0, b"0000000\n"),
+            Gap(Channel.STDOUT, 8, None),
+            Output(Channel.STDOUT, 8, b"0000001\n"),
+        ]
+        assert [log.dropped for log in execution.logs.values()] == [None, None]
+
+
+async def test_output_of_a_runtime_with_exact_output_is_counted() -> None:
+    async with House() as house:
+        execution = await house.start(await house.create(), "print", "8")
+        await execution.wait()
+        assert [log.dropped for log in execution.logs.values()] == [0, 0]
