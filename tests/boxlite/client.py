@@ -59,9 +59,9 @@ class Said:
         return next((text["exit_code"] for text in self.texts if text["type"] == "exit"), None)
 
 
-async def rest(socket: ClientConnection) -> Said:
-    """What still comes, however it ends."""
-    said = Said()
+async def rest(socket: ClientConnection, said: Said | None = None) -> Said:
+    """What still comes, however it ends; into `said` for who watches it meanwhile."""
+    said = Said() if said is None else said
     with contextlib.suppress(ConnectionClosed):
         while True:
             said.frames.append(await socket.recv())

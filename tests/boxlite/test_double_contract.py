@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
 from tests.boxlite.client import Client, box_double
-from tests.require import require
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = ROOT.parent / "shared" / "data" / "box.openapi.yaml"
@@ -30,7 +30,8 @@ DEVIATIONS = {
 
 def contract() -> dict[str, Any]:
     path = Path(os.environ.get("BULKHEAD_TEST_BOXLITE_CONTRACT") or BESIDE)
-    require("boxlite-contract", path.is_file(), "BULKHEAD_TEST_BOXLITE_CONTRACT names no file")
+    if not path.is_file():  # no feature of a host, so that nothing demands it
+        pytest.skip("BULKHEAD_TEST_BOXLITE_CONTRACT names no file")
     document: dict[str, Any] = yaml.safe_load(path.read_text())
     return document
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.boxlite.client import Client, box_double, rest, until
+from tests.boxlite.client import Client, Said, box_double, rest, until
 from tests.boxlite.double import Settings
 
 LINES = "seq 1000000 1124999"  # a megabyte, in which every line tells its place
@@ -35,32 +35,42 @@ async def test_a_later_attach_gets_the_end_of_each_stream_and_exit_as_often_as_i
             assert said.frames[-2] == b"\x02first\n"  # all stdout, all stderr, exit
 
 
-async def test_who_does_not_read_slows_nothing_down_and_loses_output_without_a_mark() -> None:
-    async with box_double() as double, Client(double) as client:
-        script = f"for i in $(seq 30); do {LINES}; done; echo end >&2; exit 0"
+@pytest.mark.parametrize(
+    ("megabytes", "settings", "pause", "stderr"),
+    [
+        (30, Settings(), 0, b"end\n"),
+        (12, Settings(write_seconds=2), 2.5, b""),  # the server gives up what is left, and only says exit
+    ],
+)
+async def test_who_does_not_read_slows_nothing_down_and_loses_output_without_a_mark(
+    megabytes: int, settings: Settings, pause: float, stderr: bytes
+) -> None:
+    async with box_double(settings) as double, Client(double) as client:
+        script = f"for i in $(seq {megabytes}); do {LINES}; done; echo end >&2; exit 0"
         path = await client.execute(await client.box(), "sh", "-c", script)
         async with client.attached(path) as socket:
             await client.becomes(path, "completed")
+            await asyncio.sleep(pause)
             said = await rest(socket)
-        assert len(said.stdout) < 25_000_000
-        assert said.exit_code == 0
-        assert said.close_code == 1005
+        assert len(said.stdout) < (megabytes - 1) * len(MEGABYTE)
+        assert (said.stderr, said.exit_code, said.close_code) == (stderr, 0, 1005)
 
 
 async def test_a_gap_in_the_middle_when_the_process_lives_on() -> None:
     async with box_double() as double, Client(double) as client:
-        script = f"for i in $(seq 30); do {LINES}; done; touch /root/printed; read x; echo end"
+        script = f"for i in $(seq 30); do {LINES}; done; echo printed; touch /root/printed; read x; echo end"
         box = await client.box()
         path = await client.execute(box, "sh", "-c", script)
         async with client.attached(path) as socket:
             waited = await client.run(box, "sh", "-c", "until [ -e /root/printed ]; do sleep 0.05; done")
             assert waited.exit_code == 0
-            reading = asyncio.create_task(rest(socket))
-            await asyncio.sleep(0.5)  # it catches up with what is left before more comes
+            said = Said()
+            reading = asyncio.create_task(rest(socket, said))
+            await until(lambda: said.stdout.endswith(b"printed\n"))  # it has caught up with what is left
             await socket.send(b"\n")
-            said = await reading
+            await reading
         assert len(said.stdout) < 25_000_000
-        assert said.stdout.endswith(b"1124999\nend\n")
+        assert said.stdout.endswith(b"1124999\nprinted\nend\n")
         assert said.exit_code == 0
 
 

@@ -60,6 +60,14 @@ async def test_the_double_as_a_program_leaves_nothing(number: int, code: int) ->
             child.kill()
 
 
+async def test_frames_of_clients_are_written_down() -> None:
+    async with box_double() as double, Client(double) as client:
+        path = await client.execute(await client.box(), "cat")
+        assert (await client.follow(path, stdin=b"typed")).stdout == b"typed"
+        assert [(frame.text, frame.size) for frame in double.frames] == [(None, 5), ('{"type":"stdin_eof"}', 20)]
+        assert path.endswith(double.frames[0].execution_id)
+
+
 async def test_a_server_with_a_prefix_has_nothing_without_it() -> None:
     async with box_double(prefix="org/one") as double, Client(double) as client:
         assert (await client.ok("GET", "/v1/me"))["path_prefix"] == "org/one"

@@ -19,7 +19,7 @@ def attach(engine: Engine, settings: Settings, request: Request, args: list[str]
     read_only = _read_only(request)
     execution = engine.execution(*args)
     taken = f"execution {execution.id} already has an attached client"
-    return _session(execution, settings, taken, read_only=read_only, fault=fault)
+    return _session(engine, execution, settings, taken, read_only=read_only, fault=fault)
 
 
 async def attach_main(
@@ -33,7 +33,7 @@ async def attach_main(
     main = (await box.prepare()).main
     engine.executions[args[0], main.id] = main
     taken = f"box {box.id} main session already has an attached client"
-    upgrade = _session(main, settings, taken, read_only=read_only, fault=fault)
+    upgrade = _session(engine, main, settings, taken, read_only=read_only, fault=fault)
     upgrade.headers.append(("x-boxlite-execution-id", main.id))
     return upgrade
 
@@ -50,13 +50,15 @@ def _read_only(request: Request) -> bool:
     return STDIN[given]
 
 
-def _session(execution: Execution, settings: Settings, taken: str, *, read_only: bool, fault: Attach | None) -> Upgrade:
+def _session(
+    engine: Engine, execution: Execution, settings: Settings, taken: str, *, read_only: bool, fault: Attach | None
+) -> Upgrade:
     """The slot is taken before the upgrade, so that of two clients at once one is refused."""
     if execution.attached or execution.doomed:
         raise Failure("invalid_state", taken)
     execution.free.clear()
 
     async def talk(socket: WebSocket) -> None:
-        await Session(socket, execution, settings, read_only=read_only, fault=fault).run()
+        await Session(socket, execution, settings, engine.frames, read_only=read_only, fault=fault).run()
 
     return Upgrade(talk, [])

@@ -111,9 +111,8 @@ class Box:
         await self.start()
         if self._hollow:
             await self._answer_hollow()
-        if self.run is None:
-            raise refusals.unreachable()
-        await self.run.gone()
+        if self.run is not None:
+            await self.run.gone()
         if self.run is None or self.run.lost:
             raise refusals.unreachable()
         if self.run.ending:

@@ -18,6 +18,7 @@ from tests.boxlite.double.http import Failure, Request, json_body
 from tests.boxlite.double.machine import CannotStart, GuestLost, NoSuchProcess, Program
 from tests.boxlite.double.refusals import unreachable
 from tests.boxlite.double.run import Run
+from tests.boxlite.double.session import Frame
 from tests.boxlite.double.settings import Settings
 
 EXEC_FIELDS: dict[str, fields.Check] = {
@@ -37,6 +38,7 @@ class Engine:
     def __init__(self, folder: Path, settings: Settings, faults: Faults, prefix: str) -> None:
         self.prefix = prefix
         self.boxes: list[Box] = []
+        self.frames: list[Frame] = []
         self.executions: dict[tuple[str, str], Execution] = {}
         self.counters = dict.fromkeys(("created", "failed", "stopped", "commands", "errors"), 0)
         self._folder = folder

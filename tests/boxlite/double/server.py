@@ -20,6 +20,7 @@ from tests.boxlite.double.engine import Engine
 from tests.boxlite.double.faults import Answer, Attach, Drop, Fault, Faults, Route, Stall
 from tests.boxlite.double.housekeeping import keep_house
 from tests.boxlite.double.http import Failure, Refused, Request, Response
+from tests.boxlite.double.session import Frame
 from tests.boxlite.double.settings import Settings
 
 ROUTES = (files, system)  # imported for what they register
@@ -67,6 +68,11 @@ class Double:
     def boxes(self) -> list[Box]:
         """As the server knows them, newest first; for tests that look behind the wire."""
         return self._engine.boxes
+
+    @property
+    def frames(self) -> list[Frame]:
+        """What clients have sent over their WebSockets."""
+        return self._engine.frames
 
     @property
     def folder(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from tests.boxlite.double.execution import Execution
@@ -17,14 +18,31 @@ SIGNALS = (1, 2, 3, 6, 10, 12, 15, 28)
 USUAL = Attach()
 
 
+@dataclass(frozen=True)
+class Frame:
+    """One message of a client: its text, or how many bytes of stdin it was."""
+
+    execution_id: str
+    text: str | None
+    size: int
+
+
 def control(kind: str, **values: Any) -> str:
     return dumps(dict(sorted({"type": kind, **values}.items())))
 
 
 class Session:
     def __init__(
-        self, socket: WebSocket, execution: Execution, settings: Settings, *, read_only: bool, fault: Attach | None
+        self,
+        socket: WebSocket,
+        execution: Execution,
+        settings: Settings,
+        frames: list[Frame],
+        *,
+        read_only: bool,
+        fault: Attach | None,
     ) -> None:
+        self._frames_received = frames
         self._socket = socket
         self._execution = execution
         self._settings = settings
@@ -107,6 +125,8 @@ class Session:
 
     async def _receive_all(self) -> None:
         async for message in self._socket.messages():
+            text = message if isinstance(message, str) else None
+            self._frames_received.append(Frame(self._execution.id, text, len(message)))
             if isinstance(message, bytes):
                 if self._read_only:
                     await self._refuse("stdin")
