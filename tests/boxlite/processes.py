@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from tests.boxlite.client import until
+from tests.boxlite.double import Double
 
 _numbers = itertools.count(100_000)
 
@@ -25,6 +26,20 @@ def alive(mark: str) -> list[int]:
             continue
         if mark.encode() in arguments:
             found.append(int(folder.name))
+    return found
+
+
+def environments(double: Double) -> dict[int, bytes]:
+    """The processes of this double's boxes, whoever else tests on this machine, with their environments."""
+    marks = [f"BOXLITE_EXECUTOR=container={container}".encode() for container in double.containers]
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if any(mark in environment for mark in marks):
+            found[int(folder.name)] = environment
     return found
 
 

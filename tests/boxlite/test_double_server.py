@@ -15,7 +15,7 @@ import pytest
 
 from tests.boxlite.client import Client, box_double, until
 from tests.boxlite.double import Route
-from tests.boxlite.processes import alive, gone, some_seconds
+from tests.boxlite.processes import alive, environments, gone, some_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,5 +87,7 @@ async def test_a_clean_stop_says_minus_one_of_what_lives_on() -> None:
         assert (said.exit_code, said.close_code) == (-1, 1005)
         await double.restart()
         assert alive(mark)
+        assert set(alive(mark)) < set(environments(double))  # and the main command
         assert (await client.run(box, "true")).exit_code == 0
     assert not alive(mark)
+    assert not environments(double)

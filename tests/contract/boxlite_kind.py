@@ -14,6 +14,7 @@ from app.core.policy import Limits, Policy
 from app.settings.boxlite import BoxliteSettings
 from tests.boxlite.double import Answer, Double, Route
 from tests.boxlite.double.machine import Machine, NoGuest
+from tests.boxlite.processes import environments
 from tests.require import require
 
 IMAGE = "busybox"
@@ -60,10 +61,10 @@ class BoxliteRuntime:
 
     def left(self, backend: DoubledBackend) -> list[str]:
         boxes = [f"box {box.options.name}" for box in backend.double.boxes]
-        return boxes + [f"process {pid}" for pid, environment in environments() if MARK.encode() in environment]
+        return boxes + [f"process {pid}" for pid in environments(backend.double)]
 
     async def processes(self, backend: DoubledBackend, sandbox_id: str) -> int:
-        return sum(1 for _, environment in environments() if f"{MARK}=".encode() in environment)
+        return sum(1 for environment in environments(backend.double).values() if f"{MARK}=".encode() in environment)
 
     async def lose(self, backend: DoubledBackend, sandbox_id: str) -> None:
         (box,) = [box for box in backend.double.boxes if (box.options.name or "").endswith(sandbox_id)]
@@ -81,13 +82,3 @@ async def _why_not() -> str:
             return str(error)
         await machine.power_off()
     return ""
-
-
-def environments() -> list[tuple[int, bytes]]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            found.append((int(path.parent.name), path.read_bytes()))
-        except OSError:
-            continue
-    return found

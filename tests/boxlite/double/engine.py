@@ -39,6 +39,7 @@ class Engine:
         self.prefix = prefix
         self.boxes: list[Box] = []
         self.frames: list[Frame] = []
+        self.containers: set[str] = set()  # of all boxes that there ever were: every process in one names it
         self.executions: dict[tuple[str, str], Execution] = {}
         self.counters = dict.fromkeys(("created", "failed", "stopped", "commands", "errors"), 0)
         self._folder = folder
@@ -68,6 +69,7 @@ class Engine:
             raise Failure("invalid_argument", f"invalid argument: box with name '{options.name}' already exists")
         box = Box(options, self._folder, self._settings, self._faults)
         self.boxes.insert(0, box)
+        self.containers.add(box.container_id)
         self.counters["created"] += 1
         return box
 

@@ -75,6 +75,11 @@ class Double:
         return self._engine.frames
 
     @property
+    def containers(self) -> set[str]:
+        """The container ids of all boxes that there ever were. Every process in one has its own in its environment."""
+        return self._engine.containers
+
+    @property
     def folder(self) -> Path:
         """Where the boxes' disks are, one folder each."""
         return Path(self._folder.name)
