@@ -1,4 +1,4 @@
-"""What a started product keeps, wherever its containers run. Each takes the product; the test modules say where it is."""
+"""What a started product keeps, wherever its containers run: each takes the product, a test module says where it is."""
 
 from __future__ import annotations
 
