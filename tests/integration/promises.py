@@ -35,7 +35,8 @@ def the_memory_limit_is_an_oom(product: Product) -> None:
     sandbox = product.create(runtime="process", limits={"memory_mib": 64, "disk_mib": 16})["id"]
     done = product.run(sandbox, "python3", "-c", "x = bytearray(200 << 20)")
     assert done["exit"]["reason"] == "oom", done
-    assert 60 * MIB < done["exit"]["max_memory_bytes"] <= 80 * MIB
+    # Memory and disk are one pot of 80 MiB. On version 2 the attempt that fails is in the peak: a huge page at most.
+    assert 60 * MIB < done["exit"]["max_memory_bytes"] <= 82 * MIB, done
     assert product.run(sandbox, "echo", "lives on")["stdout"] == "lives on\n"
     product.delete(sandbox)
 
