@@ -4,6 +4,7 @@ The map of the house. A request walks down this list, its output walks up:
 
 ``main``, ``cli``   wire everything; the only modules that may import anything
 ``supervisor``      starts the privileged half and the unprivileged half, and outlives neither
+``apart``           the two halves as two services, which others start
 ``api``             the edge: HTTP and WebSocket. Translates and delegates, decides nothing
 ``core``            the idea: what a sandbox, an execution, a policy, an output log is. No framework, no I/O
 ``backends``        the ways: one folder per runtime, each a translation of the core's contract

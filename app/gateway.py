@@ -56,8 +56,8 @@ def main(arguments: list[str]) -> int:
         say(str(error))
         return 2
     server = build(settings, keys, profiles, spill, backends)
-    give_up_root(uid)
-    if os.getppid() != parent:
+    give_up_root(uid, parent)
+    if parent and os.getppid() != parent:
         return 0
     try:
         prove_spill(spill, settings)
@@ -203,8 +203,9 @@ def prove_spill(spill: SpillFolder, settings: Settings) -> None:
         raise StartRefused(f"{folder} cannot hold output that does not fit into memory: {error.strerror}") from error
 
 
-def give_up_root(uid: int) -> None:
-    """For good: groups, ids, capabilities (they go with uid 0), and no way back through set-id programs."""
+def give_up_root(uid: int, parent: int) -> None:
+    """For good: groups, ids, capabilities (they go with uid 0), and no way back through set-id programs. With a
+    `parent` the gateway dies when that does; 0: it is a service of its own."""
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -213,7 +214,7 @@ def give_up_root(uid: int) -> None:
             os.setuid(0)
             raise SystemExit("the way back to root is open")
     libc = ctypes.CDLL(None, use_errno=True)
-    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, 9)):
+    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, 9 if parent else 0)):
         if libc.prctl(option, value, 0, 0, 0) != 0:
             raise SystemExit(f"prctl {option} failed: {os.strerror(ctypes.get_errno())}")
 

@@ -28,17 +28,31 @@ class Instance:
         path = folder / FILE
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise InstanceError(f"{path} cannot be used: {error.strerror}") from error
+        try:
+            self.word = self._locked_word(folder)
+        except OSError as error:
+            os.close(self._file)
+            raise InstanceError(f"{path} cannot be used: {error.strerror}") from error
+        except InstanceError:
+            os.close(self._file)
+            raise
+
+    def _locked_word(self, folder: Path) -> str:
+        try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.word = os.pread(self._file, 64, 0).decode("ascii", "replace").strip()
-            if not self.word:
-                self.word = secrets.token_hex(6)
-                os.pwrite(self._file, f"{self.word}\n".encode(), 0)
-                os.fsync(self._file)
         except BlockingIOError:
             raise InstanceError(
                 f"another service uses the data folder {folder}: give each one its own, by --data or BULKHEAD_DATA"
             ) from None
-        except OSError as error:
-            raise InstanceError(f"{path} cannot be used: {error.strerror}") from error
-        if not _WORD.fullmatch(self.word):
-            raise InstanceError(f"{path} does not hold 12 hexadecimal digits: remove it, and a new one is made")
+        word = os.pread(self._file, 64, 0).decode("ascii", "replace").strip()
+        if not word:
+            word = secrets.token_hex(6)
+            os.pwrite(self._file, f"{word}\n".encode(), 0)
+            os.fsync(self._file)
+        if not _WORD.fullmatch(word):
+            raise InstanceError(
+                f"{folder / FILE} does not hold 12 hexadecimal digits: remove it, and a new one is made"
+            )
+        return word

@@ -5,7 +5,8 @@
     supervisor (root) ──┬── launcher (root; started again when it dies)
                         └── gateway  (becomes an unprivileged user before it listens; its end is the service's end)
 
-Both children ask the kernel to be killed with this process, so a SIGKILL here leaves nothing behind either.
+Both children ask the kernel to be killed with this process, so a SIGKILL here leaves nothing behind either. Either
+half may also be a service of its own (`apart.py`).
 """
 
 from __future__ import annotations
@@ -49,10 +50,14 @@ def serve(**options: Any) -> int:
     given = {name: value for name, value in options.items() if value is not None}
     try:
         settings = load_settings(**given)
+        if settings.process.launcher_socket is not None:
+            from app.apart import become_gateway
+
+            become_gateway(settings, given)
         return Supervisor(settings, given).run()
     except (SettingsError, NoSlot, StartFailed) as error:
         say(str(error))
-        return 2
+        return REFUSED
 
 
 def say(sentence: str) -> None:
@@ -62,20 +67,22 @@ def say(sentence: str) -> None:
 
 def launcher_config(settings: Settings, slot: Slot) -> Config:
     """Ceilings as the operator set them: what the gateway asks for beyond them, the launcher refuses."""
-    config, limits = Config(), settings.limits
-    config.socket, config.run_dir = str(slot.launcher_socket), str(slot.folder)
+    config, limits, process = Config(), settings.limits, settings.process
+    config.socket, config.run_dir = str(process.launcher_socket or slot.launcher_socket), str(slot.folder)
     config.gateway_uid = config.gateway_gid = slot.gateway_uid
+    if process.gateway_uid is not None:
+        config.gateway_uid = config.gateway_gid = process.gateway_uid
     config.uid_first, config.uid_count = slot.uid_first + 1, slot.uid_count - 1
-    config.cgroup_parent = settings.process.cgroup_parent or slot.cgroup
+    config.cgroup_parent = process.cgroup_parent or slot.cgroup
     config.max_sandboxes = min(settings.capacity.sandboxes, slot.uid_count - 1)
     config.max_executions = settings.capacity.executions_running + settings.capacity.executions_kept
     config.max_cpu_millis = round(limits.cpus.ceiling * 1000)
     config.max_memory_bytes = int(limits.memory_mib.ceiling) * MIB
     config.max_disk_bytes = int(limits.disk_mib.ceiling) * MIB
     config.max_processes = int(limits.processes.ceiling)
-    config.root_paths = ["/usr", *(str(path) for path in settings.process.root_paths)]
+    config.root_paths = ["/usr", *(str(path) for path in process.root_paths)]
     config.etc_paths = sorted(str(path) for pattern in _ETC for path in Path("/etc").glob(pattern))
-    config.accept_missing = list(settings.process.accept_missing)
+    config.accept_missing = list(process.accept_missing)
     return config
 
 
@@ -106,9 +113,21 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
     return child
 
 
+def gateway_command(
+    given: dict[str, Any], parent: int, uid: int, socket: Path | None, reason: str
+) -> tuple[list[str], dict[str, str]]:
+    """(argv, environment). `parent`: pid of the supervisor with whom it dies, or 0 for a service of its own; `uid`:
+    whom it becomes, or -1; `reason`: why there is no socket."""
+    environment = os.environ | {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
+    argv = [sys.executable, "-P", "-m", "app.gateway", str(parent), str(uid), str(socket or ""), reason]
+    return argv, environment | {"PYTHONPATH": PROJECT}
+
+
 class Supervisor:
-    def __init__(self, settings: Settings, given: dict[str, Any]) -> None:
-        self._settings, self._given = settings, given
+    """`with_gateway` off: the launcher is all there is."""
+
+    def __init__(self, settings: Settings, given: dict[str, Any], *, with_gateway: bool = True) -> None:
+        self._settings, self._given, self._with_gateway = settings, given, with_gateway
         self._slot: Slot | None = None
         self._launcher: subprocess.Popen[bytes] | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
@@ -124,8 +143,13 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             socket, reason = self._prepare()
-            self._gateway = gateway = self._start_gateway(socket, reason)
-            return self._watch(gateway, wake)
+            if self._with_gateway:
+                self._gateway = self._start_gateway(socket, reason)
+            elif socket is None:
+                raise StartFailed(reason)
+            else:
+                say(f"the launcher listens on {socket}")
+            return self._watch(wake)
         finally:
             self._end()
 
@@ -138,28 +162,23 @@ class Supervisor:
             return None, "the operator has not enabled it"
         if self._slot is None:
             return None, "the runtime 'process' needs a service that is started as root"
-        self._launcher = start_launcher(launcher_config(self._settings, self._slot), (self._slot.lock,))
-        return self._slot.launcher_socket, ""
+        config = launcher_config(self._settings, self._slot)
+        self._launcher = start_launcher(config, (self._slot.lock,))
+        return Path(config.socket), ""
 
     def _start_gateway(self, socket: Path | None, reason: str) -> subprocess.Popen[bytes]:
         uid = self._slot.gateway_uid if self._slot is not None else -1
-        environment = dict(os.environ)
-        environment |= {f"BULKHEAD_{name.upper()}": str(value) for name, value in self._given.items()}
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "app.gateway", str(os.getpid()), str(uid), str(socket or ""), reason],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=environment | {"PYTHONPATH": PROJECT},
-        )
+        argv, environment = gateway_command(self._given, os.getpid(), uid, socket, reason)
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
 
     # --- while it runs
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _watch(self, gateway: subprocess.Popen[bytes], wake: int) -> int:
+    def _watch(self, wake: int) -> int:
         while True:
-            status = gateway.poll()
+            status = self._gateway.poll() if self._gateway is not None else None
             if status is not None:
                 if not self._stopping and status != REFUSED:  # then it has said why
                     say(f"the gateway ended with {status}")

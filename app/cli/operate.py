@@ -22,6 +22,16 @@ def serve(typed: Namespace) -> int:
     return serve_until_stopped(host=typed.host, port=typed.port, data=typed.data and Path(typed.data))
 
 
+def launcher(typed: Namespace) -> int:
+    from app.apart import check_launcher, run_launcher
+
+    options = {"launcher_socket": typed.socket and Path(typed.socket), "gateway_uid": typed.gateway_uid}
+    if typed.check:
+        return check_launcher(**options)
+    gc.enable()
+    return run_launcher(**options)
+
+
 def new_key(typed: Namespace) -> int:
     """The key is printed once: only its hash is kept."""
     from app.keys import KeysError

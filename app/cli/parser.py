@@ -95,6 +95,14 @@ def _operator(kinds: Any) -> None:
     serve.add_argument("--host", help="address to listen on [BULKHEAD_HOST, else 127.0.0.1]")
     serve.add_argument("--port", type=int, help="[BULKHEAD_PORT, else 8000]")
     serve.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")
+    launcher = _add(
+        kinds, "launcher", operate.launcher, "run the privileged half alone, for a gateway that is not root"
+    )
+    launcher.add_argument("--socket", metavar="PATH", help="where to listen [BULKHEAD_PROCESS__LAUNCHER_SOCKET]")
+    launcher.add_argument(
+        "--gateway-uid", metavar="N", type=int, help="the only user who may connect [BULKHEAD_PROCESS__GATEWAY_UID]"
+    )
+    launcher.add_argument("--check", action="store_true", help="only ask one that runs; status 1 if it lacks something")
     key = _add(kinds, "key", None, "keys that clients show to the service")
     new = _add(key.add_subparsers(metavar="COMMAND", required=True), "new", operate.new_key, "make and print a key")
     new.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")

@@ -130,6 +130,8 @@ class ProcessSettings(Part):
     root_paths: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="more read-only host directories for every sandbox"
     )
+    launcher_socket: Path | None = Field(None, description="of a launcher that is a service of its own")
+    gateway_uid: int | None = Field(None, ge=1, description="the user of that launcher's gateway")
 
     @field_validator("root_paths")
     @classmethod
@@ -139,10 +141,19 @@ class ProcessSettings(Part):
                 raise ValueError(f"{path} must be an absolute directory below /, without ..")
         return paths
 
+    @field_validator("launcher_socket")
+    @classmethod
+    def _absolute_socket(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_absolute():
+            raise ValueError(f"{path} must be an absolute path")
+        return path
+
     @model_validator(mode="after")
     def _uids_exist(self) -> Self:
         if self.uid_base + self.uid_count > 2**32 - 1:
             raise ValueError("uid_base + uid_count is beyond the kernel's last uid")
+        if self.gateway_uid is not None and self.uid_base <= self.gateway_uid < self.uid_base + self.uid_count:
+            raise ValueError(f"gateway_uid {self.gateway_uid} is among the uids of sandboxes: choose one outside")
         return self
 
 

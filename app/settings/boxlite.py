@@ -73,8 +73,8 @@ class BoxliteSettings(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.api_key is not None and not self.api_key.get_secret_value().isprintable():
-            raise ValueError("api_key: must be printable")
+        if self.api_key is not None and not re.fullmatch(r"[!-~]*", self.api_key.get_secret_value()):
+            raise ValueError("api_key: must be printable ASCII without spaces")
         return self
 
     @property

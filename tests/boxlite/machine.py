@@ -27,9 +27,12 @@ TAKEN = "Could not set up host forwarding rule"  # QEMU, when somebody took a po
 
 
 def missing() -> str:
-    """Why no machine can be started here; empty when one can, or when one is given."""
-    if os.environ.get("BULKHEAD_TEST_BOXLITE_URL"):
-        return ""
+    """Why there can be no machine here; empty when one is given, or can be started."""
+    return "" if os.environ.get("BULKHEAD_TEST_BOXLITE_URL") else not_built()
+
+
+def not_built() -> str:
+    """Why no machine can be started here; empty when one can."""
     found = subprocess.run([SCRIPTS / "build", "--check"], stdout=subprocess.PIPE, text=True, check=False)
     return ", ".join(found.stdout.splitlines())
 

@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.boxlite.machine import IMAGE, Machine, missing
+from tests.boxlite.machine import IMAGE, Machine, not_built
 from tests.kernel.host import until
 from tests.require import require
 
@@ -130,7 +130,7 @@ sys.stdin.read()
 
 
 def test_machine_ends_with_a_process_that_is_killed() -> None:
-    reason = missing()
+    reason = not_built()
     require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

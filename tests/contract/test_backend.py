@@ -252,9 +252,9 @@ async def test_working_directory_is_the_commands(kind: Kind) -> None:
 async def test_executions_run_beside_each_other(kind: Kind) -> None:
     async with room(kind) as sandbox:
         sleeping = await sandbox.run(kind.programs.sleep())
-        runs = await asyncio.gather(*(sandbox.run(kind.programs.echo(str(n))) for n in range(8)))
-        assert [(await run.end()).code for run in runs] == [0] * 8
-        assert [run.out for run in runs] == [b"%d\n" % n for n in range(8)]
+        runs = await asyncio.gather(*(sandbox.run(kind.programs.echo(str(n))) for n in range(kind.beside)))
+        assert [(await run.end()).code for run in runs] == [0] * kind.beside
+        assert [run.out for run in runs] == [b"%d\n" % n for n in range(kind.beside)]
         waiting = asyncio.ensure_future(sleeping.end())
         await turns(3)
         assert not waiting.done()

@@ -47,6 +47,7 @@ TABLE: dict[str, Row] = {
     "launcher": row("launcher"),
     "client": row("client core", "httpx websockets"),
     "supervisor": Row(ANYTHING, ANYTHING),
+    "apart": Row(ANYTHING, ANYTHING),
     "gateway": Row(ANYTHING, ANYTHING),
     "main": Row(ANYTHING, ANYTHING),
     "cli": Row(ANYTHING, ANYTHING),

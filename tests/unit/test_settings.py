@@ -101,6 +101,9 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_PROCESS__ROOT_PATHS", "/", "BULKHEAD_PROCESS__ROOT_PATHS: / must be an absolute directory"),
         ("BULKHEAD_PROCESS__ROOT_PATHS", "opt", "BULKHEAD_PROCESS__ROOT_PATHS: "),
         ("BULKHEAD_PROCESS__UID_BASE", "4294967290", "beyond the kernel's last uid"),
+        ("BULKHEAD_PROCESS__GATEWAY_UID", "0", "BULKHEAD_PROCESS__GATEWAY_UID: "),
+        ("BULKHEAD_PROCESS__GATEWAY_UID", "1900000000", "gateway_uid 1900000000 is among the uids of sandboxes"),
+        ("BULKHEAD_PROCESS__LAUNCHER_SOCKET", "x.sock", "x.sock must be an absolute path"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_name(

@@ -74,3 +74,11 @@ def test_a_wrong_setting_is_status_2_and_a_sentence(
     monkeypatch.setenv("BULKHEAD_NONSENSE", "1")
     assert serve() == 2
     assert "BULKHEAD_NONSENSE is not a setting" in capsys.readouterr().err
+
+
+def test_a_launcher_of_its_own_listens_where_and_for_whom_it_was_told() -> None:
+    settings = load_settings(process={"launcher_socket": "/run/y/launcher.sock", "gateway_uid": 10_001})
+    config = launcher_config(settings, SLOT)
+    assert (config.socket, config.run_dir) == ("/run/y/launcher.sock", "/run/x/5000")
+    assert (config.gateway_uid, config.gateway_gid) == (10_001, 10_001)
+    assert (config.uid_first, config.uid_count) == (5001, 4095)

@@ -9,22 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from app.backends.boxlite.times import Times
 from app.core.models import Channel
 
 FRAME_BYTES = 256 * 1024  # the server's are 1 KiB, or 3 where it replaced every byte; one that lies is cut off
 FRAMES_QUEUED = 256  # while we are busy elsewhere: what stays in the server's hands for long is lost
 STDIN_BYTES = 64 * 1024  # above 4 MiB a frame kills the execution's stdin without an error
-OPEN_SECONDS = 30.0
-CLOSE_SECONDS = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile
 PING_SECONDS, PONG_SECONDS = 15.0, 30.0
+CODES = range(-64, 256)  # minus a signal, -1, or what a program can return; anything else tells nothing
 _CHANNELS = {1: Channel.STDOUT, 2: Channel.STDERR}
+_UNHEARD = logging.getLogger(__name__)  # the library writes whole requests into its log, the key among them
+_UNHEARD.disabled = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,33 +109,52 @@ def _ended(message: str) -> Ended | None:
     if not isinstance(frame, dict) or frame.get("type") != "exit":
         return None
     code = frame.get("exit_code")
-    return Ended(code if isinstance(code, int) and not isinstance(code, bool) else -1)
+    return Ended(code if isinstance(code, int) and not isinstance(code, bool) and code in CODES else -1)
 
 
-@asynccontextmanager
-async def attached(url: str, path: str, headers: dict[str, str]) -> AsyncIterator[Socket]:
-    """`url`: the server's, http or https. Raises AttachRefused, AttachCut; inside too."""
-    target = "ws" + url.removeprefix("http") + path
-    try:
-        connection = await connect(
-            target,
-            additional_headers=headers,
-            user_agent_header=None,
-            proxy=None,
-            compression=None,
-            max_size=FRAME_BYTES,
-            max_queue=FRAMES_QUEUED,
-            open_timeout=OPEN_SECONDS,
-            close_timeout=CLOSE_SECONDS,
-            ping_interval=PING_SECONDS,
-            ping_timeout=PONG_SECONDS,
-        )
-    except InvalidStatus as error:
-        raise AttachRefused(error.response.status_code) from error
-    except (OSError, TimeoutError, WebSocketException, ValueError) as error:
-        raise AttachCut(str(error) or type(error).__name__) from error
-    try:
-        yield Socket(connection)
-    finally:
-        closing = asyncio.get_running_loop().create_task(connection.close())
-        await asyncio.shield(closing)
+class _Connect(connect):
+    def process_redirect(self, exc: Exception) -> Exception:
+        """None is followed: to nobody else do we speak."""
+        return exc
+
+
+class Sockets:
+    """`url`: the server's, http or https."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], times: Times) -> None:
+        self._url, self._headers, self._times = "ws" + url.removeprefix("http"), dict(headers), times
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def attached(self, path: str) -> AsyncIterator[Socket]:
+        """Raises AttachRefused, AttachCut; inside too."""
+        try:
+            connection = await _Connect(
+                self._url + path,
+                additional_headers=self._headers,
+                user_agent_header=None,
+                proxy=None,
+                compression=None,
+                max_size=FRAME_BYTES,
+                max_queue=FRAMES_QUEUED,
+                open_timeout=self._times.opening,
+                close_timeout=self._times.closing,
+                ping_interval=PING_SECONDS,
+                ping_timeout=PONG_SECONDS,
+                logger=_UNHEARD,
+            )
+        except InvalidStatus as error:
+            raise AttachRefused(error.response.status_code) from error
+        except (OSError, TimeoutError, WebSocketException, ValueError) as error:
+            raise AttachCut(type(error).__name__) from error
+        try:
+            yield Socket(connection)
+        finally:
+            closing = asyncio.get_running_loop().create_task(connection.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+
+    async def aclose(self) -> None:
+        if self._closing:
+            await asyncio.wait(tuple(self._closing))

@@ -22,6 +22,7 @@ from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.receipt import check, isolation
 from app.backends.boxlite.sandbox import BoxliteSandbox
 from app.backends.boxlite.server import Box, Server, is_name_taken, is_slow_boot, main_command
+from app.backends.boxlite.times import Times
 from app.core.backend import Capability, CommandLimits, RuntimeInfo, settle
 from app.core.errors import (
     BackendFailure,
@@ -33,6 +34,7 @@ from app.core.errors import (
 )
 from app.core.models import SandboxSpec, Tier
 from app.core.policy import Limits
+from app.core.tasks import Tasks
 from app.settings.boxlite import BoxliteSettings
 
 CAPABILITIES = frozenset(
@@ -65,10 +67,10 @@ MIB = 1024 * 1024
 class BoxliteBackend:
     """`instance`: a random word of this installation, the same in every life of it."""
 
-    def __init__(self, settings: BoxliteSettings, instance: str) -> None:
+    def __init__(self, settings: BoxliteSettings, instance: str, times: Times | None = None) -> None:
         self._settings = settings
         key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-        self._client = Client(settings.url or "http://127.0.0.1:8100", key)
+        self._client = Client(settings.url or "http://127.0.0.1:8100", key, times)
         self._server = Server(self._client, settings.path_prefix)
         self._pulse = Pulse(self._server, self._on_boxes, self._on_silence)
         self._images = Images(settings.images, settings.default_image, settings.image_patterns)
@@ -76,6 +78,7 @@ class BoxliteBackend:
             self._images.chosen(None)
         self._prefix = f"bh-{instance}-"
         self._boots = asyncio.Semaphore(settings.boots)
+        self._tasks = Tasks()
         self._names: set[str] = set()  # of this life, from before the create to after the end
         self._sandboxes: dict[str, BoxliteSandbox] = {}
         self._removing: dict[str, asyncio.Task[None]] = {}
@@ -118,8 +121,18 @@ class BoxliteBackend:
             return await asyncio.shield(birth)
         except asyncio.CancelledError:
             # To hang up on a boot breaks the box: it is waited for, and then undone.
-            await settle(asyncio.get_running_loop().create_task(_undo(birth)))
+            await settle(asyncio.get_running_loop().create_task(self._undo(self._prefix + sandbox_id, birth)))
             raise
+
+    async def _undo(self, name: str, birth: asyncio.Task[BoxliteSandbox]) -> None:
+        await asyncio.wait([birth])
+        if birth.cancelled() or birth.exception() is not None:
+            return
+        try:
+            await birth.result().destroy()
+        except BackendFailure as error:  # then it is removed when it is next seen
+            self._pulse.note(error)
+            self._forget(name)
 
     async def _birth(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
         await self._pulse.check()
@@ -137,7 +150,13 @@ class BoxliteBackend:
     async def _boot(self, sandbox_id: str, name: str, spec: SandboxSpec) -> BoxliteSandbox:
         box = await self._made(name, spec)
         sandbox = BoxliteSandbox(
-            self._server, self._pulse, sandbox_id, box.id, self._settings.stdin_mib * MIB, lambda: self._forget(name)
+            self._server,
+            self._pulse,
+            self._tasks,
+            sandbox_id,
+            box.id,
+            self._settings.stdin_mib * MIB,
+            lambda: self._forget(name),
         )
         try:
             began = time.perf_counter()
@@ -175,9 +194,9 @@ class BoxliteBackend:
         except BackendFailure as error:
             if not is_name_taken(error):
                 raise
-        old = await self._server.find(name)  # of an earlier life, and not removed yet
+        old = await self._server.find_called(name)  # of an earlier life, and not removed yet
         if old is not None:
-            await self._server.remove(old.id)
+            await self._remove(old.id)
         return await self._server.create(body)
 
     async def _started(self, box_id: str) -> Box:
@@ -217,41 +236,34 @@ class BoxliteBackend:
             if box.name is not None and box.name.startswith(self._prefix) and box.name not in self._names:
                 self._remove(box.id)
 
-    def _remove(self, box_id: str) -> None:
-        """Tried again at the next beat, if it fails."""
+    def _remove(self, box_id: str) -> asyncio.Task[None]:
+        """One attempt at a time; those of the pulse are made again at its next beat."""
         if box_id not in self._removing:
-            task = asyncio.get_running_loop().create_task(self._removed(box_id))
+            task = asyncio.get_running_loop().create_task(self._server.remove(box_id))
             self._removing[box_id] = task
+            task.add_done_callback(lambda _: self._removing.pop(box_id, None))
+            task.add_done_callback(self._removed)
+        return self._removing[box_id]
 
-    async def _removed(self, box_id: str) -> None:
-        try:
-            await self._server.remove(box_id)
-        except BackendFailure as error:
+    def _removed(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and isinstance(error := task.exception(), BackendFailure):
             self._pulse.note(error)
-        finally:
-            self._removing.pop(box_id, None)
 
-    def _on_silence(self, seconds: float) -> None:
+    def _on_silence(self, seconds: float, error: BackendFailure) -> None:
         if seconds > self._settings.grace_seconds:
             for sandbox in tuple(self._sandboxes.values()):
-                sandbox.lose(f"the BoxLite server has not answered for {seconds:.0f} seconds")
+                sandbox.lose(f"the BoxLite server has not worked for {seconds:.0f} seconds: {error}")
 
     async def aclose(self) -> None:
         """What cannot be removed now is removed by the next life of this instance."""
-        for sandbox in tuple(self._sandboxes.values()):
-            with contextlib.suppress(BackendFailure):
-                await sandbox.destroy()
+        sandboxes = tuple(self._sandboxes.values())
+        await asyncio.gather(*(sandbox.destroy() for sandbox in sandboxes), return_exceptions=True)
         await self._pulse.aclose()
         for task in tuple(self._removing.values()):
             await settle(task)
+        await self._tasks.aclose()
         await self._client.aclose()
-
-
-async def _undo(birth: asyncio.Task[BoxliteSandbox]) -> None:
-    await asyncio.wait([birth])
-    if not birth.cancelled() and birth.exception() is None:
-        with contextlib.suppress(BackendFailure):
-            await birth.result().destroy()
+        await self._server.sockets.aclose()
 
 
 def _whole(limits: Limits) -> Limits:

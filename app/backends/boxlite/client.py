@@ -11,19 +11,24 @@ import contextlib
 import json
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NoReturn, TypeVar
 
 import httpx
 
 from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.times import Times
 from app.core.backend import settle
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
 
-CONNECT_SECONDS = 5.0
 ANSWER_BYTES = 16 * 1024 * 1024  # the list has all boxes of all who have the key; about 600 bytes each
 SHOWN = 300  # characters of the server's own words in our sentences
 _UNAVAILABLE = frozenset({"engine_unavailable", "network_unavailable", "resource_exhausted", "upstream_unavailable"})
 T = TypeVar("T")
+
+
+class Unreachable(BackendUnavailable):
+    """No connection: nothing was sent."""
 
 
 class Unanswered(BackendTimeout):
@@ -39,11 +44,11 @@ class Answer:
 async def detached(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which goes on to its end whatever becomes of the caller."""
     task = asyncio.get_running_loop().create_task(work)
-    task.add_done_callback(_seen)
+    task.add_done_callback(seen)
     return await asyncio.shield(task)
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
+def seen(task: asyncio.Task[Any]) -> None:
     """Nobody may be left to look at it."""
     if not task.cancelled():
         task.exception()
@@ -52,12 +57,17 @@ def _seen(task: asyncio.Task[Any]) -> None:
 class Client:
     """`url`: scheme://host[:port][/path]; `key`: shown as a bearer token, never logged."""
 
-    def __init__(self, url: str, key: str | None, *, connections: int = 256) -> None:
+    def __init__(self, url: str, key: str | None, times: Times | None = None, *, connections: int = 256) -> None:
         self.url = url.rstrip("/")
+        self.times = times or Times()
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._key = key
         self._requests: set[asyncio.Task[Answer]] = set()
+        self._closed = False
         self._http = httpx.AsyncClient(
-            headers=self.headers,
+            # What comes is counted as it comes, so nothing may be packed.
+            headers={**self.headers, "accept-encoding": "identity"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             trust_env=False,  # a proxy of the environment must not see the key, nor stand before a local server
             follow_redirects=False,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32),
@@ -66,16 +76,18 @@ class Client:
     async def request(
         self, method: str, path: str, *, seconds: float, body: Any = None, query: Mapping[str, str] | None = None
     ) -> Answer:
-        """The answer of a 2xx. Raises BackendRefused, BackendUnavailable, BackendTimeout; Unanswered is a
-        BackendTimeout. `seconds`: for all of it, however slowly the bytes come."""
+        """The answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable), BackendTimeout (Unanswered).
+        `seconds`: for all of it, however slowly the bytes come."""
+        if self._closed:
+            raise Unreachable(RUNTIME, "the service is stopping")
         task = asyncio.get_running_loop().create_task(self._send(method, path, seconds, body, query))
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
-        task.add_done_callback(_seen)
+        task.add_done_callback(seen)
         return await asyncio.shield(task)
 
     async def _send(self, method: str, path: str, seconds: float, body: Any, query: Mapping[str, str] | None) -> Answer:
-        timeout = httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
+        timeout = httpx.Timeout(seconds, connect=min(self.times.connect, seconds))
         content = None if body is None else json.dumps(body).encode()
         headers = {} if body is None else {"content-type": "application/json"}
         try:
@@ -85,28 +97,78 @@ class Client:
                     method, self.url + path, content=content, headers=headers, params=query, timeout=timeout
                 ) as response,
             ):
-                return _understood(response, await _bounded(response))
+                return self._understood(response, await _bounded(response))
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise BackendUnavailable(RUNTIME, f"the BoxLite server cannot be reached: {_why(error)}") from error
+            raise Unreachable(RUNTIME, f"the BoxLite server cannot be reached: {self._why(error)}") from error
         except (TimeoutError, httpx.TimeoutException) as error:
             detail = f"the BoxLite server did not answer {method} within {seconds:g} seconds"
             raise Unanswered(RUNTIME, detail) from error
         except httpx.HTTPError as error:
-            detail = f"the BoxLite server broke off its answer to {method}: {_why(error)}"
+            detail = f"the BoxLite server broke off its answer to {method}: {self._why(error)}"
             raise Unanswered(RUNTIME, detail) from error
         except httpx.InvalidURL as error:
             raise BackendUnavailable(RUNTIME, f"the address of the BoxLite server is wrong: {error}", 60) from error
 
     async def aclose(self) -> None:
         """Waits for what is under way: to hang up would break boxes."""
+        self._closed = True
         for task in tuple(self._requests):
             with contextlib.suppress(BackendFailure):
                 await settle(task)
         await self._http.aclose()
 
+    # --- what the server says
 
-def _why(error: Exception) -> str:
-    return str(error)[:SHOWN] or type(error).__name__
+    def _why(self, error: Exception) -> str:
+        return self._shown(str(error)) or type(error).__name__
+
+    def _shown(self, text: str) -> str:
+        """The server's words for our sentences: one line, nothing that a terminal obeys, and not the key, which a
+        server may repeat. Both ends of what is long: at the beginning stands what went wrong, at the end in what way.
+        """
+        if self._key:
+            text = text.replace(self._key, "…")
+        line = " ".join(text.split())
+        if len(line) > SHOWN:
+            line = f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}"
+        return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+
+    def _understood(self, response: httpx.Response, raw: bytes) -> Answer:
+        status = response.status_code
+        if 200 <= status < 300:
+            if not raw:
+                return Answer(status, None)
+            try:
+                return Answer(status, json.loads(raw))
+            except (ValueError, RecursionError):
+                raise BackendRefused(RUNTIME, "the BoxLite server answers with no JSON", Upstream(status)) from None
+        found: Any = None
+        if response.headers.get("content-type", "").startswith("application/json"):
+            with contextlib.suppress(ValueError, RecursionError):
+                found = json.loads(raw)
+        self._refuse(status, found, raw, response.headers.get("x-request-id", ""))
+
+    def _refuse(self, status: int, found: Any, raw: bytes, request_id: str) -> NoReturn:
+        """The envelope, the cloud's flat body, or plain text; `code` beats the status."""
+        code: Any = None
+        message: Any = None
+        if isinstance(found, dict):
+            inner = found.get("error")
+            envelope = inner if isinstance(inner, dict) else found
+            code, message = envelope.get("code"), envelope.get("message")
+        code = self._shown(code)[:64] or None if isinstance(code, str) else None  # up to 0.9.0 the status stands there
+        text = message if isinstance(message, str) else raw[: 4 * SHOWN].decode(errors="replace")
+        upstream = Upstream(status, code)
+        if status == 401 or code == "unauthenticated":
+            raise BackendUnavailable(RUNTIME, "the BoxLite server refuses our key", 60, upstream)
+        said = self._shown(text) or "nothing more"
+        request = f" (its request {self._shown(request_id)[:64]})" if request_id else ""
+        detail = f"the BoxLite server answers {status} {code or ''}".rstrip() + f": {said}{request}"
+        if status == 504 or code == "timeout":
+            raise BackendTimeout(RUNTIME, detail, upstream)
+        if code in _UNAVAILABLE or (code is None and status in {429, 502, 503}):
+            raise BackendUnavailable(RUNTIME, detail, 5, upstream)
+        raise BackendRefused(RUNTIME, detail, upstream)
 
 
 async def _bounded(response: httpx.Response) -> bytes:
@@ -117,51 +179,6 @@ async def _bounded(response: httpx.Response) -> bytes:
             detail = f"the BoxLite server answers with more than {ANSWER_BYTES} bytes"
             raise BackendRefused(RUNTIME, detail, Upstream(response.status_code))
     return bytes(found)
-
-
-def _understood(response: httpx.Response, raw: bytes) -> Answer:
-    status = response.status_code
-    is_json = response.headers.get("content-type", "").startswith("application/json")
-    if 200 <= status < 300:
-        if not raw:
-            return Answer(status, None)
-        try:
-            return Answer(status, json.loads(raw))
-        except (ValueError, RecursionError):
-            raise BackendRefused(RUNTIME, "the BoxLite server answers with no JSON", Upstream(status)) from None
-    found: Any = None
-    if is_json:
-        with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(raw)
-    _refuse(status, found, raw, response.headers.get("x-request-id", ""))
-
-
-def _refuse(status: int, found: Any, raw: bytes, request_id: str) -> NoReturn:
-    """The envelope, the cloud's flat body, or plain text; `code` beats the status."""
-    code: Any = None
-    message: Any = None
-    if isinstance(found, dict):
-        inner = found.get("error")
-        envelope = inner if isinstance(inner, dict) else found
-        code, message = envelope.get("code"), envelope.get("message")
-    code = code[:64] if isinstance(code, str) else None  # servers up to 0.9.0 put the status there
-    text = message if isinstance(message, str) else raw[:SHOWN].decode(errors="replace")
-    said = _short(" ".join(text.split())) or "nothing more"
-    upstream = Upstream(status, code)
-    if status == 401 or code == "unauthenticated":
-        raise BackendUnavailable(RUNTIME, "the BoxLite server refuses our key", 60, upstream)
-    request = f" (its request {request_id[:64]})" if request_id.isascii() and request_id.isprintable() else ""
-    detail = f"the BoxLite server answers {status} {code or ''}".rstrip() + f": {said}{request if request_id else ''}"
-    if status == 504 or code == "timeout":
-        raise BackendTimeout(RUNTIME, detail, upstream)
-    if code in _UNAVAILABLE or (code is None and status in {429, 502, 503}):
-        raise BackendUnavailable(RUNTIME, detail, 5, upstream)
-    raise BackendRefused(RUNTIME, detail, upstream)
-
-
-def _short(text: str) -> str:
-    """Both ends: what went wrong stands at the beginning, and in what way at the end."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
 
 
 def upstream_of(error: BackendFailure) -> Upstream:

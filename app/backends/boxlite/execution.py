@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Socket
-from app.backends.boxlite.inside import Inside
+from app.backends.boxlite.client import seen, upstream_of
+from app.backends.boxlite.inside import Inside, Swept
 from app.backends.boxlite.output import Intake
-from app.backends.boxlite.server import Server
+from app.backends.boxlite.server import Server, is_silent
 from app.core.backend import Logs
 from app.core.commands import signal_name
 from app.core.errors import BackendFailure, BackendTimeout, CapacityExceeded, WrongState
 from app.core.models import Command, Exit, ExitReason, Stdin
 
-BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-LEADER_SECONDS = 2.0  # for an exit frame after a kill that the box carried out
-BUSY_FRAMES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
+BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
 MAY_LIVE_ON = "what hid its environment from the kill may live on until the sandbox is deleted"
 KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
 _SIGHUP, _SIGKILL = 1, 9
@@ -41,16 +42,22 @@ class Room(Protocol):
     def ending(self) -> bool:
         """It is being destroyed."""
 
-    def attach(self, execution_id: str) -> Any: ...
     async def look(self, *, patient: bool = True) -> str | None:
-        """Why the box has ended, or None when it runs."""
+        """Why the box has ended, or None when it runs. Raises a BackendFailure when nobody can say."""
+
+    async def bury(self, mark: str) -> None:
+        """Kills what has this mark, as soon as that is possible."""
+
+    async def server_there(self) -> None:
+        """Returns when the server answers, after it was asked anew."""
 
 
 class BoxliteExecution:
     def __init__(self, server: Server, room: Room, mark: str, command: Command, logs: Logs, stdin_limit: int) -> None:
         self._server, self._room, self._mark, self._command = server, room, mark, command
         self._stdin_limit, self._stdin_left = stdin_limit, stdin_limit
-        self._intake = Intake(logs)
+        self._times = server.times
+        self._intake = Intake(logs, server.times.quiet)
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._exit: asyncio.Future[Exit] = loop.create_future()
@@ -78,7 +85,7 @@ class BoxliteExecution:
         try:
             code = await self._until_exit()
             if code is not None:
-                if self._intake.frames >= BUSY_FRAMES:
+                if self._intake.pieces >= BUSY_PIECES:
                     await self._look_again()
                 self._end(await self._natural(code))
         except BackendFailure as error:
@@ -91,10 +98,11 @@ class BoxliteExecution:
         """The server's exit code, over as many sockets as it takes; None when the end was told some other way."""
         failures = 0
         while not self._exit.done():
+            opened = math.inf
             try:
-                async with self._room.attach(self._id) as socket:
+                async with self._server.attach(self._room.box_id, self._id) as socket:
+                    opened = self._loop.time()
                     await self._introduce(socket)
-                    failures = 0
                     return await self._intake.take(socket.frames())
             except AttachRefused as refused:
                 if refused.status == 404:
@@ -105,7 +113,9 @@ class BoxliteExecution:
             finally:
                 self._socket = None
                 self._connected.clear()
-            await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+            failures = 0 if self._loop.time() - opened > self._times.steady else failures
+            await asyncio.sleep(self._times.pause(failures))
+            await self._room.server_there()
             failures += 1
         return None
 
@@ -122,26 +132,40 @@ class BoxliteExecution:
 
     async def _forgotten(self) -> Exit:
         """The server was started again: the program may run on in the box, out of everybody's reach but ours."""
-        with contextlib.suppress(BackendFailure):
-            await self._room.inside.kill(self._mark)
-        why = await self._room.look()
+        await self._room.bury(self._mark)
+        why = await self._why_lost()
         return Exit(ExitReason.LOST, detail=why or "the BoxLite server was started again and has forgotten it")
+
+    async def _why_lost(self, *, patient: bool = True) -> str | None:
+        """Why the box has ended, or None when it runs; asked again when the server is back."""
+        failures = 0
+        while True:
+            try:
+                return await self._room.look(patient=patient)
+            except BackendFailure as error:
+                if not is_silent(error):
+                    raise
+            await asyncio.sleep(self._times.pause(failures))
+            await self._room.server_there()
+            failures += 1
 
     async def _look_again(self) -> None:
         """A reader that was behind when the program ended has missed the end of its output without a word: the server
         repeats the last 256 KiB of a completed execution as often as it is asked."""
-        for delay in (0.0, *BACKOFF_SECONDS):
-            await asyncio.sleep(delay)
-            try:
-                async with self._room.attach(self._id) as socket:
-                    self._intake.begin_socket()
-                    await self._intake.take(socket.frames())
-                    return
-            except AttachRefused as refused:
-                if refused.status != 409:  # the server waits for the Close of the first socket
-                    return
-            except AttachCut:
-                continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._times.again):
+                for delay in (0.0, *self._times.backoff):
+                    await asyncio.sleep(delay)
+                    try:
+                        async with self._server.attach(self._room.box_id, self._id) as socket:
+                            self._intake.begin_socket()
+                            await self._intake.take(socket.frames())
+                            return
+                    except AttachRefused as refused:
+                        if refused.status != 409:  # the server waits for the Close of the first socket
+                            return
+                    except AttachCut:
+                        continue
 
     async def _natural(self, code: int) -> Exit:
         if code >= 0:
@@ -149,11 +173,13 @@ class BoxliteExecution:
         if code < -1:
             return Exit(ExitReason.SIGNALED, signal=signal_name(-code))
         # The box ended, the server is stopping, or it died of SIGHUP: if we sent that, one look is enough.
-        why = None if self._room.ending else await self._room.look(patient=not self._hung_up)
+        why = None if self._room.ending else await self._why_lost(patient=not self._hung_up)
         if self._room.ending:
             return KILLED
         if why is None and self._hung_up:
             return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
+        if why is None:  # a server that is stopping says so of programs that live on
+            await self._room.bury(self._mark)
         return Exit(ExitReason.LOST, detail=why or "the BoxLite server does not tell how it ended; its box runs on")
 
     def on_sandbox_end(self, exit_: Exit) -> None:
@@ -233,34 +259,36 @@ class BoxliteExecution:
         with contextlib.suppress(BackendFailure):
             if await self._room.inside.signal(self._mark, number):
                 return
-        tell = self._server.kill(self._room.box_id, self._id) if number == _SIGKILL else None
-        if not await (tell or self._server.signal(self._room.box_id, self._id, number)):
+        send = self._server.kill if number == _SIGKILL else partial(self._server.signal, number=number)
+        if not await send(self._room.box_id, self._id):
             raise WrongState("ended", f"nothing of the execution can be reached with {signal_name(number)}")
 
     async def kill(self) -> None:
         if self._killing is None or self._killing.done():
             self._killing = self._loop.create_task(self._kill())
+            self._killing.add_done_callback(seen)
         await asyncio.shield(self._killing)
 
     async def _kill(self) -> None:
         """By the mark, which finds daemons too; then the server's own kill of the first process; then we say so."""
         if not self._id:
             return
-        clean = False
+        swept = Swept.LEFT
         with contextlib.suppress(BackendFailure):
-            clean = await self._room.inside.kill(self._mark)
-        if await self._ended_within(LEADER_SECONDS if clean else 0):
+            swept = await self._room.inside.kill(self._mark)
+        if await self._ended_within(0 if swept is Swept.LEFT else self._times.leader):
             return
         try:
             killed = await self._server.kill(self._room.box_id, self._id)
         except BackendFailure as error:
             if self._exit.done():
                 return
-            raise BackendTimeout(RUNTIME, f"nobody says that it is dead: {error}") from error
-        if not await self._ended_within(LEADER_SECONDS):
+            raise BackendTimeout(RUNTIME, f"nobody says that it is dead: {error}", upstream_of(error)) from error
+        if not await self._ended_within(self._times.leader):
             # A child that holds the pipes delays the exit frame for ever, and of a killed execution nothing can be
             # asked any more.
-            self._end(KILLED if killed else Exit(ExitReason.LOST, detail=f"it had ended; {MAY_LIVE_ON}"))
+            dead = killed or swept is Swept.KILLED
+            self._end(KILLED if dead else Exit(ExitReason.LOST, detail=f"it had ended; {MAY_LIVE_ON}"))
             if self._reader is not None:
                 self._reader.cancel()
 

@@ -40,10 +40,11 @@ class Images:
         return name
 
     def fields(self, name: str) -> dict[str, str]:
-        """For the create: where the image comes from."""
+        """For the create: where the image comes from. A client's reference goes out as it was compared with the
+        patterns: for a short one the server might look elsewhere first."""
         source = self._table.get(name)
         if source is None:
-            return {"image": name}
+            return {"image": canonical(name) or name}
         if source.rootfs_path is not None:
             return {"rootfs_path": str(source.rootfs_path)}
         return {"image": str(source.reference)}

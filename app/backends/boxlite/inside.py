@@ -11,17 +11,17 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from app.backends.boxlite import RUNTIME
-from app.backends.boxlite.attach import AttachCut, AttachRefused, Ended, attached
+from app.backends.boxlite.attach import AttachCut, AttachRefused, Ended
 from app.backends.boxlite.server import Server, SpawnFailed
-from app.core.errors import BackendTimeout, BackendUnavailable
+from app.core.errors import BackendTimeout, BackendUnavailable, Upstream
 from app.core.models import Channel
 
 MARK = "BULKHEAD_EXECUTION"
 WORKSPACE = "/workspace"
 OUTPUT_BYTES = 64 * 1024
-SECONDS = 15.0
 _NOT_ALLOWED = 4
 
 # Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a box without a network has routes of lo.
@@ -61,14 +61,14 @@ marked() {
 """
 
 # Stops what it finds before it kills it, so that nothing forks on meanwhile, and looks again until nothing is left:
-# what is dead and not reaped yet has an empty environment.
+# what is dead and not reaped yet has an empty environment. 6: there was nothing from the start.
 _KILL = (
     _MARKED
     + r"""
 mark=$1 round=0
 while [ $round -lt 20 ]; do
   found=$(marked)
-  [ -n "$found" ] || exit 0
+  [ -n "$found" ] || exit $((round ? 0 : 6))
   kill -STOP $found 2>/dev/null
   for pid in $found; do kill -9 -$pid 2>/dev/null; done
   kill -9 $found 2>/dev/null
@@ -93,6 +93,14 @@ done
 exit 3
 """
 )
+
+
+class Swept(Enum):
+    """What became of all that has a mark."""
+
+    KILLED = 0
+    NOTHING = 6  # there was none
+    LEFT = 3  # something is still there, or nobody knows
 
 
 @dataclass(slots=True)
@@ -127,9 +135,10 @@ class Inside:
             raise BackendUnavailable(RUNTIME, f"the box cannot run its shell: it ended with {said.code}")
         return _facts(said.out.decode(errors="replace"))
 
-    async def kill(self, execution_id: str) -> bool:
-        """Everything with the mark of that execution. False when something is still there."""
-        return (await self._shell(_KILL, f"{MARK}={execution_id}")).code == 0
+    async def kill(self, execution_id: str) -> Swept:
+        """Everything with the mark of that execution."""
+        code = (await self._shell(_KILL, f"{MARK}={execution_id}")).code
+        return Swept(code) if code in {0, 6} else Swept.LEFT
 
     async def signal(self, execution_id: str, number: int) -> bool:
         """To the group of the execution's first process. False when there is none, or the shell cannot do it."""
@@ -142,23 +151,24 @@ class Inside:
             "args": ["-c", script, "sh", *arguments],
             "working_dir": "/",
             "tty": False,
-            "timeout_seconds": SECONDS,
+            "timeout_seconds": self._server.times.shell,
         }
         try:
-            async with asyncio.timeout(2 * SECONDS):
+            async with asyncio.timeout(2 * self._server.times.shell):
                 execution_id = await self._server.execute(self._box_id, body)
                 return await self._listen(execution_id)
         except SpawnFailed as error:
             raise BackendUnavailable(RUNTIME, f"the box has no working shell: {error}", 60) from error
-        except (AttachCut, AttachRefused) as error:
+        except AttachRefused as error:
+            raise BackendUnavailable(RUNTIME, str(error), 1, Upstream(error.status)) from error
+        except AttachCut as error:
             raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
         except TimeoutError:
             raise BackendTimeout(RUNTIME, "the box does not answer") from None
 
     async def _listen(self, execution_id: str) -> Said:
         said = Said(-1)
-        path = await self._server.path("boxes", self._box_id, "executions", execution_id, "attach")
-        async with attached(self._server.client.url, path, self._server.client.headers) as socket:
+        async with self._server.attach(self._box_id, execution_id) as socket:
             with contextlib.suppress(AttachCut):  # it has ended already: what is to be read says so
                 await socket.end_stdin()
             async for frame in socket.frames():

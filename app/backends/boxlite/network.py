@@ -18,6 +18,8 @@ def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
     if not permitted:
         detail = "the operator permits no host; BULKHEAD_BOXLITE__DIRECT_ALLOW lists those that boxes may reach"
         raise PolicyNotSupported("policy.network.mode", RUNTIME, detail)
+    if not asked:
+        raise InvalidRequest.at("/policy/network/allow", "must name the hosts that may be reached")
     rules = []
     for place, raw in enumerate(asked):
         try:

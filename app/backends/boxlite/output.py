@@ -7,71 +7,78 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from app.backends.boxlite.attach import Chunk, Ended
-from app.backends.boxlite.replay import BACKLOG, Tail
+from app.backends.boxlite.replay import BACKLOG, CHUNK, Known, Repetition, Tail
 from app.core.backend import Logs
 from app.core.models import Channel
 from app.core.output import OutputLog
 
-QUIET_SECONDS = 0.25
-MOST_QUIETS = 20
+FEW, MANY = 4, 20  # moments: after so many what still comes is live output; so long the rest of a repetition may take
 
 
 class _Lane:
-    """One channel. After a new socket its first bytes are a repetition of unknown length. They are held until there are
-    as many as could be known, or nothing more comes for a moment: the server sends its backlog at once."""
+    """One channel. After a new socket its first bytes are a repetition of unknown length: they are held until it is
+    known what of them is new, which is mostly with the first byte that is."""
 
-    def __init__(self, log: OutputLog) -> None:
-        self._log = log
+    def __init__(self, log: OutputLog, quiet: float) -> None:
+        self._log, self._quiet = log, quiet
         self._tail = Tail()
-        self._held: bytearray | None = None
-        self._patience = 0
+        self._repetition: Repetition | None = None
+        self._held = bytearray()
+        self._came = False
+        self._moments = 0
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def frames(self) -> int:
-        return self._tail.frames
+    def pieces(self) -> int:
+        return self._tail.pieces
 
     def begin_socket(self) -> None:
         self.flush()
         if len(self._tail):
-            self._held, self._patience = bytearray(), MOST_QUIETS
-            self._wait()
+            self._repetition, self._moments = self._tail.repetition(), 0
 
     def take(self, data: bytes) -> None:
-        if self._held is None:
+        if self._repetition is None:
             self._keep(data)
             return
         self._held += data
-        if len(self._held) > BACKLOG + len(self._tail):
-            self.flush()
-        else:
+        self._came = True
+        known = self._repetition.look(bytes(self._held))
+        if known is None and len(self._held) > BACKLOG + CHUNK:
+            known = self._repetition.settle(bytes(self._held), patient=False)
+        if known is not None:
+            self._release(known)
+        elif self._timer is None:
             self._wait()
 
     def _wait(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._quiet)
+        self._timer = asyncio.get_running_loop().call_later(self._quiet, self._moment)
 
-    def _quiet(self) -> None:
-        self._patience -= 1
-        if self._held and self._patience > 0 and self._tail.holds_beginning(bytes(self._held)):
-            self._wait()
+    def _moment(self) -> None:
+        self._moments += 1
+        came, self._came = self._came, False
+        known = None
+        if self._repetition is not None and (not came or self._moments >= FEW):
+            known = self._repetition.settle(bytes(self._held), patient=self._moments < MANY)
+        if known is not None:
+            self._release(known)
         else:
-            self.flush()
+            self._wait()
 
     def flush(self) -> None:
-        """What is held is all that was repeated."""
+        """Nothing more comes on this socket."""
+        if self._held and self._repetition is not None:
+            self._release(self._repetition.end(bytes(self._held)))
+
+    def _release(self, known: Known) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        held, self._held = bytes(self._held or b""), None
-        if not held:
-            return
-        known = self._tail.overlap(held)
-        if known is None:
+        held, self._held, self._repetition = bytes(self._held), bytearray(), None
+        if known.torn:
             self._log.tear()
-        if len(held) > (known or 0):
-            self._keep(held[known or 0 :])
+        if len(held) > known.size:
+            self._keep(held[known.size :])
 
     def _keep(self, data: bytes) -> None:
         self._tail.add(data)
@@ -79,12 +86,13 @@ class _Lane:
 
 
 class Intake:
-    def __init__(self, logs: Logs) -> None:
-        self._lanes = {Channel.STDOUT: _Lane(logs.stdout), Channel.STDERR: _Lane(logs.stderr)}
+    def __init__(self, logs: Logs, quiet: float) -> None:
+        self._lanes = {Channel.STDOUT: _Lane(logs.stdout, quiet), Channel.STDERR: _Lane(logs.stderr, quiet)}
 
     @property
-    def frames(self) -> int:
-        return max(lane.frames for lane in self._lanes.values())
+    def pieces(self) -> int:
+        """Of the channel that had more."""
+        return max(lane.pieces for lane in self._lanes.values())
 
     def begin_socket(self) -> None:
         for lane in self._lanes.values():

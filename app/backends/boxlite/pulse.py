@@ -12,23 +12,24 @@ import math
 from collections.abc import Callable
 
 from app.backends.boxlite import RUNTIME
-from app.backends.boxlite.client import upstream_of
-from app.backends.boxlite.server import Box, Server, is_unreachable
+from app.backends.boxlite.client import Unreachable, upstream_of
+from app.backends.boxlite.server import Box, Server, is_silent
 from app.core.errors import BackendFailure, BackendUnavailable
-
-INTERVAL_SECONDS = 2.0
-ANSWER_SECONDS = 2.5  # with the interval less than the 5 s after which `GET /readyz` must tell the truth
 
 
 class Pulse:
-    """`on_boxes(asked_at, boxes)`: asked_at on the loop's clock. `on_silence(seconds)`: since it last answered."""
+    """`on_boxes(asked_at, boxes)`: asked_at by the loop. `on_silence(seconds, error)`: since the last answer."""
 
     def __init__(
-        self, server: Server, on_boxes: Callable[[float, list[Box]], None], on_silence: Callable[[float], None]
+        self,
+        server: Server,
+        on_boxes: Callable[[float, list[Box]], None],
+        on_silence: Callable[[float, BackendFailure], None],
     ) -> None:
         self._server, self._on_boxes, self._on_silence = server, on_boxes, on_silence
-        self.failure: BackendFailure | None = BackendUnavailable(RUNTIME, "the BoxLite server has not been asked yet")
+        self._failure: BackendFailure | None = BackendUnavailable(RUNTIME, "the BoxLite server has not been asked yet")
         self._asked = asyncio.Event()  # at least once
+        self._there = asyncio.Event()  # while there is no failure
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._answered_at = 0.0
@@ -40,41 +41,57 @@ class Pulse:
     async def check(self) -> None:
         """Raises what the last answer was, if it was none."""
         await self._asked.wait()
-        if self.failure is not None:
-            raise self.failure
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    async def there(self) -> None:
+        """Returns when the server answers: whoever tries again waits here, so that a dead server is left alone."""
+        await self._there.wait()
 
     def note(self, error: BackendFailure) -> None:
-        """Somebody met this: when it means that the server is gone, everybody learns of it now."""
-        if is_unreachable(error) and self.failure is None:
-            self.failure = _down(error)
-            self._hurry.set()
+        """Somebody met this. That there is no connection is true for everybody, at once; that one answer did not come
+        may be one box's fault, so it is only a reason to ask."""
+        if isinstance(error, Unreachable) and self._failure is None:
+            self._set(error)
+        if is_silent(error) or upstream_of(error).status == 401:
+            self.hurry()
+
+    def hurry(self) -> None:
+        self._hurry.set()
+
+    def _set(self, failure: BackendFailure | None) -> None:
+        """However the server does not work, the runtime is unavailable: a 503, never a 502 or 504."""
+        if failure is None:
+            self._failure = None
+            self._there.set()
+        else:
+            retry = math.ceil(self._server.times.beat)
+            self._failure = BackendUnavailable(RUNTIME, str(failure), retry, upstream_of(failure))
+            self._there.clear()
 
     async def _beat(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, times = asyncio.get_running_loop(), self._server.times
         while True:
             asked_at = loop.time()
+            self._hurry.clear()
             try:
-                boxes = await self._server.boxes(ANSWER_SECONDS)
-            except BackendFailure as error:
-                self.failure = _down(error)
-                self._on_silence(loop.time() - self._answered_at)
-            else:
-                self.failure = None
+                boxes = await self._server.boxes()
+                self._set(None)
                 self._answered_at = loop.time()
                 self._on_boxes(asked_at, boxes)
+            except BackendFailure as error:
+                self._set(error)
+                self._on_silence(loop.time() - self._answered_at, error)
+            except Exception as error:  # a fault of ours must not end the pulse, nor leave its last word for true
+                self._set(BackendUnavailable(RUNTIME, f"the runtime failed: {type(error).__name__}"))
+                loop.call_exception_handler({"message": "the pulse of boxlite failed", "exception": error})
             self._asked.set()
-            self._hurry.clear()
+            await asyncio.sleep(times.beat / 4)  # many may hurry it at the same time
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL_SECONDS):
+                async with asyncio.timeout(times.beat * 3 / 4):
                     await self._hurry.wait()
-                await asyncio.sleep(INTERVAL_SECONDS / 4)  # many may hurry it at the same time
 
     async def aclose(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-
-
-def _down(error: BackendFailure) -> BackendUnavailable:
-    """However it does not work, the runtime is not available."""
-    return BackendUnavailable(RUNTIME, str(error), math.ceil(INTERVAL_SECONDS), upstream_of(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from app.backends.boxlite.inside import Facts
@@ -24,6 +25,10 @@ _NOTES = (
 )
 
 
+REPORTED_BYTES = 4096  # of one member: what a server says goes out to clients
+_REPORTED = ("image", "cpus", "memory_mib", "network", "created_at")
+
+
 def check(facts: Facts, spec: SandboxSpec) -> None:
     """Raises IsolationUnavailable where the box has more than it was given."""
     if spec.policy.network.mode == "none" and facts.routes != 0:
@@ -43,7 +48,7 @@ def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float) ->
         "server_version": None,  # no answer of the server tells it
         "boot_seconds": round(boot_seconds, 3),
         "measured": {"kernel": facts.kernel, "cpus": facts.cpus, "memory_bytes": facts.memory_bytes},
-        "reported": {name: said.get(name) for name in ("image", "cpus", "memory_mib", "network", "created_at")},
+        "reported": {name: _bounded(said.get(name)) for name in _REPORTED},
         "claimed": list(_CLAIMED),
         "network": {
             "mode": spec.policy.network.mode,
@@ -54,3 +59,12 @@ def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float) ->
         "missing_layers": [],
         "notes": list(_NOTES),
     }
+
+
+def _bounded(value: Any) -> Any:
+    """As it is, or None where it is too much or nothing that can be sent on."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value if len(text) <= REPORTED_BYTES else None

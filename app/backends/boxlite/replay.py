@@ -1,58 +1,112 @@
-"""What is new of a stream that is repeated. Pure: bytes in, bytes out.
+"""What is new of a stream that is repeated. Pure: bytes in, numbers out.
 
 Every attach repeats each channel's backlog, 256 KiB of whole chunks, from its start, and then goes on live; there are
-no offsets. So what we have is matched with what comes: the longest end of ours that the repeated bytes begin with. A
-channel that repeats itself can be matched at more than one place, and then bytes are missed: nobody can know.
+no offsets. So what comes is matched with the end of what we have:
+
+- ours ends with what the repetition begins with: that is known. The longest such piece counts, so nothing is taken in
+  twice; a channel that repeats itself may lose what nobody could tell apart.
+- no such piece: something is missing in between. Where our last bytes stand inside the repetition, we missed something
+  earlier (a reader that was busy); else everything is new.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 BACKLOG = 256 * 1024
+CHUNK = 4 * 1024  # the server's are 1 KiB, or 3 where it replaced every byte; it always keeps its newest one
 PROBE = 64  # bytes: a shorter match may well be chance
-CANDIDATES = 256  # places that are compared in full: a channel that repeats itself must not cost seconds
+STEPS = 1024  # comparisons in one repetition; each must match more than the one before, so few streams need ten
 
 
 class Tail:
     """The last bytes of a channel: at least the last `BACKLOG`, where there are so many."""
 
     def __init__(self) -> None:
-        self.frames = 0
+        self.pieces = 0
         self._bytes = bytearray()
 
     def add(self, data: bytes) -> None:
-        self.frames += 1
+        self.pieces += 1
         self._bytes += data
         if len(self._bytes) > 2 * BACKLOG:
-            del self._bytes[:-BACKLOG]
+            del self._bytes[: -BACKLOG - CHUNK]
 
     def __len__(self) -> int:
         return len(self._bytes)
 
-    def overlap(self, replay: bytes) -> int | None:
-        """How many bytes at the beginning of `replay` we have already; None when it does not go on from ours.
+    def repetition(self) -> Repetition:
+        return Repetition(bytes(self._bytes[-BACKLOG - CHUNK :]))
 
-        The whole of it is looked at first, at the speed of memcmp: mostly everything, or everything but its end, is
-        known. Then where its first bytes stand in ours, the earliest first.
-        """
-        ours = bytes(self._bytes)
-        if not ours:
-            return 0
-        if len(replay) <= len(ours) and ours.endswith(replay):
-            return len(replay)
-        if len(replay) > len(ours) and replay.startswith(ours):
-            return len(ours)
-        probe = replay[:PROBE]
-        place = ours.find(probe) if len(probe) == PROBE else -1
-        for _ in range(CANDIDATES):
-            if place < 0:
-                return None
-            length = len(ours) - place
-            if length <= len(replay) and ours[place:] == replay[:length]:
-                return length
-            place = ours.find(probe, place + 1)
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """So many bytes at the beginning of the repetition are known; `torn`: and before what follows bytes are missing."""
+
+    size: int
+    torn: bool = False
+
+
+class Repetition:
+    """One of them, looked at while it comes."""
+
+    def __init__(self, ours: bytes) -> None:
+        self._ours = ours
+        self._place = 0  # the first one of ours where the repetition may begin; at the end: nowhere
+        self._steps = STEPS
+
+    def look(self, held: bytes) -> Known | None:
+        """`held`: all that has come. None: what comes next decides."""
+        ours = self._ours
+        while self._place < len(ours):
+            size = min(len(held), len(ours) - self._place)
+            if ours[self._place : self._place + size] == held[:size]:
+                return Known(size) if size == len(ours) - self._place else None
+            self._place = self._next(held)
         return None
 
-    def holds_beginning(self, replay: bytes) -> bool:
-        """`replay` so far is known, and more that is known must follow: what is repeated reaches our end."""
-        ours = bytes(self._bytes)
-        return not ours.endswith(replay) and replay in ours
+    def _next(self, held: bytes) -> int:
+        """The next place must match what this one did not, or lie so near to the end that less is needed."""
+        ours, self._steps = self._ours, self._steps - 1
+        if self._steps < 0:
+            return len(ours)
+        same, probe = _same(ours[self._place :], held), min(PROBE, len(held))
+        found = ours.find(held[: max(same + 1, probe)], self._place + 1)
+        if found < 0 and probe == PROBE:
+            found = ours.find(held[:PROBE], max(self._place + 1, len(ours) - same))
+        return found if found >= 0 else len(ours)
+
+    def settle(self, held: bytes, *, patient: bool) -> Known | None:
+        """When nothing has come for a moment. None: more must come."""
+        known = self.look(held)
+        if known is None and self._place < len(self._ours):  # in the middle of ours, if not just at its end
+            return Known(len(held)) if self._ours.endswith(held) else None
+        return known or self._missed_earlier(held) or (None if patient and len(held) <= BACKLOG else self.end(held))
+
+    def end(self, held: bytes) -> Known:
+        """When nothing more can come."""
+        known = self.look(held)
+        if known is None and self._place < len(self._ours):
+            return Known(len(held))
+        return known or self._missed_earlier(held) or self._by_chance(held)
+
+    def _missed_earlier(self, held: bytes) -> Known | None:
+        place = held.rfind(self._ours[-PROBE:]) if len(self._ours) >= PROBE else -1
+        return Known(place + PROBE, torn=True) if place >= 0 else None
+
+    def _by_chance(self, held: bytes) -> Known:
+        """A few bytes may be known, or look so: nothing is taken in twice."""
+        sizes = range(min(PROBE, len(self._ours), len(held)), 0, -1)
+        return Known(next((size for size in sizes if self._ours.endswith(held[:size])), 0), torn=True)
+
+
+def _same(one: bytes, other: bytes) -> int:
+    """How many bytes at the beginning are the same; by halves, each at the speed of memcmp."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

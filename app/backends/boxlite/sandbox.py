@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from app.backends.boxlite.attach import Socket, attached
-from app.backends.boxlite.client import detached, upstream_of
+from app.backends.boxlite.client import seen, upstream_of
 from app.backends.boxlite.execution import KILLED, BoxliteExecution
 from app.backends.boxlite.inside import MARK, Inside
 from app.backends.boxlite.pulse import Pulse
-from app.backends.boxlite.server import Server, SpawnFailed
+from app.backends.boxlite.server import Server, SpawnFailed, is_silent
 from app.core.backend import Logs
 from app.core.errors import BackendFailure, BackendTimeout, WrongState
 from app.core.models import Command, Exit, ExitReason
+from app.core.tasks import Tasks
 
-LOOK_SECONDS = 4.0  # the server says `running` for up to 3 s after a box has ended
 LATE_SECONDS = 15.0  # the server's own timeout comes after ours, and only if we are gone
 
 
 class BoxliteSandbox:
-    """`on_end` is called once, when nothing of it is left, or when it is left to the backend to be removed."""
+    """`on_end` is called once, when nothing of it is left, or when it is left to the backend to be removed. `tasks` are
+    the backend's."""
 
     def __init__(
-        self, server: Server, pulse: Pulse, sandbox_id: str, box_id: str, stdin_limit: int, on_end: Callable[[], None]
+        self,
+        server: Server,
+        pulse: Pulse,
+        tasks: Tasks,
+        sandbox_id: str,
+        box_id: str,
+        stdin_limit: int,
+        on_end: Callable[[], None],
     ) -> None:
+        self._tasks = tasks
         self._server, self._pulse, self._stdin_limit, self._on_end = server, pulse, stdin_limit, on_end
         self.id, self.box_id = sandbox_id, box_id
         self.inside = Inside(server, box_id)
@@ -35,7 +42,6 @@ class BoxliteSandbox:
         self.since = loop.time()
         self._receipt: Mapping[str, Any] = {}
         self._executions: list[BoxliteExecution] = []
-        self._starting: set[asyncio.Task[None]] = set()
         self._lost: asyncio.Future[str] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
@@ -55,19 +61,17 @@ class BoxliteSandbox:
         execution = BoxliteExecution(self._server, self, execution_id, command, logs, self._stdin_limit)
         self._executions = [known for known in self._executions if not known.ended]
         self._executions.append(execution)
-        starting = self._loop.create_task(self._start(execution, execution_id, command))
-        self._starting.add(starting)
-        starting.add_done_callback(self._starting.discard)
+        starting = self._tasks.spawn(self._start(execution, execution_id, command))
         over = self._loop.create_task(self._over.wait())
         try:
             await asyncio.wait([starting, over], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            starting.add_done_callback(lambda _: self._loop.create_task(_kill(execution)))
+            starting.add_done_callback(lambda _: self._tasks.spawn(_kill(execution)))
             raise
         finally:
             over.cancel()
         if not starting.done():
-            starting.add_done_callback(_look_at)
+            starting.add_done_callback(seen)
             raise WrongState("destroyed", "the sandbox has ended")
         starting.result()
         return execution
@@ -89,17 +93,21 @@ class BoxliteSandbox:
             self._pulse.note(error)
             execution.fail_start(Exit(ExitReason.LOST, detail=str(error)))
             if isinstance(error, BackendTimeout):  # it may have been started, and nobody would ever end it
-                await _kill_marked(self.inside, mark)
-            elif upstream_of(error).code != "invalid_argument" and (why := await self.look()) is not None:
-                raise WrongState("failed", why) from error
+                await self.bury(mark)
+            elif not is_silent(error) and upstream_of(error).code != "invalid_argument":
+                await self._blame_box(error)
             raise
         if self._over.is_set():
             execution.on_sandbox_end(KILLED)
 
-    def attach(self, execution_id: str) -> AbstractAsyncContextManager[Socket]:
-        client = self._server.client
-        path = self._server.known_path("boxes", self.box_id, "executions", execution_id, "attach")
-        return attached(client.url, path, client.headers)
+    async def _blame_box(self, error: BackendFailure) -> None:
+        """Raises WrongState when the box has ended."""
+        try:
+            why = await self.look()
+        except BackendFailure:
+            return
+        if why is not None:
+            raise WrongState("failed", why) from error
 
     def _check_alive(self) -> None:
         if self._lost.done():
@@ -120,21 +128,46 @@ class BoxliteSandbox:
             execution.on_sandbox_end(Exit(ExitReason.LOST, detail=why))
 
     async def look(self, *, patient: bool = True) -> str | None:
-        """Why the box has ended, or None when it runs on."""
-        until = self._loop.time() + (LOOK_SECONDS if patient else 0)
+        """Why the box has ended, or None when it runs on. Raises a BackendFailure when nobody can say."""
+        seconds = self._server.times.look
+        until = self._loop.time() + (seconds if patient else 0)
         while not self._lost.done() and self._ending is None:
             try:
                 box = await self._server.find(self.box_id)
             except BackendFailure as error:
                 self._pulse.note(error)
-                return f"nobody can say how it ended: {error}"
+                raise
             if box is None or box.over:
                 self.lose("its box is gone" if box is None else f"its box is {box.status}")
             elif self._loop.time() >= until:
                 return None
             else:
-                await asyncio.sleep(LOOK_SECONDS / 8)
+                await asyncio.sleep(seconds / 8)
         return self._lost.result() if self._lost.done() else None
+
+    async def server_there(self) -> None:
+        self._pulse.hurry()
+        await self._pulse.there()
+
+    async def bury(self, mark: str) -> None:
+        """Returns after the first attempt, and goes on if that was in vain."""
+        tried = asyncio.Event()
+        self._tasks.spawn(self._bury(mark, tried))
+        await tried.wait()
+
+    async def _bury(self, mark: str, tried: asyncio.Event) -> None:
+        for pause in self._server.times.backoff:
+            if self._over.is_set() or self._lost.done():
+                break
+            try:
+                await self.inside.kill(mark)
+                break
+            except BackendFailure as error:
+                self._pulse.note(error)
+            tried.set()
+            await asyncio.sleep(pause)
+            await self.server_there()
+        tried.set()
 
     # --- the end
 
@@ -183,15 +216,3 @@ async def _kill(execution: BoxliteExecution) -> None:
         await execution.kill()
     except BackendFailure:
         return  # the box ends with its sandbox
-
-
-async def _kill_marked(inside: Inside, mark: str) -> None:
-    try:
-        await detached(inside.kill(mark))
-    except BackendFailure:
-        return
-
-
-def _look_at(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from app.backends.boxlite import RUNTIME
-from app.backends.boxlite.client import Client, Unanswered, upstream_of
-from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
+from app.backends.boxlite.attach import Socket, Sockets
+from app.backends.boxlite.client import Client, Unanswered, Unreachable, upstream_of
+from app.core.errors import BackendFailure, BackendRefused, Upstream
 
-CONTROL_SECONDS = 30.0
-STOP_SECONDS = 60.0  # up to 13 s by themselves; hanging up in the middle wedges the box
-SIGNAL_SECONDS = 15.0  # the server gives up at 10 s
 WHITELIST = frozenset({1, 2, 3, 6, 10, 12, 15, 28})  # signals that the server passes on, to the first process only
 _PREFIX = re.compile(r"[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*")
+_ID = re.compile(r"(?!\.{1,2}$)[!-~]{1,256}")  # the server's own affair, but it becomes one segment of a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,29 @@ class SpawnFailed(Exception):
 
 
 def _box(found: Any) -> Box:
-    if not isinstance(found, dict) or not isinstance(found.get("box_id"), str) or not found["box_id"]:
+    if not isinstance(found, dict) or not _is_id(found.get("box_id")):
         raise BackendRefused(RUNTIME, "the BoxLite server answers with no box", Upstream())
     name = found.get("name")
     return Box(found["box_id"], name if isinstance(name, str) else None, str(found.get("status")), found)
+
+
+def _is_id(found: Any) -> bool:
+    return isinstance(found, str) and _ID.fullmatch(found) is not None
+
+
+def _called(box: Box, name: str) -> Box:
+    """What has another name is somebody else's, whatever the server says."""
+    if box.name != name:
+        raise BackendRefused(RUNTIME, "the BoxLite server answers with another box than the one asked for", Upstream())
+    return box
 
 
 class Server:
     """`prefix`: what stands between /v1/ and /boxes; None: asked of the server, once."""
 
     def __init__(self, client: Client, prefix: str | None) -> None:
-        self.client = client
+        self.client, self.times = client, client.times
+        self.sockets = Sockets(client.url, client.headers, client.times)
         self._prefix = prefix
         self._finding = asyncio.Lock()
 
@@ -60,9 +72,13 @@ class Server:
             async with self._finding:
                 if self._prefix is None:
                     self._prefix = await self._discover()
-        return self.known_path(*segments)
+        return self._known_path(*segments)
 
-    def known_path(self, *segments: str) -> str:
+    def attach(self, box_id: str, execution_id: str) -> AbstractAsyncContextManager[Socket]:
+        """Raises AttachRefused, AttachCut; inside too."""
+        return self.sockets.attached(self._known_path("boxes", box_id, "executions", execution_id, "attach"))
+
+    def _known_path(self, *segments: str) -> str:
         """When something was asked of the server before."""
         prefix = f"/{self._prefix}" if self._prefix else ""
         return f"/v1{prefix}" + "".join(f"/{quote(segment, safe='')}" for segment in segments)
@@ -70,7 +86,7 @@ class Server:
     async def _discover(self) -> str:
         """`path_prefix` of /v1/me; servers up to 0.9.5 have only `prefix` there, which others send without meaning."""
         try:
-            found = (await self.client.request("GET", "/v1/me", seconds=CONTROL_SECONDS)).body
+            found = (await self.client.request("GET", "/v1/me", seconds=self.times.beat_answer)).body
         except BackendRefused as refused:
             if refused.upstream.status != 404:
                 raise
@@ -87,7 +103,7 @@ class Server:
 
     async def _is_there(self, path: str) -> bool:
         try:
-            await self.client.request("GET", path, seconds=CONTROL_SECONDS)
+            await self.client.request("GET", path, seconds=self.times.beat_answer)
         except BackendRefused as refused:
             if refused.upstream.status == 404:
                 return False
@@ -96,31 +112,42 @@ class Server:
 
     # --- boxes
 
-    async def boxes(self, seconds: float = CONTROL_SECONDS) -> list[Box]:
+    async def boxes(self) -> list[Box]:
         """All that the key can see: the server knows no pages and no filter."""
-        found = (await self.client.request("GET", await self.path("boxes"), seconds=seconds)).body
+        found = (await self._call("GET", self.times.beat_answer, "boxes")).body
         items = found.get("boxes") if isinstance(found, dict) else None
         if not isinstance(items, list):
             raise BackendRefused(RUNTIME, "the BoxLite server answers with no list of boxes", Upstream(200))
         return [_box(item) for item in items]
 
-    async def find(self, id_or_name: str) -> Box | None:
+    async def find(self, box_id: str) -> Box | None:
         try:
-            return _box((await self._call("GET", CONTROL_SECONDS, "boxes", id_or_name)).body)
+            return _box((await self._call("GET", self.times.control, "boxes", box_id)).body)
         except BackendRefused as refused:
             if refused.upstream.status == 404:
                 return None
             raise
 
+    async def find_called(self, name: str) -> Box | None:
+        """The server takes a name in the place of an id."""
+        found = await self.find(name)
+        return None if found is None else _called(found, name)
+
     async def create(self, body: Mapping[str, Any]) -> Box:
-        """Only a record on the server; nothing is pulled or booted. An answer that got lost is looked up by name."""
+        """Only a record on the server; nothing is pulled or booted. When the answer got lost, what has the name may be
+        this box, or one that an earlier life left: nobody can tell, so it is removed and made once more."""
+        name = str(body["name"])
         try:
-            return _box((await self._call("POST", CONTROL_SECONDS, "boxes", body=body)).body)
+            return await self._create(body, name)
         except Unanswered:
-            found = await self.find(str(body["name"]))
+            found = await self.find_called(name)
             if found is None:
                 raise
-            return found
+        await self.remove(found.id)
+        return await self._create(body, name)
+
+    async def _create(self, body: Mapping[str, Any], name: str) -> Box:
+        return _called(_box((await self._call("POST", self.times.control, "boxes", body=body)).body), name)
 
     async def start(self, box_id: str, seconds: float) -> Box:
         """Pulls the image, boots: returns when the guest answers. Its main command starts a moment later."""
@@ -129,21 +156,36 @@ class Server:
     async def remove(self, box_id: str) -> None:
         """Stops it, then deletes it: a DELETE alone may leave a detached VM behind where the server has no cgroup.
         Returns when there is no such box (any more)."""
-        for attempt in (1, 2):
-            try:
-                await self._call("POST", STOP_SECONDS, "boxes", box_id, "stop")
-            except Unanswered:  # a stop that was broken off wedges the box until it is sent again
-                if attempt == 2:
-                    raise
-            except BackendRefused as refused:
-                if refused.upstream.status == 404:
-                    return
-                if attempt == 2:  # DELETE does not need it to have stopped
-                    break
-            else:
-                break
+        if not await self._stop(box_id):
+            return
         try:
-            await self._call("DELETE", STOP_SECONDS, "boxes", box_id, query={"force": "true"})
+            await self._delete(box_id)
+        except Unanswered:  # mostly it was done all the same
+            await self._delete(box_id)
+
+    async def _stop(self, box_id: str) -> bool:
+        """False when there is none. A refusal by the server is no reason not to delete it."""
+        for _ in range(2):  # a stop that was broken off wedges the box until it is sent again; so may a start
+            try:
+                await self._call("POST", self.times.stop, "boxes", box_id, "stop")
+            except Unanswered as error:
+                lost: BackendFailure | None = error
+            except BackendFailure as error:
+                status = upstream_of(error).status
+                if status is None or status == 401:
+                    raise
+                if status == 404:
+                    return False
+                lost = None
+            else:
+                return True
+        if lost is not None:
+            raise lost
+        return True
+
+    async def _delete(self, box_id: str) -> None:
+        try:
+            await self._call("DELETE", self.times.stop, "boxes", box_id, query={"force": "true"})
         except BackendRefused as refused:
             if refused.upstream.status != 404:
                 raise
@@ -153,21 +195,21 @@ class Server:
     async def execute(self, box_id: str, body: Mapping[str, Any]) -> str:
         """The execution's id. Raises SpawnFailed."""
         try:
-            found = (await self._call("POST", CONTROL_SECONDS, "boxes", box_id, "exec", body=body)).body
+            found = (await self._call("POST", self.times.control, "boxes", box_id, "exec", body=body)).body
         except BackendRefused as refused:
             _, mark, reason = str(refused).partition("spawn_failed: ")
             if refused.upstream.status == 500 and mark:
                 raise SpawnFailed(reason) from refused
             raise
         execution_id = found.get("execution_id") if isinstance(found, dict) else None
-        if not isinstance(execution_id, str) or not execution_id:
+        if not isinstance(execution_id, str) or not _is_id(execution_id):
             raise BackendRefused(RUNTIME, "the BoxLite server answers with no execution", Upstream(201))
         return execution_id
 
     async def kill(self, box_id: str, execution_id: str) -> bool:
         """SIGKILL to the first process. False when there is none to kill (any more)."""
         try:
-            await self._call("DELETE", SIGNAL_SECONDS, "boxes", box_id, "executions", execution_id)
+            await self._call("DELETE", self.times.signal, "boxes", box_id, "executions", execution_id)
         except BackendRefused as refused:
             if refused.upstream.status in {404, 500}:
                 return False
@@ -184,7 +226,7 @@ class Server:
 
     async def _tell(self, box_id: str, execution_id: str, what: str, body: Mapping[str, Any]) -> bool:
         try:
-            await self._call("POST", SIGNAL_SECONDS, "boxes", box_id, "executions", execution_id, what, body=body)
+            await self._call("POST", self.times.signal, "boxes", box_id, "executions", execution_id, what, body=body)
         except BackendRefused as refused:
             if refused.upstream.status in {404, 500}:  # 500: the guest knows no such process any more
                 return False
@@ -213,9 +255,9 @@ def is_slow_boot(error: BackendFailure) -> bool:
     return upstream_of(error).code == "engine_unavailable" and "timed out" in str(error)
 
 
-def is_unreachable(error: BaseException) -> bool:
-    """The server itself, not something in it."""
-    return isinstance(error, (BackendUnavailable, BackendTimeout)) and upstream_of(error).status is None
+def is_silent(error: BaseException) -> bool:
+    """The server itself, not something in it: no connection, or no answer."""
+    return isinstance(error, (Unreachable, Unanswered))
 
 
 def main_command() -> Sequence[str]:

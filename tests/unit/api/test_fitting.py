@@ -129,7 +129,7 @@ async def test_only_limits_that_are_enforced_are_listed() -> None:
         ({"filesystem": {"read_only": ["/usr"]}}, "policy.filesystem"),
         ({"syscalls": {}}, "policy.syscalls"),
         ({"syscalls": {"profile": "default"}}, "policy.syscalls"),
-        ({"network": {"mode": "direct", "allow": ["pypi.org"]}}, "policy.network.mode"),
+        ({"network": {"mode": "direct", "allow": ["files.example.org"]}}, "policy.network.mode"),
     ],
     ids=repr,
 )
@@ -168,7 +168,7 @@ async def test_parts_that_are_enforced_are_in_the_answer() -> None:
 async def test_direct_reaches_the_hosts_that_are_named() -> None:
     service = Service([vm(Capability.NETWORK_DIRECT)], default="boxlite")
     async with service.client() as client:
-        network = {"mode": "direct", "allow": ["pypi.org", "*.debian.org", "10.0.0.0/8"]}
+        network = {"mode": "direct", "allow": ["files.example.org", "*.example.net", "10.0.0.0/8"]}
         answer = await client.post("/sandboxes", json={"policy": {"network": network}})
         assert answer.json()["policy"]["network"] == network
         given = service.backend.sandboxes[answer.json()["id"]].spec.policy.network
@@ -180,13 +180,13 @@ async def test_direct_reaches_the_hosts_that_are_named() -> None:
     [
         ({"mode": "direct"}, "/policy/network/allow"),
         ({"mode": "direct", "allow": []}, "/policy/network/allow"),
-        ({"mode": "none", "allow": ["pypi.org"]}, "/policy/network/allow"),
-        ({"allow": ["pypi.org"]}, "/policy/network/allow"),
+        ({"mode": "none", "allow": ["files.example.org"]}, "/policy/network/allow"),
+        ({"allow": ["files.example.org"]}, "/policy/network/allow"),
         ({"mode": "direct", "allow": [""]}, "/policy/network/allow/0"),
         ({"mode": "direct", "allow": ["x" * 256]}, "/policy/network/allow/0"),
         ({"mode": "direct", "allow": ["x"] * 65}, "/policy/network/allow"),
-        ({"mode": "direct", "allow": "pypi.org"}, "/policy/network/allow"),
-        ({"mode": "proxy", "allow": ["pypi.org"]}, "/policy/network/mode"),
+        ({"mode": "direct", "allow": "files.example.org"}, "/policy/network/allow"),
+        ({"mode": "proxy", "allow": ["files.example.org"]}, "/policy/network/mode"),
     ],
     ids=lambda value: repr(value)[:60],
 )

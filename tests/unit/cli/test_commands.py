@@ -349,7 +349,20 @@ async def test_new_key_is_printed_once_and_kept_as_a_hash(tmp_path: Path) -> Non
 
 async def test_every_command_is_documented() -> None:
     page = (ROOT / "docs/cli.md").read_text()
-    commands = ["serve", "key new", "probe", "run", "create", "ls", "exec", "logs", "kill", "rm", "runtimes"]
+    commands = [
+        "serve",
+        "launcher",
+        "key new",
+        "probe",
+        "run",
+        "create",
+        "ls",
+        "exec",
+        "logs",
+        "kill",
+        "rm",
+        "runtimes",
+    ]
     listed = (await bulkhead(NOWHERE, "-h")).stdout.decode()
     for command in commands:
         assert f"`bulkhead {command}" in page

@@ -1,0 +1,27 @@
+"""How long we wait for what, in seconds. A real server needs the defaults; tests give what a double needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    connect: float = 5.0
+    control: float = 30.0  # any call that has no time of its own
+    stop: float = 60.0  # up to 13 s by themselves; hanging up in the middle wedges the box
+    signal: float = 15.0  # the server gives up at 10 s
+    shell: float = 15.0  # a program of ours in a box
+    opening: float = 30.0  # a WebSocket
+    closing: float = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile
+    beat: float = 2.0
+    beat_answer: float = 2.5  # with a beat less than the 5 s after which `GET /readyz` must tell the truth
+    look: float = 4.0  # the server says `running` for up to 3 s after a box has ended
+    leader: float = 2.0  # for an exit frame after a kill that the box carried out
+    again: float = 10.0  # for the backlog of an execution that has ended
+    steady: float = 5.0  # a socket that lived so long was none of a series that breaks at once
+    quiet: float = 0.25  # after which a repetition may be over: the server sends its backlog at once
+    backoff: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+    def pause(self, failures: int) -> float:
+        return self.backoff[min(failures, len(self.backoff) - 1)]
