@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.boxlite.client", "tests.boxlite.replay")
+pytest.register_assert_rewrite("tests.boxlite.client", "tests.boxlite.replay", "tests.boxlite.rig")

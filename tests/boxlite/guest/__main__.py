@@ -33,6 +33,7 @@ LARGEST = 4 << 20
 class Unable(Exception):
     """A command cannot be started: the reason is the message, one word and perhaps a detail."""
 
+
 BIND = 4096
 
 
