@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.boxlite.client", "tests.boxlite.recorded", "tests.boxlite.replay")
+pytest.register_assert_rewrite(
+    "tests.boxlite.client", "tests.boxlite.recorded", "tests.boxlite.replay", "tests.boxlite.rig"
+)

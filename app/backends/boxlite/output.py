@@ -23,7 +23,6 @@ class _Lane:
         self._log, self._quiet = log, quiet
         self._tail = Tail()
         self._repetition: Repetition | None = None
-        self._held = bytearray()
         self._came = False
         self._moments = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -41,13 +40,12 @@ class _Lane:
         if self._repetition is None:
             self._keep(data)
             return
-        self._held += data
         self._came = True
-        known = self._repetition.look(bytes(self._held))
-        if known is None and len(self._held) > BACKLOG + CHUNK:
-            known = self._repetition.settle(bytes(self._held), patient=False)
+        known = self._repetition.take(data)
+        if known is None and len(self._repetition.held) > BACKLOG + CHUNK:
+            known = self._repetition.settle(patient=False)
         if known is not None:
-            self._release(known)
+            self._release(self._repetition, known)
         elif self._timer is None:
             self._wait()
 
@@ -57,28 +55,30 @@ class _Lane:
     def _moment(self) -> None:
         self._moments += 1
         came, self._came = self._came, False
+        if self._repetition is None:
+            return
         known = None
-        if self._repetition is not None and (not came or self._moments >= FEW):
-            known = self._repetition.settle(bytes(self._held), patient=self._moments < MANY)
+        if not came or self._moments >= FEW:
+            known = self._repetition.settle(patient=self._moments < MANY)
         if known is not None:
-            self._release(known)
+            self._release(self._repetition, known)
         else:
             self._wait()
 
     def flush(self) -> None:
         """Nothing more comes on this socket."""
-        if self._held and self._repetition is not None:
-            self._release(self._repetition.end(bytes(self._held)))
+        if self._repetition is not None and self._repetition.held:
+            self._release(self._repetition, self._repetition.end())
 
-    def _release(self, known: Known) -> None:
+    def _release(self, repetition: Repetition, known: Known) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        held, self._held, self._repetition = bytes(self._held), bytearray(), None
+        self._repetition = None
         if known.torn:
             self._log.tear()
-        if len(held) > known.size:
-            self._keep(held[known.size :])
+        if len(repetition.held) > known.size:
+            self._keep(bytes(repetition.held[known.size :]))
 
     def _keep(self, data: bytes) -> None:
         self._tail.add(data)

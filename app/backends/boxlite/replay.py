@@ -48,26 +48,30 @@ class Known:
 
 
 class Repetition:
-    """One of them, looked at while it comes."""
+    """One of them, looked at while it comes: a frame costs what is new in it, not what came before."""
 
     def __init__(self, ours: bytes) -> None:
+        self.held = bytearray()  # all that has come
         self._ours = ours
         self._place = 0  # the first one of ours where the repetition may begin; at the end: nowhere
+        self._matched = 0  # bytes from there
         self._steps = STEPS
 
-    def look(self, held: bytes) -> Known | None:
-        """`held`: all that has come. None: what comes next decides."""
-        ours = self._ours
+    def take(self, data: bytes) -> Known | None:
+        """None: what comes next decides."""
+        self.held += data
+        ours, held = self._ours, self.held
         while self._place < len(ours):
-            size = min(len(held), len(ours) - self._place)
-            if ours[self._place : self._place + size] == held[:size]:
+            begin, size = self._matched, min(len(held), len(ours) - self._place)
+            if ours[self._place + begin : self._place + size] == held[begin:size]:
+                self._matched = size
                 return Known(size) if size == len(ours) - self._place else None
-            self._place = self._next(held)
+            self._place, self._matched = self._next(), 0
         return None
 
-    def _next(self, held: bytes) -> int:
+    def _next(self) -> int:
         """The next place must match what this one did not, or lie so near to the end that less is needed."""
-        ours, self._steps = self._ours, self._steps - 1
+        ours, held, self._steps = self._ours, self.held, self._steps - 1
         if self._steps < 0:
             return len(ours)
         same, probe = _same(ours[self._place :], held), min(PROBE, len(held))
@@ -76,31 +80,29 @@ class Repetition:
             found = ours.find(held[:PROBE], max(self._place + 1, len(ours) - same))
         return found if found >= 0 else len(ours)
 
-    def settle(self, held: bytes, *, patient: bool) -> Known | None:
+    def settle(self, *, patient: bool) -> Known | None:
         """When nothing has come for a moment. None: more must come."""
-        known = self.look(held)
-        if known is None and self._place < len(self._ours):  # in the middle of ours, if not just at its end
-            return Known(len(held)) if self._ours.endswith(held) else None
-        return known or self._missed_earlier(held) or (None if patient and len(held) <= BACKLOG else self.end(held))
+        if self._place < len(self._ours):  # in the middle of ours, if not just at its end
+            return Known(len(self.held)) if self._ours.endswith(self.held) else None
+        return self._missed_earlier() or (None if patient and len(self.held) <= BACKLOG else self._by_chance())
 
-    def end(self, held: bytes) -> Known:
+    def end(self) -> Known:
         """When nothing more can come."""
-        known = self.look(held)
-        if known is None and self._place < len(self._ours):
-            return Known(len(held))
-        return known or self._missed_earlier(held) or self._by_chance(held)
+        if self._place < len(self._ours):
+            return Known(len(self.held))
+        return self._missed_earlier() or self._by_chance()
 
-    def _missed_earlier(self, held: bytes) -> Known | None:
-        place = held.rfind(self._ours[-PROBE:]) if len(self._ours) >= PROBE else -1
+    def _missed_earlier(self) -> Known | None:
+        place = self.held.rfind(self._ours[-PROBE:]) if len(self._ours) >= PROBE else -1
         return Known(place + PROBE, torn=True) if place >= 0 else None
 
-    def _by_chance(self, held: bytes) -> Known:
+    def _by_chance(self) -> Known:
         """A few bytes may be known, or look so: nothing is taken in twice."""
-        sizes = range(min(PROBE, len(self._ours), len(held)), 0, -1)
-        return Known(next((size for size in sizes if self._ours.endswith(held[:size])), 0), torn=True)
+        sizes = range(min(PROBE, len(self._ours), len(self.held)), 0, -1)
+        return Known(next((size for size in sizes if self._ours.endswith(self.held[:size])), 0), torn=True)
 
 
-def _same(one: bytes, other: bytes) -> int:
+def _same(one: bytes, other: bytearray) -> int:
     """How many bytes at the beginning are the same; by halves, each at the speed of memcmp."""
     low, high = 0, min(len(one), len(other))
     while low < high:

@@ -1,0 +1,181 @@
+"""The runtime boxlite over a double, and what every test of it asserts at its end: nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app.backends.boxlite.backend import BoxliteBackend
+from app.backends.boxlite.inside import MARK
+from app.backends.boxlite.sandbox import BoxliteSandbox
+from app.backends.boxlite.times import Times
+from app.core.backend import ExecutionHandle, Logs
+from app.core.models import Command, Exit, SandboxSpec, Stdin, Terminal
+from app.core.output import OutputLog
+from app.core.policy import Limits, Network, Policy
+from app.settings.boxlite import BoxliteSettings
+from tests.boxlite.client import box_double
+from tests.boxlite.double import Double, Route, Settings
+
+IMAGE = "busybox"
+INSTANCE = "0123456789ab"
+SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE)
+# As short as a double on a busy machine allows.
+QUICK = Times(
+    connect=2, control=10, stop=10, signal=5, shell=10, opening=5, closing=1, beat=0.2, beat_answer=2, look=0.4,
+    leader=0.5, again=5, steady=1, quiet=0.05, backoff=(0.01, 0.02, 0.05, 0.1),
+)  # fmt: skip
+
+
+def quick(**changes: Any) -> Times:
+    return replace(QUICK, **changes)
+
+
+def settings_for(double: Double, *, boot_seconds: float = 300, **changes: Any) -> BoxliteSettings:
+    """`boot_seconds`: also less than an operator may set."""
+    settings = BoxliteSettings.model_validate(
+        {
+            "url": double.url,
+            "api_key": double.key,
+            "images": {IMAGE: {"rootfs_path": "/images/busybox"}},
+            "default_image": IMAGE,
+            **changes,
+        }
+    )
+    return settings.model_copy(update={"boot_seconds": boot_seconds})
+
+
+def with_network(*allow: str) -> SandboxSpec:
+    return replace(SPEC, policy=replace(SPEC.policy, network=Network("direct", allow)))
+
+
+@dataclass
+class Run:
+    """One execution with its logs."""
+
+    handle: ExecutionHandle
+    logs: Logs
+
+    async def end(self) -> Exit:
+        async with asyncio.timeout(30):
+            return await self.handle.wait()
+
+    @property
+    def out(self) -> bytes:
+        return self.logs.stdout.read(self.logs.stdout.start, self.logs.stdout.total)
+
+    @property
+    def err(self) -> bytes:
+        return self.logs.stderr.read(self.logs.stderr.start, self.logs.stderr.total)
+
+    async def saw(self, text: bytes) -> None:
+        await self.until(lambda: text in self.out)
+
+    async def until(self, there: Callable[[], bool]) -> None:
+        """After a change of stdout."""
+        changed = asyncio.Event()
+        self.logs.stdout.watch(changed.set)
+        async with asyncio.timeout(30):
+            while not there():
+                changed.clear()
+                await changed.wait()
+        self.logs.stdout.unwatch(changed.set)
+
+
+@dataclass
+class Rig:
+    double: Double
+    backend: BoxliteBackend
+
+    async def sandbox(self, sandbox_id: str = "sbx_1", spec: SandboxSpec = SPEC) -> BoxliteSandbox:
+        async with asyncio.timeout(60):
+            return await self.backend.create(sandbox_id, self.backend.fit(spec))
+
+    def routes(self, *leave_out: Route) -> list[Route | None]:
+        """What was asked of the server, in order, without the beats of the pulse."""
+        quiet = {Route.LIST, Route.ME, *leave_out}
+        return [request.route for request in self.double.requests if request.route not in quiet]
+
+    def names(self) -> list[str | None]:
+        return [box.options.name for box in self.double.boxes]
+
+    async def beats(self, number: int = 1) -> None:
+        """Returns when the server has been asked so often again."""
+        wanted = len(self.double.sent(Route.LIST)) + number
+        await until(lambda: len(self.double.sent(Route.LIST)) >= wanted)
+
+
+async def start(
+    sandbox: BoxliteSandbox, *argv: str, execution_id: str = "exe_1", stdin: bool = False, **options: Any
+) -> Run:
+    capacity = options.pop("capacity", 64 * 1024 * 1024)
+    logs = Logs(OutputLog(capacity, exact=False), OutputLog(capacity, exact=False))
+    command = Command(
+        argv, workdir=options.pop("workdir", "/"), stdin=Stdin.OPEN if stdin else Stdin.NONE, timeout_seconds=60
+    )
+    if "tty" in options:
+        options["tty"] = Terminal(*options["tty"])
+    return Run(await sandbox.execute(execution_id, replace(command, **options), logs), logs)
+
+
+async def until(there: Callable[[], Any], seconds: float = 30) -> None:
+    """For what has no event that a test could wait for."""
+    async with asyncio.timeout(seconds):
+        while not there():
+            await asyncio.sleep(0.005)
+
+
+def marked() -> list[int]:
+    """Processes of boxes on this host that carry the mark of an execution."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if f"{MARK}=".encode() in file.read():
+                    found.append(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@asynccontextmanager
+async def rig(
+    settings: Settings | None = None, times: Times = QUICK, *, opened: bool = True, **changes: Any
+) -> AsyncIterator[Rig]:
+    """At its end no box of this instance is on the server, and of the backend no task and no descriptor is left."""
+    async with box_double(settings or Settings()) as double:
+        before, tasks = descriptors(), asyncio.all_tasks()
+        backend = BoxliteBackend(settings_for(double, **changes), INSTANCE, times)
+        if opened:
+            backend.open()
+        try:
+            yield Rig(double, backend)
+        finally:
+            await backend.aclose()
+        await left_nothing(double, tasks, before)
+
+
+async def left_nothing(double: Double, tasks: set[asyncio.Task[Any]], before: int) -> None:
+    ours = [box.options.name for box in double.boxes if (box.options.name or "").startswith("bh-" + INSTANCE)]
+    assert not ours, ours
+    double.faults.clear()
+
+    def over() -> bool:
+        return descriptors() <= before and not (_of_us() - tasks)
+
+    try:
+        await until(over, 5)
+    except TimeoutError:
+        raise AssertionError(f"{descriptors() - before} descriptors, {_of_us() - tasks}") from None
+
+
+def _of_us() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if "tests/boxlite/double" not in repr(task.get_coro())}

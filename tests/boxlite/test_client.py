@@ -1,0 +1,372 @@
+"""What goes out over HTTP, and what becomes of every kind of answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+from app.backends.boxlite.client import ANSWER_BYTES, Client, Unanswered, Unreachable, upstream_of
+from app.backends.boxlite.server import Server, is_silent
+from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable
+from tests.boxlite.rig import QUICK
+
+URL = "http://boxlite.test:8100"
+KEY = "secret-key-0123456789"
+
+
+def client(key: str | None = KEY, url: str = URL) -> Client:
+    return Client(url, key, QUICK)
+
+
+async def ask(**answer: Any) -> BackendFailure:
+    with respx.mock:
+        respx.get(f"{URL}/v1/x").mock(return_value=httpx.Response(**answer))
+        with pytest.raises(BackendFailure) as caught:
+            await client().request("GET", "/v1/x", seconds=5)
+    return caught.value
+
+
+def envelope(code: object, message: object = "no luck") -> dict[str, Any]:
+    return {"error": {"message": message, "type": "SomeError", "code": code}}
+
+
+@respx.mock
+async def test_every_request_carries_the_key_and_asks_for_plain_bytes() -> None:
+    route = respx.post(f"{URL}/v1/x").mock(return_value=httpx.Response(201, json={"a": 1}))
+    answer = await client().request("POST", "/v1/x", seconds=5, body={"b": "ü"}, query={"force": "true"})
+    assert (answer.status, answer.body) == (201, {"a": 1})
+    sent = route.calls.last.request
+    assert sent.headers["authorization"] == f"Bearer {KEY}"
+    assert sent.headers["accept-encoding"] == "identity"
+    assert sent.headers["content-type"] == "application/json" and json.loads(sent.content) == {"b": "ü"}
+    assert str(sent.url) == f"{URL}/v1/x?force=true"
+
+
+@respx.mock
+async def test_without_a_key_and_without_a_body_there_is_no_header_of_either() -> None:
+    route = respx.get(f"{URL}/v1/x").mock(return_value=httpx.Response(204))
+    assert (await client(None).request("GET", "/v1/x", seconds=5)).body is None
+    sent = route.calls.last.request
+    assert "authorization" not in sent.headers and "content-type" not in sent.headers
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "invalid_argument", BackendRefused),
+        (400, "unsupported", BackendRefused),
+        (403, "forbidden", BackendRefused),
+        (404, "not_found", BackendRefused),
+        (409, "invalid_state", BackendRefused),
+        (409, "conflict", BackendRefused),
+        (409, "stopped", BackendRefused),
+        (422, "image_pull_failed", BackendRefused),
+        (429, "resource_exhausted", BackendUnavailable),
+        (500, "internal", BackendRefused),
+        (500, "storage_error", BackendRefused),
+        (500, "config_error", BackendRefused),
+        (503, "engine_unavailable", BackendUnavailable),
+        (503, "upstream_unavailable", BackendUnavailable),
+        (503, "network_unavailable", BackendUnavailable),
+        (504, "timeout", BackendTimeout),
+        (200 + 300, "engine_unavailable", BackendUnavailable),  # the code beats the status
+        (503, "not_found", BackendRefused),
+        (400, "timeout", BackendTimeout),
+    ],
+)
+async def test_errors_by_their_code_with_the_upstreams_status_and_code(
+    status: int, code: str, kind: type[BackendFailure]
+) -> None:
+    error = await ask(status_code=status, json=envelope(code))
+    assert type(error) is kind
+    assert (upstream_of(error).status, upstream_of(error).code) == (status, code)
+    assert "no luck" in str(error) and code in str(error)
+    assert not is_silent(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "code", "words"),
+    [
+        ({"status_code": 422, "text": "unknown field `x`"}, BackendRefused, None, "unknown field `x`"),
+        ({"status_code": 413, "text": "length limit exceeded"}, BackendRefused, None, "length limit exceeded"),
+        ({"status_code": 404}, BackendRefused, None, "nothing more"),
+        ({"status_code": 502, "html": "<h1>Bad Gateway</h1>"}, BackendUnavailable, None, "Bad Gateway"),
+        ({"status_code": 503, "text": ""}, BackendUnavailable, None, "nothing more"),
+        ({"status_code": 504, "text": ""}, BackendTimeout, None, "nothing more"),
+        ({"status_code": 429, "text": ""}, BackendUnavailable, None, "nothing more"),
+        ({"status_code": 500, "json": envelope(500)}, BackendRefused, None, "no luck"),  # up to 0.9.0
+        ({"status_code": 500, "json": []}, BackendRefused, None, "[]"),
+        ({"status_code": 500, "json": {"error": "flat"}}, BackendRefused, None, "flat"),
+        (
+            {"status_code": 503, "json": {"statusCode": 503, "error": "x", "message": "m", "code": "engine_unavailable"}},
+            BackendUnavailable,
+            "engine_unavailable",
+            "m",
+        ),  # the cloud's
+        ({"status_code": 302, "headers": {"location": "http://evil.test/"}}, BackendRefused, None, "302"),
+        ({"status_code": 200, "text": "<html>"}, BackendRefused, None, "no JSON"),
+        ({"status_code": 200, "content": b"[" * 100_000}, BackendRefused, None, "no JSON"),
+        ({"status_code": 200, "content": b"9" * 5_000}, BackendRefused, None, "no JSON"),
+        ({"status_code": 200, "content": b"\xff\xfe"}, BackendRefused, None, "no JSON"),
+        (
+            {"status_code": 500, "content": b"[" * 100_000, "headers": {"content-type": "application/json"}},
+            BackendRefused,
+            None,
+            "500",
+        ),
+    ],
+)  # fmt: skip
+async def test_what_is_no_envelope(answer: Any, kind: type[BackendFailure], code: str | None, words: str) -> None:
+    error = await ask(**answer)
+    assert type(error) is kind and upstream_of(error).code == code
+    assert words in str(error) and len(str(error)) < 500
+
+
+@pytest.mark.parametrize(
+    "json_",
+    [envelope("unauthenticated"), envelope("something", f"your key {KEY} is wrong")],
+)
+async def test_a_refused_key_is_told_without_the_key(json_: dict[str, Any]) -> None:
+    error = await ask(status_code=401, json=json_)
+    assert isinstance(error, BackendUnavailable) and error.retry_after_seconds == 60
+    assert str(error) == "the BoxLite server refuses our key" and upstream_of(error).status == 401
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status_code": 403, "json": envelope(f"bad {KEY}", f"no access with Bearer {KEY}, {KEY}")},
+        {"status_code": 400, "text": f"headers were authorization: Bearer {KEY}"},
+        {"status_code": 400, "text": "x" * 290 + KEY},
+    ],
+)
+async def test_a_server_that_repeats_the_key_is_not_repeated(answer: Any) -> None:
+    error = await ask(**answer)
+    for half in (KEY[:8], KEY[-8:]):
+        assert half not in str(error) and half not in repr(error) and half not in str(upstream_of(error))
+
+
+async def test_the_servers_words_become_one_printable_line() -> None:
+    body = b'{"error": {"message": "a\\u001b[31m\\nb\\ud800c\\u0000", "code": "x\\ud800\\n"}}'
+    error = await ask(status_code=400, content=body, headers={"content-type": "application/json"})
+    assert str(error).encode() and str(error).endswith("a\N{REPLACEMENT CHARACTER}[31m b\N{REPLACEMENT CHARACTER}c"
+                                                       "\N{REPLACEMENT CHARACTER}")  # fmt: skip
+    assert (upstream_of(error).code or "").encode() and "\n" not in (upstream_of(error).code or "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "silent"),
+    [
+        (httpx.ConnectError("refused"), Unreachable, True),
+        (httpx.ConnectTimeout("slow"), Unreachable, True),
+        (httpx.PoolTimeout("full"), Unreachable, True),
+        (httpx.ReadTimeout("slow"), Unanswered, True),
+        (httpx.WriteTimeout("slow"), Unanswered, True),
+        (httpx.RemoteProtocolError("Server disconnected"), Unanswered, True),
+        (httpx.ReadError(""), Unanswered, True),
+        (httpx.WriteError(""), Unanswered, True),
+    ],
+)
+@respx.mock
+async def test_what_was_not_sent_is_told_from_what_was_not_answered(
+    raised: Exception, kind: type[BackendFailure], silent: bool
+) -> None:
+    respx.post(f"{URL}/v1/x").mock(side_effect=raised)
+    with pytest.raises(kind) as caught:
+        await client().request("POST", "/v1/x", seconds=5)
+    assert type(caught.value) is kind and is_silent(caught.value) is silent
+    assert upstream_of(caught.value).status is None
+
+
+@respx.mock
+async def test_an_answer_that_does_not_end_is_given_up_at_the_bound() -> None:
+    pieces = 0
+
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self):  # type: ignore[no-untyped-def]
+            nonlocal pieces
+            while True:
+                pieces += 1
+                yield b" " * 65536
+
+    respx.get(f"{URL}/v1/x").mock(return_value=httpx.Response(200, stream=Endless()))
+    with pytest.raises(BackendRefused, match=str(ANSWER_BYTES)):
+        await client().request("GET", "/v1/x", seconds=30)
+    assert pieces == ANSWER_BYTES // 65536 + 1
+
+
+@respx.mock
+async def test_an_answer_that_comes_byte_by_byte_has_as_much_time_as_any_other() -> None:
+    class Drip(httpx.AsyncByteStream):
+        async def __aiter__(self):  # type: ignore[no-untyped-def]
+            while True:
+                yield b" "
+                await asyncio.sleep(0.01)
+
+    respx.get(f"{URL}/v1/x").mock(return_value=httpx.Response(200, stream=Drip()))
+    with pytest.raises(Unanswered, match=r"within 0\.1 seconds"):
+        await client().request("GET", "/v1/x", seconds=0.1)
+
+
+@respx.mock
+async def test_cookies_are_neither_kept_nor_sent() -> None:
+    route = respx.get(f"{URL}/v1/x").mock(return_value=httpx.Response(204, headers={"set-cookie": "a=b; Path=/"}))
+    ours = client()
+    await ours.request("GET", "/v1/x", seconds=5)
+    await ours.request("GET", "/v1/x", seconds=5)
+    assert "cookie" not in route.calls.last.request.headers
+    assert not list(ours._http.cookies.jar)
+
+
+@respx.mock
+async def test_a_caller_that_leaves_does_not_hang_up() -> None:
+    go, asked, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        await go.wait()
+        answered.set()
+        return httpx.Response(204)
+
+    respx.post(f"{URL}/v1/x").mock(side_effect=answer)
+    ours = client()
+    calling = asyncio.get_running_loop().create_task(ours.request("POST", "/v1/x", seconds=5))
+    await asked.wait()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    closing = asyncio.get_running_loop().create_task(ours.aclose())
+    await asyncio.sleep(0)
+    assert not closing.done() and not answered.is_set()
+    go.set()
+    await closing
+    assert answered.is_set()
+    with pytest.raises(Unreachable, match="stopping"):
+        await ours.request("POST", "/v1/x", seconds=5)
+
+
+async def test_the_key_is_in_no_log_and_no_repr(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with respx.mock:
+        respx.get(f"{URL}/v1/x").mock(return_value=httpx.Response(500, text="x"))
+        ours = client()
+        with pytest.raises(BackendFailure) as caught:
+            await ours.request("GET", "/v1/x", seconds=5)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert KEY not in repr(error) and KEY not in str(error)
+        error = error.__cause__ or error.__context__
+    assert KEY not in caplog.text and KEY not in repr(ours) and KEY not in repr(Server(ours, None))
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize("base", [URL, f"{URL}/", f"{URL}/behind/a/proxy"])
+@respx.mock
+async def test_ids_are_encoded_into_one_segment_and_the_base_may_have_a_path(base: str) -> None:
+    server = Server(client(url=base), "org/team")
+    route = respx.route().mock(return_value=httpx.Response(404))
+    for box_id in ("a/b", "a?b#c", "a%2Fb", "..a", "a b"):
+        await server.find(box_id)
+    paths = [call.request.url.raw_path.decode() for call in route.calls]
+    start = base.removeprefix(URL).rstrip("/") + "/v1/org/team/boxes/"
+    assert paths == [start + tail for tail in ("a%2Fb", "a%3Fb%23c", "a%252Fb", "..a", "a%20b")]
+
+
+@pytest.mark.parametrize("box_id", ["", ".", "..", "a\n", "ü", "\ud800", "a b", "x" * 257, 7, None, ["a"], {}])
+@respx.mock
+async def test_an_id_that_can_be_none_is_no_box(box_id: object) -> None:
+    body = json.dumps({"box_id": box_id, "name": "n", "status": "running"})
+    respx.route().mock(return_value=httpx.Response(200, text=body))
+    server = Server(client(), "")
+    with pytest.raises(BackendRefused, match="no box"):
+        await server.find("x")
+    respx.route().mock(return_value=httpx.Response(201, json={"execution_id": box_id} if box_id != "\ud800" else {}))
+    with pytest.raises(BackendRefused, match="no execution"):
+        await server.execute("x", {})
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {"boxes": {}}, {"boxes": [{"name": "x"}]}, {"boxes": ["x"]}])
+@respx.mock
+async def test_a_list_that_is_none(body: object) -> None:
+    respx.get(f"{URL}/v1/boxes").mock(return_value=httpx.Response(200, json=body))
+    with pytest.raises(BackendRefused):
+        await Server(client(), "").boxes()
+
+
+# --- the prefix
+
+
+ME = {"sub": "x", "principal_type": "service_account", "scopes": []}
+
+
+def _is(path: str, status: int = 200, **answer: Any) -> respx.Route:
+    return respx.get(f"{URL}{path}").mock(return_value=httpx.Response(status, **answer))
+
+
+@pytest.mark.parametrize(
+    ("me", "path"),
+    [
+        ({**ME, "prefix": None}, "/v1/boxes"),  # serve 0.10.8
+        ({**ME, "path_prefix": "org"}, "/v1/org/boxes"),
+        ({**ME, "path_prefix": "org/team"}, "/v1/org/team/boxes"),
+        ({**ME, "path_prefix": ""}, "/v1/boxes"),
+        ({**ME, "path_prefix": None}, "/v1/boxes"),
+        ({**ME, "path_prefix": 7}, "/v1/boxes"),
+        ([], "/v1/boxes"),
+    ],
+)
+@respx.mock
+async def test_the_prefix_is_asked_for_once_however_many_want_it(me: object, path: str) -> None:
+    asked, listed = _is("/v1/me", json=me), _is(path, json={"boxes": []})
+    server = Server(client(), None)
+    await asyncio.gather(*(server.boxes() for _ in range(5)))
+    assert asked.call_count == 1 and listed.call_count == 5
+
+
+@pytest.mark.parametrize(
+    ("bare", "prefixed", "path"),
+    [(404, 200, "/v1/default/boxes"), (200, 200, "/v1/boxes"), (404, 404, "/v1/boxes")],
+)
+@respx.mock
+async def test_an_old_servers_prefix_counts_only_where_it_is_needed(bare: int, prefixed: int, path: str) -> None:
+    _is("/v1/me", json={**ME, "prefix": "default"})
+    _is("/v1/boxes", bare, json={"boxes": []})
+    _is("/v1/default/boxes", prefixed, json={"boxes": []})
+    server = Server(client(), None)
+    assert await server.path("boxes") == path
+
+
+@respx.mock
+async def test_a_server_without_me_has_no_prefix_and_a_given_one_is_not_asked_for() -> None:
+    me = _is("/v1/me", 404)
+    assert await Server(client(), None).path("boxes") == "/v1/boxes"
+    assert await Server(client(), "org").path("boxes") == "/v1/org/boxes"
+    assert await Server(client(), "").path("boxes") == "/v1/boxes"
+    assert me.call_count == 1
+
+
+@pytest.mark.parametrize("prefix", ["../x", "a/../b", "a b", "a?b", "a#b", "//evil", "/a", "a/", "a%2f", "ü"])
+@respx.mock
+async def test_a_prefix_that_leads_elsewhere_is_refused(prefix: str) -> None:
+    _is("/v1/me", json={**ME, "path_prefix": prefix})
+    with pytest.raises(BackendRefused, match="prefix"):
+        await Server(client(), None).boxes()
+
+
+@respx.mock
+async def test_a_prefix_that_could_not_be_asked_for_is_asked_for_again() -> None:
+    me = _is("/v1/me", 503)
+    server = Server(client(), None)
+    with pytest.raises(BackendUnavailable):
+        await server.boxes()
+    _is("/v1/me", json=ME)
+    _is("/v1/boxes", json={"boxes": []})
+    assert await server.boxes() == [] and me.call_count == 2

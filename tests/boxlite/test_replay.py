@@ -1,0 +1,374 @@
+"""What is new of a stream that is repeated: for any stream, any chunks, any cuts, and a server with 256 KiB of backlog.
+
+The server is a model here, of the one rule that counts: an attach repeats the newest whole chunks that fit into its
+backlog, from their start, and goes on live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.backends.boxlite.attach import AttachCut, Chunk, Ended
+from app.backends.boxlite.output import Intake
+from app.backends.boxlite.replay import BACKLOG, CHUNK, Known, Tail
+from app.core.backend import Logs
+from app.core.models import Channel
+from app.core.output import OutputLog
+
+EVERYTHING = 64 * 1024 * 1024
+
+
+_NUMBERS = b"".join(b"%07d\n" % n for n in range(500_000))
+
+
+def numbers(size: int) -> bytes:
+    """No 8 bytes at a multiple of 8 are there twice."""
+    return _NUMBERS[:size]
+
+
+class Memory:
+    """A spill that keeps everything."""
+
+    def __init__(self, _: int) -> None:
+        self._bytes = bytearray()
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._bytes[offset : offset + len(data)] = data
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._bytes[offset : offset + size])
+
+    def close(self) -> None:
+        self._bytes.clear()
+
+
+def new_log() -> OutputLog:
+    return OutputLog(EVERYTHING, exact=False, open_spill=Memory)
+
+
+def everything(log: OutputLog) -> bytes:
+    found = b""
+    while len(found) < log.total:
+        found += log.read(len(found), EVERYTHING)
+    return found
+
+
+@dataclass
+class Model:
+    """`at`: so many chunks have been printed."""
+
+    chunks: list[bytes]
+    at: int = 0
+    log: OutputLog = field(default_factory=new_log)
+
+    def __post_init__(self) -> None:
+        self.intake = Intake(Logs(self.log, OutputLog(10, exact=False)), quiet=60)
+
+    @property
+    def out(self) -> bytes:
+        return everything(self.log)
+
+    def backlog(self) -> list[bytes]:
+        begin, size = self.at, 0
+        while begin and (size + len(self.chunks[begin - 1]) <= BACKLOG or not size):
+            begin -= 1
+            size += len(self.chunks[begin])
+        return self.chunks[begin : self.at]
+
+    async def socket(self, *, live: int, most: int | None = None, lost: frozenset[int] = frozenset()) -> None:
+        """One attach: the backlog and `live` chunks more, at most `most` of them all, and then the cut; the exit when
+        everything has been sent. `lost`: of the live ones, because the reader was busy."""
+        self.intake.begin_socket()
+        frames = self.backlog()
+        fresh = self.chunks[self.at : self.at + live]
+        frames += [chunk for place, chunk in enumerate(fresh) if place not in lost]
+        self.at += len(fresh)
+        over = self.at == len(self.chunks) and (most is None or most >= len(frames))
+
+        async def send() -> AsyncIterator[Chunk | Ended]:
+            for chunk in frames[:most]:
+                yield Chunk(Channel.STDOUT, chunk)
+            if not over:
+                raise AttachCut("cut")
+            yield Ended(0)
+
+        try:
+            await self.intake.take(send())
+        except AttachCut:
+            return
+
+
+def cut_up(stream: bytes, sizes: Sequence[int]) -> list[bytes]:
+    chunks, place, turn = [], 0, 0
+    while place < len(stream):
+        size = sizes[turn % len(sizes)]
+        chunks.append(stream[place : place + size])
+        place, turn = place + size, turn + 1
+    return chunks
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> list[tuple[int, int, int | None]]:
+    """(printed while nobody is attached, printed while attached, frames until the cut)"""
+    few = st.integers(0, 40)
+    return draw(
+        st.lists(
+            st.tuples(few | st.integers(0, 600), few | st.integers(0, 400), st.none() | few | st.integers(0, 400)),
+            max_size=8,
+        )
+    )
+
+
+async def follow(model: Model, story: list[tuple[int, int, int | None]]) -> None:
+    for alone, live, most in story:
+        model.at = min(model.at + alone, len(model.chunks))
+        await model.socket(live=live, most=most)
+    await model.socket(live=len(model.chunks))
+
+
+def pieces_of(log: OutputLog) -> list[bytes]:
+    stream = everything(log)
+    edges = [0, *log.holes, log.total]
+    return [stream[begin:end] for begin, end in pairwise(edges) if end > begin]
+
+
+SIZES = st.lists(st.integers(1, 1024), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1_200), SIZES | st.just([1024]), cuts())
+def test_what_comes_is_the_stream_with_at_most_holes_and_no_byte_twice(
+    count: int, sizes: list[int], story: list[tuple[int, int, int | None]]
+) -> None:
+    stream = numbers(sum(sizes[turn % len(sizes)] for turn in range(count)))
+    model = Model(cut_up(stream, sizes))
+    asyncio.run(follow(model, story))
+    place = 0
+    for piece in pieces_of(model.log):
+        found = stream.find(piece, place)
+        assert found >= 0, "a piece is no part of the stream, or was there before"
+        place = found + len(piece)
+    if not model.log.holes:  # of what was printed before the first attach, and fell out of the backlog, nobody knows
+        late = bool(story) and sum(map(len, model.chunks[: story[0][0]])) > BACKLOG
+        assert stream.endswith(model.out) and (late or model.out == stream)
+    assert model.out[-8:] == stream[-8:]
+
+
+WORDS = st.binary(min_size=1, max_size=3) | st.sampled_from([b"y\n", b"aaaaab", b"ab" * 40 + b"c", b"0123456789" * 13])
+
+
+@settings(max_examples=30, deadline=None)
+@given(WORDS, st.integers(0, BACKLOG // 2), st.lists(st.integers(100, 1024), min_size=1, max_size=10), cuts())
+def test_a_stream_that_fits_the_backlog_is_whole_however_much_it_repeats_itself(
+    word: bytes, times: int, sizes: list[int], story: list[tuple[int, int, int | None]]
+) -> None:
+    stream = (word * times)[:BACKLOG]
+    model = Model(cut_up(stream, sizes))
+    asyncio.run(follow(model, story))
+    assert model.out == stream and not model.log.holes
+
+
+@settings(max_examples=20, deadline=None)
+@given(WORDS, st.integers(BACKLOG, 3 * BACKLOG), st.lists(st.integers(200, 1024), min_size=1, max_size=10), cuts())
+def test_of_a_stream_that_repeats_itself_nothing_is_made_up(
+    word: bytes, size: int, sizes: list[int], story: list[tuple[int, int, int | None]]
+) -> None:
+    stream = (word * (size // len(word) + 1))[:size]
+    model = Model(cut_up(stream, sizes))
+    asyncio.run(follow(model, story))
+    assert len(model.out) <= len(stream)
+    assert all(piece in stream for piece in pieces_of(model.log))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 100_000), st.sets(st.integers(1, 400)), st.integers(0, 300), st.integers(0, 900))
+def test_a_busy_reader_gets_no_byte_twice(size: int, lost: set[int], alone: int, most: int) -> None:
+    """What the server dropped in the middle of a socket, without a word, it repeats on the next one, before what we
+    have."""
+    stream = numbers(8 * size)
+    model = Model(cut_up(stream, [1024]))
+
+    async def story() -> None:
+        await model.socket(live=most, lost=frozenset(lost))
+        model.at = min(model.at + alone, len(model.chunks))
+        await model.socket(live=len(model.chunks))
+
+    asyncio.run(story())
+    lines = model.out.split(b"\n")[:-1]
+    assert lines == sorted(set(lines)), "a line came twice"
+    assert model.out[-8:] == stream[-8:]
+
+
+# --- the cases by name
+
+
+def tail(data: bytes) -> Tail:
+    found = Tail()
+    found.add(data)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ours", "held", "known"),
+    [
+        (b"hello\n", b"hello\n", Known(6)),
+        (b"hello\n", b"hello\nworld\n", Known(6)),
+        (b"hello\n", b"hel", Known(3)),  # cut in the middle of the repetition
+        (numbers(8000), numbers(8000)[4000:] + b"new", Known(4000)),
+        (numbers(8000), numbers(8000)[4000:4100], Known(100)),
+        (numbers(8000), b"x" * 100 + numbers(8000)[-800:] + b"new", Known(900, torn=True)),
+        (numbers(8000), b"something else altogether", Known(0, torn=True)),
+        (numbers(8000), numbers(8800)[-810:], Known(10, torn=True)),  # ten bytes in common: known or by chance
+        (b"y\n" * 1000, b"y\n" * 1200, Known(2000)),
+        (b"a" * 500 + b"b" + b"a" * 99, b"a" * 99 + b"c" * 10, Known(99)),
+    ],
+)
+def test_at_the_end(ours: bytes, held: bytes, known: Known) -> None:
+    repetition = tail(ours).repetition()
+    assert (repetition.take(held) or repetition.end()) == known
+
+
+def test_it_is_known_with_the_last_byte_that_is_repeated() -> None:
+    """Who follows a slow program must not wait for 256 KiB of it."""
+    stream = numbers(80_000)
+    repetition = tail(stream).repetition()
+    for begin in range(40_000, 79_000, 1000):
+        assert repetition.take(stream[begin : begin + 1000]) is None
+    assert repetition.take(stream[79_000:]) == Known(40_000)
+
+
+def test_only_so_much_of_ours_counts_as_a_server_can_repeat() -> None:
+    """Else a channel that repeats itself would lose what is new: everything looks like an earlier place."""
+    repetition = tail(b"y\n" * BACKLOG).repetition()
+    assert repetition.take(b"y\n" * BACKLOG) == Known(BACKLOG + CHUNK)
+
+
+def fibonacci(size: int) -> bytes:
+    one, two = b"a", b"ab"
+    while len(two) < size:
+        one, two = two, two + one
+    return two[:size]
+
+
+def runs(size: int) -> bytes:
+    return b"".join(b"a" * n + b"b" for n in range(1, 800))[:size]
+
+
+FULL = BACKLOG + CHUNK
+HOSTILE = {
+    "one letter": (b"a" * FULL, b"a" * FULL + b"b"),
+    "one letter, then another": (b"a" * (FULL - 1) + b"b", b"a" * (FULL // 2) + b"c" * FULL),
+    "a period near the probe": ((b"a" * 63 + b"b") * (FULL // 64), ((b"a" * 63 + b"b") * (FULL // 128)) + b"a" * FULL),
+    "half a period": ((b"a" * 64 + b"b") * (FULL // 65), b"a" * 64 + b"b" + b"a" * 64 + b"c" + b"a" * FULL),
+    "Fibonacci's word": (fibonacci(FULL), fibonacci(FULL)[1000 : FULL // 2] + b"ba" * 1000 + b"a" * FULL),
+    "runs that grow": (runs(FULL), b"a" * FULL),
+    "runs that grow, met by a longer one": (runs(FULL), b"a" * 700 + b"b" + b"c" * FULL),
+    "random bits": (
+        bytes(random.Random(1).choices(b"ab", k=FULL)),
+        bytes(random.Random(2).choices(b"ab", k=FULL)),
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [7, 1024])
+@pytest.mark.parametrize("case", HOSTILE)
+def test_no_stream_costs_the_service_its_time(case: str, size: int) -> None:
+    """Looked at with every frame, as it comes. Measured: 2 to 60 ms; one second is for a busy machine."""
+    ours, held = HOSTILE[case]
+    repetition = tail(ours).repetition()
+    began = time.process_time()
+    for begin in range(0, min(len(held), FULL), size):
+        if repetition.take(held[begin : begin + size]) is not None:
+            break
+    repetition.end()
+    assert time.process_time() - began < 1
+
+
+# --- with the clock
+
+
+async def lane(quiet: float, ours: bytes) -> tuple[Intake, OutputLog]:
+    log = new_log()
+    intake = Intake(Logs(log, OutputLog(10, exact=False)), quiet)
+
+    async def first() -> AsyncIterator[Chunk | Ended]:
+        yield Chunk(Channel.STDOUT, ours)
+        raise AttachCut("cut")
+
+    with pytest.raises(AttachCut):
+        await intake.take(first())
+    intake.begin_socket()
+    return intake, log
+
+
+async def changed(log: OutputLog) -> None:
+    there = asyncio.Event()
+    log.watch(there.set)
+    async with asyncio.timeout(10):
+        await there.wait()
+    log.unwatch(there.set)
+
+
+async def test_output_after_a_cut_is_not_held_back_while_a_slow_program_goes_on() -> None:
+    """A line every now and then, never quiet for long: it must not take 256 KiB until the first one is shown."""
+    ours = b"a line\n" * 20
+    intake, log = await lane(60, ours)
+
+    async def live() -> AsyncIterator[Chunk | Ended]:
+        yield Chunk(Channel.STDOUT, ours)
+        yield Chunk(Channel.STDOUT, b"new\n")
+        assert log.total == len(ours) + 4  # at once, by no clock
+        yield Ended(0)
+
+    await intake.take(live())
+    assert not log.holes
+
+
+async def test_what_does_not_go_on_from_ours_is_shown_after_a_moment() -> None:
+    intake, log = await lane(0.01, numbers(8000))
+
+    async def live() -> AsyncIterator[Chunk | Ended]:
+        yield Chunk(Channel.STDOUT, b"*" * 100)
+        await changed(log)
+        assert log.total == 8100 and log.holes == [8000]
+        yield Ended(0)
+
+    await intake.take(live())
+
+
+async def test_a_repetition_that_stops_in_the_middle_is_waited_for() -> None:
+    """The network is slow. What comes later is still the repetition."""
+    ours = numbers(8000)
+    intake, log = await lane(0.001, ours)
+
+    async def live() -> AsyncIterator[Chunk | Ended]:
+        yield Chunk(Channel.STDOUT, ours[:5000])
+        await asyncio.sleep(0.1)  # a hundred moments
+        assert log.total == 8000
+        yield Chunk(Channel.STDOUT, ours[5000:])
+        yield Chunk(Channel.STDOUT, b"new")
+        yield Ended(0)
+
+    await intake.take(live())
+    assert everything(log) == ours + b"new" and not log.holes
+
+
+async def test_a_channel_that_had_nothing_yet_is_not_held() -> None:
+    intake, log = await lane(60, b"")
+    intake.begin_socket()
+
+    async def live() -> AsyncIterator[Chunk | Ended]:
+        yield Chunk(Channel.STDOUT, b"x")
+        assert log.total == 1
+        yield Ended(3)
+
+    assert await intake.take(live()) == 3
