@@ -58,6 +58,12 @@ def _called(box: Box, name: str) -> Box:
     return box
 
 
+def _with_id(box: Box, box_id: str) -> Box:
+    if box.id != box_id:
+        raise BackendRefused(RUNTIME, "the BoxLite server answers with another box than the one asked for", Upstream())
+    return box
+
+
 class Server:
     """`prefix`: what stands between /v1/ and /boxes; None: asked of the server, once."""
 
@@ -121,8 +127,9 @@ class Server:
         return [_box(item) for item in items]
 
     async def find(self, box_id: str) -> Box | None:
+        """Raises BackendRefused when the server answers with another one."""
         try:
-            return _box((await self._call("GET", self.times.control, "boxes", box_id)).body)
+            return _with_id(await self._get(box_id), box_id)
         except BackendRefused as refused:
             if refused.upstream.status == 404:
                 return None
@@ -130,8 +137,15 @@ class Server:
 
     async def find_called(self, name: str) -> Box | None:
         """The server takes a name in the place of an id."""
-        found = await self.find(name)
-        return None if found is None else _called(found, name)
+        try:
+            return _called(await self._get(name), name)
+        except BackendRefused as refused:
+            if refused.upstream.status == 404:
+                return None
+            raise
+
+    async def _get(self, id_or_name: str) -> Box:
+        return _box((await self._call("GET", self.times.control, "boxes", id_or_name)).body)
 
     async def create(self, body: Mapping[str, Any]) -> Box:
         """Only a record on the server; nothing is pulled or booted. When the answer got lost, what has the name may be
@@ -151,7 +165,7 @@ class Server:
 
     async def start(self, box_id: str, seconds: float) -> Box:
         """Pulls the image, boots: returns when the guest answers. Its main command starts a moment later."""
-        return _box((await self._call("POST", seconds, "boxes", box_id, "start")).body)
+        return _with_id(_box((await self._call("POST", seconds, "boxes", box_id, "start")).body), box_id)
 
     async def remove(self, box_id: str) -> None:
         """Stops it, then deletes it: a DELETE alone may leave a detached VM behind where the server has no cgroup.
