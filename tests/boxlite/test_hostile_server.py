@@ -15,9 +15,9 @@ import pytest
 
 import app.backends.boxlite as package
 from app.backends.boxlite.attach import FRAME_BYTES, AttachCut, AttachRefused, Sockets
+from app.backends.boxlite.box import Box
 from app.backends.boxlite.inside import Facts
 from app.backends.boxlite.receipt import isolation
-from app.backends.boxlite.server import Box
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, UnknownImage
 from app.core.models import ExitReason
 from tests.boxlite.double import Answer, Attach, Drop, Route, Stall, drip, endless
@@ -205,7 +205,7 @@ async def test_a_handshake_that_is_none(answer: bytes, error: type[Exception]) -
 async def test_a_redirect_of_the_websocket_is_not_followed(path: str) -> None:
     """Not to another host, and not on the same one."""
     async with listening() as listener, listening() as other:
-        place = f"http://127.0.0.1:{other.port}/x" if not path else path
+        place = path or f"http://127.0.0.1:{other.port}/x"
         listener.answer = f"HTTP/1.1 302 x\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n".encode()
         sockets = Sockets(f"http://127.0.0.1:{listener.port}", {}, QUICK)
         with pytest.raises(AttachRefused) as caught:

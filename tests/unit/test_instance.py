@@ -45,7 +45,7 @@ def test_two_installations_have_two_words(tmp_path: Path) -> None:
 def test_two_services_with_one_folder_would_take_each_others_boxes(tmp_path: Path) -> None:
     first = Instance(tmp_path)
     before = _descriptors()
-    with pytest.raises(InstanceError, match="another service uses the data folder .*BULKHEAD_DATA"):
+    with pytest.raises(InstanceError, match=r"another service uses the data folder .*BULKHEAD_DATA"):
         Instance(tmp_path)
     assert _descriptors() == before
     _release(first)
