@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from app.backends.boxlite.backend import BoxliteBackend
@@ -22,6 +22,7 @@ from tests.boxlite.client import box_double
 from tests.boxlite.double import Double, Route, Settings
 
 IMAGE = "busybox"
+MOST = 64 * 1024 * 1024
 INSTANCE = "0123456789ab"
 SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE)
 # As short as a double on a busy machine allows.
@@ -53,6 +54,33 @@ def with_network(*allow: str) -> SandboxSpec:
     return replace(SPEC, policy=replace(SPEC.policy, network=Network("direct", allow)))
 
 
+class Memory:
+    """A spill that keeps everything."""
+
+    def __init__(self, _: int) -> None:
+        self._bytes = bytearray()
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._bytes[offset : offset + len(data)] = data
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._bytes[offset : offset + size])
+
+    def close(self) -> None:
+        self._bytes.clear()
+
+
+def new_log() -> OutputLog:
+    return OutputLog(MOST, exact=False, open_spill=Memory)
+
+
+def everything(log: OutputLog) -> bytes:
+    found = b""
+    while len(found) < log.total:
+        found += log.read(len(found), MOST)
+    return found
+
+
 @dataclass
 class Run:
     """One execution with its logs."""
@@ -66,11 +94,11 @@ class Run:
 
     @property
     def out(self) -> bytes:
-        return self.logs.stdout.read(self.logs.stdout.start, self.logs.stdout.total)
+        return everything(self.logs.stdout)
 
     @property
     def err(self) -> bytes:
-        return self.logs.stderr.read(self.logs.stderr.start, self.logs.stderr.total)
+        return everything(self.logs.stderr)
 
     async def saw(self, text: bytes) -> None:
         await self.until(lambda: text in self.out)
@@ -112,8 +140,7 @@ class Rig:
 async def start(
     sandbox: BoxliteSandbox, *argv: str, execution_id: str = "exe_1", stdin: bool = False, **options: Any
 ) -> Run:
-    capacity = options.pop("capacity", 64 * 1024 * 1024)
-    logs = Logs(OutputLog(capacity, exact=False), OutputLog(capacity, exact=False))
+    logs = Logs(new_log(), new_log())
     command = Command(
         argv, workdir=options.pop("workdir", "/"), stdin=Stdin.OPEN if stdin else Stdin.NONE, timeout_seconds=60
     )
@@ -125,25 +152,24 @@ async def start(
 async def until(there: Callable[[], Any], seconds: float = 30) -> None:
     """For what has no event that a test could wait for."""
     async with asyncio.timeout(seconds):
-        while not there():
+        while not there():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.005)
 
 
 def marked() -> list[int]:
     """Processes of boxes on this host that carry the mark of an execution."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if f"{MARK}=".encode() in file.read():
-                    found.append(int(pid))
+            if f"{MARK}=".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
         except OSError:
             continue
     return found
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @asynccontextmanager
@@ -164,9 +190,11 @@ async def rig(
 
 
 async def left_nothing(double: Double, tasks: set[asyncio.Task[Any]], before: int) -> None:
-    ours = [box.options.name for box in double.boxes if (box.options.name or "").startswith("bh-" + INSTANCE)]
+    ours = [box.options.name for box in double.boxes if (box.options.name or "").startswith(f"bh-{INSTANCE}-")]
     assert not ours, ours
     double.faults.clear()
+    for box in double.boxes:  # somebody else's
+        await double._engine.delete(box, force=True)
 
     def over() -> bool:
         return descriptors() <= before and not (_of_us() - tasks)
@@ -178,4 +206,9 @@ async def left_nothing(double: Double, tasks: set[asyncio.Task[Any]], before: in
 
 
 def _of_us() -> set[asyncio.Task[Any]]:
-    return {task for task in asyncio.all_tasks() if "tests/boxlite/double" not in repr(task.get_coro())}
+    """Without those of the double."""
+    return {task for task in asyncio.all_tasks() if "/boxlite/double/" not in _file(task)}
+
+
+def _file(task: asyncio.Task[Any]) -> str:
+    return str(getattr(getattr(task.get_coro(), "cr_code", None), "co_filename", ""))

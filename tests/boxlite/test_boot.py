@@ -241,7 +241,7 @@ async def test_an_image_whose_user_cannot_make_the_workspace() -> None:
     async with rig() as r:
         denied = b"\x02mkdir: can't create directory '/workspace': Permission denied"
         r.double.faults.on(Route.ATTACH, Attach(first=(denied, EXIT % 4)), times=1)
-        with pytest.raises(LaunchFailed, match="Permission denied.*workdir that the image has") as caught:
+        with pytest.raises(LaunchFailed, match=r"Permission denied.*workdir that the image has") as caught:
             await r.sandbox()
         assert (caught.value.step, caught.value.errno_name) == ("workspace", "EACCES")
         assert not r.double.boxes

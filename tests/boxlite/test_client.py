@@ -104,7 +104,7 @@ async def test_errors_by_their_code_with_the_upstreams_status_and_code(
         ({"status_code": 500, "json": []}, BackendRefused, None, "[]"),
         ({"status_code": 500, "json": {"error": "flat"}}, BackendRefused, None, "flat"),
         (
-            {"status_code": 503, "json": {"statusCode": 503, "error": "x", "message": "m", "code": "engine_unavailable"}},
+            {"status_code": 503, "json": {"statusCode": 5, "error": 1, "message": "m", "code": "engine_unavailable"}},
             BackendUnavailable,
             "engine_unavailable",
             "m",

@@ -174,7 +174,8 @@ async def test_stdin_that_was_cut_off_is_not_sent_twice_and_its_loss_is_told() -
 
 async def test_a_signal_goes_to_the_whole_group_by_the_boxs_own_shell() -> None:
     async with rig() as r:
-        text = "trap 'echo parent; exit 0' TERM; sh -c 'trap \"echo child; exit\" TERM; echo up; while :; do sleep 0.02; done' & wait; wait"
+        child = "trap 'echo child; exit' TERM; echo up; while :; do sleep 0.02; done"
+        text = f'trap "echo parent; exit 0" TERM; sh -c "{child}" & wait; wait'
         run = await start(await r.sandbox(), *script(text))
         await run.saw(b"up")
         await run.handle.signal(15)

@@ -23,9 +23,7 @@ from app.backends.boxlite.replay import BACKLOG, CHUNK, Known, Tail
 from app.core.backend import Logs
 from app.core.models import Channel
 from app.core.output import OutputLog
-
-EVERYTHING = 64 * 1024 * 1024
-
+from tests.boxlite.rig import everything, new_log
 
 _NUMBERS = b"".join(b"%07d\n" % n for n in range(500_000))
 
@@ -33,33 +31,6 @@ _NUMBERS = b"".join(b"%07d\n" % n for n in range(500_000))
 def numbers(size: int) -> bytes:
     """No 8 bytes at a multiple of 8 are there twice."""
     return _NUMBERS[:size]
-
-
-class Memory:
-    """A spill that keeps everything."""
-
-    def __init__(self, _: int) -> None:
-        self._bytes = bytearray()
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._bytes[offset : offset + len(data)] = data
-
-    def read(self, offset: int, size: int) -> bytes:
-        return bytes(self._bytes[offset : offset + size])
-
-    def close(self) -> None:
-        self._bytes.clear()
-
-
-def new_log() -> OutputLog:
-    return OutputLog(EVERYTHING, exact=False, open_spill=Memory)
-
-
-def everything(log: OutputLog) -> bytes:
-    found = b""
-    while len(found) < log.total:
-        found += log.read(len(found), EVERYTHING)
-    return found
 
 
 @dataclass

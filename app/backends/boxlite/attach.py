@@ -112,6 +112,14 @@ def _ended(message: str) -> Ended | None:
     return Ended(code if isinstance(code, int) and not isinstance(code, bool) and code in CODES else -1)
 
 
+class _Connection(ClientConnection):
+    def data_received(self, data: bytes) -> None:
+        """The library waits for whoever sent what is no frame to close the connection; we do not."""
+        super().data_received(data)
+        if self.protocol.parser_exc is not None:
+            self.transport.abort()
+
+
 class _Connect(connect):
     def process_redirect(self, exc: Exception) -> Exception:
         """None is followed: to nobody else do we speak."""
@@ -125,12 +133,15 @@ class Sockets:
         self._url, self._headers, self._times = "ws" + url.removeprefix("http"), dict(headers), times
         self._closing: set[asyncio.Task[None]] = set()
 
+    def target(self, path: str) -> str:
+        return self._url + path
+
     @asynccontextmanager
     async def attached(self, path: str) -> AsyncIterator[Socket]:
         """Raises AttachRefused, AttachCut; inside too."""
         try:
             connection = await _Connect(
-                self._url + path,
+                self.target(path),
                 additional_headers=self._headers,
                 user_agent_header=None,
                 proxy=None,
@@ -142,6 +153,7 @@ class Sockets:
                 ping_interval=PING_SECONDS,
                 ping_timeout=PONG_SECONDS,
                 logger=_UNHEARD,
+                create_connection=_Connection,
             )
         except InvalidStatus as error:
             raise AttachRefused(error.response.status_code) from error

@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from dataclasses import replace
 
 from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.box import Box
 from app.backends.boxlite.client import Client
 from app.backends.boxlite.images import Images
-from app.backends.boxlite.inside import MARK, WORKSPACE, Facts
+from app.backends.boxlite.inside import WORKSPACE, Facts
+from app.backends.boxlite.limits import COMMAND_LIMITS, GIB, MOST_CPUS, whole
 from app.backends.boxlite.network import narrowed
 from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.receipt import check, isolation
 from app.backends.boxlite.sandbox import BoxliteSandbox
-from app.backends.boxlite.server import Box, Server, is_name_taken, is_slow_boot, main_command
+from app.backends.boxlite.server import Server, is_name_taken, is_slow_boot, main_command
 from app.backends.boxlite.times import Times
-from app.core.backend import Capability, CommandLimits, RuntimeInfo, settle
+from app.core.backend import Capability, RuntimeInfo, settle
 from app.core.errors import (
     BackendFailure,
     BackendRefused,
     BackendUnavailable,
-    InvalidRequest,
     LaunchFailed,
-    LimitTooHigh,
 )
 from app.core.models import SandboxSpec, Tier
-from app.core.policy import Limits
 from app.core.tasks import Tasks
 from app.settings.boxlite import BoxliteSettings
 
@@ -49,18 +47,6 @@ CAPABILITIES = frozenset(
         Capability.IMAGES,
     }
 )
-# Seen: a string of 128 KiB hangs the request for ever, 200 KB of strings in all are too many for its message. The
-# variable BOXLITE_EXECUTOR=guest leads out of the container, to root in the guest.
-COMMAND_LIMITS = CommandLimits(
-    argument_bytes=100_000,
-    arguments=8192,
-    variables=1024,
-    total_bytes=150_000,
-    reserved=frozenset({"BOXLITE_EXECUTOR", MARK}),
-)
-MOST_CPUS = 16  # seen: 64 boots, and silently has 16
-LEAST_MEMORY_MIB = 64  # seen: 16 does not boot
-GIB = 1024
 MIB = 1024 * 1024
 
 
@@ -108,7 +94,7 @@ class BoxliteBackend:
             network = replace(network, allow=narrowed(network.allow, self._settings.direct_allow))
         return replace(
             spec,
-            limits=_whole(spec.limits),
+            limits=whole(spec.limits),
             policy=replace(spec.policy, network=network),
             image=self._images.chosen(spec.image),
         )
@@ -264,12 +250,3 @@ class BoxliteBackend:
         await self._tasks.aclose()
         await self._client.aclose()
         await self._server.sockets.aclose()
-
-
-def _whole(limits: Limits) -> Limits:
-    """BoxLite knows whole cpus and GiB. Raises LimitTooHigh, InvalidRequest."""
-    if limits.cpus > MOST_CPUS:
-        raise LimitTooHigh("limits.cpus", limits.cpus, MOST_CPUS)
-    if limits.memory_mib < LEAST_MEMORY_MIB:
-        raise InvalidRequest.at("/limits/memory_mib", f"must be at least {LEAST_MEMORY_MIB} for a microVM")
-    return replace(limits, cpus=float(math.ceil(limits.cpus)), disk_mib=math.ceil(limits.disk_mib / GIB) * GIB)

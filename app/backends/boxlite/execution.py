@@ -13,14 +13,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Socket
 from app.backends.boxlite.client import seen, upstream_of
-from app.backends.boxlite.inside import Inside, Swept
+from app.backends.boxlite.ending import KILLED, Ending, Room
+from app.backends.boxlite.inside import Swept
 from app.backends.boxlite.output import Intake
-from app.backends.boxlite.server import Server, is_silent
+from app.backends.boxlite.server import Server
 from app.core.backend import Logs
 from app.core.commands import signal_name
 from app.core.errors import BackendFailure, BackendTimeout, CapacityExceeded, WrongState
@@ -28,28 +29,7 @@ from app.core.models import Command, Exit, ExitReason, Stdin
 
 BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
 MAY_LIVE_ON = "what hid its environment from the kill may live on until the sandbox is deleted"
-KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
 _SIGHUP, _SIGKILL = 1, 9
-
-
-class Room(Protocol):
-    """What an execution needs of its sandbox."""
-
-    box_id: str
-    inside: Inside
-
-    @property
-    def ending(self) -> bool:
-        """It is being destroyed."""
-
-    async def look(self, *, patient: bool = True) -> str | None:
-        """Why the box has ended, or None when it runs. Raises a BackendFailure when nobody can say."""
-
-    async def bury(self, mark: str) -> None:
-        """Kills what has this mark, as soon as that is possible."""
-
-    async def server_there(self) -> None:
-        """Returns when the server answers, after it was asked anew."""
 
 
 class BoxliteExecution:
@@ -57,6 +37,7 @@ class BoxliteExecution:
         self._server, self._room, self._mark, self._command = server, room, mark, command
         self._stdin_limit, self._stdin_left = stdin_limit, stdin_limit
         self._times = server.times
+        self._ending = Ending(room, mark, server.times)
         self._intake = Intake(logs, server.times.quiet)
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -87,7 +68,7 @@ class BoxliteExecution:
             if code is not None:
                 if self._intake.pieces >= BUSY_PIECES:
                     await self._look_again()
-                self._end(await self._natural(code))
+                self._end(await self._ending.natural(code, hung_up=self._hung_up))
         except BackendFailure as error:
             self._end(Exit(ExitReason.LOST, detail=str(error)))
         except Exception as error:  # a fault of ours must not leave an execution that runs for ever
@@ -106,7 +87,7 @@ class BoxliteExecution:
                     return await self._intake.take(socket.frames())
             except AttachRefused as refused:
                 if refused.status == 404:
-                    self._end(await self._forgotten())
+                    self._end(await self._ending.forgotten())
                     return None
             except AttachCut:
                 self._in_doubt = self._in_doubt or self._fed
@@ -130,25 +111,6 @@ class BoxliteExecution:
         self._socket = socket
         self._connected.set()
 
-    async def _forgotten(self) -> Exit:
-        """The server was started again: the program may run on in the box, out of everybody's reach but ours."""
-        await self._room.bury(self._mark)
-        why = await self._why_lost()
-        return Exit(ExitReason.LOST, detail=why or "the BoxLite server was started again and has forgotten it")
-
-    async def _why_lost(self, *, patient: bool = True) -> str | None:
-        """Why the box has ended, or None when it runs; asked again when the server is back."""
-        failures = 0
-        while True:
-            try:
-                return await self._room.look(patient=patient)
-            except BackendFailure as error:
-                if not is_silent(error):
-                    raise
-            await asyncio.sleep(self._times.pause(failures))
-            await self._room.server_there()
-            failures += 1
-
     async def _look_again(self) -> None:
         """A reader that was behind when the program ended has missed the end of its output without a word: the server
         repeats the last 256 KiB of a completed execution as often as it is asked."""
@@ -166,21 +128,6 @@ class BoxliteExecution:
                             return
                     except AttachCut:
                         continue
-
-    async def _natural(self, code: int) -> Exit:
-        if code >= 0:
-            return Exit(ExitReason.EXITED, code=code)
-        if code < -1:
-            return Exit(ExitReason.SIGNALED, signal=signal_name(-code))
-        # The box ended, the server is stopping, or it died of SIGHUP: if we sent that, one look is enough.
-        why = None if self._room.ending else await self._why_lost(patient=not self._hung_up)
-        if self._room.ending:
-            return KILLED
-        if why is None and self._hung_up:
-            return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
-        if why is None:  # a server that is stopping says so of programs that live on
-            await self._room.bury(self._mark)
-        return Exit(ExitReason.LOST, detail=why or "the BoxLite server does not tell how it ended; its box runs on")
 
     def on_sandbox_end(self, exit_: Exit) -> None:
         self._end(exit_)

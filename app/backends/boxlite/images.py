@@ -19,6 +19,7 @@ _REFERENCE = re.compile(
     r"(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?",
     re.ASCII,
 )
+_HOST = re.compile(r"[a-z0-9]+(?:[.-]+[a-z0-9]+)*(?::[0-9]{1,5})?")
 
 
 class Images:
@@ -57,7 +58,7 @@ def canonical(reference: str) -> str | None:
     has_host = bool(slash) and ("." in head or ":" in head or head == "localhost")
     host, path = (head, rest) if has_host else ("docker.io", reference)
     found = _REFERENCE.fullmatch(path)
-    if found is None or found["host"] or not re.fullmatch(r"[a-z0-9.-]+(:\d{1,5})?", host):
+    if found is None or found["host"] or not _HOST.fullmatch(host):
         return None
     if host == "docker.io" and "/" not in found["repository"]:
         path = f"library/{path}"

@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable
 
 from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.box import Box
 from app.backends.boxlite.client import Unreachable, upstream_of
-from app.backends.boxlite.server import Box, Server, is_silent
+from app.backends.boxlite.server import Server, is_silent
 from app.core.errors import BackendFailure, BackendUnavailable
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from app.backends.boxlite.box import Box
 from app.backends.boxlite.inside import Facts
-from app.backends.boxlite.server import Box
 from app.core.errors import IsolationUnavailable
 from app.core.models import SandboxSpec, Tier
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.backends.boxlite.client import seen, upstream_of
-from app.backends.boxlite.execution import KILLED, BoxliteExecution
+from app.backends.boxlite.ending import KILLED
+from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.inside import MARK, Inside
 from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.server import Server, SpawnFailed, is_silent

@@ -10,52 +10,21 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import Socket, Sockets
+from app.backends.boxlite.box import Box, box_of, called, is_id, with_id
 from app.backends.boxlite.client import Client, Unanswered, Unreachable, upstream_of
 from app.core.errors import BackendFailure, BackendRefused, Upstream
 
 WHITELIST = frozenset({1, 2, 3, 6, 10, 12, 15, 28})  # signals that the server passes on, to the first process only
 _PREFIX = re.compile(r"[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*")
-_ID = re.compile(r"(?!\.{1,2}$)[!-~]{1,256}")  # the server's own affair, but it becomes one segment of a path
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    id: str
-    name: str | None
-    status: str
-    said: Mapping[str, Any]  # as the server tells it
-
-    @property
-    def over(self) -> bool:
-        return self.status in {"stopped", "failed"}
 
 
 class SpawnFailed(Exception):
     """The box could not start the program; `str(error)` is the server's reason."""
-
-
-def _box(found: Any) -> Box:
-    if not isinstance(found, dict) or not _is_id(found.get("box_id")):
-        raise BackendRefused(RUNTIME, "the BoxLite server answers with no box", Upstream())
-    name = found.get("name")
-    return Box(found["box_id"], name if isinstance(name, str) else None, str(found.get("status")), found)
-
-
-def _is_id(found: Any) -> bool:
-    return isinstance(found, str) and _ID.fullmatch(found) is not None
-
-
-def _called(box: Box, name: str) -> Box:
-    """What has another name is somebody else's, whatever the server says."""
-    if box.name != name:
-        raise BackendRefused(RUNTIME, "the BoxLite server answers with another box than the one asked for", Upstream())
-    return box
 
 
 class Server:
@@ -118,11 +87,12 @@ class Server:
         items = found.get("boxes") if isinstance(found, dict) else None
         if not isinstance(items, list):
             raise BackendRefused(RUNTIME, "the BoxLite server answers with no list of boxes", Upstream(200))
-        return [_box(item) for item in items]
+        return [box_of(item) for item in items]
 
     async def find(self, box_id: str) -> Box | None:
+        """Raises BackendRefused when the server answers with another one."""
         try:
-            return _box((await self._call("GET", self.times.control, "boxes", box_id)).body)
+            return with_id(await self._get(box_id), box_id)
         except BackendRefused as refused:
             if refused.upstream.status == 404:
                 return None
@@ -130,8 +100,15 @@ class Server:
 
     async def find_called(self, name: str) -> Box | None:
         """The server takes a name in the place of an id."""
-        found = await self.find(name)
-        return None if found is None else _called(found, name)
+        try:
+            return called(await self._get(name), name)
+        except BackendRefused as refused:
+            if refused.upstream.status == 404:
+                return None
+            raise
+
+    async def _get(self, id_or_name: str) -> Box:
+        return box_of((await self._call("GET", self.times.control, "boxes", id_or_name)).body)
 
     async def create(self, body: Mapping[str, Any]) -> Box:
         """Only a record on the server; nothing is pulled or booted. When the answer got lost, what has the name may be
@@ -147,11 +124,11 @@ class Server:
         return await self._create(body, name)
 
     async def _create(self, body: Mapping[str, Any], name: str) -> Box:
-        return _called(_box((await self._call("POST", self.times.control, "boxes", body=body)).body), name)
+        return called(box_of((await self._call("POST", self.times.control, "boxes", body=body)).body), name)
 
     async def start(self, box_id: str, seconds: float) -> Box:
         """Pulls the image, boots: returns when the guest answers. Its main command starts a moment later."""
-        return _box((await self._call("POST", seconds, "boxes", box_id, "start")).body)
+        return with_id(box_of((await self._call("POST", seconds, "boxes", box_id, "start")).body), box_id)
 
     async def remove(self, box_id: str) -> None:
         """Stops it, then deletes it: a DELETE alone may leave a detached VM behind where the server has no cgroup.
@@ -202,7 +179,7 @@ class Server:
                 raise SpawnFailed(reason) from refused
             raise
         execution_id = found.get("execution_id") if isinstance(found, dict) else None
-        if not isinstance(execution_id, str) or not _is_id(execution_id):
+        if not isinstance(execution_id, str) or not is_id(execution_id):
             raise BackendRefused(RUNTIME, "the BoxLite server answers with no execution", Upstream(201))
         return execution_id
 

@@ -1,0 +1,75 @@
+"""How an execution ended, where its exit frame does not tell or never comes: nothing is invented."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from app.backends.boxlite.inside import Inside
+from app.backends.boxlite.server import is_silent
+from app.backends.boxlite.times import Times
+from app.core.commands import signal_name
+from app.core.errors import BackendFailure
+from app.core.models import Exit, ExitReason
+
+KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
+_SIGHUP = 1
+
+
+class Room(Protocol):
+    """What an execution needs of its sandbox."""
+
+    box_id: str
+    inside: Inside
+
+    @property
+    def ending(self) -> bool:
+        """It is being destroyed."""
+
+    async def look(self, *, patient: bool = True) -> str | None:
+        """Why the box has ended, or None when it runs. Raises a BackendFailure when nobody can say."""
+
+    async def bury(self, mark: str) -> None:
+        """Kills what has this mark, as soon as that is possible."""
+
+    async def server_there(self) -> None:
+        """Returns when the server answers, after it was asked anew."""
+
+
+class Ending:
+    def __init__(self, room: Room, mark: str, times: Times) -> None:
+        self._room, self._mark, self._times = room, mark, times
+
+    async def forgotten(self) -> Exit:
+        """The server was started again: the program may run on in the box, out of everybody's reach but ours."""
+        await self._room.bury(self._mark)
+        why = await self._why_lost()
+        return Exit(ExitReason.LOST, detail=why or "the BoxLite server was started again and has forgotten it")
+
+    async def _why_lost(self, *, patient: bool = True) -> str | None:
+        """Why the box has ended, or None when it runs; asked again when the server is back."""
+        failures = 0
+        while True:
+            try:
+                return await self._room.look(patient=patient)
+            except BackendFailure as error:
+                if not is_silent(error):
+                    raise
+            await asyncio.sleep(self._times.pause(failures))
+            await self._room.server_there()
+            failures += 1
+
+    async def natural(self, code: int, *, hung_up: bool) -> Exit:
+        if code >= 0:
+            return Exit(ExitReason.EXITED, code=code)
+        if code < -1:
+            return Exit(ExitReason.SIGNALED, signal=signal_name(-code))
+        # The box ended, the server is stopping, or it died of SIGHUP: if we sent that, one look is enough.
+        why = None if self._room.ending else await self._why_lost(patient=not hung_up)
+        if self._room.ending:
+            return KILLED
+        if why is None and hung_up:
+            return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
+        if why is None:  # a server that is stopping says so of programs that live on
+            await self._room.bury(self._mark)
+        return Exit(ExitReason.LOST, detail=why or "the BoxLite server does not tell how it ended; its box runs on")

@@ -1,0 +1,152 @@
+"""What `ready` says of a server, how soon, and what it costs the server and others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from app.backends.boxlite.times import Times
+from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable
+from tests.boxlite.double import Answer, Route, Stall
+from tests.boxlite.rig import INSTANCE, quick, rig, start, until
+
+
+def test_a_change_is_known_within_five_seconds() -> None:
+    times = Times()
+    assert times.beat + times.beat_answer < 5
+
+
+async def test_a_dead_server_costs_every_create_nothing_and_no_request() -> None:
+    async with rig() as r:
+        await r.backend.ready()
+        await r.double.crash()
+        await until(lambda: r.backend._pulse._failure is not None)
+        asked = len(r.double.requests)
+        began = time.perf_counter()
+        for n in range(200):
+            with pytest.raises(BackendUnavailable, match="cannot be reached"):
+                await r.sandbox(f"sbx_{n}")
+            with pytest.raises(BackendUnavailable):
+                await r.backend.ready()
+        assert time.perf_counter() - began < 2 and len(r.double.requests) == asked
+        await r.double.restart()
+        await until(lambda: r.backend._pulse._failure is None)
+        await r.backend.ready()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (Answer.failure("engine_unavailable"), BackendUnavailable),
+        (Answer.failure("internal"), BackendRefused),
+        (Answer.failure("unauthenticated"), BackendUnavailable),
+        (Answer.text("<html>", 404), BackendRefused),
+        (Answer.json({}), BackendRefused),
+    ],
+)
+async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many_want_it(
+    answer: Answer, kind: type[BackendFailure]
+) -> None:
+    async with rig(times=quick(beat=0.1)) as r:
+        await r.backend.ready()
+        r.double.faults.on(Route.LIST, answer)
+        await until(lambda: r.backend._pulse._failure is not None)
+        asked, began = len(r.double.requests), time.perf_counter()
+        while time.perf_counter() - began < 0.5:
+            with pytest.raises(kind):
+                await r.sandbox()
+            with pytest.raises(kind):
+                await r.backend.ready()
+        assert len(r.double.requests) - asked <= 6
+        assert not r.double.sent(Route.CREATE)
+        r.double.faults.clear()
+        await until(lambda: r.backend._pulse._failure is None)
+
+
+async def test_a_server_that_stalls_is_known_after_the_time_of_an_answer() -> None:
+    async with rig(times=quick(beat_answer=0.3)) as r:
+        await r.backend.ready()
+        r.double.faults.on(Route.LIST, Stall(), times=2)
+        began = time.perf_counter()
+        await until(lambda: r.backend._pulse._failure is not None)
+        assert time.perf_counter() - began < 2
+        with pytest.raises(BackendTimeout, match=r"within 0\.3 seconds"):
+            await r.backend.ready()
+        await until(lambda: r.backend._pulse._failure is None)
+
+
+async def test_a_server_that_stalls_from_the_start_says_so_and_does_not_hold_anybody() -> None:
+    """The prefix is asked for first."""
+    async with rig(times=quick(beat_answer=0.3), opened=False) as r:
+        r.double.faults.on(Route.ME, Stall())
+        r.backend.open()
+        began = time.perf_counter()
+        with pytest.raises(BackendTimeout):
+            await r.backend.ready()
+        assert time.perf_counter() - began < 2
+
+
+async def test_many_who_meet_a_dead_server_do_not_make_it_asked_more_often() -> None:
+    async with rig(times=quick(beat=0.4)) as r:
+        sandbox = await r.sandbox()
+        r.double.faults.on(Route.EXEC, Answer.verbatim(b""))
+        before, began = len(r.double.sent(Route.LIST)), time.perf_counter()
+        while time.perf_counter() - began < 1:
+            with pytest.raises(BackendFailure):
+                await start(sandbox, "true")
+        assert len(r.double.sent(Route.LIST)) - before <= 1 / (0.4 / 4) + 2
+        r.double.faults.clear()
+
+
+async def test_the_readers_of_output_leave_a_dead_server_alone() -> None:
+    """Ten executions whose sockets broke: a few attempts each, and then the pulse alone asks."""
+    async with rig(times=quick(backoff=(0.01,), beat=0.4)) as r:
+        sandbox = await r.sandbox()
+        runs = [await start(sandbox, "sh", "-c", "echo up; sleep 1000", execution_id=f"exe_{n}") for n in range(10)]
+        for run in runs:
+            await run.saw(b"up")
+        await r.double.crash()
+        connections = 0
+
+        async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            writer.transport.abort()
+
+        server = await asyncio.start_server(refuse, "127.0.0.1", r.double.port)
+        await until(lambda: r.backend._pulse._failure is not None)
+        connections = 0
+        await asyncio.sleep(1)
+        server.close()
+        assert connections <= 6, "a beat is 0.4 s"
+        await r.double.restart()
+        for run in runs:
+            assert (await run.end()).detail
+
+
+async def test_open_costs_nothing_and_close_ends_everything() -> None:
+    async with rig(opened=False) as r:
+        assert not r.double.requests
+        r.backend.open()
+        await r.backend.ready()
+        await r.backend.aclose()
+        await r.backend.aclose()
+        with pytest.raises(BackendFailure):
+            await r.sandbox()
+        assert r.backend._prefix == f"bh-{INSTANCE}-"
+
+
+async def test_a_close_ends_all_sandboxes_at_the_same_time() -> None:
+    async with rig() as r:
+        for n in range(3):
+            await start(await r.sandbox(f"sbx_{n}"), "sleep", "1000")
+        stop = Stall(until=asyncio.Event())
+        r.double.faults.on(Route.STOP, stop)
+        closing = asyncio.get_running_loop().create_task(r.backend.aclose())
+        await until(lambda: len(r.double.sent(Route.STOP)) == 3)
+        assert stop.until is not None
+        stop.until.set()
+        await closing
+        assert not r.double.boxes
