@@ -33,7 +33,7 @@ class Project:
         self.configure(settings)
 
     def configure(self, settings: Mapping[str, str]) -> None:
-        self.settings = {"TAG": TAG} | settings
+        self.settings = {"TAG": TAG, **settings}
         lines = [f"{name}={value}\n" for name, value in self.settings.items()]
         (self.folder / ".env").write_text("".join(lines))
 
@@ -43,7 +43,7 @@ class Project:
         done = subprocess.run(
             ["docker", "compose", "--ansi=never", *arguments],
             cwd=self.folder,
-            env=clean | self._client,
+            env={**clean, **self._client},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
