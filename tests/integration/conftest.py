@@ -1,0 +1,85 @@
+"""The product as containers, twice: on an engine of this host, and in a machine whose /dev/kvm makes microVMs."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.boxlite.machine import not_built
+from tests.integration.docker_machine import DockerMachine, running_docker_machine
+from tests.integration.host_engine import Engine, missing, running_engine
+from tests.integration.product import Product
+from tests.integration.project import IMAGES, Project
+from tests.require import require
+from tests.service import PROJECT
+
+pytest.register_assert_rewrite("tests.integration.promises")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    require("docker", not missing(), missing())
+    with running_engine() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def project(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Gateway and launcher, built on this host."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("compose")
+    made = Project(folder / "host", engine.env, {"PUBLISH": f"127.0.0.1:{port}"})
+    made.compose("down", "--volumes", "--remove-orphans")  # of a run that was killed
+    made.build(engine.base(), "gateway", "launcher")
+    yield made
+    made.compose("down", "--volumes", "--remove-orphans")
+
+
+@pytest.fixture(scope="session")
+def product(project: Project) -> Product:
+    """Runtime `process` on this host: the services that a host without /dev/kvm starts."""
+    project.compose("up", "--detach", "--wait", "launcher", "gateway")
+    return Product(int(project.settings["PUBLISH"].rpartition(":")[2]), project.key())
+
+
+@pytest.fixture(scope="session")
+def docker_machine(
+    engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DockerMachine]:
+    """Holds all three images, made here: one of them from the server that deploy/boxlite built."""
+    reason = not_built()
+    require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
+    script = ". deploy/boxlite/cache.sh && echo $server_folder/boxlite"
+    program = subprocess.run(["bash", "-c", script], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    given = project.folder / "deploy/boxlite/given"
+    given.mkdir(exist_ok=True)
+    shutil.copy(program.strip(), given)
+    project.configure(project.settings | {"BOXLITE_PROGRAM": "given"})
+    project.build(engine.base(), "boxlite")
+    with running_docker_machine(engine, tmp_path_factory.mktemp("machine"), IMAGES) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def machine_project(docker_machine: DockerMachine, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    settings = {
+        "PUBLISH": "0.0.0.0:8000",  # the machine's port that is forwarded to
+        "BOXLITE_IMAGES": "/images",
+        "BULKHEAD_BOXLITE__IMAGES": '{"busybox":{"rootfs_path":"/images/busybox"}}',
+        "BULKHEAD_BOXLITE__DEFAULT_IMAGE": "busybox",
+    }
+    if docker_machine.has_apparmor:
+        settings |= {"LAUNCHER_APPARMOR": "bulkhead-launcher", "BOXLITE_APPARMOR": "bulkhead-boxlite"}
+    return Project(tmp_path_factory.mktemp("compose") / "machine", docker_machine.env, settings)
+
+
+@pytest.fixture(scope="session")
+def whole_product(docker_machine: DockerMachine, machine_project: Project) -> Product:
+    """All three services of the unchanged file, on control groups of version 2."""
+    machine_project.compose("up", "--detach", "--wait", seconds=400)
+    return Product(docker_machine.port, machine_project.key())
