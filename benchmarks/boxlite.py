@@ -9,7 +9,6 @@ nothing that it need not know.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import json
 import random
@@ -24,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.backends.boxlite.inside import WORKSPACE, Inside
+from app.backends.boxlite.inside import PROVE, WORKSPACE, shell_command
 from benchmarks.rest import Rest
 from benchmarks.wire import follow
 from tests.service import PROJECT, Service
@@ -35,29 +34,6 @@ IMAGE = {"bench": {"rootfs_path": "/images/busybox"}}
 Samples = dict[str, list[float]]
 
 
-class _Heard(Exception):
-    pass
-
-
-class _Ear:
-    """Stands where the server would, to hear what the gateway's first command in a box is."""
-
-    body: Mapping[str, object]
-
-    async def execute(self, _: str, body: Mapping[str, object]) -> str:
-        self.body = body
-        raise _Heard
-
-
-def first_command() -> Mapping[str, object]:
-    ear = _Ear()
-    try:
-        asyncio.run(Inside(ear, "box").prove(WORKSPACE))  # type: ignore[arg-type]  # it asks only for `execute`
-    except _Heard:
-        return ear.body
-    raise RuntimeError("the gateway starts no command in a new box")
-
-
 class Straight:
     """The server without the gateway."""
 
@@ -65,7 +41,7 @@ class Straight:
         self._port = port
         self._headers = f"authorization: Bearer {KEY}\r\n"
         self._rest = Rest(port, self._headers)
-        self._first = first_command()
+        self._first = shell_command(PROVE, WORKSPACE, seconds=15)
         self._names = itertools.count()
 
     def create(self) -> str:

@@ -25,7 +25,7 @@ OUTPUT_BYTES = 64 * 1024
 _NOT_ALLOWED = 4
 
 # Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a box without a network has routes of lo.
-_PROVE = r"""
+PROVE = r"""
 [ -z "$1" ] || mkdir -p "$1" || exit 4
 read -r release </proc/sys/kernel/osrelease && echo "kernel=$release"
 cpus=0
@@ -121,6 +121,17 @@ class Facts:
     routes: int = -1  # to anywhere but itself; -1: could not be read
 
 
+def shell_command(script: str, *arguments: str, seconds: float) -> dict[str, object]:
+    """As the server takes it."""
+    return {
+        "command": "sh",
+        "args": ["-c", script, "sh", *arguments],
+        "working_dir": "/",
+        "tty": False,
+        "timeout_seconds": seconds,
+    }
+
+
 class Inside:
     def __init__(self, server: Server, box_id: str) -> None:
         self._server, self._box_id = server, box_id
@@ -128,7 +139,7 @@ class Inside:
     async def prove(self, workspace: str) -> Facts:
         """The first command in a box: when it has run, the box works. Makes `workspace`, where it is not empty.
         Raises BackendUnavailable, PermissionError when the image's user may not make the workspace."""
-        said = await self._shell(_PROVE, workspace)
+        said = await self._shell(PROVE, workspace)
         if said.code == _NOT_ALLOWED:
             raise PermissionError(said.err.decode(errors="replace").strip()[:200])
         if said.code != 0:
@@ -146,13 +157,7 @@ class Inside:
 
     async def _shell(self, script: str, *arguments: str) -> Said:
         """Raises a BackendFailure."""
-        body: Mapping[str, object] = {
-            "command": "sh",
-            "args": ["-c", script, "sh", *arguments],
-            "working_dir": "/",
-            "tty": False,
-            "timeout_seconds": self._server.times.shell,
-        }
+        body = shell_command(script, *arguments, seconds=self._server.times.shell)
         try:
             async with asyncio.timeout(2 * self._server.times.shell):
                 execution_id = await self._server.execute(self._box_id, body)
