@@ -20,6 +20,7 @@ from app.core.policy import Limits, Network, Policy
 from app.settings.boxlite import BoxliteSettings
 from tests.boxlite.client import box_double
 from tests.boxlite.double import Double, Route, Settings
+from tests.boxlite.processes import environments
 
 IMAGE = "busybox"
 MOST = 64 * 1024 * 1024
@@ -131,6 +132,10 @@ class Rig:
     def names(self) -> list[str | None]:
         return [box.options.name for box in self.double.boxes]
 
+    def marked(self) -> list[int]:
+        """Processes in boxes that carry the mark of an execution."""
+        return [pid for pid, environment in environments(self.double).items() if f"{MARK}=".encode() in environment]
+
     async def beats(self, number: int = 1) -> None:
         """Returns when the server has been asked so often again."""
         wanted = len(self.double.sent(Route.LIST)) + number
@@ -154,18 +159,6 @@ async def until(there: Callable[[], Any], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not there():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.005)
-
-
-def marked() -> list[int]:
-    """Processes of boxes on this host that carry the mark of an execution."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"{MARK}=".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def descriptors() -> int:

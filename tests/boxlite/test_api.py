@@ -15,7 +15,7 @@ from app.backends.boxlite.times import Times
 from app.core.sandboxes import Capacity
 from tests.boxlite.double import Answer, Attach, Drop, Route, Settings, Stall
 from tests.boxlite.double.http import Failure
-from tests.boxlite.rig import QUICK, Rig, marked, quick, rig, until
+from tests.boxlite.rig import QUICK, Rig, quick, rig, until
 from tests.null_backend import NullBackend
 from tests.unit.api.service import Door, Service, create, frames_of
 
@@ -211,13 +211,13 @@ async def test_a_default_that_does_not_work_is_not_ready_and_is_ready_again() ->
 
 
 async def test_the_deadline_is_our_own_clock() -> None:
-    async with service() as (_, door):
+    async with service() as (r, door):
         sandbox = await create(door.client, **BODY)
         path = await door.start("sh", "-c", "trap '' TERM; sleep 1000", sandbox=sandbox, timeout_seconds=0.5)
         exit_ = (await ended(door, path))["exit"]
         assert (exit_["reason"], exit_["signal"]) == ("timeout", "SIGKILL")
         assert "still running after 0.5 seconds" in exit_["detail"] and "may live on" in exit_["detail"]
-        assert not marked()
+        assert not r.marked()
 
 
 async def test_a_delete_ends_with_sigkill_and_says_what_may_live_on() -> None:
@@ -269,7 +269,8 @@ async def test_stdin_beyond_its_bound_is_a_problem_on_the_stream_and_not_the_end
             await socket.send('{"type":"stdin_eof"}')
             texts, channels = await frames_of(socket)
         assert channels[1].split() == [b"1048576"]
-        assert any(text["type"] == "error" and "stdin" in str(text) for text in texts), texts
+        (problem,) = [text["problem"] for text in texts if text["type"] == "problem"]
+        assert "stdin" in problem["detail"] and problem["status"] == 429
 
 
 async def test_answers_that_are_lost_leave_no_record_of_an_execution() -> None:
@@ -279,7 +280,7 @@ async def test_answers_that_are_lost_leave_no_record_of_an_execution() -> None:
         answer = await door.client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["sleep", "1000"]})
         assert answer.status_code == 504
         assert (await door.client.get(f"/sandboxes/{sandbox}/executions")).json()["items"] == []
-        await until(lambda: not marked())
+        await until(lambda: not r.marked())
 
 
 async def test_an_error_of_an_execute_carries_the_upstreams_code() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from typing import Any
 
 import httpx
@@ -143,13 +144,21 @@ async def test_a_refused_key_is_told_without_the_key(json_: dict[str, Any]) -> N
     [
         {"status_code": 403, "json": envelope(f"bad {KEY}", f"no access with Bearer {KEY}, {KEY}")},
         {"status_code": 400, "text": f"headers were authorization: Bearer {KEY}"},
-        {"status_code": 400, "text": "x" * 290 + KEY},
+        *({"status_code": 400, "text": "x" * before + KEY + "x" * 8000} for before in (140, 290, 1190, 7995)),
+        *({"status_code": 400, "json": envelope("c", "x" * 8000 + KEY + "x" * after)} for after in (140, 290, 1190)),
+        {"status_code": 400, "text": "x", "headers": {"x-request-id": KEY}},
     ],
 )
 async def test_a_server_that_repeats_the_key_is_not_repeated(answer: Any) -> None:
     error = await ask(**answer)
     for half in (KEY[:8], KEY[-8:]):
         assert half not in str(error) and half not in repr(error) and half not in str(upstream_of(error))
+
+
+async def test_a_long_word_of_the_server_costs_nothing() -> None:
+    began = time.process_time()
+    error = await ask(status_code=400, json=envelope("c " * 1_000_000, "a " * 3_000_000))
+    assert len(str(error)) < 1000 and time.process_time() - began < 1
 
 
 async def test_the_servers_words_become_one_printable_line() -> None:

@@ -11,7 +11,7 @@ from app.backends.boxlite.inside import MARK
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, CapacityExceeded, WrongState
 from app.core.models import ExitReason
 from tests.boxlite.double import Answer, Attach, Drop, Route, Settings, Stall
-from tests.boxlite.rig import Rig, marked, quick, rig, start, until
+from tests.boxlite.rig import Rig, quick, rig, start, until
 
 # A child that holds stdout, ignores signals and has a clean environment: nothing finds it by its mark.
 HIDDEN = "env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
@@ -105,7 +105,7 @@ async def test_an_exit_that_tells_nothing_is_lost_and_not_invented(frame: str) -
         end = await run.end()
         assert end.reason is ExitReason.LOST and end.code is None and end.signal is None
         assert "does not tell how it ended; its box runs on" in (end.detail or "")
-        await until(lambda: not marked())  # it lived on, and nobody would ever have ended it
+        await until(lambda: not r.marked())  # it lived on, and nobody would ever have ended it
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
 
 
@@ -237,12 +237,12 @@ async def test_a_kill_by_the_mark_finds_what_left_the_group() -> None:
     async with rig() as r:
         run = await start(await r.sandbox(), *script("setsid sh -c 'sleep 1000' & setsid sleep 1000 & echo up; wait"))
         await run.saw(b"up")
-        await until(lambda: len(marked()) >= 4)
+        await until(lambda: len(r.marked()) >= 4)
         await run.handle.kill()
         await run.handle.kill()
         end = await run.end()
         assert end.signal == "SIGKILL" and not end.unprompted and end.detail == MAY_LIVE_ON
-        assert not marked() and not r.double.sent(Route.KILL)
+        assert not r.marked() and not r.double.sent(Route.KILL)
 
 
 async def test_a_child_that_hides_and_holds_the_pipes_does_not_hold_the_kill() -> None:
@@ -270,7 +270,7 @@ async def test_a_kill_of_what_had_ended_by_itself_invents_no_end() -> None:
     async with rig() as r:
         run = await start(await r.sandbox(), *script(HIDDEN.replace("& wait", "& exit 0")))
         await run.saw(b"hidden")
-        await until(lambda: not marked())
+        await until(lambda: not r.marked())
         await run.handle.kill()
         end = await run.end()
         assert end.reason is ExitReason.LOST and end.code is None and "may live on" in (end.detail or "")
@@ -299,7 +299,7 @@ async def test_a_start_whose_answer_is_lost_leaves_no_process(fault: Drop | Stal
         r.double.faults.on(Route.EXEC, fault, times=1)
         with pytest.raises(BackendTimeout):
             await start(sandbox, *script("sleep 1000"))
-        await until(lambda: not marked())
+        await until(lambda: not r.marked())
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
 
 
@@ -310,8 +310,8 @@ async def test_what_could_not_be_killed_at_once_is_killed_later() -> None:
         r.double.faults.on(Route.EXEC, Drop(), times=2)
         with pytest.raises(BackendTimeout):
             await start(sandbox, *script("sleep 1000"))
-        assert marked()
-        await until(lambda: not marked())
+        assert r.marked()
+        await until(lambda: not r.marked())
 
 
 async def test_one_box_that_does_not_answer_does_not_close_the_runtime() -> None:
@@ -362,7 +362,7 @@ async def _racing(r: Rig, turns: int) -> None:
 async def test_starts_against_a_destroy(turns: int) -> None:
     async with rig() as r:
         await _racing(r, turns)
-        assert not r.double.boxes and not marked()
+        assert not r.double.boxes and not r.marked()
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 20])
@@ -377,7 +377,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(turns: int) -> None:
         if not starting.cancelled():
             await starting.result().handle.kill()
         await until(lambda: len(r.double.sent(Route.EXEC)) >= 2 if turns else True)
-        await until(lambda: not marked())
+        await until(lambda: not r.marked())
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
 
 

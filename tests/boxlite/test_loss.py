@@ -9,7 +9,7 @@ import pytest
 from app.core.errors import BackendFailure, BackendUnavailable, WrongState
 from app.core.models import ExitReason
 from tests.boxlite.double import Attach, Route, Settings, Stall
-from tests.boxlite.rig import marked, quick, rig, start, until
+from tests.boxlite.rig import quick, rig, start, until
 
 TALK = "echo up; n=0; while :; do echo $((n+=1)); sleep 0.01; done"
 
@@ -104,13 +104,13 @@ async def test_a_crash_and_restart_while_a_command_runs() -> None:
         sandbox = await r.sandbox()
         run = await start(sandbox, *script(f"setsid sleep 1000 & {TALK}"))
         await run.saw(b"up")
-        assert marked()
+        assert r.marked()
         await r.double.crash()
         await r.double.restart()
         end = await run.end()
         assert end.reason is ExitReason.LOST and end.code is None
         assert "started again and has forgotten it" in (end.detail or "")
-        assert not marked(), "it would run on for ever, out of everybody's reach"
+        assert not r.marked(), "it would run on for ever, out of everybody's reach"
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
         assert not sandbox._lost.done()
 
@@ -125,10 +125,10 @@ async def test_a_server_that_stops_says_minus_one_of_what_lives_on() -> None:
         run = await start(sandbox, *script("sleep 1000"))
         await asked.reached.wait()
         await r.double.crash()
-        assert marked() and run.out == b"up"
+        assert r.marked() and run.out == b"up"
         await r.double.restart()
         end = await run.end()
-        assert end.reason is ExitReason.LOST and not marked()
+        assert end.reason is ExitReason.LOST and not r.marked()
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
 
 

@@ -37,27 +37,30 @@ async def test_a_dead_server_costs_every_create_nothing_and_no_request() -> None
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "status"),
     [
-        Answer.failure("engine_unavailable"),
-        Answer.failure("internal"),
-        Answer.failure("unauthenticated"),
-        Answer.text("<html>", 404),
-        Answer.json({}),
+        (Answer.failure("engine_unavailable"), 503),
+        (Answer.failure("internal"), 500),
+        (Answer.failure("unauthenticated"), 401),
+        (Answer.text("<html>", 404), 404),
+        (Answer.json({}), 200),
     ],
 )
-async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many_want_it(answer: Answer) -> None:
-    """And however it does not work, the runtime is unavailable: 503 to everybody."""
+async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many_want_it(
+    answer: Answer, status: int
+) -> None:
+    """And however it does not work, it is unavailable."""
     async with rig(times=quick(beat=0.1)) as r:
         await r.backend.ready()
         r.double.faults.on(Route.LIST, answer)
         await until(lambda: r.backend._pulse._failure is not None)
         asked, began = len(r.double.requests), time.perf_counter()
         while time.perf_counter() - began < 0.5:
-            with pytest.raises(BackendUnavailable):
+            with pytest.raises(BackendUnavailable) as caught:
                 await r.sandbox()
             with pytest.raises(BackendUnavailable):
                 await r.backend.ready()
+            assert caught.value.upstream.status == status
         assert len(r.double.requests) - asked <= 6
         assert not r.double.sent(Route.CREATE)
         r.double.faults.clear()

@@ -129,6 +129,8 @@ class Client:
         """
         if self._key:
             text = text.replace(self._key, "…")
+        if len(text) > 8 * SHOWN:
+            text = f"{text[: 4 * SHOWN]} {text[-4 * SHOWN :]}"
         line = " ".join(text.split())
         if len(line) > SHOWN:
             line = f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}"
@@ -158,7 +160,7 @@ class Client:
             envelope = inner if isinstance(inner, dict) else found
             code, message = envelope.get("code"), envelope.get("message")
         code = self._shown(code)[:64] or None if isinstance(code, str) else None  # up to 0.9.0 the status stands there
-        text = message if isinstance(message, str) else raw[: 4 * SHOWN].decode(errors="replace")
+        text = message if isinstance(message, str) else raw.decode(errors="replace")
         upstream = Upstream(status, code)
         if status == 401 or code == "unauthenticated":
             raise BackendUnavailable(RUNTIME, "the BoxLite server refuses our key", 60, upstream)
