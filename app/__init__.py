@@ -3,6 +3,7 @@
 The map of the house. A request walks down this list, its output walks up:
 
 ``main``, ``cli``   wire everything; the only modules that may import anything
+``serve``           which of the two below
 ``supervisor``      starts the privileged half and the unprivileged half, and outlives neither
 ``apart``           the two halves as two services, which others start
 ``api``             the edge: HTTP and WebSocket. Translates and delegates, decides nothing

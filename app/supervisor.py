@@ -24,8 +24,8 @@ from typing import Any
 
 from app.launcher import cgroup
 from app.launcher.config import Config
-from app.settings import Settings, SettingsError, load_settings
-from app.slot import NoSlot, Slot, release, take_slot
+from app.settings import Settings
+from app.slot import Slot, release, take_slot
 
 MIB = 1024 * 1024
 _GRACE_SECONDS = 20.0
@@ -43,21 +43,6 @@ _ETC = (
 
 class StartFailed(Exception):
     """`str(error)` is a sentence for people."""
-
-
-def serve(**options: Any) -> int:
-    """Runs until SIGTERM or SIGINT; the exit status for the shell. `options`: host, port, data."""
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        settings = load_settings(**given)
-        if settings.process.launcher_socket is not None:
-            from app.apart import become_gateway
-
-            become_gateway(settings, given)
-        return Supervisor(settings, given).run()
-    except (SettingsError, NoSlot, StartFailed) as error:
-        say(str(error))
-        return REFUSED
 
 
 def say(sentence: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def serve(typed: Namespace) -> int:
-    from app.supervisor import serve as serve_until_stopped
+    from app.serve import serve as serve_until_stopped
 
     gc.enable()  # main() turned it off; a service lives long
     return serve_until_stopped(host=typed.host, port=typed.port, data=typed.data and Path(typed.data))

@@ -48,6 +48,7 @@ TABLE: dict[str, Row] = {
     "client": row("client core", "httpx websockets"),
     "supervisor": Row(ANYTHING, ANYTHING),
     "apart": Row(ANYTHING, ANYTHING),
+    "serve": Row(ANYTHING, ANYTHING),
     "gateway": Row(ANYTHING, ANYTHING),
     "main": Row(ANYTHING, ANYTHING),
     "cli": Row(ANYTHING, ANYTHING),

@@ -8,9 +8,10 @@ import pytest
 
 from app import supervisor
 from app.launcher.config import Config
+from app.serve import serve
 from app.settings import load_settings
 from app.slot import NoSlot, Slot
-from app.supervisor import StartFailed, launcher_config, serve, start_launcher
+from app.supervisor import StartFailed, launcher_config, start_launcher
 
 MIB = 1 << 20
 SLOT = Slot(-1, 5000, 4096, Path("/run/x"))
