@@ -82,6 +82,14 @@ def everything(log: OutputLog) -> bytes:
     return found
 
 
+_NUMBERS = b"".join(b"%07d\n" % n for n in range(500_000))
+
+
+def numbers(size: int) -> bytes:
+    """No 8 bytes at a multiple of 8 are there twice."""
+    return _NUMBERS[:size]
+
+
 @dataclass
 class Run:
     """One execution with its logs."""
