@@ -169,11 +169,21 @@ def test_every_layer_that_may_be_given_up_is_named() -> None:
 # --- what people start with
 
 
-def test_ci_demands_only_what_a_test_asks_for() -> None:
-    demanded = re.search(r"BULKHEAD_TEST_REQUIRE:-([\w,]+)", (ROOT / ".ci/run").read_text())
+HOSTS_OWN = {
+    "apparmor": "a kernel has it or not",
+    "cgroup1": "a host mounts version 1 or version 2",
+    "ia32": "a kernel has it or not",
+    "systemd": "only some hosts are run by it",
+}
+
+
+def test_ci_demands_all_that_tests_ask_for_and_a_host_can_get_and_nothing_else() -> None:
+    """Else a feature that was forgotten there is skipped for ever, and nobody notices."""
+    demanded = re.search(r"BULKHEAD_TEST_REQUIRE:-([\w,-]+)", (ROOT / ".ci/run").read_text())
     assert demanded
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-    assert [name for name in demanded[1].split(",") if f'require("{name}"' not in tests] == []
+    asked = set(re.findall(r'\brequire\("([\w-]+)", ', tests))
+    assert set(demanded[1].split(",")) == asked - set(HOSTS_OWN)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""Whether the server is there, asked every two seconds; and what it says about all boxes, in the same answer.
+"""Whether the server is there, asked every one and a half seconds; and what it says of all boxes in that answer.
 
 The one place that knows: a create or `GET /readyz` looks here and costs the server nothing, a dead server is asked no
 more often than a living one, and no other runtime waits for it.

@@ -14,8 +14,8 @@ class Times:
     shell: float = 15.0  # a program of ours in a box
     opening: float = 30.0  # a WebSocket
     closing: float = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile
-    beat: float = 2.0
-    beat_answer: float = 2.5  # with a beat less than the 5 s after which `GET /readyz` must tell the truth
+    beat: float = 1.5
+    beat_answer: float = 2.4  # with a beat and the second for which the edge believes: less than 5 s to the truth
     look: float = 4.0  # the server says `running` for up to 3 s after a box has ended
     leader: float = 2.0  # for an exit frame after a kill that the box carried out
     again: float = 10.0  # for the backlog of an execution that has ended
