@@ -158,7 +158,9 @@ class BoxliteExecution:
         if self._stdin_over or self._exit.done():
             return
         if len(data) > self._stdin_left:
-            # The server takes in what the program does not read, without limit, and says nothing.
+            # The server takes in what the program does not read, without limit, and says nothing. Nothing smaller may
+            # follow: it would go on behind a hole.
+            self._stdin_left = 0
             raise CapacityExceeded("bytes of stdin of one execution of this runtime", self._stdin_limit)
         self._stdin_left -= len(data)
         await self._to_socket(lambda socket: socket.write(data))
