@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 
+from app.backends.boxlite.backend import REMOVALS
+from app.backends.boxlite.client import ANSWER_BYTES
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.inside import MARK, MOST_LINKS, facts_of
 from app.backends.boxlite.turns import ASKS, Busy
-from app.core.errors import LaunchFailed
-from tests.boxlite.double import Attach, Route, Stall
-from tests.boxlite.rig import descriptors, quick, rig, start, until
+from app.core.errors import BackendUnavailable, LaunchFailed
+from tests.boxlite.double import Answer, Attach, Route, Stall
+from tests.boxlite.rig import INSTANCE, descriptors, quick, rig, start, until
 
 
 async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody() -> None:
@@ -121,3 +123,28 @@ async def test_a_forged_name_in_an_environment_turns_no_kill_against_the_whole_b
         assert (await run.end()).signal == "SIGKILL"
         await other.handle.signal(15)
         assert (await other.end()).signal == "SIGTERM"
+
+
+async def test_a_server_that_lists_thousands_of_boxes_as_ours_costs_a_few_requests_at_a_time() -> None:
+    """20,000 at once stopped the whole gateway for minutes."""
+    listed = {"boxes": [{"box_id": f"b{n}", "name": f"bh-{INSTANCE}-{n}", "status": "running"} for n in range(6000)]}
+    async with rig(times=quick(stop=0.5), opened=False) as r:
+        r.double.faults.on(Route.STOP, Stall())
+        r.double.faults.on(Route.LIST, Answer.json(listed))
+        r.backend.open()
+        await until(lambda: len(r.double.sent(Route.STOP)) == REMOVALS)
+        await r.beats(1)
+        assert len(r.double.sent(Route.STOP)) == REMOVALS
+        r.double.faults.clear()
+        await r.beats(2)
+
+
+@pytest.mark.parametrize("part", [b"[]", b"{}"])
+async def test_an_answer_of_a_million_parts_is_not_read(part: bytes) -> None:
+    body = b'{"boxes":[' + b",".join([part] * (ANSWER_BYTES // 3 - 10)) + b"]}"
+    async with rig(opened=False) as r:
+        r.double.faults.on(Route.LIST, Answer.text(body, content_type="application/json"))
+        r.backend.open()
+        with pytest.raises(BackendUnavailable, match="no JSON"):
+            await r.backend.ready()
+        r.double.faults.clear()

@@ -21,7 +21,9 @@ from app.backends.boxlite.turns import Busy, take
 from app.core.backend import settle
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
 
-ANSWER_BYTES = 16 * 1024 * 1024  # the list has all boxes of all who have the key; about 600 bytes each
+# The list has all boxes of all who have the key, about 600 bytes and five objects each. What is more in number or size
+# would keep everybody waiting while it is read: 16 MiB of `[],` take three seconds.
+ANSWER_BYTES, ANSWER_PARTS = 4 * 1024 * 1024, 100_000
 SHOWN = 300  # characters of the server's own words in our sentences
 _UNAVAILABLE = frozenset({"engine_unavailable", "network_unavailable", "resource_exhausted", "upstream_unavailable"})
 T = TypeVar("T")
@@ -171,13 +173,13 @@ class Client:
             if not raw:
                 return Answer(status, None)
             try:
-                return Answer(status, json.loads(raw))
+                return Answer(status, _parsed(raw))
             except (ValueError, RecursionError):
                 raise BackendRefused(RUNTIME, "the BoxLite server answers with no JSON", Upstream(status)) from None
         found: Any = None
         if response.headers.get("content-type", "").startswith("application/json"):
             with contextlib.suppress(ValueError, RecursionError):
-                found = json.loads(raw)
+                found = _parsed(raw)
         self._refuse(status, found, raw, response.headers.get("x-request-id", ""))
 
     def _refuse(self, status: int, found: Any, raw: bytes, request_id: str) -> NoReturn:
@@ -205,6 +207,13 @@ class Client:
 
 def _transport(connections: int) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32))
+
+
+def _parsed(raw: bytes) -> Any:
+    """Raises ValueError, RecursionError."""
+    if raw.count(b"[") + raw.count(b"{") > ANSWER_PARTS:
+        raise ValueError("too many parts")
+    return json.loads(raw)
 
 
 async def _bounded(response: httpx.Response) -> bytes:
