@@ -64,15 +64,25 @@ def become_gateway(settings: Settings, given: dict[str, Any]) -> NoReturn:
 
 
 def check_folder(socket: Path) -> None:
-    """Root makes the socket there and gives it away by name, so nobody else may be able to put something in its place.
-    Raises StartFailed."""
-    folder = socket.parent
+    """Root makes the socket there and gives it away by name, so nobody else may be able to put something in its place,
+    or in that of a folder above it. Raises StartFailed."""
+    folder = socket.parent.absolute()
     try:
-        found = folder.stat()
+        above = {*folder.parents, *folder.resolve().parents}
+        bad = not _roots_own(folder) or not all(_roots_own(place, sticky=True) for place in above)
     except OSError as error:
         raise StartFailed(f"the socket's folder {folder} cannot be used: {error.strerror}") from error
-    if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise StartFailed(f"the socket's folder {folder} must belong to root, and nobody else may write there")
+    if bad:
+        raise StartFailed(
+            f"the socket's folder {folder} and those above it must belong to root, and nobody else may write there"
+        )
+
+
+def _roots_own(folder: Path, *, sticky: bool = False) -> bool:
+    """`sticky`: others may have things of their own there, as in /tmp."""
+    found = folder.stat()
+    shared = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    return found.st_uid == 0 and (not shared or (sticky and bool(found.st_mode & stat.S_ISVTX)))
 
 
 def _settings(options: dict[str, Any]) -> Settings:

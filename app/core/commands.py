@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from app.core.backend import Capability, CommandLimits, RuntimeInfo
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
@@ -77,7 +78,14 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
             errors.append(FieldError(where, "must not contain a NUL byte"))
         elif sizes[0] + sizes[1] + 1 > limits.argument_bytes:
             errors.append(FieldError(where, f"is longer than the runtime's {limits.argument_bytes} bytes"))
+    if not errors and (total := _environment_bytes(env)) > limits.total_bytes:
+        errors.append(FieldError(pointer, f"takes {total} bytes, the runtime {limits.total_bytes}"))
     return errors
+
+
+def _environment_bytes(env: Mapping[str, str]) -> int:
+    """Each string costs its = or NUL and a pointer, execve(2)."""
+    return sum(len(name.encode()) + len(value.encode()) + 10 for name, value in env.items())
 
 
 def check_start(command: Command, runtime: RuntimeInfo) -> None:
@@ -114,8 +122,7 @@ def check_command(command: Command, limits: CommandLimits) -> None:
     elif not 0 < workdir < 4096:
         errors.append(FieldError("/workdir", "must have 1 to 4095 bytes, as the kernel's paths"))
     if not errors:
-        total = sum(len(a.encode()) + 9 for a in command.argv)  # each string costs its NUL and a pointer, execve(2)
-        total += sum(len(k.encode()) + len(v.encode()) + 10 for k, v in command.env.items())
+        total = sum(len(a.encode()) + 9 for a in command.argv) + _environment_bytes(command.env)
         if total > limits.total_bytes:
             errors.append(
                 FieldError("/command", f"with its environment takes {total} bytes, the runtime {limits.total_bytes}")

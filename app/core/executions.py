@@ -217,8 +217,15 @@ class Execution:
         async with self._feeding:
             handle = await self._stdin_ready(grip)
             self.stdin_bytes += len(data)
-            self._write = self._tasks.spawn(handle.write(data))
+            self._write = self._tasks.spawn(self._fed(handle, data))
             await asyncio.shield(self._write)
+
+    async def _fed(self, handle: ExecutionHandle, data: bytes) -> None:
+        try:
+            await handle.write(data)
+        except BulkheadError:  # a client that comes back goes on behind what went in
+            self.stdin_bytes -= len(data)
+            raise
 
     async def end_stdin(self, grip: StdinGrip | None = None) -> None:
         async with self._feeding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from app.core.backend import SandboxHandle, settle
 from app.core.errors import BackendFailure, BulkheadError
@@ -85,6 +86,7 @@ class Lifetimes:
         sandbox.handle = None
         sandbox.settled.set()
         self._let_go_of_output(sandbox)
+        self._let_go_of_environments(sandbox)
         if sandbox in self._records:
             loop = asyncio.get_running_loop()
             sandbox.timer = loop.call_later(self._capacity.record_seconds, self._records.forget, sandbox)
@@ -120,6 +122,12 @@ class Lifetimes:
                     loop.call_later(self._capacity.stream_end_seconds, log.discard)
                 else:
                     log.discard()
+
+    def _let_go_of_environments(self, sandbox: Sandbox) -> None:
+        """No answer tells them, and a record is kept for long: ten thousand of a few MiB would be all our memory."""
+        sandbox.spec = replace(sandbox.spec, env={})
+        for execution in sandbox.executions.values():
+            execution.command = replace(execution.command, env={})
 
     # --- the clock
 

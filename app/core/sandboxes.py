@@ -161,7 +161,7 @@ class Sandboxes:
         new = execution is None
         if execution is None:
             execution = self._begin(sandbox, self._admit(sandbox), command, execution_id)
-        elif execution.command != command:
+        elif execution.command != (replace(command, env={}) if sandbox.state is SandboxState.DESTROYED else command):
             raise Conflict(f"the id {execution.id!r} is taken by another execution of this sandbox")
         await execution.started.wait()
         if execution.failure is not None:

@@ -88,7 +88,7 @@ def _listen(settings: config.Config) -> _socket.socket:
         listener.bind(settings.socket)
     finally:
         os.umask(before)
-    os.chown(settings.socket, settings.gateway_uid, settings.gateway_gid)
+    os.chown(settings.socket, settings.gateway_uid, settings.gateway_gid, follow_symlinks=False)
     listener.listen(8)
     return listener
 

@@ -271,6 +271,8 @@ async def test_stdin_beyond_its_bound_is_a_problem_on_the_stream_and_not_the_end
         assert channels[1].split() == [b"1048576"]
         (problem,) = [text["problem"] for text in texts if text["type"] == "problem"]
         assert "stdin" in problem["detail"] and problem["status"] == 429
+        async with door.stream(path) as socket:  # what was refused was not fed
+            assert (await frames_of(socket))[0][0]["stdin_bytes"] == 1048576
 
 
 async def test_answers_that_are_lost_leave_no_record_of_an_execution() -> None:

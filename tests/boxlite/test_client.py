@@ -14,6 +14,7 @@ import respx
 
 from app.backends.boxlite.client import ANSWER_BYTES, Client, Unanswered, Unreachable, upstream_of
 from app.backends.boxlite.server import Server, is_silent
+from app.backends.boxlite.turns import Busy
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable
 from tests.boxlite.rig import QUICK
 
@@ -174,7 +175,7 @@ async def test_the_servers_words_become_one_printable_line() -> None:
     [
         (httpx.ConnectError("refused"), Unreachable, True),
         (httpx.ConnectTimeout("slow"), Unreachable, True),
-        (httpx.PoolTimeout("full"), Unreachable, True),
+        (httpx.PoolTimeout("full"), Busy, True),
         (httpx.ReadTimeout("slow"), Unanswered, True),
         (httpx.WriteTimeout("slow"), Unanswered, True),
         (httpx.RemoteProtocolError("Server disconnected"), Unanswered, True),

@@ -123,6 +123,14 @@ def test_hosts_that_may() -> None:
     assert narrowed(asked, wide) == ("x.a.test", "*.y.a.test", "b.test", "10.1.2.3", "10.1.0.0/16")
 
 
+async def test_a_list_of_hosts_is_bounded_in_bytes_as_every_beat_brings_those_of_all_boxes() -> None:
+    async with rig(opened=False, direct_allow="*.example.org") as r:
+        names = [f"{'a' * 50}.{'b' * 50}.n{n}.example.org" for n in range(64)]
+        r.backend.fit(with_network(*names[:16]))
+        with pytest.raises(InvalidRequest):
+            r.backend.fit(with_network(*names))
+
+
 @pytest.mark.parametrize("allow", [(), ("10.0.0.0/8",)])
 async def test_direct_is_promised_only_where_the_operator_permits_it(allow: tuple[str, ...]) -> None:
     async with rig(opened=False, direct_allow=",".join(allow)) as r:

@@ -25,16 +25,16 @@ async def test_no_stdin_is_ended_at_once_and_stdin_goes_in_pieces() -> None:
 
 
 async def test_stdin_of_one_execution_has_an_end() -> None:
-    """The server queues without a limit what the program does not read."""
+    """The server queues without a limit what the program does not read. Behind what was refused nothing goes in: a
+    client that sends on without looking would feed its program a hole."""
     async with rig(stdin_mib=1) as r:
-        run = await start(await r.sandbox(), *script("sleep 1000"), stdin=True)
+        run = await start(await r.sandbox(), *script("wc -c"), stdin=True)
         await run.handle.write(b"x" * (1024 * 1024 - 1))
-        with pytest.raises(CapacityExceeded, match="stdin"):
-            await run.handle.write(b"xx")
-        await run.handle.write(b"x")
-        with pytest.raises(CapacityExceeded):
-            await run.handle.write(b"x")
-        await run.handle.kill()
+        for refused in (b"xx", b"x"):
+            with pytest.raises(CapacityExceeded, match="stdin"):
+                await run.handle.write(refused)
+        await run.handle.close_stdin()
+        assert (await run.end()).code == 0 and run.out == b"1048575\n"
 
 
 async def test_the_bound_of_stdin_is_64_mib_where_the_operator_says_nothing() -> None:

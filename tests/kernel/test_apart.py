@@ -152,6 +152,15 @@ def test_a_folder_in_which_others_can_put_things_is_refused(folder: Path, owner:
     assert (status, "must belong to root" in said) == (2, True), said
 
 
+def test_a_folder_below_one_in_which_others_can_put_things_is_refused(folder: Path) -> None:
+    """Whoever owns the folder above can put another in its place, or a link to what root then gives away."""
+    (folder / "run").mkdir(mode=0o755)
+    os.chown(folder, GATEWAY, GATEWAY)
+    socket = str(folder / "run/launcher.sock")
+    status, said = bulkhead("launcher", "--socket", socket, "--gateway-uid", str(GATEWAY))
+    assert (status, "above it must belong to root" in said) == (2, True), said
+
+
 def test_a_launcher_that_does_not_know_its_gateway_or_socket_does_not_start(folder: Path) -> None:
     status, said = bulkhead("launcher", "--socket", str(folder / "launcher.sock"))
     assert (status, "BULKHEAD_PROCESS__GATEWAY_UID" in said) == (2, True), said

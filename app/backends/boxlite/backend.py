@@ -48,6 +48,7 @@ CAPABILITIES = frozenset(
     }
 )
 MIB = 1024 * 1024
+REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours must not cost us 20,000 requests
 
 
 class BoxliteBackend:
@@ -102,6 +103,8 @@ class BoxliteBackend:
     # --- create
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
+        await self._pulse.check()
+        await self._boots.acquire()  # whoever gives up while he waits has begun nothing
         birth = asyncio.get_running_loop().create_task(self._birth(sandbox_id, spec))
         try:
             return await asyncio.shield(birth)
@@ -121,19 +124,21 @@ class BoxliteBackend:
             self._forget(name)
 
     async def _birth(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
-        await self._pulse.check()
         name = self._prefix + sandbox_id
         self._names.add(name)
+        turn = contextlib.ExitStack()
+        turn.callback(self._boots.release)
         try:
-            async with self._boots:
-                return await self._boot(sandbox_id, name, spec)
+            with turn:
+                await self._pulse.check()
+                return await self._boot(sandbox_id, name, spec, turn)
         except BaseException as error:
             self._names.discard(name)
             if isinstance(error, BackendFailure):
                 self._pulse.note(error)
             raise
 
-    async def _boot(self, sandbox_id: str, name: str, spec: SandboxSpec) -> BoxliteSandbox:
+    async def _boot(self, sandbox_id: str, name: str, spec: SandboxSpec, turn: contextlib.ExitStack) -> BoxliteSandbox:
         box = await self._made(name, spec)
         sandbox = BoxliteSandbox(
             self._server,
@@ -148,6 +153,7 @@ class BoxliteBackend:
             began = time.perf_counter()
             started = await self._started(box.id)
             boot_seconds = time.perf_counter() - began
+            turn.close()  # an image that keeps us waiting from here on keeps nobody else
             facts = await self._proved(sandbox, spec)
             check(facts, spec)
         except BaseException:
@@ -219,6 +225,8 @@ class BoxliteBackend:
             if sandbox.since < asked_at and (box is None or box.over):
                 sandbox.lose("its box is gone" if box is None else f"its box is {box.status}")
         for box in boxes:
+            if len(self._removing) >= REMOVALS:
+                break  # the others when they are seen again
             if box.name is not None and box.name.startswith(self._prefix) and box.name not in self._names:
                 self._remove(box.id)
 

@@ -17,10 +17,13 @@ import httpx
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.times import Times
+from app.backends.boxlite.turns import Busy, take
 from app.core.backend import settle
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
 
-ANSWER_BYTES = 16 * 1024 * 1024  # the list has all boxes of all who have the key; about 600 bytes each
+# The list has all boxes of all who have the key, about 600 bytes and five objects each. What is more in number or size
+# would keep everybody waiting while it is read: 16 MiB of `[],` take three seconds.
+ANSWER_BYTES, ANSWER_PARTS = 4 * 1024 * 1024, 100_000
 SHOWN = 300  # characters of the server's own words in our sentences
 _UNAVAILABLE = frozenset({"engine_unavailable", "network_unavailable", "resource_exhausted", "upstream_unavailable"})
 T = TypeVar("T")
@@ -47,6 +50,17 @@ async def detached(work: Coroutine[Any, Any, T]) -> T:
     return await asyncio.shield(task)
 
 
+def shown(text: str) -> str:
+    """A server's or an image's words for our sentences: one line, nothing that a terminal obeys. Both ends of what is
+    long: at the beginning stands what went wrong, at the end in what way."""
+    if len(text) > 8 * SHOWN:
+        text = f"{text[: 4 * SHOWN]} {text[-4 * SHOWN :]}"
+    line = " ".join(text.split())
+    if len(line) > SHOWN:
+        line = f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}"
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+
+
 def seen(task: asyncio.Task[Any]) -> None:
     """Nobody may be left to look at it."""
     if not task.cancelled():
@@ -67,24 +81,47 @@ class Client:
         self._sent = {**self.headers, "accept": "application/json", "accept-encoding": "identity"}
         # The lower half of httpx: it knows no redirects, no cookies and no proxies of the environment, all of which
         # would lead the key elsewhere, and a request costs 0.3 ms less.
-        self._http = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32)
-        )
+        self._http = _transport(connections)
+        self._beats = _transport(2)  # what tells whether the server is there waits behind nobody's hung box
 
     async def request(
-        self, method: str, path: str, *, seconds: float, body: Any = None, query: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        turns: asyncio.Semaphore | None = None,
+        beat: bool = False,
     ) -> Answer:
-        """The answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable), BackendTimeout (Unanswered).
-        `seconds`: for all of it, however slowly the bytes come."""
+        """The answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable, Busy), BackendTimeout
+        (Unanswered). `seconds`: for all of it, however slowly the bytes come; before that as long for one of `turns`,
+        which is held until the answer is there. `beat`: on connections of its own."""
+        if turns is not None:
+            await take(turns, seconds)
         if self._closed:
+            if turns is not None:
+                turns.release()
             raise Unreachable(RUNTIME, "the service is stopping")
-        task = asyncio.get_running_loop().create_task(self._send(method, path, seconds, body, query))
+        http = self._beats if beat else self._http
+        task = asyncio.get_running_loop().create_task(self._send(http, method, path, seconds, body, query))
+        if turns is not None:
+            task.add_done_callback(lambda _: turns.release())
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
         task.add_done_callback(seen)
         return await asyncio.shield(task)
 
-    async def _send(self, method: str, path: str, seconds: float, body: Any, query: Mapping[str, str] | None) -> Answer:
+    async def _send(
+        self,
+        http: httpx.AsyncHTTPTransport,
+        method: str,
+        path: str,
+        seconds: float,
+        body: Any,
+        query: Mapping[str, str] | None,
+    ) -> Answer:
         headers = self._sent if body is None else {**self._sent, "content-type": "application/json"}
         content = None if body is None else json.dumps(body).encode()
         connect = min(self.times.connect, seconds)
@@ -94,12 +131,14 @@ class Client:
                 method, self.url + path, params=query, headers=headers, content=content, extensions=extensions
             )
             async with asyncio.timeout(seconds):
-                response = await self._http.handle_async_request(request)
+                response = await http.handle_async_request(request)
                 try:
                     return self._understood(response, await _bounded(response))
                 finally:
                     await response.aclose()
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except httpx.PoolTimeout as error:
+            raise Busy from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Unreachable(RUNTIME, f"the BoxLite server cannot be reached: {self._why(error)}") from error
         except (TimeoutError, httpx.TimeoutException) as error:
             detail = f"the BoxLite server did not answer {method} within {seconds:g} seconds"
@@ -117,6 +156,7 @@ class Client:
             with contextlib.suppress(BackendFailure):
                 await settle(task)
         await self._http.aclose()
+        await self._beats.aclose()
 
     # --- what the server says
 
@@ -124,17 +164,8 @@ class Client:
         return self._shown(str(error)) or type(error).__name__
 
     def _shown(self, text: str) -> str:
-        """The server's words for our sentences: one line, nothing that a terminal obeys, and not the key, which a
-        server may repeat. Both ends of what is long: at the beginning stands what went wrong, at the end in what way.
-        """
-        if self._key:
-            text = text.replace(self._key, "…")
-        if len(text) > 8 * SHOWN:
-            text = f"{text[: 4 * SHOWN]} {text[-4 * SHOWN :]}"
-        line = " ".join(text.split())
-        if len(line) > SHOWN:
-            line = f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}"
-        return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+        """And not the key, which a server may repeat."""
+        return shown(text.replace(self._key, "…") if self._key else text)
 
     def _understood(self, response: httpx.Response, raw: bytes) -> Answer:
         status = response.status_code
@@ -142,13 +173,13 @@ class Client:
             if not raw:
                 return Answer(status, None)
             try:
-                return Answer(status, json.loads(raw))
+                return Answer(status, _parsed(raw))
             except (ValueError, RecursionError):
                 raise BackendRefused(RUNTIME, "the BoxLite server answers with no JSON", Upstream(status)) from None
         found: Any = None
         if response.headers.get("content-type", "").startswith("application/json"):
             with contextlib.suppress(ValueError, RecursionError):
-                found = json.loads(raw)
+                found = _parsed(raw)
         self._refuse(status, found, raw, response.headers.get("x-request-id", ""))
 
     def _refuse(self, status: int, found: Any, raw: bytes, request_id: str) -> NoReturn:
@@ -172,6 +203,17 @@ class Client:
         if code in _UNAVAILABLE or (code is None and status in {429, 502, 503}):
             raise BackendUnavailable(RUNTIME, detail, 5, upstream)
         raise BackendRefused(RUNTIME, detail, upstream)
+
+
+def _transport(connections: int) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32))
+
+
+def _parsed(raw: bytes) -> Any:
+    """Raises ValueError, RecursionError."""
+    if raw.count(b"[") + raw.count(b"{") > ANSWER_PARTS:
+        raise ValueError("too many parts")
+    return json.loads(raw)
 
 
 async def _bounded(response: httpx.Response) -> bytes:

@@ -8,6 +8,7 @@ from typing import Protocol
 from app.backends.boxlite.inside import Inside
 from app.backends.boxlite.server import is_silent
 from app.backends.boxlite.times import Times
+from app.backends.boxlite.turns import Asks
 from app.core.commands import signal_name
 from app.core.errors import BackendFailure
 from app.core.models import Exit, ExitReason
@@ -21,6 +22,7 @@ class Room(Protocol):
 
     box_id: str
     inside: Inside
+    asks: Asks
 
     @property
     def ending(self) -> bool:

@@ -137,7 +137,7 @@ class BoxliteExecution:
     def _end(self, exit_: Exit) -> None:
         if self._exit.done():
             return
-        self._intake.flush()
+        self._intake.end()
         detail = exit_.detail
         if self._killing is not None and exit_.signal == "SIGKILL":
             detail = detail or MAY_LIVE_ON
@@ -158,7 +158,9 @@ class BoxliteExecution:
         if self._stdin_over or self._exit.done():
             return
         if len(data) > self._stdin_left:
-            # The server takes in what the program does not read, without limit, and says nothing.
+            # The server takes in what the program does not read, without limit, and says nothing. Nothing smaller may
+            # follow: it would go on behind a hole.
+            self._stdin_left = 0
             raise CapacityExceeded("bytes of stdin of one execution of this runtime", self._stdin_limit)
         self._stdin_left -= len(data)
         await self._to_socket(lambda socket: socket.write(data))
@@ -195,13 +197,18 @@ class BoxliteExecution:
             raise WrongState("ended", "the execution has ended")
         if self._size is not None:
             self._size = replace(self._size, rows=rows, cols=cols)
-        if not await self._server.resize(self._room.box_id, self._id, rows, cols):
-            raise WrongState("ended", "the execution has ended")
+        with self._room.asks:
+            if not await self._server.resize(self._room.box_id, self._id, rows, cols):
+                raise WrongState("ended", "the execution has ended")
 
     async def signal(self, number: int) -> None:
         """To the group, by the box's own shell; where that cannot, to the first process, by the server."""
         if self._exit.done():
             raise WrongState("ended", "the execution has ended")
+        with self._room.asks:
+            await self._signal(number)
+
+    async def _signal(self, number: int) -> None:
         self._hung_up = self._hung_up or number == _SIGHUP
         with contextlib.suppress(BackendFailure):
             if await self._room.inside.signal(self._mark, number):

@@ -15,6 +15,7 @@ from enum import Enum
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Ended
+from app.backends.boxlite.client import shown
 from app.backends.boxlite.server import Server, SpawnFailed
 from app.core.errors import BackendTimeout, BackendUnavailable, Upstream
 from app.core.models import Channel
@@ -22,7 +23,9 @@ from app.core.models import Channel
 MARK = "BULKHEAD_EXECUTION"
 WORKSPACE = "/workspace"
 OUTPUT_BYTES = 64 * 1024
+MOST_LINKS = 16  # a box has two
 _NOT_ALLOWED = 4
+_NAMES = frozenset({"kernel", "cpus", "memory_kib", "routes"})
 
 # Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a box without a network has routes of lo.
 PROVE = r"""
@@ -45,7 +48,8 @@ exit 0
 """
 
 # `marked`: the processes with a mark. head names each file before it prints it, so three programs read all
-# environments, however many processes there are; busybox's grep alone stops at the first NUL of a file.
+# environments, however many processes there are; busybox's grep alone stops at the first NUL of a file. A variable with
+# newlines in it can look like such a name, of any process of the box; but 0 and 1 mean others to kill(1).
 _MARKED = r"""
 for tool in head tr grep; do command -v $tool >/dev/null || exit 5; done
 marked() {
@@ -54,7 +58,7 @@ marked() {
   while read -r line; do
     case $line in
       '==> '*) pid=${line#'==> /proc/'}; pid=${pid%%/*} ;;
-      *) echo $pid ;;
+      *) [ "$pid" -gt 1 ] 2>/dev/null && echo $pid ;;
     esac
   done
 }
@@ -141,10 +145,10 @@ class Inside:
         Raises BackendUnavailable, PermissionError when the image's user may not make the workspace."""
         said = await self._shell(PROVE, workspace)
         if said.code == _NOT_ALLOWED:
-            raise PermissionError(said.err.decode(errors="replace").strip()[:200])
+            raise PermissionError(shown(said.err.decode(errors="replace"))[:200])
         if said.code != 0:
             raise BackendUnavailable(RUNTIME, f"the box cannot run its shell: it ended with {said.code}")
-        return _facts(said.out.decode(errors="replace"))
+        return facts_of(said.out.decode(errors="replace"))
 
     async def kill(self, execution_id: str) -> Swept:
         """Everything with the mark of that execution."""
@@ -180,22 +184,24 @@ class Inside:
                 if isinstance(frame, Ended):
                     said.code = frame.code
                 elif frame.channel is Channel.STDOUT:
-                    said.out = (said.out + frame.data)[:OUTPUT_BYTES]
+                    said.out += frame.data[: OUTPUT_BYTES - len(said.out)]
                 else:
-                    said.err = (said.err + frame.data)[:OUTPUT_BYTES]
+                    said.err += frame.data[: OUTPUT_BYTES - len(said.err)]
         return said
 
 
-def _facts(text: str) -> Facts:
+def facts_of(text: str) -> Facts:
+    """Goes into the receipt, so it is bounded, and nothing that a terminal obeys."""
     links: dict[str, bool] = {}
     found: dict[str, str] = {}
     for line in text.splitlines():
         name, _, value = line.partition("=")
         if name == "link":
             link, _, up = value.partition(" ")
-            links[link[:32]] = up == "1"
-        else:
-            found[name] = value[:128]
+            if len(links) < MOST_LINKS:
+                links[shown(link)[:32]] = up == "1"
+        elif name in _NAMES:
+            found[name] = shown(value)[:128]
 
     def number(name: str, unknown: int) -> int:
         value = found.get(name, "")

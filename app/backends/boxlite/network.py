@@ -12,6 +12,8 @@ from app.backends.boxlite import RUNTIME
 from app.core.errors import InvalidRequest, PolicyNotSupported, PolicyTooBroad
 from app.core.hosts import check_rule, covers
 
+RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which we ask for every two seconds
+
 
 def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
     """Raises PolicyNotSupported, InvalidRequest, PolicyTooBroad."""
@@ -30,4 +32,6 @@ def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
             ceiling = ", ".join(permitted)
             raise PolicyTooBroad("policy.network.allow", ceiling, f"{rule} is not among what may be reached: {ceiling}")
         rules.append(rule)
+    if sum(map(len, rules)) > RULES_BYTES:
+        raise InvalidRequest.at("/policy/network/allow", f"takes more than {RULES_BYTES} bytes")
     return tuple(dict.fromkeys(rules))

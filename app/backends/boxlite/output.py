@@ -70,6 +70,10 @@ class _Lane:
         if self._repetition is not None and self._repetition.held:
             self._release(self._repetition, self._repetition.end())
 
+    def end(self) -> None:
+        self.flush()
+        self._tail = Tail()
+
     def _release(self, repetition: Repetition, known: Known) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -101,6 +105,11 @@ class Intake:
     def flush(self) -> None:
         for lane in self._lanes.values():
             lane.flush()
+
+    def end(self) -> None:
+        """No more sockets. An execution that has ended is remembered, up to a MiB of what it said last is not."""
+        for lane in self._lanes.values():
+            lane.end()
 
     async def take(self, frames: AsyncIterator[Chunk | Ended]) -> int:
         """Until the exit frame: its code. Raises AttachCut, and then nothing that came is lost."""

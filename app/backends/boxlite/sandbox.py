@@ -12,6 +12,7 @@ from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.inside import MARK, Inside
 from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.server import Server, SpawnFailed
+from app.backends.boxlite.turns import Asks
 from app.core.backend import Logs
 from app.core.errors import BackendFailure, BackendTimeout, WrongState
 from app.core.models import Command, Exit, ExitReason
@@ -37,7 +38,7 @@ class BoxliteSandbox:
         self._tasks = tasks
         self._server, self._pulse, self._stdin_limit, self._on_end = server, pulse, stdin_limit, on_end
         self.id, self.box_id = sandbox_id, box_id
-        self.inside = Inside(server, box_id)
+        self.inside, self.asks = Inside(server, box_id), Asks()
         loop = asyncio.get_running_loop()
         self._loop = loop
         self.since = loop.time()

@@ -17,6 +17,7 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import Socket, Sockets
 from app.backends.boxlite.box import Box, box_of, called, is_id, with_id
 from app.backends.boxlite.client import Client, Unanswered, Unreachable, upstream_of
+from app.backends.boxlite.turns import Busy, Turns
 from app.core.errors import BackendFailure, BackendRefused, Upstream
 
 WHITELIST = frozenset({1, 2, 3, 6, 10, 12, 15, 28})  # signals that the server passes on, to the first process only
@@ -35,6 +36,7 @@ class Server:
         self.sockets = Sockets(client.url, client.headers, client.times)
         self._prefix = prefix
         self._finding = asyncio.Lock()
+        self._turns = Turns()
 
     async def path(self, *segments: str) -> str:
         if self._prefix is None:
@@ -83,7 +85,8 @@ class Server:
 
     async def boxes(self) -> list[Box]:
         """All that the key can see: the server knows no pages and no filter."""
-        found = (await self._call("GET", self.times.beat_answer, "boxes")).body
+        path = await self.path("boxes")
+        found = (await self.client.request("GET", path, seconds=self.times.beat_answer, beat=True)).body
         items = found.get("boxes") if isinstance(found, dict) else None
         if not isinstance(items, list):
             raise BackendRefused(RUNTIME, "the BoxLite server answers with no list of boxes", Upstream(200))
@@ -172,7 +175,7 @@ class Server:
     async def execute(self, box_id: str, body: Mapping[str, Any]) -> str:
         """The execution's id. Raises SpawnFailed."""
         try:
-            found = (await self._call("POST", self.times.control, "boxes", box_id, "exec", body=body)).body
+            found = (await self._talk("exec", "POST", self.times.control, box_id, "exec", body=body)).body
         except BackendRefused as refused:
             _, mark, reason = str(refused).partition("spawn_failed: ")
             if refused.upstream.status == 500 and mark:
@@ -186,7 +189,7 @@ class Server:
     async def kill(self, box_id: str, execution_id: str) -> bool:
         """SIGKILL to the first process. False when there is none to kill (any more)."""
         try:
-            await self._call("DELETE", self.times.signal, "boxes", box_id, "executions", execution_id)
+            await self._talk("kill", "DELETE", self.times.signal, box_id, "executions", execution_id)
         except BackendRefused as refused:
             if refused.upstream.status in {404, 500}:
                 return False
@@ -203,12 +206,17 @@ class Server:
 
     async def _tell(self, box_id: str, execution_id: str, what: str, body: Mapping[str, Any]) -> bool:
         try:
-            await self._call("POST", self.times.signal, "boxes", box_id, "executions", execution_id, what, body=body)
+            await self._talk(what, "POST", self.times.signal, box_id, "executions", execution_id, what, body=body)
         except BackendRefused as refused:
             if refused.upstream.status in {404, 500}:  # 500: the guest knows no such process any more
                 return False
             raise
         return True
+
+    async def _talk(self, what: str, method: str, seconds: float, box_id: str, *segments: str, body: Any = None) -> Any:
+        """With what is in the box, which may hang: so a few at a time of each kind (`what`)."""
+        path, turns = await self.path("boxes", box_id, *segments), self._turns.of(box_id, what)
+        return await self.client.request(method, path, seconds=seconds, body=body, turns=turns)
 
     async def _call(
         self, method: str, seconds: float, *segments: str, body: Any = None, query: Mapping[str, str] | None = None
@@ -233,8 +241,8 @@ def is_slow_boot(error: BackendFailure) -> bool:
 
 
 def is_silent(error: BaseException) -> bool:
-    """The server itself, not something in it: no connection, or no answer."""
-    return isinstance(error, (Unreachable, Unanswered))
+    """The server itself, not something in it: no connection, or no answer, or not our turn."""
+    return isinstance(error, (Unreachable, Unanswered, Busy))
 
 
 def main_command() -> Sequence[str]:

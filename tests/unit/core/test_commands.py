@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.backend import CommandLimits
-from app.core.commands import NUMBERS, check_command, check_start, signal_name, signal_number
+from app.core.commands import NUMBERS, check_command, check_environment, check_start, signal_name, signal_number
 from app.core.errors import CapabilityMissing, InvalidRequest
 from app.core.models import Command, Stdin, Terminal
 from tests.null_backend import NullBackend
@@ -156,3 +156,10 @@ def test_unknown_signal_is_none(bad: str | int) -> None:
 def test_real_time_signals_have_a_name_for_people() -> None:
     assert (signal_name(34), signal_name(36), signal_name(33)) == ("SIGRTMIN+0", "SIGRTMIN+2", "SIG33")
     assert len(NUMBERS) == 31
+
+
+def test_an_environment_that_no_command_could_have_is_refused_for_a_sandbox() -> None:
+    limits = CommandLimits(argument_bytes=100, total_bytes=1000)
+    assert not check_environment({f"v{n}": "x" * 80 for n in range(10)}, limits)
+    (error,) = check_environment({f"v{n}": "x" * 80 for n in range(11)}, limits)
+    assert (error.pointer, "1000" in error.detail) == ("/env", True)

@@ -174,6 +174,21 @@ async def test_full_records_forget_the_oldest_that_is_over_and_refuse_when_none_
             house.sandboxes.get(second.id)
 
 
+async def test_record_of_a_destroyed_sandbox_keeps_no_environments() -> None:
+    """Records are many and stay for an hour; 25 with 4 MiB each were 350 MiB."""
+    async with House() as house:
+        sandbox, _ = house.sandboxes.create(spec(env={"A": "x" * 1000}))
+        await house.sandboxes.wait_created(sandbox, 60)
+        asked = command("true", env={"B": "y" * 1000})
+        execution, _ = await house.sandboxes.execute(sandbox, asked, "e1")
+        assert execution.command.env == {"A": "x" * 1000, "B": "y" * 1000}
+        await house.sandboxes.destroy(sandbox)
+        assert sandbox.spec.env == {} and execution.command.env == {}
+        assert await house.sandboxes.execute(sandbox, asked, "e1") == (execution, False)
+        with pytest.raises(Conflict):
+            await house.sandboxes.execute(sandbox, command("false"), "e1")
+
+
 async def test_abandoned_sandbox_is_destroyed_unless_its_client_chose_the_id() -> None:
     async with House() as house:
         nameless, named = await house.create(), await house.create(spec(), "mine")

@@ -1,0 +1,55 @@
+"""How many requests about one box there may be at one time. A guest that hangs lets each hang for up to 30 seconds, and
+whoever owns it may ask as often as he likes: without a bound he takes all connections, and everybody else waits."""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakValueDictionary
+
+from app.backends.boxlite import RUNTIME
+from app.core.errors import BackendUnavailable
+
+AT_ONCE = 8  # requests about one box, of each kind
+ASKS = 32  # signals and resizes of one box, from the request of the client to its answer
+
+
+class Busy(BackendUnavailable):
+    """Others are asked for before it was our turn: nothing was sent, and it says nothing about the server."""
+
+    def __init__(self, detail: str = "too many requests wait for this box or its server already") -> None:
+        super().__init__(RUNTIME, detail)
+
+
+class Turns:
+    """Of many boxes; a kind waits only for its like, so what ends something never waits behind a start."""
+
+    def __init__(self) -> None:
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
+
+    def of(self, box_id: str, kind: str) -> asyncio.Semaphore:
+        """Kept while somebody holds it."""
+        return self._turns.setdefault((box_id, kind), asyncio.Semaphore(AT_ONCE))
+
+
+async def take(turns: asyncio.Semaphore, seconds: float) -> None:
+    """Raises Busy."""
+    try:
+        async with asyncio.timeout(seconds):
+            await turns.acquire()
+    except TimeoutError:
+        raise Busy from None
+
+
+class Asks:
+    """A client that hangs up does not end what it asked for, so the answer to one too many is no."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    def __enter__(self) -> None:
+        if self._under_way >= ASKS:
+            raise Busy
+        self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way -= 1
