@@ -49,7 +49,8 @@ def _extras(problem: Mapping[str, Any], said: str) -> Iterator[str]:
     if known not in said:
         yield f"known: {known}"
     runtime = problem.get("runtime")
-    if runtime is not None and str(runtime).lower() not in said.lower():
+    # `auto` is what was asked for and no runtime that could refuse: the detail names those.
+    if runtime not in (None, "auto") and str(runtime).lower() not in said.lower():
         yield f"runtime {runtime}"
     upstream = [str(problem[name]) for name in ("upstream_status", "upstream_code") if problem.get(name) is not None]
     if not all(word in said for word in upstream):

@@ -43,8 +43,9 @@ async def choose(
     if wish.runtime != AUTO:
         backend = registry.get(wish.runtime)
         if not _meets(backend, wish.floor):
-            tier = backend.info.tier
-            detail = f"the runtime {backend.info.name!r} isolates by {tier}, less than {wish.floor}"
+            name, tier = backend.info.name, backend.info.tier
+            hint = f"{AUTO!r} looks for one that does"  # who named no runtime may not know of it
+            detail = f"the runtime {name!r} isolates by {tier}, less than {wish.floor}; {hint}"
             raise InvalidRequest.at("/isolation_min", detail)
         return backend, None
     passed: list[str] = []

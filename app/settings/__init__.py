@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import (
     AliasChoices,
@@ -273,10 +273,19 @@ def _refuse_unknown_names() -> None:
             raise SettingsError(f"{name} is not a setting of Bulkhead; docs/settings.md lists them all")
 
 
+def _name_without_json(field: str) -> str:
+    """The error names a whole part, also when one of its variables is at fault: then only an object can be."""
+    name, kind = f"{PREFIX}{field.upper()}", Settings.model_fields[field].annotation
+    if isinstance(kind, type) and issubclass(kind, Part) and name not in map(str.upper, os.environ):
+        objects = [inside for inside, of in kind.model_fields.items() if get_origin(of.annotation) is dict]
+        name += "".join(f"__{inside.upper()}" for inside in objects[:1])
+    return name
+
+
 def _sentences(error: ValidationError | PydanticSettingsError) -> str:
     if not isinstance(error, ValidationError):
         field = re.search(r'field "(\w+)"', str(error))
-        return f"{PREFIX}{field[1].upper() if field else '...'}: must be JSON"
+        return f"{_name_without_json(field[1]) if field else PREFIX + '...'}: must be JSON"
     lines = []
     for found in error.errors(include_url=False, include_input=False, include_context=False):
         name = "__".join(str(part) for part in found["loc"] if not isinstance(part, int)).upper()

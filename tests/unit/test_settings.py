@@ -89,6 +89,8 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_LIMITS__PROCESSES__DEFAULT", "1.5", "processes: must be whole numbers"),
         ("BULKHEAD_LIMITS__CPUS__CEILING", "inf", "BULKHEAD_LIMITS__CPUS__CEILING: "),
         ("BULKHEAD_LIMITS", "x", "BULKHEAD_LIMITS: must be JSON"),
+        ("BULKHEAD_BOXLITE", "x", "BULKHEAD_BOXLITE: must be JSON"),
+        ("BULKHEAD_BOXLITE__IMAGES", "busybox", "BULKHEAD_BOXLITE__IMAGES: must be JSON"),
         ("BULKHEAD_API_KEYS", "x", "BULKHEAD_API_KEYS: must be JSON"),
         ("BULKHEAD_API_KEYS", '["short"]', "BULKHEAD_API_KEYS: key 0 must have at least 16"),
         ("BULKHEAD_API_KEYS", '["kkkkkkkkkkkkkkkk kkk"]', "no spaces"),

@@ -131,6 +131,12 @@ async def test_person_at_a_terminal_is_told_that_it_boots() -> None:
             {"detail": "there is no image 'x'; known: busybox, python", "known": ["busybox", "python"]},
             "Title: there is no image 'x'; known: busybox, python",
         ),
+        (
+            422,
+            "capability_missing",
+            {"detail": "no runtime meets the request: boxlite lacks usage", "runtime": "auto", "missing": ["usage"]},
+            "Title: no runtime meets the request: boxlite lacks usage",
+        ),
         (422, "unknown_image", {"detail": "there is no image 'x'", "known": []}, "Title: there is no image 'x'"),
     ],
 )  # fmt: skip - rows

@@ -74,7 +74,7 @@ async def test_a_weaker_wall_than_the_floor_contradicts_the_runtime() -> None:
         await House().choose("process", Tier.VM)
     (error,) = refusal.value.errors
     assert error.pointer == "/isolation_min"
-    assert error.detail == "the runtime 'process' isolates by kernel, less than vm"
+    assert error.detail == "the runtime 'process' isolates by kernel, less than vm; 'auto' looks for one that does"
 
 
 async def test_unknown_and_disabled_runtimes_are_refused() -> None:
