@@ -223,7 +223,7 @@ async def test_the_deadline_is_our_own_clock() -> None:
 async def test_a_delete_ends_with_sigkill_and_says_what_may_live_on() -> None:
     async with service() as (_, door):
         sandbox = await create(door.client, **BODY)
-        hidden = "env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
+        hidden = "setsid env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
         path = await door.start("sh", "-c", hidden, sandbox=sandbox)
         async with door.stream(path) as socket:
             await socket.recv()

@@ -13,8 +13,8 @@ from app.core.models import ExitReason
 from tests.boxlite.double import Answer, Attach, Drop, Route, Settings, Stall
 from tests.boxlite.rig import Rig, quick, rig, start, until
 
-# A child that holds stdout, ignores signals and has a clean environment: nothing finds it by its mark.
-HIDDEN = "env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
+# A child that holds stdout, in a session of its own and with a clean environment: no mark and no group leads to it.
+HIDDEN = "setsid env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
 
 
 def script(text: str) -> tuple[str, str, str]:
