@@ -53,6 +53,17 @@ async def test_reserved_names_are_refused_by_the_limits_of_the_runtime() -> None
         assert limits.argument_bytes < 131_072 and limits.total_bytes < 200_000
 
 
+async def test_the_largest_command_that_is_let_through_is_one_that_the_server_takes() -> None:
+    """A byte of it may be six in JSON, and the server takes 2 MiB."""
+    async with rig() as r:
+        limits = r.backend.info.command_limits
+        rest = limits.total_bytes - limits.argument_bytes - 1000
+        run = await start(
+            await r.sandbox(), *script("echo ${#1} ${#2}"), "sh", "\1" * limits.argument_bytes, "\1" * rest
+        )
+        assert (await run.end()).code == 0 and run.out == f"{limits.argument_bytes} {rest}\n".encode()
+
+
 @pytest.mark.parametrize(
     ("command", "code"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$; :", None)]
 )
