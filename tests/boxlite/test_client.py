@@ -156,6 +156,12 @@ async def test_a_server_that_repeats_the_key_is_not_repeated(answer: Any) -> Non
         assert half not in str(error) and half not in repr(error) and half not in str(upstream_of(error))
 
 
+async def test_an_error_names_the_servers_request_by_which_its_log_can_be_searched() -> None:
+    headers = {"x-request-id": "4f0c-7"}
+    assert str(await ask(status_code=500, json=envelope("internal"), headers=headers)).endswith("(its request 4f0c-7)")
+    assert "request" not in str(await ask(status_code=500, json=envelope("internal")))
+
+
 async def test_a_long_word_of_the_server_costs_nothing() -> None:
     began = time.process_time()
     error = await ask(status_code=400, json=envelope("c " * 1_000_000, "a " * 3_000_000))

@@ -9,7 +9,7 @@ from app.core.models import ExitReason
 from tests.boxlite.double import Answer, Attach, Route
 from tests.boxlite.rig import rig, start, until
 
-# A child that holds stdout, in a group of its own and with a clean environment: no kill finds it.
+# A child that holds stdout, in a session of its own and with a clean environment: no mark and no group leads to it.
 HIDDEN = "setsid env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
 
 
@@ -47,6 +47,17 @@ async def test_reserved_names_are_refused_by_the_limits_of_the_runtime() -> None
         limits = r.backend.info.command_limits
         assert limits.reserved == {"BOXLITE_EXECUTOR", MARK}
         assert limits.argument_bytes < 131_072 and limits.total_bytes < 200_000
+
+
+async def test_the_largest_command_that_is_let_through_is_one_that_the_server_takes() -> None:
+    """A byte of it may be six in JSON, and the server takes 2 MiB."""
+    async with rig() as r:
+        limits = r.backend.info.command_limits
+        rest = limits.total_bytes - limits.argument_bytes - 1000
+        run = await start(
+            await r.sandbox(), *script("echo ${#1} ${#2}"), "sh", "\1" * limits.argument_bytes, "\1" * rest
+        )
+        assert (await run.end()).code == 0 and run.out == f"{limits.argument_bytes} {rest}\n".encode()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,20 @@ async def test_a_create_that_is_answered_with_somebody_elses_box_leaves_that_alo
         assert stranger.status == "running" and r.routes() == [Route.CREATE]
 
 
+async def test_an_answer_about_another_box_says_nothing_of_ours() -> None:
+    """Neither that it was started, nor that it has ended."""
+    async with rig() as r:
+        other = Answer.json({"box_id": "AAAAAAAAAAAA", "name": "not-ours", "status": "stopped"})
+        r.double.faults.on(Route.START, other, times=1)
+        with pytest.raises(BackendRefused, match="another box"):
+            await r.sandbox()
+        sandbox = await r.sandbox("sbx_2")
+        r.double.faults.on(Route.GET, other, times=1)
+        with pytest.raises(BackendRefused, match="another box"):
+            await sandbox.look()
+        assert (await (await start(sandbox, "true")).end()).code == 0
+
+
 @pytest.mark.parametrize("route", [Route.CREATE, Route.EXEC, Route.LIST])
 async def test_an_endless_body_and_one_that_comes_byte_by_byte(route: Route) -> None:
     async with rig(times=quick(control=0.5, beat_answer=0.5)) as r:
