@@ -11,9 +11,10 @@ from app.api.deps import Edge
 from app.api.frames import CHANNEL_BYTE, StdinEof, exit_frame, gap_frame, problem_frame, start_frame, understand
 from app.core.backend import settle
 from app.core.errors import BulkheadError, Conflict
-from app.core.executions import Execution, StdinGrip
+from app.core.executions import Execution
 from app.core.follow import Gap
 from app.core.models import Channel, Terminal
+from app.core.stdin import StdinGrip
 
 NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, TAKEN_OVER = 1000, 1008, 1011, 4001
 # The server's `send` suspends only when its buffer is full. A fast reader would otherwise never let the loop go on.
