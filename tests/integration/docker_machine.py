@@ -47,7 +47,7 @@ def running_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) 
     network = ("-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net")
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", RUN_MACHINE, job, folder / "out", *network],
-        env=os.environ | {"LIMIT": "3600", "MEMORY": "6144"},
+        env=os.environ | {"LIMIT": "3600", "MEMORY": "4608"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
