@@ -19,9 +19,9 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
-from app.core.errors import UnknownImage
+from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
 from app.core.policy import Policy
-from app.core.registry import Registry
+from app.core.registry import AUTO, Registry
 from app.core.sandboxes import Sandboxes
 from app.http_bounds import CONNECTIONS, BoundedHttp
 from app.instance import Instance, InstanceError
@@ -52,10 +52,10 @@ def main(arguments: list[str]) -> int:
         spill = open_spill(settings, uid)
         process = ProcessBackend(Path(launcher_socket) if launcher_socket else None, reason)
         backends: list[Backend] = [process, boxlite_backend(settings)]
+        server = build(settings, keys, profiles, spill, backends)
     except (SettingsError, KeysError, ProfilesError, InstanceError, UnknownImage, StartRefused) as error:
         say(str(error))
         return 2
-    server = build(settings, keys, profiles, spill, backends)
     give_up_root(uid, parent)
     if parent and os.getppid() != parent:
         return 0
@@ -93,6 +93,7 @@ def build(
     """Everything wired, nothing listening yet. `backends`: the cheapest first."""
     in_use = {"process": settings.process.enabled, RUNTIME: settings.boxlite.in_use}
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
+    _check_default(registry)
     telemetry = Telemetry()
     sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.open, spill.check)
     app = create_app(
@@ -127,6 +128,17 @@ def build(
     config.load()
     import_what_comes_late()
     return AnnouncedServer(config)
+
+
+def _check_default(registry: Registry) -> None:
+    """A slip of the pen is no runtime. One that is not enabled is told by /readyz. Raises StartRefused."""
+    try:
+        registry.canonical(registry.default)
+    except UnknownRuntime as error:
+        if error.runtime != AUTO:
+            raise StartRefused(f"BULKHEAD_RUNTIME: {error}") from None
+    except RuntimeNotEnabled:
+        return
 
 
 def boxlite_backend(settings: Settings) -> BoxliteBackend:

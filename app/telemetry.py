@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from app.core.errors import BulkheadError
 from app.core.models import SandboxState
 from app.core.sandboxes import Sandbox
 
@@ -47,6 +48,7 @@ class Telemetry:
 
     def __init__(self, *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
         logging.getLogger("uvicorn.error").addFilter(_REFUSED_UPGRADES)  # one object: adding it again is nothing
+        self._reasons: dict[str, str | None] = {}  # why a runtime was not available when it was last asked
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[
@@ -125,8 +127,14 @@ class Telemetry:
     def streamed(self, runtime: str, count: int) -> None:
         self._streamed.labels(runtime).inc(count)
 
-    def runtime_ready(self, runtime: str, ready: bool) -> None:
-        self._healthy.labels(runtime).set(ready)
+    def runtime_ready(self, runtime: str, error: BulkheadError | None) -> None:
+        """Told whenever somebody asked; a line when the answer is another than before."""
+        self._healthy.labels(runtime).set(error is None)
+        reason = None if error is None else str(error)
+        if (self._reasons.get(runtime) is None) != (reason is None) or runtime not in self._reasons:
+            say = self._log.info if reason is None else self._log.warning
+            say("runtime", runtime=runtime, available=reason is None, reason=reason)
+        self._reasons[runtime] = reason
 
     def request(
         self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None

@@ -17,7 +17,7 @@ class Readiness:
     def __init__(
         self,
         registry: Registry,
-        noted: Callable[[str, bool], None],
+        noted: Callable[[str, BulkheadError | None], None],
         *,
         answer_seconds: float = ANSWER_SECONDS,
         fresh_seconds: float = FRESH_SECONDS,
@@ -50,7 +50,7 @@ class Readiness:
             error = BackendUnavailable(name, f"the runtime did not answer within {self._answer_seconds:g} seconds")
         except BackendFailure as found:
             error = found
-        self._noted(name, error is None)
+        self._noted(name, error)
         return error
 
     async def all(self) -> dict[str, BulkheadError | None]:

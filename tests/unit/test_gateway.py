@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from app import gateway
 from app.backends.process.backend import ProcessBackend
+from app.core.backend import Backend
 from app.core.policy import DEFAULT_PROFILES
 from app.gateway import StartRefused, build, descriptors_needed, open_spill, raise_descriptor_limit
 from app.settings import load_settings
@@ -78,4 +80,14 @@ def test_nothing_listens_before_root_is_given_up(tmp_path: Path) -> None:
     assert server.config.host == "127.0.0.1"
     assert server.config.proxy_headers is False
     assert server.config.access_log is False
+    spill.close()
+
+
+@pytest.mark.parametrize(("runtime", "starts"), [("boxlit", False), ("boxlite", True), ("vm", True), ("auto", True)])
+def test_a_default_runtime_that_does_not_exist_stops_the_start(tmp_path: Path, runtime: str, starts: bool) -> None:
+    """One that is not enabled does not: /readyz tells it."""
+    settings, spill = load_settings(port=0, data=tmp_path, runtime=runtime), SpillFolder(tmp_path, MIB)
+    backends: list[Backend] = [ProcessBackend(None), gateway.boxlite_backend(settings)]
+    with nullcontext() if starts else pytest.raises(StartRefused, match="there is no runtime 'boxlit'"):
+        build(settings, (), DEFAULT_PROFILES, spill, backends)
     spill.close()
