@@ -70,9 +70,13 @@ class Lifetimes:
 
     async def destroy(self, sandbox: Sandbox, why: str) -> None:
         """No process of the sandbox exists when this returns, whatever becomes of the caller. Idempotent."""
+        await asyncio.shield(self._begin_end(sandbox, why))
+
+    def _begin_end(self, sandbox: Sandbox, why: str) -> asyncio.Task[None]:
+        """From here on it is ending, before anybody else has a turn."""
         if sandbox.ending is None:  # it stays, so the second to come finds the end behind it
             sandbox.ending = self._tasks.spawn(self._end(sandbox, why))
-        await asyncio.shield(sandbox.ending)
+        return sandbox.ending
 
     async def _end(self, sandbox: Sandbox, why: str) -> None:
         try:
@@ -155,4 +159,4 @@ class Lifetimes:
             self.arm(sandbox)
             return
         why = "its ttl passed" if self._ttl_left(sandbox) <= EARLY_SECONDS else "it was idle"
-        self._tasks.spawn(self.destroy(sandbox, f"the sandbox expired: {why}"))
+        self._begin_end(sandbox, f"the sandbox expired: {why}")

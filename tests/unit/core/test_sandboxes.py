@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -404,6 +405,25 @@ async def test_sandbox_is_destroyed_when_its_ttl_passes_even_while_a_program_run
         assert execution.exit.reason is ExitReason.KILLED
         assert execution.exit.detail == "the sandbox expired: its ttl passed"
         assert house.backend.alive == []
+
+
+async def test_renewal_in_the_very_turn_of_the_expiry_is_refused() -> None:
+    """Else it would be told 200, and the sandbox would go all the same."""
+    async with House() as house:
+        sandbox = await house.create(spec(ttl_seconds=0.05))
+        refused: list[str] = []
+
+        def renew() -> None:
+            try:
+                house.sandboxes.update(sandbox, ttl_seconds=300)
+            except WrongState as error:
+                refused.append(error.state)
+
+        assert sandbox.timer is not None
+        asyncio.get_running_loop().call_at(sandbox.timer.when() + 0.001, renew)
+        time.sleep(0.06)  # noqa: ASYNC251 - both are due in one turn of the loop, the expiry first
+        assert await expired(sandbox) == "the sandbox expired: its ttl passed"
+        assert refused == ["running"]
 
 
 async def test_ttl_passes_for_a_boot_that_never_ends() -> None:
