@@ -38,6 +38,7 @@ class Groups:
         self._first = tree.version == 1
         self._shared: list[int] = []  # where commands join the room itself, as no child of it is needed
         self._executions: dict[int, None] = {}
+        self._memory_bytes = 0  # the room's limit
         self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
         self._counted: dict[Hierarchy, int] = {}  # where the worker counts as one of the room
 
@@ -48,6 +49,7 @@ class Groups:
 
     def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
         """Raises OSError; then `remove` takes back what was made."""
+        self._memory_bytes = memory_bytes
         for hierarchy in self._tree.hierarchies:
             if hierarchy.limits:
                 os.mkdir(self._name, dir_fd=hierarchy.parent)
@@ -117,9 +119,10 @@ class Groups:
                 if hierarchy.accounts:
                     path = self._path(hierarchy, number)
                     os.mkdir(path, dir_fd=hierarchy.parent)
-                    if not self._first:
-                        write(f"{path}/memory.oom.group", hierarchy.parent, "1")
-                    elif "memory" in hierarchy.controllers:
+                    # Version 2 could kill the whole group when memory runs out (memory.oom.group). A program that
+                    # survives its child would then live on version 1 only, the worker would die with a command that
+                    # it is just starting, and the kernel counts the first victim twice (6 kills of 5, seen).
+                    if self._first and "memory" in hierarchy.controllers:
                         count_sockets(path, hierarchy.parent)  # a child does not inherit that it is counted
                     joins.append(self._tree.open_join(hierarchy, path))
         except OSError:
@@ -148,7 +151,8 @@ class Groups:
                 peak = int(read(f"{path}/memory.max_usage_in_bytes", memory.parent))
                 ooms = field(read(f"{path}/memory.oom_control", memory.parent), "oom_kill")
             else:
-                peak = _peak(path, memory.parent)
+                # The group is charged before the room above it refuses, so its peak may hold what it never got.
+                peak = min(_peak(path, memory.parent), self._memory_bytes)
                 ooms = field(read(f"{path}/memory.events", memory.parent), "oom_kill")
         if not self._first and self._tree.hierarchies:
             cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000

@@ -185,8 +185,7 @@ class ProcessExecution:
         if ooms == 0 or exit_.reason is ExitReason.START_FAILED or exit_.code == 0:
             return exit_
         how = f"exit code {exit_.code}" if exit_.code is not None else str(exit_.signal)
-        # Not how many: on version 2 the kernel still goes through the group when the first process is gone.
-        detail = f"the kernel killed processes of it at the memory limit; the first process ended with {how}"
+        detail = f"the kernel killed {ooms} of its processes at the memory limit; the first process ended with {how}"
         return replace(exit_, reason=ExitReason.OOM, code=None, signal="SIGKILL", detail=detail)
 
     def _end(self, exit_: Exit) -> None:

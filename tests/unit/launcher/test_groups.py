@@ -21,7 +21,7 @@ FILES_1 = {
     "cpu": ("cpu.cfs_quota_us", "tasks", "cgroup.procs"),
     "cpuacct": ("cpuacct.usage", "tasks", "cgroup.procs"),
 }
-MEMORY_2 = ("memory.max", "memory.swap.max", "memory.oom.group", "memory.events", "memory.peak")
+MEMORY_2 = ("memory.max", "memory.swap.max", "memory.events", "memory.peak")
 GROUP_2 = ("cgroup.procs", "cgroup.subtree_control", "cgroup.kill")
 FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "cpu.max", "cpu.stat")
 
@@ -109,9 +109,7 @@ def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: 
     }
 
 
-def test_version_2_kills_an_execution_as_a_whole_when_memory_runs_out_but_never_the_workers(
-    second: Tree, tmp_path: Path
-) -> None:
+def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(second: Tree, tmp_path: Path) -> None:
     second.house_workers(10)
     room = Groups(second, "one")
     room.make(1 << 30, 64, 250)
@@ -119,10 +117,7 @@ def test_version_2_kills_an_execution_as_a_whole_when_memory_runs_out_but_never_
     assert len(joins) == 1
     assert led(joins[0]) == f"{tmp_path}/one/1/cgroup.procs"
     os.close(joins[0])
-    said = written(tmp_path)
-    assert said["one/1/memory.oom.group"] == "1"
-    assert "one/memory.oom.group" not in said
-    assert "_workers/memory.oom.group" not in said
+    assert not [name for name in written(tmp_path) if name.endswith("memory.oom.group")]
     assert [led(fd) for fd in room.home] == [f"{tmp_path}/_workers/cgroup.procs"]
 
 
@@ -144,9 +139,11 @@ def test_usage_of_version_2_is_read_from_its_files(second: Tree, tmp_path: Path)
     folder = tmp_path / "one/1"
     (folder / "cpu.stat").write_text("usage_usec 1234\nuser_usec 1000\n")
     (folder / "memory.peak").write_text("4096\n")
-    (folder / "memory.events").write_text("low 0\noom 2\noom_kill 1\noom_group_kill 1\n")
+    (folder / "memory.events").write_text("low 0\noom 2\noom_kill 1\noom_group_kill 0\n")
     usage = room.usage(1)
     assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (1_234_000, 4096, 1, False)
+    (folder / "memory.peak").write_text(f"{(1 << 30) + 8192}\n")
+    assert room.usage(1).peak_bytes == 1 << 30, "what was refused it never had"
     (folder / "memory.peak").unlink()
     assert room.usage(1).peak_bytes == 0, "before Linux 5.19"
 
