@@ -132,7 +132,7 @@ def test_oom_is_told_when_the_first_process_was_killed(service: Service) -> None
     neighbour = start(service, sandbox, "sleep", "1000")
     ending = service.run(sandbox, "python3", "-c", EAT)["exit"]
     assert (ending["reason"], ending["code"], ending["signal"]) == ("oom", None, "SIGKILL")
-    assert "killed processes of it at the memory limit" in ending["detail"]
+    assert "killed 1 of its processes at the memory limit" in ending["detail"]
     assert 60 << 20 < ending["max_memory_bytes"] <= 80 << 20
     assert neighbour.show()["state"] == "running"
     assert neighbour.signal("SIGTERM") == 204
