@@ -170,10 +170,8 @@ def test_every_layer_that_may_be_given_up_is_named() -> None:
 
 
 HOSTS_OWN = {
-    "apparmor": "a kernel has it or not",
     "cgroup1": "a host mounts version 1 or version 2",
     "ia32": "a kernel has it or not",
-    "systemd": "only some hosts are run by it",
 }
 
 
