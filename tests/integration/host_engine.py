@@ -31,9 +31,22 @@ def missing() -> str:
     """Why no engine can be started here; empty when one can. Only where it is required it is also installed."""
     if os.geteuid() != 0:
         return "an engine needs root"
-    if not required("docker") and shutil.which("dockerd") is None:
+    if required("docker"):
+        return ""
+    if shutil.which("dockerd") is None:
         return f"no engine is installed; BULKHEAD_TEST_REQUIRE=docker lets {ENGINE.relative_to(PROJECT)} install one"
+    if _another_runs():
+        return "another engine runs on this host, and two would share a bridge and the firewall's chains"
     return ""
+
+
+def _another_runs() -> bool:
+    """Of whatever owner: its end or ours would take networks from the other's containers."""
+    for entry in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if entry.read_text() == "dockerd\n":
+                return True
+    return False
 
 
 class Engine:
