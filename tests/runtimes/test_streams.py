@@ -61,6 +61,8 @@ def test_terminal_takes_keys_as_a_person_types_them(place: Place, shared: str, p
     with running.stream("?stdin=true") as viewer:
         viewer.socket.send(b"hello\r")
         viewer.until(b"got hello\r\n")
+        viewer.socket.send(b"again\r")
+        viewer.until(b"again\r\nagain\r\n")  # cat runs: a shell that forks just now would swallow what comes
         viewer.socket.send(b"\x03")
         frame = viewer.until_exit()
     assert frame["exit"]["signal"] == "SIGINT"
