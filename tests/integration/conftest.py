@@ -1,4 +1,7 @@
-"""The product as containers, twice: on an engine of this host, and in a machine whose /dev/kvm makes microVMs."""
+"""The product as containers, twice: on an engine of this host, and in a machine whose /dev/kvm makes microVMs.
+
+All of it ends with the last test of this folder: what comes after measures times, and locks uids of this host.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ from tests.service import PROJECT
 pytest.register_assert_rewrite("tests.integration.promises")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine() -> Iterator[Engine]:
     require("docker", not missing(), missing())
     with running_engine() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def project(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """Gateway and launcher, built on this host."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -40,14 +43,14 @@ def project(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     made.compose("down", "--volumes", "--remove-orphans")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def product(project: Project) -> Product:
     """Runtime `process` on this host: the services that a host without /dev/kvm starts."""
     project.compose("up", "--detach", "--wait", "launcher", "gateway")
     return Product(int(project.settings["PUBLISH"].rpartition(":")[2]), project.key())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def docker_machine(
     engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerMachine]:
@@ -65,7 +68,7 @@ def docker_machine(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def machine_project(docker_machine: DockerMachine, tmp_path_factory: pytest.TempPathFactory) -> Project:
     settings = {
         "PUBLISH": "0.0.0.0:8000",  # the machine's port that is forwarded to
@@ -78,7 +81,7 @@ def machine_project(docker_machine: DockerMachine, tmp_path_factory: pytest.Temp
     return Project(tmp_path_factory.mktemp("compose") / "machine", docker_machine.env, settings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_product(docker_machine: DockerMachine, machine_project: Project) -> Product:
     """All three services of the unchanged file, on control groups of version 2."""
     machine_project.compose("up", "--detach", "--wait", seconds=400)
