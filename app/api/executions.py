@@ -19,6 +19,17 @@ from app.core.commands import signal_number
 from app.core.errors import InvalidRequest
 from app.core.models import Terminal
 
+TOLD_TO_A_RUNNING_ONE = (
+    "invalid_request",
+    "not_found",
+    "wrong_state",
+    "unsupported_media_type",
+    "payload_too_large",
+    "backend_error",
+    "backend_unavailable",
+    "backend_timeout",
+)
+
 router = APIRouter(prefix="/sandboxes/{sandbox_id}/executions", tags=["executions"])
 
 
@@ -129,16 +140,7 @@ async def delete_execution(request: Request, sandbox_id: str, execution_id: str)
     summary="Send a signal to an execution's process group",
     status_code=204,
     response_class=Response,
-    responses=problems(
-        "invalid_request",
-        "not_found",
-        "wrong_state",
-        "unsupported_media_type",
-        "payload_too_large",
-        "backend_error",
-        "backend_unavailable",
-        "backend_timeout",
-    ),
+    responses=problems(*TOLD_TO_A_RUNNING_ONE),
     openapi_extra=json_body(schemas.SignalExecution),
 )
 async def signal_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
@@ -158,16 +160,7 @@ async def signal_execution(request: Request, sandbox_id: str, execution_id: str)
     summary="Give an execution's terminal another size",
     status_code=204,
     response_class=Response,
-    responses=problems(
-        "invalid_request",
-        "not_found",
-        "wrong_state",
-        "unsupported_media_type",
-        "payload_too_large",
-        "backend_error",
-        "backend_unavailable",
-        "backend_timeout",
-    ),
+    responses=problems(*TOLD_TO_A_RUNNING_ONE),
     openapi_extra=json_body(schemas.Terminal),
 )
 async def resize_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_origin
+from typing import Annotated, Any, get_origin
 
 from pydantic import (
     AliasChoices,
@@ -20,87 +20,24 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
-from app.core.policy import FLOORS, LIMIT_NAMES, LimitRange, Limits
+from app.core.policy import LIMIT_NAMES, LimitRange
 from app.core.sandboxes import Capacity
 from app.settings.boxlite import BoxliteSettings
+from app.settings.limits import LimitSettings, LimitsSettings
 from app.settings.part import Part, split
+from app.settings.process import ProcessSettings
 
 PREFIX = "BULKHEAD_"
 OTHERS = ("BULKHEAD_CLIENT_", "BULKHEAD_TEST_")  # read by the command line and the tests
 KEY_LENGTH = 16  # of a key that an operator thought up; ours have 43 random characters
-MIB = 1024 * 1024
-
-MissingLayer = Literal[
-    "landlock",
-    "landlock_tcp",
-    "landlock_scopes",
-    "user_namespace",
-    "cgroup_memory",
-    "cgroup_pids",
-    "cgroup_cpu",
-    "swap_limit",
-]
 
 
 class SettingsError(Exception):
     """The service cannot start with these settings; `str(error)` names each wrong one and what to set."""
-
-
-class LimitSettings(Part):
-    default: float = Field(gt=0, allow_inf_nan=False)
-    ceiling: float = Field(gt=0, allow_inf_nan=False)
-
-
-_CEILINGS = Limits(
-    cpus=float(len(os.sched_getaffinity(0))),
-    memory_mib=4096,
-    processes=1024,
-    disk_mib=4096,
-    output_bytes=256 * MIB,
-    wall_seconds=86_400,
-)
-
-
-def _limit(name: str) -> LimitSettings:
-    return LimitSettings(default=getattr(Limits(), name), ceiling=getattr(_CEILINGS, name))
-
-
-class LimitsSettings(Part):
-    """Each part may be set alone: the other keeps its own default."""
-
-    cpus: LimitSettings = _limit("cpus")
-    memory_mib: LimitSettings = _limit("memory_mib")
-    processes: LimitSettings = _limit("processes")
-    disk_mib: LimitSettings = _limit("disk_mib")
-    output_bytes: LimitSettings = _limit("output_bytes")
-    wall_seconds: LimitSettings = _limit("wall_seconds")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        return {
-            name: {**_limit(name).model_dump(), **part} if name in LIMIT_NAMES and isinstance(part, Mapping) else part
-            for name, part in value.items()
-        }
-
-    @model_validator(mode="after")
-    def _default_in_range(self) -> Self:
-        for name in LIMIT_NAMES:
-            limit: LimitSettings = getattr(self, name)
-            if limit.default > limit.ceiling:
-                raise ValueError(f"{name}: the default {limit.default:g} is above the ceiling {limit.ceiling:g}")
-            if limit.default < getattr(FLOORS, name):
-                raise ValueError(f"{name}: the least that works is {getattr(FLOORS, name):g}")
-            if name not in {"cpus", "wall_seconds"} and not (limit.default.is_integer() and limit.ceiling.is_integer()):
-                raise ValueError(f"{name}: must be whole numbers")
-        return self
 
 
 _CAPACITY = Capacity()
@@ -117,44 +54,6 @@ class CapacitySettings(Part):
     stream_end_seconds: float = Field(
         _CAPACITY.stream_end_seconds, ge=0, description="open streams of a destroyed sandbox may still read"
     )
-
-
-class ProcessSettings(Part):
-    enabled: bool = True
-    uid_base: int = Field(1_900_000_000, ge=1, description="first host uid for sandboxes")
-    uid_count: int = Field(65_536, ge=1, description="how many of them")
-    cgroup_parent: str | None = Field(None, description="path below the cgroup mount; absent: found by itself")
-    accept_missing: Annotated[tuple[MissingLayer, ...], NoDecode, BeforeValidator(split)] = Field(
-        (), description="isolation layers that this host may lack"
-    )
-    root_paths: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)] = Field(
-        (), description="more read-only host directories for every sandbox"
-    )
-    launcher_socket: Path | None = Field(None, description="of a launcher that is a service of its own")
-    gateway_uid: int | None = Field(None, ge=1, description="the user of that launcher's gateway")
-
-    @field_validator("root_paths")
-    @classmethod
-    def _absolute(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-        for path in paths:
-            if not path.is_absolute() or ".." in path.parts or path == Path("/"):
-                raise ValueError(f"{path} must be an absolute directory below /, without ..")
-        return paths
-
-    @field_validator("launcher_socket")
-    @classmethod
-    def _absolute_socket(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_absolute():
-            raise ValueError(f"{path} must be an absolute path")
-        return path
-
-    @model_validator(mode="after")
-    def _uids_exist(self) -> Self:
-        if self.uid_base + self.uid_count > 2**32 - 1:
-            raise ValueError("uid_base + uid_count is beyond the kernel's last uid")
-        if self.gateway_uid is not None and self.uid_base <= self.gateway_uid < self.uid_base + self.uid_count:
-            raise ValueError(f"gateway_uid {self.gateway_uid} is among the uids of sandboxes: choose one outside")
-        return self
 
 
 def default_data() -> Path:

@@ -103,7 +103,7 @@ class Machine:
                 if self.call("GET", "/v1/config", seconds=5).status_code == 200:
                     return
             assert time.monotonic() < end, f"the BoxLite server does not answer after {seconds} s"
-            time.sleep(0.1)
+            time.sleep(0.1)  # a server has no event that another process could wait for
 
     def kill_box(self, box_id: str) -> None:
         """SIGKILL to all processes of a box's virtual machine, behind the server's back."""
@@ -130,7 +130,7 @@ class MachineStart:
     """A machine of our own from its first moment. It ends with stop(), or when this process ends, however that is."""
 
     def __init__(self) -> None:
-        server, control = _free_ports(2)
+        server, control = free_ports(2)
         self.machine = Machine(f"http://127.0.0.1:{server}", secrets.token_urlsafe(16), f"http://127.0.0.1:{control}")
         self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  stop() closes it
         self.process = subprocess.Popen(
@@ -160,7 +160,7 @@ class MachineStart:
             self._said.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

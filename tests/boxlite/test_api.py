@@ -198,12 +198,12 @@ async def test_a_default_that_does_not_work_is_not_ready_and_is_ready_again() ->
         assert (await door.client.get("/readyz")).status_code == 200
         await r.double.crash()
         await until(lambda: r.backend._pulse._failure is not None)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # how long the edge trusts an answer
         answer = await door.client.get("/readyz")
         assert answer.status_code == 503 and "cannot be reached" in answer.text and r.double.key not in answer.text
         await r.double.restart()
         await until(lambda: r.backend._pulse._failure is None)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # how long the edge trusts an answer
         assert (await door.client.get("/readyz")).status_code == 200
 
 

@@ -54,7 +54,7 @@ async def test_a_server_that_cuts_every_socket_is_not_hammered() -> None:
         r.double.faults.on(Route.ATTACH, Attach(cut_after=1))
         run = await start(sandbox, *script(TALK))
         await run.saw(b"up")
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the time in which attaches are counted
         assert 2 <= len(r.double.sent(Route.ATTACH)) - 1 <= 6
         await sandbox.destroy()
         assert (await run.end()).signal == "SIGKILL"

@@ -122,7 +122,7 @@ async def test_the_readers_of_output_leave_a_dead_server_alone() -> None:
         server = await asyncio.start_server(refuse, "127.0.0.1", r.double.port)
         await until(lambda: r.backend._pulse._failure is not None)
         connections = 0
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the time in which connections are counted
         server.close()
         assert connections <= 6, "a beat is 0.4 s"
         await r.double.restart()

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import docker
 
+from tests.boxlite.machine import free_ports
 from tests.integration.host_engine import Engine
 from tests.service import PROJECT
 
@@ -42,7 +42,7 @@ def running_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) 
     shutil.copy(PROJECT / "deploy/docker/apparmor", job)
     save = ["docker", "save", "--output", str(job / "images.tar"), *images]
     subprocess.run(save, env=os.environ | engine.env, check=True, timeout=120)
-    api, gateway = _free_ports(2)
+    api, gateway = free_ports(2)
     forward = f"hostfwd=tcp:127.0.0.1:{api}-:2375,hostfwd=tcp:127.0.0.1:{gateway}-:8000"
     network = ("-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net")
     process = subprocess.Popen(
@@ -84,11 +84,3 @@ def _console_of(process: subprocess.Popen[str]) -> tuple[list[str], threading.Ev
 
     threading.Thread(target=read, daemon=True).start()
     return said, ready
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

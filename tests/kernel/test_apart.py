@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import ProcessSettings
+from app.settings.process import ProcessSettings
 from app.slot import UIDS
 from tests.kernel import host
 from tests.require import require

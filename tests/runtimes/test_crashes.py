@@ -44,7 +44,7 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"after {seconds} s not yet: {what}"
-        time.sleep(0.1)
+        time.sleep(0.1)  # other processes tell it, and only when they are asked
 
 
 def test_gateway_that_is_killed_leaves_boxes_that_its_next_life_removes_and_nobody_elses(

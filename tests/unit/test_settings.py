@@ -12,7 +12,6 @@ from app.core.sandboxes import Capacity
 from app.keys import hash_of
 from app.settings import (
     CapacitySettings,
-    LimitsSettings,
     Settings,
     SettingsError,
     check_exposure,
@@ -20,6 +19,7 @@ from app.settings import (
     is_loopback,
     load_settings,
 )
+from app.settings.limits import LimitsSettings
 
 KEY = "k" * 16
 

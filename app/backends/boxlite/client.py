@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import httpx
 
@@ -26,7 +26,6 @@ from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, Back
 ANSWER_BYTES, ANSWER_PARTS = 4 * 1024 * 1024, 100_000
 SHOWN = 300  # characters of the server's own words in our sentences
 _UNAVAILABLE = frozenset({"engine_unavailable", "network_unavailable", "resource_exhausted", "upstream_unavailable"})
-T = TypeVar("T")
 
 
 class Unreachable(BackendUnavailable):
@@ -41,13 +40,6 @@ class Unanswered(BackendTimeout):
 class Answer:
     status: int
     body: Any  # JSON, or None when there is none
-
-
-async def detached(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which goes on to its end whatever becomes of the caller."""
-    task = asyncio.get_running_loop().create_task(work)
-    task.add_done_callback(seen)
-    return await asyncio.shield(task)
 
 
 def shown(text: str) -> str:

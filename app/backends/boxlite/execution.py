@@ -101,11 +101,10 @@ class BoxliteExecution:
         return None
 
     async def _introduce(self, socket: Socket) -> None:
-        with contextlib.suppress(AttachCut):  # it has ended already: what is to be read says so
-            if self._size is not None:  # the server starts every terminal with 24 by 80
-                await socket.resize(self._size.rows, self._size.cols)
-            if self._stdin_over:
-                await socket.end_stdin()
+        if self._size is not None:  # the server starts every terminal with 24 by 80
+            await socket.resize(self._size.rows, self._size.cols)
+        if self._stdin_over:
+            await socket.end_stdin()
         self._fed = False
         self._intake.begin_socket()
         self._socket = socket

@@ -8,7 +8,6 @@ environment and so escape; that is why `kill_tree` is no capability of this runt
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -178,8 +177,7 @@ class Inside:
     async def _listen(self, execution_id: str) -> Said:
         said = Said(-1)
         async with self._server.attach(self._box_id, execution_id) as socket:
-            with contextlib.suppress(AttachCut):  # it has ended already: what is to be read says so
-                await socket.end_stdin()
+            await socket.end_stdin()
             async for frame in socket.frames():
                 if isinstance(frame, Ended):
                     said.code = frame.code

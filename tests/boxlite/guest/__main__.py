@@ -115,7 +115,7 @@ class Guest:
             os.execve(path, request["argv"], request["env"])
         except Unable as error:
             os.write(report, str(error).encode())
-        except Exception as error:
+        except Exception as error:  # a child that does not exec must not go on as a second guest
             os.write(report, f"broken {error!r}".encode())
         os._exit(127)
 

@@ -1,0 +1,66 @@
+"""A default and a ceiling for each limit of a sandbox."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from app.core.policy import FLOORS, LIMIT_NAMES, Limits
+from app.settings.part import Part
+
+MIB = 1024 * 1024
+
+
+class LimitSettings(Part):
+    default: float = Field(gt=0, allow_inf_nan=False)
+    ceiling: float = Field(gt=0, allow_inf_nan=False)
+
+
+_CEILINGS = Limits(
+    cpus=float(len(os.sched_getaffinity(0))),
+    memory_mib=4096,
+    processes=1024,
+    disk_mib=4096,
+    output_bytes=256 * MIB,
+    wall_seconds=86_400,
+)
+
+
+def _limit(name: str) -> LimitSettings:
+    return LimitSettings(default=getattr(Limits(), name), ceiling=getattr(_CEILINGS, name))
+
+
+class LimitsSettings(Part):
+    """Each part may be set alone: the other keeps its own default."""
+
+    cpus: LimitSettings = _limit("cpus")
+    memory_mib: LimitSettings = _limit("memory_mib")
+    processes: LimitSettings = _limit("processes")
+    disk_mib: LimitSettings = _limit("disk_mib")
+    output_bytes: LimitSettings = _limit("output_bytes")
+    wall_seconds: LimitSettings = _limit("wall_seconds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: {**_limit(name).model_dump(), **part} if name in LIMIT_NAMES and isinstance(part, Mapping) else part
+            for name, part in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _default_in_range(self) -> Self:
+        for name in LIMIT_NAMES:
+            limit: LimitSettings = getattr(self, name)
+            if limit.default > limit.ceiling:
+                raise ValueError(f"{name}: the default {limit.default:g} is above the ceiling {limit.ceiling:g}")
+            if limit.default < getattr(FLOORS, name):
+                raise ValueError(f"{name}: the least that works is {getattr(FLOORS, name):g}")
+            if name not in {"cpus", "wall_seconds"} and not (limit.default.is_integer() and limit.ceiling.is_integer()):
+                raise ValueError(f"{name}: must be whole numbers")
+        return self

@@ -1,0 +1,60 @@
+"""What the runtime `process` may use of its host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from app.settings.part import Part, split
+
+MissingLayer = Literal[
+    "landlock",
+    "landlock_tcp",
+    "landlock_scopes",
+    "user_namespace",
+    "cgroup_memory",
+    "cgroup_pids",
+    "cgroup_cpu",
+    "swap_limit",
+]
+
+
+class ProcessSettings(Part):
+    enabled: bool = True
+    uid_base: int = Field(1_900_000_000, ge=1, description="first host uid for sandboxes")
+    uid_count: int = Field(65_536, ge=1, description="how many of them")
+    cgroup_parent: str | None = Field(None, description="path below the cgroup mount; absent: found by itself")
+    accept_missing: Annotated[tuple[MissingLayer, ...], NoDecode, BeforeValidator(split)] = Field(
+        (), description="isolation layers that this host may lack"
+    )
+    root_paths: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)] = Field(
+        (), description="more read-only host directories for every sandbox"
+    )
+    launcher_socket: Path | None = Field(None, description="of a launcher that is a service of its own")
+    gateway_uid: int | None = Field(None, ge=1, description="the user of that launcher's gateway")
+
+    @field_validator("root_paths")
+    @classmethod
+    def _absolute(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in paths:
+            if not path.is_absolute() or ".." in path.parts or path == Path("/"):
+                raise ValueError(f"{path} must be an absolute directory below /, without ..")
+        return paths
+
+    @field_validator("launcher_socket")
+    @classmethod
+    def _absolute_socket(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_absolute():
+            raise ValueError(f"{path} must be an absolute path")
+        return path
+
+    @model_validator(mode="after")
+    def _uids_exist(self) -> Self:
+        if self.uid_base + self.uid_count > 2**32 - 1:
+            raise ValueError("uid_base + uid_count is beyond the kernel's last uid")
+        if self.gateway_uid is not None and self.uid_base <= self.gateway_uid < self.uid_base + self.uid_count:
+            raise ValueError(f"gateway_uid {self.gateway_uid} is among the uids of sandboxes: choose one outside")
+        return self
