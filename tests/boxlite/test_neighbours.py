@@ -50,6 +50,7 @@ async def test_who_waits_too_long_for_the_turn_of_a_box_is_told_so_and_asks_noth
         errors = [start.exception() for start in starts]
         assert any(isinstance(error, Busy) for error in errors), errors
         assert len(r.double.sent(Route.EXEC)) < 40
+        assert not r.double.sent(Route.GET), "that it was not its turn says nothing about the box"
         await r.backend.ready()
         r.double.faults.clear()
 

@@ -12,7 +12,7 @@ from app.backends.boxlite import RUNTIME
 from app.core.errors import InvalidRequest, PolicyNotSupported, PolicyTooBroad
 from app.core.hosts import check_rule, covers
 
-RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which we ask for every two seconds
+RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which the pulse asks for at every beat
 
 
 def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:

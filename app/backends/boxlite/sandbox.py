@@ -11,7 +11,7 @@ from app.backends.boxlite.ending import KILLED
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.inside import MARK, Inside
 from app.backends.boxlite.pulse import Pulse
-from app.backends.boxlite.server import Server, SpawnFailed
+from app.backends.boxlite.server import Server, SpawnFailed, is_silent
 from app.backends.boxlite.turns import Asks
 from app.core.backend import Logs
 from app.core.errors import BackendFailure, BackendTimeout, WrongState
@@ -96,7 +96,7 @@ class BoxliteSandbox:
             execution.fail_start(Exit(ExitReason.LOST, detail=str(error)))
             if isinstance(error, BackendTimeout):  # it may have been started, and nobody would ever end it
                 await self.bury(mark)
-            elif upstream_of(error).code != "invalid_argument":
+            elif not is_silent(error) and upstream_of(error).code != "invalid_argument":
                 await self._blame_box(error)
             raise
         if self._over.is_set():
