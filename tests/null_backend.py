@@ -27,7 +27,8 @@ from typing import Any
 
 from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
 from app.core.commands import signal_name, signal_number
-from app.core.errors import BulkheadError, WrongState
+from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
+from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason, SandboxSpec, Stdin
 
 STDIN_BUFFER = 1024 * 1024
@@ -315,6 +316,10 @@ class NullSandbox:
     @property
     def receipt(self) -> Mapping[str, Any]:
         return {"tier": self.backend.info.tier, "namespaces": [], "network": {"mode": self.spec.policy.network.mode}}
+
+    @property
+    def files(self) -> Files:
+        raise UnsupportedByRuntime("files", "null")
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
         self._check_alive()

@@ -22,6 +22,8 @@ _EXTRAS: dict[str, Any] = {
     "missing": ["pause"],
     "state": "destroyed",
     "limit": 4194304,
+    "found": "directory",
+    "entry": "../etc/passwd",
     "step": "mount_proc",
     "errno": "EPERM",
     "layer": "landlock",

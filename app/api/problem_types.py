@@ -175,6 +175,13 @@ _TABLE = (
         "driving a local service; BULKHEAD_ALLOWED_HOSTS and BULKHEAD_ALLOWED_ORIGINS add to the lists.",
     ),
     ProblemType(
+        "access_denied",
+        403,
+        "The sandbox may not do this with the file",
+        "The path is read-only or closed for the sandbox's own commands too: by its policy, or by the file's mode. "
+        "Nobody reaches more through the file routes than a command of the sandbox could.",
+    ),
+    ProblemType(
         "payload_too_large",
         413,
         "The body is too large",

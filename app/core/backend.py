@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from app.core.files import Files
 from app.core.models import Command, Exit, SandboxSpec
 from app.core.output import OutputLog
 
@@ -94,6 +95,10 @@ class SandboxHandle(Protocol):
     @property
     def receipt(self) -> Mapping[str, Any]:
         """What is in force, measured, as JSON (docs/api.md)."""
+
+    @property
+    def files(self) -> Files:
+        """Of a runtime with FILES; others need not have it."""
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
         """Starts a command; returns when it runs or could not be started (then `wait` says start_failed). Raises

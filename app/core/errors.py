@@ -12,6 +12,12 @@
     ├── NotFound
     ├── Conflict                   an id or stdin is taken
     ├── WrongState                 the sandbox or execution is past this
+    ├── UnsupportedByRuntime       a request that needs a capability which the sandbox's runtime lacks
+    ├── WrongType                  a file is not what is needed there
+    ├── AccessDenied               the sandbox itself may not do this with a file
+    ├── DiskFull                   the sandbox's own disk
+    ├── InvalidArchive             an entry of an archive is refused
+    ├── PreconditionFailed
     ├── RangeNotSatisfiable        an offset beyond the end
     ├── PayloadTooLarge
     └── BackendFailure             the runtime could not do it
@@ -140,6 +146,39 @@ class WrongState(BulkheadError):
     def __init__(self, state: str, detail: str) -> None:
         self.state = state
         super().__init__(detail)
+
+
+class UnsupportedByRuntime(BulkheadError):
+    def __init__(self, missing: str, runtime: str) -> None:
+        super().__init__(f"the runtime {runtime!r} has no {missing}")
+
+
+class WrongType(BulkheadError):
+    def __init__(self, found: str, detail: str) -> None:
+        self.found = found
+        super().__init__(detail)
+
+
+class AccessDenied(BulkheadError):
+    pass
+
+
+class DiskFull(BulkheadError):
+    """`limit`: bytes."""
+
+    def __init__(self, limit: int, detail: str = "") -> None:
+        self.limit = limit
+        super().__init__(detail or f"the sandbox's disk of {limit} bytes has no room for it")
+
+
+class InvalidArchive(BulkheadError):
+    def __init__(self, entry: str, detail: str) -> None:
+        self.entry = entry
+        super().__init__(f"{entry!r}: {detail}" if entry else detail)
+
+
+class PreconditionFailed(BulkheadError):
+    pass
 
 
 class RangeNotSatisfiable(BulkheadError):

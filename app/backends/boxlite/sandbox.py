@@ -14,7 +14,8 @@ from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.server import Server, SpawnFailed, is_silent
 from app.backends.boxlite.turns import Asks
 from app.core.backend import Logs
-from app.core.errors import BackendFailure, BackendTimeout, WrongState
+from app.core.errors import BackendFailure, BackendTimeout, UnsupportedByRuntime, WrongState
+from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason
 from app.core.tasks import Tasks
 
@@ -57,6 +58,10 @@ class BoxliteSandbox:
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt
         self.since = self._loop.time()
+
+    @property
+    def files(self) -> Files:
+        raise UnsupportedByRuntime("files", "boxlite")
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> BoxliteExecution:
         self._check_alive()

@@ -12,7 +12,8 @@ from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
 from app.core.backend import Logs, settle
-from app.core.errors import BackendTimeout, BackendUnavailable, WrongState
+from app.core.errors import BackendTimeout, BackendUnavailable, UnsupportedByRuntime, WrongState
+from app.core.files import Files
 from app.core.models import Command
 from app.launcher.protocol import DESTROY, EXITED, RECORD, SIGNAL, START_FAILED, STARTED, ProtocolError, Writer
 
@@ -45,6 +46,10 @@ class ProcessSandbox:
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt
+
+    @property
+    def files(self) -> Files:
+        raise UnsupportedByRuntime("files", "process")
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
         if self._over or self._ending is not None:
