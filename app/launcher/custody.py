@@ -15,12 +15,16 @@ from app.launcher.connection import Connection
 from app.launcher.held import HeldSandbox
 from app.launcher.packets import close, receive
 from app.launcher.protocol import (
+    EXECUTE,
     LOST,
     NETWORK,
     NETWORK_UP,
     READY,
     REFUSED,
+    RUN,
+    RUN_AGENT,
     STEP_FAILED,
+    STREAMS,
     VERSION,
     CreatePlan,
     ProtocolError,
@@ -149,20 +153,20 @@ class Custody:
             self._by_descriptor[descriptor] = sandbox
             self._poll.register(descriptor, select.POLLIN)
 
-    def execute(self, connection: Connection, source: Reader, descriptors: list[int]) -> None:
-        """Raises Refusal; otherwise the worker answers."""
+    def execute(self, connection: Connection, kind: int, source: Reader, descriptors: list[int]) -> None:
+        """A command, or a file agent. Raises Refusal; otherwise the worker answers."""
         sandbox = self.find(connection, source.text(64))
         number, in_memfd = source.u32(), source.u8()
         if sandbox.creating is not None:
             raise Refusal("plan", errno.ENOENT, "the sandbox is not ready")
-        if len(descriptors) != (4 if in_memfd else 3) or in_memfd > 1:
-            raise ProtocolError("a command comes with its three streams, and a memfd when it says so")
+        if len(descriptors) != STREAMS[kind] + in_memfd or in_memfd > (kind == EXECUTE):
+            raise ProtocolError("a command comes with its streams, and a memfd when it says so")
         if sandbox.executions_held >= self._config.max_executions:
             raise Refusal("plan", errno.EDQUOT, "too many executions")
         if not sandbox.is_new(number):
             raise Refusal("plan", errno.EEXIST, "an execution number is used once")
         try:
-            sandbox.run(number, in_memfd, source.rest(), descriptors)
+            sandbox.run(RUN if kind == EXECUTE else RUN_AGENT, number, in_memfd, source.rest(), descriptors)
         except OSError as error:
             raise Refusal("join_cgroup", error.errno or 0, str(error.strerror)) from error
 

@@ -8,7 +8,7 @@ import os
 from app.launcher import landlock, packets, probe
 from app.launcher.connection import Connection
 from app.launcher.groups import Groups, Usage
-from app.launcher.protocol import RUN, CreatePlan, Writer
+from app.launcher.protocol import CreatePlan, Writer
 from app.launcher.syscalls import kill_by_pidfd
 
 # Three standard streams, two sockets, /dev/null, pids.max, and the pipe that wakes it.
@@ -54,12 +54,12 @@ class HeldSandbox:
     def is_new(self, number: int) -> bool:
         return number > self._last
 
-    def run(self, number: int, in_memfd: int, body: bytes, descriptors: list[int]) -> None:
-        """Makes the execution's groups and hands it to the worker. Raises OSError; then nothing of it is left."""
+    def run(self, kind: int, number: int, in_memfd: int, body: bytes, descriptors: list[int]) -> None:
+        """Makes its groups and hands it to the worker, as `kind`. Raises OSError; then nothing of it is left."""
         joins = self._take_spare(number)
         self._last = number
         try:
-            packet = bytes(Writer(RUN).u32(number).u8(in_memfd).data) + body
+            packet = bytes(Writer(kind).u32(number).u8(in_memfd).data) + body
             packets.send(self.channel, packet, descriptors + joins)
         except OSError:
             self.groups.remove_execution(number)

@@ -18,6 +18,7 @@ from app.launcher.connection import Connection
 from app.launcher.custody import Custody
 from app.launcher.packets import close, receive
 from app.launcher.protocol import (
+    AGENT,
     CREATE,
     DESTROY,
     EXECUTE,
@@ -131,8 +132,8 @@ class Server:
             plan = CreatePlan.read(source)
             source.end()
             self._custody.create(connection, request, plan, descriptors)
-        elif kind == EXECUTE:
-            self._custody.execute(connection, source, descriptors)
+        elif kind in (EXECUTE, AGENT):
+            self._custody.execute(connection, kind, source, descriptors)
         elif kind == DESTROY:
             sandbox = self._custody.find(connection, source.text(64))
             source.end()

@@ -12,24 +12,31 @@ import errno
 import os
 import select
 
+from app.launcher.agent import become_agent
 from app.launcher.packets import close, receive
 from app.launcher.protocol import (
     EXITED,
     MAX_COMMAND,
     RECORD,
     RUN,
+    RUN_AGENT,
     SIGNAL,
     START_FAILED,
     STARTED,
     STEP_CGROUP,
     STEP_EXEC,
     STEP_WORKDIR,
+    STREAMS,
     ProtocolError,
     Reader,
     unpack_command,
 )
 from app.launcher.room import Room
 from app.launcher.spawn import search_and_spawn
+
+TYPE_CHECKING = False  # `typing` is heavy
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _IDLE_SECONDS = 0.002  # the worker is outside of the cpu limit, so nobody may keep it busy
 
@@ -72,11 +79,15 @@ class Worker:
             return False
         try:
             source = Reader(data)
-            if source.u8() != RUN or len(descriptors) < 3:
+            kind, number, in_memfd = source.u8(), source.u32(), source.u8()
+            streams = STREAMS.get(kind, 0)
+            if kind not in (RUN, RUN_AGENT) or len(descriptors) < streams + in_memfd:
                 raise ProtocolError("not a command")
-            number, in_memfd = source.u32(), source.u8()
-            body = _read_memfd(descriptors.pop(3)) if in_memfd and len(descriptors) > 3 else source.rest()
-            self._run(number, unpack_command(body), descriptors[:3], descriptors[3:])
+            body = _read_memfd(descriptors.pop(streams)) if in_memfd else source.rest()
+            if kind == RUN:
+                self._run(number, unpack_command(body), descriptors[:streams], descriptors[streams:])
+            else:
+                self._run_agent(number, body, descriptors[:streams], descriptors[streams:])
         finally:
             close(descriptors)
         return True
@@ -89,9 +100,21 @@ class Worker:
             os.chdir(workdir)
         except OSError as error:
             return self._tell(START_FAILED, number, error.errno or 0, STEP_WORKDIR)
+        return self._begin(number, groups, lambda: search_and_spawn(argv, env, stdio))
+
+    def _run_agent(self, number: int, body: bytes, sockets: list[int], groups: list[int]) -> None:
+        def fork() -> int:
+            pid = os.fork()
+            if pid == 0:
+                become_agent(sockets[0], sockets[1], body)
+            return pid
+
+        self._begin(number, groups, fork)
+
+    def _begin(self, number: int, groups: list[int], start: Callable[[], int]) -> None:
         try:
             _move_into(groups)
-            pid = self._spawn(argv, env, stdio)
+            pid = self._past_own_count(start)
         except OSError as error:
             step = STEP_CGROUP if isinstance(error, GroupError) else STEP_EXEC
             return self._tell(START_FAILED, number, error.errno or 0, step)
@@ -101,10 +124,10 @@ class Worker:
         self._tell(STARTED, number, pid, 0)
         return None
 
-    def _spawn(self, argv: list[bytes], env: list[bytes], stdio: list[int]) -> int:
-        """Raises OSError with what exec said."""
+    def _past_own_count(self, start: Callable[[], int]) -> int:
+        """Raises OSError with what fork or exec said."""
         try:
-            return search_and_spawn(argv, env, stdio)
+            return start()
         except OSError as error:
             if error.errno != errno.EAGAIN or self._processes_file < 0:
                 raise
@@ -112,7 +135,7 @@ class Worker:
         # it is one larger until the command runs; at no moment can more than the limit of other processes exist.
         os.pwrite(self._processes_file, str(self._most_processes + 1).encode(), 0)
         try:
-            return search_and_spawn(argv, env, stdio)
+            return start()
         finally:
             os.pwrite(self._processes_file, str(self._most_processes).encode(), 0)
 

@@ -15,14 +15,16 @@ MAX_PACKET = 64 * 1024
 MAX_COMMAND = 4 * 1024 * 1024
 
 # gateway -> launcher
-HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY = 1, 2, 3, 4, 5, 6
+HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT = 1, 2, 3, 4, 5, 6, 7
 # launcher -> gateway
 REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1
 # launcher -> worker
-IDENTITY, GO, RUN = 31, 32, 33
+IDENTITY, GO, RUN, RUN_AGENT = 31, 32, 33, 34
 # worker -> launcher
 NETWORK_UP, READY, STEP_FAILED = 47, 48, 49
+# With EXECUTE and RUN come the command's three streams (and a memfd), with the other two an agent's control and pipe.
+STREAMS = {EXECUTE: 3, RUN: 3, AGENT: 2, RUN_AGENT: 2}
 # worker -> gateway and back: fixed records
 STARTED, START_FAILED, EXITED = 64, 65, 66
 SIGNAL = 80
@@ -86,7 +88,7 @@ class Reader:
         self._data = data
         self._at = 0
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
         end = self._at + size
         if end > len(self._data):
             raise ProtocolError("a record ends early")
@@ -95,22 +97,22 @@ class Reader:
         return piece
 
     def u8(self) -> int:
-        return self._take(1)[0]
+        return self.take(1)[0]
 
     def u32(self) -> int:
-        return int.from_bytes(self._take(4), "little")
+        return int.from_bytes(self.take(4), "little")
 
     def i32(self) -> int:
-        return int.from_bytes(self._take(4), "little", signed=True)
+        return int.from_bytes(self.take(4), "little", signed=True)
 
     def u64(self) -> int:
-        return int.from_bytes(self._take(8), "little")
+        return int.from_bytes(self.take(8), "little")
 
     def blob(self, most: int = MAX_PACKET) -> bytes:
         size = self.u32()
         if size > most:
             raise ProtocolError("a field is longer than it may be")
-        return self._take(size)
+        return self.take(size)
 
     def text(self, most: int = 4096) -> str:
         try:
