@@ -66,7 +66,7 @@ class Stage:
         self.worker.settimeout(5)
         self.ended = 0
         link = cast(LauncherLink, self.launcher)
-        self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), self._count_end)
+        self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), 1 << 20, self._count_end)
 
     def _count_end(self) -> None:
         self.ended += 1
@@ -79,7 +79,7 @@ class Stage:
             self.say(STARTED, self.sandbox._number)
             return await task
         self.starting = task
-        return self.sandbox._executions[self.sandbox._number]
+        return cast(ProcessExecution, self.sandbox._executions[self.sandbox._number])
 
     def say(self, kind: int, number: int, first: int = 0, second: int = 0) -> None:
         self.worker.send(RECORD.pack(kind, number, first, second))

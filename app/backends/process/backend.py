@@ -13,7 +13,7 @@ from pathlib import Path
 from app import __version__
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.pipes import PipeBudget
-from app.backends.process.plan import create_plan
+from app.backends.process.plan import MIB, create_plan
 from app.backends.process.receipt import Networks, isolation
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Capability, RuntimeInfo
@@ -44,6 +44,7 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_PROCESSES,
         Capability.FILESYSTEM_POLICY,
         Capability.SYSCALL_PROFILES,
+        Capability.FILES,
     }
 )
 
@@ -95,7 +96,9 @@ class ProcessBackend:
             raise BackendUnavailable(RUNTIME, f"no descriptors for a sandbox: {error.strerror}") from error
         owner.setblocking(False)
         with workers_end:
-            sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, lambda: self._forget(sandbox_id))
+            sandbox = ProcessSandbox(
+                link, sandbox_id, owner, self._budget, spec.limits.disk_mib * MIB, lambda: self._forget(sandbox_id)
+            )
             self._sandboxes[sandbox_id] = sandbox
             try:
                 answer = await link.request(CREATE, body, [workers_end.fileno()])

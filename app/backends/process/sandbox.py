@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from app.backends.process.agent import FileAgent
 from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
+from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
 from app.core.backend import Logs, settle
-from app.core.errors import BackendTimeout, BackendUnavailable, UnsupportedByRuntime, WrongState
+from app.core.errors import BackendTimeout, BackendUnavailable, WrongState
 from app.core.files import Files
 from app.core.models import Command
 from app.launcher.protocol import DESTROY, EXITED, RECORD, SIGNAL, START_FAILED, STARTED, ProtocolError, Writer
@@ -24,11 +27,18 @@ class ProcessSandbox:
     """`on_end` is called once, when nothing of it is left."""
 
     def __init__(
-        self, link: LauncherLink, sandbox_id: str, owner: socket.socket, budget: PipeBudget, on_end: Callable[[], None]
+        self,
+        link: LauncherLink,
+        sandbox_id: str,
+        owner: socket.socket,
+        budget: PipeBudget,
+        disk_bytes: int,
+        on_end: Callable[[], None],
     ) -> None:
         self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
         self._receipt: Mapping[str, Any] = {}
-        self._executions: dict[int, ProcessExecution] = {}
+        self._executions: dict[int, ProcessExecution | FileAgent] = {}
+        self._files = ProcessFiles(self._start_agent, disk_bytes)
         self._number = 0
         self._recent: list[ProcessExecution] = []  # running, or ended with something left behind
         loop = asyncio.get_running_loop()
@@ -49,11 +59,23 @@ class ProcessSandbox:
 
     @property
     def files(self) -> Files:
-        raise UnsupportedByRuntime("files", "process")
+        return self._files
 
-    async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
+    def _start_agent(self, request: Writer) -> FileAgent:
+        self._check_open()
+        self._number += 1
+        number = self._number
+        agent = FileAgent(self._link, self.id, number, partial(self._executions.pop, number, None))
+        self._executions[number] = agent
+        agent.start(request, self._budget)
+        return agent
+
+    def _check_open(self) -> None:
         if self._over or self._ending is not None:
             raise WrongState("destroyed", "the sandbox has ended")
+
+    async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
+        self._check_open()
         self._number += 1
         self._bound_lingering()
         execution = ProcessExecution(self._link, self.id, self._number, self._send_signal, self._violated)
@@ -104,7 +126,7 @@ class ProcessSandbox:
         self._over = True
         self._loop.remove_reader(self._owner.fileno())
         self._owner.close()
-        for execution in self._executions.values():
+        for execution in tuple(self._executions.values()):
             execution.on_sandbox_end(killed=killed)
         self._on_end()
 

@@ -44,7 +44,7 @@ async def room(noted: Noted) -> AsyncIterator[tuple[ProcessSandbox, list[str]]]:
     owner, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     owner.setblocking(False)
     ends: list[str] = []
-    sandbox = ProcessSandbox(noted.link, "one", owner, PipeBudget(), lambda: ends.append("ended"))
+    sandbox = ProcessSandbox(noted.link, "one", owner, PipeBudget(), 1 << 20, lambda: ends.append("ended"))
     try:
         yield sandbox, ends
     finally:
