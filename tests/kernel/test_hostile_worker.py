@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from app.backends.process import execution as execution_module
 from app.backends.process import sandbox as sandbox_module
 from app.backends.process.execution import ProcessExecution
+from app.backends.process.files import ProcessFiles
 from app.backends.process.link import Answer, LauncherLink
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
@@ -66,7 +68,8 @@ class Stage:
         self.worker.settimeout(5)
         self.ended = 0
         link = cast(LauncherLink, self.launcher)
-        self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), 1 << 20, self._count_end)
+        files = partial(ProcessFiles, disk_bytes=1, places=asyncio.Semaphore(1))
+        self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), files, self._count_end)
 
     def _count_end(self) -> None:
         self.ended += 1

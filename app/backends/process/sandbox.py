@@ -32,13 +32,13 @@ class ProcessSandbox:
         sandbox_id: str,
         owner: socket.socket,
         budget: PipeBudget,
-        disk_bytes: int,
+        files: Callable[[Callable[[Writer], FileAgent]], ProcessFiles],
         on_end: Callable[[], None],
     ) -> None:
         self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
         self._receipt: Mapping[str, Any] = {}
         self._executions: dict[int, ProcessExecution | FileAgent] = {}
-        self._files = ProcessFiles(self._start_agent, disk_bytes)
+        self._files = files(self._start_agent)
         self._number = 0
         self._recent: list[ProcessExecution] = []  # running, or ended with something left behind
         loop = asyncio.get_running_loop()
