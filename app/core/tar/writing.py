@@ -29,9 +29,9 @@ async def archive(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[b
             left, padding = item.size, -item.size % BLOCK
         waiting.append(piece)
         held += len(piece)
-        if left == 0:
+        if left == 0 and padding:
             waiting.append(bytes(padding))
-            padding = 0
+            held, padding = held + padding, 0
         if held >= PIECE:
             yield b"".join(waiting)  # what is alone there is not copied
             waiting.clear()
