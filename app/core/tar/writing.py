@@ -73,9 +73,9 @@ def _is_clean(entry: ArchiveEntry) -> bool:
     try:
         if entry.kind is EntryKind.SYMLINK:
             require_target(entry.target)
-        elif entry.kind is EntryKind.HARD_LINK and clean(entry.target) != entry.target:
+        elif entry.kind is EntryKind.HARD_LINK and (clean(entry.target) or None) != entry.target:
             return False
-        return clean(entry.name) == entry.name if entry.name else entry.kind is EntryKind.DIRECTORY
+        return clean(entry.name) == entry.name and (entry.name != b"" or entry.kind is EntryKind.DIRECTORY)
     except ValueError:
         return False
 

@@ -66,6 +66,13 @@ def only(archive: bytes) -> ArchiveEntry:
 # --- together with other programs
 
 
+def gnu_tar() -> str:
+    program = shutil.which("tar") or "false"
+    version = subprocess.run([program, "--version"], capture_output=True, check=False).stdout
+    require("gnu-tar", b"GNU tar" in version, "there is no GNU tar")
+    return program
+
+
 def snapshot(root: Path) -> dict[bytes, tuple[object, ...]]:
     """Everything that an archive should keep."""
     found: dict[bytes, tuple[object, ...]] = {}
@@ -104,9 +111,7 @@ def plant(root: Path, *, long_names: bool, second: int) -> None:
 
 @pytest.mark.parametrize("form", ["v7", "ustar", "oldgnu", "gnu", "posix"])
 def test_a_tree_goes_from_gnu_tar_to_gnu_tar_and_is_the_same(tmp_path: Path, form: str) -> None:
-    program = shutil.which("tar") or ""
-    version = program and subprocess.run([program, "--version"], capture_output=True, check=True).stdout
-    require("gnu-tar", b"GNU tar" in (version or b""), "there is no GNU tar")
+    program = gnu_tar()
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
@@ -240,6 +245,7 @@ BROKEN: dict[str, tuple[bytes, str, str]] = {
     "a negative size": (member(name="a", size=-1) + END, "a", "size"),
     "a size beyond all": (member(name="a", size=2**63) + END, "a", "size"),
     "a word for a size": (pax(b"size=+5") + member(name="a") + END, "a", "size"),
+    "no name": (member(name="") + END, "", "without a name"),
     "a character device": (member(name="a", type=tarfile.CHRTYPE) + END, "a", "a character device"),
     "a block device": (member(name="a", type=tarfile.BLKTYPE) + END, "a", "a block device"),
     "a fifo": (member(name="a", type=tarfile.FIFOTYPE) + END, "a", "a FIFO"),
@@ -313,6 +319,18 @@ def test_a_tree_that_cannot_be_is_not_written(items: list[Item], detail: str) ->
 
 def test_setuid_is_never_written() -> None:
     assert only(written(file(b"a", mode=0o7755))).mode == 0o755
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+@pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
+def test_sparse_files_of_gnu_tar_are_refused(tmp_path: Path, form: str, version: str) -> None:
+    with (tmp_path / "holes").open("wb") as sparse:
+        sparse.seek(4 * MIB)
+        sparse.write(b"end")
+    options = ["--sparse", f"--format={form}", *([f"--sparse-version={version}"] if form == "posix" else [])]
+    packed = subprocess.run([gnu_tar(), *options, "-C", tmp_path, "-cf", "-", "holes"], capture_output=True, check=True)
+    with pytest.raises(InvalidArchive, match="a sparse file"):
+        read(packed.stdout)
 
 
 # --- memory and copies
