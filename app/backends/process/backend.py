@@ -47,6 +47,7 @@ CAPABILITIES = frozenset(
         Capability.FILESYSTEM_POLICY,
         Capability.SYSCALL_PROFILES,
         Capability.FILES,
+        Capability.PAUSE,
     }
 )
 
@@ -66,7 +67,11 @@ class ProcessBackend:
 
     @property
     def info(self) -> RuntimeInfo:
-        return RuntimeInfo(RUNTIME, "kernel", __version__, CAPABILITIES, aliases=("linux", "kernel"))
+        # What the host has is known once the launcher has told it; a freezer is not worth refusing every sandbox.
+        layers = self._link.about.get("layers") if self._link is not None else None
+        lacks_freezer = layers is not None and "cgroup_freezer" not in layers.split(",")
+        capabilities = CAPABILITIES - {Capability.PAUSE} if lacks_freezer else CAPABILITIES
+        return RuntimeInfo(RUNTIME, "kernel", __version__, capabilities, aliases=("linux", "kernel"))
 
     def open(self) -> None:
         """Nothing to do: the launcher is called when it is needed."""

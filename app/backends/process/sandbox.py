@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,10 +16,28 @@ from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
 from app.core.backend import Logs, settle
-from app.core.errors import BackendTimeout, BackendUnavailable, WrongState
+from app.core.errors import (
+    BackendRefused,
+    BackendTimeout,
+    BackendUnavailable,
+    UnsupportedByRuntime,
+    Upstream,
+    WrongState,
+)
 from app.core.files import Files
 from app.core.models import Command
-from app.launcher.protocol import DESTROY, EXITED, RECORD, SIGNAL, START_FAILED, STARTED, ProtocolError, Writer
+from app.launcher.protocol import (
+    DESTROY,
+    EXITED,
+    PAUSE,
+    RECORD,
+    RESUME,
+    SIGNAL,
+    START_FAILED,
+    STARTED,
+    ProtocolError,
+    Writer,
+)
 
 _MOST_LINGERING = 64
 
@@ -46,6 +65,7 @@ class ProcessSandbox:
         self._lost: asyncio.Future[str] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
         self._over = False
+        self._paused = False
         loop.add_reader(owner.fileno(), self._readable)
 
     # --- the contract
@@ -71,6 +91,11 @@ class ProcessSandbox:
         return agent
 
     def _check_open(self) -> None:
+        self._check_alive()
+        if self._paused:
+            raise WrongState("paused", "the sandbox is paused")
+
+    def _check_alive(self) -> None:
         if self._over or self._ending is not None:
             raise WrongState("destroyed", "the sandbox has ended")
 
@@ -83,6 +108,31 @@ class ProcessSandbox:
         self._recent.append(execution)
         await execution.start(command, logs, self._budget)
         return execution
+
+    async def pause(self) -> None:
+        self._check_alive()
+        before, self._paused = self._paused, True
+        try:
+            await self._change(PAUSE)
+        except BaseException:
+            self._paused = before
+            raise
+
+    async def resume(self) -> None:
+        self._check_alive()
+        await self._change(RESUME)
+        self._paused = False
+
+    async def _change(self, kind: int) -> None:
+        try:
+            await self._link.request(kind, bytes(Writer(0).text(self.id).data[1:]))
+        except LauncherRefused as refused:
+            self._check_alive()
+            if refused.errno == errno.ENOSYS:
+                raise UnsupportedByRuntime("pause", "process") from refused  # its host has no freezer
+            if refused.errno == errno.ETIMEDOUT:
+                raise BackendTimeout("process", f"the sandbox was not paused: {refused.detail}") from refused
+            raise BackendRefused("process", f"the sandbox was not paused: {refused.detail}", Upstream()) from refused
 
     async def destroy(self) -> None:
         if self._ending is None:
