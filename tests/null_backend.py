@@ -87,14 +87,15 @@ class NullExecution:
 
     # --- the contract
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> bool:
         await asyncio.sleep(0)
         if self._eof or not self._reads:
-            return
+            return False
         self._stdin += data
         self._touch()
         while len(self._stdin) >= STDIN_BUFFER and self._reads:
             await self._wait_change()
+        return self._reads
 
     async def close_stdin(self) -> None:
         await asyncio.sleep(0)

@@ -67,9 +67,9 @@ class Logs:
 class ExecutionHandle(Protocol):
     """One command, from its start to its end."""
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> bool:
         """Feeds stdin; returns when less than the runtime's buffer (1 MiB) is waiting. What comes after the program
-        closed its stdin, or ended, is discarded, and whoever waits then is let go."""
+        closed its stdin, or ended, is discarded, and whoever waits then is let go: False, where the runtime knows."""
 
     async def close_stdin(self) -> None:
         """End of file after what was written. Idempotent."""
