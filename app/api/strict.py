@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.core.models import ID_PATTERN
@@ -59,8 +59,21 @@ Environment = Annotated[dict[str, str], BeforeValidator(_look_at_few_wrong_value
 Arguments = Annotated[list[str], Field(fail_fast=True)]
 Host = Annotated[str, StringConstraints(min_length=1, max_length=255)]  # a DNS name has 253 characters at most
 Paths = Annotated[list[str], Field(max_length=PATHS, fail_fast=True)]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=LABELS), BeforeValidator(_few_labels)]
+_LABEL_KEY, _LABEL_VALUE, _LABEL_LENGTH = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$", r"^[^\x00-\x1f\x7f]*$", 255
+LabelKey = Annotated[str, StringConstraints(pattern=_LABEL_KEY)]
+LabelValue = Annotated[str, StringConstraints(max_length=_LABEL_LENGTH, pattern=_LABEL_VALUE)]
+# pydantic would say `patternProperties`, of which generators of clients make a map of anything.
+_LABELS_SCHEMA = {
+    "type": "object",
+    "maxProperties": LABELS,
+    "propertyNames": {"pattern": _LABEL_KEY},
+    "additionalProperties": {"type": "string", "maxLength": _LABEL_LENGTH, "pattern": _LABEL_VALUE},
+}
+Labels = Annotated[
+    dict[LabelKey, LabelValue],
+    Field(max_length=LABELS),
+    BeforeValidator(_few_labels),
+    WithJsonSchema(_LABELS_SCHEMA),
+]
 Count = Annotated[int, Field(ge=0, le=EXACT_INTEGER)]
 Seconds = Annotated[float, Field(gt=0)]
