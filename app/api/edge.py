@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api import docs_page, executions, openapi, output, sandboxes, stdin, stream, system
+from app.api import docs_page, executions, openapi, output, sandboxes, stdin, stream, stream_tickets, system
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
 from app.api.problems import problem_of
@@ -37,12 +37,20 @@ def _methods(connection: HTTPConnection) -> set[str]:
 
 def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.state.edge = edge
-    for module in (executions, sandboxes, output, stdin, stream, system):  # the busiest first: they are tried in turn
+    for module in (
+        executions,
+        sandboxes,
+        output,
+        stdin,
+        stream,
+        stream_tickets,
+        system,
+    ):  # the busiest first: they are tried in turn
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(stream.routes)
     app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
-    app.add_middleware(Guard, door=door, journal=edge.journal)
+    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -15,7 +15,13 @@ from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
 from app.api.guard import OPEN_PATHS, OPEN_PREFIX
 
-_REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
+_REQUESTS = (
+    schemas.CreateSandbox,
+    schemas.UpdateSandbox,
+    schemas.CreateExecution,
+    schemas.SignalExecution,
+    schemas.CreateStreamTicket,
+)
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
 
 

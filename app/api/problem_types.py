@@ -165,7 +165,8 @@ _TABLE = (
         "unauthenticated",
         401,
         "A key is needed",
-        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one.",
+        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one. A stream "
+        "ticket works once, within 30 seconds, for the path and the right to stdin that it was asked for.",
     ),
     ProblemType(
         "forbidden",
