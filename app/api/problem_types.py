@@ -133,7 +133,8 @@ _TABLE = (
         "upgrade_required",
         426,
         "This path speaks WebSocket",
-        "Open it with a WebSocket client: a GET request with Upgrade: websocket.",
+        "Open it with a WebSocket client: a GET request with Upgrade: websocket. Or ask for Server-Sent Events, with "
+        "Accept: text/event-stream.",
     ),
     ProblemType(
         "conflict",
