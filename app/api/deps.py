@@ -9,6 +9,7 @@ from typing import Protocol
 from starlette.requests import HTTPConnection
 
 from app.api.readiness import Readiness
+from app.api.tickets import Tickets
 from app.core.policy import LimitRange, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
@@ -53,6 +54,7 @@ class Edge:
     metrics: Callable[[], bytes]
     streamed: Callable[[str, int], None]
     patience: Patience = field(default_factory=Patience)
+    tickets: Tickets = field(default_factory=Tickets)
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

@@ -18,6 +18,7 @@ from app.api import (
     sandboxes,
     stdin,
     stream,
+    stream_tickets,
     system,
 )
 from app.api.deps import Edge, edge_of, request_id_of
@@ -32,6 +33,7 @@ MODULES = (  # the busiest first: they are tried in turn
     output,
     stdin,
     stream,
+    stream_tickets,
     pause,
     system,
 )
@@ -63,5 +65,5 @@ def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
-    app.add_middleware(Guard, door=door, journal=edge.journal)
+    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -17,7 +17,13 @@ from app.api.guard import OPEN_PATHS, OPEN_PREFIX
 from app.api.plain import make_plain
 from app.api.problem_schema import Problem
 
-_REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
+_REQUESTS = (
+    schemas.CreateSandbox,
+    schemas.UpdateSandbox,
+    schemas.CreateExecution,
+    schemas.SignalExecution,
+    schemas.CreateStreamTicket,
+)
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
 
 

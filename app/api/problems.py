@@ -173,7 +173,7 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[e.FieldError]:
 
 def _pointer(loc: Sequence[str | int]) -> str:
     parts = [str(part)[:_KEY_SHOWN].replace("~", "~0").replace("/", "~1") for part in loc if part != "[key]"]
-    if parts and parts[0] in {"query", "path", "header"}:
+    if len(parts) > 1 and parts[0] in {"query", "path", "header"}:  # alone it is a field of the body
         return "/".join(parts)
     return "".join(f"/{part}" for part in parts)
 
