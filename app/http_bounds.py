@@ -55,6 +55,8 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
         self._expect_a_head()
         self._head_bytes = self._piece
+        # For an answer whose end is not to look like one: ASGI knows no way to cut a connection.
+        self.scope["extensions"] = {"bulkhead.transport": {"transport": self.transport}}
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
