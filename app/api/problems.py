@@ -157,7 +157,7 @@ def _headers(error: Exception) -> dict[str, str]:  # noqa: PLR0911 - one for eac
             return {"upgrade": "websocket", "connection": "upgrade"}
         case e.RangeNotSatisfiable(size=int(size)):
             return {"content-range": f"bytes */{size}"}
-        case e.PayloadTooLarge() | BodyTooSlow():
+        case BodyTooSlow():
             return {"connection": "close"}
     return {}
 

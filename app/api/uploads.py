@@ -13,10 +13,6 @@ from app.api.hangup import ClientGone
 from app.api.problems import BodyTooSlow, UnsupportedMediaType
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 
-# Of a body whose request was refused so much is still read, and thrown away: most clients send all of it before they
-# look at the answer.
-DISCARDED = 64 * 1024 * 1024
-
 
 class Upload(AsyncIterator[bytes]):
     """The body of a request, once. Its pieces are what has come since the last one, some 250 KiB at most.
@@ -33,19 +29,15 @@ class Upload(AsyncIterator[bytes]):
         self._taken = 0
         self._ended = False
         headers = request.headers
-        length = headers.get("content-length", "")
-        self._length = int(length[:20]) if length.isascii() and length.isdigit() else None
-        self._must_close("expect" in headers or self._length is None or self._length > DISCARDED)
+        # Refused before it was told to go on, a client may leave the body out: nobody knows what comes next then.
+        self._state["close_after_problem"] = "expect" in headers
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("Content-Encoding: files are stored as they are sent; send them unencoded")
         if "content-range" in headers:
             raise InvalidRequest.at("header/content-range", "is not taken: a file is replaced as a whole")
-        if self._length is not None and self._length > self._bounds.ceiling:
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > self._bounds.ceiling:
             raise PayloadTooLarge(self._bounds.ceiling)
-
-    def _must_close(self, close: bool) -> None:
-        """What is left of this body would be read for long, or may never come, if the answer is a problem."""
-        self._state["close_after_problem"] = close
 
     async def __anext__(self) -> bytes:
         while not self._ended:
@@ -57,13 +49,13 @@ class Upload(AsyncIterator[bytes]):
             if self._taken > self._bounds.ceiling:
                 raise PayloadTooLarge(self._bounds.ceiling)
             self._ended = not message.get("more_body", False)
-            self._must_close(not self._ended and (self._length is None or self._length - self._taken > DISCARDED))
             if body:
                 return body
         raise StopAsyncIteration
 
     async def _next_message(self) -> Message:
         seconds = self._bounds.stall_seconds
+        self._state["close_after_problem"] = False
         try:
             async with asyncio.timeout(seconds):
                 return await self._receive()

@@ -134,3 +134,22 @@ async def test_a_body_comes_as_it_was_sent_in_one_piece_and_in_many() -> None:
             letters + b" 1000"
         )
         assert (await answer_to(port, post + b"content-length: 0\r\n\r\n")).endswith(b"\r\n\r\n")
+
+
+async def test_a_body_that_was_answered_before_it_was_read_is_thrown_away_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_bounds, "DISCARDED", 1_000_000)
+    post = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n"
+    async with served() as port:
+        close = GET + b"connection: close\r\n\r\n"
+        answers = await answer_to(port, post % 900_000 + b"\r\n", bytes(900_000), close)
+        assert answers.count(b"HTTP/1.1 200 OK") == 2
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post % 100_000_000 + b"\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 OK")
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                writer.write(bytes(1_000_000))
+                await writer.drain()
+        writer.close()
