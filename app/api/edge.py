@@ -10,8 +10,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api import (
+    archives,
+    directories,
     docs_page,
     executions,
+    files,
     openapi,
     output,
     pause,
@@ -33,6 +36,9 @@ MODULES = (  # the busiest first: they are tried in turn
     output,
     stdin,
     stream,
+    archives,
+    directories,
+    files,
     stream_tickets,
     pause,
     system,
@@ -44,6 +50,8 @@ async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     if problem.type.slug == "internal_error":
         edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
     response = problem.response(request_id_of(connection))
+    if connection.scope["state"].get("close_after_problem"):
+        response.headers["connection"] = "close"
     if response.status_code == METHOD_NOT_ALLOWED:
         response.headers["allow"] = ", ".join(sorted(_methods(connection)))
     return response
