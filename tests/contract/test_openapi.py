@@ -220,7 +220,7 @@ def test_what_a_runtime_may_not_know_may_be_null() -> None:
 
 def test_what_later_orders_bring_is_absent() -> None:
     text = (ROOT / "openapi.yaml").read_text()
-    for word in ("Idempotency", "secrets", "/files", "/run:", "/pause"):
+    for word in ("Idempotency", "secrets", "/run:"):
         assert word not in text, word
     components = DOCUMENT["components"]["schemas"]
     assert set(components["CreateSandbox"]["properties"]) == {
