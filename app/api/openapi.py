@@ -14,6 +14,7 @@ from app.api.documents import REF
 from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
 from app.api.guard import OPEN_PATHS, OPEN_PREFIX
+from app.api.links import link
 
 _REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
@@ -48,6 +49,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 _correct(path, operation)
+        link(document)
         for name, example in EXAMPLES.items():
             components[name]["examples"] = [example]
         for name in ("HTTPValidationError", "ValidationError"):

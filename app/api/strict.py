@@ -54,13 +54,46 @@ def _counts(count: int) -> dict[str, Any]:
     return {"count": count, "most": LABELS}
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is the integer 1 in JSON, and some languages write no other."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _documented(**keywords: Any) -> Any:
+    """In the schema, for readers and generators; the core checks it, with a sentence of its own."""
+    return Field(json_schema_extra=keywords)
+
+
+def _named(pattern: str) -> Any:
+    """An object's keys. Generators know `propertyNames` and a schema for all values better than patterns of names."""
+
+    def rewrite(schema: dict[str, Any]) -> None:
+        values = schema.pop("patternProperties", None)
+        if values:
+            (schema["additionalProperties"],) = values.values()
+        schema["propertyNames"] = {"pattern": pattern}
+
+    return Field(json_schema_extra=rewrite)
+
+
+NO_NUL = r"^[^\x00]*$"
+LABEL_KEY = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+
 Id = Annotated[str, StringConstraints(pattern=f"^{ID_PATTERN}$")]
-Environment = Annotated[dict[str, str], BeforeValidator(_look_at_few_wrong_values)]
-Arguments = Annotated[list[str], Field(fail_fast=True)]
+Environment = Annotated[
+    dict[str, Annotated[str, _documented(pattern=NO_NUL)]],
+    BeforeValidator(_look_at_few_wrong_values),
+    _named(r"^[^=\x00]+$"),
+]
+Arguments = Annotated[list[Annotated[str, _documented(pattern=NO_NUL)]], Field(fail_fast=True), _documented(minItems=1)]
 Host = Annotated[str, StringConstraints(min_length=1, max_length=255)]  # a DNS name has 253 characters at most
-Paths = Annotated[list[str], Field(max_length=PATHS, fail_fast=True)]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+Directory = Annotated[str, _documented(pattern=r"^/[^\x00]*$")]
+Paths = Annotated[list[Directory], Field(max_length=PATHS, fail_fast=True)]
+LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
 LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=LABELS), BeforeValidator(_few_labels)]
-Count = Annotated[int, Field(ge=0, le=EXACT_INTEGER)]
+Labels = Annotated[
+    dict[LabelKey, LabelValue], Field(max_length=LABELS), BeforeValidator(_few_labels), _named(LABEL_KEY)
+]
+WHOLE = BeforeValidator(_whole)  # the last of an annotation: bounds that come after it are lost in the schema
+Count = Annotated[int, Field(ge=0, le=EXACT_INTEGER), WHOLE]
 Seconds = Annotated[float, Field(gt=0)]
