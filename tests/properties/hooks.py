@@ -3,6 +3,7 @@ what any operator permits, so that there is something to go on with. The third s
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import schemathesis
@@ -10,6 +11,7 @@ import schemathesis
 LONGEST_WAIT = 0.1
 ACCEPTED_WAIT = 60
 CEILINGS = {"cpus": 1, "memory_mib": 64, "processes": 32, "disk_mib": 32, "wall_seconds": 60, "output_bytes": 2**20}
+NUMBERS = itertools.count()
 LIFE_SECONDS = (60, 3600)
 # They do something in a sandbox of the host as well as in the backend without isolation.
 PROGRAMS = (["cat"], ["sleep", "1000"], ["echo", "hello"], ["env"], ["sleep", "1000"], ["cat", "/etc/passwd"])
@@ -19,6 +21,8 @@ PROGRAMS = (["cat"], ["sleep", "1000"], ["echo", "hello"], ["env"], ["sleep", "1
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
     _wait_less(case.query or {})
     body = case.body
+    if isinstance(body, dict) and case.meta is not None and case.meta.phase.name.value == "stateful":
+        _be_new(body)
     if not isinstance(body, dict) or case.meta is None or case.meta.generation.mode.is_negative:
         return
     turn = len(repr(sorted(body)))  # the same for the same request: a failure can be shrunk
@@ -38,6 +42,12 @@ def _wait_less(query: Any) -> None:
         return
     if LONGEST_WAIT < seconds <= ACCEPTED_WAIT:
         query["wait_seconds"] = LONGEST_WAIT
+
+
+def _be_new(body: dict[str, Any]) -> None:
+    """The same steps must lead to the same answers, or hypothesis gives up: an id can be taken once only."""
+    if isinstance(body.get("id"), str):
+        body["id"] = f"id-{next(NUMBERS)}"
 
 
 def _be_modest(body: dict[str, Any]) -> None:
