@@ -31,12 +31,14 @@ class Patience:
     """How long the edge waits for a client, in seconds.
 
     `probe`: while a program does not read its stdin the socket is not read either, and a client that left is only
-    noticed by writing to it. `close`: for the last frames of a stream that is being closed.
+    noticed by writing to it. `close`: for the last frames of a stream that is being closed, and for a program to read
+    what a client sent before it left. `silence`: between two comments of an event stream.
     """
 
     body: float = 30
     probe: float = 1
     close: float = 10
+    silence: float = 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,32 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api import docs_page, executions, openapi, output, sandboxes, stream, system
+from app.api import (
+    docs_page,
+    executions,
+    openapi,
+    output,
+    pause,
+    sandboxes,
+    stdin,
+    stream,
+    system,
+)
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
 from app.api.problems import problem_of
 from app.core.errors import BulkheadError
 
 METHOD_NOT_ALLOWED = 405
+MODULES = (  # the busiest first: they are tried in turn
+    executions,
+    sandboxes,
+    output,
+    stdin,
+    stream,
+    pause,
+    system,
+)
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
@@ -37,7 +56,7 @@ def _methods(connection: HTTPConnection) -> set[str]:
 
 def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.state.edge = edge
-    for module in (executions, sandboxes, output, stream, system):  # the busiest first: they are tried in turn
+    for module in MODULES:
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(stream.routes)

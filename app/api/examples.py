@@ -129,6 +129,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Health": {"status": "alive"},
     "Ready": {"default": "process", "runtimes": [{"name": "process", "ready": True, "reason": None}]},
     "StreamStart": {"type": "start", "stdout_offset": 0, "stderr_offset": 0, "stdin_bytes": 0, "state": "running"},
+    "StreamOutput": {"channel": "stdout", "offset": 0, "base64": "aGVsbG8K"},
     "StreamGap": {"type": "gap", "channel": "stdout", "from": 0, "to": 4096},
     "StreamExit": {
         "type": "exit",

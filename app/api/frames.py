@@ -49,6 +49,14 @@ class StreamGap(Answer):
     to: int | None = Field(description="the first byte after the gap")
 
 
+class StreamOutput(Answer):
+    """Only as a Server-Sent Event: over a WebSocket output comes as binary frames."""
+
+    channel: Channel
+    offset: int = Field(description="of the first byte")
+    base64: str = Field(description="at most 64 KiB of output")
+
+
 class StreamDigest(Answer):
     bytes: int
     dropped_bytes: int | None
@@ -94,6 +102,7 @@ class StreamResize(Terminal):
 
 FRAMES: tuple[type[BaseModel], ...] = (
     StreamStart,
+    StreamOutput,
     StreamGap,
     StreamExit,
     StreamProblem,

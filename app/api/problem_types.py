@@ -139,7 +139,7 @@ _TABLE = (
         "conflict",
         409,
         "It is taken",
-        "Another sandbox or execution has the id, or another stream holds the stdin.",
+        "Another sandbox or execution has the id, or somebody else feeds the stdin.",
     ),
     ProblemType(
         "unsupported_by_runtime",

@@ -113,7 +113,7 @@ class Lifetimes:
     def _end_failed(self, sandbox: Sandbox) -> None:
         """It may be tried again, and is, when its time is over."""
         sandbox.ending = None
-        if sandbox.handle is not None and sandbox.state is SandboxState.RUNNING:
+        if sandbox.handle is not None and sandbox.state in {SandboxState.RUNNING, SandboxState.PAUSED}:
             sandbox.watch = self._tasks.spawn(self._notice_loss(sandbox, sandbox.handle))
         self.arm(sandbox, at_least=RETRY_SECONDS)
 

@@ -56,6 +56,7 @@ class Sandbox:
         self.executions: dict[str, Execution] = {}
         self.running = 0  # executions; counted, as thousands of ended ones may be kept
         self.settled = asyncio.Event()  # no longer `creating`
+        self.change = asyncio.Lock()  # one pause or resume at a time, in the order of the calls
         self.boot: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None

@@ -16,6 +16,7 @@ from app.core.executions import Execution
 from app.core.lifetimes import Lifetimes
 from app.core.models import Command, ExitReason, OnOutputLimit, SandboxSpec, SandboxState, new_id, now
 from app.core.output import OutputLog, Spill
+from app.core.pausing import Pausing
 from app.core.records import Capacity, Observer, Records, Sandbox
 from app.core.registry import Registry
 from app.core.tasks import Tasks
@@ -40,6 +41,7 @@ class Sandboxes:
         self._tasks = Tasks()
         self._records = Records(capacity)
         self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks)
+        self.pausing = Pausing(registry, self._tasks)
         self._sequence = 0
         self._running = 0
         self._closing = False

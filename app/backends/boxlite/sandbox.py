@@ -176,6 +176,12 @@ class BoxliteSandbox:
             await self.server_there()
         tried.set()
 
+    async def pause(self) -> None:
+        raise UnsupportedByRuntime("pause", "boxlite")
+
+    async def resume(self) -> None:
+        raise UnsupportedByRuntime("pause", "boxlite")
+
     # --- the end
 
     async def destroy(self) -> None:
