@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
 
+from app.api.problem_schema import Problem
 from app.api.problems import field_errors, problem_of
-from app.api.schemas import Answer, Exit, Problem, Terminal
+from app.api.schemas import Answer, Exit, Terminal
 from app.api.strict import Count, Strict
 from app.api.views import exit_body
 from app.core.commands import signal_number

@@ -15,6 +15,8 @@ from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
 from app.api.guard import OPEN_PATHS, OPEN_PREFIX
 from app.api.links import link
+from app.api.plain import make_plain
+from app.api.problem_schema import Problem
 
 _REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
@@ -45,6 +47,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         components["Capability"]["description"] = "What a runtime may promise."
         document["components"]["headers"] = _HEADERS
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["info"]["license"] = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
+        document["servers"] = [{"url": "/", "description": "the service that this document came from"}]
         document["security"] = [{"key": []}, {}]  # a service without keys asks for none
         for path, operations in document["paths"].items():
             for operation in operations.values():
@@ -54,6 +58,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             components[name]["examples"] = [example]
         for name in ("HTTPValidationError", "ValidationError"):
             components.pop(name, None)
+        make_plain(document)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -76,7 +81,7 @@ def _correct(path: str, operation: dict[str, Any]) -> None:
 def _components() -> dict[str, Any]:
     wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
     wanted += [(model, "serialization") for model in FRAMES]
-    wanted.append((schemas.Problem, "serialization"))
+    wanted.append((Problem, "serialization"))
     _, definitions = models_json_schema(wanted, ref_template=REF + "{model}")
     found: dict[str, Any] = definitions["$defs"]
     return found

@@ -268,21 +268,3 @@ class RuntimeReady(Answer):
 class Ready(Answer):
     default: str
     runtimes: list[RuntimeReady]
-
-
-class FieldProblem(Answer):
-    pointer: str = Field(description="a JSON pointer into the body, or query/NAME")
-    detail: str
-
-
-class Problem(BaseModel):
-    """RFC 9457. Beside these members each type has its own, listed at its `type`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str = Field(description="the request id, also in the header X-Request-Id")
-    errors: list[FieldProblem] | None = None

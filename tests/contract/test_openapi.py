@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from app.api import frames, schemas
 from app.api.examples import EXAMPLES
+from app.api.problem_schema import Problem
 from app.api.problem_types import PROBLEMS
 from app.core.policy import FLOORS
 
@@ -39,6 +40,16 @@ def strings(node: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(node, list):
         for value in node:
             yield from strings(value)
+
+
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from nodes(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from nodes(value)
 
 
 def test_the_file_is_what_the_code_says() -> None:
@@ -75,6 +86,26 @@ def test_every_reference_leads_somewhere() -> None:
         if key == "$ref":
             kind, _, name = value.removeprefix("#/components/").partition("/")
             assert name in DOCUMENT["components"][kind], value
+
+
+def test_every_extra_of_a_problem_is_a_member_of_its_schema() -> None:
+    extras = {name for kind in PROBLEMS.values() for name in kind.extras}
+    assert extras == set(Problem.model_fields) - {"type", "title", "status", "detail", "instance"}
+
+
+def test_every_number_has_its_width_and_no_title_names_a_class() -> None:
+    """Without them generators take 32 bits for sizes in bytes, and make classes of titles."""
+    for schema in nodes(DOCUMENT["components"]["schemas"]):
+        if str(schema.get("type")) in {"integer", "number"} and "enum" not in schema:
+            assert schema["format"] in {"int32", "int64", "double"}, schema
+        assert not isinstance(schema.get("title"), str) or "status" in schema, schema  # that of an example
+
+
+def test_labels_are_a_map_of_texts() -> None:
+    for name in ("CreateSandbox", "UpdateSandbox"):
+        labels = DOCUMENT["components"]["schemas"][name]["properties"]["labels"]
+        assert labels["additionalProperties"]["type"] == "string"
+        assert "patternProperties" not in labels
 
 
 def test_headers_are_described_where_they_are_sent() -> None:
@@ -124,7 +155,7 @@ def test_every_answer_that_is_not_a_success_is_a_problem_with_an_example() -> No
             for slug, example in content["examples"].items():
                 assert PROBLEMS[slug].status == int(status)
                 assert set(PROBLEMS[slug].extras) <= set(example["value"])
-                schemas.Problem.model_validate(example["value"])
+                Problem.model_validate(example["value"])
 
 
 def test_every_json_answer_has_a_schema_with_an_example() -> None:
