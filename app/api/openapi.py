@@ -14,6 +14,7 @@ from app.api.documents import REF
 from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
 from app.api.guard import OPEN_PATHS, OPEN_PREFIX
+from app.api.links import link
 from app.api.plain import make_plain
 from app.api.problem_schema import Problem
 
@@ -58,6 +59,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 _correct(path, operation)
+        link(document)
         for name, example in EXAMPLES.items():
             components[name]["examples"] = [example]
         for name in ("HTTPValidationError", "ValidationError"):

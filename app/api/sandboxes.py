@@ -41,7 +41,9 @@ class ShowQuery(BaseModel):
 class ListQuery(PageQuery):
     state: SandboxState | None = None
     runtime: str | None = None
-    label: list[str] = Field([], description="key:value; repeated: all must match")
+    label: list[Annotated[str, Field(json_schema_extra={"pattern": "^[^:]+:"})]] = Field(
+        [], description="key:value; repeated: all must match"
+    )
 
 
 def body_of(sandbox: Sandbox, edge: Edge) -> Body:

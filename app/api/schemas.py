@@ -10,7 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.api.limits import LimitsRequest
 from app.api.receipts import Isolation
-from app.api.strict import Arguments, Environment, Host, Id, Labels, Paths, Seconds, Strict
+from app.api.strict import WHOLE, Arguments, Directory, Environment, Host, Id, Labels, Paths, Seconds, Strict
 from app.core.backend import Capability
 from app.core.models import ID_PATTERN, ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
 
@@ -69,7 +69,7 @@ class CreateSandbox(Strict):
         [], description="refused unless the runtime has them all"
     )
     env: Environment = Field({}, description="for every execution")
-    workdir: str = Field("/workspace", description="for every execution")
+    workdir: Directory = Field("/workspace", description="for every execution")
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()
     ttl_seconds: Seconds | None = Field(None, description="destroyed when it passes; absent: 3600")
@@ -92,8 +92,8 @@ class Terminal(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"rows": 40, "cols": 120}]})
 
-    rows: Annotated[int, Field(ge=1, le=65_535)]
-    cols: Annotated[int, Field(ge=1, le=65_535)]
+    rows: Annotated[int, Field(ge=1, le=65_535), WHOLE]
+    cols: Annotated[int, Field(ge=1, le=65_535), WHOLE]
 
 
 class CreateStreamTicket(Strict):
@@ -119,7 +119,7 @@ class CreateExecution(Strict):
 
     command: Arguments = Field(description="the exact argv, no shell")
     env: Environment = Field({}, description="over the sandbox's")
-    workdir: str | None = Field(None, description="absent: the sandbox's")
+    workdir: Directory | None = Field(None, description="absent: the sandbox's")
     timeout_seconds: Seconds | None = Field(None, description="at most and by default the limit wall_seconds")
     stdin: Stdin = Field(Stdin.NONE, description="with `tty` always `open`")
     tty: Terminal | None = Field(None, description="run it on a terminal of this size")
