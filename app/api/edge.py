@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api import docs_page, executions, openapi, output, sandboxes, stream, system
+from app.api import docs_page, executions, openapi, output, run, sandboxes, stream, system
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
 from app.api.problems import problem_of
@@ -37,7 +37,7 @@ def _methods(connection: HTTPConnection) -> set[str]:
 
 def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.state.edge = edge
-    for module in (executions, sandboxes, output, stream, system):  # the busiest first: they are tried in turn
+    for module in (executions, sandboxes, run, output, stream, system):  # the busiest first: they are tried in turn
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(stream.routes)

@@ -9,13 +9,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from app.api import schemas
+from app.api import run_schemas, schemas
 from app.api.documents import REF
 from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
 from app.api.guard import OPEN_PATHS, OPEN_PREFIX
 
-_REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
+_REQUESTS = (
+    *(schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution),
+    run_schemas.Run,
+)
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
 
 

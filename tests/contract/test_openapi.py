@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from app.api import frames, schemas
+from app.api import frames, run_schemas, schemas
 from app.api.examples import EXAMPLES
 from app.api.problem_types import PROBLEMS
 from app.core.policy import FLOORS
@@ -28,6 +28,10 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for method, operation in found.items():
             assert method in METHODS
             yield path, method, operation
+
+
+def model_of(name: str) -> type[BaseModel] | None:
+    return next((getattr(module, name) for module in (schemas, run_schemas, frames) if hasattr(module, name)), None)
 
 
 def strings(node: Any) -> Iterator[tuple[str, str]]:
@@ -62,6 +66,7 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("post", f"{execution}/resize"): "resize_execution",
         ("get", f"{execution}/output"): "get_output",
         ("get", f"{execution}/stream"): "open_stream",
+        ("post", "/run"): "run_once",
         ("get", "/runtimes"): "list_runtimes",
         ("get", "/healthz"): "check_alive",
         ("get", "/readyz"): "check_ready",
@@ -139,11 +144,12 @@ def test_every_json_answer_has_a_schema_with_an_example() -> None:
 def test_every_request_body_has_examples_that_it_takes() -> None:
     with_body = {o["operationId"]: o["requestBody"] for _, _, o in operations() if "requestBody" in o}
     assert set(with_body) == {
-        *("create_sandbox", "update_sandbox", "create_execution", "signal_execution", "resize_execution")
+        *("create_sandbox", "update_sandbox", "create_execution", "signal_execution", "resize_execution", "run_once")
     }
     for body in with_body.values():
         content = body["content"]["application/json"]
-        model: type[BaseModel] = getattr(schemas, content["schema"]["$ref"].rpartition("/")[2])
+        model = model_of(content["schema"]["$ref"].rpartition("/")[2])
+        assert model is not None
         assert content["examples"]
         for example in content["examples"].values():
             model.model_validate_json(json.dumps(example["value"]))
@@ -151,7 +157,8 @@ def test_every_request_body_has_examples_that_it_takes() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_fit_their_schemas(name: str) -> None:
-    model: type[BaseModel] = getattr(schemas, name, None) or getattr(frames, name)
+    model = model_of(name)
+    assert model is not None
     model.model_validate_json(json.dumps(EXAMPLES[name]))
 
 
@@ -166,7 +173,7 @@ def test_every_frame_of_the_stream_is_a_schema_and_named_in_its_description() ->
 def test_examples_in_the_schemas_fit_them() -> None:
     """Those of a parent are inherited, and may lack what the child needs."""
     for name, schema in DOCUMENT["components"]["schemas"].items():
-        model: type[BaseModel] | None = getattr(schemas, name, None) or getattr(frames, name, None)
+        model = model_of(name)
         for example in schema.get("examples", []):
             assert model is not None
             model.model_validate_json(json.dumps(example))
@@ -184,7 +191,7 @@ def test_what_a_runtime_may_not_know_may_be_null() -> None:
 
 def test_what_later_orders_bring_is_absent() -> None:
     text = (ROOT / "openapi.yaml").read_text()
-    for word in ("Idempotency", "ticket", "secrets", "/files", "/run:", "/pause"):
+    for word in ("Idempotency", "ticket", "secrets", "/files:", "/pause"):
         assert word not in text, word
     components = DOCUMENT["components"]["schemas"]
     assert set(components["CreateSandbox"]["properties"]) == {
