@@ -15,7 +15,7 @@ from app.core.oneshot import OneShot, Outcome, run_once
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from tests.contract.kinds import KINDS, Kind
-from tests.unit.core.support import Notes
+from tests.unit.core.support import Notes, cancelled_after
 
 ONES = [kind for kind in KINDS if kind.name != "machine"]  # a boot takes five seconds there, and promises no more
 
@@ -27,18 +27,28 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return chosen
 
 
+class Started(Notes):
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = asyncio.Event()
+
+    def execution_started(self, runtime: str, seconds: float) -> None:
+        super().execution_started(runtime, seconds)
+        self.started.set()
+
+
 @dataclass
 class Place:
     kind: Kind
     backend: Backend
     sandboxes: Sandboxes
+    notes: Started
 
     async def run(self, argv: tuple[str, ...], stdin: bytes = b"", timeout: float = 60) -> Outcome:
+        spec = self.backend.fit(self.kind.spec)
         opened = Stdin.OPEN if stdin else Stdin.NONE
-        command = Command(
-            argv, env=self.kind.env, workdir=self.kind.spec.workdir, timeout_seconds=timeout, stdin=opened
-        )
-        outcome = await run_once(self.sandboxes, OneShot(self.backend.fit(self.kind.spec), command, stdin=stdin))
+        command = Command(argv, env=self.kind.env, workdir=spec.workdir, timeout_seconds=timeout, stdin=opened)
+        outcome = await run_once(self.sandboxes, OneShot(spec, command, stdin=stdin))
         assert self.kind.left(self.backend) == []
         assert list(self.sandboxes) == []
         return outcome
@@ -48,9 +58,10 @@ class Place:
 async def place(kind: Kind) -> AsyncIterator[Place]:
     backend = await kind.open()
     backend.open()
-    sandboxes = Sandboxes(Registry([backend], default=backend.info.name), Capacity(), Notes())
+    notes = Started()
+    sandboxes = Sandboxes(Registry([backend], default=backend.info.name), Capacity(), notes)
     try:
-        yield Place(kind, backend, sandboxes)
+        yield Place(kind, backend, sandboxes, notes)
     finally:
         await sandboxes.aclose()
         await backend.aclose()
@@ -95,11 +106,20 @@ async def test_runs_at_the_same_time_are_apart(kind: Kind) -> None:
         assert kind.left(at.backend) == []
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.02, 0.2])
-async def test_a_run_that_is_cut_short_leaves_nothing(kind: Kind, seconds: float) -> None:
+async def test_a_run_that_is_cut_short_at_any_turn_leaves_nothing(kind: Kind) -> None:
     async with place(kind) as at:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await at.run(kind.programs.sleep())
+        for number in range(kind.turns):
+            assert await cancelled_after(number, at.run(kind.programs.sleep()))
+            assert kind.left(at.backend) == []
+            assert list(at.sandboxes) == []
+
+
+async def test_a_run_whose_command_runs_is_cut_short_with_it(kind: Kind) -> None:
+    async with place(kind) as at:
+        running = asyncio.ensure_future(at.run(kind.programs.sleep()))
+        await at.notes.started.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
         assert kind.left(at.backend) == []
         assert list(at.sandboxes) == []
