@@ -12,7 +12,9 @@ from starlette.routing import Route
 from app.api import docs_page, executions, openapi, output, run, sandboxes, stream, system
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
+from app.api.idempotency import Idempotency, Recorded
 from app.api.problems import problem_of
+from app.core.answers import Answers
 from app.core.errors import BulkheadError
 
 METHOD_NOT_ALLOWED = 405
@@ -35,7 +37,7 @@ def _methods(connection: HTTPConnection) -> set[str]:
     return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
 
 
-def install(app: FastAPI, edge: Edge, door: Door) -> None:
+def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) -> None:
     app.state.edge = edge
     for module in (executions, sandboxes, run, output, stream, system):  # the busiest first: they are tried in turn
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
@@ -44,5 +46,6 @@ def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
+    app.add_middleware(Idempotency, answers=answers)
     app.add_middleware(Guard, door=door, journal=edge.journal)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

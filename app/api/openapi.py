@@ -10,10 +10,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from app.api import run_schemas, schemas
-from app.api.documents import REF
+from app.api.documents import REF, keyed
 from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
 from app.api.guard import OPEN_PATHS, OPEN_PREFIX
+from app.api.idempotency import PATTERN
 
 _REQUESTS = (
     *(schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution),
@@ -28,10 +29,24 @@ _TAGS = [
     {"name": "service", "description": "What the service says about itself."},
 ]
 _REQUEST_ID, _RETRY, _AUTHENTICATE = "X-Request-Id", "Retry-After", "WWW-Authenticate"
+_REPLAYED = "Idempotency-Replayed"
+FIRST_ERROR = 400
 _HEADERS = {
+    _REPLAYED: {
+        "description": "`true` when this is the answer to an earlier request with the same Idempotency-Key",
+        "schema": {"type": "string", "const": "true"},
+    },
     _REQUEST_ID: {"description": "the client's own or a new one; stands in the log", "schema": {"type": "string"}},
     _RETRY: {"description": "seconds to wait before trying again", "schema": {"type": "integer"}},
     _AUTHENTICATE: {"description": "always `Bearer`", "schema": {"type": "string"}},
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "chosen by the client, one for each thing that it wants done once: a repeated request with the same "
+    "key, query and body gets the first answer again, for 24 hours; answers of 5xx and 429 are not kept",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{PATTERN}$"},
 }
 _ONLY_WITH = {"401": _AUTHENTICATE, "429": _RETRY, "503": _RETRY}
 
@@ -48,8 +63,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
         document["components"]["headers"] = _HEADERS
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]  # a service without keys asks for none
+        document["components"]["parameters"] = {"IdempotencyKey": _IDEMPOTENCY_KEY}
         for path, operations in document["paths"].items():
-            for operation in operations.values():
+            for method, operation in operations.items():
+                if method == "post":
+                    _take_key(operation)
                 _correct(path, operation)
         for name, example in EXAMPLES.items():
             components[name]["examples"] = [example]
@@ -57,6 +75,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
             components.pop(name, None)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _take_key(operation: dict[str, Any]) -> None:
+    operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
+    keyed(operation["responses"])
+    for status, answer in operation["responses"].items():
+        if int(status) < FIRST_ERROR:
+            answer.setdefault("headers", {})[_REPLAYED] = {"$ref": f"#/components/headers/{_REPLAYED}"}
 
 
 def _correct(path: str, operation: dict[str, Any]) -> None:

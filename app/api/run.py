@@ -63,7 +63,7 @@ _CONTINUATION = 3  # bytes that a UTF-8 character has at most behind its first
 async def run(request: Request) -> Response:
     """Creates a sandbox, puts `files` into it, runs the command with `stdin`, and destroys the sandbox: it is gone when
     the answer comes, whatever happened, and no record of it is kept. A command that fails, or cannot be started, is a
-    200 whose `exit` says so. A client that hangs up ends its run."""
+    200 whose `exit` says so. A client that hangs up ends its run, unless it sent an Idempotency-Key."""
     edge = edge_of(request)
     shot = await _shot(await read_json(request, Run), edge)
     outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot))

@@ -91,6 +91,20 @@ def test_headers_are_described_where_they_are_sent() -> None:
             assert ("WWW-Authenticate" in headers) is (status == "401")
 
 
+def test_every_post_and_nothing_else_takes_an_idempotency_key() -> None:
+    for path, method, operation in operations():
+        found = {"$ref": "#/components/parameters/IdempotencyKey"} in operation.get("parameters", [])
+        assert found is (method == "post"), (method, path)
+        for status, answer in operation["responses"].items():
+            replayed = "Idempotency-Replayed" in answer["headers"]
+            assert replayed is (method == "post" and status < "400"), (method, path, status)
+        if method == "post":
+            assert (
+                "idempotency_mismatch"
+                in operation["responses"]["422"]["content"]["application/problem+json"]["examples"]
+            )
+
+
 def test_what_may_be_absent_is_not_required() -> None:
     components = DOCUMENT["components"]["schemas"]
     execution = components["Execution"]
@@ -191,7 +205,7 @@ def test_what_a_runtime_may_not_know_may_be_null() -> None:
 
 def test_what_later_orders_bring_is_absent() -> None:
     text = (ROOT / "openapi.yaml").read_text()
-    for word in ("Idempotency", "ticket", "secrets", "/files:", "/pause"):
+    for word in ("ticket", "secrets", "/files:", "/pause"):
         assert word not in text, word
     components = DOCUMENT["components"]["schemas"]
     assert set(components["CreateSandbox"]["properties"]) == {
