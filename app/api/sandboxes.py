@@ -89,7 +89,7 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     choice; without one the sandbox is destroyed."""
     edge = edge_of(request)
     asked = await read_json(request, schemas.CreateSandbox)
-    sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge), asked.id)
+    sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id)
     try:
         await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
     except ClientGone:
