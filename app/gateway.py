@@ -18,7 +18,6 @@ import uvicorn
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
-from app.backends.process.files import MOST_IN_ALL as FILE_OPERATIONS
 from app.core.backend import Backend
 from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
 from app.core.policy import Policy
@@ -177,10 +176,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def descriptors_needed(settings: Settings) -> int:
-    """Sandboxes hold two each, executions three and up to two spill files, what executions left behind two, connections
-    one, file operations four while they are started; and some for us."""
+    """Sandboxes hold two each, executions three and up to two spill files, what executions left behind two, operations
+    on files four while they start, connections one; and some for us."""
     capacity = settings.capacity
-    return 2 * capacity.sandboxes + 5 * capacity.executions + CONNECTIONS + 4 * FILE_OPERATIONS + 1024
+    return 2 * capacity.sandboxes + 5 * capacity.executions + 4 * capacity.transfers + CONNECTIONS + 1024
 
 
 def raise_descriptor_limit(need: int) -> None:

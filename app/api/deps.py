@@ -9,6 +9,7 @@ from typing import Protocol
 from starlette.requests import HTTPConnection
 
 from app.api.readiness import Readiness
+from app.api.tickets import Tickets
 from app.core.policy import LimitRange, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
@@ -42,6 +43,14 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferBounds:
+    """The largest body of a file or archive in bytes, and how long a client may send and take nothing."""
+
+    ceiling: int = 16 * 1024**3
+    stall_seconds: float = 60
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     sandboxes: Sandboxes
     registry: Registry
@@ -53,6 +62,8 @@ class Edge:
     metrics: Callable[[], bytes]
     streamed: Callable[[str, int], None]
     patience: Patience = field(default_factory=Patience)
+    tickets: Tickets = field(default_factory=Tickets)
+    transfers: TransferBounds = field(default_factory=TransferBounds)
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

@@ -10,14 +10,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api import (
+    archives,
+    directories,
     docs_page,
     executions,
+    files,
     openapi,
     output,
     pause,
     sandboxes,
     stdin,
     stream,
+    stream_tickets,
     system,
 )
 from app.api.deps import Edge, edge_of, request_id_of
@@ -32,6 +36,10 @@ MODULES = (  # the busiest first: they are tried in turn
     output,
     stdin,
     stream,
+    archives,
+    directories,
+    files,
+    stream_tickets,
     pause,
     system,
 )
@@ -42,6 +50,8 @@ async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     if problem.type.slug == "internal_error":
         edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
     response = problem.response(request_id_of(connection))
+    if connection.scope["state"].get("close_after_problem"):
+        response.headers["connection"] = "close"
     if response.status_code == METHOD_NOT_ALLOWED:
         response.headers["allow"] = ", ".join(sorted(_methods(connection)))
     return response
@@ -63,5 +73,5 @@ def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
-    app.add_middleware(Guard, door=door, journal=edge.journal)
+    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -128,6 +128,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "Health": {"status": "alive"},
     "Ready": {"default": "process", "runtimes": [{"name": "process", "ready": True, "reason": None}]},
+    "StreamTicket": {"ticket": "Qw8mW1cV0bKX3n2hXy5t7f9uJr4aLzEd", "expires_at": "2026-07-01T12:00:30Z"},
     "StreamStart": {"type": "start", "stdout_offset": 0, "stderr_offset": 0, "stdin_bytes": 0, "state": "running"},
     "StreamOutput": {"channel": "stdout", "offset": 0, "base64": "aGVsbG8K"},
     "StreamGap": {"type": "gap", "channel": "stdout", "from": 0, "to": 4096},

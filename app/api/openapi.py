@@ -18,7 +18,13 @@ from app.api.links import link
 from app.api.plain import make_plain
 from app.api.problem_schema import Problem
 
-_REQUESTS = (schemas.CreateSandbox, schemas.UpdateSandbox, schemas.CreateExecution, schemas.SignalExecution)
+_REQUESTS = (
+    schemas.CreateSandbox,
+    schemas.UpdateSandbox,
+    schemas.CreateExecution,
+    schemas.SignalExecution,
+    schemas.CreateStreamTicket,
+)
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
 
 

@@ -133,7 +133,8 @@ _TABLE = (
         "upgrade_required",
         426,
         "This path speaks WebSocket",
-        "Open it with a WebSocket client: a GET request with Upgrade: websocket.",
+        "Open it with a WebSocket client: a GET request with Upgrade: websocket. Or ask for Server-Sent Events, with "
+        "Accept: text/event-stream.",
     ),
     ProblemType(
         "conflict",
@@ -165,7 +166,8 @@ _TABLE = (
         "unauthenticated",
         401,
         "A key is needed",
-        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one.",
+        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one. A stream "
+        "ticket works once, within 30 seconds, for the path and the right to stdin that it was asked for.",
     ),
     ProblemType(
         "forbidden",

@@ -145,7 +145,7 @@ def _short(detail: str) -> str:
     return detail if len(detail) <= DETAIL_SHOWN else detail[: DETAIL_SHOWN - 1] + "…"
 
 
-def _headers(error: Exception) -> dict[str, str]:
+def _headers(error: Exception) -> dict[str, str]:  # noqa: PLR0911 - one for each kind of error
     match error:
         case e.CapacityExceeded() | e.BackendUnavailable():
             return {"retry-after": str(error.retry_after_seconds)}
@@ -155,7 +155,9 @@ def _headers(error: Exception) -> dict[str, str]:
             return {"www-authenticate": "Bearer"}
         case UpgradeRequired():
             return {"upgrade": "websocket", "connection": "upgrade"}
-        case e.PayloadTooLarge() | BodyTooSlow():
+        case e.RangeNotSatisfiable(size=int(size)):
+            return {"content-range": f"bytes */{size}"}
+        case BodyTooSlow():
             return {"connection": "close"}
     return {}
 
@@ -173,7 +175,7 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[e.FieldError]:
 
 def _pointer(loc: Sequence[str | int]) -> str:
     parts = [str(part)[:_KEY_SHOWN].replace("~", "~0").replace("/", "~1") for part in loc if part != "[key]"]
-    if parts and parts[0] in {"query", "path", "header"}:
+    if len(parts) > 1 and parts[0] in {"query", "path", "header"}:  # alone it is a field of the body
         return "/".join(parts)
     return "".join(f"/{part}" for part in parts)
 

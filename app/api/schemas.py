@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.limits import LimitsRequest
 from app.api.receipts import Isolation
 from app.api.strict import WHOLE, Arguments, Directory, Environment, Host, Id, Labels, Paths, Seconds, Strict
 from app.core.backend import Capability
-from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
+from app.core.models import ID_PATTERN, ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
 
 
 class FilesystemRequest(Strict):
@@ -96,6 +96,17 @@ class Terminal(Strict):
     cols: Annotated[int, Field(ge=1, le=65_535), WHOLE]
 
 
+class CreateStreamTicket(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"path": "/sandboxes/demo/executions/hello/stream", "stdin": True}]}
+    )
+
+    path: Annotated[str, StringConstraints(pattern=f"^/sandboxes/{ID_PATTERN}/executions/{ID_PATTERN}/stream$")] = (
+        Field(description="of the stream, without a query")
+    )
+    stdin: bool = Field(False, description="whether the stream may hold stdin, also by `take`")
+
+
 class CreateExecution(Strict):
     model_config = ConfigDict(
         json_schema_extra={
@@ -127,6 +138,11 @@ class SignalExecution(Strict):
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class StreamTicket(Answer):
+    ticket: str = Field(description="for `?ticket=` of the stream, once")
+    expires_at: datetime
 
 
 class Limits(Answer):

@@ -36,6 +36,11 @@ class StreamQuery(BaseModel):
         Field(description="`true`: be the one that feeds stdin; `take`: also when somebody else is, who is cut off"),
     ] = "false"
 
+    ticket: Annotated[
+        str | None,
+        Field(description="in place of a key, for clients that cannot send headers; POST /stream-tickets gives one"),
+    ] = None  # the guard has spent it by now
+
     @property
     def offsets(self) -> Offsets:
         return {Channel.STDOUT: self.stdout_offset, Channel.STDERR: self.stderr_offset}

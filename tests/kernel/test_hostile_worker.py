@@ -68,7 +68,7 @@ class Stage:
         self.worker.settimeout(5)
         self.ended = 0
         link = cast(LauncherLink, self.launcher)
-        files = partial(ProcessFiles, disk_bytes=1, places=asyncio.Semaphore(1))
+        files = partial(ProcessFiles, disk_bytes=1)
         self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), files, self._count_end)
 
     def _count_end(self) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from app import __version__
-from app.backends.process.files import MOST_IN_ALL, ProcessFiles
+from app.backends.process.files import ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import MIB, create_plan
@@ -63,7 +63,6 @@ class ProcessBackend:
         )
         self._sandboxes: dict[str, ProcessSandbox] = {}
         self._budget = PipeBudget()
-        self._file_places = asyncio.Semaphore(MOST_IN_ALL)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -104,7 +103,7 @@ class ProcessBackend:
             raise BackendUnavailable(RUNTIME, f"no descriptors for a sandbox: {error.strerror}") from error
         owner.setblocking(False)
         with workers_end:
-            files = partial(ProcessFiles, disk_bytes=spec.limits.disk_mib * MIB, places=self._file_places)
+            files = partial(ProcessFiles, disk_bytes=spec.limits.disk_mib * MIB)
             forget = partial(self._forget, sandbox_id)
             sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, files, forget)
             self._sandboxes[sandbox_id] = sandbox

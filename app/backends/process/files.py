@@ -60,8 +60,7 @@ from app.launcher.protocol.files import (
 
 _TREE_SECONDS = 120.0  # deleting 1,000,000 files of a tmpfs takes about 10 s
 _WAIT_SECONDS = 10.0
-MOST_AT_ONCE = 16  # in one sandbox
-MOST_IN_ALL = 256  # each holds two descriptors of the gateway, and a process of its sandbox
+MOST_AT_ONCE = 16  # each is a process of the sandbox
 
 
 def stat_of(node: Node) -> FileStat:
@@ -121,33 +120,21 @@ class _Opened:
             raise BackendFailure("the file has become shorter while it was read")
 
 
-@contextlib.asynccontextmanager
-async def _place(places: asyncio.Semaphore, what: str, most: int) -> AsyncIterator[None]:
-    """Raises CapacityExceeded."""
-    try:
-        async with asyncio.timeout(_WAIT_SECONDS):
-            await places.acquire()
-    except TimeoutError:
-        raise CapacityExceeded(what, most) from None
-    try:
-        yield
-    finally:
-        places.release()
-
-
 class ProcessFiles:
-    """`start` begins an agent with a request; `places` is shared by all sandboxes. Who finds no place waits a while."""
+    """`start` begins an agent with a request. At most 16 operations go on in a sandbox at once; others wait a while."""
 
-    def __init__(self, start: Callable[[Writer], FileAgent], disk_bytes: int, places: asyncio.Semaphore) -> None:
-        self._start, self._disk_bytes, self._all_places = start, disk_bytes, places
+    def __init__(self, start: Callable[[Writer], FileAgent], disk_bytes: int) -> None:
+        self._start, self._disk_bytes = start, disk_bytes
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
     @contextlib.asynccontextmanager
     async def _agent(self, asked: Writer) -> AsyncIterator[FileAgent]:
-        async with (
-            _place(self._places, "file operations at once in one sandbox", MOST_AT_ONCE),
-            _place(self._all_places, "file operations at once", MOST_IN_ALL),
-        ):
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                await self._places.acquire()
+        except TimeoutError:
+            raise CapacityExceeded("file operations at once in one sandbox", MOST_AT_ONCE) from None
+        try:
             agent = self._start(asked)
             undone = True
             try:
@@ -156,6 +143,8 @@ class ProcessFiles:
                 undone = False
             finally:
                 await agent.close(undone=undone)
+        finally:
+            self._places.release()
 
     # --- one file
 

@@ -51,7 +51,7 @@ async def room(noted: Noted) -> AsyncIterator[tuple[ProcessSandbox, list[str]]]:
         "one",
         owner,
         PipeBudget(),
-        partial(ProcessFiles, disk_bytes=1, places=asyncio.Semaphore(1)),
+        partial(ProcessFiles, disk_bytes=1),
         lambda: ends.append("ended"),
     )
     try:
