@@ -148,6 +148,7 @@ class BoxliteBackend:
             box.id,
             self._settings.stdin_mib * MIB,
             lambda: self._forget(name),
+            spec.limits.disk_mib * MIB,
         )
         try:
             began = time.perf_counter()
