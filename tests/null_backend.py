@@ -12,6 +12,8 @@
     torn A B             A bytes, then some are lost, then B more
     trap SIGNAL...       prints the names of signals, goes on      daemon ARGV...   leaves a process, then is ARGV
     silent-then ARGV...  waits for `backend.release`, then is ARGV
+    ln TARGET PATH       makes a symbolic link                     mkfifo PATH      makes a FIFO
+    read-file PATH       prints a file
 
 A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate` or `destroy_gate` holds
 that call; an error in `create_error`, `execute_error`, `kill_error`, `destroy_error` or `ready_error` is raised by
@@ -27,15 +29,15 @@ from typing import Any
 
 from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
 from app.core.commands import signal_name, signal_number
-from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
-from app.core.files import Files
+from app.core.errors import BulkheadError, WrongState
+from app.core.files import FileKind
 from app.core.models import Command, Exit, ExitReason, SandboxSpec, Stdin
+from tests.null_files import NullFiles
 
 STDIN_BUFFER = 1024 * 1024
 PIECE = 64 * 1024
 IGNORED_BY_DEFAULT = frozenset({17, 18, 23, 28})  # CHLD, CONT, URG, WINCH: signal(7)
 CAPABILITIES = frozenset(Capability) - {
-    Capability.FILES,
     Capability.PAUSE,
     Capability.NETWORK_DIRECT,
     Capability.NETWORK_PROXY,
@@ -281,6 +283,19 @@ class NullExecution:
         await self.released.wait()
         return await PROGRAMS[arguments[0]](self, arguments[1:]) if arguments else 0
 
+    async def _ln(self, arguments: list[str]) -> int:
+        target, path = (argument.encode() for argument in arguments)
+        self._room.files.link(path, target)
+        return 0
+
+    async def _mkfifo(self, arguments: list[str]) -> int:
+        self._room.files.special(arguments[0].encode(), FileKind.FIFO)
+        return 0
+
+    async def _read_file(self, arguments: list[str]) -> int:
+        self.logs.stdout.append(bytes(self._room.files.tree.at(arguments[0].encode()).content))
+        return 0
+
 
 PROGRAMS: dict[str, Callable[[NullExecution, list[str]], Awaitable[int]]] = {
     "echo": NullExecution._echo,
@@ -299,6 +314,9 @@ PROGRAMS: dict[str, Callable[[NullExecution, list[str]], Awaitable[int]]] = {
     "close-stdin": NullExecution._close_stdin,
     "daemon": NullExecution._daemon,
     "silent-then": NullExecution._silent_then,
+    "ln": NullExecution._ln,
+    "mkfifo": NullExecution._mkfifo,
+    "read-file": NullExecution._read_file,
 }
 
 
@@ -310,6 +328,7 @@ class NullSandbox:
         self.executions: dict[str, NullExecution] = {}
         self.destroyed = False
         self.loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.files = NullFiles(self)
         self._ending: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
 
@@ -317,14 +336,10 @@ class NullSandbox:
     def receipt(self) -> Mapping[str, Any]:
         return {"tier": self.backend.info.tier, "namespaces": [], "network": {"mode": self.spec.policy.network.mode}}
 
-    @property
-    def files(self) -> Files:
-        raise UnsupportedByRuntime("files", "null")
-
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
-        self._check_alive()
+        self.check_alive()
         await self._unless_ended(self.backend.at(self.backend.execute_gate, self.backend.execute_error))
-        self._check_alive()
+        self.check_alive()
         execution = NullExecution(self, execution_id, command, logs)
         self.executions[execution_id] = execution
         execution.start()
@@ -349,7 +364,7 @@ class NullSandbox:
         if not waiting.cancelled() and (error := waiting.exception()) is not None:
             raise error
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
         if self.destroyed or self._ending is not None:
             raise WrongState("destroyed", "the sandbox is gone")
         if self.loss.done():

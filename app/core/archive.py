@@ -1,0 +1,134 @@
+"""The guard between an archive from outside and what unpacks it: what it lets pass can only be made below its root.
+
+It judges by names alone and asks no file system, so it holds for every runtime, whoever unpacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from app.core.errors import InvalidArchive
+from app.core.files import MODE_BITS, ArchiveEntry, EntryKind, shown
+
+LONGEST_NAME = 4095 - 64  # bytes: the kernel's longest path, less what a runtime puts before it
+LONGEST_PART = 255
+LONGEST_TARGET = 4095
+MOST_NAMES = 100_000
+MOST_NAME_BYTES = 16 * 1024 * 1024  # with the objects around them, 30 MiB for the worst archive
+_SET_ID = 0o6000
+
+
+def clean(name: bytes) -> bytes:
+    """
+    >>> clean(b"./a//b/."), clean(b"./")
+    (b'a/b', b'')
+
+    Raises ValueError, which says why, for a name that is not of something below a root.
+    """
+    if not name:
+        raise ValueError("it has no name")
+    if b"\0" in name:
+        raise ValueError("a name cannot hold a zero byte")
+    if name.startswith(b"/"):
+        raise ValueError("a name must not be absolute")
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise ValueError("a name must not hold '..'")
+    if any(len(part) > LONGEST_PART for part in parts):
+        raise ValueError(f"a part of the name is longer than {LONGEST_PART} bytes")
+    found = b"/".join(parts)
+    if len(found) > LONGEST_NAME:
+        raise ValueError(f"the name is longer than {LONGEST_NAME} bytes")
+    return found
+
+
+def require_target(target: bytes) -> None:
+    """Raises ValueError for what no symlink can have."""
+    if not target or b"\0" in target or len(target) > LONGEST_TARGET:
+        raise ValueError(f"the target of a link has 1 to {LONGEST_TARGET} bytes, none of them zero")
+
+
+def _require_inside(name: bytes, target: bytes) -> None:
+    """Raises ValueError for a symlink that could lead out. What it passes on its way down are directories, or links
+    that were looked at in the same way; after a link a `..` leads elsewhere than it seems, so it may only stand first.
+    """
+    require_target(target)
+    if target.startswith(b"/"):
+        raise ValueError("a link to an absolute path")
+    parts = [part for part in target.split(b"/") if part not in (b"", b".")]
+    up = 0
+    while up < len(parts) and parts[up] == b"..":
+        up += 1
+    if up > name.count(b"/"):
+        raise ValueError("a link that leads out of the tree")
+    if b".." in parts[up:]:
+        raise ValueError("a link with '..' after another part of its target")
+
+
+class _Tree:
+    """What an archive has named so far. A name never changes its kind, so what is below a directory stays there."""
+
+    def __init__(self) -> None:
+        self._kinds = {b"": EntryKind.DIRECTORY}
+        self._bytes = 0
+
+    def accept(self, entry: ArchiveEntry) -> ArchiveEntry:
+        """The entry with clean names. Raises ValueError."""
+        name, target = clean(entry.name), entry.target
+        if entry.kind is not EntryKind.DIRECTORY and entry.name.endswith((b"/", b"/.")):
+            raise ValueError(f"a {_words(entry.kind)} with a directory's name")
+        if entry.mode & _SET_ID:
+            raise ValueError("it has the setuid or setgid bit")
+        if entry.kind is EntryKind.SYMLINK:
+            _require_inside(name, target)
+        elif entry.kind is EntryKind.HARD_LINK:
+            target = clean(target)
+            if self._kinds.get(target) is not EntryKind.FILE:
+                raise ValueError("a hard link to something else than an earlier file of the archive")
+        self._add(name, entry.kind)
+        if (name, target, entry.mode & ~MODE_BITS) == (entry.name, entry.target, 0):
+            return entry
+        return ArchiveEntry(entry.kind, name, entry.mode & MODE_BITS, entry.modified_ns, entry.size, target)
+
+    def _add(self, name: bytes, kind: EntryKind) -> None:
+        known = self._kinds.get(name)
+        if known is None:
+            self._remember(name, kind)
+        elif known is not kind:
+            raise ValueError(f"a {_words(kind)} in the place of a {_words(known)} of the same archive")
+
+    def _remember(self, name: bytes, kind: EntryKind) -> None:
+        """With the directories that it is in, up to the first one that is known: so each is looked at once."""
+        while True:
+            self._kinds[name] = kind
+            self._bytes += len(name)
+            if len(self._kinds) > MOST_NAMES or self._bytes > MOST_NAME_BYTES:
+                raise ValueError(
+                    f"here the archive goes over the limit of {MOST_NAMES} names with {MOST_NAME_BYTES} bytes in all"
+                )
+            name, kind = name.rpartition(b"/")[0], EntryKind.DIRECTORY
+            known = self._kinds.get(name)
+            if known is EntryKind.DIRECTORY:
+                return
+            if known is not None:
+                raise ValueError(f"it is below a {_words(known)} of the same archive")
+
+
+def _words(kind: EntryKind) -> str:
+    return kind.replace("_", " ")
+
+
+async def guarded(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
+    """The same, with clean names and without the sticky bit. Raises InvalidArchive for the first entry that is refused:
+    names that are absolute or hold `..`, links that lead out of the tree, entries below something else than a
+    directory, hard links to anything but an earlier file, two kinds for one name, setuid, setgid, too many names."""
+    tree = _Tree()
+    async for item in items:
+        if isinstance(item, bytes):
+            yield item
+            continue
+        try:
+            entry = tree.accept(item)
+        except ValueError as error:
+            raise InvalidArchive(shown(item.name), str(error)) from None
+        yield entry

@@ -1,0 +1,138 @@
+"""From bytes to entries. Whatever comes, it is an archive or InvalidArchive."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import NoReturn
+
+from app.core.errors import InvalidArchive
+from app.core.files import ArchiveEntry, EntryKind, shown
+from app.core.tar.header import BLOCK, KINDS, SECOND, ZEROS, Header, parse_records, parse_time, text
+
+LONGEST_EXTENSION = 64 * 1024  # bytes of a long name or of pax records
+_INT64 = 2**63
+_SIZE = re.compile(rb"\d{1,19}")
+_REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO", b"S": "a sparse file"}
+
+
+async def entries(chunks: AsyncIterator[bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
+    """Each entry, and behind that of a file its content in pieces of any size. `chunks` is read to its end. Names are
+    as they are written: they go through `guarded` before anything is made of them. Raises InvalidArchive."""
+    reader = _Reader(chunks)
+    while (entry := await reader.next()) is not None:
+        yield entry
+        left = entry.size
+        while left:
+            piece = await reader.piece(left)
+            left -= len(piece)
+            yield piece
+        await reader.take(-entry.size % BLOCK)
+    await reader.finish()
+
+
+class _Reader:
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._chunk, self._at = b"", 0
+        self._before = 0  # bytes of all chunks before this one
+        self._general: dict[bytes, bytes] = {}  # pax records for everything that follows
+        self._last = b""  # the name that was read last, for people
+
+    def _refuse(self, detail: str) -> NoReturn:
+        raise InvalidArchive(shown(self._last), detail)
+
+    # --- bytes
+
+    async def piece(self, most: int) -> bytes:
+        """1 to `most` bytes; a whole chunk is passed on without a copy."""
+        while self._at == len(self._chunk):
+            self._before, self._at = self._before + self._at, 0
+            try:
+                self._chunk = await anext(self._chunks)
+            except StopAsyncIteration:
+                self._chunk = b""
+                self._refuse(f"the archive ends early, after {self._before} bytes")
+        piece = self._chunk[self._at : self._at + most]
+        self._at += len(piece)
+        return piece
+
+    async def take(self, size: int) -> bytes:
+        """Exactly that many, which are few."""
+        piece = await self.piece(size) if size else b""
+        while len(piece) < size:
+            piece += await self.piece(size - len(piece))
+        return piece
+
+    # --- entries
+
+    async def next(self) -> ArchiveEntry | None:
+        """None for the first of the two blocks that are the end."""
+        special: dict[bytes, bytes] = {}  # what is said beforehand about one entry
+        while True:
+            at = self._before + self._at
+            block = await self.take(BLOCK)
+            if block == ZEROS and not special:
+                return None
+            try:
+                header = Header.of(block)
+            except ValueError:
+                self._refuse(f"at byte {at} is no header of a tar archive; compressed ones are not taken")
+            try:
+                if header.code in b"xX":
+                    special |= parse_records(await self._extension(header.size))
+                elif header.code == b"g":
+                    self._general |= parse_records(await self._extension(header.size))
+                elif header.code in b"LK":
+                    key = b"path" if header.code == b"L" else b"linkpath"
+                    special[key] = text(await self._extension(header.size))
+                else:
+                    return self._entry(header, self._general | special)
+            except ValueError as error:
+                self._refuse(str(error))
+
+    async def _extension(self, size: int) -> bytes:
+        if not 0 <= size <= LONGEST_EXTENSION:
+            raise ValueError(f"names and attributes of {size} bytes; the limit is {LONGEST_EXTENSION}")
+        data = await self.take(size)
+        await self.take(-size % BLOCK)
+        return data
+
+    def _entry(self, header: Header, special: dict[bytes, bytes]) -> ArchiveEntry:
+        name = self._last = special.get(b"path") or header.name
+        kind = KINDS.get(header.code)
+        if kind is None:
+            raise ValueError(_REFUSED.get(header.code) or f"an entry of the unknown type {header.code!r}")
+        if kind is EntryKind.FILE and name.endswith(b"/"):  # as it was before there was a type for it
+            kind = EntryKind.DIRECTORY
+        size = header.size
+        if given := special.get(b"size"):
+            size = int(given) if _SIZE.fullmatch(given) else -1
+        if not 0 <= size < _INT64:
+            raise ValueError("a size that is none")
+        modified_ns = header.modified * SECOND
+        if given := special.get(b"mtime"):
+            modified_ns = parse_time(given)
+        if not -_INT64 <= modified_ns < _INT64:
+            raise ValueError("a time that is too far away")
+        mode = header.mode & 0o7777
+        if kind is EntryKind.FILE:
+            return ArchiveEntry(kind, name, mode, modified_ns, size)
+        if kind is EntryKind.DIRECTORY:  # whatever its size says, no content follows
+            return ArchiveEntry(kind, name, mode, modified_ns)
+        if size:
+            raise ValueError("a link with a size: programs do not agree on what follows it")
+        return ArchiveEntry(kind, name, mode, modified_ns, target=special.get(b"linkpath") or header.target)
+
+    async def finish(self) -> None:
+        """The other block of zeros, and nothing but zeros to the end: of two archives in a row most programs would
+        read the first, in silence."""
+        if await self.take(BLOCK) != ZEROS:
+            self._refuse("behind it stands one half of an archive's end")
+        rest = self._chunk[self._at :]
+        while rest.count(0) == len(rest):
+            try:
+                rest = await anext(self._chunks)
+            except StopAsyncIteration:
+                return
+        self._refuse("the archive is followed by something else")

@@ -1,0 +1,72 @@
+"""Trees, and the archives of them that other programs make."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TypeVar
+
+from app.core import tar
+from app.core.archive import guarded
+from app.core.files import ArchiveEntry, EntryKind
+
+Item = ArchiveEntry | bytes
+T = TypeVar("T")
+
+
+async def each(items: Iterable[T]) -> AsyncIterator[T]:
+    for item in items:
+        yield item
+
+
+def collect(items: AsyncIterator[T]) -> list[T]:
+    async def all_of_them() -> list[T]:
+        return [item async for item in items]
+
+    return asyncio.run(all_of_them())
+
+
+def file(name: bytes, content: bytes = b"", mode: int = 0o644, modified_ns: int = 0) -> list[Item]:
+    entry = ArchiveEntry(EntryKind.FILE, name, mode, modified_ns, len(content))
+    return [entry, content] if content else [entry]
+
+
+def directory(name: bytes, mode: int = 0o755, modified_ns: int = 0) -> list[Item]:
+    return [ArchiveEntry(EntryKind.DIRECTORY, name, mode, modified_ns)]
+
+
+def symlink(name: bytes, target: bytes) -> list[Item]:
+    return [ArchiveEntry(EntryKind.SYMLINK, name, 0o777, target=target)]
+
+
+def hard_link(name: bytes, target: bytes) -> list[Item]:
+    return [ArchiveEntry(EntryKind.HARD_LINK, name, target=target)]
+
+
+def written(items: Iterable[Item]) -> bytes:
+    return b"".join(collect(tar.archive(each(items))))
+
+
+def joined(items: Iterable[Item]) -> list[Item]:
+    """With each file's content in one piece."""
+    found: list[Item] = []
+    for item in items:
+        if isinstance(item, bytes) and found and isinstance(last := found[-1], bytes):
+            found[-1] = last + item
+        else:
+            found.append(item)
+    return found
+
+
+def read(archive: bytes, sizes: Sequence[int] = ()) -> list[Item]:
+    """In chunks of these sizes, one after the other; the rest is one."""
+    chunks = []
+    at = 0
+    for size in sizes:
+        chunks.append(archive[at : at + size])
+        at += size
+    return joined(collect(tar.entries(each([*chunks, archive[at:]]))))
+
+
+def guard(items: Iterable[Item]) -> list[Item]:
+    return collect(guarded(each(items)))
