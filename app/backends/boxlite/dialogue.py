@@ -26,7 +26,7 @@ LINE_BYTES = 512
 ERROR_BYTES = 16 * 1024
 KEPT_BYTES = 4 * PIECE_BYTES  # two pieces in base64, with their lines
 BLOCKS_UNDER_WAY = 4
-SLOWEST = 4 * 1024 * 1024  # bytes a second
+SLOWEST, FEWEST = 4 * 1024 * 1024, 20  # bytes and entries that any box gets done in a second
 _PIECE = re.compile(rb"piece (\d{1,6}) ([0-9a-f]{64})")
 _END = re.compile(rb"end (\d{1,3})")
 _TEXT_BYTES = PIECE_BYTES // 3 * 4 + PIECE_BYTES // 57 + 2  # with a newline after 76 letters
@@ -156,13 +156,13 @@ class Dialogue:
         await self.say("0")
         return total, digest.hexdigest()
 
-    async def ask(self, block: bytes) -> None:
-        """One block, whose size the script reads first."""
-        await self._send(b"%d\n%b" % (len(block), block))
+    async def ask(self, block: bytes, wish: str = "") -> None:
+        """A block, before which the script reads a line: what is wished, and the size."""
+        await self._send(f"{wish} {len(block)}\n".lstrip().encode() + block)
 
-    def seconds_for(self, size: int) -> float:
-        """For a program that reads so many bytes before it says something."""
-        return self._times.files + size / SLOWEST
+    def seconds_for(self, size: int = 0, entries: int = 0) -> float:
+        """For programs that work on so much before they say something."""
+        return self._times.files + size / SLOWEST + entries / FEWEST
 
     async def _fed(self) -> None:
         if await self.line() != b"fed":

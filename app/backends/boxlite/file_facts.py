@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from app.backends.boxlite.client import shown as plain
 from app.core.errors import (
@@ -34,7 +35,7 @@ _LARGEST = 1 << 63
 # As `file_scripts.FACTS` has them; the last part is a date with a fraction, and only the fraction is of use.
 _FACTS = rb"([0-9a-f]{1,8}) (\d{1,19}) (-?\d{1,19}) (\d{1,20}) [^/]{0,40}?(?:\.(\d{9}))?(?: [+-]\d{4})?"
 _LINE = re.compile(_FACTS)
-_RECORD = re.compile(_FACTS + rb" \./(.{1,4096})", re.DOTALL)
+_RECORD = re.compile(_FACTS + rb" (\d{1,20})\.(\d{1,20}) \./(.{1,4096})", re.DOTALL)
 _UNSAFE = re.compile(rb"[^A-Za-z0-9/._-]")
 
 
@@ -60,12 +61,21 @@ def facts_of(line: bytes) -> FileStat:
     return _stat(found)
 
 
-def record_of(record: bytes) -> tuple[bytes, FileStat]:
-    """The name and what is said about it."""
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One file of a tree. `links`: how many names it has; `device`: with its inode it tells files apart."""
+
+    name: bytes
+    stat: FileStat
+    links: int
+    device: int
+
+
+def node_of(record: bytes) -> Node:
     found = _RECORD.fullmatch(record)
     if found is None:
         raise nonsense()
-    return found[6], _stat(found)
+    return Node(found[8], _stat(found), int(found[6]), int(found[7]))
 
 
 def _stat(found: re.Match[bytes]) -> FileStat:
@@ -81,8 +91,21 @@ def nonsense() -> BackendFailure:
     return BackendFailure("the box's programs answer what makes no sense")
 
 
-def wrong_type(path: bytes, found: FileKind, needed: str) -> WrongType:
-    return WrongType(found.value, f"{shown(path)} is a {found.value}, and {needed} is needed")
+def there(line: bytes, path: bytes) -> FileStat:
+    """What `look` of a script says. Raises NotFound."""
+    if line == b"none":
+        raise NotFound("file", shown(path))
+    word, _, facts = line.partition(b" ")
+    if word != b"is":
+        raise nonsense()
+    return facts_of(facts)
+
+
+def only(kind: FileKind, stat: FileStat, path: bytes) -> FileStat:
+    """Raises WrongType."""
+    if stat.kind is not kind:
+        raise WrongType(stat.kind.value, f"{shown(path)} is a {stat.kind}, and a {kind} is needed")
+    return stat
 
 
 # The ends of the sentences of strerror(3), as glibc and musl word them, and what they mean for a client.

@@ -19,7 +19,7 @@ FACTS = "%f %s %Y %i %y"  # busybox has nanoseconds in the last one only
 _START = r"""
 umask 022
 exec 6<&0 9>&1
-for tool in stat dd base64 sha256sum mkdir mv ln rm rmdir readlink chmod find xargs; do
+for tool in stat dd base64 sha256sum mkdir mv ln rm rmdir readlink chmod find xargs head $needs; do
   command -v $tool >/dev/null || { echo "lacks $tool"; exit 1; }
 done
 bytes() { printf '%b.' "$1"; }
@@ -54,8 +54,8 @@ feed() {
 """.replace("PIECE", str(PIECE_BYTES))
 
 
-def _script(body: str) -> str:
-    return f"facts='{FACTS}'" + _START + body
+def _script(body: str, needs: str = "") -> str:
+    return f"facts='{FACTS}' needs='{needs}'{_START}{body}"
 
 
 STAT = _script(r"""
@@ -76,6 +76,22 @@ reads() {
 reads 3<"$path"
 """).replace("PAGE", str(PAGE_BYTES))
 
+# `make`: a directory with its parents; `unmake`: those that were not there, if nothing else has come into them.
+# `undo` is what a script does before it ends, whatever ends it.
+_MAKE = r"""
+made='' present=''
+make() {
+  made=$1 present=$1
+  while [ -n "$present" ] && [ ! -e "$present" ] && [ ! -L "$present" ]; do present=${present%/*}; done
+  mkdir -p -- "${made:-/}"
+}
+unmake() {
+  while [ "$made" != "$present" ]; do rmdir -- "$made" 2>/dev/null; made=${made%/*}; done
+}
+trap undo EXIT
+trap 'exit 1' HUP INT TERM PIPE
+"""
+
 # `place`: where the file is, through links, and where its new content waits beside it.
 _PLACE = r"""
 place() {
@@ -89,23 +105,26 @@ place() {
 WRITE = _script(
     _PLACE
     + r"""
+undo() { [ -z "$waiting" ] || rm -f -- "$waiting"; unmake; }
+"""
+    + _MAKE
+    + r"""
+waiting=''
 look "$path" && place "$2" || exit 1
 echo "$now"
 read -r word || exit 1
-mkdir -p -- "${folder:-/}" || exit 1
-trap 'rm -f -- "$waiting"' EXIT
-trap 'exit 1' HUP INT TERM PIPE
+make "$folder" || exit 1
 (umask 077; set -C; : >"$waiting") || exit 1
 feed >>"$waiting" && chmod "$3" "$waiting" && sum=$(sha256sum <"$waiting") || exit 1
 echo "sum ${sum%% *}"
 while read -r known; do
   look "$path" || exit 1
   if [ -d "$path" ]; then :
-  elif [ "$known" = any ]; then mv -fT -- "$waiting" "$path" && echo "done $now"; exit
+  elif [ "$known" = any ]; then mv -fT -- "$waiting" "$path" && echo "done $now" && made=$present; exit
   elif [ "$now" != "$known" ]; then :
-  elif [ "$now" != none ]; then mv -fT -- "$waiting" "$path" && echo "done $now"; exit
+  elif [ "$now" != none ]; then mv -fT -- "$waiting" "$path" && echo "done $now" && made=$present; exit
   else
-    said=$(ln -- "$waiting" "$path" 2>&1) && [ ! -d "$path" ] && { echo "done none"; exit; }
+    said=$(ln -- "$waiting" "$path" 2>&1) && [ ! -d "$path" ] && { echo "done none"; made=$present; exit; }
     rm -f -- "$path/${waiting##*/}" 2>/dev/null # link(2) found a directory in the place of nothing
     look "$path" || exit 1
     [ "$now" != none ] || { echo "$said" >&2; exit 1; }
@@ -122,29 +141,47 @@ place "$2" && rm -f -- "$waiting"
 """
 )
 
-# First all names, of which we choose a page; then what stat(1) says of these, each record behind a word that no name
-# has in it; then what the links among them say, in the same order.
-LIST = _script(r"""
+# First all names below a directory. Of those that we then choose: what stat(1) says, each record behind a word that no
+# name has in it; where links lead; the content of files, of which each is "SIZE ./NAME".
+TREE = _script(r"""
 token=$2
 look "$path" || exit 1
 echo "$now"
 case $now in 'is 4'*) ;; *) exit 0 ;; esac
-stream find "$path/" -mindepth 1 -maxdepth 1 -print0
 cd -- "$path" 2>/dev/null || { echo "$path: Permission denied" >&2; exit 1; }
-chosen() { dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 "$@" 2>/dev/null; }
-read -r size || exit 0
-stream chosen stat -c "$token $facts %n" --
-read -r size || exit 0
-stream chosen sh -c 'for link do printf %s "$0"; readlink -- "$link" || echo; done' "$token"
+stream find . -mindepth 1 ${3:+-maxdepth "$3"} -print0
+chosen() { dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 "$@"; }
+while read -r wish size; do
+  case $wish in
+    facts) stream chosen sh -c 'stat -c "$0" -- "$@" 2>/dev/null; :' "$token $facts %h.%d %n" ;;
+    readable) stream chosen sh -c '
+      for name do [ -r "$name" ] || [ ! -e "$name" ] || { echo "$name: Permission denied" >&2; exit 1; }; done' sh ;;
+    targets) stream chosen sh -c '
+      for name do printf %s "$0"; readlink -- "$name" 2>/dev/null || echo; done' "$token" ;;
+    contents) stream chosen sh -c '
+      for wish do
+        name=${wish#* }
+        if [ -f "$name" ]; then printf +; head -c "${wish%% *}" "$name" || exit; else printf -; fi
+        printf %s "$0"
+      done' "$token" ;;
+  esac
+done
 """)
 
-MAKE_DIRECTORY = _script(r"""
+MAKE_DIRECTORY = _script(
+    "undo() { unmake; }"
+    + _MAKE
+    + r"""
 look "$path" || exit 1
 [ "$now" = none ] || { echo "$now"; exit 0; }
-above=${path%/*}
-mkdir -p -- "${above:-/}" || exit 1
-if mkdir -- "$path"; then echo made; elif [ -d "$path" ]; then echo there; else exit 1; fi
-""")
+make "${path%/*}" || exit 1
+if said=$(mkdir -- "$path" 2>&1); then echo made; elif [ -d "$path" ]; then echo there; else
+  echo "$said" >&2
+  exit 1
+fi
+made=$present
+"""
+)
 
 DELETE = _script(r"""
 if [ -L "$path" ] || [ ! -d "$path" ]; then rm -- "$path"
@@ -152,3 +189,66 @@ elif [ -n "$2" ]; then rm -rf -- "$path"
 else rmdir -- "$path"
 fi && echo gone
 """)
+
+# A tree is built in a folder of its own in the directory, looked at whole, and then moved into place: a subtree that is
+# not there yet in one piece. Its digest is that of the archive which tar(1) has read.
+_HOLD = r"""
+hold=${path%/}/$2
+undo() { [ -z "$hold" ] || rm -rf -- "$hold"; unmake; }
+"""
+
+UNPACK = _script(
+    _HOLD
+    + _MAKE
+    + r"""
+look "$path" || exit 1
+echo "$now"
+case $now in none | 'is 4'*) ;; *) hold=''; exit 0 ;; esac
+read -r word || { hold=''; exit 1; }
+make "${path%/}" && mkdir -m 700 -- "$hold" && mkdir -- "$hold/tree" && mkfifo -- "$hold/copy" || exit 1
+sha256sum <"$hold/copy" >"$hold/sum" &
+feed | tee -- "$hold/copy" | (umask 0; tar -xof - -C "$hold/tree") || exit 1
+wait
+read -r sum word <"$hold/sum"
+echo "sum $sum"
+read -r word || exit 1
+each() {
+  for child in "$2"/* "$2"/.[!.]* "$2"/..?*; do
+    [ -e "$child" ] || [ -L "$child" ] || continue
+    $1 "$child" "${path%/}/${child#"$hold/tree/"}" || return
+  done
+}
+clash() {
+  echo "clash $(stat -c "$facts" -- "$1")" >&9
+  stream printf %s "$1"
+  exit 0
+}
+check() {
+  if [ -L "$1" ] || [ ! -d "$1" ]; then
+    [ -L "$2" ] || [ ! -d "$2" ] || clash "$2"
+  elif [ -d "$2" ]; then each check "$1"
+  elif [ -L "$2" ] || [ -e "$2" ]; then clash "$2"
+  fi
+}
+move() {
+  if [ ! -L "$1" ] && [ -d "$1" ] && [ -d "$2" ]; then each move "$1"; else mv -fT -- "$1" "$2"; fi
+}
+each check "$hold/tree"
+echo checked
+each move "$hold/tree" || exit 1
+cd -- "$path" || exit 1
+while read -r mode size && [ "$size" -gt 0 ]; do
+  dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 chmod "$mode" -- || exit 1
+done
+echo done
+made=$present
+""",
+    needs="tar tee mkfifo",
+)
+
+CLEAN_UNPACK = _script(
+    _HOLD
+    + r"""
+rm -rf -- "$hold"
+"""
+)

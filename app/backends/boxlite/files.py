@@ -13,23 +13,17 @@ from contextlib import asynccontextmanager
 
 from app.backends.boxlite.dialogue import Dialogue
 from app.backends.boxlite.dialogues import Dialogues
-from app.backends.boxlite.file_facts import absolute, facts_of, nonsense, record_of, records, wrong_type
-from app.backends.boxlite.file_scripts import (
-    CLEAN_WRITE,
-    DELETE,
-    LIST,
-    MAKE_DIRECTORY,
-    OPEN,
-    PAGE_BYTES,
-    PIECE_BYTES,
-    STAT,
-    WRITE,
-)
-from app.core.errors import BackendFailure, CapacityExceeded, Conflict, InvalidRequest, NotFound
+from app.backends.boxlite.file_facts import absolute, facts_of, nonsense, only, there
+from app.backends.boxlite.file_scripts import CLEAN_WRITE, DELETE, MAKE_DIRECTORY, OPEN, PAGE_BYTES, STAT, TREE, WRITE
+from app.backends.boxlite.tree import Tree, packed
+from app.backends.boxlite.unpacking import unpack
+from app.core.errors import AccessDenied, BackendFailure, Conflict, InvalidRequest, WrongType
 from app.core.files import (
     DEFAULT_MODE,
+    ArchiveEntry,
     Check,
     DirectoryEntry,
+    EntryKind,
     FileKind,
     FileStat,
     Listing,
@@ -37,8 +31,6 @@ from app.core.files import (
     shown,
 )
 
-NAMES_BYTES = 16 * 1024 * 1024  # of all names of one directory: each page reads them all
-RECORD_BYTES = 8192  # of one entry of a page, target included
 ROUNDS = 8  # how often a file may change between a check and the rename
 
 
@@ -48,21 +40,23 @@ class BoxliteFiles:
 
     async def stat(self, path: bytes) -> FileStat:
         async with self._dialogues.begin(STAT, absolute(path)) as dialogue:
-            return _there(await dialogue.line(), path)
+            return there(await dialogue.line(), path)
 
     @asynccontextmanager
     async def open(self, path: bytes) -> AsyncIterator[OpenFile]:
         async with self._dialogues.begin(OPEN, absolute(path)) as dialogue:
-            _only(FileKind.FILE, _there(await dialogue.line(), path), path)
+            only(FileKind.FILE, there(await dialogue.line(), path), path)
             word, _, facts = (await dialogue.line()).partition(b" ")
             if word != b"open":
                 raise nonsense()
-            yield _Held(dialogue, _only(FileKind.FILE, facts_of(facts), path))
+            yield _Held(dialogue, only(FileKind.FILE, facts_of(facts), path))
 
     async def write(
         self, path: bytes, content: AsyncIterator[bytes], *, mode: int = DEFAULT_MODE, check: Check | None = None
     ) -> bool:
-        whole = _named(path)
+        whole = absolute(path)
+        if whole.rpartition(b"/")[2] in {b"", b".", b".."}:
+            raise WrongType(FileKind.DIRECTORY.value, f"{shown(path)} names a directory")
         options = (f".bulkhead-{secrets.token_hex(8)}", f"{mode:o}")
         async with self._dialogues.begin(WRITE, whole, *options, clean=CLEAN_WRITE) as dialogue:
             line = await dialogue.line()
@@ -84,11 +78,13 @@ class BoxliteFiles:
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
         token = secrets.token_hex(16)
-        async with self._dialogues.begin(LIST, absolute(path), token) as dialogue:
-            _only(FileKind.DIRECTORY, _there(await dialogue.line(), path), path)
-            names = await _first_names(dialogue, after, limit + 1)
-            chosen = names[:limit]
-            entries = await _entries(dialogue, token.encode(), chosen) if chosen else []
+        async with self._dialogues.begin(TREE, absolute(path), token, "1") as dialogue:
+            only(FileKind.DIRECTORY, there(await dialogue.line(), path), path)
+            tree = Tree(dialogue, token)
+            names = await tree.first_names(after, limit + 1)
+            nodes = await tree.nodes(names[:limit])
+            targets = await tree.targets(nodes)
+        entries = [DirectoryEntry(node.name, node.stat, targets.get(node.name)) for node in nodes]
         return Listing(entries, more=len(names) > limit)
 
     async def make_directory(self, path: bytes) -> bool:
@@ -98,14 +94,40 @@ class BoxliteFiles:
             if line == b"made":
                 return True
             if line != b"there":
-                _only(FileKind.DIRECTORY, _there(line, path), path)
+                only(FileKind.DIRECTORY, there(line, path), path)
             return False
 
     async def delete(self, path: bytes, *, recursive: bool) -> None:
-        whole = _named(path.rstrip(b"/") or path)
+        if not path.strip(b"/"):
+            raise AccessDenied("the root of a sandbox cannot be deleted")
+        whole = absolute(path)
+        if whole.rstrip(b"/").rpartition(b"/")[2] in {b".", b".."}:
+            raise InvalidRequest.at("query/path", "must end with a name")
         async with self._dialogues.begin(DELETE, whole, "recursive" if recursive else "") as dialogue:
             if await dialogue.line() != b"gone":
                 raise nonsense()
+
+    @asynccontextmanager
+    async def pack(self, path: bytes) -> AsyncIterator[AsyncIterator[ArchiveEntry | bytes]]:
+        token = secrets.token_hex(16)
+        async with self._dialogues.begin(TREE, absolute(path), token, "") as dialogue:
+            root = there(await dialogue.line(), path)
+            if root.kind is FileKind.DIRECTORY:
+                tree = Tree(dialogue, token)
+                yield packed(tree, root, await tree.survey())
+                return
+        async with self.open(path) as file:
+            yield _alone(file, path.rpartition(b"/")[2])
+
+    async def unpack(self, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
+        await unpack(self._dialogues, path, content)
+
+
+async def _alone(file: OpenFile, name: bytes) -> AsyncIterator[ArchiveEntry | bytes]:
+    stat = file.stat
+    yield ArchiveEntry(EntryKind.FILE, name, stat.mode, stat.modified_ns, stat.size)
+    async for piece in file.read(0, stat.size):
+        yield piece
 
 
 class _Held:
@@ -129,68 +151,7 @@ class _Held:
             raise BackendFailure("the file has become shorter while it was read")
 
 
-def _there(line: bytes, path: bytes) -> FileStat:
-    """Raises NotFound."""
-    if line == b"none":
-        raise NotFound("file", shown(path))
-    word, _, facts = line.partition(b" ")
-    if word != b"is":
-        raise nonsense()
-    return facts_of(facts)
-
-
-def _only(kind: FileKind, stat: FileStat, path: bytes) -> FileStat:
-    """Raises WrongType."""
-    if stat.kind is not kind:
-        raise wrong_type(path, stat.kind, f"a {kind}")
-    return stat
-
-
 def _checked(line: bytes, path: bytes, check: Check | None) -> None:
-    stat = None if line == b"none" else _only(FileKind.FILE, _there(line, path), path)
+    stat = None if line == b"none" else only(FileKind.FILE, there(line, path), path)
     if check is not None:
         check(stat)
-
-
-def _named(path: bytes) -> bytes:
-    """The last part is a name."""
-    whole = absolute(path)
-    if whole.rpartition(b"/")[2] in {b"", b".", b".."}:
-        raise InvalidRequest.at("query/path", "must end with a name")
-    return whole
-
-
-async def _first_names(dialogue: Dialogue, after: bytes | None, count: int) -> list[bytes]:
-    """In order, behind `after`; of what find(1) prints, whole paths with a NUL behind each."""
-    found: list[bytes] = []
-    rest, total = b"", 0
-    async for piece in dialogue.stream(NAMES_BYTES + PIECE_BYTES):
-        *paths, rest = (rest + piece).split(b"\0")
-        names = (path.rpartition(b"/")[2] for path in paths)
-        found = sorted([*found, *(name for name in names if after is None or name > after)])[:count]
-        total += len(piece)
-        if total > NAMES_BYTES:
-            raise CapacityExceeded("bytes of names in one directory", NAMES_BYTES)
-    if rest:
-        raise nonsense()
-    return found
-
-
-async def _entries(dialogue: Dialogue, token: bytes, names: list[bytes]) -> list[DirectoryEntry]:
-    """What has gone meanwhile is left out."""
-    facts = {}
-    for record in records(await _asked(dialogue, names), token + b" "):
-        name, stat = record_of(record)
-        facts[name] = stat
-    links = [name for name in names if name in facts and facts[name].kind is FileKind.SYMLINK]
-    targets = list(records(await _asked(dialogue, links), token)) if links else []
-    if len(targets) != len(links) or not facts.keys() <= set(names):
-        raise nonsense()
-    target_of = dict(zip(links, targets, strict=True))
-    return [DirectoryEntry(name, facts[name], target_of.get(name)) for name in names if name in facts]
-
-
-async def _asked(dialogue: Dialogue, names: list[bytes]) -> bytes:
-    question = b"".join(b"./%b\0" % name for name in names)
-    await dialogue.ask(question)
-    return b"".join([piece async for piece in dialogue.stream(RECORD_BYTES * len(names))])
