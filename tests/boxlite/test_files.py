@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -307,13 +306,7 @@ async def test_a_tree_that_does_not_fit_or_breaks_off_leaves_nothing(shell: str)
                 await sandbox.files.unpack(path, content(b"y", broken=True))
         with pytest.raises(WrongType):
             await sandbox.files.unpack(b"t/f", content(b"y"))
-        assert await run(sandbox, "find . | cmp - /tmp/before" if shell != "busybox" else "find .") == (
-            b"" if shell != "busybox" else await run(sandbox, "cat /tmp/before")
-        )
+        assert await run(sandbox, "find . | cmp - /tmp/before") == b""
         await sandbox.files.unpack(b"t", content(b"l/x"))  # joined through a link, as a command would write
         assert await content_of(sandbox, b"t/d/x") == numbers(500_000) + numbers(100_000)
         await left_over(made, sandbox)
-
-
-def test_digests_are_of_this_world() -> None:
-    assert hashlib.sha256(b"").hexdigest().startswith("e3b0")

@@ -45,6 +45,7 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_MEMORY,
         Capability.LIMIT_DISK,
         Capability.IMAGES,
+        Capability.FILES,
     }
 )
 MIB = 1024 * 1024

@@ -96,7 +96,7 @@ class Dialogues:
                     yield dialogue
                 finally:
                     loop = asyncio.get_running_loop()
-                    await settle(loop.create_task(self._end(dialogue, mark, clean, arguments)))
+                    await settle(loop.create_task(self._end(dialogue, execution_id, mark, clean, arguments)))
         except (AttachCut, AttachRefused) as error:
             self._tasks.spawn(self._place.bury(mark))
             raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
@@ -118,14 +118,19 @@ class Dialogues:
             self._tasks.spawn(self._place.bury(mark))
             raise
 
-    async def _end(self, dialogue: Dialogue, mark: str, clean: str, arguments: tuple[str, ...]) -> None:
+    async def _end(
+        self, dialogue: Dialogue, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]
+    ) -> None:
         ended = await dialogue.end()
         if not ended or (dialogue.code is not None and dialogue.code < 0):
-            self._tasks.spawn(self._clean(mark, clean, arguments))
+            self._tasks.spawn(self._clean(execution_id, mark, clean, arguments))
 
-    async def _clean(self, mark: str, clean: str, arguments: tuple[str, ...]) -> None:
-        """The script did not end by itself, and so took nothing away."""
+    async def _clean(self, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]) -> None:
+        """The script did not end by itself, and so took nothing away. Where the box's shell does not kill it, the
+        server can, its first process alone."""
         await self._place.bury(mark)
+        with contextlib.suppress(BackendFailure):
+            await self._server.kill(self._place.box_id, execution_id)
         if clean:
             with contextlib.suppress(BackendFailure):
                 await self._place.inside.run(clean, *arguments)

@@ -15,8 +15,8 @@ READ_ONLY, NO_SUID, REMOUNT, BIND, MOVE, REC, PRIVATE = 1, 2, 32, 4096, 8192, 16
 LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 BUSYBOX = "/usr/bin/busybox"
 APPLETS = (
-    "base64 cat chmod cp cut date dd echo env false find grep head id kill ln ls mkdir mkfifo mknod mv nc printf ps pwd"
-    " readlink rm rmdir sed setsid sh sha256sum sleep sort stat stty tail tar tee test touch tr true truncate wc xargs"
+    "base64 cat chmod cmp cp cut date dd echo env false find grep head id kill ln ls mkdir mkfifo mknod mv nc printf ps pwd"
+    " readlink rm rmdir sed seq setsid sh sha256sum sleep sort stat stty tail tar tee test touch tr true truncate wc xargs"
 ).split()
 ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
