@@ -176,10 +176,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def descriptors_needed(settings: Settings) -> int:
-    """Sandboxes hold two each, executions three and up to two spill files, what executions left behind two, connections
-    one; and some for us."""
+    """Sandboxes hold two each, executions three and up to two spill files, what executions left behind two, operations
+    on files two, connections one; and some for us."""
     capacity = settings.capacity
-    return 2 * capacity.sandboxes + 5 * capacity.executions + CONNECTIONS + 1024
+    return 2 * (capacity.sandboxes + capacity.transfers) + 5 * capacity.executions + CONNECTIONS + 1024
 
 
 def raise_descriptor_limit(need: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api.deps import Edge, Patience
+from app.api.deps import Edge, Patience, TransferBounds
 from app.api.edge import install
 from app.api.guard import Door
 from app.api.readiness import Readiness
@@ -17,6 +17,8 @@ from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
 from app.settings import Settings
 from app.telemetry import Telemetry
+
+MIB = 1024 * 1024
 
 
 def create_app(
@@ -67,6 +69,7 @@ def create_app(
         metrics=telemetry.render,
         streamed=telemetry.streamed,
         patience=patience or Patience(),
+        transfers=TransferBounds(settings.transfers.ceiling_mib * MIB, settings.transfers.stall_seconds),
     )
     door = Door(frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes))
     install(app, edge, door)

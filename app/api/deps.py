@@ -40,6 +40,14 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferBounds:
+    """The largest body of a file or archive in bytes, and how long a client may send and take nothing."""
+
+    ceiling: int = 16 * 1024**3
+    stall_seconds: float = 60
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     sandboxes: Sandboxes
     registry: Registry
@@ -51,6 +59,7 @@ class Edge:
     metrics: Callable[[], bytes]
     streamed: Callable[[str, int], None]
     patience: Patience = field(default_factory=Patience)
+    transfers: TransferBounds = field(default_factory=TransferBounds)
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

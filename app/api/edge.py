@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api import docs_page, executions, openapi, output, sandboxes, stream, system
+from app.api import archives, directories, docs_page, executions, files, openapi, output, sandboxes, stream, system
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
 from app.api.problems import problem_of
@@ -23,6 +23,8 @@ async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     if problem.type.slug == "internal_error":
         edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
     response = problem.response(request_id_of(connection))
+    if connection.scope["state"].get("close_after_problem"):
+        response.headers["connection"] = "close"
     if response.status_code == METHOD_NOT_ALLOWED:
         response.headers["allow"] = ", ".join(sorted(_methods(connection)))
     return response
@@ -37,7 +39,8 @@ def _methods(connection: HTTPConnection) -> set[str]:
 
 def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.state.edge = edge
-    for module in (executions, sandboxes, output, stream, system):  # the busiest first: they are tried in turn
+    modules = (executions, sandboxes, output, files, directories, archives, stream, system)
+    for module in modules:  # the busiest first: they are tried in turn
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(stream.routes)

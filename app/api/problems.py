@@ -145,7 +145,7 @@ def _short(detail: str) -> str:
     return detail if len(detail) <= DETAIL_SHOWN else detail[: DETAIL_SHOWN - 1] + "…"
 
 
-def _headers(error: Exception) -> dict[str, str]:
+def _headers(error: Exception) -> dict[str, str]:  # noqa: PLR0911 - one for each kind of error
     match error:
         case e.CapacityExceeded() | e.BackendUnavailable():
             return {"retry-after": str(error.retry_after_seconds)}
@@ -155,7 +155,9 @@ def _headers(error: Exception) -> dict[str, str]:
             return {"www-authenticate": "Bearer"}
         case UpgradeRequired():
             return {"upgrade": "websocket", "connection": "upgrade"}
-        case e.PayloadTooLarge() | BodyTooSlow():
+        case e.RangeNotSatisfiable(size=int(size)):
+            return {"content-range": f"bytes */{size}"}
+        case BodyTooSlow():
             return {"connection": "close"}
     return {}
 

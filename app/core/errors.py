@@ -182,7 +182,11 @@ class PreconditionFailed(BulkheadError):
 
 
 class RangeNotSatisfiable(BulkheadError):
-    pass
+    """`size`: of a file whose range was asked for."""
+
+    def __init__(self, detail: str, size: int | None = None) -> None:
+        self.size = size
+        super().__init__(detail)
 
 
 class PayloadTooLarge(BulkheadError):

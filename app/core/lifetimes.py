@@ -62,6 +62,7 @@ class Lifetimes:
     async def _notice_loss(self, sandbox: Sandbox, handle: SandboxHandle) -> None:
         why = await handle.lost()
         sandbox.state, sandbox.state_reason = SandboxState.FAILED, why
+        sandbox.end_transfers()
         self._observer.sandbox_ended(sandbox.spec.runtime, "lost")
         await handle.destroy()
         sandbox.handle = None
@@ -103,6 +104,7 @@ class Lifetimes:
             await settle(sandbox.boot)
         for execution in sandbox.executions.values():
             execution.mark(ExitReason.KILLED, why)
+        sandbox.end_transfers()
         if sandbox.watch is not None:
             sandbox.watch.cancel()
         if sandbox.handle is not None:
@@ -149,13 +151,14 @@ class Lifetimes:
 
     def _seconds_left(self, sandbox: Sandbox) -> float:
         left = self._ttl_left(sandbox)
-        if sandbox.idle_seconds is not None and sandbox.state is not SandboxState.CREATING and sandbox.running == 0:
+        busy = sandbox.state is SandboxState.CREATING or sandbox.running or sandbox.transfers
+        if sandbox.idle_seconds is not None and not busy:
             idle = (now() - sandbox.last_active_at).total_seconds()
             left = min(left, sandbox.idle_seconds - idle)
         return left
 
     def _expire(self, sandbox: Sandbox) -> None:
-        if self._seconds_left(sandbox) > EARLY_SECONDS:  # it was used, or an execution runs, since the timer was set
+        if self._seconds_left(sandbox) > EARLY_SECONDS:  # it was used, or it runs something, since the timer was set
             self.arm(sandbox)
             return
         why = "its ttl passed" if self._ttl_left(sandbox) <= EARLY_SECONDS else "it was idle"

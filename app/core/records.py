@@ -23,6 +23,7 @@ class Capacity:
     executions_running: int = 256
     executions_kept: int = 10_000
     viewers: int = 256
+    transfers: int = 256
     records: int = 10_000
     record_seconds: float = 3600
     stream_end_seconds: float = 10
@@ -55,6 +56,7 @@ class Sandbox:
         self.handle: SandboxHandle | None = None
         self.executions: dict[str, Execution] = {}
         self.running = 0  # executions; counted, as thousands of ended ones may be kept
+        self.transfers: set[asyncio.Timeout] = set()  # operations on its files; each with what ends it
         self.settled = asyncio.Event()  # no longer `creating`
         self.boot: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
@@ -68,6 +70,12 @@ class Sandbox:
 
     def touch(self) -> None:
         self.last_active_at = now()
+
+    def end_transfers(self) -> None:
+        at_once = asyncio.get_running_loop().time()
+        for transfer in tuple(self.transfers):
+            if not transfer.expired():
+                transfer.reschedule(at_once)
 
     def describe(self) -> str:
         if self.ending is not None and self.state is not SandboxState.DESTROYED:

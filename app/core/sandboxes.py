@@ -19,6 +19,7 @@ from app.core.output import OutputLog, Spill
 from app.core.records import Capacity, Observer, Records, Sandbox
 from app.core.registry import Registry
 from app.core.tasks import Tasks
+from app.core.transfers import Transfers
 
 __all__ = ["Capacity", "Observer", "Sandbox", "Sandboxes"]
 
@@ -40,6 +41,7 @@ class Sandboxes:
         self._tasks = Tasks()
         self._records = Records(capacity)
         self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks)
+        self.transfers = Transfers(registry, capacity, self._records, self._lifetimes)
         self._sequence = 0
         self._running = 0
         self._closing = False

@@ -30,6 +30,7 @@ from app.settings.boxlite import BoxliteSettings
 from app.settings.limits import LimitSettings, LimitsSettings
 from app.settings.part import Part, split
 from app.settings.process import ProcessSettings
+from app.settings.transfers import TransferSettings
 
 PREFIX = "BULKHEAD_"
 OTHERS = ("BULKHEAD_CLIENT_", "BULKHEAD_TEST_")  # read by the command line and the tests
@@ -49,6 +50,7 @@ class CapacitySettings(Part):
     executions_running: int = Field(_CAPACITY.executions_running, ge=1, description="at once in one sandbox")
     executions_kept: int = Field(_CAPACITY.executions_kept, ge=1, description="in the life of one sandbox")
     viewers: int = Field(_CAPACITY.viewers, ge=1, description="streams of one execution")
+    transfers: int = Field(_CAPACITY.transfers, ge=1, description="operations on files at once in all sandboxes")
     records: int = Field(_CAPACITY.records, ge=1, description="sandboxes listed, destroyed ones included")
     record_seconds: float = Field(_CAPACITY.record_seconds, ge=0, description="a destroyed sandbox stays listed")
     stream_end_seconds: float = Field(
@@ -95,6 +97,7 @@ class Settings(BaseSettings):
     ttl_ceiling_seconds: float = Field(604_800, gt=0, allow_inf_nan=False, description="longest life and idle time")
     profiles: Path | None = Field(None, description="TOML file with the operator's policy profiles")
     spill_mib: int = Field(4096, ge=0, description="disk for output that does not fit into memory, in all")
+    transfers: TransferSettings = Field(default_factory=TransferSettings)
     process: ProcessSettings = Field(default_factory=ProcessSettings)
     boxlite: BoxliteSettings = Field(default_factory=BoxliteSettings)
 

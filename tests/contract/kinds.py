@@ -58,6 +58,13 @@ class Programs(Protocol):
     def holder(self, code: int) -> tuple[str, ...]:
         """Leaves a process that holds stdout and stderr open, and ends."""
 
+    def link(self, target: str, path: str) -> tuple[str, ...]:
+        """Makes a symbolic link."""
+
+    def fifo(self, path: str) -> tuple[str, ...]: ...
+    def show(self, path: str) -> tuple[str, ...]:
+        """Prints a file."""
+
 
 class NullPrograms:
     def echo(self, text: str) -> tuple[str, ...]:
@@ -113,6 +120,15 @@ class NullPrograms:
 
     def holder(self, code: int) -> tuple[str, ...]:
         return ("daemon", "exit", str(code))
+
+    def link(self, target: str, path: str) -> tuple[str, ...]:
+        return ("ln", target, path)
+
+    def fifo(self, path: str) -> tuple[str, ...]:
+        return ("mkfifo", path)
+
+    def show(self, path: str) -> tuple[str, ...]:
+        return ("read-file", path)
 
 
 class ShellPrograms:
@@ -174,6 +190,15 @@ class ShellPrograms:
 
     def holder(self, code: int) -> tuple[str, ...]:
         return self._sh('sleep 1000 & exit "$1"', str(code))
+
+    def link(self, target: str, path: str) -> tuple[str, ...]:
+        return ("ln", "-s", target, path)
+
+    def fifo(self, path: str) -> tuple[str, ...]:
+        return ("mkfifo", path)
+
+    def show(self, path: str) -> tuple[str, ...]:
+        return ("cat", path)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import uvicorn
@@ -19,8 +20,22 @@ async def application(scope: object, receive: object, send: object) -> None:
     await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[operator]  # ASGI
 
 
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """The lengths of the pieces that the body comes in, and the body. The first is taken late."""
+    await asyncio.sleep(0.05)
+    pieces, more = [], True
+    while more:
+        message = await receive()
+        pieces.append(message["body"])
+        more = message["more_body"]
+    answer = b"".join([*pieces, *(b" %d" % len(piece) for piece in pieces if piece)])
+    headers = [(b"content-length", b"%d" % len(answer)), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+
+
 @asynccontextmanager
-async def served() -> AsyncIterator[int]:
+async def served(application: Any = application) -> AsyncIterator[int]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(application, http=BoundedHttp, lifespan="off", log_config=None, ws="none")
@@ -107,3 +122,34 @@ async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeyp
             assert await first[0].read() == b""
         for _, writer in (first, *others):
             writer.close()
+
+
+async def test_a_body_comes_as_it_was_sent_in_one_piece_and_in_many() -> None:
+    post = b"POST / HTTP/1.1\r\nhost: localhost\r\n"
+    chunks = b"".join(b"1\r\n%c\r\n" % (97 + n % 26) for n in range(1000)) + b"0\r\n\r\n"
+    letters = bytes(97 + n % 26 for n in range(1000))
+    async with served(echo) as port:
+        assert (await answer_to(port, post + b"content-length: 5\r\n\r\nhello")).endswith(b"hello 5")
+        assert (await answer_to(port, post + b"transfer-encoding: chunked\r\n\r\n" + chunks)).endswith(
+            letters + b" 1000"
+        )
+        assert (await answer_to(port, post + b"content-length: 0\r\n\r\n")).endswith(b"\r\n\r\n")
+
+
+async def test_a_body_that_was_answered_before_it_was_read_is_thrown_away_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_bounds, "DISCARDED", 1_000_000)
+    post = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n"
+    async with served() as port:
+        close = GET + b"connection: close\r\n\r\n"
+        answers = await answer_to(port, post % 900_000 + b"\r\n", bytes(900_000), close)
+        assert answers.count(b"HTTP/1.1 200 OK") == 2
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post % 100_000_000 + b"\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 OK")
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                writer.write(bytes(1_000_000))
+                await writer.drain()
+        writer.close()

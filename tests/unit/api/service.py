@@ -19,6 +19,7 @@ from app.core.backend import Capability
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
+from app.http_bounds import BoundedHttp
 from app.main import create_app
 from app.settings import Settings, load_settings
 from app.telemetry import Telemetry
@@ -102,7 +103,7 @@ class Service:
         listener = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(
             self.app,
-            http="httptools",
+            http=BoundedHttp,
             ws="websockets-sansio",
             ws_max_size=1024 * 1024,
             ws_ping_interval=15,

@@ -1,0 +1,88 @@
+"""What clients do with a sandbox's files: it keeps the sandbox from being idle, and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from app.core.backend import Capability, SandboxHandle
+from app.core.errors import CapacityExceeded, UnsupportedByRuntime, WrongState
+from app.core.files import Files
+from app.core.lifetimes import Lifetimes
+from app.core.models import SandboxState
+from app.core.records import Capacity, Records, Sandbox
+from app.core.registry import Registry
+
+WAIT_SECONDS = 60  # for a sandbox that is still `creating`
+
+T = TypeVar("T")
+
+
+class Transfers:
+    def __init__(self, registry: Registry, capacity: Capacity, records: Records, lifetimes: Lifetimes) -> None:
+        self._registry = registry
+        self._capacity = capacity
+        self._records = records
+        self._lifetimes = lifetimes
+        self._running = 0
+
+    @asynccontextmanager
+    async def files(self, sandbox_id: str) -> AsyncIterator[Files]:
+        """The files of a sandbox, for one operation in this task. Waits for a sandbox that is `creating`.
+
+        Raises NotFound, UnsupportedByRuntime, WrongState, CapacityExceeded. When the sandbox ends first, what runs in
+        here is cancelled at once, and WrongState raised.
+        """
+        sandbox = self._records.get(sandbox_id)
+        sandbox.touch()
+        runtime = self._registry.get(sandbox.spec.runtime).info
+        if Capability.FILES not in runtime.capabilities:
+            raise UnsupportedByRuntime(Capability.FILES, runtime.name)
+        await _wait_created(sandbox)
+        handle = _handle_of(sandbox)
+        if self._running >= self._capacity.transfers:
+            raise CapacityExceeded("operations on files at one time", self._capacity.transfers)
+        self._running += 1
+        end = asyncio.timeout(None)
+        try:
+            async with end:
+                sandbox.transfers.add(end)
+                try:
+                    yield handle.files
+                finally:
+                    sandbox.transfers.discard(end)
+        except TimeoutError:
+            if not end.expired():
+                raise
+            raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}") from None
+        finally:
+            self._running -= 1
+            sandbox.touch()
+            self._lifetimes.arm(sandbox)
+
+
+async def _wait_created(sandbox: Sandbox) -> None:
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            await sandbox.settled.wait()
+    except TimeoutError:
+        return
+
+
+def _handle_of(sandbox: Sandbox) -> SandboxHandle:
+    if sandbox.state is not SandboxState.RUNNING or sandbox.handle is None or sandbox.ending is not None:
+        raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
+    return sandbox.handle
+
+
+@asynccontextmanager
+async def closing(pieces: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """A generator that nobody reads to its end is ended here, not when the collector finds it."""
+    try:
+        yield pieces
+    finally:
+        close = getattr(pieces, "aclose", None)
+        if close is not None:
+            await close()

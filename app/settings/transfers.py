@@ -1,0 +1,14 @@
+"""Bounds on what goes into files and comes out of them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from app.settings.part import Part
+
+
+class TransferSettings(Part):
+    ceiling_mib: int = Field(16_384, ge=1, description="the largest body of a PUT")
+    stall_seconds: float = Field(
+        60, gt=0, allow_inf_nan=False, description="a client that neither sends nor takes a byte is cut off"
+    )
