@@ -19,7 +19,7 @@ from app.core.errors import (
     PreconditionFailed,
     WrongType,
 )
-from app.core.files import ArchiveEntry, EntryKind, FileKind, FileStat
+from app.core.files import ArchiveEntry, DirectoryEntry, EntryKind, FileKind, FileStat
 from tests.boxlite.double import Settings
 from tests.boxlite.rig import Rig, numbers, rig, start
 from tests.require import require
@@ -101,7 +101,8 @@ async def test_a_directory_is_listed_page_by_page_in_the_order_of_bytes(shell: s
         sandbox = await made.sandbox()
         await run(sandbox, "mkdir d; cd d; for n in $(seq 300); do : >n$n; done; mkfifo p; ln -s 'a\nb' l; mkdir e")
         await sandbox.files.write(b"d/" + ODD, pieces(b"12345"))
-        found, after = [], None
+        found: list[DirectoryEntry] = []
+        after: bytes | None = None
         while True:
             page = await sandbox.files.list(b"d", after, 97)
             found += page.entries
@@ -274,9 +275,9 @@ async def test_a_tree_goes_in_and_comes_out(shell: str) -> None:
         assert found[b"keep"][1] == b"keep\n"
         assert b"pipe" not in found
         async with sandbox.files.pack(b"t/keep") as items:
-            (entry, data) = [item async for item in items]
-        assert isinstance(entry, ArchiveEntry)
-        assert (entry.name, data) == (b"keep", b"keep\n")
+            whole = [item async for item in items]
+        assert isinstance(whole[0], ArchiveEntry)
+        assert (whole[0].name, whole[1:]) == (b"keep", [b"keep\n"])
         await left_over(made, sandbox)
 
 

@@ -7,6 +7,7 @@ strictly, and a box that lies, lies about its own files.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,6 +38,7 @@ ROUNDS = 8  # how often a file may change between a check and the rename
 class BoxliteFiles:
     def __init__(self, dialogues: Dialogues) -> None:
         self._dialogues = dialogues
+        self._renaming = asyncio.Lock()  # between two clients of ours a condition holds; see the script
 
     async def stat(self, path: bytes) -> FileStat:
         async with self._dialogues.begin(STAT, absolute(path)) as dialogue:
@@ -67,8 +69,9 @@ class BoxliteFiles:
             if said != b"sum " + digest.encode():
                 raise BackendFailure("the content arrived in the box with another digest than it was sent with")
             for _ in range(ROUNDS):
-                await dialogue.say(line.decode() if check is not None else "any")
-                word, _, line = (await dialogue.line()).partition(b" ")
+                async with self._renaming:
+                    await dialogue.say(line.decode() if check is not None else "any")
+                    word, _, line = (await dialogue.line()).partition(b" ")
                 if word == b"done":
                     return line == b"none"
                 if word != b"again":
