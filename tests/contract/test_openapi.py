@@ -21,7 +21,7 @@ from app.core.policy import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
-METHODS = {"get", "put", "post", "patch", "delete"}
+METHODS = {"get", "head", "put", "post", "patch", "delete"}
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
