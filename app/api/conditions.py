@@ -63,7 +63,7 @@ class Tags:
         strong: set[str] = set()
         weak: set[str] = set()
         at = 0
-        while at < len(text):
+        while at < len(text) or not text:
             tag = _TAG.match(text, at)
             if tag is None:
                 raise InvalidRequest.at(f"header/{name}", 'must be * or entity tags in double quotes, such as "1a2b"')

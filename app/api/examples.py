@@ -106,6 +106,28 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Execution": _execution,
     "RunResult": _run,
     "ExecutionList": {"items": [_execution], "next_cursor": None},
+    "Directory": {
+        "items": [
+            {
+                "name": "caf\ufffd.txt",
+                "name_base64": "Y2Fm6S50eHQ=",
+                "type": "file",
+                "size": 5,
+                "mode": "0644",
+                "modified_at": _CREATED,
+                "target": None,
+            },
+            {
+                "name": "latest",
+                "type": "symlink",
+                "size": 9,
+                "mode": "0777",
+                "modified_at": _CREATED,
+                "target": "build/7/a",
+            },
+        ],
+        "next_cursor": "bGF0ZXN0",
+    },
     "RuntimeList": {
         "items": [
             {

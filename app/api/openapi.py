@@ -33,6 +33,7 @@ _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output str
 _TAGS = [
     {"name": "sandboxes", "description": "Rooms in which commands run."},
     {"name": "executions", "description": "Commands in a sandbox, and their output."},
+    {"name": "files", "description": "What is in a sandbox's file system, as its commands see it."},
     {"name": "service", "description": "What the service says about itself."},
 ]
 _REQUEST_ID, _RETRY, _AUTHENTICATE = "X-Request-Id", "Retry-After", "WWW-Authenticate"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from app.api import frames, run_schemas, schemas
+from app.api import directories, frames, run_schemas, schemas
 from app.api.examples import EXAMPLES
 from app.api.problem_schema import Problem
 from app.api.problem_types import PROBLEMS
@@ -32,7 +32,9 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def model_of(name: str) -> type[BaseModel] | None:
-    return next((getattr(module, name) for module in (schemas, run_schemas, frames) if hasattr(module, name)), None)
+    return next(
+        (getattr(module, name) for module in (schemas, run_schemas, frames, directories) if hasattr(module, name)), None
+    )
 
 
 def strings(node: Any) -> Iterator[tuple[str, str]]:
@@ -80,6 +82,14 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("put", f"{execution}/stdin"): "write_stdin",
         ("post", "/stream-tickets"): "create_stream_ticket",
         ("post", "/run"): "run_once",
+        ("get", "/sandboxes/{sandbox_id}/files"): "read_file",
+        ("head", "/sandboxes/{sandbox_id}/files"): "stat_file",
+        ("put", "/sandboxes/{sandbox_id}/files"): "write_file",
+        ("delete", "/sandboxes/{sandbox_id}/files"): "delete_file",
+        ("get", "/sandboxes/{sandbox_id}/directory"): "list_directory",
+        ("put", "/sandboxes/{sandbox_id}/directory"): "make_directory",
+        ("get", "/sandboxes/{sandbox_id}/archive"): "read_archive",
+        ("put", "/sandboxes/{sandbox_id}/archive"): "write_archive",
         ("get", "/runtimes"): "list_runtimes",
         ("get", "/healthz"): "check_alive",
         ("get", "/readyz"): "check_ready",
@@ -143,6 +153,8 @@ def test_what_may_be_absent_is_not_required() -> None:
     execution = components["Execution"]
     assert set(execution["properties"]) - set(execution["required"]) == {"exit"}
     assert execution["properties"]["exit"]["$ref"] == "#/components/schemas/Exit"
+    item = components["DirectoryItem"]
+    assert set(item["properties"]) - set(item["required"]) == {"name_base64", "target_base64"}
     assert components["Isolation"]["required"] == ["tier"]
     assert components["Isolation"]["additionalProperties"] is True
 
@@ -154,7 +166,7 @@ def test_limits_have_the_floors_that_are_enforced_and_a_description() -> None:
 
 
 def test_groups_come_in_the_order_of_use() -> None:
-    assert [tag["name"] for tag in DOCUMENT["tags"]] == ["sandboxes", "executions", "service"]
+    assert [tag["name"] for tag in DOCUMENT["tags"]] == ["sandboxes", "executions", "files", "service"]
     assert "api.md" not in (ROOT / "openapi.yaml").read_text()
 
 
@@ -192,10 +204,11 @@ def test_every_request_body_has_examples_that_it_takes() -> None:
     with_body = {o["operationId"]: o["requestBody"] for _, _, o in operations() if "requestBody" in o}
     assert set(with_body) == {
         *("create_sandbox", "update_sandbox", "create_execution", "signal_execution", "resize_execution"),
-        *("write_stdin", "create_stream_ticket", "run_once"),
+        *("write_stdin", "create_stream_ticket", "run_once", "write_file", "write_archive"),
     }
-    raw = with_body.pop("write_stdin")["content"]
-    assert raw == {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    binary = {"write_stdin": "application/octet-stream", "write_file": "application/octet-stream"}
+    for name, media_type in {**binary, "write_archive": "application/x-tar"}.items():
+        assert with_body.pop(name)["content"] == {media_type: {"schema": {"type": "string", "format": "binary"}}}
     for body in with_body.values():
         content = body["content"]["application/json"]
         model = model_of(content["schema"]["$ref"].rpartition("/")[2])
@@ -252,6 +265,18 @@ def test_what_later_orders_bring_is_absent() -> None:
         *("command", "env", "workdir", "timeout_seconds", "stdin", "tty", "on_output_limit", "id")
     }
     assert components["NetworkRequest"]["properties"]["mode"]["enum"] == ["none", "direct"]
+
+
+def test_every_operation_on_files_says_which_path_and_no_answer_is_without_its_headers() -> None:
+    on_files = [(p, m, o) for p, m, o in operations() if o["tags"] == ["files"]]
+    assert len(on_files) == 8
+    for path, method, operation in on_files:
+        named = {(p["in"], p["name"]): p for p in operation["parameters"]}
+        assert named["path", "sandbox_id"]["required"], (method, path)
+        assert named["query", "path"]["required"], (method, path)
+        assert "409" in operation["responses"]
+    whole = DOCUMENT["paths"]["/sandboxes/{sandbox_id}/files"]["get"]["responses"]["200"]
+    assert set(whole["headers"]) >= {"ETag", "Last-Modified", "File-Mode", "File-Type", "Content-Length"}
 
 
 def test_open_paths_say_that_they_need_no_key() -> None:
