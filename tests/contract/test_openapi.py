@@ -32,9 +32,8 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def model_of(name: str) -> type[BaseModel] | None:
-    return next(
-        (getattr(module, name) for module in (schemas, run_schemas, frames, directories) if hasattr(module, name)), None
-    )
+    found = (getattr(module, name, None) for module in (schemas, run_schemas, frames, directories))
+    return next((each for each in found if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def strings(node: Any) -> Iterator[tuple[str, str]]:
@@ -71,6 +70,8 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("get", "/sandboxes/{sandbox_id}"): "get_sandbox",
         ("patch", "/sandboxes/{sandbox_id}"): "update_sandbox",
         ("delete", "/sandboxes/{sandbox_id}"): "delete_sandbox",
+        ("post", "/sandboxes/{sandbox_id}/pause"): "pause_sandbox",
+        ("post", "/sandboxes/{sandbox_id}/resume"): "resume_sandbox",
         ("post", "/sandboxes/{sandbox_id}/executions"): "create_execution",
         ("get", "/sandboxes/{sandbox_id}/executions"): "list_executions",
         ("get", execution): "get_execution",
