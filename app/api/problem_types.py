@@ -142,8 +142,8 @@ _TABLE = (
         "conflict",
         409,
         "It is taken",
-        "Another sandbox or execution has the id, somebody else feeds the stdin, or a directory that is to be deleted is "
-        "not empty.",
+        "Another sandbox or execution has the id, somebody else feeds the stdin, or a directory that is to be deleted "
+        "is not empty.",
     ),
     ProblemType(
         "unsupported_by_runtime",
