@@ -104,7 +104,7 @@ class Conditions:
     @property
     def for_writes(self) -> Check | None:
         """None without conditions: then a runtime need not look whether the file is still the same."""
-        any_of_them = not (self._match is self._none_match is self._unmodified_since is None)
+        any_of_them = any(x is not None for x in (self._match, self._none_match, self._unmodified_since))
         return self._check_write if any_of_them else None
 
     def _check_write(self, found: FileStat | None) -> None:
