@@ -168,6 +168,16 @@ def test_stdin_signals_and_a_large_answer_after_the_resume(service: Service, san
     assert running.show()["output"]["stdout"]["bytes"] == len(b"up\nusr1\ngot word\n") + 3_000_000
 
 
+def test_files_wait_for_the_resume(service: Service, sandbox: str) -> None:
+    service.run(sandbox, "sh", "-c", "echo text > file")
+    path = f"/sandboxes/{sandbox}/files?path=file"
+    pause(service, sandbox)
+    status, problem = service.call("GET", path)
+    assert (status, problem["type"], problem["state"]) == (409, "/problems/wrong_state", "paused")
+    resume(service, sandbox)
+    assert service.call("GET", path) == (200, b"text\n")
+
+
 def test_a_killed_worker_takes_what_is_paused_with_it(service: Service) -> None:
     sandbox = service.create()
     running, uid = counter(service, sandbox), host.host_uid(service, sandbox)
