@@ -27,7 +27,7 @@ from app.api import (
 )
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
-from app.api.idempotency import Recorded
+from app.api.idempotency import Idempotency, Recorded
 from app.api.problems import problem_of
 from app.core.answers import Answers
 from app.core.errors import BulkheadError
@@ -77,5 +77,6 @@ def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) ->
     app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
+    app.add_middleware(Idempotency, answers=answers)
     app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
