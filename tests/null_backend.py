@@ -170,6 +170,7 @@ class NullExecution:
         self._room.backend.add(name)
 
         def gone(process: asyncio.Task[int]) -> None:
+            coroutine.close()  # cancelled before its first turn it never began
             self._processes.discard(process)
             self._room.backend.remove(name)
 

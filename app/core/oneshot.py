@@ -62,17 +62,19 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot) -> Outcome:
     sandbox.fleeting = True
     try:
         await sandboxes.wait_created(sandbox, shot.spec.ttl_seconds)
-        await _put(sandbox, placement)
+        await _put(sandboxes, sandbox, placement)
         return await _execute(sandboxes, sandbox, shot)
     finally:
         await sandboxes.destroy(sandbox, "its run is over")
 
 
-async def _put(sandbox: Sandbox, placement: Placement) -> None:
-    if not placement.empty:
-        if sandbox.handle is None:
-            raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
-        await placement.put(sandbox.handle.files)
+async def _put(sandboxes: Sandboxes, sandbox: Sandbox, placement: Placement) -> None:
+    if placement.empty:
+        return
+    if sandbox.handle is None:  # somebody deleted it, and with it its record
+        raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
+    async with sandboxes.transfers.files(sandbox.id) as files:
+        await placement.put(files)
 
 
 async def _execute(sandboxes: Sandboxes, sandbox: Sandbox, shot: OneShot) -> Outcome:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.core.backend import Backend
+from app.core.backend import Backend, Capability
+from app.core.errors import BulkheadError
 from app.core.models import Command, ExitReason, Stdin
 from app.core.oneshot import OneShot, Outcome, run_once
+from app.core.placing import PlacedFile
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from tests.contract.kinds import KINDS, Kind
@@ -44,11 +46,13 @@ class Place:
     sandboxes: Sandboxes
     notes: Started
 
-    async def run(self, argv: tuple[str, ...], stdin: bytes = b"", timeout: float = 60) -> Outcome:
+    async def run(
+        self, argv: tuple[str, ...], stdin: bytes = b"", timeout: float = 60, files: tuple[PlacedFile, ...] = ()
+    ) -> Outcome:
         spec = self.backend.fit(self.kind.spec)
         opened = Stdin.OPEN if stdin else Stdin.NONE
         command = Command(argv, env=self.kind.env, workdir=spec.workdir, timeout_seconds=timeout, stdin=opened)
-        outcome = await run_once(self.sandboxes, OneShot(spec, command, stdin=stdin))
+        outcome = await run_once(self.sandboxes, OneShot(spec, command, files, stdin))
         assert self.kind.left(self.backend) == []
         assert list(self.sandboxes) == []
         return outcome
@@ -88,6 +92,36 @@ async def test_a_run_that_takes_too_long_is_ended_with_all_that_it_started(kind:
     async with place(kind) as at:
         said = await at.run(kind.programs.sleep(), stdin=bytes(3 * 2**20), timeout=0.5)
         assert said.exit.reason is ExitReason.TIMEOUT
+
+
+async def test_files_are_there_when_the_command_starts(kind: Kind) -> None:
+    async with place(kind) as at:
+        if Capability.FILES not in at.backend.info.capabilities:
+            pytest.skip(f"{kind.name} does not promise files")
+        content = bytes(range(256)) * 1000
+        files = (
+            PlacedFile("a/b/c", content, 0o600),
+            *(PlacedFile(f"many/{n}", b"%d" % n) for n in range(50)),
+            PlacedFile("/tmp/elsewhere", b"there"),
+        )
+        for path, expected in (
+            ("/workspace/a/b/c", content),
+            ("/workspace/many/49", b"49"),
+            ("/tmp/elsewhere", b"there"),
+        ):
+            assert (await at.run(kind.programs.show(path), files=files)).stdout.data == expected
+
+
+async def test_files_that_have_no_room_or_no_right_name_the_file(kind: Kind) -> None:
+    async with place(kind) as at:
+        if Capability.FILES not in at.backend.info.capabilities:
+            pytest.skip(f"{kind.name} does not promise files")
+        with pytest.raises(BulkheadError, match=r"^/files/1: "):
+            await at.run(
+                kind.programs.exit(0),
+                files=(PlacedFile("a", b""), PlacedFile("/dev/null/x", b""), PlacedFile("b", b"")),
+            )
+        assert kind.left(at.backend) == []
 
 
 async def test_a_daemon_goes_with_the_sandbox(kind: Kind) -> None:

@@ -12,13 +12,11 @@ from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT
 from app.api.run import text_of
 from app.api.run_schemas import RunResult
 from app.core.backend import Capability
-from app.core.errors import DiskFull
 from app.core.oneshot import Captured
 from app.core.policy import Limits
 from app.settings import load_settings
-from tests.null_backend import CAPABILITIES, NullBackend, pattern
+from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.unit.api.service import Service, call, vm
-from tests.unit.core.memory_files import KeepingBackend
 from tests.unit.core.support import until
 
 MIB = 1024 * 1024
@@ -89,20 +87,26 @@ async def test_stdin_comes_as_text_or_as_bytes() -> None:
         assert (await run(client, "cat", stdin=""))["stdout"] == ""
 
 
-async def test_files_are_put_below_workspace() -> None:
-    backend = KeepingBackend()
-    async with Service([backend]).client() as client:
+async def test_files_are_put_below_workspace_or_where_their_path_says() -> None:
+    service = Service()
+    gate = service.backend.execute_gate = Gate()
+    async with service.client() as client:
         files = [
             {"path": "main.py", "content": "ü"},
             {"path": "bin/x", "content_base64": "/wA=", "mode": "0755"},
             {"path": "/tmp/y", "content": "", "mode": "600"},
         ]
-        await run(client, "exit", "0", files=files)
-        assert backend.memory.kept == {
-            b"/workspace/main.py": (0o644, "ü".encode()),
-            b"/workspace/bin/x": (0o755, b"\xff\x00"),
-            b"/tmp/y": (0o600, b""),
-        }
+        running = asyncio.ensure_future(run(client, "read-file", "/workspace/main.py", files=files))
+        await gate.reached.wait()
+        (room,) = service.backend.sandboxes.values()
+        found = [room.files.tree.at(path) for path in (b"/workspace/main.py", b"/workspace/bin/x", b"/tmp/y")]
+        assert [(node.mode, bytes(node.content)) for node in found] == [
+            (0o644, "ü".encode()),
+            (0o755, b"\xff\x00"),
+            (0o600, b""),
+        ]
+        gate.open()
+        assert (await running)["stdout"] == "ü"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ async def test_files_are_put_below_workspace() -> None:
     ids=str,
 )
 async def test_a_wrong_field_is_named_and_nothing_is_created(body: dict[str, Any], pointer: str) -> None:
-    problem = await refused(Service([KeepingBackend()]), 422, "invalid_request", **body)
+    problem = await refused(Service(), 422, "invalid_request", **body)
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
 
 
@@ -150,36 +154,31 @@ async def test_other_ceilings_are_those_of_an_execution() -> None:
 
 
 async def test_what_the_runtime_lacks_is_refused() -> None:
-    files = [{"path": "a", "content": ""}]
-    await refused(Service(), 409, "unsupported_by_runtime", files=files)
-    no_stdin = NullBackend(capabilities=CAPABILITIES - {Capability.STDIN})
-    problem = await refused(Service([no_stdin]), 422, "capability_missing", stdin="a")
+    without = [NullBackend(capabilities=CAPABILITIES - {Capability.FILES, Capability.STDIN})]
+    await refused(Service(without), 409, "unsupported_by_runtime", files=[{"path": "a", "content": ""}])
+    problem = await refused(Service(without), 422, "capability_missing", stdin="a")
     assert problem["missing"] == ["stdin"]
 
 
 async def test_auto_looks_for_a_runtime_that_takes_the_files() -> None:
-    service = Service([NullBackend(), vm(Capability.FILES, kind=KeepingBackendOf)], default="auto")
-    async with service.client() as client:
+    without = NullBackend(capabilities=CAPABILITIES - {Capability.FILES})
+    async with Service([without, vm(Capability.FILES)], default="auto").client() as client:
         assert (await run(client, "exit", "0"))["runtime"] == "process"
         assert (await run(client, "exit", "0", files=[{"path": "a", "content": ""}]))["runtime"] == "boxlite"
 
 
-class KeepingBackendOf(KeepingBackend):
-    """With the name and the tier that are asked for."""
-
-    def __init__(self, name: str, *, capabilities: frozenset[Capability], **options: Any) -> None:
-        super().__init__(name=name, **options)
-
-
 async def test_an_error_of_a_file_names_it_and_leaves_nothing() -> None:
-    backend = KeepingBackend()
-    backend.memory.refused[b"/workspace/b"] = DiskFull(MIB)
-    async with Service([backend]).client() as client:
-        files = [{"path": "a", "content": ""}, {"path": "b", "content": ""}]
-        answer = await client.post("/run", json={"command": ["exit", "0"], "files": files})
+    service = Service()
+    async with service.client() as client:
+        files = [{"path": "a", "content": ""}, {"path": "b", "content": "x" * (2 * MIB)}]
+        body = {"command": ["exit", "0"], "files": files, "limits": {"disk_mib": 1}}
+        answer = await client.post("/run", json=body)
         assert (answer.status_code, answer.json()["limit"]) == (507, MIB)
         assert answer.json()["detail"].startswith("/files/1: ")
-        assert backend.alive == []
+        answer = await client.post("/run", json={**body, "files": [{"path": "/usr/a", "content": ""}]})
+        assert (answer.status_code, answer.json()["type"]) == (403, "/problems/access_denied")
+        assert answer.json()["detail"].startswith("/files/0: ")
+        assert service.backend.alive == []
 
 
 async def test_a_body_may_have_32_mib_here_and_no_more() -> None:

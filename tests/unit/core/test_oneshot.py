@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,6 @@ from app.core.oneshot import OneShot, Outcome, run_once
 from app.core.placing import PlacedFile
 from app.core.policy import Limits
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
-from tests.unit.core.memory_files import KeepingBackend
 from tests.unit.core.support import House, cancelled_after, command, spec, until
 
 MIB = 1024 * 1024
@@ -118,21 +118,21 @@ async def test_bytes_that_the_runtime_lost_count_as_truncated() -> None:
 
 
 async def test_files_are_there_before_the_command_starts() -> None:
-    backend = KeepingBackend()
-    gate = backend.execute_gate = Gate()
-    async with House(backend=backend) as house:
-        running = asyncio.ensure_future(once(house, "exit", "0", files=(PlacedFile("a", b"x"),)))
-        await gate.reached.wait()
-        assert backend.memory.kept == {b"/workspace/a": (0o644, b"x")}
-        gate.open()
-        await running
+    async with House() as house:
+        files = (PlacedFile("a/b", b"x"), PlacedFile("/tmp/c", b"y"))
+        assert (await once(house, "read-file", "/workspace/a/b", files=files)).stdout.data == b"x"
+        assert (await once(house, "read-file", "/tmp/c", files=files)).stdout.data == b"y"
 
 
 @pytest.mark.parametrize(
     ("backend", "wanted", "error"),
     [
-        (NullBackend(), shot("exit", "0", files=(PlacedFile("a", b""),)), UnsupportedByRuntime),
-        (KeepingBackend(), shot("exit", "0", files=(PlacedFile("..", b""),)), InvalidRequest),
+        (
+            NullBackend(capabilities=CAPABILITIES - {Capability.FILES}),
+            shot("exit", "0", files=(PlacedFile("a", b""),)),
+            UnsupportedByRuntime,
+        ),
+        (NullBackend(), shot("exit", "0", files=(PlacedFile("..", b""),)), InvalidRequest),
         (NullBackend(), shot(""), InvalidRequest),
         (NullBackend(capabilities=CAPABILITIES - {Capability.STDIN}), shot("cat", stdin=b"x"), CapabilityMissing),
     ],
@@ -148,25 +148,48 @@ async def test_what_can_be_refused_is_before_anything_is_begun(
         assert list(house.sandboxes) == []
 
 
-async def fails(house: House, error: BulkheadError, *argv: str, **options: Any) -> None:
+async def fails(house: House, error: BulkheadError) -> None:
     with pytest.raises(type(error)) as raised:
-        await run_once(house.sandboxes, shot(*argv, **options))
+        await run_once(house.sandboxes, shot("exit", "0"))
     assert raised.value is error
     assert house.backend.alive == []
     assert list(house.sandboxes) == []
 
 
 async def test_what_fails_on_the_way_leaves_nothing() -> None:
-    backend = KeepingBackend()
-    async with House(backend=backend) as house:
+    async with House() as house:
         error: BulkheadError
-        error = backend.create_error = LaunchFailed("mount_proc", "EPERM", "no")
-        await fails(house, error, "exit", "0")
-        backend.create_error = None
-        error = backend.memory.refused[b"/workspace/a"] = DiskFull(1)
-        await fails(house, error, "exit", "0", files=(PlacedFile("a", b"xx"),))
-        error = backend.execute_error = BackendUnavailable("process", "gone")
-        await fails(house, error, "exit", "0")
+        error = house.backend.create_error = LaunchFailed("mount_proc", "EPERM", "no")
+        await fails(house, error)
+        house.backend.create_error = None
+        error = house.backend.execute_error = BackendUnavailable("process", "gone")
+        await fails(house, error)
+
+
+async def test_files_that_do_not_fit_leave_nothing() -> None:
+    async with House() as house:
+        wanted = shot("exit", "0", files=(PlacedFile("a", b""), PlacedFile("b", bytes(2 * MIB))))
+        wanted = replace(wanted, spec=replace(wanted.spec, limits=Limits(disk_mib=1)))
+        with pytest.raises(DiskFull, match=r"^/files/1: "):
+            await run_once(house.sandboxes, wanted)
+        assert house.backend.alive == []
+        assert list(house.sandboxes) == []
+
+
+async def test_a_sandbox_that_is_deleted_while_its_files_are_put_is_a_wrong_state() -> None:
+    async with House() as house:
+        gate = house.backend.create_gate = Gate()
+        running = asyncio.ensure_future(run_once(house.sandboxes, shot("exit", "0", files=(PlacedFile("a", b""),))))
+        await gate.reached.wait()
+        gate.open()
+        await until(lambda: bool(house.backend.sandboxes))
+        (room,) = house.backend.sandboxes.values()
+        hold = room.files.gate = Gate()
+        await hold.reached.wait()
+        (sandbox,) = house.sandboxes
+        await house.sandboxes.destroy(sandbox)
+        with pytest.raises(WrongState):
+            await running
 
 
 async def test_a_full_house_is_told() -> None:
@@ -219,12 +242,11 @@ async def test_a_sandbox_that_somebody_deletes_leaves_the_output_to_its_run() ->
 
 
 async def test_a_sandbox_that_is_deleted_before_its_command_is_a_wrong_state() -> None:
-    backend = KeepingBackend()
     for files in ((), (PlacedFile("a", b""),)):
-        async with House(backend=backend) as house:
-            backend.create_gate = Gate()
+        async with House() as house:
+            gate = house.backend.create_gate = Gate()
             running = asyncio.ensure_future(run_once(house.sandboxes, shot("exit", "0", files=files)))
-            await backend.create_gate.reached.wait()
+            await gate.reached.wait()
             (sandbox,) = house.sandboxes
             await house.sandboxes.destroy(sandbox)
             with pytest.raises(WrongState):

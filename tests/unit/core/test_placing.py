@@ -1,10 +1,51 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import pytest
 
-from app.core.errors import AccessDenied, DiskFull, InvalidRequest
+from app.core.errors import AccessDenied, BulkheadError, DiskFull, InvalidRequest
+from app.core.files import ArchiveEntry, EntryKind
 from app.core.placing import PlacedFile, place
-from tests.unit.core.memory_files import Memory
+
+
+class Memory:
+    """`unpack` and `write` of the contract: path to mode and content. `refused`: paths at which an error is raised."""
+
+    def __init__(self) -> None:
+        self.kept: dict[bytes, tuple[int, bytes]] = {}
+        self.directories: list[bytes] = []
+        self.refused: dict[bytes, BulkheadError] = {}
+        self.calls: list[str] = []
+
+    async def unpack(self, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
+        self.calls.append("unpack")
+        entry: ArchiveEntry | None = None
+        async for item in content:
+            if isinstance(item, bytes):
+                assert entry is not None
+                mode, before = self.kept[path + b"/" + entry.name]
+                self.kept[path + b"/" + entry.name] = (mode, before + item)
+                continue
+            entry = item
+            name = path + b"/" + entry.name
+            self._check(name)
+            if entry.kind is EntryKind.DIRECTORY:
+                self.directories.append(name)
+            else:
+                assert name.rpartition(b"/")[0] in {path, *self.directories}, "its parent comes first"
+                self.kept[name] = (entry.mode, b"")
+
+    async def write(self, path: bytes, content: AsyncIterator[bytes], *, mode: int = 0o644, check: Any = None) -> bool:
+        self.calls.append("write")
+        self._check(path)
+        self.kept[path] = (mode, b"".join([piece async for piece in content]))
+        return True
+
+    def _check(self, path: bytes) -> None:
+        if path in self.refused:
+            raise self.refused[path]
 
 
 async def put(*files: PlacedFile) -> Memory:
