@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class Played:
 
     rewrite: tuple[tuple[str, str], ...] = ()
     silent: frozenset[int] = frozenset()  # steps whose output depends on busybox, on pids or on the host
-    settings: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 PS = (r"ps \| ", "ps ax | ")

@@ -1,16 +1,17 @@
-"""A box that lies about its files, hangs, talks without end, or goes away: an error soon, and nothing of ours is left."""
+"""A box that lies about its files, hangs, talks without end, or goes away: an error soon, and nothing of ours left."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
+from app.backends.boxlite import tree
 from app.backends.boxlite.dialogues import AT_ONCE
 from app.backends.boxlite.sandbox import BoxliteSandbox
-from app.backends.boxlite.tree import NAMES_BYTES
 from app.core.errors import (
     BackendFailure,
     BackendTimeout,
@@ -26,6 +27,12 @@ from tests.boxlite.rig import Rig, numbers, quick, rig, start, until
 from tests.boxlite.test_files import content_of, left_over, pieces, run
 
 USUAL = "/usr/bin:/bin"
+REPLACE = r"""
+cd /opt/evil
+printf "#!/bin/sh\n%s\n" "$2" >new
+chmod 755 new
+exec mv new "$1"
+"""
 Operation = Callable[[Files], Awaitable[object]]
 
 
@@ -63,17 +70,9 @@ async def hostile(**programs: str) -> AsyncIterator[tuple[Rig, BoxliteSandbox]]:
     async with rig(Settings(path=f"/opt/evil:{USUAL}"), times) as made:
         sandbox = await made.sandbox()
         await sandbox.files.write(b"f", pieces(numbers(200_000)))
-        await run(sandbox, "mkdir -p /opt/evil")
+        await run(sandbox, "mkdir -p /opt/evil; ln -s f l")
         for name, script in programs.items():
-            new = await start(
-                sandbox,
-                "/bin/sh",
-                "-c",
-                'printf "#!/bin/sh\\n%s\\n" "$2" >/opt/evil/new; chmod 755 /opt/evil/new; mv /opt/evil/new "/opt/evil/$1"',
-                "sh",
-                name,
-                script,
-            )
+            new = await start(sandbox, "/bin/sh", "-c", REPLACE, "sh", name, script)
             assert (await new.end()).code == 0
         yield made, sandbox
 
@@ -92,26 +91,33 @@ SHELLS = {
     "says nonsense": "echo is nothing; exec cat",
     "says too large numbers": "echo is 81a4 99999999999999999999 1 1 x y; exec cat",
     "says what kind there cannot be": "echo is 01a4 1 1 1 x y; exec cat",
-    "sends a piece too large": "echo is 81a4 9 1 1 2 +0000; echo open is; echo piece 999999 $(printf %064d 0); exec cat",
     "is killed": "kill -9 $$",
     "is silent": "exec sleep 1000",
 }
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("script", SHELLS)
-async def test_shell_that_lies_is_a_failure_and_soon(script: str, operation: str) -> None:
-    async with hostile(sh=SHELLS[script]) as (_, sandbox), asyncio.timeout(10):
-        with pytest.raises(BackendFailure):
-            await OPERATIONS[operation](sandbox.files)
+async def test_shell_that_lies_is_a_failure_and_soon(script: str) -> None:
+    async with hostile(sh=SHELLS[script]) as (_, sandbox):
+        for operation in OPERATIONS.values():
+            async with asyncio.timeout(10):
+                with pytest.raises(BackendFailure):
+                    await operation(sandbox.files)
         await nothing_of_ours(sandbox)
+
+
+async def test_piece_that_is_too_large_is_not_waited_for() -> None:
+    said = "echo is 81a4 9 1 1 2 +0000; echo open 81a4 9 1 1 2 +0000; echo piece 999999 $(printf %064d 0); exec cat"
+    async with hostile(sh=said) as (_, sandbox):
+        with pytest.raises(BackendFailure, match="no sense"):
+            await read(sandbox.files)
 
 
 PROGRAMS: dict[str, tuple[str, str, type[BulkheadError]]] = {
     "another digest of a piece": ("read", "sha256sum:echo $(printf %064d 7) -", BackendUnavailable),
     "another digest of a file": ("write", "sha256sum:echo $(printf %064d 7) -", BackendFailure),
     "another digest of an archive": ("unpack", "sha256sum:cat >/dev/null; echo $(printf %064d 7) -", BackendFailure),
-    "no base64": ("read", "base64:cat >/dev/null; echo %%%%", BackendFailure),
+    "no base64": ("read", "base64:cat >/dev/null; echo %%", BackendFailure),
     "a file that is longer than it says": ("read", "base64:head -c 73728 /dev/zero | /usr/bin/base64", BackendFailure),
     "names without end": ("list", "find:exec yes ./aaaaaaaaaaaaaaaa", CapacityExceeded),
     "names of elsewhere": ("list", "find:printf '/etc/passwd\\0'", BackendFailure),
@@ -120,7 +126,7 @@ PROGRAMS: dict[str, tuple[str, str, type[BulkheadError]]] = {
     "facts without a mark": ("list", 'stat:[ $2 != -L ] || exec /usr/bin/stat "$@"; echo x', BackendFailure),
     "facts of others": (
         "list",
-        'xargs:cat >/dev/null; echo "${4%%%% *} 81a4 1 1 1 x +0000 1.1 ./other"',
+        'xargs:cat >/dev/null; echo "${5%% *} 81a4 1 1 1 x +0000 1.1 ./other"',
         BackendFailure,
     ),
     "too few links": ("pack", "readlink:exit 0", BackendFailure),
@@ -132,7 +138,8 @@ PROGRAMS: dict[str, tuple[str, str, type[BulkheadError]]] = {
 
 
 @pytest.mark.parametrize("lie", PROGRAMS)
-async def test_program_that_lies_is_a_failure_and_leaves_nothing(lie: str) -> None:
+async def test_program_that_lies_is_a_failure_and_leaves_nothing(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "NAMES_BYTES", 300_000)
     operation, program, error = PROGRAMS[lie]
     name, _, script = program.partition(":")
     async with hostile(**{name: script}) as (_, sandbox), asyncio.timeout(30):
@@ -153,10 +160,6 @@ async def until_clean(sandbox: BoxliteSandbox) -> None:
                 await asyncio.sleep(0.1)  # what is killed is cleaned up behind the client's back
             else:
                 return
-
-
-async def test_names_are_bounded() -> None:
-    assert NAMES_BYTES < 64 * 1024 * 1024
 
 
 @pytest.mark.parametrize("tool", ["stat", "base64", "sha256sum", "tar"])
@@ -210,13 +213,13 @@ async def test_client_that_goes_away_leaves_nothing(operation: str) -> None:
                         reached.set()
                         await asyncio.Event().wait()
 
-        what = {
+        what: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
             "read": stops_reading,
             "write": lambda: sandbox.files.write(b"f", hangs()),
             "pack": stops_packing,
             "unpack": lambda: sandbox.files.unpack(b"new", hangs_too()),
-        }[operation]
-        task = asyncio.ensure_future(what())
+        }
+        task = asyncio.ensure_future(what[operation]())
         await reached.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -54,16 +54,17 @@ feed() {
 """.replace("PIECE", str(PIECE_BYTES))
 
 
-def _script(body: str, needs: str = "") -> str:
+def script(body: str, needs: str = "") -> str:
+    """`needs`: the programs that this one uses alone."""
     return f"facts='{FACTS}' needs='{needs}'{_START}{body}"
 
 
-STAT = _script(r"""
+STAT = script(r"""
 look "$path" && echo "$now"
 """)
 
 # The file is held by its descriptor: every read is of the same file, whatever the path leads to meanwhile.
-OPEN = _script(r"""
+OPEN = script(r"""
 look "$path" || exit 1
 echo "$now"
 case $now in 'is 8'*) ;; *) exit 0 ;; esac
@@ -78,7 +79,7 @@ reads 3<"$path"
 
 # `make`: a directory with its parents; `unmake`: those that were not there, if nothing else has come into them.
 # `undo` is what a script does before it ends, whatever ends it.
-_MAKE = r"""
+MAKE = r"""
 made='' present=''
 make() {
   made=$1 present=$1
@@ -102,12 +103,12 @@ place() {
 
 # A condition is checked by us and holds until `look` says something else. From there to the rename it is a moment,
 # in which another writer wins over the condition; not for a file that must be new: link(2) makes none twice.
-WRITE = _script(
+WRITE = script(
     _PLACE
     + r"""
 undo() { [ -z "$waiting" ] || rm -f -- "$waiting"; unmake; }
 """
-    + _MAKE
+    + MAKE
     + r"""
 waiting=''
 look "$path" && place "$2" || exit 1
@@ -134,7 +135,7 @@ done
 """
 )
 
-CLEAN_WRITE = _script(
+CLEAN_WRITE = script(
     _PLACE
     + r"""
 place "$2" && rm -f -- "$waiting"
@@ -143,7 +144,7 @@ place "$2" && rm -f -- "$waiting"
 
 # First all names below a directory. Of those that we then choose: what stat(1) says, each record behind a word that no
 # name has in it; where links lead; the content of files, of which each is "SIZE ./NAME".
-TREE = _script(r"""
+TREE = script(r"""
 token=$2
 look "$path" || exit 1
 echo "$now"
@@ -168,9 +169,9 @@ while read -r wish size; do
 done
 """)
 
-MAKE_DIRECTORY = _script(
+MAKE_DIRECTORY = script(
     "undo() { unmake; }"
-    + _MAKE
+    + MAKE
     + r"""
 look "$path" || exit 1
 [ "$now" = none ] || { echo "$now"; exit 0; }
@@ -184,7 +185,7 @@ made=$present
 )
 
 # Without its workspace a box is of little use.
-DELETE = _script(r"""
+DELETE = script(r"""
 itself() { stat -c %d.%i -- "$1" 2>/dev/null; }
 here=$(itself "$path")
 [ -z "$here" ] || [ "$here" != "$(itself /workspace)" ] || { echo "$path: Permission denied" >&2; exit 1; }
@@ -193,66 +194,3 @@ elif [ -n "$2" ]; then rm -rf -- "$path"
 else rmdir -- "$path"
 fi && echo gone
 """)
-
-# A tree is built in a folder of its own in the directory, looked at whole, and then moved into place: a subtree that is
-# not there yet in one piece. Its digest is that of the archive which tar(1) has read.
-_HOLD = r"""
-hold=${path%/}/$2
-undo() { [ -z "$hold" ] || rm -rf -- "$hold"; unmake; }
-"""
-
-UNPACK = _script(
-    _HOLD
-    + _MAKE
-    + r"""
-look "$path" || exit 1
-echo "$now"
-case $now in none | 'is 4'*) ;; *) hold=''; exit 0 ;; esac
-read -r word || { hold=''; exit 1; }
-make "${path%/}" && mkdir -m 700 -- "$hold" && mkdir -- "$hold/tree" && mkfifo -- "$hold/copy" || exit 1
-sha256sum <"$hold/copy" >"$hold/sum" &
-feed | tee -- "$hold/copy" | (umask 0; tar -xof - -C "$hold/tree") || exit 1
-wait
-read -r sum word <"$hold/sum"
-echo "sum $sum"
-read -r word || exit 1
-each() {
-  for child in "$2"/* "$2"/.[!.]* "$2"/..?*; do
-    [ -e "$child" ] || [ -L "$child" ] || continue
-    $1 "$child" "${path%/}/${child#"$hold/tree/"}" || return
-  done
-}
-clash() {
-  echo "clash $(stat -c "$facts" -- "$1")" >&9
-  stream printf %s "$1"
-  exit 0
-}
-check() {
-  if [ -L "$1" ] || [ ! -d "$1" ]; then
-    [ -L "$2" ] || [ ! -d "$2" ] || clash "$2"
-  elif [ -d "$2" ]; then each check "$1"
-  elif [ -L "$2" ] || [ -e "$2" ]; then clash "$2"
-  fi
-}
-move() {
-  if [ ! -L "$1" ] && [ -d "$1" ] && [ -d "$2" ]; then each move "$1"; else mv -fT -- "$1" "$2"; fi
-}
-each check "$hold/tree"
-echo checked
-each move "$hold/tree" || exit 1
-cd -- "$path" || exit 1
-while read -r mode size && [ "$size" -gt 0 ]; do
-  dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 chmod "$mode" -- || exit 1
-done
-echo done
-made=$present
-""",
-    needs="tar tee mkfifo",
-)
-
-CLEAN_UNPACK = _script(
-    _HOLD
-    + r"""
-rm -rf -- "$hold"
-"""
-)
