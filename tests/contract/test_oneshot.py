@@ -98,7 +98,7 @@ async def test_files_are_there_when_the_command_starts(kind: Kind) -> None:
     async with place(kind) as at:
         if Capability.FILES not in at.backend.info.capabilities:
             pytest.skip(f"{kind.name} does not promise files")
-        content = bytes(range(256)) * 1000
+        content = pattern(200_000)
         files = (
             PlacedFile("a/b/c", content, 0o600),
             *(PlacedFile(f"many/{n}", b"%d" % n) for n in range(50)),
