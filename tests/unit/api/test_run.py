@@ -149,16 +149,20 @@ async def test_other_ceilings_are_those_of_an_execution() -> None:
     assert (problem["field"], problem["ceiling"]) == ("timeout_seconds", 5)
 
 
+def without_files() -> NullBackend:
+    return NullBackend(capabilities=CAPABILITIES - {Capability.FILES})
+
+
 async def test_what_the_runtime_lacks_is_refused() -> None:
     files = [{"path": "a", "content": ""}]
-    await refused(Service(), 409, "unsupported_by_runtime", files=files)
+    await refused(Service([without_files()]), 409, "unsupported_by_runtime", files=files)
     no_stdin = NullBackend(capabilities=CAPABILITIES - {Capability.STDIN})
     problem = await refused(Service([no_stdin]), 422, "capability_missing", stdin="a")
     assert problem["missing"] == ["stdin"]
 
 
 async def test_auto_looks_for_a_runtime_that_takes_the_files() -> None:
-    service = Service([NullBackend(), vm(Capability.FILES, kind=KeepingBackendOf)], default="auto")
+    service = Service([without_files(), vm(Capability.FILES, kind=KeepingBackendOf)], default="auto")
     async with service.client() as client:
         assert (await run(client, "exit", "0"))["runtime"] == "process"
         assert (await run(client, "exit", "0", files=[{"path": "a", "content": ""}]))["runtime"] == "boxlite"
