@@ -131,7 +131,11 @@ async def test_files_are_there_before_the_command_starts() -> None:
 @pytest.mark.parametrize(
     ("backend", "wanted", "error"),
     [
-        (NullBackend(), shot("exit", "0", files=(PlacedFile("a", b""),)), UnsupportedByRuntime),
+        (
+            NullBackend(capabilities=CAPABILITIES - {Capability.FILES}),
+            shot("exit", "0", files=(PlacedFile("a", b""),)),
+            UnsupportedByRuntime,
+        ),
         (KeepingBackend(), shot("exit", "0", files=(PlacedFile("..", b""),)), InvalidRequest),
         (NullBackend(), shot(""), InvalidRequest),
         (NullBackend(capabilities=CAPABILITIES - {Capability.STDIN}), shot("cat", stdin=b"x"), CapabilityMissing),
