@@ -196,7 +196,7 @@ async def test_an_unexpected_exception_is_500_without_internals_and_is_logged() 
 
 async def test_a_path_or_method_that_is_not_there_is_a_problem_too() -> None:
     async with Service().client() as client:
-        for path in ("/", "/nope", "/sandboxes/", "/sandboxes/x/halt", "/run", "/streams", "/redoc"):
+        for path in ("/", "/nope", "/sandboxes/", "/sandboxes/x/halt", "/streams", "/redoc"):
             answer = await client.get(path)
             assert answer.json()["type"] == "/problems/not_found", path
             assert answer.headers["content-type"] == "application/problem+json"
