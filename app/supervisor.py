@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.launcher import cgroup
+from app.launcher import cgroup, freezer
 from app.launcher.config import Config
 from app.settings import Settings
 from app.slot import Slot, release, take_slot
@@ -215,6 +215,7 @@ def remove_groups(parent: str) -> None:
     """The launcher's folders, all empty now. Version 1 or 2, as it finds them."""
     tree = cgroup.open_tree(parent)
     with contextlib.suppress(OSError):
+        freezer.end_frozen(tree)
         tree.clean()
     _, places = cgroup.locate(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     for _, folder in places:

@@ -164,7 +164,8 @@ class _Alive:
         for sandbox in self._sandboxes:
             runtime = sandbox.spec.runtime
             rooms[runtime, str(sandbox.state)] += 1
-            running[runtime] += sandbox.running if sandbox.state is SandboxState.RUNNING else 0
+            if sandbox.state in {SandboxState.RUNNING, SandboxState.PAUSED}:
+                running[runtime] += sandbox.running
         yield _family("bulkhead_sandboxes", "Sandboxes by state", ["runtime", "state"], rooms.items())
         yield _family(
             "bulkhead_executions_running",

@@ -15,30 +15,31 @@
     ln TARGET PATH       makes a symbolic link                     mkfifo PATH      makes a FIFO
     read-file PATH       prints a file
 
-A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate` or `destroy_gate` holds
-that call; an error in `create_error`, `execute_error`, `kill_error`, `destroy_error` or `ready_error` is raised by
-it. `lose` ends a sandbox from outside. `alive` names everything that was not given back.
+A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate`, `pause_gate` or
+`destroy_gate` holds that call; an error in `create_error`, `execute_error`, `kill_error`, `pause_error`,
+`destroy_error` or `ready_error` is raised by it. `lose` ends a sandbox from outside. `alive` names everything that was
+not given back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
 from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
 from app.core.commands import signal_name, signal_number
-from app.core.errors import BulkheadError, WrongState
+from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.files import FileKind
 from app.core.models import Command, Exit, ExitReason, SandboxSpec, Stdin
 from tests.null_files import NullFiles
+from tests.stopping import Ice
 
 STDIN_BUFFER = 1024 * 1024
 PIECE = 64 * 1024
 IGNORED_BY_DEFAULT = frozenset({17, 18, 23, 28})  # CHLD, CONT, URG, WINCH: signal(7)
 CAPABILITIES = frozenset(Capability) - {
-    Capability.PAUSE,
     Capability.NETWORK_DIRECT,
     Capability.NETWORK_PROXY,
 }
@@ -88,14 +89,15 @@ class NullExecution:
 
     # --- the contract
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> bool:
         await asyncio.sleep(0)
         if self._eof or not self._reads:
-            return
+            return False
         self._stdin += data
         self._touch()
         while len(self._stdin) >= STDIN_BUFFER and self._reads:
             await self._wait_change()
+        return self._reads
 
     async def close_stdin(self) -> None:
         await asyncio.sleep(0)
@@ -106,6 +108,14 @@ class NullExecution:
         await asyncio.sleep(0)
         if self._first is None or self._first.done():
             raise WrongState("ended", "the execution has ended")
+        if self._room.ice.frozen:
+            self._room.kept.append((self, number))
+        else:
+            self.take_signal(number)
+
+    def take_signal(self, number: int) -> None:
+        if self._first is None or self._first.done():
+            return
         if number in self._trapped and number not in {9, 19}:
             self.logs.stdout.append(signal_name(number).encode() + b"\n")
         elif number not in IGNORED_BY_DEFAULT:
@@ -153,9 +163,8 @@ class NullExecution:
         if self._first is not None and not self._first.done():
             self._ended_by, self._end = 9, self._end or exit_
 
-    def _spawn(self, coroutine: Awaitable[int]) -> asyncio.Task[int]:
-        process = asyncio.ensure_future(coroutine)
-        assert isinstance(process, asyncio.Task)
+    def _spawn(self, coroutine: Coroutine[Any, Any, int]) -> asyncio.Task[int]:
+        process = asyncio.create_task(self._room.ice.stoppable(coroutine))
         self._processes.add(process)
         name = f"{self._room.id}/{self.id}"
         self._room.backend.add(name)
@@ -297,7 +306,7 @@ class NullExecution:
         return 0
 
 
-PROGRAMS: dict[str, Callable[[NullExecution, list[str]], Awaitable[int]]] = {
+PROGRAMS: dict[str, Callable[[NullExecution, list[str]], Coroutine[Any, Any, int]]] = {
     "echo": NullExecution._echo,
     "err": NullExecution._err,
     "cat": NullExecution._cat,
@@ -327,10 +336,16 @@ class NullSandbox:
         self.spec = spec
         self.executions: dict[str, NullExecution] = {}
         self.destroyed = False
+        self.ice = Ice()
+        self.kept: list[tuple[NullExecution, int]] = []  # signals that came while it was paused
         self.loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.files = NullFiles(self)
+        self._files = NullFiles(self)
         self._ending: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
+
+    @property
+    def files(self) -> NullFiles:
+        return self._files
 
     @property
     def receipt(self) -> Mapping[str, Any]:
@@ -338,6 +353,8 @@ class NullSandbox:
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
         self.check_alive()
+        if self.ice.frozen:
+            raise WrongState("paused", "the sandbox is paused")
         await self._unless_ended(self.backend.at(self.backend.execute_gate, self.backend.execute_error))
         self.check_alive()
         execution = NullExecution(self, execution_id, command, logs)
@@ -369,6 +386,32 @@ class NullSandbox:
             raise WrongState("destroyed", "the sandbox is gone")
         if self.loss.done():
             raise WrongState("failed", f"the sandbox is gone: {self.loss.result()}")
+
+    async def pause(self) -> None:
+        self._check_pausable()
+        frozen = self.ice.frozen
+        self.ice.freeze()
+        try:
+            await self._unless_ended(self.backend.at(self.backend.pause_gate, self.backend.pause_error))
+        except BaseException:
+            if not frozen:
+                self.ice.thaw()
+            raise
+        self.check_alive()
+
+    async def resume(self) -> None:
+        self._check_pausable()
+        await self._unless_ended(self.backend.at(self.backend.pause_gate, self.backend.pause_error))
+        self.check_alive()
+        self.ice.thaw()
+        kept, self.kept = self.kept, []
+        for execution, number in kept:
+            execution.take_signal(number)
+
+    def _check_pausable(self) -> None:
+        if Capability.PAUSE not in self.backend.info.capabilities:
+            raise UnsupportedByRuntime(Capability.PAUSE, self.backend.info.name)
+        self.check_alive()
 
     async def destroy(self) -> None:
         if self.destroyed:
@@ -416,10 +459,12 @@ class NullBackend:
         self.create_gate: Gate | None = None
         self.execute_gate: Gate | None = None
         self.kill_gate: Gate | None = None
+        self.pause_gate: Gate | None = None
         self.destroy_gate: Gate | None = None
         self.create_error: BulkheadError | None = None
         self.execute_error: BulkheadError | None = None
         self.kill_error: BulkheadError | None = None
+        self.pause_error: BulkheadError | None = None
         self.destroy_error: BulkheadError | None = None
         self.ready_error: BulkheadError | None = None
         self.opened = 0  # how often

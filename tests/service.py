@@ -21,10 +21,16 @@ PROJECT = Path(__file__).resolve().parent.parent
 class Service:
     """Use as a context manager. `log` holds every line that it printed; `url` and `port` are known once it listens."""
 
-    def __init__(self, data: Path, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        data: Path,
+        env: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        module: str = "app.cli",
+    ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)],
+            [*prefix, sys.executable, "-m", module, "serve", "--port", "0", "--data", str(data)],
             cwd=PROJECT,
             env=clean | dict(env or {}),
             stdin=subprocess.DEVNULL,

@@ -9,11 +9,13 @@ from typing import Protocol
 from starlette.requests import HTTPConnection
 
 from app.api.readiness import Readiness
+from app.api.tickets import Tickets
 from app.core.policy import LimitRange, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
 
 BODY_LIMIT = 4 * 1024 * 1024
+RUN_PATH, RUN_BODY_LIMIT = "/run", 32 * 1024 * 1024  # it brings files along
 
 
 class Journal(Protocol):
@@ -31,12 +33,14 @@ class Patience:
     """How long the edge waits for a client, in seconds.
 
     `probe`: while a program does not read its stdin the socket is not read either, and a client that left is only
-    noticed by writing to it. `close`: for the last frames of a stream that is being closed.
+    noticed by writing to it. `close`: for the last frames of a stream that is being closed, and for a program to read
+    what a client sent before it left. `silence`: between two comments of an event stream.
     """
 
     body: float = 30
     probe: float = 1
     close: float = 10
+    silence: float = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Edge:
     metrics: Callable[[], bytes]
     streamed: Callable[[str, int], None]
     patience: Patience = field(default_factory=Patience)
+    tickets: Tickets = field(default_factory=Tickets)
     transfers: TransferBounds = field(default_factory=TransferBounds)
 
 

@@ -9,13 +9,44 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api import archives, directories, docs_page, executions, files, openapi, output, sandboxes, stream, system
+from app.api import (
+    archives,
+    directories,
+    docs_page,
+    executions,
+    files,
+    openapi,
+    output,
+    pause,
+    run,
+    sandboxes,
+    stdin,
+    stream,
+    stream_tickets,
+    system,
+)
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
+from app.api.idempotency import Idempotency, Recorded
 from app.api.problems import problem_of
+from app.core.answers import Answers
 from app.core.errors import BulkheadError
 
 METHOD_NOT_ALLOWED = 405
+MODULES = (  # the busiest first: they are tried in turn
+    executions,
+    sandboxes,
+    output,
+    stdin,
+    stream,
+    run,
+    archives,
+    directories,
+    files,
+    stream_tickets,
+    pause,
+    system,
+)
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
@@ -37,15 +68,15 @@ def _methods(connection: HTTPConnection) -> set[str]:
     return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
 
 
-def install(app: FastAPI, edge: Edge, door: Door) -> None:
+def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) -> None:
     app.state.edge = edge
-    modules = (executions, sandboxes, output, files, directories, archives, stream, system)
-    for module in modules:  # the busiest first: they are tried in turn
+    for module in MODULES:
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(stream.routes)
     app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
-    app.add_middleware(Guard, door=door, journal=edge.journal)
+    app.add_middleware(Idempotency, answers=answers)
+    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -89,11 +89,45 @@ _execution: dict[str, Any] = {
 
 _empty = {"bytes": 0, "dropped_bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 
+_run: dict[str, Any] = {
+    "sandbox_id": _SANDBOX,
+    "runtime": "process",
+    "exit": _exit,
+    "stdout": "2\n",
+    "stderr": "",
+    "stdout_truncated": False,
+    "stderr_truncated": False,
+    "encoding": "utf-8",
+}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Sandbox": _sandbox,
     "SandboxList": {"items": [_sandbox], "next_cursor": "MTAw"},
     "Execution": _execution,
+    "RunResult": _run,
     "ExecutionList": {"items": [_execution], "next_cursor": None},
+    "Directory": {
+        "items": [
+            {
+                "name": "caf\ufffd.txt",
+                "name_base64": "Y2Fm6S50eHQ=",
+                "type": "file",
+                "size": 5,
+                "mode": "0644",
+                "modified_at": _CREATED,
+                "target": None,
+            },
+            {
+                "name": "latest",
+                "type": "symlink",
+                "size": 9,
+                "mode": "0777",
+                "modified_at": _CREATED,
+                "target": "build/7/a",
+            },
+        ],
+        "next_cursor": "bGF0ZXN0",
+    },
     "RuntimeList": {
         "items": [
             {
@@ -128,7 +162,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "Health": {"status": "alive"},
     "Ready": {"default": "process", "runtimes": [{"name": "process", "ready": True, "reason": None}]},
+    "StreamTicket": {"ticket": "Qw8mW1cV0bKX3n2hXy5t7f9uJr4aLzEd", "expires_at": "2026-07-01T12:00:30Z"},
     "StreamStart": {"type": "start", "stdout_offset": 0, "stderr_offset": 0, "stdin_bytes": 0, "state": "running"},
+    "StreamOutput": {"channel": "stdout", "offset": 0, "base64": "aGVsbG8K"},
     "StreamGap": {"type": "gap", "channel": "stdout", "from": 0, "to": 4096},
     "StreamExit": {
         "type": "exit",

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
 
+from app.api.problem_schema import Problem
 from app.api.problems import field_errors, problem_of
-from app.api.schemas import Answer, Exit, Problem, Terminal
+from app.api.schemas import Answer, Exit, Terminal
 from app.api.strict import Count, Strict
 from app.api.views import exit_body
 from app.core.commands import signal_number
@@ -47,6 +48,14 @@ class StreamGap(Answer):
     channel: Channel
     from_: int = Field(alias="from")
     to: int | None = Field(description="the first byte after the gap")
+
+
+class StreamOutput(Answer):
+    """Only as a Server-Sent Event: over a WebSocket output comes as binary frames."""
+
+    channel: Channel
+    offset: int = Field(description="of the first byte")
+    base64: str = Field(description="at most 64 KiB of output")
 
 
 class StreamDigest(Answer):
@@ -94,6 +103,7 @@ class StreamResize(Terminal):
 
 FRAMES: tuple[type[BaseModel], ...] = (
     StreamStart,
+    StreamOutput,
     StreamGap,
     StreamExit,
     StreamProblem,

@@ -15,6 +15,7 @@ from app.api import docs_page
 from app.api.deps import Journal
 from app.api.hangup import ClientGone
 from app.api.problems import problem_of
+from app.api.tickets import Tickets
 from app.core.errors import Forbidden, Refused, Unauthenticated
 from app.core.models import new_id
 
@@ -38,14 +39,17 @@ class Door:
     origins: frozenset[str] = frozenset()
     key_hashes: tuple[str, ...] = ()
 
-    def check(self, scope: Scope) -> None:
+    def check(self, scope: Scope, tickets: Tickets) -> None:
         """Raises Forbidden or Unauthenticated."""
         path: str = scope["path"]
+        opened = tickets.spend(scope)  # before anything is refused: a ticket that was seen is of no use any more
         host = _only(scope, b"host")
         if path not in ANY_HOST_PATHS:
             self._check_host(host)
         self._check_origin(scope, host)
-        if self.key_hashes and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
+        if opened is False:
+            raise Unauthenticated("the stream ticket was used, is too old, or is not for this path and right to stdin")
+        if opened is None and self.key_hashes and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
             self._check_key(scope)
 
     def _check_host(self, host: str | None) -> None:
@@ -93,9 +97,10 @@ def _choose_id(scope: Scope) -> str:
 class Guard:
     """Pure ASGI: the framework's middleware class would put a task and a queue around every request."""
 
-    def __init__(self, app: ASGIApp, door: Door, journal: Journal) -> None:
+    def __init__(self, app: ASGIApp, door: Door, tickets: Tickets, journal: Journal) -> None:
         self._app = app
         self._door = door
+        self._tickets = tickets
         self._journal = journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,7 +127,7 @@ class Guard:
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
         try:
-            self._door.check(scope)
+            self._door.check(scope, self._tickets)
             await self._app(scope, receive, visit.send)
         except Refused as error:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from app.api.strict import Count, Strict
+from app.api.strict import EXACT_INTEGER, WHOLE, Strict
 from app.core.policy import FLOORS
 
 
@@ -15,16 +15,16 @@ class LimitsRequest(Strict):
     `process` files in /workspace, /tmp and /dev/shm count as memory: one pot of memory_mib + disk_mib is enforced."""
 
     cpus: Annotated[float, Field(ge=FLOORS.cpus)] | None = Field(None, description="cores; parts of one too")
-    memory_mib: Annotated[Count, Field(ge=FLOORS.memory_mib)] | None = Field(
+    memory_mib: Annotated[int, Field(ge=FLOORS.memory_mib, le=EXACT_INTEGER), WHOLE] | None = Field(
         None, description="memory; what `process` enforces is memory_mib + disk_mib, as files count as memory (one pot)"
     )
-    processes: Annotated[Count, Field(ge=FLOORS.processes)] | None = Field(
+    processes: Annotated[int, Field(ge=FLOORS.processes, le=EXACT_INTEGER), WHOLE] | None = Field(
         None, description="processes and threads at one time, in the whole sandbox"
     )
-    disk_mib: Annotated[Count, Field(ge=FLOORS.disk_mib)] | None = Field(
+    disk_mib: Annotated[int, Field(ge=FLOORS.disk_mib, le=EXACT_INTEGER), WHOLE] | None = Field(
         None, description="files in /workspace, /tmp and /dev/shm together; with `process` they also count as memory"
     )
-    output_bytes: Annotated[Count, Field(ge=FLOORS.output_bytes)] | None = Field(
+    output_bytes: Annotated[int, Field(ge=FLOORS.output_bytes, le=EXACT_INTEGER), WHOLE] | None = Field(
         None, description="output that is kept, per execution and channel; see `on_output_limit`"
     )
     wall_seconds: Annotated[float, Field(ge=FLOORS.wall_seconds)] | None = Field(

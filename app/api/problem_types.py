@@ -115,7 +115,8 @@ _TABLE = (
         "unsupported_media_type",
         415,
         "The body has the wrong media type",
-        "Send JSON, with the header Content-Type: application/json.",
+        "Send JSON, with the header Content-Type: application/json. Files and archives are taken as they are, without "
+        "a Content-Encoding.",
     ),
     ProblemType(
         "precondition_failed",
@@ -127,19 +128,22 @@ _TABLE = (
         "range_not_satisfiable",
         416,
         "The offset is beyond the end",
-        "Nothing has been written there yet. The execution's `output` says how many bytes each channel has.",
+        "Nothing has been written there. Of an execution, `output` says how many bytes each channel has; of a file, "
+        "the header Content-Range does.",
     ),
     ProblemType(
         "upgrade_required",
         426,
         "This path speaks WebSocket",
-        "Open it with a WebSocket client: a GET request with Upgrade: websocket.",
+        "Open it with a WebSocket client: a GET request with Upgrade: websocket. Or ask for Server-Sent Events, with "
+        "Accept: text/event-stream.",
     ),
     ProblemType(
         "conflict",
         409,
         "It is taken",
-        "Another sandbox or execution has the id, or another stream holds the stdin.",
+        "Another sandbox or execution has the id, somebody else feeds the stdin, or a directory that is to be deleted "
+        "is not empty.",
     ),
     ProblemType(
         "unsupported_by_runtime",
@@ -158,14 +162,15 @@ _TABLE = (
         "wrong_type",
         409,
         "The file is of another type",
-        "`found` says what is at the path.",
+        "`found` says what is there: file, directory, symlink, fifo, socket, character_device or block_device.",
         ("found",),
     ),
     ProblemType(
         "unauthenticated",
         401,
         "A key is needed",
-        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one.",
+        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one. A stream "
+        "ticket works once, within 30 seconds, for the path and the right to stdin that it was asked for.",
     ),
     ProblemType(
         "forbidden",

@@ -73,6 +73,7 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.CapacityExceeded: ("capacity_exceeded", _nothing),
     e.NotFound: ("not_found", _nothing),
     e.Conflict: ("conflict", _nothing),
+    e.IdempotencyMismatch: ("idempotency_mismatch", _nothing),
     e.WrongState: ("wrong_state", _attributes("state")),
     e.UnsupportedByRuntime: ("unsupported_by_runtime", _nothing),
     e.WrongType: ("wrong_type", _attributes("found")),
@@ -175,7 +176,7 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[e.FieldError]:
 
 def _pointer(loc: Sequence[str | int]) -> str:
     parts = [str(part)[:_KEY_SHOWN].replace("~", "~0").replace("/", "~1") for part in loc if part != "[key]"]
-    if parts and parts[0] in {"query", "path", "header"}:
+    if len(parts) > 1 and parts[0] in {"query", "path", "header"}:  # alone it is a field of the body
         return "/".join(parts)
     return "".join(f"/{part}" for part in parts)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.limits import LimitsRequest
 from app.api.receipts import Isolation
-from app.api.strict import Arguments, Environment, Host, Id, Labels, Paths, Seconds, Strict
+from app.api.strict import WHOLE, Arguments, Directory, Environment, Host, Id, Labels, Paths, Seconds, Strict
 from app.core.backend import Capability
-from app.core.models import ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
+from app.core.models import ID_PATTERN, ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
 
 
 class FilesystemRequest(Strict):
@@ -44,16 +44,8 @@ class PolicyRequest(Strict):
     syscalls: SyscallsRequest | None = None
 
 
-class CreateSandbox(Strict):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"runtime": "process"},
-                {"runtime": "auto", "isolation_min": "vm", "image": "python"},
-                {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
-            ]
-        }
-    )
+class SandboxFields(Strict):
+    """What a sandbox is to be; POST /sandboxes and POST /run take the same."""
 
     runtime: str | None = Field(
         None,
@@ -64,12 +56,11 @@ class CreateSandbox(Strict):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         None, description="root file system: a name of the operator's table, or a reference that the operator permits"
     )
-    id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
     requires: Annotated[list[Capability], Field(max_length=64, fail_fast=True)] = Field(
         [], description="refused unless the runtime has them all"
     )
     env: Environment = Field({}, description="for every execution")
-    workdir: str = Field("/workspace", description="for every execution")
+    workdir: Directory = Field("/workspace", description="for every execution")
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()
     ttl_seconds: Seconds | None = Field(None, description="destroyed when it passes; absent: 3600")
@@ -77,6 +68,20 @@ class CreateSandbox(Strict):
         None, description="destroyed after this time without a running execution and without a request to it"
     )
     labels: Labels = Field({}, description="for finding and grouping")
+
+
+class CreateSandbox(SandboxFields):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"runtime": "process"},
+                {"runtime": "auto", "isolation_min": "vm", "image": "python"},
+                {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
+            ]
+        }
+    )
+
+    id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
 
 
 class UpdateSandbox(Strict):
@@ -92,8 +97,19 @@ class Terminal(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"rows": 40, "cols": 120}]})
 
-    rows: Annotated[int, Field(ge=1, le=65_535)]
-    cols: Annotated[int, Field(ge=1, le=65_535)]
+    rows: Annotated[int, Field(ge=1, le=65_535), WHOLE]
+    cols: Annotated[int, Field(ge=1, le=65_535), WHOLE]
+
+
+class CreateStreamTicket(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"path": "/sandboxes/demo/executions/hello/stream", "stdin": True}]}
+    )
+
+    path: Annotated[str, StringConstraints(pattern=f"^/sandboxes/{ID_PATTERN}/executions/{ID_PATTERN}/stream$")] = (
+        Field(description="of the stream, without a query")
+    )
+    stdin: bool = Field(False, description="whether the stream may hold stdin, also by `take`")
 
 
 class CreateExecution(Strict):
@@ -108,7 +124,7 @@ class CreateExecution(Strict):
 
     command: Arguments = Field(description="the exact argv, no shell")
     env: Environment = Field({}, description="over the sandbox's")
-    workdir: str | None = Field(None, description="absent: the sandbox's")
+    workdir: Directory | None = Field(None, description="absent: the sandbox's")
     timeout_seconds: Seconds | None = Field(None, description="at most and by default the limit wall_seconds")
     stdin: Stdin = Field(Stdin.NONE, description="with `tty` always `open`")
     tty: Terminal | None = Field(None, description="run it on a terminal of this size")
@@ -127,6 +143,11 @@ class SignalExecution(Strict):
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class StreamTicket(Answer):
+    ticket: str = Field(description="for `?ticket=` of the stream, once")
+    expires_at: datetime
 
 
 class Limits(Answer):
@@ -268,21 +289,3 @@ class RuntimeReady(Answer):
 class Ready(Answer):
     default: str
     runtimes: list[RuntimeReady]
-
-
-class FieldProblem(Answer):
-    pointer: str = Field(description="a JSON pointer into the body, or query/NAME")
-    detail: str
-
-
-class Problem(BaseModel):
-    """RFC 9457. Beside these members each type has its own, listed at its `type`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str = Field(description="the request id, also in the header X-Request-Id")
-    errors: list[FieldProblem] | None = None

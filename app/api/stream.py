@@ -1,21 +1,19 @@
-"""The stream of one execution: everything that can be refused is refused before the upgrade, then `Stream` runs it."""
+"""The stream of one execution: what can be refused is refused before the upgrade or the first event; then `Stream` runs
+it as a WebSocket, or `EventStream` as Server-Sent Events."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 from fastapi import APIRouter, Request, Response, WebSocket
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from app.api.deps import edge_of, request_id_of
 from app.api.documents import problems
-from app.api.output import check_offset, check_readable
-from app.api.problems import UpgradeRequired, field_errors
+from app.api.events import LAST_EVENT_ID, MEDIA_TYPE, EventStream, wants_events
+from app.api.problems import UpgradeRequired
 from app.api.streaming import Line, Stream
-from app.core.errors import InvalidRequest, NotFound
-from app.core.models import Channel
+from app.api.viewing import StreamQuery, admitted, query_of
+from app.core.errors import NotFound
 
 router = APIRouter(tags=["executions"])
 PATH = "/sandboxes/{sandbox_id}/executions/{execution_id}/stream"
@@ -26,24 +24,25 @@ text. Binary frames from the server are output: byte 0 is the channel (1 stdout,
 Binary frames from the client are stdin.
 
 The stream begins with `start`, replays what is stored from the offsets on, goes live, and ends with `exit` and close
-1000. Closing it ends nothing: open it again at the offsets that you have reached."""
+1000. Closing it ends nothing: open it again at the offsets that you have reached.
 
-
-class StreamQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    stdout_offset: Annotated[int, Field(ge=0)] = 0
-    stderr_offset: Annotated[int, Field(ge=0)] = 0
-    stdin: Annotated[
-        Literal["false", "true", "take"],
-        Field(description="`true`: be the one that feeds stdin; `take`: also when another stream is, which is closed"),
-    ] = "false"
+With `Accept: text/event-stream` it is Server-Sent Events: `start`, `output` (`StreamOutput`), `gap`, `exit` and
+`problem`, without stdin, and the answer ends after `exit`. The `id` of an event is where you stand after it."""
 
 
 PARAMETERS = [
     {"name": name, "in": "query", "required": False, "schema": schema}
     for name, schema in StreamQuery.model_json_schema()["properties"].items()
 ]
+PARAMETERS.append(
+    {
+        "name": LAST_EVENT_ID,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "pattern": "^[0-9]{1,16}-[0-9]{1,16}$"},
+        "description": "of Server-Sent Events: resumes after the event with this id, whatever offsets the query has",
+    }
+)
 
 
 @router.get(
@@ -55,6 +54,10 @@ PARAMETERS = [
     response_class=Response,
     responses={
         101: {"description": "the WebSocket is open"},
+        200: {
+            "description": "Server-Sent Events, to a client that accepts them",
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+        },
         **problems(
             "upgrade_required",
             "invalid_request",
@@ -68,7 +71,9 @@ PARAMETERS = [
     openapi_extra={"parameters": PARAMETERS},
 )
 async def open_stream_without_upgrade(request: Request, sandbox_id: str, execution_id: str) -> Response:
-    raise UpgradeRequired("this path speaks WebSocket: send Upgrade: websocket")
+    if wants_events(request):
+        return EventStream(request)
+    raise UpgradeRequired(f"this path speaks WebSocket: send Upgrade: websocket, or Accept: {MEDIA_TYPE} for events")
 
 
 class StreamEndpoint:
@@ -79,34 +84,15 @@ class StreamEndpoint:
         websocket = WebSocket(scope, receive, send)
         if (await receive())["type"] != "websocket.connect":
             return
-        edge = edge_of(websocket)
-        sandbox_id, execution_id = (scope["path_params"][name] for name in ("sandbox_id", "execution_id"))
-        sandbox = edge.sandboxes.get(sandbox_id)
-        execution = edge.sandboxes.execution(sandbox_id, execution_id)
-        query = _query(websocket)
-        check_readable(sandbox)
-        offsets = {Channel.STDOUT: query.stdout_offset, Channel.STDERR: query.stderr_offset}
-        for channel, offset in offsets.items():
-            check_offset(execution.logs[channel], offset, channel)
-        execution.enter_view(edge.sandboxes.capacity.viewers)
-        try:
-            grip = None if query.stdin == "false" else execution.grip_stdin(take=query.stdin == "take")
+        query = query_of(websocket)
+        with admitted(websocket, query.offsets) as view:
+            grip = None if query.stdin == "false" else view.execution.grip_stdin(take=query.stdin == "take")
             try:
                 line = Line(receive, send, request_id_of(websocket))
-                await Stream(edge, sandbox.spec.runtime, execution, grip, line).run(offsets)
+                await Stream(edge_of(websocket), view, grip, line).run()
             finally:
                 if grip is not None:
                     grip.release()
-        finally:
-            execution.leave_view()
-
-
-def _query(websocket: WebSocket) -> StreamQuery:
-    try:
-        return StreamQuery.model_validate(dict(websocket.query_params))
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidRequest(field_errors([{**f, "loc": ("query", *f["loc"])} for f in found])) from None
 
 
 class NothingHere:

@@ -9,21 +9,20 @@ from starlette.types import Receive, Send
 
 from app.api.deps import Edge
 from app.api.frames import CHANNEL_BYTE, StdinEof, exit_frame, gap_frame, problem_frame, start_frame, understand
+from app.api.viewing import Offsets, View
 from app.core.backend import settle
 from app.core.errors import BulkheadError, Conflict
 from app.core.executions import Execution
-from app.core.follow import Gap
-from app.core.models import Channel, Terminal
+from app.core.follow import Gap, Output
+from app.core.models import Terminal
 from app.core.stdin import StdinGrip
 
 NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, TAKEN_OVER = 1000, 1008, 1011, 4001
-# The server's `send` suspends only when its buffer is full. A fast reader would otherwise never let the loop go on.
-FRAMES_PER_TURN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The connection. `send` and `receive` are the server's own."""
+    """The connection, and the encoding of a view as frames. `send` and `receive` are the server's own."""
 
     receive: Receive
     send: Send
@@ -35,22 +34,36 @@ class Line:
     async def problem(self, error: Exception) -> None:
         await self.text(problem_frame(error, self.request_id))
 
+    # --- Encoding
+
+    async def start(self, execution: Execution, offsets: Offsets) -> None:
+        await self.text(start_frame(execution, offsets))
+
+    async def output(self, item: Output) -> None:
+        await self.send({"type": "websocket.send", "bytes": CHANNEL_BYTE[item.channel] + item.data})
+
+    async def gap(self, gap: Gap) -> None:
+        await self.text(gap_frame(gap))
+
+    async def exit(self, execution: Execution) -> None:
+        await self.text(exit_frame(execution))
+
 
 class Stream:
     """Three tasks, and the first that has a close code ends it: output (1000 after the exit frame), input (1008 for
     stdin from a stream that does not hold it) and take-over (4001). Input also ends it when the client is gone."""
 
-    def __init__(self, edge: Edge, runtime: str, execution: Execution, grip: StdinGrip | None, line: Line) -> None:
+    def __init__(self, edge: Edge, view: View, grip: StdinGrip | None, line: Line) -> None:
         self._edge = edge
-        self._runtime = runtime
-        self._execution = execution
+        self._view = view
+        self._execution = view.execution
         self._grip = grip
         self._line = line
 
-    async def run(self, offsets: dict[Channel, int]) -> None:
+    async def run(self) -> None:
         await self._line.send({"type": "websocket.accept"})
         try:
-            code = await self._until_over(offsets)
+            code = await self._until_over()
         except Exception as error:  # whatever it is, the client is told that the stream cannot go on
             self._edge.journal.failure(request_id=self._line.request_id, error=error)
             await self._close(INTERNAL_ERROR, error)
@@ -68,10 +81,10 @@ class Stream:
         except (TimeoutError, OSError):
             return
 
-    async def _until_over(self, offsets: dict[Channel, int]) -> int | None:
+    async def _until_over(self) -> int | None:
         """The close code, None when the client is gone."""
         loop = asyncio.get_running_loop()
-        down, up = loop.create_task(self._output(offsets)), loop.create_task(self._input())
+        down, up = loop.create_task(self._output()), loop.create_task(self._input())
         tasks = {down, up}
         if self._grip is not None:
             tasks.add(loop.create_task(self._take_over(self._grip)))
@@ -95,32 +108,12 @@ class Stream:
 
     # --- down
 
-    async def _output(self, offsets: dict[Channel, int]) -> int | None:
+    async def _output(self) -> int | None:
         try:
-            await self._line.text(start_frame(self._execution, offsets))
-            await self._follow(offsets)
-            await self._line.text(exit_frame(self._execution))
+            await self._view.send_to(self._line)
         except OSError:  # the server's way to say that the client is gone
             return None
         return NORMAL
-
-    async def _follow(self, offsets: dict[Channel, int]) -> None:
-        send, sent, frames = self._line.send, 0, 0
-        with self._execution.follow(offsets) as follower:
-            try:
-                while (item := follower.poll() or await follower.next()) is not None:
-                    if isinstance(item, Gap):
-                        await self._line.text(gap_frame(item))
-                        continue
-                    await send({"type": "websocket.send", "bytes": CHANNEL_BYTE[item.channel] + item.data})
-                    sent += len(item.data)
-                    frames += 1
-                    if frames % FRAMES_PER_TURN == 0:
-                        self._edge.streamed(self._runtime, sent)
-                        sent = 0
-                        await asyncio.sleep(0)
-            finally:
-                self._edge.streamed(self._runtime, sent)
 
     # --- up
 

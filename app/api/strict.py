@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.core.models import ID_PATTERN
@@ -54,13 +54,44 @@ def _counts(count: int) -> dict[str, Any]:
     return {"count": count, "most": LABELS}
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is the integer 1 in JSON, and some languages write no other."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _documented(**keywords: Any) -> Any:
+    """In the schema, for readers and generators; the core checks it, with a sentence of its own."""
+    return Field(json_schema_extra=keywords)
+
+
+NO_NUL = r"^[^\x00]*$"
+
 Id = Annotated[str, StringConstraints(pattern=f"^{ID_PATTERN}$")]
-Environment = Annotated[dict[str, str], BeforeValidator(_look_at_few_wrong_values)]
-Arguments = Annotated[list[str], Field(fail_fast=True)]
+Environment = Annotated[
+    dict[str, Annotated[str, _documented(pattern=NO_NUL)]],
+    BeforeValidator(_look_at_few_wrong_values),
+    _documented(propertyNames={"pattern": r"^[^=\x00]+$"}),
+]
+Arguments = Annotated[list[Annotated[str, _documented(pattern=NO_NUL)]], Field(fail_fast=True), _documented(minItems=1)]
 Host = Annotated[str, StringConstraints(min_length=1, max_length=255)]  # a DNS name has 253 characters at most
-Paths = Annotated[list[str], Field(max_length=PATHS, fail_fast=True)]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=LABELS), BeforeValidator(_few_labels)]
-Count = Annotated[int, Field(ge=0, le=EXACT_INTEGER)]
+Directory = Annotated[str, _documented(pattern=r"^/[^\x00]*$")]
+Paths = Annotated[list[Directory], Field(max_length=PATHS, fail_fast=True)]
+_LABEL_KEY, _LABEL_VALUE, _LABEL_LENGTH = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$", r"^[^\x00-\x1f\x7f]*$", 255
+LabelKey = Annotated[str, StringConstraints(pattern=_LABEL_KEY)]
+LabelValue = Annotated[str, StringConstraints(max_length=_LABEL_LENGTH, pattern=_LABEL_VALUE)]
+# pydantic would say `patternProperties`, of which generators of clients make a map of anything.
+_LABELS_SCHEMA = {
+    "type": "object",
+    "maxProperties": LABELS,
+    "propertyNames": {"pattern": _LABEL_KEY},
+    "additionalProperties": {"type": "string", "maxLength": _LABEL_LENGTH, "pattern": _LABEL_VALUE},
+}
+Labels = Annotated[
+    dict[LabelKey, LabelValue],
+    Field(max_length=LABELS),
+    BeforeValidator(_few_labels),
+    WithJsonSchema(_LABELS_SCHEMA),
+]
+WHOLE = BeforeValidator(_whole)  # the last of an annotation: bounds that come after it are lost in the schema
+Count = Annotated[int, Field(ge=0, le=EXACT_INTEGER), WHOLE]
 Seconds = Annotated[float, Field(gt=0)]

@@ -25,8 +25,8 @@ def clean(name: bytes) -> bytes:
 
     Raises ValueError, which says why, for a name that is not of something below a root.
     """
-    if not name:
-        raise ValueError("it has no name")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"the name is longer than {LONGEST_NAME} bytes")
     if b"\0" in name:
         raise ValueError("a name cannot hold a zero byte")
     if name.startswith(b"/"):
@@ -34,12 +34,9 @@ def clean(name: bytes) -> bytes:
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise ValueError("a name must not hold '..'")
-    if any(len(part) > LONGEST_PART for part in parts):
+    if max(map(len, parts), default=0) > LONGEST_PART:
         raise ValueError(f"a part of the name is longer than {LONGEST_PART} bytes")
-    found = b"/".join(parts)
-    if len(found) > LONGEST_NAME:
-        raise ValueError(f"the name is longer than {LONGEST_NAME} bytes")
-    return found
+    return b"/".join(parts)
 
 
 def require_target(target: bytes) -> None:

@@ -67,9 +67,9 @@ class Logs:
 class ExecutionHandle(Protocol):
     """One command, from its start to its end."""
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> bool:
         """Feeds stdin; returns when less than the runtime's buffer (1 MiB) is waiting. What comes after the program
-        closed its stdin, or ended, is discarded, and whoever waits then is let go."""
+        closed its stdin, or ended, is discarded, and whoever waits then is let go: False, where the runtime knows."""
 
     async def close_stdin(self) -> None:
         """End of file after what was written. Idempotent."""
@@ -103,6 +103,16 @@ class SandboxHandle(Protocol):
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
         """Starts a command; returns when it runs or could not be started (then `wait` says start_failed). Raises
         WrongState after the end of the sandbox, which also answers an execute that is under way."""
+
+    async def pause(self) -> None:
+        """Stops every process of the sandbox where it is; none runs when this returns. Idempotent. `execute` raises
+        WrongState from the call on, what it began before is there. Signals are kept for the processes, stdin and output
+        are as they were; `kill` and `destroy` end what is paused, without letting anything run on. Raises
+        UnsupportedByRuntime without PAUSE (`resume` too), WrongState after the end of the sandbox, a BackendFailure
+        when it could not be done: then it runs as before."""
+
+    async def resume(self) -> None:
+        """Lets everything go on, and `execute`. Idempotent, also on one that was never paused. Raises as `pause`."""
 
     async def destroy(self) -> None:
         """Ends the sandbox. Idempotent. When it returns no process, mount or cgroup of it exists, every execution's

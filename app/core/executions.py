@@ -42,6 +42,7 @@ class Execution:
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self.stdin_bytes = 0
+        self.reads_stdin = True  # False once bytes were discarded, as nobody can read them any more
         self.viewers = 0
         self._stdin_open = command.stdin is Stdin.OPEN
         self._grip: StdinGrip | None = None
@@ -175,7 +176,9 @@ class Execution:
         self._check_stdin()
         if self._grip is not None:
             if not take:
-                raise Conflict("another stream holds the stdin of this execution; stdin=take takes it over")
+                raise Conflict(
+                    "somebody else feeds the stdin of this execution; a stream with stdin=take takes it over"
+                )
             self._grip.taken_over.set()
         self._grip = StdinGrip(self)
         return self._grip
@@ -204,7 +207,7 @@ class Execution:
 
     async def _fed(self, handle: ExecutionHandle, data: bytes) -> None:
         try:
-            await handle.write(data)
+            self.reads_stdin = await handle.write(data)
         except BulkheadError:  # a client that comes back goes on behind what went in
             self.stdin_bytes -= len(data)
             raise

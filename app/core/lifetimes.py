@@ -92,6 +92,8 @@ class Lifetimes:
         sandbox.settled.set()
         self._let_go_of_output(sandbox)
         self._let_go_of_environments(sandbox)
+        if sandbox.fleeting:
+            self._records.forget(sandbox)
         if sandbox in self._records:
             loop = asyncio.get_running_loop()
             sandbox.timer = loop.call_later(self._capacity.record_seconds, self._records.forget, sandbox)
@@ -115,7 +117,7 @@ class Lifetimes:
     def _end_failed(self, sandbox: Sandbox) -> None:
         """It may be tried again, and is, when its time is over."""
         sandbox.ending = None
-        if sandbox.handle is not None and sandbox.state is SandboxState.RUNNING:
+        if sandbox.handle is not None and sandbox.state in {SandboxState.RUNNING, SandboxState.PAUSED}:
             sandbox.watch = self._tasks.spawn(self._notice_loss(sandbox, sandbox.handle))
         self.arm(sandbox, at_least=RETRY_SECONDS)
 

@@ -70,6 +70,7 @@ class OnOutputLimit(StrEnum):
 class SandboxState(StrEnum):
     CREATING = "creating"
     RUNNING = "running"
+    PAUSED = "paused"
     FAILED = "failed"
     DESTROYED = "destroyed"
 

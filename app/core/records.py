@@ -46,6 +46,7 @@ class Sandbox:
         self.sequence = sequence
         self.spec = spec
         self.named = named
+        self.fleeting = False  # no record of it is kept after its end
         self.labels = dict(spec.labels)
         self.ttl_seconds, self.idle_seconds = spec.ttl_seconds, spec.idle_seconds
         self.created_at = self.last_active_at = now()
@@ -58,6 +59,7 @@ class Sandbox:
         self.running = 0  # executions; counted, as thousands of ended ones may be kept
         self.transfers: set[asyncio.Timeout] = set()  # operations on its files; each with what ends it
         self.settled = asyncio.Event()  # no longer `creating`
+        self.change = asyncio.Lock()  # one pause or resume at a time, in the order of the calls
         self.boot: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None

@@ -16,6 +16,7 @@ from app.core.executions import Execution
 from app.core.lifetimes import Lifetimes
 from app.core.models import Command, ExitReason, OnOutputLimit, SandboxSpec, SandboxState, new_id, now
 from app.core.output import OutputLog, Spill
+from app.core.pausing import Pausing
 from app.core.records import Capacity, Observer, Records, Sandbox
 from app.core.registry import Registry
 from app.core.tasks import Tasks
@@ -41,6 +42,7 @@ class Sandboxes:
         self._tasks = Tasks()
         self._records = Records(capacity)
         self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks)
+        self.pausing = Pausing(registry, self._tasks)
         self.transfers = Transfers(registry, capacity, self._records, self._lifetimes)
         self._sequence = 0
         self._running = 0
@@ -82,7 +84,8 @@ class Sandboxes:
             raise sandbox.failure
 
     async def abandon(self, sandbox: Sandbox) -> None:
-        """The client that asked for it hung up: without a chosen id nobody can ever find it again."""
+        """The client that asked for it hung up: without a chosen id nobody can ever find it again. (One that sent an
+        idempotency key never hangs up: api/idempotency.py.)"""
         if not sandbox.named:
             await self.destroy(sandbox, "the client hung up before it knew the sandbox")
 

@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 
-from app.launcher import cgroup, config, mounts
+from app.launcher import cgroup, config, freezer, mounts
 from app.launcher.server import Server
 from app.launcher.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 
@@ -33,6 +33,7 @@ def main(config_fd: int, parent: int) -> None:
     _raise_descriptor_limit(settings)
     tree = cgroup.open_tree(settings.cgroup_parent)
     try:
+        freezer.end_frozen(tree)
         tree.clean()
         tree.house_workers(settings.max_sandboxes)
     except OSError as error:

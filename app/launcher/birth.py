@@ -10,6 +10,7 @@ import os
 from app.launcher import cgroup, confine, landlock, packets, probe
 from app.launcher.config import Config
 from app.launcher.connection import Connection
+from app.launcher.freezer import Freezer
 from app.launcher.groups import Groups
 from app.launcher.held import HeldSandbox
 from app.launcher.mounts import INSIDE_ID
@@ -123,7 +124,8 @@ class Nursery:
         """Raises BirthError, and then nothing of the sandbox is left."""
         self._tried = False
         copy, self._ahead = self._ahead or self._make_copy(), None
-        groups = Groups(self._tree, f"s-{plan.sandbox_id}")  # no file of the kernel's, such as `tasks`, is called so
+        name = f"s-{plan.sandbox_id}"  # no file of the kernel's, such as `tasks`, is called so
+        groups, freezer = Groups(self._tree, name), Freezer(self._tree, name)
         try:
             groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
             copy = self._hand_over(copy, plan, owner, groups)
@@ -133,7 +135,7 @@ class Nursery:
             raise BirthError("make_cgroup", error) from error
         finally:
             groups.close()
-        return HeldSandbox(plan, groups, copy.pid, copy.pidfd, copy.channel, copy.uid, copy.shown_to)
+        return HeldSandbox(plan, groups, freezer, copy.pid, copy.pidfd, copy.channel, copy.uid, copy.shown_to)
 
     def _hand_over(self, copy: Copy, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Copy:
         last = [groups.processes_file] if groups.processes_file >= 0 else []

@@ -12,14 +12,14 @@ itself: 20 to 55 us measured; `cgroup.procs` takes a global lock and an RCU grac
 
 On version 1 each controller may be a tree of its own, and a group in one costs 30 to 90 us to make and remove. So a
 group is made only where it does something: limits come from memory, pids and cpu, accounts from memory, pids and
-cpuacct.
+cpuacct, and a sandbox is frozen as a whole (freezer.py).
 """
 
 from __future__ import annotations
 
 import os
 
-CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
+CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 PERIOD_US = 100_000
 ENABLE = "+cpu +memory +pids"
 # Version 1 leaves the buffers of UDP and TCP sockets out of the memory limit: 1.3 GiB on its own loopback, measured,
@@ -92,7 +92,7 @@ class Hierarchy:
     def __init__(self, controllers: tuple[str, ...], parent: int) -> None:
         self.controllers, self.parent = controllers, parent
         self.workers = -1  # to join them
-        self.limits = bool({"memory", "pids", "cpu"} & set(controllers))
+        self.limits = bool({"memory", "pids", "cpu", "freezer"} & set(controllers))  # it has a group for each sandbox
         self.accounts = bool({"memory", "pids", "cpuacct"} & set(controllers))
 
 
@@ -124,7 +124,7 @@ def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, 
         with_controllers = _available(unified)
         if {"memory", "pids", "cpu"} <= with_controllers:
             return 2, [(("memory", "pids", "cpu"), unified)]
-        if not first:
+        if all(names == ("freezer",) for names, _ in first):
             return 2, [(tuple(sorted(with_controllers & set(CONTROLLERS))), unified)]
     return 1, first
 
@@ -153,7 +153,15 @@ class Tree:
     def layers(self) -> set[str]:
         names = {name for hierarchy in self.hierarchies for name in hierarchy.controllers}
         found = {f"cgroup_{name}" for name in ("memory", "pids", "cpu") if name in names}
+        found |= {"cgroup_freezer"} if self.freezer is not None else set()
         return found | ({"swap_limit"} if self.has_swap_limit and "memory" in names else set())
+
+    @property
+    def freezer(self) -> Hierarchy | None:
+        """Where a sandbox can be frozen. Every group of version 2 can be, since Linux 5.2."""
+        if self.version == 1:
+            return self.hierarchy("freezer")
+        return next((hierarchy for hierarchy in self.hierarchies if hierarchy.limits), None)
 
     def hierarchy(self, controller: str) -> Hierarchy | None:
         for hierarchy in self.hierarchies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from app.launcher.config import Config
+from app.launcher.connection import Connection
 from app.launcher.protocol import OK, REPLY, CreatePlan, Writer
 
 
@@ -18,6 +19,12 @@ class Refusal(Exception):
 
 def reply(request: int, status: int = OK) -> Writer:
     return Writer(REPLY).u32(request).u8(status)
+
+
+def answer(connection: Connection | None, record: Writer) -> None:
+    """To a gateway that may be gone by now."""
+    if connection is not None:
+        connection.send(bytes(record.data))
 
 
 def check_plan(plan: CreatePlan, config: Config, filters: dict[str, bytes]) -> None:

@@ -9,13 +9,15 @@ import select
 
 from app.launcher import cgroup, landlock, mounts, probe, seccomp
 from app.launcher.birth import Nursery
-from app.launcher.checks import Refusal, check_plan, reply
+from app.launcher.checks import Refusal, answer, check_plan, reply
 from app.launcher.config import Config
 from app.launcher.connection import Connection
 from app.launcher.held import HeldSandbox
 from app.launcher.packets import close, receive
+from app.launcher.pausing import Pauses
 from app.launcher.protocol import (
     EXECUTE,
+    HELD,
     LOST,
     NETWORK,
     NETWORK_UP,
@@ -44,6 +46,7 @@ class Custody:
         self._missing = probe.missing_layers(self._layers, config.accept_missing)
         self._filters = {name: seccomp.compile_filter(name, os.uname().machine) for name in seccomp.PROFILES}
         self._nursery = Nursery(config, tree, self._layers, self._filters, mounts.masks())
+        self.pauses = Pauses()
         self._sandboxes: dict[str, HeldSandbox] = {}
         self._by_descriptor: dict[int, HeldSandbox] = {}
         self._unfinished: dict[HeldSandbox, None] = {}  # with groups to remove or executions to kill
@@ -55,7 +58,7 @@ class Custody:
     @property
     def busy(self) -> bool:
         """Something is left that time alone brings forward."""
-        return bool(self._leaving or self._unfinished)
+        return bool(self._leaving or self._unfinished or self.pauses)
 
     @property
     def prepared(self) -> bool:
@@ -97,11 +100,12 @@ class Custody:
             sandbox.tidy()
             for number in sandbox.go_on_killing():
                 for request in sandbox.kills.pop(number):
-                    _answer(sandbox.connection, reply(request))
+                    answer(sandbox.connection, reply(request))
             if not sandbox.kills:
                 del self._unfinished[sandbox]
         for sandbox in tuple(self._leaving):
             self._try_to_forget(sandbox)
+        self.pauses.go_on()
 
     def abandon(self, connection: Connection) -> None:
         """A gateway is gone, and with it the sandboxes that it made."""
@@ -159,6 +163,8 @@ class Custody:
         number, in_memfd = source.u32(), source.u8()
         if sandbox.creating is not None:
             raise Refusal("plan", errno.ENOENT, "the sandbox is not ready")
+        if sandbox.holds or sandbox.freezer.frozen:
+            raise Refusal("plan", errno.EBUSY, "the sandbox is paused")
         if len(descriptors) != STREAMS[kind] + in_memfd or in_memfd > (kind == EXECUTE):
             raise ProtocolError("a command comes with its streams, and a memfd when it says so")
         if sandbox.executions_held >= self._config.max_executions:
@@ -197,8 +203,8 @@ class Custody:
             data, descriptors = receive(sandbox.channel)
             source = Reader(data)
             kind = source.u8()
-            if descriptors or sandbox.creating is None:
-                raise ProtocolError("a worker says READY once and then nothing")
+            if descriptors or (sandbox.creating is None) != (kind == HELD):
+                raise ProtocolError("a worker says READY once, and then only that it holds still")
             if kind == STEP_FAILED:
                 sandbox.failure = (source.text(64), source.u32(), source.text(1024))
                 source.end()
@@ -209,6 +215,9 @@ class Custody:
             elif kind == READY:
                 source.end()
                 self._welcome(sandbox)
+            elif kind == HELD:
+                source.end()
+                self.pauses.held(sandbox)
             else:
                 raise ProtocolError("an unknown word from a worker")
         except (OSError, ProtocolError):
@@ -234,7 +243,7 @@ class Custody:
             return sandbox.kill()
         sandbox.creating = None
         lines = [f"{name}={value}".encode() for name, value in facts.items()]
-        _answer(connection, reply(request).many(lines))
+        answer(connection, reply(request).many(lines))
         return None
 
     def _bury(self, sandbox: HeldSandbox) -> None:
@@ -258,6 +267,7 @@ class Custody:
 
     def _try_to_forget(self, sandbox: HeldSandbox) -> None:
         self._unfinished.pop(sandbox, None)
+        self.pauses.forget(sandbox)
         if not sandbox.groups.remove():
             self._leaving[sandbox] = None
             return
@@ -269,13 +279,8 @@ class Custody:
             return
         if sandbox.creating is not None:
             step, number, detail = sandbox.failure or ("worker", 0, "the worker ended before it was ready")
-            _answer(connection, reply(sandbox.creating, REFUSED).text(step).u32(number).text(detail))
+            answer(connection, reply(sandbox.creating, REFUSED).text(step).u32(number).text(detail))
         for request in (*sandbox.waiting, *sandbox.take_waiting_kills()):
-            _answer(connection, reply(request))
+            answer(connection, reply(request))
         if sandbox.creating is None and not sandbox.waiting:
-            _answer(connection, Writer(LOST).text(sandbox.id).i32(sandbox.status))
-
-
-def _answer(connection: Connection | None, record: Writer) -> None:
-    if connection is not None:
-        connection.send(bytes(record.data))
+            answer(connection, Writer(LOST).text(sandbox.id).i32(sandbox.status))

@@ -18,7 +18,7 @@ from app.launcher.cgroup import (
     read,
     write,
 )
-from app.launcher.syscalls import kill_by_pidfd
+from app.launcher.victims import kill_each
 
 
 class Usage:
@@ -158,14 +158,15 @@ class Groups:
             cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000
         elif account := self._tree.hierarchy("cpuacct"):
             cpu_ns = int(read(f"{self._path(account, number)}/cpuacct.usage", account.parent))
-        return Usage(cpu_ns, peak, ooms, bool(self._alive(number)))
+        return Usage(cpu_ns, peak, ooms, bool(self.alive(number)))
 
     @property
     def can_kill(self) -> bool:
         """Whether an execution's processes can be told from others'."""
         return any(hierarchy.accounts for hierarchy in self._tree.hierarchies)
 
-    def _alive(self, number: int) -> list[int]:
+    def alive(self, number: int) -> list[int]:
+        """Its processes, as the kernel lists them now."""
         for hierarchy in self._tree.hierarchies:
             if hierarchy.accounts:
                 return pids(self._path(hierarchy, number), hierarchy.parent)
@@ -176,7 +177,7 @@ class Groups:
 
         The worker is in the group for as long as it starts the command, and is not to be killed for it.
         """
-        alive = self._alive(number)
+        alive = self.alive(number)
         try:
             if not self._first and worker not in alive:
                 write(f"{self._name}/{number}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
@@ -185,29 +186,8 @@ class Groups:
         except FileNotFoundError:
             pass  # an earlier round took this one away: it was empty
         if self._first or worker in alive:
-            self._kill_each(number, [pid for pid in alive if pid != worker])
-        return not set(self._alive(number)) - {worker}
-
-    def _kill_each(self, number: int, pids_of_it: list[int]) -> None:
-        """A pid that is still listed after its pidfd was opened is the one that was meant: without this a number that
-        was used again meanwhile would make root kill a stranger."""
-        victims: list[tuple[int, int]] = []
-        try:
-            for pid in pids_of_it:
-                try:
-                    victims.append((pid, os.pidfd_open(pid)))
-                except ProcessLookupError:
-                    continue
-            still = set(self._alive(number)) if victims else set()
-            for pid, pidfd in victims:
-                if pid in still:
-                    try:
-                        kill_by_pidfd(pidfd, 9)
-                    except ProcessLookupError:
-                        continue
-        finally:
-            for _, pidfd in victims:
-                os.close(pidfd)
+            kill_each([pid for pid in alive if pid != worker], lambda: self.alive(number))
+        return not set(self.alive(number)) - {worker}
 
     def remove_execution(self, number: int) -> bool:
         """True when nothing of it is left. Where one group is busy the others stay too: they belong together."""

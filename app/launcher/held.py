@@ -7,8 +7,9 @@ import os
 
 from app.launcher import landlock, packets, probe
 from app.launcher.connection import Connection
+from app.launcher.freezer import Freezer
 from app.launcher.groups import Groups, Usage
-from app.launcher.protocol import CreatePlan, Writer
+from app.launcher.protocol import HOLD, CreatePlan, Writer
 from app.launcher.syscalls import kill_by_pidfd
 
 # Three standard streams, two sockets, /dev/null, pids.max, and the pipe that wakes it.
@@ -21,19 +22,22 @@ class HeldSandbox:
         self,
         plan: CreatePlan,
         groups: Groups,
+        freezer: Freezer,
         pid: int,
         pidfd: int,
         channel: _socket.socket,
         uid: int,
         shown_to: Connection | None,
     ) -> None:
-        self.id, self.plan, self.groups = plan.sandbox_id, plan, groups
+        self.id, self.plan, self.groups, self.freezer = plan.sandbox_id, plan, groups, freezer
         self.pid, self.pidfd, self.channel, self.uid = pid, pidfd, channel, uid
         self.connection: Connection | None = None
         self.creating: int | None = None  # the request that waits for READY
         self.failure: tuple[str, int, str] | None = None
         self.waiting: list[int] = []  # requests that wait for the end of it
         self.kills: dict[int, list[int]] = {}  # execution -> requests that wait until it is empty
+        self.holds = 0  # how often its worker was asked to hold still, and has not answered
+        self.killed = False
         self.shown_to = shown_to  # who has read its network namespace already
         self.status = 0
         self.limits: dict[str, int] = {}  # of the room, read back from the kernel
@@ -118,7 +122,10 @@ class HeldSandbox:
     def _kill_one(self, number: int) -> bool:
         if number not in self._open:
             return True
+        frozen = self.freezer.settled  # asked before: then all that is there now is killed, and nothing is added
         if not self.groups.kill_execution(number, self.pid):
+            if frozen:
+                self.freezer.release(self.groups.alive(number))
             return False
         usage = self._measured.setdefault(number, self.groups.usage(number))  # while all of its groups are there
         if not self.groups.remove_execution(number):
@@ -140,13 +147,23 @@ class HeldSandbox:
 
     # --- the whole
 
+    def hold(self) -> None:
+        """Asks its worker to say so when it has started all that came before. Raises OSError."""
+        packets.send(self.channel, bytes((HOLD,)), [])
+        self.holds += 1
+
     def kill(self) -> None:
-        """SIGKILL to PID 1 of the namespace: the kernel ends all the others before the pidfd becomes readable."""
+        """SIGKILL to PID 1 of the namespace: the kernel ends all the others before the pidfd becomes readable. Those
+        that are frozen get theirs ahead of the thaw."""
+        self.killed = True
         if self.pidfd >= 0:
+            self.freezer.doom()
             try:
                 kill_by_pidfd(self.pidfd, 9)
             except ProcessLookupError:
                 return
+            finally:
+                self.freezer.thaw()
 
     def reap(self) -> None:
         _, self.status = os.waitpid(self.pid, 0)

@@ -193,9 +193,12 @@ class Unpacking:
                     waiting.append(name + b"/" + child)
 
     def _check(self) -> None:
-        """Raises Obstacle where a file would take the place of a directory, or the reverse."""
+        """Raises Obstacle where a file would take the place of a directory, or the reverse, and OSError where nothing
+        may be put: before anything is."""
         for _, place, is_directory in self._staged():
-            found = tree.lstat_or_none(place)
+            found, parent = tree.lstat_or_none(place), os.path.dirname(place)
+            if os.path.isdir(parent) and not os.access(parent, os.W_OK | os.X_OK):
+                raise OSError(errno.EACCES, "nothing may be put there", parent)
             if found is None:
                 continue
             if is_directory and not os.path.isdir(place):

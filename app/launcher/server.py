@@ -25,7 +25,9 @@ from app.launcher.protocol import (
     FINISH,
     HELLO,
     KILL,
+    PAUSE,
     REFUSED,
+    RESUME,
     CreatePlan,
     ProtocolError,
     Reader,
@@ -139,6 +141,11 @@ class Server:
             source.end()
             sandbox.waiting.append(request)
             sandbox.kill()
+        elif kind in (PAUSE, RESUME):
+            sandbox = self._custody.find(connection, source.text(64))
+            source.end()
+            change = self._custody.pauses.begin if kind == PAUSE else self._custody.pauses.end
+            change(sandbox, request)
         elif kind in (FINISH, KILL):
             sandbox_id, number = source.text(64), source.u32()
             source.end()

@@ -135,19 +135,24 @@ def delete(path: bytes, *, recursive: bool) -> None:
 def _delete_tree(path: bytes) -> None:
     """Steps down into each directory, so that no path gets too long and no depth costs a descriptor."""
     parent, name = os.path.split(path.rstrip(b"/"))
-    os.chdir(parent or b".")
-    left = [(name, _enter(name))]
-    while left:
-        name, names = left[-1]
-        if names:
-            child = names.pop()
-            if not _remove(child):
-                left.append((child, _enter(child)))
-            continue
-        os.chdir(b"..")
-        left.pop()
-        if not _remove(name):  # something has come meanwhile
-            left.append((name, _enter(name)))
+    here = os.open(b".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.chdir(parent or b".")
+        left = [(name, _enter(name))]
+        while left:
+            name, names = left[-1]
+            if names:
+                child = names.pop()
+                if not _remove(child):
+                    left.append((child, _enter(child)))
+                continue
+            os.chdir(b"..")
+            left.pop()
+            if not _remove(name):  # something has come meanwhile
+                left.append((name, _enter(name)))
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def _enter(name: bytes) -> list[bytes]:

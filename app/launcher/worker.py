@@ -16,6 +16,8 @@ from app.launcher.agent import become_agent
 from app.launcher.packets import close, receive
 from app.launcher.protocol import (
     EXITED,
+    HELD,
+    HOLD,
     MAX_COMMAND,
     RECORD,
     RUN,
@@ -77,6 +79,9 @@ class Worker:
         data, descriptors = receive(self._channel)
         if not data:
             return False
+        if data == bytes((HOLD,)):  # all that came before was started, and no start is under way
+            self._channel.send(bytes((HELD,)))
+            return True
         try:
             source = Reader(data)
             kind, number, in_memfd = source.u8(), source.u32(), source.u8()

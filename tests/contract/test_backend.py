@@ -335,7 +335,7 @@ async def test_execution_calls_after_destroy_return_or_say_wrong_state(kind: Kin
         run = await sandbox.run(kind.programs.cat(), stdin=True)
         await sandbox.handle.destroy()
         await run.handle.kill()
-        await run.handle.write(b"x" * (2 * MIB))
+        assert await run.handle.write(b"x" * (2 * MIB)) is False
         await run.handle.close_stdin()
         with pytest.raises(WrongState):
             await run.handle.signal(15)
@@ -461,7 +461,7 @@ async def test_program_sees_stdin_before_it_is_closed(kind: Kind) -> None:
     async with room(kind) as sandbox:
         promised(sandbox.backend, Capability.STDIN)
         run = await sandbox.run(kind.programs.cat(), stdin=True)
-        await run.handle.write(b"hello")
+        assert await run.handle.write(b"hello")
         await run.saw(b"hello")
         await run.handle.close_stdin()
         await run.end()
@@ -477,7 +477,7 @@ async def test_writer_is_held_while_the_program_does_not_read_and_let_go_by_its_
         await turns(50)
         assert not writing.done()
         await run.handle.kill()
-        await writing
+        assert await writing is False
 
 
 async def test_cancelled_writer_has_written_all_or_nothing_that_was_not_in_order(kind: Kind) -> None:
@@ -506,7 +506,7 @@ async def test_what_comes_after_the_program_closed_stdin_is_discarded(kind: Kind
         await run.handle.kill()
         ended = await sandbox.run(kind.programs.exit(0), stdin=True)
         await ended.end()
-        await ended.handle.write(bytes(2 * MIB))
+        assert await ended.handle.write(bytes(2 * MIB)) is False
 
 
 # --- the execution: the terminal

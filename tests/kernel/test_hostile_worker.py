@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from app.backends.process import execution as execution_module
 from app.backends.process import sandbox as sandbox_module
 from app.backends.process.execution import ProcessExecution
+from app.backends.process.files import ProcessFiles
 from app.backends.process.link import Answer, LauncherLink
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
@@ -66,7 +68,8 @@ class Stage:
         self.worker.settimeout(5)
         self.ended = 0
         link = cast(LauncherLink, self.launcher)
-        self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), self._count_end)
+        files = partial(ProcessFiles, disk_bytes=1)
+        self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), files, self._count_end)
 
     def _count_end(self) -> None:
         self.ended += 1
@@ -79,7 +82,7 @@ class Stage:
             self.say(STARTED, self.sandbox._number)
             return await task
         self.starting = task
-        return self.sandbox._executions[self.sandbox._number]
+        return cast(ProcessExecution, self.sandbox._executions[self.sandbox._number])
 
     def say(self, kind: int, number: int, first: int = 0, second: int = 0) -> None:
         self.worker.send(RECORD.pack(kind, number, first, second))

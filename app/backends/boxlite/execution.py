@@ -153,9 +153,9 @@ class BoxliteExecution:
 
     # --- the contract
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> bool:
         if self._stdin_over or self._exit.done():
-            return
+            return False
         if len(data) > self._stdin_left:
             # The server takes in what the program does not read, without limit, and says nothing. Nothing smaller may
             # follow: it would go on behind a hole.
@@ -163,6 +163,7 @@ class BoxliteExecution:
             raise CapacityExceeded("bytes of stdin of one execution of this runtime", self._stdin_limit)
         self._stdin_left -= len(data)
         await self._to_socket(lambda socket: socket.write(data))
+        return not self._exit.done()
 
     async def close_stdin(self) -> None:
         if not self._stdin_over and not self._exit.done():

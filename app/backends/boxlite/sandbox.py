@@ -16,7 +16,7 @@ from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.server import Server, SpawnFailed, is_silent
 from app.backends.boxlite.turns import Asks
 from app.core.backend import Logs
-from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, WrongState
+from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason
 from app.core.tasks import Tasks
@@ -186,6 +186,12 @@ class BoxliteSandbox:
             await asyncio.sleep(pause)
             await self.server_there()
         tried.set()
+
+    async def pause(self) -> None:
+        raise UnsupportedByRuntime("pause", "boxlite")
+
+    async def resume(self) -> None:
+        raise UnsupportedByRuntime("pause", "boxlite")
 
     # --- the end
 

@@ -8,12 +8,14 @@ import errno
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 from app import __version__
+from app.backends.process.files import ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.pipes import PipeBudget
-from app.backends.process.plan import create_plan
+from app.backends.process.plan import MIB, create_plan
 from app.backends.process.receipt import Networks, isolation
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Capability, RuntimeInfo
@@ -44,6 +46,8 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_PROCESSES,
         Capability.FILESYSTEM_POLICY,
         Capability.SYSCALL_PROFILES,
+        Capability.FILES,
+        Capability.PAUSE,
     }
 )
 
@@ -62,7 +66,11 @@ class ProcessBackend:
 
     @property
     def info(self) -> RuntimeInfo:
-        return RuntimeInfo(RUNTIME, "kernel", __version__, CAPABILITIES, aliases=("linux", "kernel"))
+        # What the host has is known once the launcher has told it; a freezer is not worth refusing every sandbox.
+        layers = self._link.about.get("layers") if self._link is not None else None
+        lacks_freezer = layers is not None and "cgroup_freezer" not in layers.split(",")
+        capabilities = CAPABILITIES - {Capability.PAUSE} if lacks_freezer else CAPABILITIES
+        return RuntimeInfo(RUNTIME, "kernel", __version__, capabilities, aliases=("linux", "kernel"))
 
     def open(self) -> None:
         """Nothing to do: the launcher is called when it is needed."""
@@ -95,7 +103,9 @@ class ProcessBackend:
             raise BackendUnavailable(RUNTIME, f"no descriptors for a sandbox: {error.strerror}") from error
         owner.setblocking(False)
         with workers_end:
-            sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, lambda: self._forget(sandbox_id))
+            files = partial(ProcessFiles, disk_bytes=spec.limits.disk_mib * MIB)
+            forget = partial(self._forget, sandbox_id)
+            sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, files, forget)
             self._sandboxes[sandbox_id] = sandbox
             try:
                 answer = await link.request(CREATE, body, [workers_end.fileno()])

@@ -212,9 +212,8 @@ class ProcessExecution:
 
     # --- the contract
 
-    async def write(self, data: bytes) -> None:
-        if self._streams.stdin is not None:
-            await self._streams.stdin.write(data)
+    async def write(self, data: bytes) -> bool:
+        return self._streams.stdin is not None and await self._streams.stdin.write(data)
 
     async def close_stdin(self) -> None:
         if self._streams.stdin is not None:

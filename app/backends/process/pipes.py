@@ -128,14 +128,15 @@ class StdinPipe:
         self._room = asyncio.Event()
         self._room.set()
 
-    async def write(self, data: bytes) -> None:
-        """Returns when less than 1 MiB waits. What the program will never read is discarded."""
+    async def write(self, data: bytes) -> bool:
+        """Returns when less than 1 MiB waits. What the program will never read is discarded: False."""
         await self._room.wait()
         if self._fd < 0 or self._ending:
-            return
+            return False
         self._waiting += data
         self._push()
         await self._room.wait()
+        return self._fd >= 0
 
     def end(self) -> None:
         """End of file after what waits."""

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from app.backends.process.agent import FileAgent
 from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
+from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
 from app.core.backend import Logs, settle
-from app.core.errors import BackendTimeout, BackendUnavailable, UnsupportedByRuntime, WrongState
+from app.core.errors import (
+    BackendRefused,
+    BackendTimeout,
+    BackendUnavailable,
+    UnsupportedByRuntime,
+    Upstream,
+    WrongState,
+)
 from app.core.files import Files
 from app.core.models import Command
-from app.launcher.protocol import DESTROY, EXITED, RECORD, SIGNAL, START_FAILED, STARTED, ProtocolError, Writer
+from app.launcher.protocol import (
+    DESTROY,
+    EXITED,
+    PAUSE,
+    RECORD,
+    RESUME,
+    SIGNAL,
+    START_FAILED,
+    STARTED,
+    ProtocolError,
+    Writer,
+)
 
 _MOST_LINGERING = 64
 
@@ -24,11 +46,18 @@ class ProcessSandbox:
     """`on_end` is called once, when nothing of it is left."""
 
     def __init__(
-        self, link: LauncherLink, sandbox_id: str, owner: socket.socket, budget: PipeBudget, on_end: Callable[[], None]
+        self,
+        link: LauncherLink,
+        sandbox_id: str,
+        owner: socket.socket,
+        budget: PipeBudget,
+        files: Callable[[Callable[[Writer], FileAgent]], ProcessFiles],
+        on_end: Callable[[], None],
     ) -> None:
         self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
         self._receipt: Mapping[str, Any] = {}
-        self._executions: dict[int, ProcessExecution] = {}
+        self._executions: dict[int, ProcessExecution | FileAgent] = {}
+        self._files = files(self._start_agent)
         self._number = 0
         self._recent: list[ProcessExecution] = []  # running, or ended with something left behind
         loop = asyncio.get_running_loop()
@@ -36,6 +65,7 @@ class ProcessSandbox:
         self._lost: asyncio.Future[str] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
         self._over = False
+        self._paused = False
         loop.add_reader(owner.fileno(), self._readable)
 
     # --- the contract
@@ -49,11 +79,28 @@ class ProcessSandbox:
 
     @property
     def files(self) -> Files:
-        raise UnsupportedByRuntime("files", "process")
+        return self._files
 
-    async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
+    def _start_agent(self, request: Writer) -> FileAgent:
+        self._check_open()
+        self._number += 1
+        number = self._number
+        agent = FileAgent(self._link, self.id, number, partial(self._executions.pop, number, None))
+        self._executions[number] = agent
+        agent.start(request, self._budget)
+        return agent
+
+    def _check_open(self) -> None:
+        self._check_alive()
+        if self._paused:
+            raise WrongState("paused", "the sandbox is paused")
+
+    def _check_alive(self) -> None:
         if self._over or self._ending is not None:
             raise WrongState("destroyed", "the sandbox has ended")
+
+    async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
+        self._check_open()
         self._number += 1
         self._bound_lingering()
         execution = ProcessExecution(self._link, self.id, self._number, self._send_signal, self._violated)
@@ -61,6 +108,31 @@ class ProcessSandbox:
         self._recent.append(execution)
         await execution.start(command, logs, self._budget)
         return execution
+
+    async def pause(self) -> None:
+        self._check_alive()
+        before, self._paused = self._paused, True
+        try:
+            await self._change(PAUSE)
+        except BaseException:
+            self._paused = before
+            raise
+
+    async def resume(self) -> None:
+        self._check_alive()
+        await self._change(RESUME)
+        self._paused = False
+
+    async def _change(self, kind: int) -> None:
+        try:
+            await self._link.request(kind, bytes(Writer(0).text(self.id).data[1:]))
+        except LauncherRefused as refused:
+            self._check_alive()
+            if refused.errno == errno.ENOSYS:
+                raise UnsupportedByRuntime("pause", "process") from refused  # its host has no freezer
+            if refused.errno == errno.ETIMEDOUT:
+                raise BackendTimeout("process", f"the sandbox was not paused: {refused.detail}") from refused
+            raise BackendRefused("process", f"the sandbox was not paused: {refused.detail}", Upstream()) from refused
 
     async def destroy(self) -> None:
         if self._ending is None:
@@ -104,7 +176,7 @@ class ProcessSandbox:
         self._over = True
         self._loop.remove_reader(self._owner.fileno())
         self._owner.close()
-        for execution in self._executions.values():
+        for execution in tuple(self._executions.values()):
             execution.on_sandbox_end(killed=killed)
         self._on_end()
 

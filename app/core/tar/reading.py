@@ -100,6 +100,8 @@ class _Reader:
 
     def _entry(self, header: Header, special: dict[bytes, bytes]) -> ArchiveEntry:
         name = self._last = special.get(b"path") or header.name
+        if not name:
+            raise ValueError("an entry without a name")
         kind = KINDS.get(header.code)
         if kind is None:
             raise ValueError(_REFUSED.get(header.code) or f"an entry of the unknown type {header.code!r}")

@@ -29,9 +29,9 @@ async def archive(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[b
             left, padding = item.size, -item.size % BLOCK
         waiting.append(piece)
         held += len(piece)
-        if left == 0:
+        if left == 0 and padding:
             waiting.append(bytes(padding))
-            padding = 0
+            held, padding = held + padding, 0
         if held >= PIECE:
             yield b"".join(waiting)  # what is alone there is not copied
             waiting.clear()
@@ -73,9 +73,9 @@ def _is_clean(entry: ArchiveEntry) -> bool:
     try:
         if entry.kind is EntryKind.SYMLINK:
             require_target(entry.target)
-        elif entry.kind is EntryKind.HARD_LINK and clean(entry.target) != entry.target:
+        elif entry.kind is EntryKind.HARD_LINK and (clean(entry.target) or None) != entry.target:
             return False
-        return clean(entry.name) == entry.name if entry.name else entry.kind is EntryKind.DIRECTORY
+        return clean(entry.name) == entry.name and (entry.name != b"" or entry.kind is EntryKind.DIRECTORY)
     except ValueError:
         return False
 

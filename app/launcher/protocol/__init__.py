@@ -15,14 +15,14 @@ MAX_PACKET = 64 * 1024
 MAX_COMMAND = 4 * 1024 * 1024
 
 # gateway -> launcher
-HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT = 1, 2, 3, 4, 5, 6, 7
+HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
 # launcher -> gateway
 REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1
 # launcher -> worker
-IDENTITY, GO, RUN, RUN_AGENT = 31, 32, 33, 34
+IDENTITY, GO, RUN, RUN_AGENT, HOLD = 31, 32, 33, 34, 35
 # worker -> launcher
-NETWORK_UP, READY, STEP_FAILED = 47, 48, 49
+NETWORK_UP, READY, STEP_FAILED, HELD = 47, 48, 49, 50
 # With EXECUTE and RUN come the command's three streams (and a memfd), with the other two an agent's control and pipe.
 STREAMS = {EXECUTE: 3, RUN: 3, AGENT: 2, RUN_AGENT: 2}
 # worker -> gateway and back: fixed records

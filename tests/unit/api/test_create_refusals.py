@@ -145,9 +145,9 @@ async def test_a_number_above_the_ceiling_names_field_and_ceiling(body: Any, fie
 
 
 async def test_a_missing_capability_is_refused_by_name() -> None:
-    problem = await refused({"requires": ["stdin", "pause", "network_proxy"]})
+    problem = await refused({"requires": ["stdin", "network_proxy", "network_direct"]})
     assert problem["type"] == "/problems/capability_missing"
-    assert problem["missing"] == ["network_proxy", "pause"]
+    assert problem["missing"] == ["network_direct", "network_proxy"]
 
 
 async def test_what_a_runtime_cannot_enforce_is_refused_when_asked_and_null_when_not() -> None:

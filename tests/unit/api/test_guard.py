@@ -8,6 +8,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.guard import Door, Guard
+from app.api.tickets import Tickets
 from app.core.registry import Registry
 from app.settings import Settings
 from tests.unit.api.service import Service, call
@@ -195,7 +196,7 @@ async def test_an_unexpected_exception_is_500_without_internals_and_is_logged() 
 
 async def test_a_path_or_method_that_is_not_there_is_a_problem_too() -> None:
     async with Service().client() as client:
-        for path in ("/", "/nope", "/sandboxes/", "/sandboxes/x/pause", "/run", "/stream-tickets", "/redoc"):
+        for path in ("/", "/nope", "/sandboxes/", "/sandboxes/x/halt", "/run", "/streams", "/redoc"):
             answer = await client.get(path)
             assert answer.json()["type"] == "/problems/not_found", path
             assert answer.headers["content-type"] == "application/problem+json"
@@ -227,7 +228,7 @@ async def test_a_send_after_the_client_is_gone_is_no_fault(error: Exception, gon
         raise error
 
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())]}
-    guard = Guard(app, Door(), service.telemetry)
+    guard = Guard(app, Door(), Tickets(), service.telemetry)
     if gone:
         await guard(scope, receive, send)
         (line,) = service.logged

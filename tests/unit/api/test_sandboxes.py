@@ -69,7 +69,7 @@ async def test_lists_are_filtered_by_state_runtime_and_labels() -> None:
         assert await found("label=team:a&label=url:http://x") == [a]
         assert await found("label=team:a&label=team:b") == []
         assert (await client.get("/sandboxes?label=team")).json()["errors"][0]["pointer"] == "query/label"
-        assert (await client.get("/sandboxes?state=paused")).json()["errors"][0]["pointer"] == "query/state"
+        assert (await client.get("/sandboxes?state=frozen")).json()["errors"][0]["pointer"] == "query/state"
         assert (await client.get("/sandboxes?runtime=docker")).json()["type"] == "/problems/unknown_runtime"
 
 

@@ -16,7 +16,7 @@ from tests.unit.api.streams import refusal, until
         ("?stdout_offset=-1", "query/stdout_offset"),
         ("?stderr_offset=x", "query/stderr_offset"),
         ("?stdin=maybe", "query/stdin"),
-        ("?ticket=abc", "query/ticket"),
+        ("?token=abc", "query/token"),
     ],
 )
 async def test_a_bad_query_is_refused_before_the_upgrade(query: str, pointer: str) -> None:

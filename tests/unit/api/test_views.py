@@ -25,6 +25,7 @@ def test_a_frame_is_understood() -> None:
 def test_frames_are_schemas() -> None:
     assert {frame.__name__ for frame in FRAMES} == {
         "StreamStart",
+        "StreamOutput",
         "StreamGap",
         "StreamExit",
         "StreamProblem",

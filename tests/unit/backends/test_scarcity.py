@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ import pytest
 
 from app.backends.process import link as link_module
 from app.backends.process.backend import ProcessBackend
+from app.backends.process.files import ProcessFiles
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs
@@ -44,7 +46,14 @@ async def room(noted: Noted) -> AsyncIterator[tuple[ProcessSandbox, list[str]]]:
     owner, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     owner.setblocking(False)
     ends: list[str] = []
-    sandbox = ProcessSandbox(noted.link, "one", owner, PipeBudget(), lambda: ends.append("ended"))
+    sandbox = ProcessSandbox(
+        noted.link,
+        "one",
+        owner,
+        PipeBudget(),
+        partial(ProcessFiles, disk_bytes=1),
+        lambda: ends.append("ended"),
+    )
     try:
         yield sandbox, ends
     finally:

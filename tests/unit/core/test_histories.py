@@ -34,6 +34,7 @@ ARGVS = [
 NAMES = ["a", "b", "c"]
 
 ACTIONS = ["create", "execute", "execute", "kill", "signal", "feed", "destroy", "lose", "abandon", "cancel", "update"]
+ACTIONS += ["pause", "resume"]
 ACTIONS += ["fail", "heal"]  # the runtime breaks, and works again
 
 actions = st.tuples(
@@ -85,17 +86,20 @@ class History:
             await backend.lose(sandbox.id)
         elif action == "update" and sandbox is not None:
             house.sandboxes.update(sandbox, ttl_seconds=1000, idle_seconds=number * 0.001, set_idle=True)
+        elif action in {"pause", "resume"} and sandbox is not None:
+            self.call(getattr(house.sandboxes.pausing, action)(sandbox))
         elif action == "cancel" and self.calls:
             self.calls[number % len(self.calls)].cancel()
         elif action == "fail":
-            errors = [f"{what}_error" for what in ("create", "execute", "kill", "destroy")]
-            setattr(backend, errors[number % 4], REFUSED if number % 4 == 0 else GONE)
+            errors = [f"{what}_error" for what in ("create", "execute", "kill", "destroy", "pause")]
+            setattr(backend, errors[number % 5], REFUSED if number % 5 == 0 else GONE)
         elif action == "heal":
             self.heal()
 
     def heal(self) -> None:
         backend = self.house.backend
-        backend.create_error = backend.execute_error = backend.kill_error = backend.destroy_error = None
+        backend.create_error = backend.execute_error = backend.kill_error = None
+        backend.destroy_error = backend.pause_error = None
 
     async def play(self, script: list[tuple[str, int, int]]) -> None:
         for action, number, turns in script:

@@ -34,6 +34,7 @@ def test_version_1_is_each_controllers_mount_and_our_group_in_it(tmp_path: Path)
         (("cpu", "cpuacct"), f"{tmp_path}/cpu,cpuacct/user/one"),
         (("memory",), f"{tmp_path}/memory/user/one"),
         (("pids",), f"{tmp_path}/pids"),
+        (("freezer",), f"{tmp_path}/freezer"),
     ])  # fmt: skip
 
 
@@ -45,7 +46,8 @@ def test_version_1_in_a_container_counts_from_the_mounts_root(tmp_path: Path) ->
 
 def test_the_first_of_two_mounts_of_the_same_controller_counts(tmp_path: Path) -> None:
     twice = V1.format(root=tmp_path) + f"40 24 0:28 / {tmp_path}/again rw - cgroup cgroup rw,memory\n"
-    assert [names for names, _ in locate(twice, V1_MEMBERS)[1]] == [("cpu", "cpuacct"), ("memory",), ("pids",)]
+    found = [names for names, _ in locate(twice, V1_MEMBERS)[1]]
+    assert found == [("cpu", "cpuacct"), ("memory",), ("pids",), ("freezer",)]
 
 
 def test_version_2_is_one_tree_with_all_controllers(tmp_path: Path) -> None:
@@ -68,7 +70,21 @@ def test_version_2_that_lacks_controllers_says_which_it_has(tmp_path: Path) -> N
     host(tmp_path, "cpuset pids")
     version, places = locate(V2.format(root=tmp_path), "0::/\n")
     assert (version, places) == (2, [(("pids",), str(tmp_path))])
-    assert Tree(2, "x", [Hierarchy(places[0][0], -1)], False).layers == {"cgroup_pids"}
+    assert Tree(2, "x", [Hierarchy(places[0][0], -1)], False).layers == {"cgroup_pids", "cgroup_freezer"}
+
+
+def test_a_freezer_of_version_1_alone_does_not_hide_what_version_2_has(tmp_path: Path) -> None:
+    host(tmp_path, "pids", group="/unified")
+    mounts = V1.splitlines()[4].format(root=tmp_path) + "\n" + V2.format(root=f"{tmp_path}/unified")
+    assert locate(mounts, "5:freezer:/\n0::/\n") == (2, [(("pids",), f"{tmp_path}/unified")])
+
+
+def test_version_1_can_freeze_only_where_the_freezer_is_mounted() -> None:
+    memory, freezer = Hierarchy(("memory",), -1), Hierarchy(("freezer",), -1)
+    assert Tree(1, "x", [memory], False).freezer is None
+    assert "cgroup_freezer" not in Tree(1, "x", [memory], False).layers
+    assert Tree(1, "x", [memory, freezer], False).freezer is freezer
+    assert Tree(1, "x", [memory, freezer], False).layers == {"cgroup_memory", "cgroup_freezer"}
 
 
 def test_a_hybrid_host_is_version_1_as_its_unified_tree_is_empty(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""What every viewer is sent, in this order: the start, output and gaps, the exit. How it looks on the wire is the
+encoding's: frames of a WebSocket (`streaming.py`) or Server-Sent Events (`events.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import HTTPConnection
+
+from app.api.deps import edge_of
+from app.api.output import check_offset, check_readable
+from app.api.problems import field_errors
+from app.core.errors import InvalidRequest
+from app.core.executions import Execution
+from app.core.follow import Gap, Output
+from app.core.models import Channel
+
+# The server's `send` suspends only when its buffer is full. A fast reader would otherwise never let the loop go on.
+PIECES_PER_TURN = 8
+
+Offsets = dict[Channel, int]
+
+
+class StreamQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    stdout_offset: Annotated[int, Field(ge=0)] = 0
+    stderr_offset: Annotated[int, Field(ge=0)] = 0
+    stdin: Annotated[
+        Literal["false", "true", "take"],
+        Field(description="`true`: be the one that feeds stdin; `take`: also when somebody else is, who is cut off"),
+    ] = "false"
+
+    ticket: Annotated[
+        str | None,
+        Field(description="in place of a key, for clients that cannot send headers; POST /stream-tickets gives one"),
+    ] = None  # the guard has spent it by now
+
+    @property
+    def offsets(self) -> Offsets:
+        return {Channel.STDOUT: self.stdout_offset, Channel.STDERR: self.stderr_offset}
+
+
+def query_of(connection: HTTPConnection) -> StreamQuery:
+    """Raises InvalidRequest."""
+    try:
+        return StreamQuery.model_validate(dict(connection.query_params))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidRequest(field_errors([{**f, "loc": ("query", *f["loc"])} for f in found])) from None
+
+
+class Encoding(Protocol):
+    """One connection. Each call returns when the connection's buffer has room again: a viewer that does not read waits
+    here, alone."""
+
+    async def start(self, execution: Execution, offsets: Offsets) -> None: ...
+    async def output(self, item: Output) -> None: ...
+    async def gap(self, gap: Gap) -> None: ...
+    async def exit(self, execution: Execution) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An execution that somebody may look at from `offsets` on."""
+
+    execution: Execution
+    offsets: Offsets
+    count: Callable[[int], None]  # is told how many bytes were sent
+
+    async def send_to(self, encoding: Encoding) -> None:
+        """Everything from the start to the exit."""
+        await encoding.start(self.execution, self.offsets)
+        await self._follow(encoding)
+        await encoding.exit(self.execution)
+
+    async def _follow(self, encoding: Encoding) -> None:
+        sent = pieces = 0
+        with self.execution.follow(self.offsets) as follower:
+            try:
+                while (item := follower.poll() or await follower.next()) is not None:
+                    if isinstance(item, Gap):
+                        await encoding.gap(item)
+                        continue
+                    await encoding.output(item)
+                    sent += len(item.data)
+                    pieces += 1
+                    if pieces % PIECES_PER_TURN == 0:
+                        self.count(sent)
+                        sent = 0
+                        await asyncio.sleep(0)
+            finally:
+                self.count(sent)
+
+
+@contextmanager
+def admitted(connection: HTTPConnection, offsets: Offsets) -> Iterator[View]:
+    """One of the viewers of the execution that the path names, for as long as the block runs. Raises NotFound,
+    WrongState, RangeNotSatisfiable, CapacityExceeded."""
+    edge = edge_of(connection)
+    sandbox_id, execution_id = (connection.path_params[name] for name in ("sandbox_id", "execution_id"))
+    sandbox = edge.sandboxes.get(sandbox_id)
+    execution = edge.sandboxes.execution(sandbox_id, execution_id)
+    check_readable(sandbox)
+    for channel, offset in offsets.items():
+        check_offset(execution.logs[channel], offset, channel)
+    execution.enter_view(edge.sandboxes.capacity.viewers)
+    try:
+        yield View(execution, offsets, lambda sent: edge.streamed(sandbox.spec.runtime, sent))
+    finally:
+        execution.leave_view()

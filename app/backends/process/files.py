@@ -1,0 +1,226 @@
+"""The files of a process sandbox: each operation is a file agent's, inside (`app/launcher/agent.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+from app.backends.process.agent import Failed, FileAgent
+from app.backends.process.trees import Entries, put_entries
+from app.core.errors import (
+    AccessDenied,
+    BackendFailure,
+    BulkheadError,
+    CapacityExceeded,
+    Conflict,
+    DiskFull,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    WrongType,
+)
+from app.core.files import (
+    DEFAULT_MODE,
+    ArchiveEntry,
+    Check,
+    FileKind,
+    FileStat,
+    Listing,
+    shown,
+)
+from app.launcher.protocol import ProtocolError, Reader, Writer
+from app.launcher.protocol.files import (
+    ABSENT,
+    ANYTHING,
+    COMMIT,
+    DELETE,
+    DONE,
+    FOUND,
+    GO,
+    HARD_LINK,
+    KINDS,
+    LIST,
+    MAKE_DIRECTORY,
+    NODE,
+    NOTHING,
+    PACK,
+    READ,
+    SEND,
+    STAT,
+    THE_SAME,
+    UNPACK,
+    WRITE,
+    Node,
+    request,
+)
+
+_TREE_SECONDS = 120.0  # deleting 1,000,000 files of a tmpfs takes about 10 s
+_WAIT_SECONDS = 10.0
+MOST_AT_ONCE = 16  # each is a process of the sandbox
+
+
+def stat_of(node: Node) -> FileStat:
+    """Raises ProtocolError."""
+    if node.kind == HARD_LINK:
+        raise ProtocolError("a hard link is no kind of file")
+    return FileStat(FileKind(KINDS[node.kind]), node.size, node.mode, node.modified_ns, node.inode)
+
+
+@contextlib.contextmanager
+def translated(disk_bytes: int) -> Iterator[None]:
+    """What an agent said, as the core's errors."""
+    try:
+        yield
+    except Failed as failed:
+        raise _error(failed, disk_bytes) from failed
+    except ProtocolError as error:
+        raise BackendFailure("the file agent does not speak its protocol") from error
+
+
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
+_NOT_TAKEN = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP}
+_CHANGED = {errno.ESTALE, errno.EEXIST}
+_SCARCE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
+_WRONG_KIND = {errno.ENOTDIR: FileKind.FILE, errno.EISDIR: FileKind.DIRECTORY}
+
+
+def _error(failed: Failed, disk_bytes: int) -> BulkheadError:
+    path, sentence = shown(failed.path), os.strerror(failed.errno)
+    found = KINDS[failed.kind] if failed.kind < len(KINDS) else _WRONG_KIND.get(failed.errno)
+    what = f"{path!r}: {sentence}"
+    errors: list[tuple[bool, Callable[[], BulkheadError]]] = [
+        (found is not None, lambda: WrongType(str(found), f"{path!r} leads to a {found}: {sentence}")),
+        (failed.errno == errno.ENOENT, lambda: NotFound("file", path)),
+        (failed.errno in _DENIED, lambda: AccessDenied(what)),
+        (failed.errno in {errno.ENOSPC, errno.EDQUOT}, lambda: DiskFull(disk_bytes)),
+        (failed.errno in _NOT_TAKEN, lambda: InvalidRequest.at("query/path", what)),
+        (failed.errno == errno.ENOTEMPTY, lambda: Conflict(f"{what}; recursive=true deletes all that is in it")),
+        (failed.errno in _CHANGED, lambda: PreconditionFailed(f"{path!r} was changed by somebody else meanwhile")),
+        (failed.errno in _SCARCE, lambda: CapacityExceeded(f"resources of the sandbox ({sentence})", 0)),
+    ]
+    return next((make() for applies, make in errors if applies), BackendFailure(what))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    stat: FileStat
+    agent: FileAgent
+
+    async def read(self, begin: int, size: int) -> AsyncIterator[bytes]:
+        self.agent.tell(Writer(SEND).u64(begin).u64(size))
+        left = size
+        async for piece in self.agent.data.pieces(size):
+            left -= len(piece)
+            yield piece
+        if left:
+            raise BackendFailure("the file has become shorter while it was read")
+
+
+class ProcessFiles:
+    """`start` begins an agent with a request. At most 16 operations go on in a sandbox at once; others wait a while."""
+
+    def __init__(self, start: Callable[[Writer], FileAgent], disk_bytes: int) -> None:
+        self._start, self._disk_bytes = start, disk_bytes
+        self._places = asyncio.Semaphore(MOST_AT_ONCE)
+
+    @contextlib.asynccontextmanager
+    async def _agent(self, asked: Writer) -> AsyncIterator[FileAgent]:
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                await self._places.acquire()
+        except TimeoutError:
+            raise CapacityExceeded("file operations at once in one sandbox", MOST_AT_ONCE) from None
+        try:
+            agent = self._start(asked)
+            undone = True
+            try:
+                with translated(self._disk_bytes):
+                    yield agent
+                undone = False
+            finally:
+                await agent.close(undone=undone)
+        finally:
+            self._places.release()
+
+    # --- one file
+
+    async def stat(self, path: bytes) -> FileStat:
+        async with self._agent(request(STAT, path)) as agent:
+            _, source = await agent.hear(FOUND)
+            return stat_of(Node.read(source))
+
+    @contextlib.asynccontextmanager
+    async def open(self, path: bytes) -> AsyncIterator[_Opened]:
+        async with self._agent(request(READ, path)) as agent:
+            _, source = await agent.hear(FOUND)
+            opened = _Opened(stat_of(Node.read(source)), agent)
+            agent.data.grow()
+            yield opened
+
+    async def write(
+        self, path: bytes, content: AsyncIterator[bytes], *, mode: int = DEFAULT_MODE, check: Check | None = None
+    ) -> bool:
+        async with self._agent(request(WRITE, path).u32(mode)) as agent:
+            await self._look(agent, check)
+            agent.tell(Writer(GO))
+            agent.data.grow()
+            async for piece in content:
+                if not await agent.data.put(piece):
+                    break  # it cannot go on, and says why
+            await agent.data.flush()
+            agent.data.close()
+            found = await self._look(agent, check)
+            agent.tell(_commit(found, checked=check is not None))
+            _, answer = await agent.hear(DONE)
+            return bool(answer.u8())
+
+    async def _look(self, agent: FileAgent, check: Check | None) -> Node | None:
+        kind, source = await agent.hear(FOUND, ABSENT)
+        found = Node.read(source) if kind == FOUND else None
+        if check is not None:
+            check(stat_of(found) if found is not None else None)
+        return found
+
+    # --- directories and trees
+
+    async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
+        async with self._agent(request(LIST, path).blob(after or b"").u32(limit)) as agent:
+            return await Entries(agent).listing(limit)
+
+    async def make_directory(self, path: bytes) -> bool:
+        return bool((await self._do(request(MAKE_DIRECTORY, path))).u8())
+
+    async def delete(self, path: bytes, *, recursive: bool) -> None:
+        await self._do(request(DELETE, path).u8(recursive))
+
+    async def _do(self, asked: Writer) -> Reader:
+        async with self._agent(asked) as agent:
+            return (await agent.hear(DONE, seconds=_TREE_SECONDS))[1]
+
+    @contextlib.asynccontextmanager
+    async def pack(self, path: bytes) -> AsyncIterator[AsyncIterator[ArchiveEntry | bytes]]:
+        async with self._agent(request(PACK, path)) as agent:
+            await agent.hear(DONE, seconds=_TREE_SECONDS)
+            agent.tell(Writer(GO))
+            agent.data.grow()
+            yield Entries(agent).tree()
+
+    async def unpack(self, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
+        async with self._agent(request(UNPACK, path)) as agent:
+            agent.data.grow()
+            await put_entries(agent.data, content)
+            await agent.hear(DONE, seconds=_TREE_SECONDS)
+
+
+def _commit(found: Node | None, *, checked: bool) -> Writer:
+    if not checked:
+        return Writer(COMMIT).u8(ANYTHING)
+    if found is None:
+        return Writer(COMMIT).u8(NOTHING)
+    record = Writer(COMMIT).u8(THE_SAME)
+    record.data += NODE.pack(*found.fields())
+    return record

@@ -1,0 +1,76 @@
+"""Whatever a client sends, the running service answers as its OpenAPI document says, and keeps nothing of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel import host
+from tests.kernel.test_leaks import nothing_stays
+from tests.properties import runs
+from tests.require import require
+from tests.service import Service
+
+KEY = "a-key-for-the-tests"
+AUTHORIZED = {"authorization": f"Bearer {KEY}"}
+ENV = {
+    "BULKHEAD_API_KEYS": json.dumps([KEY]),
+    **{f"BULKHEAD_CAPACITY__{name}": "100000" for name in ("SANDBOXES", "EXECUTIONS", "RECORDS")},
+}
+pytestmark = pytest.mark.timeout(runs.SECONDS + runs.SLACK_SECONDS + 60)
+
+
+def sandboxes(service: Service, query: str = "") -> Iterator[dict[str, Any]]:
+    cursor = ""
+    while cursor is not None:
+        path = f"/sandboxes?limit=1000{query}" + (f"&cursor={cursor}" if cursor else "")
+        status, answer = service.call("GET", path, headers=AUTHORIZED)
+        assert status == 200, answer
+        yield from answer["items"]
+        cursor = answer["next_cursor"]
+
+
+def check(run: runs.Run, service: Service) -> None:
+    """Prints the summary: `pytest -s`."""
+    document = service.call("GET", "/openapi.json")[1]
+    links, operations = runs.links_of(document), run.report["operations"]
+    print(json.dumps({name: run.report[name] for name in ("operations", "test_cases", "running_time")}))
+    print(f"links: {len(run.followed)} of {len(links)} followed; missing: {sorted(links - run.followed)}")
+    assert run.status == 0, run.printed
+    assert operations["tested"] == operations["total"] == sum(len(found) for found in document["paths"].values())
+    assert run.followed <= links
+    reached = {link.rpartition(" -> ")[2] for link in run.followed}
+    assert reached == {link.rpartition(" -> ")[2] for link in links}, "no link led to some operation"
+    assert not [line for line in service.log if '"level": "error"' in line]
+
+
+def delete_all(service: Service) -> None:
+    for sandbox in sandboxes(service):
+        assert service.call("DELETE", f"/sandboxes/{sandbox['id']}", headers=AUTHORIZED)[0] == 204
+
+
+def test_over_the_backend_without_isolation(tmp_path: Path) -> None:
+    with Service(tmp_path, ENV, module="tests.properties.null_service") as service:
+        check(runs.run(service, tmp_path, 25, "--header", f"Authorization: Bearer {KEY}"), service)
+        delete_all(service)
+        service.process.send_signal(signal.SIGUSR1)
+        told = tmp_path / "alive"
+        host.until(told.exists, "the service tells what is alive")
+        assert json.loads(told.read_text()) == []
+
+
+def test_over_the_runtime_process(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    require("root", os.geteuid() == 0, "real isolation is made by a service that is started as root")
+    with Service(tmp_path_factory.mktemp("data")) as service:
+        sandbox = service.create()  # whatever is opened once
+        service.run(sandbox, "head", "-c", "3000000", "/dev/zero")
+        service.call("DELETE", f"/sandboxes/{sandbox}")
+        with nothing_stays(service):
+            check(runs.run(service, tmp_path, 10), service)
+            delete_all(service)

@@ -1,0 +1,230 @@
+"""Pausing a sandbox and letting it go on, beside everything else that can happen to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.core.backend import Capability
+from app.core.errors import BackendTimeout, UnsupportedByRuntime, WrongState
+from app.core.executions import Execution
+from app.core.models import Channel, ExecutionState, ExitReason, SandboxState
+from app.core.records import Sandbox
+from tests.null_backend import CAPABILITIES, Gate, NullBackend
+from tests.unit.core.support import House, cancelled_after, command, spec, steps, text, until
+
+SLOW = BackendTimeout("process", "its processes did not all stop within 2 seconds")
+
+
+def total(execution: Execution) -> int:
+    return execution.logs[Channel.STDOUT].total
+
+
+async def paused(house: House) -> Sandbox:
+    sandbox = await house.create()
+    await house.sandboxes.pausing.pause(sandbox)
+    return sandbox
+
+
+async def test_paused_sandbox_says_so_and_runs_again_after_resume() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "cat", stdin=True)
+        for _ in range(2):
+            await house.sandboxes.pausing.pause(sandbox)
+            assert sandbox.state is SandboxState.PAUSED
+        await execution.feed(b"kept")
+        await steps(20)
+        assert text(execution) == b""
+        assert execution.state is ExecutionState.RUNNING
+        for _ in range(2):
+            await house.sandboxes.pausing.resume(sandbox)
+            assert sandbox.state is SandboxState.RUNNING
+        await until(lambda: text(execution) == b"kept")
+
+
+async def test_resume_of_one_that_was_never_paused_is_nothing() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        await house.sandboxes.pausing.resume(sandbox)
+        assert sandbox.state is SandboxState.RUNNING
+
+
+async def test_paused_sandbox_starts_nothing_and_can_be_changed() -> None:
+    async with House() as house:
+        sandbox = await paused(house)
+        with pytest.raises(WrongState) as refusal:
+            await house.sandboxes.execute(sandbox, command("echo"))
+        assert refusal.value.state == "paused"
+        assert sandbox.executions == {}
+        house.sandboxes.update(sandbox, ttl_seconds=5, labels={"a": "b"})
+        assert (sandbox.ttl_seconds, sandbox.labels) == (5, {"a": "b"})
+        await house.sandboxes.pausing.resume(sandbox)
+        assert (await house.start(sandbox, "echo", "x")).failure is None
+
+
+async def test_a_start_while_it_is_being_paused_is_refused_and_leaves_no_record() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.pause_gate = gate = Gate()
+        pausing = asyncio.ensure_future(house.sandboxes.pausing.pause(sandbox))
+        await gate.reached.wait()
+        with pytest.raises(WrongState) as refusal:
+            await house.sandboxes.execute(sandbox, command("echo"))
+        assert refusal.value.state == "paused"
+        assert sandbox.executions == {}
+        gate.open()
+        await pausing
+
+
+@pytest.mark.parametrize("change", ["pause", "resume"])
+async def test_creating_failed_and_destroyed_ones_are_in_the_wrong_state(change: str) -> None:
+    async with House() as house:
+        destroyed, lost = await house.create(), await house.create()
+        await house.sandboxes.destroy(destroyed)
+        await house.backend.lose(lost.id)
+        await until(lambda: lost.state is SandboxState.FAILED)
+        house.backend.create_gate = Gate()
+        creating, _ = house.sandboxes.create(spec())
+        for sandbox, state in ((creating, "creating"), (destroyed, "destroyed"), (lost, "failed")):
+            with pytest.raises(WrongState) as refusal:
+                await getattr(house.sandboxes.pausing, change)(sandbox)
+            assert refusal.value.state == state
+        house.backend.create_gate.open()
+
+
+@pytest.mark.parametrize("change", ["pause", "resume"])
+async def test_runtime_without_the_capability_is_not_even_asked(change: str) -> None:
+    backend = NullBackend(capabilities=CAPABILITIES - {Capability.PAUSE})
+    async with House(backend=backend) as house:
+        sandbox = await house.create()
+        backend.pause_gate = Gate()
+        with pytest.raises(UnsupportedByRuntime):
+            await getattr(house.sandboxes.pausing, change)(sandbox)
+        assert not backend.pause_gate.reached.is_set()
+        assert sandbox.state is SandboxState.RUNNING
+
+
+async def test_pause_that_fails_leaves_it_running_and_can_be_repeated() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.pause_error = SLOW
+        with pytest.raises(BackendTimeout):
+            await house.sandboxes.pausing.pause(sandbox)
+        assert sandbox.state is SandboxState.RUNNING
+        assert (await house.start(sandbox, "echo", "x")).failure is None
+        house.backend.pause_error = None
+        await house.sandboxes.pausing.pause(sandbox)
+        house.backend.pause_error = SLOW
+        with pytest.raises(BackendTimeout):
+            await house.sandboxes.pausing.resume(sandbox)
+        assert sandbox.state is SandboxState.PAUSED
+        house.backend.pause_error = None
+
+
+async def test_changes_come_in_the_order_of_the_calls_and_outlive_their_clients() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        for number in range(8):
+            assert await cancelled_after(number, house.sandboxes.pausing.pause(sandbox)) in (True, False)
+            calls = [house.sandboxes.pausing.resume(sandbox), house.sandboxes.pausing.pause(sandbox)]
+            await asyncio.gather(*calls)
+            assert str(sandbox.state) == "paused"
+            await house.sandboxes.pausing.resume(sandbox)
+            assert str(sandbox.state) == "running"
+
+
+async def test_destroy_does_not_wait_for_a_pause_which_then_says_what_became_of_it() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        house.backend.pause_gate = gate = Gate()
+        pausing = asyncio.ensure_future(house.sandboxes.pausing.pause(sandbox))
+        behind = asyncio.ensure_future(house.sandboxes.pausing.resume(sandbox))
+        await gate.reached.wait()
+        await house.sandboxes.destroy(sandbox)
+        for call in (pausing, behind):
+            with pytest.raises(WrongState) as refusal:
+                await call
+            assert refusal.value.state == "destroyed"
+        assert sandbox.state is SandboxState.DESTROYED
+
+
+async def test_paused_sandbox_is_destroyed_with_all_that_is_in_it() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "daemon", "sleep")
+        await house.sandboxes.pausing.pause(sandbox)
+        await house.sandboxes.destroy(sandbox)
+        assert (sandbox.state, house.backend.alive) == (SandboxState.DESTROYED, [])
+        assert execution.exit is not None
+        assert execution.exit.reason is ExitReason.KILLED
+
+
+async def test_execution_of_a_paused_sandbox_is_killed_and_its_neighbour_stays_as_it_is() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        first, second = await house.start(sandbox, "spew"), await house.start(sandbox, "spew")
+        await house.sandboxes.pausing.pause(sandbox)
+        await house.sandboxes.kill_execution(first)
+        assert first.exit is not None
+        assert (first.exit.reason, sandbox.state) == (ExitReason.KILLED, SandboxState.PAUSED)
+        printed = total(second)
+        await steps(20)
+        assert total(second) == printed
+
+
+async def test_an_execution_times_out_while_it_is_paused() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "sleep", timeout_seconds=0.02)
+        await house.sandboxes.pausing.pause(sandbox)
+        await execution.wait()
+        assert execution.exit is not None
+        assert (execution.exit.reason, sandbox.state) == (ExitReason.TIMEOUT, SandboxState.PAUSED)
+
+
+async def test_ttl_goes_on_while_paused() -> None:
+    async with House() as house:
+        sandbox = await house.create(spec(ttl_seconds=0.05))
+        execution = await house.start(sandbox, "sleep")
+        await house.sandboxes.pausing.pause(sandbox)
+        await execution.wait()
+        await house.sandboxes.destroy(sandbox)
+        assert sandbox.state_reason == "the sandbox expired: its ttl passed"
+
+
+async def test_paused_sandbox_is_idle_only_without_an_execution() -> None:
+    async with House() as house:
+        empty, busy = [await house.create(spec(idle_seconds=0.05)) for _ in range(2)]
+        execution = await house.start(busy, "sleep")
+        for sandbox in (empty, busy):
+            await house.sandboxes.pausing.pause(sandbox)
+        while empty.state is not SandboxState.DESTROYED:  # noqa: ASYNC110 - a record has no event for its end
+            await asyncio.sleep(0.005)
+        assert empty.state_reason == "the sandbox expired: it was idle"
+        assert (busy.state, execution.exit) == (SandboxState.PAUSED, None)
+
+
+async def test_loss_while_paused_is_told() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "sleep")
+        await house.sandboxes.pausing.pause(sandbox)
+        await house.backend.lose(sandbox.id, "the launcher ended")
+        await until(lambda: sandbox.over)
+        assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, "the launcher ended")
+        assert execution.exit is not None
+        assert execution.exit.reason is ExitReason.LOST
+
+
+async def test_a_destroy_that_fails_leaves_it_paused_and_its_loss_is_still_noticed() -> None:
+    async with House() as house:
+        sandbox = await paused(house)
+        house.backend.destroy_error = SLOW
+        with pytest.raises(BackendTimeout):
+            await house.sandboxes.destroy(sandbox)
+        assert sandbox.state is SandboxState.PAUSED
+        house.backend.destroy_error = None
+        await house.backend.lose(sandbox.id)
+        await until(lambda: sandbox.state is SandboxState.FAILED)
