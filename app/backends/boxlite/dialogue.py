@@ -174,7 +174,7 @@ class Dialogue:
         """Ends its stdin, which ends a script that listens. False when it goes on, or nobody knows."""
         await self._socket.end_stdin()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._times.leader):
+            async with asyncio.timeout(self._times.undoing):
                 await self._reader
         self._reader.cancel()
         return self.code is not None

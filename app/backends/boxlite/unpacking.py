@@ -39,7 +39,8 @@ echo "$now"
 case $now in none | 'is 4'*) ;; *) hold=''; exit 0 ;; esac
 read -r word || { hold=''; exit 1; }
 make "${path%/}" && mkdir -m 700 -- "$hold" && mkdir -- "$hold/tree" && mkfifo -- "$hold/copy" || exit 1
-sha256sum <"$hold/copy" >"$hold/sum" &
+exec 5>"$hold/sum" # before: what is made late in a folder that goes away would keep it
+sha256sum <"$hold/copy" >&5 &
 feed | tee -- "$hold/copy" | (umask 0; tar -xof - -C "$hold/tree") || exit 1
 wait
 read -r sum word <"$hold/sum"
