@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import importlib
@@ -9,7 +10,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from app.telemetry import Telemetry
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 STREAM_FRAME = 1024 * 1024
+FAREWELL_SECONDS = 2.0  # for clients to read the end of their streams
 _LATE = (
     "anyio._backends._asyncio", "encodings.idna", "fastapi.telemetry._runtime",
     "uvicorn.lifespan.on", "uvicorn.loops.uvloop",
@@ -70,13 +72,27 @@ def main(arguments: list[str]) -> int:
 
 
 class AnnouncedServer(uvicorn.Server):
-    """Says where it listens once it does: with port 0 nobody else knows."""
+    """Says where it listens once it does: with port 0 nobody else knows. `farewell` ends what clients wait for."""
+
+    def __init__(self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._farewell = farewell
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Streams and held answers get their end first: uvicorn alone cuts WebSockets off at once, and waits for the
+        others until it gives up."""
+        for server in self.servers:
+            server.close()
+        await self._farewell()
+        if tasks := tuple(self.server_state.tasks):
+            await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
+        await super().shutdown(sockets)
 
 
 class StartRefused(Exception):
@@ -127,7 +143,7 @@ def build(
     )
     config.load()
     import_what_comes_late()
-    return AnnouncedServer(config)
+    return AnnouncedServer(config, sandboxes.aclose)
 
 
 def _check_default(registry: Registry) -> None:

@@ -11,7 +11,9 @@ from app import __version__
 from app.api.deps import Edge, Patience, TransferBounds
 from app.api.edge import install
 from app.api.guard import Door
+from app.api.idempotency import Recorded
 from app.api.readiness import Readiness
+from app.core.answers import Answers
 from app.core.policy import DEFAULT_PROFILES, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
@@ -33,8 +35,10 @@ def create_app(
 ) -> FastAPI:
     """`key_hashes`: SHA-256 in hex, those of the settings and of the key file alike; empty: no key is asked for.
 
-    The lifespan's end destroys every sandbox, then closes the backends.
+    The lifespan's end cancels what goes on for an idempotency key, destroys every sandbox, then closes the backends.
     """
+
+    answers: Answers[Recorded] = Answers(settings.idempotency.kept_answers())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,6 +48,7 @@ def create_app(
                     backend.open()
             yield
         finally:
+            await answers.aclose()
             await sandboxes.aclose()
             for backend in registry:
                 await backend.aclose()
@@ -72,5 +77,5 @@ def create_app(
         transfers=TransferBounds(settings.transfers.ceiling_mib * MIB, settings.transfers.stall_seconds),
     )
     door = Door(frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes))
-    install(app, edge, door)
+    install(app, edge, door, answers)
     return app

@@ -12,17 +12,17 @@ class Rest:
 
     def __init__(self, port: int, headers: str = "") -> None:
         self._headers = f"host: localhost\r\n{headers}"
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __call__(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         data = b"" if body is None else json.dumps(body).encode()
         kind = "" if body is None else "content-type: application/json\r\n"
         head = f"{method} {path} HTTP/1.1\r\n{self._headers}{kind}content-length: {len(data)}\r\n\r\n"
-        self._socket.sendall(head.encode() + data)
-        return self._answer()
+        self.socket.sendall(head.encode() + data)
+        return self.answer()
 
-    def _answer(self) -> tuple[int, Any]:
+    def answer(self) -> tuple[int, Any]:
         data = b""
         while b"\r\n\r\n" not in data:
             data += self._more()
@@ -37,13 +37,13 @@ class Rest:
         return status, json.loads(rest) if rest else None
 
     def _more(self) -> bytes:
-        piece = self._socket.recv(65536)
+        piece = self.socket.recv(65536)
         if not piece:
             raise ConnectionError("the service closed the connection")
         return piece
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
     # --- the three things that are timed
 

@@ -170,6 +170,7 @@ class NullExecution:
         self._room.backend.add(name)
 
         def gone(process: asyncio.Task[int]) -> None:
+            coroutine.close()  # cancelled before its first turn it never began
             self._processes.discard(process)
             self._room.backend.remove(name)
 
@@ -339,9 +340,13 @@ class NullSandbox:
         self.ice = Ice()
         self.kept: list[tuple[NullExecution, int]] = []  # signals that came while it was paused
         self.loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.files = NullFiles(self)
+        self._files = NullFiles(self)
         self._ending: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
+
+    @property
+    def files(self) -> NullFiles:
+        return self._files
 
     @property
     def receipt(self) -> Mapping[str, Any]:

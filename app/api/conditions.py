@@ -10,7 +10,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from starlette.datastructures import Headers
 
 from app.core.errors import InvalidRequest, PreconditionFailed, RangeNotSatisfiable
-from app.core.files import FileKind, FileStat
+from app.core.files import Check, FileKind, FileStat
 
 _TAG = re.compile(r'\s*(W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})-(\d{0,19})", re.IGNORECASE)
@@ -63,7 +63,7 @@ class Tags:
         strong: set[str] = set()
         weak: set[str] = set()
         at = 0
-        while at < len(text):
+        while at < len(text) or not text:
             tag = _TAG.match(text, at)
             if tag is None:
                 raise InvalidRequest.at(f"header/{name}", 'must be * or entity tags in double quotes, such as "1a2b"')
@@ -101,8 +101,13 @@ class Conditions:
         self._if_range = headers.get("if-range")
         self._if_range_date = _date(headers, "if-range")
 
-    def check_write(self, found: FileStat | None) -> None:
-        """Raises PreconditionFailed."""
+    @property
+    def for_writes(self) -> Check | None:
+        """None without conditions: then a runtime need not look whether the file is still the same."""
+        any_of_them = any(x is not None for x in (self._match, self._none_match, self._unmodified_since))
+        return self._check_write if any_of_them else None
+
+    def _check_write(self, found: FileStat | None) -> None:
         self._check_still(found)
         tags = self._none_match
         if tags is not None and found is not None and (tags.everything or etag_of(found) in tags.strong | tags.weak):

@@ -15,6 +15,7 @@ from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
 
 BODY_LIMIT = 4 * 1024 * 1024
+RUN_PATH, RUN_BODY_LIMIT = "/run", 32 * 1024 * 1024  # it brings files along
 
 
 class Journal(Protocol):

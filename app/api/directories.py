@@ -8,13 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from app.api.conditions import refuse_conditions
 from app.api.deps import edge_of
 from app.api.documents import problems
 from app.api.file_documents import ON_FILES, takes
 from app.api.raw_query import PathQuery, read_query
+from app.api.schemas import Answer
 from app.api.views import Body, json_response
 from app.core.errors import InvalidRequest
 from app.core.files import DirectoryEntry, FileKind
@@ -33,20 +35,25 @@ class ListQuery(PathQuery):
     )
 
 
-class DirectoryItem(BaseModel):
+Absent = Field(default_factory=lambda: None, description="the bytes, where they are not UTF-8; else absent")
+
+
+class DirectoryItem(Answer):
     """What is in a directory: a link is a link here, wherever it leads."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
     name: str = Field(description="U+FFFD stands for what is not UTF-8")
-    name_base64: str = Field("", description="the bytes of a name that is not UTF-8; else absent")
+    name_base64: str | SkipJsonSchema[None] = Absent
     type: FileKind
     size: int = Field(description="in bytes")
     mode: str = Field(description="permissions in octal")
     modified_at: datetime | None = Field(description="of the content; null for a time after the year 9999")
     target: str | None = Field(description="of a link, as it is written; else null")
-    target_base64: str = Field("", description="the bytes of a target that is not UTF-8; else absent")
+    target_base64: str | SkipJsonSchema[None] = Absent
 
 
-class Directory(BaseModel):
+class Directory(Answer):
     items: list[DirectoryItem]
     next_cursor: str | None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
@@ -51,18 +52,27 @@ def problems(*slugs: str) -> Answers:
     by_status: defaultdict[int, list[str]] = defaultdict(list)
     for slug in (*slugs, *EVERYWHERE):
         by_status[PROBLEMS[slug].status].append(slug)
+    return {status: _answer(found) for status, found in sorted(by_status.items())}
+
+
+def _answer(slugs: Iterable[str]) -> dict[str, Any]:
     return {
-        status: {
-            "description": ", ".join(f"`{slug}`" for slug in sorted(found)),
-            "content": {
-                MEDIA_TYPE: {
-                    "schema": {"$ref": f"{REF}Problem"},
-                    "examples": {slug: {"value": example_of(slug)} for slug in sorted(found)},
-                }
-            },
-        }
-        for status, found in sorted(by_status.items())
+        "description": ", ".join(f"`{slug}`" for slug in sorted(slugs)),
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"$ref": f"{REF}Problem"},
+                "examples": {slug: {"value": example_of(slug)} for slug in sorted(slugs)},
+            }
+        },
     }
+
+
+def keyed(responses: dict[str, Any]) -> None:
+    """Adds what a request with an Idempotency-Key can end in, whatever its route."""
+    for slug in ("invalid_request", "idempotency_mismatch", "conflict", "payload_too_large", "capacity_exceeded"):
+        status = str(PROBLEMS[slug].status)
+        known = responses.get(status, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+        responses[status] = _answer({slug, *known})
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -68,8 +69,8 @@ class Outlet:
         """Bytes that wait for the client, in the server and in the kernel. It is 0 where nobody can tell."""
         if self.transport is None or self.transport.is_closing():
             return 0
-        socket = self.transport.get_extra_info("socket")
-        (queued,) = struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))  # tcp(7): SIOCOUTQ
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        (queued,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))  # tcp(7): SIOCOUTQ
         return self.transport.get_write_buffer_size() + int(queued)
 
 
@@ -99,10 +100,15 @@ class Download(Response):
             raise ClientGone from error
 
 
+_NO_LINGER = struct.pack("ii", 1, 0)  # socket(7): what the kernel still holds for the client is dropped, with a reset
+
+
 async def _cut(outlet: Outlet, receive: Receive) -> None:
-    """Never a well-formed end. `abort`, as `close` would wait for a client that takes nothing. Without a transport the
-    server does it, when it sees an answer that is not complete."""
-    if outlet.transport is not None:
-        outlet.transport.abort()
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    """Never a well-formed end. Without a transport the server does it, when it sees an answer that is not complete."""
+    if outlet.transport is None:
+        return
+    if not outlet.transport.is_closing():
+        outlet.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    outlet.transport.abort()  # to close it would wait for a client that takes nothing
+    while (await receive())["type"] != "http.disconnect":
+        pass

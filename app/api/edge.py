@@ -18,6 +18,7 @@ from app.api import (
     openapi,
     output,
     pause,
+    run,
     sandboxes,
     stdin,
     stream,
@@ -26,7 +27,9 @@ from app.api import (
 )
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
+from app.api.idempotency import Idempotency, Recorded
 from app.api.problems import problem_of
+from app.core.answers import Answers
 from app.core.errors import BulkheadError
 
 METHOD_NOT_ALLOWED = 405
@@ -36,6 +39,7 @@ MODULES = (  # the busiest first: they are tried in turn
     output,
     stdin,
     stream,
+    run,
     archives,
     directories,
     files,
@@ -64,7 +68,7 @@ def _methods(connection: HTTPConnection) -> set[str]:
     return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
 
 
-def install(app: FastAPI, edge: Edge, door: Door) -> None:
+def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) -> None:
     app.state.edge = edge
     for module in MODULES:
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
@@ -73,5 +77,6 @@ def install(app: FastAPI, edge: Edge, door: Door) -> None:
     app.router.routes.extend(docs_page.routes())
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
+    app.add_middleware(Idempotency, answers=answers)
     app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

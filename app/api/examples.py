@@ -89,11 +89,45 @@ _execution: dict[str, Any] = {
 
 _empty = {"bytes": 0, "dropped_bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 
+_run: dict[str, Any] = {
+    "sandbox_id": _SANDBOX,
+    "runtime": "process",
+    "exit": _exit,
+    "stdout": "2\n",
+    "stderr": "",
+    "stdout_truncated": False,
+    "stderr_truncated": False,
+    "encoding": "utf-8",
+}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Sandbox": _sandbox,
     "SandboxList": {"items": [_sandbox], "next_cursor": "MTAw"},
     "Execution": _execution,
+    "RunResult": _run,
     "ExecutionList": {"items": [_execution], "next_cursor": None},
+    "Directory": {
+        "items": [
+            {
+                "name": "caf\ufffd.txt",
+                "name_base64": "Y2Fm6S50eHQ=",
+                "type": "file",
+                "size": 5,
+                "mode": "0644",
+                "modified_at": _CREATED,
+                "target": None,
+            },
+            {
+                "name": "latest",
+                "type": "symlink",
+                "size": 9,
+                "mode": "0777",
+                "modified_at": _CREATED,
+                "target": "build/7/a",
+            },
+        ],
+        "next_cursor": "bGF0ZXN0",
+    },
     "RuntimeList": {
         "items": [
             {

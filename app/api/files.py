@@ -114,7 +114,7 @@ async def write_file(request: Request, sandbox_id: str) -> Response:
     up, there is the old file or none. Missing parents are made. Preconditions hold at the moment of the replacement."""
     upload = Upload(request)
     path, query = read_query(request, WriteQuery)
-    check = Conditions(request.headers).check_write
+    check = Conditions(request.headers).for_writes
     async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
         new = await files.write(path, upload, mode=int(query.mode, 8), check=check)
     return Response(status_code=201 if new else 204)

@@ -9,11 +9,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from app.api import schemas
-from app.api.documents import REF
+from app.api import run_schemas, schemas
+from app.api.documents import REF, keyed
 from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
 from app.api.guard import OPEN_PATHS, OPEN_PREFIX
+from app.api.idempotency import PATTERN
 from app.api.links import link
 from app.api.plain import make_plain
 from app.api.problem_schema import Problem
@@ -24,6 +25,7 @@ _REQUESTS = (
     schemas.CreateExecution,
     schemas.SignalExecution,
     schemas.CreateStreamTicket,
+    run_schemas.Run,
 )
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
 
@@ -31,13 +33,28 @@ _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output str
 _TAGS = [
     {"name": "sandboxes", "description": "Rooms in which commands run."},
     {"name": "executions", "description": "Commands in a sandbox, and their output."},
+    {"name": "files", "description": "What is in a sandbox's file system, as its commands see it."},
     {"name": "service", "description": "What the service says about itself."},
 ]
 _REQUEST_ID, _RETRY, _AUTHENTICATE = "X-Request-Id", "Retry-After", "WWW-Authenticate"
+_REPLAYED = "Idempotency-Replayed"
+FIRST_ERROR = 400
 _HEADERS = {
+    _REPLAYED: {
+        "description": "`true` when this is the answer to an earlier request with the same Idempotency-Key",
+        "schema": {"type": "string", "const": "true"},
+    },
     _REQUEST_ID: {"description": "the client's own or a new one; stands in the log", "schema": {"type": "string"}},
     _RETRY: {"description": "seconds to wait before trying again", "schema": {"type": "integer"}},
     _AUTHENTICATE: {"description": "always `Bearer`", "schema": {"type": "string"}},
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "chosen by the client, one for each thing that it wants done once: a repeated request with the same "
+    "key, query and body gets the first answer again, for 24 hours; answers of 5xx and 429 are not kept",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{PATTERN}$"},
 }
 _ONLY_WITH = {"401": _AUTHENTICATE, "429": _RETRY, "503": _RETRY}
 
@@ -56,8 +73,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
         document["info"]["license"] = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
         document["servers"] = [{"url": "/", "description": "the service that this document came from"}]
         document["security"] = [{"key": []}, {}]  # a service without keys asks for none
+        document["components"]["parameters"] = {"IdempotencyKey": _IDEMPOTENCY_KEY}
         for path, operations in document["paths"].items():
-            for operation in operations.values():
+            for method, operation in operations.items():
+                if method == "post":
+                    _take_key(operation)
                 _correct(path, operation)
         link(document)
         for name, example in EXAMPLES.items():
@@ -67,6 +87,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
         make_plain(document)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _take_key(operation: dict[str, Any]) -> None:
+    operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
+    keyed(operation["responses"])
+    for status, answer in operation["responses"].items():
+        if int(status) < FIRST_ERROR:
+            answer.setdefault("headers", {})[_REPLAYED] = {"$ref": f"#/components/headers/{_REPLAYED}"}
 
 
 def _correct(path: str, operation: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def make_plain(document: dict[str, Any]) -> None:
 
 def _schemas_of(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for parameter in operation.get("parameters", ()):
-        yield parameter["schema"]
+        yield parameter.get("schema", {})  # a reference has none of its own
     for answer in (*operation["responses"].values(), operation.get("requestBody", {})):
         for header in answer.get("headers", {}).values():
             yield header.get("schema", {})

@@ -115,7 +115,8 @@ _TABLE = (
         "unsupported_media_type",
         415,
         "The body has the wrong media type",
-        "Send JSON, with the header Content-Type: application/json.",
+        "Send JSON, with the header Content-Type: application/json. Files and archives are taken as they are, without "
+        "a Content-Encoding.",
     ),
     ProblemType(
         "precondition_failed",
@@ -127,7 +128,8 @@ _TABLE = (
         "range_not_satisfiable",
         416,
         "The offset is beyond the end",
-        "Nothing has been written there yet. The execution's `output` says how many bytes each channel has.",
+        "Nothing has been written there. Of an execution, `output` says how many bytes each channel has; of a file, "
+        "the header Content-Range does.",
     ),
     ProblemType(
         "upgrade_required",
@@ -140,7 +142,8 @@ _TABLE = (
         "conflict",
         409,
         "It is taken",
-        "Another sandbox or execution has the id, or somebody else feeds the stdin.",
+        "Another sandbox or execution has the id, somebody else feeds the stdin, or a directory that is to be deleted "
+        "is not empty.",
     ),
     ProblemType(
         "unsupported_by_runtime",
@@ -159,7 +162,7 @@ _TABLE = (
         "wrong_type",
         409,
         "The file is of another type",
-        "`found` says what is at the path.",
+        "`found` says what is there: file, directory, symlink, fifo, socket, character_device or block_device.",
         ("found",),
     ),
     ProblemType(

@@ -73,6 +73,7 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.CapacityExceeded: ("capacity_exceeded", _nothing),
     e.NotFound: ("not_found", _nothing),
     e.Conflict: ("conflict", _nothing),
+    e.IdempotencyMismatch: ("idempotency_mismatch", _nothing),
     e.WrongState: ("wrong_state", _attributes("state")),
     e.UnsupportedByRuntime: ("unsupported_by_runtime", _nothing),
     e.WrongType: ("wrong_type", _attributes("found")),

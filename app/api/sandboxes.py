@@ -85,11 +85,11 @@ def body_of(sandbox: Sandbox, edge: Edge) -> Body:
 )
 async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()]) -> Response:
     """Begins a sandbox and holds the answer until it runs. A boot that fails meanwhile is a problem, and nothing of
-    the sandbox is left. A client that hangs up while it waits finds its sandbox again only by an `id` of its own
-    choice; without one the sandbox is destroyed."""
+    the sandbox is left. A client that hangs up while it waits finds its sandbox again by an `id` of its own choice
+    or an Idempotency-Key; without either the sandbox is destroyed."""
     edge = edge_of(request)
     asked = await read_json(request, schemas.CreateSandbox)
-    sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge), asked.id)
+    sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id)
     try:
         await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
     except ClientGone:

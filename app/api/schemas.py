@@ -44,16 +44,8 @@ class PolicyRequest(Strict):
     syscalls: SyscallsRequest | None = None
 
 
-class CreateSandbox(Strict):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"runtime": "process"},
-                {"runtime": "auto", "isolation_min": "vm", "image": "python"},
-                {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
-            ]
-        }
-    )
+class SandboxFields(Strict):
+    """What a sandbox is to be; POST /sandboxes and POST /run take the same."""
 
     runtime: str | None = Field(
         None,
@@ -64,7 +56,6 @@ class CreateSandbox(Strict):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         None, description="root file system: a name of the operator's table, or a reference that the operator permits"
     )
-    id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
     requires: Annotated[list[Capability], Field(max_length=64, fail_fast=True)] = Field(
         [], description="refused unless the runtime has them all"
     )
@@ -77,6 +68,20 @@ class CreateSandbox(Strict):
         None, description="destroyed after this time without a running execution and without a request to it"
     )
     labels: Labels = Field({}, description="for finding and grouping")
+
+
+class CreateSandbox(SandboxFields):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"runtime": "process"},
+                {"runtime": "auto", "isolation_min": "vm", "image": "python"},
+                {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
+            ]
+        }
+    )
+
+    id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
 
 
 class UpdateSandbox(Strict):

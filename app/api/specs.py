@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from app.api.deps import Edge
 from app.api.limits import LimitsRequest
-from app.api.schemas import CreateExecution, CreateSandbox, NetworkRequest, PolicyRequest
+from app.api.schemas import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
 from app.api.views import ENFORCED_BY
 from app.core.backend import Backend, Capability
 from app.core.choice import Wish, choose
@@ -20,11 +20,15 @@ DEFAULT_PROFILE = "default"
 DEFAULT_TTL_SECONDS = 3600.0
 
 
-async def sandbox_spec(asked: CreateSandbox, edge: Edge) -> SandboxSpec:
-    """Raises what section 9 of the API lists for a create; nothing is begun."""
-    known = edge.sandboxes.find(asked.id) if asked.id else None
+async def sandbox_spec(
+    asked: SandboxFields, edge: Edge, sandbox_id: str | None = None, more: frozenset[Capability] = frozenset()
+) -> SandboxSpec:
+    """Raises what section 9 of the API lists for a create; nothing is begun. `more`: capabilities that `auto` must look
+    for beside those of the fields."""
+    known = edge.sandboxes.find(sandbox_id) if sandbox_id else None
+    runtime = edge.registry.default if asked.runtime is None else asked.runtime
     backend, reason = await choose(
-        Wish(edge.registry.default if asked.runtime is None else asked.runtime, asked.isolation_min, needs_of(asked)),
+        Wish(runtime, asked.isolation_min, needs_of(asked) | more),
         edge.registry,
         edge.readiness.of,
         settled_on=None if known is None else known.spec.runtime,
@@ -53,7 +57,7 @@ async def sandbox_spec(asked: CreateSandbox, edge: Edge) -> SandboxSpec:
     return spec
 
 
-def needs_of(asked: CreateSandbox) -> frozenset[Capability]:
+def needs_of(asked: SandboxFields) -> frozenset[Capability]:
     """What the runtime must be able to do: what is required by name, and what each field asks for."""
     needs = set(asked.requires)
     needs |= {capability for name, capability in ENFORCED_BY.items() if getattr(asked.limits, name) is not None}
@@ -138,12 +142,17 @@ def _network(asked: NetworkRequest) -> Network:
     return Network(asked.mode, tuple(asked.allow))
 
 
+def timeout_of(asked: float | None, spec: SandboxSpec) -> float:
+    """Raises LimitTooHigh above the sandbox's wall time."""
+    wall = spec.limits.wall_seconds
+    if asked is not None and asked > wall:
+        raise LimitTooHigh("timeout_seconds", asked, wall)
+    return wall if asked is None else asked
+
+
 def command_of(asked: CreateExecution, sandbox: Sandbox) -> Command:
     """The core checks argv and environment against the runtime's own limits."""
-    wall = sandbox.spec.limits.wall_seconds
-    timeout = wall if asked.timeout_seconds is None else asked.timeout_seconds
-    if timeout > wall:
-        raise LimitTooHigh("timeout_seconds", timeout, wall)
+    timeout = timeout_of(asked.timeout_seconds, sandbox.spec)
     terminal = None if asked.tty is None else Terminal(asked.tty.rows, asked.tty.cols)
     return Command(
         argv=tuple(asked.command),

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import Receive
 
 from app.api.deps import edge_of
 from app.api.documents import problems
@@ -59,19 +58,21 @@ async def write_stdin(
     """Of any media type. The body is passed on while it arrives, at the program's pace: the answer comes when all of it
     is in. What arrived before a hang-up is in stdin, which then stays open."""
     edge = edge_of(request)
+    # Refused before it was told to go on, a client may leave the body out: nobody knows what comes next then.
+    request.scope["state"]["close_after_problem"] = "expect" in request.headers
     execution = edge.sandboxes.execution(sandbox_id, execution_id)
-    await _Upload(execution, request.receive, edge.patience.close).run(eof=query.eof)
+    await _Upload(execution, request, edge.patience.close).run(eof=query.eof)
     return Response(status_code=204)
 
 
 class _Upload:
     """Reads a little ahead of the program, so that a hang-up shows while the program does not read."""
 
-    def __init__(self, execution: Execution, receive: Receive, farewell: float) -> None:
+    def __init__(self, execution: Execution, request: Request, farewell: float) -> None:
         """Raises Conflict, WrongState. `farewell`: seconds for the program to read what a client that left has sent."""
         self._execution = execution
         self._grip = execution.grip_stdin(take=False)
-        self._receive = receive
+        self._request = request
         self._farewell = farewell
         self._ahead = bytearray()
         self._whole = self._gone = False
@@ -104,7 +105,8 @@ class _Upload:
 
     async def _read(self) -> None:
         """Returns when the client has hung up."""
-        while (message := await self._receive())["type"] != "http.disconnect":
+        self._request.scope["state"]["close_after_problem"] = False
+        while (message := await self._request.receive())["type"] != "http.disconnect":
             self._ahead += message.get("body", b"")
             self._whole = not message.get("more_body", False)
             self._came.set()

@@ -124,6 +124,10 @@ def _cgroups() -> list[LayerReport]:
         detail = f"version {version}" if there else f"version {version}: not there, or not writable"
         cure = None if there else "root with a writable cgroup mount (a unit with Delegate=yes)"
         reports.append(LayerReport(f"cgroup_{name}", there, detail, cure, optional=True))
+    freezes = any(writable.values()) if version == 2 else writable.get("freezer", False)  # every group, since Linux 5.2
+    detail = f"version {version}" if freezes else "not there, or not writable: sandboxes cannot be paused"
+    cure = None if freezes else "mount the freezer of version 1, writable, or use version 2"
+    reports.append(LayerReport("cgroup_freezer", freezes, detail, cure, needed=False))
     memory = next((folder for names, folder in places if "memory" in names), None)
     swap = memory is not None and _swap_limited(version, memory)
     cure = None if swap else "boot with swapaccount=1, or swapoff -a"

@@ -11,6 +11,7 @@
     │   └── CapacityExceeded       an operator's limit is reached; try again later
     ├── NotFound
     ├── Conflict                   an id or stdin is taken
+    ├── IdempotencyMismatch        a key that stands for another request
     ├── WrongState                 the sandbox or execution is past this
     ├── UnsupportedByRuntime       a request that needs a capability which the sandbox's runtime lacks
     ├── WrongType                  a file is not what is needed there
@@ -140,6 +141,11 @@ class NotFound(BulkheadError):
 
 class Conflict(BulkheadError):
     pass
+
+
+class IdempotencyMismatch(BulkheadError):
+    def __init__(self) -> None:
+        super().__init__("this Idempotency-Key was used here with another body or query")
 
 
 class WrongState(BulkheadError):

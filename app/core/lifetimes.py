@@ -92,6 +92,8 @@ class Lifetimes:
         sandbox.settled.set()
         self._let_go_of_output(sandbox)
         self._let_go_of_environments(sandbox)
+        if sandbox.fleeting:
+            self._records.forget(sandbox)
         if sandbox in self._records:
             loop = asyncio.get_running_loop()
             sandbox.timer = loop.call_later(self._capacity.record_seconds, self._records.forget, sandbox)

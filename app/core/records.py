@@ -46,6 +46,7 @@ class Sandbox:
         self.sequence = sequence
         self.spec = spec
         self.named = named
+        self.fleeting = False  # no record of it is kept after its end
         self.labels = dict(spec.labels)
         self.ttl_seconds, self.idle_seconds = spec.ttl_seconds, spec.idle_seconds
         self.created_at = self.last_active_at = now()

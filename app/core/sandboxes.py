@@ -84,7 +84,8 @@ class Sandboxes:
             raise sandbox.failure
 
     async def abandon(self, sandbox: Sandbox) -> None:
-        """The client that asked for it hung up: without a chosen id nobody can ever find it again."""
+        """The client that asked for it hung up: without a chosen id nobody can ever find it again. (With an idempotency
+        key nobody hangs up: api/idempotency.py.)"""
         if not sandbox.named:
             await self.destroy(sandbox, "the client hung up before it knew the sandbox")
 

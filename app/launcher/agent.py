@@ -11,6 +11,7 @@ import _signal
 import _socket
 import errno
 import os
+import stat
 
 from app.launcher import packing, tree
 from app.launcher.protocol import MAX_PACKET, ProtocolError, Reader, Writer
@@ -170,6 +171,8 @@ class FileAgent:
             found = os.lstat(real)
         except FileNotFoundError:
             return None
+        if stat.S_ISLNK(found.st_mode):  # `realpath` leaves a link where links lead in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         tree.require_file(found, path)
         return node_of(found)
 

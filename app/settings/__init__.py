@@ -27,6 +27,7 @@ from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 from app.core.policy import LIMIT_NAMES, LimitRange
 from app.core.sandboxes import Capacity
 from app.settings.boxlite import BoxliteSettings
+from app.settings.idempotency import IdempotencySettings
 from app.settings.limits import LimitSettings, LimitsSettings
 from app.settings.part import Part, split
 from app.settings.process import ProcessSettings
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     )
     limits: LimitsSettings = Field(default_factory=LimitsSettings)
     capacity: CapacitySettings = Field(default_factory=CapacitySettings)
+    idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     ttl_ceiling_seconds: float = Field(604_800, gt=0, allow_inf_nan=False, description="longest life and idle time")
     profiles: Path | None = Field(None, description="TOML file with the operator's policy profiles")
     spill_mib: int = Field(4096, ge=0, description="disk for output that does not fit into memory, in all")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from app.api import frames, schemas
+from app.api import directories, frames, run_schemas, schemas
 from app.api.examples import EXAMPLES
 from app.api.problem_schema import Problem
 from app.api.problem_types import PROBLEMS
@@ -21,7 +21,7 @@ from app.core.policy import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
-METHODS = {"get", "put", "post", "patch", "delete"}
+METHODS = {"get", "head", "put", "post", "patch", "delete"}
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -29,6 +29,11 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for method, operation in found.items():
             assert method in METHODS
             yield path, method, operation
+
+
+def model_of(name: str) -> type[BaseModel] | None:
+    found = (getattr(module, name, None) for module in (schemas, run_schemas, frames, directories))
+    return next((each for each in found if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def strings(node: Any) -> Iterator[tuple[str, str]]:
@@ -65,6 +70,8 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("get", "/sandboxes/{sandbox_id}"): "get_sandbox",
         ("patch", "/sandboxes/{sandbox_id}"): "update_sandbox",
         ("delete", "/sandboxes/{sandbox_id}"): "delete_sandbox",
+        ("post", "/sandboxes/{sandbox_id}/pause"): "pause_sandbox",
+        ("post", "/sandboxes/{sandbox_id}/resume"): "resume_sandbox",
         ("post", "/sandboxes/{sandbox_id}/executions"): "create_execution",
         ("get", "/sandboxes/{sandbox_id}/executions"): "list_executions",
         ("get", execution): "get_execution",
@@ -75,6 +82,15 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("get", f"{execution}/stream"): "open_stream",
         ("put", f"{execution}/stdin"): "write_stdin",
         ("post", "/stream-tickets"): "create_stream_ticket",
+        ("post", "/run"): "run_once",
+        ("get", "/sandboxes/{sandbox_id}/files"): "read_file",
+        ("head", "/sandboxes/{sandbox_id}/files"): "stat_file",
+        ("put", "/sandboxes/{sandbox_id}/files"): "write_file",
+        ("delete", "/sandboxes/{sandbox_id}/files"): "delete_file",
+        ("get", "/sandboxes/{sandbox_id}/directory"): "list_directory",
+        ("put", "/sandboxes/{sandbox_id}/directory"): "make_directory",
+        ("get", "/sandboxes/{sandbox_id}/archive"): "read_archive",
+        ("put", "/sandboxes/{sandbox_id}/archive"): "write_archive",
         ("get", "/runtimes"): "list_runtimes",
         ("get", "/healthz"): "check_alive",
         ("get", "/readyz"): "check_ready",
@@ -119,11 +135,27 @@ def test_headers_are_described_where_they_are_sent() -> None:
             assert ("WWW-Authenticate" in headers) is (status == "401")
 
 
+def test_every_post_and_nothing_else_takes_an_idempotency_key() -> None:
+    for path, method, operation in operations():
+        found = {"$ref": "#/components/parameters/IdempotencyKey"} in operation.get("parameters", [])
+        assert found is (method == "post"), (method, path)
+        for status, answer in operation["responses"].items():
+            replayed = "Idempotency-Replayed" in answer["headers"]
+            assert replayed is (method == "post" and status < "400"), (method, path, status)
+        if method == "post":
+            assert (
+                "idempotency_mismatch"
+                in operation["responses"]["422"]["content"]["application/problem+json"]["examples"]
+            )
+
+
 def test_what_may_be_absent_is_not_required() -> None:
     components = DOCUMENT["components"]["schemas"]
     execution = components["Execution"]
     assert set(execution["properties"]) - set(execution["required"]) == {"exit"}
     assert execution["properties"]["exit"]["$ref"] == "#/components/schemas/Exit"
+    item = components["DirectoryItem"]
+    assert set(item["properties"]) - set(item["required"]) == {"name_base64", "target_base64"}
     assert components["Isolation"]["required"] == ["tier"]
     assert components["Isolation"]["additionalProperties"] is True
 
@@ -135,7 +167,7 @@ def test_limits_have_the_floors_that_are_enforced_and_a_description() -> None:
 
 
 def test_groups_come_in_the_order_of_use() -> None:
-    assert [tag["name"] for tag in DOCUMENT["tags"]] == ["sandboxes", "executions", "service"]
+    assert [tag["name"] for tag in DOCUMENT["tags"]] == ["sandboxes", "executions", "files", "service"]
     assert "api.md" not in (ROOT / "openapi.yaml").read_text()
 
 
@@ -173,13 +205,15 @@ def test_every_request_body_has_examples_that_it_takes() -> None:
     with_body = {o["operationId"]: o["requestBody"] for _, _, o in operations() if "requestBody" in o}
     assert set(with_body) == {
         *("create_sandbox", "update_sandbox", "create_execution", "signal_execution", "resize_execution"),
-        *("write_stdin", "create_stream_ticket"),
+        *("write_stdin", "create_stream_ticket", "run_once", "write_file", "write_archive"),
     }
-    raw = with_body.pop("write_stdin")["content"]
-    assert raw == {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    binary = {"write_stdin": "application/octet-stream", "write_file": "application/octet-stream"}
+    for name, media_type in {**binary, "write_archive": "application/x-tar"}.items():
+        assert with_body.pop(name)["content"] == {media_type: {"schema": {"type": "string", "format": "binary"}}}
     for body in with_body.values():
         content = body["content"]["application/json"]
-        model: type[BaseModel] = getattr(schemas, content["schema"]["$ref"].rpartition("/")[2])
+        model = model_of(content["schema"]["$ref"].rpartition("/")[2])
+        assert model is not None
         assert content["examples"]
         for example in content["examples"].values():
             model.model_validate_json(json.dumps(example["value"]))
@@ -187,7 +221,8 @@ def test_every_request_body_has_examples_that_it_takes() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_fit_their_schemas(name: str) -> None:
-    model: type[BaseModel] = getattr(schemas, name, None) or getattr(frames, name)
+    model = model_of(name)
+    assert model is not None
     model.model_validate_json(json.dumps(EXAMPLES[name]))
 
 
@@ -202,7 +237,7 @@ def test_every_frame_of_the_stream_is_a_schema_and_named_in_its_description() ->
 def test_examples_in_the_schemas_fit_them() -> None:
     """Those of a parent are inherited, and may lack what the child needs."""
     for name, schema in DOCUMENT["components"]["schemas"].items():
-        model: type[BaseModel] | None = getattr(schemas, name, None) or getattr(frames, name, None)
+        model = model_of(name)
         for example in schema.get("examples", []):
             assert model is not None
             model.model_validate_json(json.dumps(example))
@@ -220,7 +255,7 @@ def test_what_a_runtime_may_not_know_may_be_null() -> None:
 
 def test_what_later_orders_bring_is_absent() -> None:
     text = (ROOT / "openapi.yaml").read_text()
-    for word in ("Idempotency", "secrets", "/run:"):
+    for word in ("secrets",):
         assert word not in text, word
     components = DOCUMENT["components"]["schemas"]
     assert set(components["CreateSandbox"]["properties"]) == {
@@ -231,6 +266,18 @@ def test_what_later_orders_bring_is_absent() -> None:
         *("command", "env", "workdir", "timeout_seconds", "stdin", "tty", "on_output_limit", "id")
     }
     assert components["NetworkRequest"]["properties"]["mode"]["enum"] == ["none", "direct"]
+
+
+def test_every_operation_on_files_says_which_path_and_no_answer_is_without_its_headers() -> None:
+    on_files = [(p, m, o) for p, m, o in operations() if o["tags"] == ["files"]]
+    assert len(on_files) == 8
+    for path, method, operation in on_files:
+        named = {(p["in"], p["name"]): p for p in operation["parameters"]}
+        assert named["path", "sandbox_id"]["required"], (method, path)
+        assert named["query", "path"]["required"], (method, path)
+        assert "409" in operation["responses"]
+    whole = DOCUMENT["paths"]["/sandboxes/{sandbox_id}/files"]["get"]["responses"]["200"]
+    assert set(whole["headers"]) >= {"ETag", "Last-Modified", "File-Mode", "File-Type", "Content-Length"}
 
 
 def test_open_paths_say_that_they_need_no_key() -> None:

@@ -99,7 +99,7 @@ async def test_what_was_being_started_has_started_and_ends_after_the_resume(kind
             assert {(await run.end()).reason for run in runs} <= {ExitReason.EXITED}
 
 
-async def _all(calls: list[asyncio.Future[Run]]) -> list[asyncio.Future[Run]]:
+async def _all(calls: list[asyncio.Task[Run]]) -> list[asyncio.Task[Run]]:
     await asyncio.wait(calls)
     assert all(isinstance(call.exception(), WrongState | None) for call in calls)
     return calls

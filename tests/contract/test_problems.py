@@ -32,6 +32,7 @@ SAMPLES: list[e.BulkheadError] = [
     e.CapacityExceeded("sandboxes", 1),
     e.NotFound("sandbox", "x"),
     e.Conflict("d"),
+    e.IdempotencyMismatch(),
     e.WrongState("ended", "d"),
     e.UnsupportedByRuntime("pause", "boxlite"),
     e.WrongType("directory", "d"),

@@ -114,6 +114,22 @@ def test_without_any_control_group_a_sandbox_still_ends_wholly(tmp_path: Path) -
         assert host.processes_of(uid) == []
 
 
+def test_without_a_freezer_only_pause_is_missing_and_says_so(tmp_path: Path) -> None:
+    with Service(tmp_path, prefix=prefix("cgroup_freezer")) as service:
+        assert service.call("GET", "/readyz")[0] == 200
+        sandbox = service.create()
+        assert "pause" not in service.call("GET", "/runtimes")[1]["items"][0]["capabilities"]
+        for change in ("pause", "resume"):
+            status, problem = service.call("POST", f"/sandboxes/{sandbox}/{change}")
+            assert (status, problem["type"]) == (409, "/problems/unsupported_by_runtime")
+        running = start(service, sandbox, "sh", "-c", "setsid sleep 1000 & echo up; sleep 1000")
+        running.saw(b"up")
+        assert running.delete() == 204
+        status, problem = service.call("POST", "/sandboxes", {"requires": ["pause"]})
+        assert (status, problem["missing"]) == (422, ["pause"])
+        assert service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["missing_layers"] == []
+
+
 @pytest.mark.parametrize("layer", REQUIRED)
 def test_a_layer_that_nobody_can_give_up_fails_the_create_with_its_step(tmp_path: Path, layer: str) -> None:
     with Service(tmp_path, prefix=prefix(layer)) as service:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import resource
+import socket
 from contextlib import nullcontext
 from pathlib import Path
 
+import httpx
 import pytest
+import uvicorn
+from websockets.asyncio.client import connect
 
 from app import gateway
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
 from app.core.policy import DEFAULT_PROFILES
-from app.gateway import StartRefused, build, descriptors_needed, open_spill, raise_descriptor_limit
+from app.gateway import AnnouncedServer, StartRefused, build, descriptors_needed, open_spill, raise_descriptor_limit
+from app.http_bounds import BoundedHttp
 from app.settings import load_settings
 from app.spill import MIB, SpillFolder
+from tests.unit.api.service import Service, create, start
 
 INFINITE = resource.RLIM_INFINITY
 
@@ -91,3 +99,27 @@ def test_a_default_runtime_that_does_not_exist_stops_the_start(tmp_path: Path, r
     with nullcontext() if starts else pytest.raises(StartRefused, match="there is no runtime 'boxlit'"):
         build(settings, (), DEFAULT_PROFILES, spill, backends)
     spill.close()
+
+
+async def test_streams_and_held_answers_get_their_end_before_the_service_stops() -> None:
+    service = Service()
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    config = uvicorn.Config(service.app, http=BoundedHttp, ws="websockets-sansio", log_config=None, access_log=False)
+    server = AnnouncedServer(config, service.sandboxes.aclose)
+    serving = asyncio.create_task(server.serve([listener]))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        path = await start(client, await create(client), "sleep")
+        held = asyncio.create_task(client.get(f"{path}?wait_seconds=60"))
+        events = asyncio.create_task(client.get(f"{path}/stream", headers={"accept": "text/event-stream"}))
+        async with connect(f"ws://127.0.0.1:{port}{path}/stream", proxy=None) as stream:
+            assert json.loads(await stream.recv())["type"] == "start"
+            while service.sandboxes.execution(*path.split("/")[2::2]).viewers < 2:  # noqa: ASYNC110 - the edge has no event
+                await asyncio.sleep(0)
+            server.should_exit = True
+            async with asyncio.timeout(20):
+                assert json.loads(await stream.recv())["exit"]["reason"] == "killed"
+                assert "the service is stopping" in (await events).text
+                assert (await held).json()["exit"]["detail"] == "the service is stopping"
+    await serving
+    assert not [line for line in service.logged if line["event"] == "fault"]

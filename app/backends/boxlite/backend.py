@@ -45,6 +45,7 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_MEMORY,
         Capability.LIMIT_DISK,
         Capability.IMAGES,
+        Capability.FILES,
     }
 )
 MIB = 1024 * 1024
@@ -148,6 +149,7 @@ class BoxliteBackend:
             box.id,
             self._settings.stdin_mib * MIB,
             lambda: self._forget(name),
+            spec.limits.disk_mib * MIB,
         )
         try:
             began = time.perf_counter()

@@ -158,6 +158,10 @@ class Inside:
         """To the group of the execution's first process. False when there is none, or the shell cannot do it."""
         return (await self._shell(_SIGNAL, str(number), f"{MARK}={execution_id}")).code == 0
 
+    async def run(self, script: str, *arguments: str) -> int:
+        """Its status."""
+        return (await self._shell(script, *arguments)).code
+
     async def _shell(self, script: str, *arguments: str) -> Said:
         """Raises a BackendFailure."""
         body = shell_command(script, *arguments, seconds=self._server.times.shell)

@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.backends.boxlite.client import seen, upstream_of
+from app.backends.boxlite.dialogues import Dialogues
 from app.backends.boxlite.ending import KILLED
 from app.backends.boxlite.execution import BoxliteExecution
+from app.backends.boxlite.files import BoxliteFiles
 from app.backends.boxlite.inside import MARK, Inside
 from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.server import Server, SpawnFailed, is_silent
 from app.backends.boxlite.turns import Asks
 from app.core.backend import Logs
-from app.core.errors import BackendFailure, BackendTimeout, UnsupportedByRuntime, WrongState
+from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason
 from app.core.tasks import Tasks
@@ -35,11 +37,13 @@ class BoxliteSandbox:
         box_id: str,
         stdin_limit: int,
         on_end: Callable[[], None],
+        disk_bytes: int,
     ) -> None:
         self._tasks = tasks
         self._server, self._pulse, self._stdin_limit, self._on_end = server, pulse, stdin_limit, on_end
         self.id, self.box_id = sandbox_id, box_id
         self.inside, self.asks = Inside(server, box_id), Asks()
+        self.files: Files = BoxliteFiles(Dialogues(server, self, tasks, disk_bytes))
         loop = asyncio.get_running_loop()
         self._loop = loop
         self.since = loop.time()
@@ -59,12 +63,8 @@ class BoxliteSandbox:
         self._receipt = receipt
         self.since = self._loop.time()
 
-    @property
-    def files(self) -> Files:
-        raise UnsupportedByRuntime("files", "boxlite")
-
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> BoxliteExecution:
-        self._check_alive()
+        self.check_alive()
         execution = BoxliteExecution(self._server, self, execution_id, command, logs, self._stdin_limit)
         self._executions = [known for known in self._executions if not known.ended]
         self._executions.append(execution)
@@ -116,7 +116,18 @@ class BoxliteSandbox:
         if why is not None:
             raise WrongState("failed", why) from error
 
-    def _check_alive(self) -> None:
+    async def blamed(self, error: BackendFailure) -> BulkheadError:
+        """WrongState when the box has ended, else the error itself."""
+        self._pulse.note(error)
+        try:
+            if not is_silent(error):
+                await self._blame_box(error)
+            self.check_alive()
+        except WrongState as ended:
+            return ended
+        return error
+
+    def check_alive(self) -> None:
         if self._lost.done():
             raise WrongState("failed", f"the sandbox has ended: {self._lost.result()}")
         if self._ending is not None or self._over.is_set():

@@ -12,6 +12,7 @@ class Times:
     stop: float = 60.0  # up to 13 s by themselves; hanging up in the middle wedges the box
     signal: float = 15.0  # the server gives up at 10 s
     shell: float = 15.0  # a program of ours in a box
+    files: float = 60.0  # of silence, where a script of ours works on files: to delete or to hash a tree takes long
     opening: float = 30.0  # a WebSocket
     closing: float = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile
     beat: float = 1.5

@@ -60,12 +60,9 @@ class _Reader:
     async def take(self, size: int) -> bytes:
         """Exactly that many, which are few."""
         piece = await self.piece(size) if size else b""
-        if len(piece) == size:
-            return piece
-        whole = bytearray(piece)
-        while len(whole) < size:
-            whole += await self.piece(size - len(whole))
-        return bytes(whole)
+        while len(piece) < size:
+            piece += await self.piece(size - len(piece))
+        return piece
 
     # --- entries
 

@@ -20,7 +20,6 @@ from tests.boxlite.double.run import Run
 from tests.boxlite.double.settings import Settings
 
 BASE62 = string.digits + string.ascii_letters
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOLLOW_PID = 1  # some number: of a machine that nobody can reach
 WEDGED_GRACE = 0.05  # a second /stop finds that the first one has sent TERM long ago
 
@@ -158,7 +157,7 @@ class Box:
 
     def program(self, argv: list[str], env: dict[str, str], cwd: str | None, *, tty: bool) -> Program:
         executor = {"BOXLITE_EXECUTOR": f"container={self.container_id}"}
-        whole = {"PATH": PATH, "HOME": "/root"} | self.options.env | env | executor
+        whole = {"PATH": self._settings.path, "HOME": "/root"} | self.options.env | env | executor
         return Program(argv, whole, cwd or self.options.working_dir, self.options.user, tty)
 
     def _refuse_while_stopping(self) -> None:

@@ -24,4 +24,5 @@ class Settings:
     shutdown_grace: float = 30.0  # after that TERM, then KILL and evict
     tick_seconds: float = 30.0  # how often the reaper, AutoStop and AutoDelete look
 
+    path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # PATH, as the image says
     missing_images: set[str] = field(default_factory=set)  # names and rootfs paths that cannot be resolved

@@ -13,6 +13,11 @@ NAMESPACES = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # m
 USER_NAMESPACE = 0x10000000
 READ_ONLY, NO_SUID, REMOUNT, BIND, MOVE, REC, PRIVATE = 1, 2, 32, 4096, 8192, 16384, 1 << 18
 LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
+BUSYBOX = "/usr/bin/busybox"
+APPLETS = """
+base64 cat chmod cmp cp cut date dd echo env false find grep head id kill ln ls mkdir mkfifo mknod mv nc printf ps pwd
+readlink rm rmdir sed seq setsid sh sha256sum sleep sort stat stty tail tar tee test touch tr true truncate wc xargs
+"""
 ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
@@ -33,7 +38,8 @@ def read_only(source: str, target: str) -> None:
 
 
 def furnish(root: str) -> None:
-    """The root: the host's /usr, and everything else the box's own. `/workspace` is not there, as in a real image."""
+    """The root: the host's /usr, and everything else the box's own. `/workspace` is not there, as in a real image.
+    `/opt/busybox`: a PATH with nothing but busybox, where the host has one."""
     for name in ("usr", "proc", "sys", "dev", "tmp", "etc", "root", "run", "var"):
         os.makedirs(f"{root}/{name}", exist_ok=True)
     read_only("/usr", f"{root}/usr")
@@ -44,6 +50,10 @@ def furnish(root: str) -> None:
         elif os.path.isdir(f"/{name}"):
             os.makedirs(f"{root}/{name}", exist_ok=True)
             read_only(f"/{name}", f"{root}/{name}")
+    os.makedirs(f"{root}/opt/busybox", exist_ok=True)
+    for applet in APPLETS.split():
+        if os.path.exists(BUSYBOX) and not os.path.lexists(f"{root}/opt/busybox/{applet}"):
+            os.symlink(BUSYBOX, f"{root}/opt/busybox/{applet}")
     for name, text in ETC.items():
         with open(f"{root}/etc/{name}", "w") as file:
             file.write(text)

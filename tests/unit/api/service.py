@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -190,12 +190,14 @@ async def call(
     path: str,
     incoming: Iterable[Mapping[str, Any]],
     headers: Sequence[tuple[str, str]] = (("host", "localhost"), ("content-type", "application/json")),
+    receive: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One request by hand: what the server would hand over, message by message, then silence; what was sent back."""
+    """One request by hand: what the server would hand over, message by message, then silence, or what
+    `receive` gives; what was sent back."""
     sent: list[dict[str, Any]] = []
     waiting = iter(incoming)
 
-    async def receive() -> Mapping[str, Any]:
+    async def listed() -> Mapping[str, Any]:
         for message in waiting:
             return message
         await asyncio.Event().wait()
@@ -219,5 +221,5 @@ async def call(
         "server": ("127.0.0.1", 8000),
         "state": {},
     }
-    await app(scope, receive, send)
+    await app(scope, receive or listed, send)
     return sent

@@ -40,9 +40,10 @@ def problem(answer: httpx.Response, status: int, slug: str, state: str | None = 
 class Upload:
     """A PUT by hand, so that it can stop in the middle."""
 
-    def __init__(self, door: Door, path: str, length: int, query: str = "") -> None:
+    def __init__(self, door: Door, path: str, length: int, query: str = "", more: str = "") -> None:
         self._door = door
-        self._head = f"PUT {path}/stdin{query} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n"
+        first = f"PUT {path}/stdin{query} HTTP/1.1\r\nhost: localhost\r\n"
+        self._head = f"{first}content-length: {length}\r\n{more}\r\n"
 
     async def __aenter__(self) -> Upload:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._door.port)
@@ -241,6 +242,21 @@ async def test_a_runtime_that_fails_is_told() -> None:
         problem(await door.client.put(f"{path}/stdin", content=b"x"), 503, "backend_unavailable")
         assert execution_of(door, path).stdin_bytes == 0
         assert execution_of(door, path)._grip is None
+
+
+async def test_an_upload_that_is_refused_before_it_was_told_to_go_on_closes_the_connection() -> None:
+    async with Service().served() as door:
+        without, path = await door.start("sleep"), await door.start("cat", stdin="open")
+        async with Upload(door, without, 5, more="expect: 100-continue\r\n") as upload:
+            answer = await upload.reader.read()
+            assert answer.startswith(b"HTTP/1.1 409 ")
+            assert b"\r\nconnection: close\r\n" in answer.lower()
+        async with Upload(door, path, 5, "?eof=true", "expect: 100-continue\r\n") as upload:
+            assert await upload.status() == b"100"
+            upload.writer.write(b"hello")
+            assert await upload.reader.readline() == b"\r\n"
+            assert await upload.status() == b"204"
+        await ends_with(door, path, b"hello")
 
 
 # --- hang-ups

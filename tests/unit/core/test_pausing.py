@@ -119,7 +119,7 @@ async def test_pause_that_fails_leaves_it_running_and_can_be_repeated() -> None:
         house.backend.pause_error = SLOW
         with pytest.raises(BackendTimeout):
             await house.sandboxes.pausing.resume(sandbox)
-        assert sandbox.state is SandboxState.PAUSED
+        assert str(sandbox.state) == "paused"
         house.backend.pause_error = None
 
 
@@ -130,9 +130,9 @@ async def test_changes_come_in_the_order_of_the_calls_and_outlive_their_clients(
             assert await cancelled_after(number, house.sandboxes.pausing.pause(sandbox)) in (True, False)
             calls = [house.sandboxes.pausing.resume(sandbox), house.sandboxes.pausing.pause(sandbox)]
             await asyncio.gather(*calls)
-            assert sandbox.state is SandboxState.PAUSED
+            assert str(sandbox.state) == "paused"
             await house.sandboxes.pausing.resume(sandbox)
-            assert sandbox.state is SandboxState.RUNNING
+            assert str(sandbox.state) == "running"
 
 
 async def test_destroy_does_not_wait_for_a_pause_which_then_says_what_became_of_it() -> None:

@@ -1,0 +1,152 @@
+"""The one-shot route: create, execute, collect, destroy in one call."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64encode
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.bodies import read_json
+from app.api.deps import Edge, edge_of
+from app.api.documents import json_body, problems
+from app.api.hangup import until_disconnect
+from app.api.run_schemas import Run, RunFile, RunResult
+from app.api.specs import DEFAULT_TTL_SECONDS, sandbox_spec, timeout_of
+from app.api.views import Body, exit_body, json_response
+from app.core.backend import Capability
+from app.core.errors import InvalidRequest
+from app.core.models import Command, SandboxSpec, Stdin
+from app.core.oneshot import Captured, OneShot, Outcome, run_once
+from app.core.placing import PlacedFile
+from app.core.policy import LimitRange
+
+router = APIRouter(tags=["executions"])
+
+# Both channels are held in memory as a whole, and travel as one JSON document.
+OUTPUT_DEFAULT, OUTPUT_CEILING = 1024 * 1024, 8 * 1024 * 1024
+_CONTINUATION = 3  # bytes that a UTF-8 character has at most behind its first
+
+
+@router.post(
+    "/run",
+    operation_id="run_once",
+    summary="Run a command in a sandbox of its own, and get its output",
+    response_model=RunResult,
+    responses=problems(
+        "invalid_request",
+        "unknown_runtime",
+        "runtime_not_enabled",
+        "unknown_image",
+        "unknown_profile",
+        "policy_too_broad",
+        "limit_too_high",
+        "policy_not_supported",
+        "capability_missing",
+        "unsupported_by_runtime",
+        "wrong_state",
+        "wrong_type",
+        "access_denied",
+        "disk_full",
+        "unsupported_media_type",
+        "payload_too_large",
+        "capacity_exceeded",
+        "launch_failed",
+        "backend_error",
+        "backend_unavailable",
+        "isolation_unavailable",
+        "backend_timeout",
+    ),
+    openapi_extra=json_body(Run),
+)
+async def run(request: Request) -> Response:
+    """Creates a sandbox, puts `files` into it, runs the command with `stdin`, and destroys the sandbox: it is gone when
+    the answer comes, whatever happened, and no record of it is kept. A command that fails, or cannot be started, is a
+    200 whose `exit` says so. A client that hangs up ends its run, unless it sent an Idempotency-Key."""
+    edge = edge_of(request)
+    shot = await _shot(await read_json(request, Run), edge)
+    outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot))
+    return json_response(_body(outcome, shot.spec.runtime))
+
+
+async def _shot(asked: Run, edge: Edge) -> OneShot:
+    stdin = _bytes(asked.stdin, asked.stdin_base64, "/stdin_base64", "stdin")
+    files = [_file(file, f"/files/{number}") for number, file in enumerate(asked.files)]
+    needs = {Capability.STDIN} if stdin else set()
+    needs |= {Capability.FILES} if files else set()
+    spec = await sandbox_spec(asked, _with_output_range(edge), more=frozenset(needs))
+    timeout = timeout_of(asked.timeout_seconds, spec)
+    if asked.ttl_seconds is None:
+        spec = replace(spec, ttl_seconds=min(timeout + DEFAULT_TTL_SECONDS, edge.ttl_ceiling_seconds))
+    return OneShot(spec, _command(asked, spec, timeout, has_stdin=bool(stdin)), files, stdin)
+
+
+def _with_output_range(edge: Edge) -> Edge:
+    operators = edge.ranges["output_bytes"]
+    ceiling = min(OUTPUT_CEILING, operators.ceiling)
+    return replace(edge, ranges={**edge.ranges, "output_bytes": LimitRange(min(OUTPUT_DEFAULT, ceiling), ceiling)})
+
+
+def _command(asked: Run, spec: SandboxSpec, timeout: float, *, has_stdin: bool) -> Command:
+    return Command(
+        argv=tuple(asked.command),
+        workdir=spec.workdir,
+        timeout_seconds=timeout,
+        stdin=Stdin.OPEN if has_stdin else Stdin.NONE,
+        on_output_limit=asked.on_output_limit,
+    )
+
+
+def _file(file: RunFile, pointer: str) -> PlacedFile:
+    if (file.content is None) == (file.content_base64 is None):
+        raise InvalidRequest.at(pointer, "needs either content or content_base64")
+    content = _bytes(file.content, file.content_base64, f"{pointer}/content_base64", "content")
+    return PlacedFile(file.path, content, int(file.mode, 8))
+
+
+def _bytes(text: str | None, encoded: str | None, pointer: str, beside: str) -> bytes:
+    if encoded is None:
+        return b"" if text is None else text.encode()
+    if text is not None:
+        raise InvalidRequest.at(pointer, f"is not taken beside {beside}")
+    try:
+        return binascii.a2b_base64(encoded, strict_mode=True)
+    except ValueError as error:  # not ASCII, or not base64
+        raise InvalidRequest.at(pointer, f"is not base64: {error}") from None
+
+
+# --- the answer
+
+
+def _body(outcome: Outcome, runtime: str) -> Body:
+    body: Body = {
+        "sandbox_id": outcome.sandbox_id,
+        "runtime": runtime,
+        "exit": exit_body(outcome.exit),
+        "stdout_truncated": outcome.stdout.truncated,
+        "stderr_truncated": outcome.stderr.truncated,
+    }
+    try:
+        texts = {"stdout": text_of(outcome.stdout), "stderr": text_of(outcome.stderr), "encoding": "utf-8"}
+    except UnicodeDecodeError:
+        pairs = (("stdout", outcome.stdout), ("stderr", outcome.stderr))
+        texts = {name: b64encode(channel.data).decode() for name, channel in pairs} | {"encoding": "base64"}
+    return body | texts
+
+
+def text_of(channel: Captured) -> str:
+    """Raises UnicodeDecodeError for what is no UTF-8. A character that the output limit cut in two is left out: else
+    every second text that is too long would come as base64."""
+    data = channel.data
+    if channel.cut_begin:
+        whole = next((at for at in range(min(_CONTINUATION, len(data))) if not 0x80 <= data[at] < 0xC0), _CONTINUATION)
+        data = data[whole:]
+    if not channel.cut_end:
+        return data.decode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data":
+            raise
+        return data[: error.start].decode()

@@ -1,0 +1,201 @@
+"""One script of ours in a box, spoken to in lines: bounded in all that it may say, ended and cleaned up in any case.
+
+Its socket is read all the time, as the server forgets what waits for long; a script that keeps to `file_scripts` never
+has more under way than is kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import hashlib
+import re
+from collections.abc import AsyncIterator
+
+from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.attach import AttachCut, Ended, Socket
+from app.backends.boxlite.file_facts import nonsense
+from app.backends.boxlite.file_scripts import BLOCK_BYTES, PIECE_BYTES
+from app.backends.boxlite.times import Times
+from app.core.errors import BackendTimeout, BackendUnavailable, UnsupportedByRuntime
+from app.core.models import Channel
+
+LINE_BYTES = 512
+ERROR_BYTES = 16 * 1024
+KEPT_BYTES = 4 * PIECE_BYTES  # two pieces in base64, with their lines
+BLOCKS_UNDER_WAY = 4
+SLOWEST, FEWEST = 4 * 1024 * 1024, 20  # bytes and entries that any box gets done in a second
+_PIECE = re.compile(rb"piece (\d{1,6}) ([0-9a-f]{64})")
+_END = re.compile(rb"end (\d{1,3})")
+_TEXT_BYTES = PIECE_BYTES // 3 * 4 + PIECE_BYTES // 57 + 2  # with a newline after 76 letters
+
+
+class ScriptEnded(Exception):
+    """Before it said what was due. `said`: its last words."""
+
+    def __init__(self, code: int, said: bytes) -> None:
+        self.code, self.said = code, said
+        super().__init__(f"the script ended with {code}")
+
+
+class Dialogue:
+    def __init__(self, socket: Socket, times: Times) -> None:
+        self._socket, self._times = socket, times
+        self._heard = bytearray()
+        self._errors = bytearray()
+        self._news = asyncio.Event()
+        self._failure: Exception | None = None
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self.code: int | None = None
+
+    async def _read(self) -> None:
+        try:
+            async for frame in self._socket.frames():
+                if isinstance(frame, Ended):
+                    self.code = frame.code
+                elif frame.channel is Channel.STDERR:
+                    self._errors += frame.data[: ERROR_BYTES - len(self._errors)]
+                else:
+                    self._heard += frame.data
+                    if len(self._heard) > KEPT_BYTES:
+                        raise nonsense()
+                self._news.set()
+        except AttachCut as error:
+            self._failure = BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}")
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._news.set()
+
+    async def _more(self, seconds: float) -> None:
+        """Returns when something more was said; raises ScriptEnded when nothing can come."""
+        if self._failure is not None:
+            raise self._failure
+        if self.code is not None:
+            raise ScriptEnded(self.code, bytes(self._errors))
+        self._news.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            raise BackendTimeout(RUNTIME, f"the box's programs are silent for {seconds:g} seconds") from None
+
+    async def _take(self, size: int, seconds: float) -> bytes:
+        while len(self._heard) < size:
+            await self._more(seconds)
+        taken = bytes(self._heard[:size])
+        del self._heard[:size]
+        return taken
+
+    async def line(self, seconds: float | None = None) -> bytes:
+        """The next one. `seconds`: of silence before it. Raises ScriptEnded, a BackendFailure."""
+        while (end := self._heard.find(b"\n", 0, LINE_BYTES)) < 0:
+            if len(self._heard) >= LINE_BYTES:
+                raise nonsense()
+            await self._more(self._times.files if seconds is None else seconds)
+        line = (await self._take(end + 1, 0))[:-1]
+        if line.startswith(b"lacks "):
+            tool = line[6:22].decode(errors="replace")
+            raise UnsupportedByRuntime(f"files in this image, which lacks {tool}", RUNTIME)
+        return line
+
+    async def say(self, line: str) -> None:
+        await self._send(line.encode() + b"\n")
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._socket.write(data)
+        except AttachCut as error:
+            await self._hear_out()
+            raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
+
+    async def _hear_out(self) -> None:
+        """Of a script that has ended the server closes the socket: why it ended is worth more than that."""
+        while True:
+            await self._more(self._times.closing)
+
+    # --- bytes of any kind
+
+    async def stream(self, limit: int) -> AsyncIterator[bytes]:
+        """What `stream` of a script sends, `limit` bytes at most; each piece is asked for when the one before was
+        taken. Raises ScriptEnded where its program fails."""
+        received = 0
+        while (piece := _PIECE.fullmatch(line := await self.line())) is not None:
+            size = int(piece[1])
+            if size > _TEXT_BYTES:
+                raise nonsense()
+            text = await self._take(size + 1, self._times.files)
+            data = _decoded(text, piece[2])
+            received += len(data)
+            if received > limit:
+                raise nonsense()
+            yield data
+            await self.say("more")
+        end = _END.fullmatch(line)
+        if end is None:
+            raise nonsense()
+        if int(end[1]):
+            await self.end()  # of what it says to stderr nothing is sure to be here before its end
+            raise ScriptEnded(int(end[1]), bytes(self._errors))
+
+    async def feed(self, content: AsyncIterator[bytes]) -> tuple[int, str]:
+        """For `feed` of a script. Returns how many bytes it were, and their digest."""
+        digest, total, under_way = hashlib.sha256(), 0, 0
+        async for block in _blocks(content):
+            if under_way == BLOCKS_UNDER_WAY:
+                await self._fed()
+                under_way -= 1
+            digest.update(block)
+            total += len(block)
+            await self.ask(block)
+            under_way += 1
+        for _ in range(under_way):
+            await self._fed()
+        await self.say("0")
+        return total, digest.hexdigest()
+
+    async def ask(self, block: bytes, wish: str = "") -> None:
+        """A block, before which the script reads a line: what is wished, and the size."""
+        await self._send(f"{wish} {len(block)}\n".lstrip().encode() + block)
+
+    def seconds_for(self, size: int = 0, entries: int = 0) -> float:
+        """For programs that work on so much before they say something."""
+        return self._times.files + size / SLOWEST + entries / FEWEST
+
+    async def _fed(self) -> None:
+        if await self.line() != b"fed":
+            raise nonsense()
+
+    # --- the end
+
+    async def end(self) -> bool:
+        """Ends its stdin, which ends a script that listens. False when it goes on, or nobody knows."""
+        await self._socket.end_stdin()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._times.leader):
+                await self._reader
+        self._reader.cancel()
+        return self.code is not None
+
+
+def _decoded(text: bytes, digest: bytes) -> bytes:
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise BackendUnavailable(RUNTIME, "a piece of the file arrived with another digest than it was sent with")
+    try:
+        return base64.b64decode(text.replace(b"\n", b""), validate=True)
+    except binascii.Error:
+        raise nonsense() from None
+
+
+async def _blocks(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of `BLOCK_BYTES`, but the last."""
+    kept = bytearray()
+    async for data in content:
+        kept += data
+        while len(kept) >= BLOCK_BYTES:
+            yield bytes(kept[:BLOCK_BYTES])
+            del kept[:BLOCK_BYTES]
+    if kept:
+        yield bytes(kept)

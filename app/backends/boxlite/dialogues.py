@@ -1,0 +1,136 @@
+"""How a script of ours gets into a box and out again: begun, heard, ended, and what it left taken away; what goes wrong
+with it becomes what a client of files may be told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.attach import AttachCut, AttachRefused
+from app.backends.boxlite.dialogue import Dialogue, ScriptEnded
+from app.backends.boxlite.file_facts import escaped, failure
+from app.backends.boxlite.inside import MARK, Inside, shell_command
+from app.backends.boxlite.server import Server, SpawnFailed
+from app.backends.boxlite.turns import Busy, take
+from app.core.backend import settle
+from app.core.errors import (
+    BackendFailure,
+    BackendRefused,
+    BackendTimeout,
+    BackendUnavailable,
+    BulkheadError,
+    CapacityExceeded,
+    UnsupportedByRuntime,
+    Upstream,
+)
+from app.core.tasks import Tasks
+
+AT_ONCE = 16  # of one box
+DAY_SECONDS = 86_400.0  # the server's own limit; a script without a socket is ended after five minutes
+LANGUAGE = {"LC_ALL": "C", "TZ": "UTC0"}  # of what programs say, and of how they count bytes and time
+
+
+class Place(Protocol):
+    """What is needed of the sandbox."""
+
+    box_id: str
+    inside: Inside
+
+    def check_alive(self) -> None:
+        """Raises WrongState."""
+
+    async def bury(self, mark: str) -> None:
+        """Kills what has this mark, as soon as that is possible."""
+
+    async def blamed(self, error: BackendFailure) -> BulkheadError:
+        """WrongState when the box has ended, else the error itself."""
+
+
+class Dialogues:
+    """`disk_bytes`: of the box."""
+
+    def __init__(self, server: Server, place: Place, tasks: Tasks, disk_bytes: int) -> None:
+        self._server, self._place, self._tasks, self._disk_bytes = server, place, tasks, disk_bytes
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    @asynccontextmanager
+    async def begin(self, script: str, path: bytes, *arguments: str, clean: str = "") -> AsyncIterator[Dialogue]:
+        """`clean`: the script, with the same arguments, for what this one left if it was killed. Raises what `Files`
+        may raise, inside too."""
+        self._place.check_alive()
+        try:
+            await take(self._turns, self._server.times.shell)
+        except Busy:
+            raise CapacityExceeded("operations on files of one sandbox at one time", AT_ONCE) from None
+        try:
+            async with self._talk(script, (escaped(path), *arguments), clean) as dialogue:
+                yield dialogue
+        except ScriptEnded as ended:
+            if ended.code >= 0:
+                raise failure(ended.said, path, self._disk_bytes) from None
+            lost = BackendRefused(RUNTIME, f"the box's programs were killed: {ended.code}", Upstream())
+            raise await self._place.blamed(lost) from None
+        except BackendFailure as error:
+            if type(error) is BackendFailure:  # of the image's programs, not of the server
+                raise
+            blamed = await self._place.blamed(error)
+            if blamed is error:
+                raise
+            raise blamed from error
+        finally:
+            self._turns.release()
+
+    @asynccontextmanager
+    async def _talk(self, script: str, arguments: tuple[str, ...], clean: str) -> AsyncIterator[Dialogue]:
+        mark = f"files-{secrets.token_hex(8)}"
+        execution_id = await self._start(script, arguments, mark)
+        try:
+            async with self._server.attach(self._place.box_id, execution_id) as socket:
+                dialogue = Dialogue(socket, self._server.times)
+                try:
+                    yield dialogue
+                finally:
+                    loop = asyncio.get_running_loop()
+                    await settle(loop.create_task(self._end(dialogue, execution_id, mark, clean, arguments)))
+        except (AttachCut, AttachRefused) as error:
+            self._tasks.spawn(self._place.bury(mark))
+            raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
+        except asyncio.CancelledError:
+            self._tasks.spawn(self._place.bury(mark))
+            raise
+
+    async def _start(self, script: str, arguments: tuple[str, ...], mark: str) -> str:
+        body = shell_command(script, *arguments, seconds=DAY_SECONDS) | {"env": {**LANGUAGE, MARK: mark}}
+        starting = asyncio.get_running_loop().create_task(self._server.execute(self._place.box_id, body))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(lambda _: self._tasks.spawn(self._place.bury(mark)))
+            raise
+        except SpawnFailed as error:
+            raise UnsupportedByRuntime("files in this image, which has no shell that works", RUNTIME) from error
+        except BackendTimeout:  # it may have been started, and nobody would ever end it
+            self._tasks.spawn(self._place.bury(mark))
+            raise
+
+    async def _end(
+        self, dialogue: Dialogue, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]
+    ) -> None:
+        ended = await dialogue.end()
+        if not ended or (dialogue.code is not None and dialogue.code < 0):
+            self._tasks.spawn(self._clean(execution_id, mark, clean, arguments))
+
+    async def _clean(self, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]) -> None:
+        """The script did not end by itself, and so took nothing away. Where the box's shell does not kill it, the
+        server can, its first process alone."""
+        await self._place.bury(mark)
+        with contextlib.suppress(BackendFailure):
+            await self._server.kill(self._place.box_id, execution_id)
+        if clean:
+            with contextlib.suppress(BackendFailure):
+                await self._place.inside.run(clean, *arguments)

@@ -1,0 +1,258 @@
+"""The scripts by which we reach a box's files: POSIX sh and programs that busybox, coreutils and toybox all have.
+
+A script reads words of ours, a line each, on its stdin, and prints lines. What may be bytes of any kind goes
+
+- in by `feed`: a line with the size of a block, the block, an acknowledgement; a size of 0 is the end;
+- out by `pump`: a line with length and digest of a piece, the piece in base64; then its end, with a status.
+
+Two pieces of 100 KB are under way at most: the server forgets what is more than 256 KiB behind, without a word.
+Words of ours are read by the shell, byte by byte, and blocks by a dd that fills them: both take no byte too many.
+"""
+
+from __future__ import annotations
+
+BLOCK_BYTES = 256 * 1024  # of `feed`
+PIECE_BYTES = 72 * 1024  # of `pump`
+PAGE_BYTES = 4096  # reads begin at a multiple of it: portable dd knows no other
+FACTS = "%f %s %Y %i %y"  # busybox has nanoseconds in the last one only
+
+_START = r"""
+umask 022
+exec 6<&0 9>&1
+for tool in stat dd base64 sha256sum mkdir mv ln rm rmdir readlink chmod find xargs head $needs; do
+  command -v $tool >/dev/null || { echo "lacks $tool"; exit 1; }
+done
+bytes() { printf '%b.' "$1"; }
+path=$(bytes "$1") path=${path%.}
+look() {
+  if now=$(stat -L -c "$facts" -- "$1" 2>&1); then now="is $now"; return; fi
+  case $now in *"No such file or directory") now=none ;; *) echo "$now" >&2; return 1 ;; esac
+}
+pump() {
+  sent=0
+  while text=$(dd bs=PIECE count=1 iflag=fullblock status=none | base64) && [ -n "$text" ]; do
+    sum=$(echo "$text" | sha256sum)
+    echo "piece ${#text} ${sum%% *}" >&9
+    echo "$text" >&9
+    sent=$((sent + 1))
+    [ $sent -lt 2 ] || read -r word <&6 || return
+  done
+  [ $sent -eq 0 ] || read -r word <&6
+}
+stream() {
+  status=$({ { "$@"; echo $? >&8; } | pump 8>&-; } 8>&1)
+  echo "end $status" >&9
+}
+feed() {
+  while read -r size <&6; do
+    [ "$size" -gt 0 ] || return 0
+    dd bs="$size" count=1 iflag=fullblock status=none <&6 || return 1
+    echo fed >&9
+  done
+  return 1
+}
+""".replace("PIECE", str(PIECE_BYTES))
+
+
+def _script(body: str, needs: str = "") -> str:
+    return f"facts='{FACTS}' needs='{needs}'{_START}{body}"
+
+
+STAT = _script(r"""
+look "$path" && echo "$now"
+""")
+
+# The file is held by its descriptor: every read is of the same file, whatever the path leads to meanwhile.
+OPEN = _script(r"""
+look "$path" || exit 1
+echo "$now"
+case $now in 'is 8'*) ;; *) exit 0 ;; esac
+reads() {
+  echo "open $(stat -L -c "$facts" /proc/self/fd/3)"
+  while read -r skip count <&6; do
+    stream dd if=/proc/self/fd/3 bs=PAGE skip="$skip" count="$count" status=none
+  done
+}
+reads 3<"$path"
+""").replace("PAGE", str(PAGE_BYTES))
+
+# `make`: a directory with its parents; `unmake`: those that were not there, if nothing else has come into them.
+# `undo` is what a script does before it ends, whatever ends it.
+_MAKE = r"""
+made='' present=''
+make() {
+  made=$1 present=$1
+  while [ -n "$present" ] && [ ! -e "$present" ] && [ ! -L "$present" ]; do present=${present%/*}; done
+  mkdir -p -- "${made:-/}"
+}
+unmake() {
+  while [ "$made" != "$present" ]; do rmdir -- "$made" 2>/dev/null; made=${made%/*}; done
+}
+trap undo EXIT
+trap 'exit 1' HUP INT TERM PIPE
+"""
+
+# `place`: where the file is, through links, and where its new content waits beside it.
+_PLACE = r"""
+place() {
+  if [ -L "$path" ]; then path=$(readlink -f -- "$path" && echo .) && path=${path%??} || return; fi
+  folder=${path%/*} waiting=${path%/*}/$1
+}
+"""
+
+# A condition is checked by us and holds until `look` says something else. From there to the rename it is a moment,
+# in which another writer wins over the condition; not for a file that must be new: link(2) makes none twice.
+WRITE = _script(
+    _PLACE
+    + r"""
+undo() { [ -z "$waiting" ] || rm -f -- "$waiting"; unmake; }
+"""
+    + _MAKE
+    + r"""
+waiting=''
+look "$path" && place "$2" || exit 1
+echo "$now"
+read -r word || exit 1
+make "$folder" || exit 1
+(umask 077; set -C; : >"$waiting") || exit 1
+feed >>"$waiting" && chmod "$3" "$waiting" && sum=$(sha256sum <"$waiting") || exit 1
+echo "sum ${sum%% *}"
+while read -r known; do
+  look "$path" || exit 1
+  if [ -d "$path" ]; then :
+  elif [ "$known" = any ]; then mv -fT -- "$waiting" "$path" && echo "done $now" && made=$present; exit
+  elif [ "$now" != "$known" ]; then :
+  elif [ "$now" != none ]; then mv -fT -- "$waiting" "$path" && echo "done $now" && made=$present; exit
+  else
+    said=$(ln -- "$waiting" "$path" 2>&1) && [ ! -d "$path" ] && { echo "done none"; made=$present; exit; }
+    rm -f -- "$path/${waiting##*/}" 2>/dev/null # link(2) found a directory in the place of nothing
+    look "$path" || exit 1
+    [ "$now" != none ] || { echo "$said" >&2; exit 1; }
+  fi
+  echo "again $now"
+done
+"""
+)
+
+CLEAN_WRITE = _script(
+    _PLACE
+    + r"""
+place "$2" && rm -f -- "$waiting"
+"""
+)
+
+# First all names below a directory. Of those that we then choose: what stat(1) says, each record behind a word that no
+# name has in it; where links lead; the content of files, of which each is "SIZE ./NAME".
+TREE = _script(r"""
+token=$2
+look "$path" || exit 1
+echo "$now"
+case $now in 'is 4'*) ;; *) exit 0 ;; esac
+cd -- "$path" 2>/dev/null || { echo "$path: Permission denied" >&2; exit 1; }
+stream find . -mindepth 1 ${3:+-maxdepth "$3"} -print0
+chosen() { dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 "$@"; }
+while read -r wish size; do
+  case $wish in
+    facts) stream chosen sh -c 'stat -c "$0" -- "$@" 2>/dev/null; :' "$token $facts %h.%d %n" ;;
+    readable) stream chosen sh -c '
+      for name do [ -r "$name" ] || [ ! -e "$name" ] || { echo "$name: Permission denied" >&2; exit 1; }; done' sh ;;
+    targets) stream chosen sh -c '
+      for name do printf %s "$0"; readlink -- "$name" 2>/dev/null || echo; done' "$token" ;;
+    contents) stream chosen sh -c '
+      for wish do
+        name=${wish#* }
+        if [ -f "$name" ]; then printf +; head -c "${wish%% *}" "$name" || exit; else printf -; fi
+        printf %s "$0"
+      done' "$token" ;;
+  esac
+done
+""")
+
+MAKE_DIRECTORY = _script(
+    "undo() { unmake; }"
+    + _MAKE
+    + r"""
+look "$path" || exit 1
+[ "$now" = none ] || { echo "$now"; exit 0; }
+make "${path%/*}" || exit 1
+if said=$(mkdir -- "$path" 2>&1); then echo made; elif [ -d "$path" ]; then echo there; else
+  echo "$said" >&2
+  exit 1
+fi
+made=$present
+"""
+)
+
+# Without its workspace a box is of little use.
+DELETE = _script(r"""
+itself() { stat -c %d.%i -- "$1" 2>/dev/null; }
+here=$(itself "$path")
+[ -z "$here" ] || [ "$here" != "$(itself /workspace)" ] || { echo "$path: Permission denied" >&2; exit 1; }
+if [ -L "$path" ] || [ ! -d "$path" ]; then rm -- "$path"
+elif [ -n "$2" ]; then rm -rf -- "$path"
+else rmdir -- "$path"
+fi && echo gone
+""")
+
+# A tree is built in a folder of its own in the directory, looked at whole, and then moved into place: a subtree that is
+# not there yet in one piece. Its digest is that of the archive which tar(1) has read.
+_HOLD = r"""
+hold=${path%/}/$2
+undo() { [ -z "$hold" ] || rm -rf -- "$hold"; unmake; }
+"""
+
+UNPACK = _script(
+    _HOLD
+    + _MAKE
+    + r"""
+look "$path" || exit 1
+echo "$now"
+case $now in none | 'is 4'*) ;; *) hold=''; exit 0 ;; esac
+read -r word || { hold=''; exit 1; }
+make "${path%/}" && mkdir -m 700 -- "$hold" && mkdir -- "$hold/tree" && mkfifo -- "$hold/copy" || exit 1
+sha256sum <"$hold/copy" >"$hold/sum" &
+feed | tee -- "$hold/copy" | (umask 0; tar -xof - -C "$hold/tree") || exit 1
+wait
+read -r sum word <"$hold/sum"
+echo "sum $sum"
+read -r word || exit 1
+each() {
+  for child in "$2"/* "$2"/.[!.]* "$2"/..?*; do
+    [ -e "$child" ] || [ -L "$child" ] || continue
+    $1 "$child" "${path%/}/${child#"$hold/tree/"}" || return
+  done
+}
+clash() {
+  echo "clash $(stat -c "$facts" -- "$1")" >&9
+  stream printf %s "$1"
+  exit 0
+}
+check() {
+  if [ -L "$1" ] || [ ! -d "$1" ]; then
+    [ -L "$2" ] || [ ! -d "$2" ] || clash "$2"
+  elif [ -d "$2" ]; then each check "$1"
+  elif [ -L "$2" ] || [ -e "$2" ]; then clash "$2"
+  fi
+}
+move() {
+  if [ ! -L "$1" ] && [ -d "$1" ] && [ -d "$2" ]; then each move "$1"; else mv -fT -- "$1" "$2"; fi
+}
+each check "$hold/tree"
+echo checked
+each move "$hold/tree" || exit 1
+cd -- "$path" || exit 1
+while read -r mode size && [ "$size" -gt 0 ]; do
+  dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 chmod "$mode" -- || exit 1
+done
+echo done
+made=$present
+""",
+    needs="tar tee mkfifo",
+)
+
+CLEAN_UNPACK = _script(
+    _HOLD
+    + r"""
+rm -rf -- "$hold"
+"""
+)

@@ -1,0 +1,160 @@
+"""The files of a box, by its own shell: what a path leads to is what it leads to for a command of the box.
+
+Never by the server's download, which follows links on the server's machine, nor by its upload, which knows nothing of
+the box's mounts and takes 2 MiB at a time. The images's own programs answer; what they say is bounded and read
+strictly, and a box that lies, lies about its own files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.backends.boxlite.dialogue import Dialogue
+from app.backends.boxlite.dialogues import Dialogues
+from app.backends.boxlite.file_facts import absolute, facts_of, nonsense, only, there
+from app.backends.boxlite.file_scripts import CLEAN_WRITE, DELETE, MAKE_DIRECTORY, OPEN, PAGE_BYTES, STAT, TREE, WRITE
+from app.backends.boxlite.tree import Tree, packed
+from app.backends.boxlite.unpacking import unpack
+from app.core.errors import AccessDenied, BackendFailure, Conflict, InvalidRequest, WrongType
+from app.core.files import (
+    DEFAULT_MODE,
+    ArchiveEntry,
+    Check,
+    DirectoryEntry,
+    EntryKind,
+    FileKind,
+    FileStat,
+    Listing,
+    OpenFile,
+    shown,
+)
+
+ROUNDS = 8  # how often a file may change between a check and the rename
+
+
+class BoxliteFiles:
+    def __init__(self, dialogues: Dialogues) -> None:
+        self._dialogues = dialogues
+        self._renaming = asyncio.Lock()  # between two clients of ours a condition holds; see the script
+
+    async def stat(self, path: bytes) -> FileStat:
+        async with self._dialogues.begin(STAT, absolute(path)) as dialogue:
+            return there(await dialogue.line(), path)
+
+    @asynccontextmanager
+    async def open(self, path: bytes) -> AsyncIterator[OpenFile]:
+        async with self._dialogues.begin(OPEN, absolute(path)) as dialogue:
+            only(FileKind.FILE, there(await dialogue.line(), path), path)
+            word, _, facts = (await dialogue.line()).partition(b" ")
+            if word != b"open":
+                raise nonsense()
+            yield _Held(dialogue, only(FileKind.FILE, facts_of(facts), path))
+
+    async def write(
+        self, path: bytes, content: AsyncIterator[bytes], *, mode: int = DEFAULT_MODE, check: Check | None = None
+    ) -> bool:
+        whole = absolute(path)
+        if whole.rpartition(b"/")[2] in {b"", b".", b".."}:
+            raise WrongType(FileKind.DIRECTORY.value, f"{shown(path)} names a directory")
+        options = (f".bulkhead-{secrets.token_hex(8)}", f"{mode:o}")
+        async with self._dialogues.begin(WRITE, whole, *options, clean=CLEAN_WRITE) as dialogue:
+            line = await dialogue.line()
+            _checked(line, path, check)
+            await dialogue.say("go")
+            size, digest = await dialogue.feed(content)
+            said = await dialogue.line(dialogue.seconds_for(size))
+            if said != b"sum " + digest.encode():
+                raise BackendFailure("the content arrived in the box with another digest than it was sent with")
+            for _ in range(ROUNDS):
+                async with self._renaming:
+                    await dialogue.say(line.decode() if check is not None else "any")
+                    word, _, line = (await dialogue.line()).partition(b" ")
+                if word == b"done":
+                    return line == b"none"
+                if word != b"again":
+                    raise nonsense()
+                _checked(line, path, check)
+        raise Conflict(f"{shown(path)} is changed by others again and again")
+
+    async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
+        token = secrets.token_hex(16)
+        async with self._dialogues.begin(TREE, absolute(path), token, "1") as dialogue:
+            only(FileKind.DIRECTORY, there(await dialogue.line(), path), path)
+            tree = Tree(dialogue, token)
+            names = await tree.first_names(after, limit + 1)
+            nodes = await tree.nodes(names[:limit])
+            targets = await tree.targets(nodes)
+        entries = [DirectoryEntry(node.name, node.stat, targets.get(node.name)) for node in nodes]
+        return Listing(entries, more=len(names) > limit)
+
+    async def make_directory(self, path: bytes) -> bool:
+        whole = absolute(path).rstrip(b"/") or b"/"
+        async with self._dialogues.begin(MAKE_DIRECTORY, whole) as dialogue:
+            line = await dialogue.line()
+            if line == b"made":
+                return True
+            if line != b"there":
+                only(FileKind.DIRECTORY, there(line, path), path)
+            return False
+
+    async def delete(self, path: bytes, *, recursive: bool) -> None:
+        if not path.strip(b"/"):
+            raise AccessDenied("the root of a sandbox cannot be deleted")
+        whole = absolute(path)
+        if whole.rstrip(b"/").rpartition(b"/")[2] in {b".", b".."}:
+            raise InvalidRequest.at("query/path", "must end with a name")
+        async with self._dialogues.begin(DELETE, whole, "recursive" if recursive else "") as dialogue:
+            if await dialogue.line() != b"gone":
+                raise nonsense()
+
+    @asynccontextmanager
+    async def pack(self, path: bytes) -> AsyncIterator[AsyncIterator[ArchiveEntry | bytes]]:
+        token = secrets.token_hex(16)
+        async with self._dialogues.begin(TREE, absolute(path), token, "") as dialogue:
+            root = there(await dialogue.line(), path)
+            if root.kind is FileKind.DIRECTORY:
+                tree = Tree(dialogue, token)
+                yield packed(tree, root, await tree.survey())
+                return
+        async with self.open(path) as file:
+            yield _alone(file, path.rpartition(b"/")[2])
+
+    async def unpack(self, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
+        await unpack(self._dialogues, path, content)
+
+
+async def _alone(file: OpenFile, name: bytes) -> AsyncIterator[ArchiveEntry | bytes]:
+    stat = file.stat
+    yield ArchiveEntry(EntryKind.FILE, name, stat.mode, stat.modified_ns, stat.size)
+    async for piece in file.read(0, stat.size):
+        yield piece
+
+
+class _Held:
+    def __init__(self, dialogue: Dialogue, stat: FileStat) -> None:
+        self._dialogue, self.stat = dialogue, stat
+
+    async def read(self, begin: int, size: int) -> AsyncIterator[bytes]:
+        if size == 0:
+            return
+        skip = begin // PAGE_BYTES
+        count = -(-(begin + size) // PAGE_BYTES) - skip
+        before, left = begin - skip * PAGE_BYTES, size
+        await self._dialogue.say(f"{skip} {count}")
+        async for piece in self._dialogue.stream(count * PAGE_BYTES):
+            wanted = piece[before : before + left]
+            before = max(0, before - len(piece))
+            left -= len(wanted)
+            if wanted:
+                yield wanted
+        if left:
+            raise BackendFailure("the file has become shorter while it was read")
+
+
+def _checked(line: bytes, path: bytes, check: Check | None) -> None:
+    stat = None if line == b"none" else only(FileKind.FILE, there(line, path), path)
+    if check is not None:
+        check(stat)

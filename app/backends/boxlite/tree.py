@@ -1,0 +1,188 @@
+"""Directories of a box and what is in them, asked of the script TREE: all names first, then what is wanted of some."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from app.backends.boxlite.dialogue import Dialogue
+from app.backends.boxlite.file_facts import Node, node_of, nonsense, records
+from app.backends.boxlite.file_scripts import PIECE_BYTES
+from app.core.errors import BackendFailure, CapacityExceeded
+from app.core.files import ArchiveEntry, EntryKind, FileKind, FileStat
+
+NAMES_BYTES = 16 * 1024 * 1024  # of all names of one directory, or one tree: each page reads them all
+MOST_ENTRIES = 100_000  # of a tree
+QUESTION_BYTES = 64 * 1024  # names in one question: less than what xargs gives to one program
+FILES_AT_ONCE = 256  # whose contents come in one answer
+RECORD_BYTES = 8192  # of what is said about one name
+PACKED = {
+    FileKind.FILE: EntryKind.FILE,
+    FileKind.DIRECTORY: EntryKind.DIRECTORY,
+    FileKind.SYMLINK: EntryKind.SYMLINK,
+}
+
+
+class Tree:
+    """`token`: a word that no name of the tree has in it, but by the will of its owner."""
+
+    def __init__(self, dialogue: Dialogue, token: str) -> None:
+        self._dialogue, self._token = dialogue, token.encode()
+
+    async def first_names(self, after: bytes | None, count: int) -> list[bytes]:
+        """In the order of their bytes, behind `after`."""
+        found: list[bytes] = []
+        async for names in self._names():
+            found = sorted([*found, *(name for name in names if after is None or name > after)])[:count]
+        return found
+
+    async def survey(self) -> list[tuple[Node, bytes | None]]:
+        """Everything that can be packed, parents before what is in them, with the targets of links. Raises
+        AccessDenied for what could not be read later, when it is too late to tell why."""
+        names: list[bytes] = []
+        async for some in self._names():
+            names += some
+            if len(names) > MOST_ENTRIES:
+                raise CapacityExceeded("files in one tree", MOST_ENTRIES)
+        nodes = [node for node in await self.nodes(names) if node.stat.kind in PACKED]
+        for batch in _batches([node.name for node in nodes if node.stat.kind is FileKind.FILE]):
+            await self._answer("readable", batch, 0)
+        nodes.sort(key=lambda node: node.name.split(b"/"))
+        targets = await self.targets(nodes)
+        return [(node, targets.get(node.name)) for node in nodes]
+
+    async def _names(self) -> AsyncIterator[list[bytes]]:
+        rest, total = b"", 0
+        async for piece in self._dialogue.stream(NAMES_BYTES + PIECE_BYTES):
+            total += len(piece)
+            if total > NAMES_BYTES:
+                raise CapacityExceeded("bytes of names in one directory or tree", NAMES_BYTES)
+            *paths, rest = (rest + piece).split(b"\0")
+            yield [_below(path) for path in paths]
+        if rest:
+            raise nonsense()
+
+    async def nodes(self, names: Sequence[bytes]) -> list[Node]:
+        """What has gone meanwhile is left out."""
+        found = {}
+        for batch in _batches(names):
+            for record in records(await self._answer("facts", batch), self._token + b" "):
+                node = node_of(record)
+                found[node.name] = node
+        if not found.keys() <= set(names):
+            raise nonsense()
+        return [found[name] for name in names if name in found]
+
+    async def targets(self, nodes: Sequence[Node]) -> dict[bytes, bytes]:
+        """Of the links among them, as they are written; empty when a link has gone meanwhile."""
+        found: dict[bytes, bytes] = {}
+        for batch in _batches([node.name for node in nodes if node.stat.kind is FileKind.SYMLINK]):
+            answers = list(records(await self._answer("targets", batch), self._token))
+            if len(answers) != len(batch):
+                raise nonsense()
+            found.update(zip(batch, answers, strict=True))
+        return found
+
+    async def _answer(self, wish: str, names: Sequence[bytes], limit: int = RECORD_BYTES) -> bytes:
+        await self._dialogue.ask(b"".join(b"./%b\0" % name for name in names), wish)
+        return b"".join([piece async for piece in self._dialogue.stream(limit * len(names))])
+
+    async def contents(self, files: Sequence[Node]) -> AsyncIterator[Node | bytes]:
+        """Each one that is still there, with its bytes behind it. Raises BackendFailure for one that has become
+        shorter, or cannot be read any more."""
+        await self._dialogue.ask(b"".join(b"%d ./%b\0" % (file.stat.size, file.name) for file in files), "contents")
+        limit = sum(file.stat.size + 1 + len(self._token) for file in files)
+        source = _Source(self._dialogue.stream(limit))
+        for file in files:
+            if await source.take(1) == b"+":
+                yield file
+                left = file.stat.size
+                while left:
+                    piece = await source.some(left)
+                    left -= len(piece)
+                    yield piece
+            if await source.take(len(self._token)) != self._token:
+                raise BackendFailure("a file has become shorter while it was read")
+        await source.finish()
+
+
+class _Source:
+    """A stream as it is wanted: so many bytes, or what there is."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces, self._piece = pieces, b""
+
+    async def some(self, most: int) -> bytes:
+        while not self._piece:
+            try:
+                self._piece = await anext(self._pieces)
+            except StopAsyncIteration:
+                raise BackendFailure("a file has become shorter while it was read") from None
+        found, self._piece = self._piece[:most], self._piece[most:]
+        return found
+
+    async def take(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size:
+            found += await self.some(size - len(found))
+        return found
+
+    async def finish(self) -> None:
+        if self._piece or [piece async for piece in self._pieces]:
+            raise nonsense()
+
+
+async def packed(
+    tree: Tree, root: FileStat, found: Sequence[tuple[Node, bytes | None]]
+) -> AsyncIterator[ArchiveEntry | bytes]:
+    """What has gone since the survey is left out."""
+    yield ArchiveEntry(EntryKind.DIRECTORY, b"", root.mode, root.modified_ns)
+    first_names: dict[tuple[int, int], bytes] = {}  # of files that have several
+    for begin in range(0, len(found), FILES_AT_ONCE):
+        some = found[begin : begin + FILES_AT_ONCE]
+        firsts = {
+            node.name: first_names.setdefault((node.device, node.stat.inode), node.name)
+            for node, _ in some
+            if node.stat.kind is FileKind.FILE and node.links > 1
+        }
+        files = [
+            node for node, _ in some if node.stat.kind is FileKind.FILE and firsts.get(node.name) in {None, node.name}
+        ]
+        contents = tree.contents(files)
+        item = await anext(contents, None) if files else None
+        for node, target in some:
+            first = firsts.get(node.name, node.name)
+            if node.stat.kind is not FileKind.FILE:
+                if target != b"":
+                    yield _entry(PACKED[node.stat.kind], node, target or b"")
+            elif first != node.name:
+                yield _entry(EntryKind.HARD_LINK, node, first)
+            elif item is node:
+                yield _entry(EntryKind.FILE, node)
+                while isinstance(item := await anext(contents, None), bytes):
+                    yield item
+
+
+def _entry(kind: EntryKind, node: Node, target: bytes = b"") -> ArchiveEntry:
+    stat = node.stat
+    return ArchiveEntry(
+        kind, node.name, stat.mode, stat.modified_ns, stat.size if kind is EntryKind.FILE else 0, target
+    )
+
+
+def _below(path: bytes) -> bytes:
+    if not path.startswith(b"./") or len(path) < 3:
+        raise nonsense()
+    return path[2:]
+
+
+def _batches(names: Sequence[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for name in names:
+        if size + len(name) > QUESTION_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(name)
+        size += len(name) + 8
+    if batch:
+        yield batch

@@ -1,0 +1,108 @@
+"""A tree into a box: as a tar stream to the box's own tar, which unpacks it in a folder of its own; then it is moved.
+
+GNU's form of an archive, as busybox passes over pax headers, long names among them. So times are whole seconds.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from app.backends.boxlite.dialogue import Dialogue
+from app.backends.boxlite.dialogues import Dialogues
+from app.backends.boxlite.file_facts import absolute, facts_of, nonsense, only, there
+from app.backends.boxlite.file_scripts import CLEAN_UNPACK, UNPACK
+from app.core.errors import BackendFailure, PayloadTooLarge, WrongType
+from app.core.files import ArchiveEntry, EntryKind, FileKind, shown
+from app.core.tar.header import BLOCK, FIELD, LARGEST, SECOND, TYPES, ZEROS, Header
+
+NAMES_AT_ONCE = 256
+PATH_BYTES = 4096
+_LONG_NAME = b"././@LongLink"
+_OWN = 0o700  # what a folder must allow while it is filled
+_IMPLIED = 0o755  # a directory of which the archive has no entry
+
+
+async def unpack(dialogues: Dialogues, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
+    whole = absolute(path).rstrip(b"/") or b"/"
+    hold = f".bulkhead-{secrets.token_hex(8)}"
+    async with dialogues.begin(UNPACK, whole, hold, clean=CLEAN_UNPACK) as dialogue:
+        line = await dialogue.line()
+        if line != b"none":
+            only(FileKind.DIRECTORY, there(line, path), path)
+        await dialogue.say("go")
+        archive = _Archive()
+        size, digest = await dialogue.feed(archive.of(content))
+        patience = dialogue.seconds_for(size, archive.entries)
+        if await dialogue.line(patience) != b"sum " + digest.encode():
+            raise BackendFailure("the archive arrived in the box with another digest than it was sent with")
+        await dialogue.say("go")
+        said = await dialogue.line(patience)
+        if said.startswith(b"clash "):
+            await _clash(dialogue, said)
+        for mode, names in archive.modes.items():
+            for begin in range(0, len(names), NAMES_AT_ONCE):
+                some = names[begin : begin + NAMES_AT_ONCE]
+                await dialogue.ask(b"".join(b"./%b\0" % name for name in some), f"{mode:o}")
+        await dialogue.say("0 0")
+        if (said, await dialogue.line(patience)) != (b"checked", b"done"):
+            raise nonsense()
+
+
+async def _clash(dialogue: Dialogue, said: bytes) -> None:
+    found = facts_of(said.partition(b" ")[2])
+    where = b"".join([piece async for piece in dialogue.stream(PATH_BYTES * 2)])
+    raise WrongType(found.kind.value, f"{shown(where)} is a {found.kind}, and something else should take its place")
+
+
+class _Archive:
+    def __init__(self) -> None:
+        self.modes: dict[int, list[bytes]] = {}  # of directories, which get them when nothing comes into them any more
+        self.entries = 0
+        self._made: set[bytes] = set()
+
+    async def of(self, content: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[bytes]:
+        padding = 0
+        async for item in content:
+            if isinstance(item, bytes):
+                yield item
+                continue
+            yield bytes(padding)
+            padding = -item.size % BLOCK
+            self.entries += 1
+            if item.size >= LARGEST:
+                raise PayloadTooLarge(LARGEST - 1)
+            yield self._head(item)
+        yield bytes(padding) + ZEROS + ZEROS
+
+    def _head(self, entry: ArchiveEntry) -> bytes:
+        if entry.kind is EntryKind.DIRECTORY:
+            if not entry.name:
+                return b""
+            self.modes.setdefault(entry.mode, []).append(entry.name)
+            return self._above(entry.name) + self._directory(entry.name, entry.mode | _OWN, entry.modified_ns)
+        seconds = min(max(entry.modified_ns // SECOND, 0), LARGEST - 1)
+        header = Header(TYPES[entry.kind], entry.name, entry.mode, entry.size, seconds, entry.target)
+        return self._above(entry.name) + _long(b"L", entry.name) + _long(b"K", entry.target) + header.block()
+
+    def _above(self, name: bytes) -> bytes:
+        """Directories that must be there before it; no umask of the box says how they are made."""
+        found = b""
+        parts = name.split(b"/")
+        for count in range(1, len(parts)):
+            parent = b"/".join(parts[:count])
+            if parent not in self._made:
+                found += self._directory(parent, _IMPLIED, time.time_ns())
+        return found
+
+    def _directory(self, name: bytes, mode: int, modified_ns: int) -> bytes:
+        self._made.add(name)
+        seconds = min(max(modified_ns // SECOND, 0), LARGEST - 1)
+        return _long(b"L", name + b"/") + Header(TYPES[EntryKind.DIRECTORY], name + b"/", mode, 0, seconds).block()
+
+
+def _long(code: bytes, name: bytes) -> bytes:
+    if len(name) <= FIELD:
+        return b""
+    return Header(code, _LONG_NAME, size=len(name) + 1).block() + name + b"\0" + bytes(-(len(name) + 1) % BLOCK)

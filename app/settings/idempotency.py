@@ -1,0 +1,20 @@
+"""How much is remembered of requests that had an Idempotency-Key."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from app.core.answers import KeptAnswers
+from app.settings.limits import MIB
+from app.settings.part import Part
+
+_KEPT = KeptAnswers()
+
+
+class IdempotencySettings(Part):
+    keys: int = Field(_KEPT.keys, ge=1, description="known at once; the oldest one goes")
+    mib: int = Field(_KEPT.size // MIB, ge=0, description="memory for their answers; the oldest one goes, not its key")
+    seconds: float = Field(_KEPT.seconds, gt=0, allow_inf_nan=False, description="how long an answer is repeated")
+
+    def kept_answers(self) -> KeptAnswers:
+        return KeptAnswers(self.keys, self.mib * MIB, self.seconds)

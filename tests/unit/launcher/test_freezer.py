@@ -1,0 +1,63 @@
+"""What is written to freeze a room, on either version, on a fake tree of plain files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.launcher.cgroup import Hierarchy, Tree
+from app.launcher.freezer import Freezer, end_frozen
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    (tmp_path / "one").mkdir()
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield tmp_path / "one", descriptor
+    os.close(descriptor)
+
+
+def test_version_1_is_frozen_once_the_kernel_says_so(folder: tuple[Path, int]) -> None:
+    room, descriptor = folder
+    state = room / "freezer.state"
+    state.write_text("THAWED")
+    one = Freezer(Tree(1, "x", [Hierarchy(("freezer",), descriptor)], False), "one")
+    assert (one.available, one.frozen, one.settled) == (True, False, False)
+    one.freeze()
+    state.write_text("FREEZING\n")
+    assert (one.frozen, one.settled) == (True, False)
+    state.write_text("FROZEN\n")
+    assert one.settled
+    state.write_text("")
+    one.thaw()
+    assert (state.read_text(), one.frozen, one.settled) == ("THAWED", False, False)
+
+
+def test_version_2_is_frozen_once_its_events_say_so(folder: tuple[Path, int]) -> None:
+    room, descriptor = folder
+    (room / "cgroup.freeze").write_text("0")
+    (room / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    one = Freezer(Tree(2, "x", [Hierarchy(("memory", "pids", "cpu"), descriptor)], False), "one")
+    one.freeze()
+    assert ((room / "cgroup.freeze").read_text(), one.settled) == ("1", False)
+    (room / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    assert one.settled
+    one.doom()  # there is no list of processes here: on this version a kill needs no help
+    one.release([os.getpid()])
+    one.thaw()
+    assert (room / "cgroup.freeze").read_text() == "0"
+
+
+def test_a_host_without_a_freezer_cannot(folder: tuple[Path, int]) -> None:
+    one = Freezer(Tree(1, "x", [Hierarchy(("memory",), folder[1])], False), "one")
+    assert not one.available
+    with pytest.raises(OSError, match="no freezer"):
+        one.freeze()
+    one.thaw()
+    one.doom()
+    one.release([os.getpid()])
+    end_frozen(Tree(1, "x", [], False))
+    assert list(folder[0].iterdir()) == []
