@@ -28,6 +28,7 @@ class Service:
         prefix: tuple[str, ...] = (),
         module: str = "app.cli",
     ) -> None:
+        self.data = data
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", module, "serve", "--port", "0", "--data", str(data)],

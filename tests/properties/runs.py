@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.kernel import host
 from tests.service import PROJECT, Service
 
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 # A longer run, with another seed each time: BULKHEAD_TEST_FUZZ_SECONDS=600 scripts/test tests/properties
 SECONDS = int(os.environ.get("BULKHEAD_TEST_FUZZ_SECONDS", "0"))
 SLACK_SECONDS = 300
+
+
+def alive(service: Service) -> list[str]:
+    """What the backend without isolation has not got back yet; of a service of `null_service.py`."""
+    told = service.data / "alive"
+    told.unlink(missing_ok=True)
+    service.process.send_signal(signal.SIGUSR1)
+    host.until(told.exists, "the service tells what is alive")
+    return list(json.loads(told.read_text()))
 
 
 @dataclass(frozen=True)

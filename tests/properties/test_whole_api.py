@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernel import host
 from tests.kernel.test_leaks import nothing_stays
 from tests.properties import runs
 from tests.require import require
@@ -59,10 +57,7 @@ def test_over_the_backend_without_isolation(tmp_path: Path) -> None:
     with Service(tmp_path, ENV, module="tests.properties.null_service") as service:
         check(runs.run(service, tmp_path, 25, "--header", f"Authorization: Bearer {KEY}"), service)
         delete_all(service)
-        service.process.send_signal(signal.SIGUSR1)
-        told = tmp_path / "alive"
-        host.until(told.exists, "the service tells what is alive")
-        assert json.loads(told.read_text()) == []
+        assert runs.alive(service) == []
 
 
 def test_over_the_runtime_process(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
