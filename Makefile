@@ -1,6 +1,6 @@
 # Every target is one command that also works by hand. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve boxlite test check lint format types openapi bench
+.PHONY: help setup serve boxlite test check lint format types openapi clients bench
 
 PYTHON := .venv/bin/python
 
@@ -35,6 +35,9 @@ types: ## mypy, strict
 
 openapi: ## Write openapi.yaml from the code
 	$(PYTHON) scripts/openapi
+
+clients: ## Clients for Python, TypeScript, Go and Java, into clients/ (the first time takes minutes)
+	scripts/clients
 
 bench: ## Compare with bubblewrap and a bare spawn (as root; takes minutes)
 	$(PYTHON) -m benchmarks

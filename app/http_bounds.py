@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from app.http_upgrades import UpgradesIgnored
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
@@ -17,7 +17,7 @@ DISCARDED = 64 * 1024 * 1024
 _TOO_LARGE, _TOO_SLOW = b"431 Request Header Fields Too Large", b"408 Request Timeout"
 
 
-class BoundedHttp(HttpToolsProtocol):
+class BoundedHttp(UpgradesIgnored):
     """A request's head arrives within 10 s of the connection (or of its first byte), in 64 KiB; 16 more may wait behind
     one. When 4,096 connections are open, the one that has been idle for the longest is closed for a new one. Of a body
     that was answered before it was read 64 MiB are thrown away, since many clients send all before they look at the

@@ -12,7 +12,7 @@ _SINGLES = ("items", "additionalProperties", "propertyNames", "not")
 
 
 def make_plain(document: dict[str, Any]) -> None:
-    """In place: numbers get their width, titles that only repeat a name go."""
+    """In place: numbers get their width; titles that only repeat a name, and defaults of null, go."""
     components = document["components"]
     for schema in components["schemas"].values():
         _walk(schema)
@@ -37,6 +37,11 @@ def _schemas_of(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _walk(schema: dict[str, Any]) -> None:
     if isinstance(schema.get("title"), str):
         del schema["title"]  # FastAPI makes it of the name; a generator would name a class after it
+    match schema.get("default", ...):  # null says no more than that the field may be left out
+        case None:
+            del schema["default"]
+        case dict() as default:
+            schema["default"] = {name: value for name, value in default.items() if value is not None}
     match schema.get("type"):
         case "integer" if "enum" not in schema:
             schema.setdefault("format", "int32" if schema.get("maximum", INT32_MAX + 1) <= INT32_MAX else "int64")

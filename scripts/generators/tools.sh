@@ -111,5 +111,5 @@ install_java_tools() {
     quietly "openapi-generator failed" java -jar "$1/openapi-generator-cli.jar" generate \
         --config "$pins/java.yaml" --input-spec "$root/openapi.yaml" --output "$1/client"
     quietly "fetching the libraries failed" mvn --batch-mode --file "$1/client/pom.xml" \
-        "$MAVEN_DEPENDENCY:copy-dependencies" -DincludeScope=runtime "-DoutputDirectory=$1/libraries"
+        "$MAVEN_DEPENDENCY:copy-dependencies" -DincludeScope=compile "-DoutputDirectory=$1/libraries"
 }

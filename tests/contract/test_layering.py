@@ -38,7 +38,8 @@ TABLE: dict[str, Row] = {
     "profiles": row("core", "pydantic"),
     "slot": row(),
     "instance": row(),
-    "http_bounds": row("", "uvicorn"),
+    "http_upgrades": row("", "uvicorn httptools"),
+    "http_bounds": row("http_upgrades", "uvicorn"),
     "settings": row("settings core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
     "api": row("api core", "fastapi starlette pydantic pydantic_core"),

@@ -1,0 +1,60 @@
+"""A request that offers a protocol which is not spoken here is an ordinary request, body included (RFC 9110, 7.8).
+
+Java's own client offers `h2c` with every request. The parser ends such a message after its head: its body would be
+lost, and when it comes in a packet of its own it would be taken for the next request, which is how requests are
+smuggled past a proxy. So the head is parsed a second time, without its offer, and the rest after it.
+"""
+
+from __future__ import annotations
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_OFFER = frozenset({b"upgrade", b"http2-settings"})
+
+
+class UpgradesIgnored(HttpToolsProtocol):
+    """All offers but that of a WebSocket."""
+
+    def _is_offer(self) -> bool:
+        """CONNECT too is an upgrade for the parser; without the header it is left alone."""
+        return self.parser.should_upgrade() and self._get_upgrade() is not None and not self._should_upgrade()
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._is_offer():
+                    data = self._head_without_offer() + data[upgrade.args[0] :]
+                    self.parser = httptools.HttpRequestParser(self)
+                    continue
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+            return
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                lines.append(b"connection: " + b", ".join(t for t in tokens if t.lower() not in _OFFER))
+            elif name not in _OFFER:
+                lines.append(name + b": " + value)
+        return b"\r\n".join((*lines, b"", b""))
+
+    def on_headers_complete(self) -> None:
+        if not self._is_offer():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._is_offer():
+            super().on_message_complete()

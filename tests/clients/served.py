@@ -1,0 +1,57 @@
+"""A live service for the drivers: the edge over a NullBackend for everybody, the real one as root."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests import service as real
+from tests.unit.api import service as null
+
+KEY = "bh_drivers_key-of-the-drivers"
+
+
+@contextmanager
+def null_service(_: Path) -> Iterator[str]:
+    """Its URL. It runs in a thread: the drivers are other programs."""
+    loop = asyncio.new_event_loop()
+    listening: asyncio.Future[int] = loop.create_future()
+    over = asyncio.Event()
+    ready = threading.Event()
+
+    async def serve() -> None:
+        digest = hashlib.sha256(KEY.encode()).hexdigest()
+        async with null.Service([null.kernel()], key_hashes=(digest,)).served() as door:
+            listening.set_result(door.port)
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    assert ready.wait(30), "the service did not start"
+    try:
+        yield f"http://127.0.0.1:{listening.result()}"
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(30)
+        loop.close()
+
+
+@contextmanager
+def real_service(data: Path) -> Iterator[str]:
+    with real.Service(data, {"BULKHEAD_API_KEYS": f'["{KEY}"]', **_lenient()}) as running:
+        yield running.url
+
+
+def _lenient() -> dict[str, str]:
+    """Isolation is not what these tests are about: an old kernel's missing layers are accepted."""
+    found = os.environ.get("BULKHEAD_PROCESS__ACCEPT_MISSING")
+    return {"BULKHEAD_PROCESS__ACCEPT_MISSING": found} if found else {}
+
+
+SERVICES = {"null": null_service, "process": real_service}
