@@ -17,6 +17,7 @@ from app.core.placing import PlacedFile
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from tests.contract.kinds import KINDS, Kind
+from tests.null_backend import pattern
 from tests.unit.core.support import Notes, cancelled_after
 
 ONES = [kind for kind in KINDS if kind.name != "machine"]  # a boot takes five seconds there, and promises no more
