@@ -146,7 +146,7 @@ def passed(entries: list[list[Item]]) -> list[Item]:
 def test_what_passes_stays_below_the_root() -> None:
     with place() as here:
 
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=200, deadline=None)
         @given(ARCHIVES)
         def holds(entries: list[list[Item]]) -> None:
             here.clear()

@@ -195,7 +195,7 @@ SPILL_IS_LOST = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     capacity=st.one_of(
         st.integers(1, 500), st.sampled_from([CHUNK, MEMORY_WINDOW, MEMORY_WINDOW + 1, 2 * MEMORY_WINDOW])
