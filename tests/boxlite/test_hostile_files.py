@@ -117,6 +117,8 @@ PROGRAMS: dict[str, tuple[str, str, type[BulkheadError]]] = {
     "another digest of a piece": ("read", "sha256sum:echo $(printf %064d 7) -", BackendUnavailable),
     "another digest of a file": ("write", "sha256sum:echo $(printf %064d 7) -", BackendFailure),
     "another digest of an archive": ("unpack", "sha256sum:cat >/dev/null; echo $(printf %064d 7) -", BackendFailure),
+    "a base64 that fails": ("list", "base64:cat >/dev/null; exit 1", BackendFailure),
+    "a dd that fails": ("list", "dd:exit 1", BackendFailure),
     "no base64": ("read", "base64:cat >/dev/null; echo %%", BackendFailure),
     "a file that is longer than it says": ("read", "base64:head -c 73728 /dev/zero | /usr/bin/base64", BackendFailure),
     "names without end": ("list", "find:exec yes ./aaaaaaaaaaaaaaaa", CapacityExceeded),

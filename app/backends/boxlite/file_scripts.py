@@ -30,7 +30,9 @@ look() {
 }
 pump() {
   sent=0
-  while text=$(dd bs=PIECE count=1 iflag=fullblock status=none | base64) && [ -n "$text" ]; do
+  while text=$({ dd bs=PIECE count=1 iflag=fullblock status=none || echo failed >&8; } | base64) || echo failed >&8
+    [ -n "$text" ]
+  do
     sum=$(echo "$text" | sha256sum)
     echo "piece ${#text} ${sum%% *}" >&9
     echo "$text" >&9
@@ -40,7 +42,8 @@ pump() {
   [ $sent -eq 0 ] || read -r word <&6
 }
 stream() {
-  status=$({ { "$@"; echo $? >&8; } | pump 8>&-; } 8>&1)
+  status=$({ { "$@"; echo $? >&8; } | pump; } 8>&1)
+  case $status in *failed*) status=255 ;; esac
   echo "end $status" >&9
 }
 feed() {
