@@ -13,6 +13,7 @@ from app.api.deps import Edge, edge_of
 from app.api.documents import json_body, problems
 from app.api.hangup import until_disconnect
 from app.api.run_schemas import Run, RunFile, RunResult
+from app.api.sandboxes import OF_A_CREATE
 from app.api.specs import DEFAULT_TTL_SECONDS, sandbox_spec, timeout_of
 from app.api.views import Body, exit_body, json_response
 from app.core.backend import Capability
@@ -35,28 +36,7 @@ _CONTINUATION = 3  # bytes that a UTF-8 character has at most behind its first
     summary="Run a command in a sandbox of its own, and get its output",
     response_model=RunResult,
     responses=problems(
-        "invalid_request",
-        "unknown_runtime",
-        "runtime_not_enabled",
-        "unknown_image",
-        "unknown_profile",
-        "policy_too_broad",
-        "limit_too_high",
-        "policy_not_supported",
-        "capability_missing",
-        "unsupported_by_runtime",
-        "wrong_state",
-        "wrong_type",
-        "access_denied",
-        "disk_full",
-        "unsupported_media_type",
-        "payload_too_large",
-        "capacity_exceeded",
-        "launch_failed",
-        "backend_error",
-        "backend_unavailable",
-        "isolation_unavailable",
-        "backend_timeout",
+        *OF_A_CREATE, "unsupported_by_runtime", "wrong_state", "wrong_type", "access_denied", "disk_full"
     ),
     openapi_extra=json_body(Run),
 )

@@ -19,6 +19,26 @@ from app.core.errors import InvalidRequest
 from app.core.models import SandboxState
 from app.core.sandboxes import Sandbox
 
+OF_A_CREATE = (
+    "invalid_request",
+    "unknown_runtime",
+    "runtime_not_enabled",
+    "unknown_image",
+    "unknown_profile",
+    "policy_too_broad",
+    "limit_too_high",
+    "policy_not_supported",
+    "capability_missing",
+    "unsupported_media_type",
+    "payload_too_large",
+    "capacity_exceeded",
+    "launch_failed",
+    "backend_error",
+    "backend_unavailable",
+    "isolation_unavailable",
+    "backend_timeout",
+)
+
 router = APIRouter(tags=["sandboxes"])
 
 
@@ -60,26 +80,7 @@ def body_of(sandbox: Sandbox, edge: Edge) -> Body:
     responses={
         200: {"model": schemas.Sandbox, "description": "the id was taken by a sandbox with the same body: that one"},
         201: created("sandbox"),
-        **problems(
-            "invalid_request",
-            "unknown_runtime",
-            "runtime_not_enabled",
-            "unknown_image",
-            "unknown_profile",
-            "policy_too_broad",
-            "limit_too_high",
-            "policy_not_supported",
-            "capability_missing",
-            "conflict",
-            "unsupported_media_type",
-            "payload_too_large",
-            "capacity_exceeded",
-            "launch_failed",
-            "backend_error",
-            "backend_unavailable",
-            "isolation_unavailable",
-            "backend_timeout",
-        ),
+        **problems(*OF_A_CREATE, "conflict"),
     },
     openapi_extra=json_body(schemas.CreateSandbox),
 )

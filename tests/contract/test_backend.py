@@ -15,18 +15,9 @@ from app.core.backend import Backend, Capability, ExecutionHandle, Logs, Sandbox
 from app.core.errors import BulkheadError, WrongState
 from app.core.models import Exit, ExitReason, Terminal
 from app.core.output import OutputLog
-from tests.contract.kinds import KINDS, MACHINE, Kind
+from tests.contract.kinds import Kind
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    chosen: Kind = request.param
-    if chosen.name == "machine":
-        MACHINE.machine = request.getfixturevalue("machine")
-    chosen.check()
-    return chosen
 
 
 @dataclass

@@ -11,17 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.contract.files_service import DISK_MIB, MIB, file_room, slug
-from tests.contract.kinds import KINDS, MACHINE, Kind
+from tests.contract.kinds import Kind
 from tests.null_backend import pattern
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    chosen: Kind = request.param
-    if chosen.name == "machine":
-        MACHINE.machine = request.getfixturevalue("machine")
-    chosen.check()
-    return chosen
 
 
 async def pieces(data: bytes, size: int = 64 * 1024) -> AsyncIterator[bytes]:

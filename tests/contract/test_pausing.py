@@ -11,9 +11,7 @@ from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.models import ExitReason
 from app.core.output import OutputLog
 from tests.contract.kinds import Kind
-from tests.contract.test_backend import MIB, Room, Run, kind, opened, promised, room, turns
-
-__all__ = ["kind"]  # the fixture
+from tests.contract.test_backend import MIB, Room, Run, opened, promised, room, turns
 
 
 async def spewing(sandbox: Room) -> Run:
