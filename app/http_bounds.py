@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 from app.http_upgrades import UpgradesIgnored
 
 HEAD_SECONDS = 10.0
@@ -27,6 +29,7 @@ class BoundedHttp(UpgradesIgnored):
         super().__init__(*arguments, **named)
         self._head_bytes, self._piece, self._in_head, self._discarded = 0, 0, True, 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
         self.idle_since = 0.0
 
     @property
@@ -43,7 +46,16 @@ class BoundedHttp(UpgradesIgnored):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
+        # uvicorn tells the request that came last. The one that is being answered waits for a hang-up too, or what it
+        # has begun for its client would be left.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         self._piece = len(data)
@@ -72,6 +84,8 @@ class BoundedHttp(UpgradesIgnored):
         if len(self.pipeline) > PIPELINED:
             self.pipeline.clear()
             raise ValueError("too many requests at once")
+        if self.pipeline:
+            self.flow.resume_reading()  # uvicorn stops here, and would not see the client hang up
 
     def on_body(self, body: bytes) -> None:
         """uvicorn gathers a body in a bytearray and hands a copy of that on. A piece before which nothing waits needs
@@ -79,6 +93,8 @@ class BoundedHttp(UpgradesIgnored):
         cycle = self.cycle
         if cycle is None or self.parser.should_upgrade():
             return super().on_body(body)
+        if self.pipeline and len(cycle.body) + len(body) > HEAD_BYTES:
+            raise ValueError("too much that waits behind another request")
         if cycle.response_complete:
             return self._discard(body)
         if not cycle.body:

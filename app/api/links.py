@@ -1,6 +1,6 @@
 """OpenAPI links: what can be done next with what an answer names. Computed from the paths, so a new route has them too.
 
-Whoever gets a sandbox or an execution from a POST finds there every operation on it, with the parameters filled in.
+Whoever has made a sandbox or an execution finds there every operation on it, with the parameters filled in.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def link(document: dict[str, Any]) -> None:
     """Puts `links` at the answers, and what they refer to under `components`."""
     operations = list(_operations(document))
     shared: dict[str, Any] = document["components"].setdefault("links", {})
-    for method, _, operation in operations:
-        for answer in operation["responses"].values():
+    for _, _, operation in operations:
+        for status, answer in operation["responses"].items():
             name = _schema_of(answer)
-            if method == "post" and name in _TOLD:
+            if status == "201" and name in _TOLD:
                 answer["links"] = {
                     target["operationId"]: {"$ref": f"#/components/links/{_name(target, name)}"}
                     for _, path, target in operations

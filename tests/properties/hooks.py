@@ -3,18 +3,39 @@ what any operator permits, so that there is something to go on with. The third s
 
 from __future__ import annotations
 
+import io
 import itertools
+import tarfile
 from typing import Any
 
 import schemathesis
+from hypothesis import strategies as st
 
 LONGEST_WAIT = 0.1
+LONGEST_RUN = 0.5  # an event stream goes on until then, and the answer to a run comes then
 ACCEPTED_WAIT = 60
 CEILINGS = {"cpus": 1, "memory_mib": 64, "processes": 32, "disk_mib": 32, "wall_seconds": 60, "output_bytes": 2**20}
 NUMBERS = itertools.count()
 LIFE_SECONDS = (60, 3600)
 # They do something in a sandbox of the host as well as in the backend without isolation.
+NAMES = st.sampled_from(["a", "a/b", "c", "../out", "/etc/x", "a/../../out", "", "ä", "x" * 300])
+KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
 PROGRAMS = (["cat"], ["sleep", "1000"], ["echo", "hello"], ["env"], ["sleep", "1000"], ["cat", "/etc/passwd"])
+
+
+def _archive(entries: list[tuple[str, bytes]]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name, kind in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname, entry.size = kind, "../a", 4 if kind == tarfile.REGTYPE else 0
+            archive.addfile(entry, io.BytesIO(b"text"))
+    return made.getvalue()
+
+
+schemathesis.openapi.media_type(
+    "application/x-tar", st.lists(st.tuples(NAMES, KINDS), max_size=4).map(_archive) | st.binary(max_size=2000)
+)
 
 
 @schemathesis.hook
@@ -64,6 +85,6 @@ def _be_modest(body: dict[str, Any]) -> None:
 
 def _start_something(body: dict[str, Any], turn: int) -> None:
     body["command"] = list(PROGRAMS[(turn + len(body["command"])) % len(PROGRAMS)])
-    body.pop("timeout_seconds", None)
+    body["timeout_seconds"] = LONGEST_RUN
     if turn % 2:
         body.pop("tty", None)  # not every runtime has terminals

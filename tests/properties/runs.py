@@ -51,13 +51,13 @@ class Run:
             yield from event.get("ScenarioFinished", {}).get("recorder", {}).get("cases", {}).values()
 
 
-def run(service: Service, folder: Path, examples: int, *options: str) -> Run:
-    """`examples`: the measure of the work, per operation; not looked at where a time is given."""
+def run(service: Service, folder: Path, phases: str, examples: int, *options: str) -> Run:
+    """`examples`: the measure of the work, per operation or as scenarios; not looked at where a time is given."""
     bounds = ("--max-time", str(SECONDS)) if SECONDS else ("-n", str(examples), "--generation-deterministic")
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)),
-            *("run", f"{service.url}/openapi.json", "--no-color", *bounds),
+            *("run", f"{service.url}/openapi.json", "--no-color", "--phases", phases, *bounds),
             *("--report", "json,ndjson", "--report-json-path", str(folder / "report.json")),
             *("--report-ndjson-path", str(folder / "events.ndjson"), *options),
         ],

@@ -237,10 +237,20 @@ def test_a_method_that_a_path_does_not_take_is_405_and_says_which_it_takes(servi
 # --- hanging up
 
 
-@pytest.mark.parametrize("times", [1, 3, 16, 100])
-def test_pipelined_creates_and_a_hang_up_leave_nothing(service: Service, times: int) -> None:
-    for end in (b"", b"POST /sandboxes HTT", b"{"):
-        tell(service, create(b"{}") * times + end, hang_up=True)
+ENDLESS = b'{"command":["sleep"]}'
+RUN = b"POST /run HTTP/1.1\r\n" + JSON + b"Content-Length: %d\r\n\r\n" % len(ENDLESS) + ENDLESS
+
+
+@pytest.mark.parametrize("behind", [b"", RUN, RUN * 5, RUN * 100, create(HIDDEN), b"POST /run HTT", b"{"])
+def test_a_hang_up_ends_a_run_whatever_waits_behind_it_on_the_connection(service: Service, behind: bytes) -> None:
+    tell(service, RUN + behind, hang_up=True)  # at once
+    with raw.open_socket(service) as connection:
+        connection.sendall(RUN)
+        host.until(lambda: held(service), "it runs")
+        connection.sendall(behind)
+        assert service.call("GET", "/healthz")[0] == 200  # by now the service has read what waits
+    host.until(lambda: not held(service), "the run is gone")
+    assert not exists(service, "smuggled"), "nothing behind it was begun"
 
 
 def test_bodies_that_end_early_begin_nothing(service: Service) -> None:

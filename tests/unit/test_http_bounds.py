@@ -108,6 +108,37 @@ async def test_a_thousand_requests_in_one_breath_end_the_connection_and_nothing_
         assert (await answer_to(port, GET + b"connection: close\r\n\r\n")).endswith(b"ok")
 
 
+@pytest.mark.parametrize("waiting", [0, 1, 5])
+async def test_who_is_being_answered_learns_of_a_hang_up_whatever_waits_behind(waiting: int) -> None:
+    began, left = asyncio.Event(), asyncio.Event()
+
+    async def patient(_: object, receive: Any, __: object) -> None:
+        began.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    async with served(patient) as port, asyncio.timeout(10):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET + b"\r\n")
+        await began.wait()
+        writer.write((GET + b"\r\n") * waiting)
+        assert not left.is_set()
+        writer.close()
+        await left.wait()
+
+
+async def test_a_body_that_waits_behind_another_request_is_no_store() -> None:
+    async def patient(_: object, receive: Any, __: object) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    behind = b"PUT / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n"
+    async with served(patient) as port:
+        answer = await answer_to(port, GET + b"\r\n", behind, *[bytes(50_000)] * 20)
+        assert answer.startswith(b"HTTP/1.1 400") or answer == b"reset"
+
+
 async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_bounds, "CONNECTIONS", 3)
     async with served() as port:
