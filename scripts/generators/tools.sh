@@ -12,7 +12,7 @@ digest() { cat "$@" | sha256sum | cut -c1-12; }
 python_tools=$cache/python-$(digest "$pins/python.txt")
 node_tools=$cache/node-$(digest "$pins/node/package-lock.json")
 go_tools=$cache/go-$(digest "$pins/go/go.mod" "$pins/go/go.sum")
-java_tools=$cache/java-$JAVA_GENERATOR
+java_tools=$cache/java-$JAVA_GENERATOR-$(digest "$pins/java.yaml") # the libraries depend on what is generated
 node_wheel=$cache/node-wheel-$NODE_WHEEL
 go_wheel=$cache/go-wheel-$GO_WHEEL
 

@@ -59,6 +59,10 @@ def test_generated_client_drives_the_service(client: str, url: str) -> None:
     assert report["missing"] == "start_failed"
     assert report["idle"] == [60, None], "null removes the idle time, which is another thing than no word of it"
     assert report["stream"] == ["over the wire\n", 0, "exited"]
+    assert report["files"] == [True, ["data"], True, 201, "/problems/wrong_type", "directory"]
+    stdout, same, mismatch = report["run"]
+    assert (stdout, same) == ("hello\n", True), "the same key and body are the same run"
+    assert mismatch == {"status": 422, "type": "/problems/idempotency_mismatch"}
     too_high, wrong, nobody, stranger = report["problems"]
     assert (too_high["status"], too_high["type"]) == (422, "/problems/limit_too_high")
     assert too_high["field"] == "limits.memory_mib"

@@ -51,7 +51,7 @@ func refused(answer *http.Response, body []byte) map[string]any {
 	problem := problemOf(answer, body)
 	told := map[string]any{"status": problem.Status, "type": problem.Type}
 	if problem.Field != nil {
-		told["field"], told["ceiling"] = *problem.Field, must(problem.Ceiling.AsProblemCeiling0())
+		told["field"], told["ceiling"] = *problem.Field, problem.Ceiling
 	}
 	if problem.Errors != nil {
 		pointers := []string{}
@@ -111,6 +111,50 @@ func talk(sandbox, execution, text string) (stdout []byte, exit bulkhead.StreamE
 }
 
 // [end]
+
+func keepFiles(client *bulkhead.ClientWithResponses, sandbox string) []any {
+	data := bytes.Repeat([]byte("\x00\xffhello"), 40_000)
+	// [files]
+	client.WriteFileWithBodyWithResponse(ctx, sandbox,
+		&bulkhead.WriteFileParams{Path: "notes/data"}, "application/octet-stream", bytes.NewReader(data))
+	back := must(client.ReadFileWithResponse(ctx, sandbox, &bulkhead.ReadFileParams{Path: "notes/data"})).Body
+	listed := must(client.ListDirectoryWithResponse(ctx, sandbox, &bulkhead.ListDirectoryParams{Path: "notes"})).JSON200
+	// Without the suffix WithResponse nothing is read ahead: the answer's body is the stream.
+	archive := must(client.ReadArchive(ctx, sandbox, &bulkhead.ReadArchiveParams{Path: "notes"}))
+	defer archive.Body.Close()
+	written := must(client.WriteArchiveWithBodyWithResponse(ctx, sandbox,
+		&bulkhead.WriteArchiveParams{Path: "copy"}, "application/x-tar", archive.Body))
+	// [end]
+	if problem := problemOf(written.HTTPResponse, written.Body); problem != nil {
+		panic(problem.Detail)
+	}
+	names := []string{}
+	for _, entry := range listed.Items {
+		names = append(names, entry.Name)
+	}
+	copied := must(client.ReadFileWithResponse(ctx, sandbox, &bulkhead.ReadFileParams{Path: "copy/data"})).Body
+	made := must(client.MakeDirectoryWithResponse(ctx, sandbox, &bulkhead.MakeDirectoryParams{Path: "empty"})).StatusCode()
+	wrong := must(client.ReadFileWithResponse(ctx, sandbox, &bulkhead.ReadFileParams{Path: "notes"}))
+	problem := problemOf(wrong.HTTPResponse, wrong.Body)
+	return []any{bytes.Equal(data, back), names, bytes.Equal(data, copied), made, problem.Type, problem.Found}
+}
+
+func runAtOnce(client *bulkhead.ClientWithResponses) []any {
+	// [run]
+	wish := bulkhead.Run{
+		Command: []string{"cat"},
+		Stdin:   pointer("hello\n"),
+		Files:   &[]bulkhead.RunFile{{Path: "data.txt", Content: pointer("beside it")}},
+	}
+	keyed := &bulkhead.RunOnceParams{IdempotencyKey: pointer("run-1-of-go")}
+	result := must(client.RunOnceWithResponse(ctx, keyed, wish)).JSON200
+	fmt.Println(result.Exit.Reason, result.Stdout)
+	// [end]
+	again := must(client.RunOnceWithResponse(ctx, keyed, wish)).JSON200
+	wish.Stdin = pointer("something else")
+	other := must(client.RunOnceWithResponse(ctx, keyed, wish))
+	return []any{result.Stdout, again.SandboxId == result.SandboxId, refused(other.HTTPResponse, other.Body)}
+}
 
 func pointer[T any](value T) *T { return &value }
 
@@ -174,6 +218,8 @@ func main() {
 		"missing": missing.Exit.Reason,
 		"idle":    idle,
 		"stream":  []any{string(stdout), exit.ExitCode, exit.Exit.Reason},
+		"files":   keepFiles(client, sandbox.Id),
+		"run":     runAtOnce(client),
 		"problems": []any{
 			refused(tooHigh.HTTPResponse, tooHigh.Body),
 			refused(wrong.HTTPResponse, wrong.Body),

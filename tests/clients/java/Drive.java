@@ -4,11 +4,12 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import dev.bulkhead.ApiClient;
 import dev.bulkhead.ApiException;
-import dev.bulkhead.JSON;
 import dev.bulkhead.api.ExecutionsApi;
+import dev.bulkhead.api.FilesApi;
 import dev.bulkhead.api.SandboxesApi;
 import dev.bulkhead.model.*;
 import java.io.ByteArrayOutputStream;
+import java.io.File;
 import java.io.IOException;
 import java.net.URI;
 import java.net.http.HttpClient;
@@ -23,12 +24,13 @@ import java.util.concurrent.*;
 public final class Drive {
     private static final String URL = System.getenv("BULKHEAD_CLIENT_URL");
     private static final String KEY = System.getenv("BULKHEAD_CLIENT_KEY");
-    private static final ObjectMapper MAPPER = JSON.getDefault().getMapper();
+    private static final ApiClient CLIENT = new ApiClient().setBasePath(URL).setBearerToken(KEY);
+    private static final ObjectMapper MAPPER = CLIENT.getObjectMapper();
 
     // [problem]
     /** Every call throws an ApiException for what is not a success; its body is a problem. */
     static Problem problemOf(ApiException error) throws IOException {
-        return JSON.getDefault().getMapper().readValue(error.getResponseBody(), Problem.class);
+        return MAPPER.readValue(error.getResponseBody(), Problem.class);
     }
     // [end]
 
@@ -44,8 +46,9 @@ public final class Drive {
             Map<String, Object> told = new TreeMap<>(Map.of("status", problem.getStatus(), "type", problem.getType()));
             if (problem.getField() != null) {
                 told.put("field", problem.getField());
-                told.put("ceiling", problem.getCeiling().getActualInstance());
+                told.put("ceiling", problem.getCeiling());
             }
+            if (problem.getFound() != null) told.put("found", problem.getFound());
             if (!problem.getErrors().isEmpty()) {
                 told.put("pointers", problem.getErrors().stream().map(FieldProblem::getPointer).toList());
             }
@@ -101,15 +104,14 @@ public final class Drive {
         }
 
         private CompletionStage<?> take(WebSocket socket, String frame) throws Exception {
-            ObjectMapper mapper = JSON.getDefault().getMapper();
-            JsonNode told = mapper.readTree(frame);
+            JsonNode told = MAPPER.readTree(frame);
             switch (told.get("type").asText()) {
                 case "start":
-                    String eof = mapper.writeValueAsString(new StreamStdinEof().type(StreamStdinEof.TypeEnum.STDIN_EOF));
+                    String eof = MAPPER.writeValueAsString(new StreamStdinEof().type(StreamStdinEof.TypeEnum.STDIN_EOF));
                     return socket.sendBinary(ByteBuffer.wrap(input.getBytes(StandardCharsets.UTF_8)), true)
                             .thenCompose(open -> open.sendText(eof, true));
                 case "exit":
-                    StreamExit ended = mapper.treeToValue(told, StreamExit.class);
+                    StreamExit ended = MAPPER.treeToValue(told, StreamExit.class);
                     byte[] digest = MessageDigest.getInstance("SHA-256").digest(stdout.toByteArray());
                     if (!HexFormat.of().formatHex(digest).equals(ended.getStdout().getSha256())) {
                         throw new IOException("the output was damaged on its way");
@@ -132,19 +134,49 @@ public final class Drive {
     }
     // [end]
 
+    static List<Object> keepFiles(FilesApi files, String sandbox) throws Exception {
+        byte[] data = "\0hello".repeat(40_000).getBytes(StandardCharsets.UTF_8);
+        File local = File.createTempFile("data", null);
+        Files.write(local.toPath(), data);
+        // [files]
+        files.writeFile(sandbox, "notes/data", local, null, null, null, null);
+        File back = files.readFile(sandbox, "notes/data", null, null, null, null, null, null); // a temporary file
+        List<DirectoryItem> listed = files.listDirectory(sandbox, "notes", null, null).getItems();
+        File archive = files.readArchive(sandbox, "notes");
+        files.writeArchive(sandbox, "copy", archive);
+        // [end]
+        File copy = files.readFile(sandbox, "copy/data", null, null, null, null, null, null);
+        files.makeDirectory(sandbox, "empty");
+        int made = CLIENT.getStatusCode();
+        Map<String, Object> wrong = refused(() -> files.readFile(sandbox, "notes", null, null, null, null, null, null));
+        return List.of(Arrays.equals(data, Files.readAllBytes(back.toPath())),
+                listed.stream().map(DirectoryItem::getName).toList(),
+                Arrays.equals(data, Files.readAllBytes(copy.toPath())), made, wrong.get("type"), wrong.get("found"));
+    }
+
+    static List<Object> runAtOnce(ExecutionsApi executions) throws Exception {
+        // [run]
+        Run wish = new Run().command(List.of("cat")).stdin("hello\n")
+                .addFilesItem(new RunFile().path("data.txt").content("beside it"));
+        RunResult result = executions.runOnce(wish, "run-1-of-java");
+        System.out.println(result.getExit().getReason() + " " + result.getStdout());
+        // [end]
+        RunResult again = executions.runOnce(wish, "run-1-of-java");
+        Run other = wish.stdin("something else");
+        return List.of(result.getStdout(), again.getSandboxId().equals(result.getSandboxId()),
+                refused(() -> executions.runOnce(other, "run-1-of-java")));
+    }
+
     public static void main(String[] arguments) throws Exception {
         // [use]
-        ApiClient client = new ApiClient();
-        client.updateBaseUri(URL);
-        client.setRequestInterceptor(request -> request.header("Authorization", "Bearer " + KEY));
-        SandboxesApi sandboxes = new SandboxesApi(client);
-        ExecutionsApi executions = new ExecutionsApi(client);
+        SandboxesApi sandboxes = new SandboxesApi(CLIENT); // new ApiClient().setBasePath(URL).setBearerToken(KEY)
+        ExecutionsApi executions = new ExecutionsApi(CLIENT);
 
         CreateSandbox wish = new CreateSandbox().id("build-java").putLabelsItem("team", "ci")
                 .limits(new LimitsRequest().memoryMib(64L));
-        Sandbox sandbox = sandboxes.createSandbox(wish, null);
+        Sandbox sandbox = sandboxes.createSandbox(wish, null, null);
         CreateExecution command = new CreateExecution().command(List.of("echo", "hello")).timeoutSeconds(10.0);
-        Execution execution = executions.createExecution(sandbox.getId(), command, null);
+        Execution execution = executions.createExecution(sandbox.getId(), command, null, null);
         execution = executions.getExecution(sandbox.getId(), execution.getId(), 30.0);
         String output = Files.readString(
                 executions.getOutput(sandbox.getId(), execution.getId(), Channel.STDOUT, null, null, null).toPath());
@@ -152,32 +184,35 @@ public final class Drive {
         // [end]
 
         CreateExecution lost = new CreateExecution().command(List.of("missing"));
-        Execution missing = executions.createExecution(sandbox.getId(), lost, null);
+        Execution missing = executions.createExecution(sandbox.getId(), lost, null, null);
         missing = executions.getExecution(sandbox.getId(), missing.getId(), 30.0);
         List<Object> idle = new ArrayList<>();
         for (Double seconds : new Double[] {60.0, null}) {
             idle.add(sandboxes.updateSandbox(sandbox.getId(), new UpdateSandbox().idleSeconds(seconds)).getIdleSeconds());
         }
         CreateExecution cat = new CreateExecution().command(List.of("cat")).stdin(Stdin.OPEN);
-        Talk talk = new Talk(sandbox.getId(), executions.createExecution(sandbox.getId(), cat, null).getId(), "over the wire\n");
+        Talk talk = new Talk(sandbox.getId(), executions.createExecution(sandbox.getId(), cat, null, null).getId(), "over the wire\n");
         StreamExit ended = talk.exit.get(30, TimeUnit.SECONDS);
-        ApiClient unknown = new ApiClient();
-        unknown.updateBaseUri(URL);
+        ApiClient unknown = new ApiClient().setBasePath(URL);
 
         Map<String, Object> report = new TreeMap<>();
         report.put("sandbox", List.of(sandbox.getId(), sandbox.getState(), sandbox.getLabels(), sandbox.getLimits().getMemoryMib()));
-        report.put("again", sandboxes.createSandboxWithHttpInfo(wish, null).getStatusCode());
+        sandboxes.createSandbox(wish, null, null);
+        report.put("again", CLIENT.getStatusCode());
         report.put("output", List.of(execution.getExit().getCode(), output));
         report.put("missing", missing.getExit().getReason());
         report.put("idle", idle);
         report.put("stream", List.of(talk.stdout.toString(StandardCharsets.UTF_8), ended.getExitCode(), ended.getExit().getReason()));
+        report.put("files", keepFiles(new FilesApi(CLIENT), sandbox.getId()));
+        report.put("run", runAtOnce(executions));
         CreateSandbox tooHigh = new CreateSandbox().limits(new LimitsRequest().memoryMib(1L << 40));
         report.put("problems", List.of(
-                refused(() -> sandboxes.createSandbox(tooHigh, null)),
-                refused(() -> sandboxes.createSandbox(new CreateSandbox().ttlSeconds(-1.0), null)),
+                refused(() -> sandboxes.createSandbox(tooHigh, null, null)),
+                refused(() -> sandboxes.createSandbox(new CreateSandbox().ttlSeconds(-1.0), null, null)),
                 refused(() -> sandboxes.getSandbox("nobody", null)),
                 refused(() -> new SandboxesApi(unknown).getSandbox(sandbox.getId(), null))));
-        report.put("deleted", sandboxes.deleteSandboxWithHttpInfo(sandbox.getId()).getStatusCode());
+        sandboxes.deleteSandbox(sandbox.getId());
+        report.put("deleted", CLIENT.getStatusCode());
         report.put("state", sandboxes.getSandbox(sandbox.getId(), null).getState());
         System.out.println(MAPPER.writeValueAsString(report));
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 from typing import TypeVar
 
 from bulkhead_client import AuthenticatedClient, Client
-from bulkhead_client.api.executions import create_execution, get_execution, get_output
+from bulkhead_client.api.executions import create_execution, get_execution, get_output, run_once
+from bulkhead_client.api.files import list_directory, make_directory, read_archive, read_file, write_archive, write_file
 from bulkhead_client.api.sandboxes import create_sandbox, delete_sandbox, get_sandbox, update_sandbox
 from bulkhead_client.models import (
     CreateExecution,
@@ -18,6 +20,8 @@ from bulkhead_client.models import (
     Execution,
     LimitsRequest,
     Problem,
+    Run,
+    RunFile,
     Sandbox,
     Stdin,
     StreamExit,
@@ -78,6 +82,34 @@ async def talk(sandbox: str, execution: str, text: bytes) -> tuple[bytes, Stream
 
 
 # [end]
+def keep_files(client: AuthenticatedClient, sandbox: str) -> list[object]:
+    data = bytes(range(256)) * 1024
+    # [files]
+    write_file.sync_detailed(sandbox, client=client, path="notes/data", body=File(payload=io.BytesIO(data)))
+    back = taken(read_file.sync(sandbox, client=client, path="notes/data")).payload.read()
+    names = [entry.name for entry in taken(list_directory.sync(sandbox, client=client, path="notes")).items]
+    archive = taken(read_archive.sync(sandbox, client=client, path="notes"))
+    write_archive.sync_detailed(sandbox, client=client, path="copy", body=archive)
+    # [end]
+    copy = taken(read_file.sync(sandbox, client=client, path="copy/data")).payload.read()
+    made = make_directory.sync_detailed(sandbox, client=client, path="empty").status_code
+    wrong = read_file.sync(sandbox, client=client, path="notes")
+    assert isinstance(wrong, Problem)
+    return [back == data, names, copy == data, made, wrong.type_, wrong.found]
+
+
+def run_at_once(client: AuthenticatedClient) -> list[object]:
+    # [run]
+    wish = Run(command=["cat"], stdin="hello\n", files=[RunFile(path="data.txt", content="beside it")])
+    result = taken(run_once.sync(client=client, body=wish, idempotency_key="run-1-of-python"))
+    print(result.exit_.reason, result.stdout)
+    # [end]
+    again = taken(run_once.sync(client=client, body=wish, idempotency_key="run-1-of-python"))
+    wish.stdin = "something else"
+    other = run_once.sync(client=client, body=wish, idempotency_key="run-1-of-python")
+    return [result.stdout, again.sandbox_id == result.sandbox_id, refused(other)]
+
+
 def main() -> None:
     report: dict[str, object] = {}
     # [use]
@@ -107,6 +139,8 @@ def main() -> None:
         )
         stdout, ended = asyncio.run(talk(sandbox.id, cat.id, b"over the wire\n"))
         report["stream"] = [stdout.decode(), ended.exit_code, ended.exit_.reason]
+        report["files"] = keep_files(client, sandbox.id)
+        report["run"] = run_at_once(client)
         too_high = CreateSandbox(limits=LimitsRequest(memory_mib=2**40))
         report["problems"] = [
             refused(create_sandbox.sync(client=client, body=too_high)),

@@ -99,6 +99,45 @@ for (const idle_seconds of [60, null]) {
 }
 const cat = await start({ command: ["cat"], stdin: "open" });
 const [stdout, ended] = await talk(sandbox.id, cat.id, "over the wire\n");
+// [files]
+const data = new Uint8Array(256 * 1024).map((_, n) => n);
+const at = (path: string) => ({ path: { sandbox_id: sandbox.id }, query: { path } });
+/** openapi-fetch makes JSON of a body unless it is told how to write it. */
+const bytes = (type: string) => ({ bodySerializer: (body: Blob) => body, headers: { "Content-Type": type } });
+await client.PUT("/sandboxes/{sandbox_id}/files", {
+  params: at("notes/data"),
+  body: new Blob([data]),
+  ...bytes("application/octet-stream"),
+});
+const back = taken(
+  await client.GET("/sandboxes/{sandbox_id}/files", { params: at("notes/data"), parseAs: "arrayBuffer" }),
+);
+const names = taken(await client.GET("/sandboxes/{sandbox_id}/directory", { params: at("notes") })).items;
+const archive = taken(
+  await client.GET("/sandboxes/{sandbox_id}/archive", { params: at("notes"), parseAs: "blob" }),
+);
+await client.PUT("/sandboxes/{sandbox_id}/archive", {
+  params: at("copy"),
+  body: archive,
+  ...bytes("application/x-tar"),
+});
+// [end]
+const copy = taken(
+  await client.GET("/sandboxes/{sandbox_id}/files", { params: at("copy/data"), parseAs: "arrayBuffer" }),
+);
+const made = (await client.PUT("/sandboxes/{sandbox_id}/directory", { params: at("empty") })).response.status;
+const directory = (await client.GET("/sandboxes/{sandbox_id}/files", { params: at("notes") })).error!;
+const equal = (found: ArrayBuffer) => Buffer.from(found).equals(Buffer.from(data));
+
+// [run]
+const once: Schemas["Run"] = { command: ["cat"], stdin: "hello\n", files: [{ path: "data.txt", content: "beside it" }] };
+const header = { "Idempotency-Key": "run-1-of-typescript" };
+const result = taken(await client.POST("/run", { params: { header }, body: once }));
+console.log(result.exit.reason, result.stdout);
+// [end]
+const repeated = taken(await client.POST("/run", { params: { header }, body: once }));
+const other = await client.POST("/run", { params: { header }, body: { ...once, stdin: "something else" } });
+
 const nobody = { path: { sandbox_id: "nobody" } };
 const stranger = createClient<paths>({ baseUrl: url });
 const report = {
@@ -108,6 +147,8 @@ const report = {
   missing: missing.exit?.reason,
   idle,
   stream: [stdout.toString(), ended.exit_code, ended.exit.reason],
+  files: [equal(back), names.map((entry) => entry.name), equal(copy), made, directory.type, directory.found],
+  run: [result.stdout, repeated.sandbox_id === result.sandbox_id, refused(other)],
   problems: [
     refused(await client.POST("/sandboxes", { body: { limits: { memory_mib: 2 ** 40 } } })),
     refused(await client.POST("/sandboxes", { body: { ttl_seconds: -1 } })),
