@@ -57,7 +57,7 @@ async def write_archive(request: Request, sandbox_id: str) -> Response:
     refuse_conditions(request.headers)
     path, _ = read_query(request, PathQuery)
     async with (
-        edge_of(request).sandboxes.transfers.files(sandbox_id) as files,
+        edge_of(request).sandboxes.transfers.unpacking(sandbox_id) as files,
         closing(entries(upload)) as read,
         closing(guarded(read)) as items,
     ):

@@ -24,6 +24,7 @@ class Capacity:
     executions_kept: int = 10_000
     viewers: int = 256
     transfers: int = 256
+    archives: int = 16
     records: int = 10_000
     record_seconds: float = 3600
     stream_end_seconds: float = 10

@@ -26,7 +26,19 @@ class Transfers:
         self._capacity = capacity
         self._records = records
         self._lifetimes = lifetimes
-        self._running = 0
+        self._running = self._unpacking = 0
+
+    @asynccontextmanager
+    async def unpacking(self, sandbox_id: str) -> AsyncIterator[Files]:
+        """`files`, for an archive: its names are remembered until its end (app/core/archive.py), up to some 30 MiB."""
+        if self._unpacking >= self._capacity.archives:
+            raise CapacityExceeded("archives that are unpacked at one time", self._capacity.archives)
+        self._unpacking += 1
+        try:
+            async with self.files(sandbox_id) as files:
+                yield files
+        finally:
+            self._unpacking -= 1
 
     @asynccontextmanager
     async def files(self, sandbox_id: str) -> AsyncIterator[Files]:

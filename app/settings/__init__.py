@@ -52,6 +52,7 @@ class CapacitySettings(Part):
     executions_kept: int = Field(_CAPACITY.executions_kept, ge=1, description="in the life of one sandbox")
     viewers: int = Field(_CAPACITY.viewers, ge=1, description="streams of one execution")
     transfers: int = Field(_CAPACITY.transfers, ge=1, description="operations on files at once in all sandboxes")
+    archives: int = Field(_CAPACITY.archives, ge=1, description="of them, archives that are unpacked")
     records: int = Field(_CAPACITY.records, ge=1, description="sandboxes listed, destroyed ones included")
     record_seconds: float = Field(_CAPACITY.record_seconds, ge=0, description="a destroyed sandbox stays listed")
     stream_end_seconds: float = Field(

@@ -135,6 +135,19 @@ async def test_number_of_operations_is_bounded() -> None:
         assert (await room.call("GET", "a")).status_code == 404
 
 
+async def test_number_of_archives_that_are_unpacked_is_bounded() -> None:
+    """The names of each are held in memory."""
+    async with served(capacity=Capacity(archives=1)) as room:
+        async with room.line("PUT", "a", "Content-Length: 10", what="archive"):
+            await room.until(lambda: room.running == 1)
+            answer = await room.call("PUT", "b", "archive", content=b"")
+            assert (answer.status_code, slug(answer)) == (429, "capacity_exceeded")
+            assert (await room.call("GET", "a")).status_code == 404
+        await room.until(lambda: room.running == 0)
+        answer = await room.call("PUT", "b", "archive", content=bytes(1024))
+        assert answer.status_code == 204
+
+
 # --- what a body may be
 
 
