@@ -12,6 +12,7 @@ from app.api.deps import Edge, Patience, TransferBounds
 from app.api.edge import install
 from app.api.guard import Door
 from app.api.idempotency import Recorded
+from app.api.pool import Pool
 from app.api.readiness import Readiness
 from app.core.answers import Answers
 from app.core.policy import DEFAULT_PROFILES, Policy
@@ -75,6 +76,7 @@ def create_app(
         streamed=telemetry.streamed,
         patience=patience or Patience(),
         transfers=TransferBounds(settings.transfers.ceiling_mib * MIB, settings.transfers.stall_seconds),
+        bodies=Pool(settings.transfers.bodies_mib * MIB),
     )
     door = Door(frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes))
     install(app, edge, door, answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -28,14 +29,16 @@ async def read_json(request: Request, model: type[M]) -> M:
 
 
 async def read_body(request: Request) -> bytes:
-    """Up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow; ClientGone when the client hangs up."""
+    """Up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow, CapacityExceeded; ClientGone when the client
+    hangs up."""
     limit, patience = body_limit(request.scope["path"]), edge_of(request).patience.body
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise PayloadTooLarge(limit)
     try:
         async with asyncio.timeout(patience):
-            return await _read(request, limit)
+            with edge_of(request).bodies.holding() as take:
+                return await _read(request, limit, take)
     except TimeoutError:
         sentence = f"the body did not arrive within {patience:g} seconds"
         raise BodyTooSlow([FieldError("", sentence)]) from None
@@ -51,14 +54,16 @@ def _check_media_type(request: Request) -> None:
         raise UnsupportedMediaType(f"the body is {media_type or 'of no stated type'}; send application/json")
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
     body = bytearray()
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > limit:
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > limit:
             raise PayloadTooLarge(limit)
+        take(len(piece))
+        body += piece
         if not message.get("more_body", False):
             return bytes(body)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from starlette.requests import HTTPConnection
 
+from app.api.pool import Pool
 from app.api.readiness import Readiness
 from app.api.tickets import Tickets
 from app.core.policy import LimitRange, Policy
@@ -51,6 +52,9 @@ class TransferBounds:
     stall_seconds: float = 60
 
 
+BODIES = 512 * 1024 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     sandboxes: Sandboxes
@@ -65,6 +69,7 @@ class Edge:
     patience: Patience = field(default_factory=Patience)
     tickets: Tickets = field(default_factory=Tickets)
     transfers: TransferBounds = field(default_factory=TransferBounds)
+    bodies: Pool = field(default_factory=lambda: Pool(BODIES))
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

@@ -46,7 +46,9 @@ async def run(request: Request) -> Response:
     200 whose `exit` says so. A client that hangs up ends its run, unless it sent an Idempotency-Key."""
     edge = edge_of(request)
     shot = await _shot(await read_json(request, Run), edge)
-    outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot))
+    with edge.bodies.holding() as take:
+        take(len(shot.stdin) + sum(len(file.content) for file in shot.files))
+        outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot))
     return json_response(_body(outcome, shot.spec.runtime))
 
 

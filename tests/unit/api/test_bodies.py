@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from app.api.deps import BODY_LIMIT, Patience
+from app.settings import load_settings
+from tests.null_backend import Gate
 from tests.unit.api.service import Service, call
 
 JSON = {"content-type": "application/json"}
@@ -156,3 +158,18 @@ async def test_413_over_a_real_connection_ends_it() -> None:
         assert answer.startswith(b"HTTP/1.1 413 ")
         writer.close()
         await writer.wait_closed()
+
+
+async def test_bodies_together_have_a_bound_and_give_back_what_they_took() -> None:
+    service = Service(settings=load_settings(transfers={"bodies_mib": 32}))
+    body = json.dumps({"command": ["exit", "0"], "stdin": "x" * 20_000_000}).encode()
+    service.backend.execute_gate = gate = Gate()
+    async with service.client() as client:
+        running = asyncio.create_task(client.post("/run", content=body, headers=JSON))
+        await gate.reached.wait()
+        refused = await client.post("/run", content=body, headers=JSON)
+        assert (refused.status_code, refused.json()["type"]) == (429, "/problems/capacity_exceeded")
+        assert "retry-after" in refused.headers
+        gate.open()
+        assert (await running).status_code == 200
+        assert (await client.post("/run", content=body, headers=JSON)).status_code == 200
