@@ -126,6 +126,25 @@ def test_labels_are_a_map_of_texts() -> None:
         assert "patternProperties" not in labels
 
 
+def test_from_what_was_made_a_link_leads_to_every_operation_on_it() -> None:
+    found = {operation["operationId"]: (path, operation) for path, _, operation in operations()}
+    for source, parameters in (
+        ("create_sandbox", {"sandbox_id"}),
+        ("create_execution", {"sandbox_id", "execution_id"}),
+    ):
+        links = found[source][1]["responses"]["201"]["links"]
+        assert set(links) == {
+            name for name, (path, _) in found.items() if set(re.findall(r"{(\w+)}", path)) == parameters
+        }
+        for name, link in links.items():
+            target = DOCUMENT["components"]["links"][link["$ref"].rpartition("/")[2]]
+            assert (target["operationId"], set(target["parameters"])) == (name, parameters)
+    for lists in ("list_sandboxes", "list_executions"):
+        link = found[lists][1]["responses"]["200"]["links"]["next_page"]
+        assert link["operationId"] == lists
+        assert link["parameters"]["cursor"] == "$response.body#/next_cursor"
+
+
 def test_headers_are_described_where_they_are_sent() -> None:
     for path, method, operation in operations():
         for status, answer in operation["responses"].items():

@@ -21,7 +21,7 @@ ENV = {
     "BULKHEAD_API_KEYS": json.dumps([KEY]),
     **{f"BULKHEAD_CAPACITY__{name}": "100000" for name in ("SANDBOXES", "EXECUTIONS", "RECORDS")},
 }
-pytestmark = pytest.mark.timeout(runs.SECONDS + runs.SLACK_SECONDS + 60)
+pytestmark = pytest.mark.timeout(3 * runs.SECONDS + runs.SLACK_SECONDS + 60)
 
 
 def sandboxes(service: Service, query: str = "") -> Iterator[dict[str, Any]]:

@@ -50,6 +50,18 @@ async def test_what_is_not_json_is_422_with_a_pointer(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "status"), [("64.0", 201), ("6.4e1", 201), ("64.5", 422), ('"64"', 422), ("true", 422)]
+)
+async def test_a_whole_number_is_an_integer_however_it_is_written(number: str, status: int) -> None:
+    found, answer, _ = await post(f'{{"limits":{{"memory_mib":{number}}}}}'.encode())
+    assert found == status
+    if status == 201:
+        assert answer["limits"]["memory_mib"] == 64
+    else:
+        assert [error["pointer"] for error in answer["errors"]] == ["/limits/memory_mib"]
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b'{"requires":[' + b"1," * 1_900_000 + b"1]}",
