@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,44 @@ def test_generated_client_drives_the_service(client: str, url: str) -> None:
     assert nobody == {"status": 404, "type": "/problems/not_found"}
     assert stranger == {"status": 401, "type": "/problems/unauthenticated"}
     assert (report["deleted"], report["state"]) == (204, "destroyed")
+
+
+def test_client_of_the_package_follows_an_execution(url: str) -> None:
+    follow = "from tests.clients.python.follow import follow"
+    program = f"import asyncio; {follow}; print(asyncio.run(follow(['cat'], b'followed')))"
+    done = run(sys.executable, "-c", program, BULKHEAD_CLIENT_URL=url, BULKHEAD_CLIENT_KEY=KEY)
+    assert (done.stdout, done.returncode) == ("(b'followed', 0)\n", 0), done.stderr
+
+
+def test_linter_has_nothing_to_say_about_the_document() -> None:
+    check = run("scripts/clients", "--check", "typescript")
+    require("clients", check.returncode == 0, f"{check.stdout.strip()}; `make clients` installs it")
+    linted = run("scripts/clients", "--lint")
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_linter_finds_what_is_wrong(tmp_path: Path) -> None:
+    """A rule file that names nothing would find nothing."""
+    check = run("scripts/clients", "--check", "typescript")
+    require("clients", check.returncode == 0, f"{check.stdout.strip()}; `make clients` installs it")
+    document = (ROOT / "openapi.yaml").read_text()
+    broken = tmp_path / "openapi.yaml"
+    broken.write_text(document.replace("#/components/schemas/Exit'", "#/components/schemas/Nothing'"))
+    linted = run("scripts/clients", "--lint", BULKHEAD_OPENAPI=str(broken))
+    assert linted.returncode == 1
+    assert "invalid-ref" in linted.stdout
+
+
+def test_examples_of_the_document_are_what_the_drivers_run() -> None:
+    text = (ROOT / "docs/clients.md").read_text()
+    drivers = {"python": "python/*.py", "ts": "typescript/*.ts", "go": "go/*.go", "java": "java/*.java"}
+    examples = re.findall(r"^```(python|ts|go|java)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in examples} == set(drivers)
+    for language, example in examples:
+        sources = [path.read_text() for path in (ROOT / "tests/clients").glob(drivers[language])]
+        assert any(_lines(example) in _lines(source) for source in sources), example
+
+
+def _lines(text: str) -> str:
+    """Without indentation and empty lines: an example stands at the margin."""
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
