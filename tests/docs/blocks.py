@@ -1,0 +1,60 @@
+"""The blocks of a Markdown document as a reader takes them: programs to run, files to save, output to compare with.
+
+    ```bash            run in the reader's shell, one for the whole document
+    ```python          run with the interpreter
+    ```python tool.py  saved as tool.py in the reader's folder
+    ```text, ```json   what the program before it prints; `…` stands for anything in a line, alone for any lines
+
+A block in another language is only shown.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+FENCE = re.compile(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAMS = frozenset({"bash", "python"})
+OUTPUTS = frozenset({"text", "json"})
+
+
+@dataclass(frozen=True)
+class Block:
+    line: int
+    heading: str
+    language: str
+    file: str | None
+    text: str
+    output: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        return self.language in PROGRAMS and self.file is None
+
+
+def blocks_of(path: Path) -> list[Block]:
+    """Programs and files in their order. AssertionError for output that no program is before."""
+    document = path.read_text()
+    found: list[Block] = []
+    for match in FENCE.finditer(document):
+        language, file, text = match.groups()
+        before = document[: match.start()]
+        headings = re.findall(r"^#+ (.+)$", before, re.MULTILINE)
+        block = Block(before.count("\n") + 1, headings[-1] if headings else "", language, file, text)
+        if language in OUTPUTS and file is None:
+            assert found and found[-1].runs and found[-1].output is None, f"{path.name}:{block.line}: whose output?"
+            found[-1] = replace(found[-1], output=text)
+        elif block.runs or file is not None:
+            found.append(block)
+    return found
+
+
+def matches(shown: str, printed: str) -> bool:
+    lines = []
+    for line in shown.splitlines():
+        within = "[^\n]*".join(re.escape(part) for part in line.split("…"))
+        lines.append("(?:[^\n]*\n)*" if line.strip() == "…" else within + "\n")
+    return (
+        re.fullmatch("".join(lines), printed if printed.endswith("\n") or not printed else printed + "\n") is not None
+    )

@@ -1,0 +1,58 @@
+"""A reader who types a document into a terminal: one shell and one folder from the first block to the last."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.docs.blocks import Block, matches
+
+SECONDS = 60
+SHOWN = 5  # after a block that failed all others do
+
+
+def read(document: Path, blocks: list[Block], folder: Path, url: str) -> None:
+    """Does what the document says, exactly as printed. AssertionError where a block fails or prints something else."""
+    desk, home = folder / "papers", folder / "home"
+    desk.mkdir()
+    home.mkdir()
+    script = ["set -euo pipefail"]
+    for number, block in enumerate(blocks):
+        if block.file is not None:
+            (home / block.file).write_text(block.text)
+            continue
+        saved = desk / str(number)
+        saved.write_text(block.text)
+        how = "source" if block.language == "bash" else "python3"
+        script.append(f"{how} {saved} >{saved}.out 2>&1; touch {saved}.done")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
+    place = {
+        "BULKHEAD_CLIENT_URL": url,
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    try:
+        # A document that hangs is told by the block that has no end, below.
+        subprocess.run(
+            ["bash", "-c", "\n".join(script)], cwd=home, env=clean | place, stdin=subprocess.DEVNULL, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        pass
+    wrong = [said for number, block in enumerate(blocks) if (said := _judged(block, desk / str(number)))]
+    assert not wrong, "\n\n".join(f"{document.name}:{said}" for said in wrong[:SHOWN])
+
+
+def _judged(block: Block, saved: Path) -> str | None:
+    """What is wrong with what a block did; None when nothing is."""
+    if not block.runs:
+        return None
+    told = saved.with_suffix(".out")
+    printed = told.read_text(errors="replace") if told.exists() else ""
+    where = f"{block.line} ({block.heading})"
+    if not saved.with_suffix(".done").exists():
+        return f"{where} failed, or was not over in time. It printed:\n{printed}"
+    if block.output is not None and not matches(block.output, printed):
+        return f"{where} printed\n{printed}\nand not\n{block.output}"
+    return None

@@ -1,0 +1,45 @@
+"""Cookbook and tutorials do what they print, against a real service, and leave no sandbox behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import blocks_of
+from tests.docs.reader import read
+from tests.require import require
+from tests.service import Service
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+COOKBOOK = DOCS / "cookbook.md"
+DOCUMENTS = [COOKBOOK, *sorted((DOCS / "tutorials").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    require("root", os.geteuid() == 0, "real isolation is made by a service that is started as root")
+    require("curl", shutil.which("curl") is not None, "the documents call the service with it")
+    require("jq", shutil.which("jq") is not None, "the documents take answers apart with it")
+    require("git", shutil.which("git") is not None, "a tutorial uploads a repository")
+    require("gcc", shutil.which("gcc") is not None, "a tutorial compiles what it judges")
+    with Service(tmp_path_factory.mktemp("data")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_document_does_what_it_prints_and_leaves_no_sandbox(document: Path, service: Service, tmp_path: Path) -> None:
+    read(document, blocks_of(document), tmp_path, service.url)
+    status, left = service.call("GET", "/sandboxes?state=running")
+    assert status == 200
+    assert left["items"] == []
+
+
+def test_cookbook_has_twenty_recipes_of_both_kinds() -> None:
+    kinds = [block.language for block in blocks_of(COOKBOOK) if block.runs]
+    assert len({block.heading for block in blocks_of(COOKBOOK) if block.runs}) >= 20
+    assert kinds.count("bash") >= 8
+    assert kinds.count("python") >= 8
