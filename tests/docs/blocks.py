@@ -51,10 +51,9 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def matches(shown: str, printed: str) -> bool:
-    lines = []
+    pattern = ""
     for line in shown.splitlines():
         within = "[^\n]*".join(re.escape(part) for part in line.split("…"))
-        lines.append("(?:[^\n]*\n)*" if line.strip() == "…" else within + "\n")
-    return (
-        re.fullmatch("".join(lines), printed if printed.endswith("\n") or not printed else printed + "\n") is not None
-    )
+        pattern += "(?:[^\n]*\n)*" if line.strip() == "…" else within + "\n"
+    ended = printed if not printed or printed.endswith("\n") else printed + "\n"
+    return re.fullmatch(pattern, ended) is not None

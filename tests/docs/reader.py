@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,35 +15,40 @@ SECONDS = 60
 SHOWN = 5  # after a block that failed all others do
 
 
-def read(document: Path, blocks: list[Block], folder: Path, url: str) -> None:
+def read(document: Path, blocks: list[Block], folder: Path, url: str, seconds: float = SECONDS) -> None:
     """Does what the document says, exactly as printed. AssertionError where a block fails or prints something else."""
-    desk, home = folder / "papers", folder / "home"
+    desk, home = folder / "desk", folder / "home"
     desk.mkdir()
     home.mkdir()
     script = ["set -euo pipefail"]
     for number, block in enumerate(blocks):
         if block.file is not None:
+            (home / block.file).parent.mkdir(parents=True, exist_ok=True)
             (home / block.file).write_text(block.text)
             continue
         saved = desk / str(number)
         saved.write_text(block.text)
         how = "source" if block.language == "bash" else "python3"
         script.append(f"{how} {saved} >{saved}.out 2>&1; touch {saved}.done")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
-    place = {
-        "BULKHEAD_CLIENT_URL": url,
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    try:
-        # A document that hangs is told by the block that has no end, below.
-        subprocess.run(
-            ["bash", "-c", "\n".join(script)], cwd=home, env=clean | place, stdin=subprocess.DEVNULL, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        pass
+    _type("\n".join(script), home, url, seconds)
     wrong = [said for number, block in enumerate(blocks) if (said := _judged(block, desk / str(number)))]
     assert not wrong, "\n\n".join(f"{document.name}:{said}" for said in wrong[:SHOWN])
+
+
+def _type(script: str, home: Path, url: str, seconds: float) -> None:
+    """Until its end, or until the time is over: then the blocks without an end tell what hung."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    place = {"BULKHEAD_CLIENT_URL": url, "HOME": str(home), "PATH": path}
+    with subprocess.Popen(
+        ["bash", "-c", script], cwd=home, env=clean | place, stdin=subprocess.DEVNULL, start_new_session=True
+    ) as shell:
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                shell.wait(seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
 
 
 def _judged(block: Block, saved: Path) -> str | None:

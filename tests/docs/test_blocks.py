@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 from pathlib import Path
 
 import pytest
@@ -48,7 +51,7 @@ def test_blocks_are_programs_files_and_output(tmp_path: Path) -> None:
 
 
 def test_output_of_no_program_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="d.md:2: whose output"):
+    with pytest.raises(AssertionError, match="whose output"):
         blocks_of(written(tmp_path, "# One\n```text\nx\n```\n"))
 
 
@@ -85,3 +88,14 @@ def test_block_that_fails_or_prints_something_else_is_named(tmp_path: Path, text
 )
 def test_ellipsis_stands_for_anything_in_a_line_or_for_lines(shown: str, printed: str, same: bool) -> None:
     assert matches(shown, printed) is same
+
+
+def test_block_that_hangs_is_named_and_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    path = written(tmp_path, "# A\n```bash\nsleep 1000 & echo $!; wait\n```\n")
+    with pytest.raises(AssertionError, match=r"d.md:2 \(A\) failed, or was not over in time"):
+        read(path, blocks_of(path), tmp_path, "", seconds=0.5)
+    started = int((tmp_path / "desk/0.out").read_text())
+    with contextlib.suppress(ProcessLookupError):  # it is gone
+        ended = os.pidfd_open(started)
+        assert select.select([ended], [], [], 10)[0], "it runs on"
+        os.close(ended)
