@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
 import select
 
-from app.launcher import cgroup, landlock, mounts, probe, seccomp
+from app.launcher import cgroup, mounts, probe
 from app.launcher.birth import Nursery
 from app.launcher.checks import Refusal, answer, check_plan, reply
 from app.launcher.config import Config
 from app.launcher.connection import Connection
 from app.launcher.held import HeldSandbox
+from app.launcher.host import Host
 from app.launcher.packets import close, receive
 from app.launcher.pausing import Pauses
 from app.launcher.protocol import (
@@ -27,7 +27,6 @@ from app.launcher.protocol import (
     RUN_AGENT,
     STEP_FAILED,
     STREAMS,
-    VERSION,
     CreatePlan,
     ProtocolError,
     Reader,
@@ -39,13 +38,9 @@ class Custody:
     """`poll` is the loop's: workers' descriptors are registered there, and come back through `hear_worker`."""
 
     def __init__(self, config: Config, tree: cgroup.Tree, poll: select.poll) -> None:
-        self._config, self._tree, self._poll = config, tree, poll
-        if not probe.knows_clone3():
-            raise SystemExit("bulkhead: this kernel has no clone3 (Linux 5.3), or something hides it")
-        self._layers = probe.available_layers(tree)
-        self._missing = probe.missing_layers(self._layers, config.accept_missing)
-        self._filters = {name: seccomp.compile_filter(name, os.uname().machine) for name in seccomp.PROFILES}
-        self._nursery = Nursery(config, tree, self._layers, self._filters, mounts.masks())
+        self._config, self._poll = config, poll
+        self.host = Host(config, tree)
+        self._nursery = Nursery(config, tree, self.host.layers, self.host.filters, mounts.masks())
         self.pauses = Pauses()
         self._sandboxes: dict[str, HeldSandbox] = {}
         self._by_descriptor: dict[int, HeldSandbox] = {}
@@ -62,27 +57,11 @@ class Custody:
 
     @property
     def prepared(self) -> bool:
-        return bool(self._missing) or self._nursery.prepared
-
-    def about(self) -> list[bytes]:
-        """NAME=VALUE: the host and the configuration, as far as a receipt tells them."""
-        version = landlock.abi()
-        facts = {
-            "protocol": str(VERSION),
-            "kernel": os.uname().release,
-            "landlock_abi": str(version),
-            "cgroup_version": str(self._tree.version),
-            # Hashed there: hashlib would bring all of OpenSSL in here.
-            **{f"filter_{name}": program.hex() for name, program in self._filters.items()},
-            "layers": ",".join(sorted(self._layers)),
-            "missing": ",".join(self._missing),
-            "accepted": ",".join(layer for layer in self._config.accept_missing if layer not in self._layers),
-        }
-        return [f"{name}={value}".encode() for name, value in facts.items()]
+        return bool(self.host.missing) or self._nursery.prepared
 
     def prepare(self, connection: Connection) -> None:
         """While nobody asks for anything: a copy made ahead, and its network shown to the one gateway there is."""
-        copy = None if self._missing else self._nursery.prepare(connection)
+        copy = None if self.host.missing else self._nursery.prepare(connection)
         if copy is not None:
             self._show_network(connection, copy.pid, copy.uid)
 
@@ -132,9 +111,11 @@ class Custody:
         """Begins a sandbox; the answer comes when it is ready. Raises Refusal."""
         if len(descriptors) != 1:
             raise ProtocolError("a plan comes with exactly one descriptor")
-        if self._missing:
-            raise Refusal(f"layer:{self._missing[0]}", errno.ENOSYS, f"this host lacks {', '.join(self._missing)}")
-        check_plan(plan, self._config, self._filters)
+        if self.host.missing:
+            raise Refusal(
+                f"layer:{self.host.missing[0]}", errno.ENOSYS, f"this host lacks {', '.join(self.host.missing)}"
+            )
+        check_plan(plan, self._config, self.host.filters)
         if plan.sandbox_id in self._sandboxes:
             raise Refusal("plan", errno.EEXIST, "a sandbox of this id is still there")
         if len(self._sandboxes) >= self._config.max_sandboxes:
@@ -237,7 +218,7 @@ class Custody:
         request, connection = sandbox.creating, sandbox.connection
         if request is None or connection is None:
             return
-        facts, wrong = sandbox.measure(self._nursery.own_namespaces, self._layers)
+        facts, wrong = sandbox.measure(self._nursery.own_namespaces, self.host.layers)
         if wrong:
             sandbox.failure = ("prove", errno.ENOTSUP, "; ".join(wrong))
             return sandbox.kill()

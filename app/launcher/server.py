@@ -129,7 +129,7 @@ class Server:
     ) -> None:
         if kind == HELLO:
             source.end()
-            connection.send(bytes(reply(request).many(self._custody.about()).data))
+            connection.send(bytes(reply(request).many(self._custody.host.about()).data))
         elif kind == CREATE:
             plan = CreatePlan.read(source)
             source.end()
