@@ -23,7 +23,7 @@ from app.launcher.config import OPTIONAL_LAYERS
 from app.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 STEPS = [step.__name__ for step in (*confine.AHEAD, *confine.ROOM, *confine.LOCK, *confine.PROOF)]
 ISOLATION = (ROOT / "docs/isolation.md").read_text()
 SCRIPTS = sorted([*(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci/run"])
@@ -104,7 +104,7 @@ def test_every_file_that_is_named_exists(path: Path) -> None:
 
 def commands_in(text: str) -> Iterator[list[str]]:
     """The words after `bulkhead` wherever it is called: in a block of code, or between backticks."""
-    blocks = re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", prose(text))
     for line in lines:

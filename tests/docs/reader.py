@@ -12,6 +12,11 @@ from pathlib import Path
 from tests.docs.blocks import Block, matches
 
 SECONDS = 60
+HOW = {
+    "bash": "source {}",
+    "console": "{{ source {} || :; }}",  # what it printed says whether it was to fail
+    "python": "python3 {}",
+}
 SHOWN = 5  # after a block that failed all others do
 
 
@@ -28,8 +33,7 @@ def read(document: Path, blocks: list[Block], folder: Path, url: str, seconds: f
             continue
         saved = desk / str(number)
         saved.write_text(block.text)
-        how = "source" if block.language == "bash" else "python3"
-        script.append(f"{how} {saved} >{saved}.out 2>&1; touch {saved}.done")
+        script.append(HOW[block.language].format(saved) + f" >{saved}.out 2>&1; touch {saved}.done")
     _type("\n".join(script), home, url, seconds)
     wrong = [said for number, block in enumerate(blocks) if (said := _judged(block, desk / str(number)))]
     assert not wrong, "\n\n".join(f"{document.name}:{said}" for said in wrong[:SHOWN])

@@ -50,6 +50,38 @@ def test_blocks_are_programs_files_and_output(tmp_path: Path) -> None:
     read(tmp_path / "d.md", blocks, tmp_path, "")
 
 
+TRANSCRIPT = """# One
+```console
+$ echo a |
+    cat # it's
+a
+$ echo 'b
+c'; false
+b
+c
+$ x=1
+$ echo \\
+    $x localhost:8000
+1 localhost:8000
+```
+"""
+
+
+def test_transcript_is_commands_with_their_output(tmp_path: Path) -> None:
+    blocks = blocks_of(written(tmp_path, TRANSCRIPT))
+    assert [(block.line, block.output) for block in blocks] == [
+        (3, "a\n"),
+        (6, "b\nc\n"),
+        (10, ""),
+        (11, "1 localhost:8000\n"),
+    ]
+    read(tmp_path / "d.md", blocks, tmp_path, "")
+
+
+def test_address_in_a_document_is_replaced(tmp_path: Path) -> None:
+    assert blocks_of(written(tmp_path, TRANSCRIPT), "localhost:7")[-1].output == "1 localhost:7\n"
+
+
 def test_output_of_no_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="whose output"):
         blocks_of(written(tmp_path, "# One\n```text\nx\n```\n"))
@@ -63,6 +95,8 @@ def test_output_of_no_program_is_refused(tmp_path: Path) -> None:
         ("# A\n```bash\necho $unset\n```\n", r"d.md:2 \(A\) failed.*unbound"),
         ("# A\n```python\nprint(1 / 0)\n```\n", r"d.md:2 \(A\) failed.*ZeroDivisionError"),
         ("# A\n```bash\necho a\n```\n```text\nb\n```\n", r"d.md:2 \(A\) printed\na\n\nand not\nb"),
+        ("# A\n```console\n$ echo a\n```\n", r"d.md:3 \(A\) printed\na\n\nand not\n$"),
+        ("# A\n```console\n$ exit 0\n```\n", r"d.md:3 \(A\) failed"),
         ("# A\n```bash\nexit 0\n```\n", r"d.md:2 \(A\) failed"),
     ],
 )
