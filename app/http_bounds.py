@@ -13,6 +13,7 @@ from app.http_upgrades import UpgradesIgnored
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 HEADERS = 128
+WAITING_SECONDS = 5.0
 PIPELINED = 16
 CONNECTIONS = 4096
 DISCARDED = 64 * 1024 * 1024
@@ -21,14 +22,15 @@ _TOO_LARGE, _TOO_SLOW = b"431 Request Header Fields Too Large", b"408 Request Ti
 
 class BoundedHttp(UpgradesIgnored):
     """A request's head arrives within 10 s of the connection (or of its first byte), in 64 KiB; 16 more may wait behind
-    one. When 4,096 connections are open, the one that has been idle for the longest is closed for a new one. Of a body
-    that was answered before it was read 64 MiB are thrown away, since many clients send all before they look at the
-    answer; then the connection is closed."""
+    one, but a large body among them for 5 s only. When 4,096 connections are open, the one that has been idle for the
+    longest is closed for a new one. Of a body that was answered before it was read 64 MiB are thrown away, since many
+    clients send all before they look at the answer; then the connection is closed."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_bytes, self._piece, self._in_head, self._discarded = 0, 0, True, 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self.idle_since = 0.0
 
@@ -46,6 +48,7 @@ class BoundedHttp(UpgradesIgnored):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
+        self._stop_waiting()
         # uvicorn tells the request that came last. The one that is being answered waits for a hang-up too, or what it
         # has begun for its client would be left.
         if self._running is not None and not self._running.response_complete:
@@ -94,7 +97,7 @@ class BoundedHttp(UpgradesIgnored):
         if cycle is None or self.parser.should_upgrade():
             return super().on_body(body)
         if self.pipeline and len(cycle.body) + len(body) > HEAD_BYTES:
-            raise ValueError("too much that waits behind another request")
+            self._wait_for_its_turn()
         if cycle.response_complete:
             return self._discard(body)
         if not cycle.body:
@@ -104,14 +107,27 @@ class BoundedHttp(UpgradesIgnored):
             cycle.body = bytearray(cycle.body)
         return super().on_body(body)
 
+    def _wait_for_its_turn(self) -> None:
+        """A client may send a large body as soon as it has all of the answer before, while that request is still being
+        put away here. So the body is not read on until then; nor would a hang-up be seen, and so it is not for long."""
+        self.flow.pause_reading()
+        if self._waiting is None:
+            self._waiting = self.loop.call_later(WAITING_SECONDS, self.transport.abort)
+
     def _discard(self, body: bytes) -> None:
         self._discarded += len(body)
         if self._discarded > DISCARDED:
             self.transport.close()
 
     def on_response_complete(self) -> None:
+        self._stop_waiting()
         self.idle_since = self.loop.time()
         super().on_response_complete()
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def _expect_a_head(self) -> None:
         self._head_bytes, self._in_head = 0, True

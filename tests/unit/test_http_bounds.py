@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -128,15 +129,51 @@ async def test_who_is_being_answered_learns_of_a_hang_up_whatever_waits_behind(w
         await left.wait()
 
 
-async def test_a_body_that_waits_behind_another_request_is_no_store() -> None:
+async def test_a_body_that_waits_behind_another_request_is_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read, and waits only so long; who is being answered learns of the end."""
+    monkeypatch.setattr(http_bounds, "WAITING_SECONDS", 0.3)
+    left = asyncio.Event()
+
     async def patient(_: object, receive: Any, __: object) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        left.set()
 
-    behind = b"PUT / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n"
-    async with served(patient) as port:
-        answer = await answer_to(port, GET + b"\r\n", behind, *[bytes(50_000)] * 20)
-        assert answer.startswith(b"HTTP/1.1 400") or answer == b"reset"
+    async with served(patient) as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET + b"\r\n" + b"PUT / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                writer.write(bytes(1_000_000))
+                await writer.drain()
+                sent += 1
+        assert sent < 50  # what the sockets' buffers take
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await left.wait()
+        writer.close()
+
+
+async def test_a_large_body_right_behind_a_complete_answer_is_read() -> None:
+    """The client has all of the answer; the service is still putting its request away."""
+
+    async def tidy(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "PUT":
+            return await echo(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok", "more_body": True})
+        await asyncio.sleep(0.3)
+        return await send({"type": "http.response.body", "body": b""})
+
+    async with served(tidy) as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET + b"\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        body = bytes(range(256)) * 20_000
+        writer.write(b"PUT / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        assert body in await reader.read()
+        writer.close()
 
 
 async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
