@@ -180,6 +180,22 @@ async def test_what_cannot_be_done_is_told_by_name(shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+async def test_a_file_is_written_through_links(shell: str) -> None:
+    async with rig(settings(shell)) as made:
+        sandbox = await made.sandbox()
+        await run(
+            sandbox, "mkdir -p d/e; cd d; ln -s ../e/new e/one; mkdir ../e; ln -s ../../e/two e/two; ln -s one e/three"
+        )
+        await run(sandbox, "ln -s /workspace/d/e/three l; ln -s 'odd\n' n")
+        for link in (b"l", b"d/e/two", b"n"):
+            assert await sandbox.files.write(link, pieces(link)) is True
+            assert await sandbox.files.write(link, pieces(link)) is False
+            assert await content_of(sandbox, link) == link
+        assert await run(sandbox, "cat d/e/new; cat e/two; readlink l") == b"ld/e/two/workspace/d/e/three\n"
+        await left_over(made, sandbox)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 async def test_a_failed_write_leaves_the_old_file_and_no_directory_of_its_own(shell: str) -> None:
     async with rig(settings(shell)) as made:
         sandbox = await made.sandbox()

@@ -35,7 +35,13 @@ class MachineRuntime:
     async def open(self) -> Backend:
         instance = secrets.token_hex(6)
         images: Mapping[str, object] = {IMAGE: {"rootfs_path": LAYOUT}}
-        told = {"url": self._started.url, "api_key": self._started.key, "images": images, "boots": 1}
+        told = {
+            "url": self._started.url,
+            "api_key": self._started.key,
+            "images": images,
+            "default_image": IMAGE,
+            "boots": 1,
+        }
         backend = BoxliteBackend(BoxliteSettings.model_validate(told), instance)
         self._instances[id(backend)] = instance
         return backend

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused
+from app.backends.boxlite.client import seen
 from app.backends.boxlite.dialogue import Dialogue, ScriptEnded
 from app.backends.boxlite.file_facts import escaped, failure
 from app.backends.boxlite.inside import MARK, Inside, shell_command
@@ -110,6 +111,7 @@ class Dialogues:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
+            starting.add_done_callback(seen)
             starting.add_done_callback(lambda _: self._tasks.spawn(self._place.bury(mark)))
             raise
         except SpawnFailed as error:

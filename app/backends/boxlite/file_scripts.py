@@ -96,10 +96,16 @@ trap undo EXIT
 trap 'exit 1' HUP INT TERM PIPE
 """
 
-# `place`: where the file is, through links, and where its new content waits beside it.
+# `place`: where the file is, through links, and where its new content waits beside it. Not by `readlink -f`: of a link
+# to nothing busybox 1.37 tells another place.
 _PLACE = r"""
 place() {
-  if [ -L "$path" ]; then path=$(readlink -f -- "$path" && echo .) && path=${path%??} || return; fi
+  links=0
+  while [ -L "$path" ] && [ $links -lt 40 ]; do
+    target=$(readlink -- "$path" && echo .) || return
+    target=${target%??} links=$((links + 1))
+    case $target in /*) path=$target ;; *) path=${path%/*}/$target ;; esac
+  done
   folder=${path%/*} waiting=${path%/*}/$1
 }
 """
