@@ -160,11 +160,12 @@ async def test_a_large_body_right_behind_a_complete_answer_is_read() -> None:
 
     async def tidy(scope: Any, receive: Any, send: Any) -> None:
         if scope["method"] == "PUT":
-            return await echo(scope, receive, send)
+            await echo(scope, receive, send)
+            return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok", "more_body": True})
         await asyncio.sleep(0.3)
-        return await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b""})
 
     async with served(tidy) as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
