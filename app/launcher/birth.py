@@ -60,11 +60,14 @@ class Copy:
         self.shown_to: Connection | None = None  # who has read its network namespace
 
     def has_network(self) -> bool:
-        """Whether it said so; not asked again once it did."""
+        """Whether it said so; not asked again once it did. That a step failed is left for whoever buries it."""
         try:
-            return self.channel.recv(1, _socket.MSG_DONTWAIT) == bytes((NETWORK_UP,))
+            if self.channel.recv(1, _socket.MSG_DONTWAIT | _socket.MSG_PEEK) != bytes((NETWORK_UP,)):
+                return False
+            self.channel.recv(1, _socket.MSG_DONTWAIT)
         except OSError:
             return False
+        return True
 
 
 class Nursery:
