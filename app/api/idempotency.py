@@ -65,9 +65,11 @@ class Idempotency:
         body = await read_body(request)
         key = _digest(scope["method"].encode(), scope["path"].encode(errors="surrogatepass"), keys[0])
         digest = _digest(scope["query_string"], body)
-        return await until_disconnect(
-            request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]))
-        )
+        with edge_of(request).bodies.holding() as take:
+            take(len(body))  # whoever waits for the answer of another holds its own body meanwhile
+            return await until_disconnect(
+                request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]))
+            )
 
     async def _work(self, scope: Scope, bodies: list[bytes]) -> Answer[Recorded]:
         """`bodies` holds the one body until it is read: what is kept for long must not hold 32 MiB."""

@@ -154,7 +154,13 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQu
     summary="Change how long a sandbox lives, and its labels",
     response_model=schemas.Sandbox,
     responses=problems(
-        "invalid_request", "limit_too_high", "not_found", "wrong_state", "unsupported_media_type", "payload_too_large"
+        "invalid_request",
+        "limit_too_high",
+        "not_found",
+        "wrong_state",
+        "unsupported_media_type",
+        "payload_too_large",
+        "capacity_exceeded",
     ),
     openapi_extra=json_body(schemas.UpdateSandbox),
 )

@@ -43,7 +43,6 @@ from app.launcher.tree import Obstacle, node_of
 
 HOME = b"/workspace"
 _PIECE = 1024 * 1024
-_TEMPORARY = b".bulkhead-"
 
 
 class GivenUp(Exception):
@@ -69,6 +68,16 @@ def keep_only(*descriptors: int) -> None:
         os.closerange(begin, descriptor)
         begin = descriptor + 1
     os.closerange(begin, 1 << 16)
+
+
+def _without_our_names(where: object, path: bytes) -> bytes:
+    """The place of an error, in names that the client knows."""
+    if not isinstance(where, bytes):
+        return path
+    parts = where.split(b"/")
+    if tree.is_ours(parts[-1]):
+        return path
+    return b"/".join(part for part in parts if not tree.is_ours(part))
 
 
 class FileAgent:
@@ -100,7 +109,7 @@ class FileAgent:
             self._do(operation, path, request)
         except OSError as error:
             kind = error.kind if isinstance(error, Obstacle) else UNKNOWN_KIND
-            where = error.filename if isinstance(error.filename, bytes) else path
+            where = _without_our_names(error.filename, path)
             self._tell(Writer(FAILED).u32(error.errno or errno.EIO).u8(kind).blob(where[:LONGEST]))
         except (GivenUp, ProtocolError):
             return
@@ -125,7 +134,7 @@ class FileAgent:
             self._hear(GO)
             packing.pack(self._data, path)
         elif operation == UNPACK:
-            packing.Unpacking(self._data, path, _TEMPORARY + os.urandom(8).hex().encode()).run()
+            packing.Unpacking(self._data, path, tree.name_of_ours()).run()
             self._tell(Writer(DONE).u8(0))
 
     # --- one file
@@ -148,7 +157,7 @@ class FileAgent:
         self._tell_node(self._at(real, path))
         self._hear(GO)
         made = tree.make_directories(os.path.dirname(real))
-        temporary = os.path.dirname(real) + b"/" + _TEMPORARY + os.urandom(8).hex().encode()
+        temporary = os.path.dirname(real) + b"/" + tree.name_of_ours()
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             tree.fill(file, self._data)

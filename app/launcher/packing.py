@@ -51,7 +51,8 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
         yield name, path, entry
         if stat.S_ISDIR(entry.st_mode):
             prefix = name + b"/" if name else b""
-            waiting += sorted((prefix + child for child in os.listdir(path)), reverse=True)
+            children = (child for child in os.listdir(path) if not tree.is_ours(child))
+            waiting += sorted((prefix + child for child in children), reverse=True)
 
 
 def survey(root: bytes) -> tuple[int, int]:

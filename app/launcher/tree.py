@@ -17,9 +17,21 @@ from app.launcher.protocol.files import (
 )
 
 _PIECE = 1024 * 1024
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _MODE_OF_KIND = (
     stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK,
 )  # fmt: skip
+
+
+OURS = b".bulkhead-"  # begins the name of what is not yet in its place, and 16 hexadecimal digits end it
+
+
+def is_ours(name: bytes) -> bool:
+    return name.startswith(OURS) and len(name) == len(OURS) + 16
+
+
+def name_of_ours() -> bytes:
+    return OURS + os.urandom(8).hex().encode()
 
 
 class Obstacle(OSError):
@@ -112,7 +124,7 @@ def list_entries(pipe: int, path: bytes, after: bytes, limit: int) -> None:
     found = os.stat(path)
     if not stat.S_ISDIR(found.st_mode):
         raise Obstacle(errno.ENOTDIR, path, kind_of(found))
-    names = sorted(name for name in os.listdir(path) if name > after)
+    names = sorted(name for name in os.listdir(path) if name > after and not is_ours(name))
     for name in names[:limit]:
         entry = lstat_or_none(path + b"/" + name)
         if entry is not None:
@@ -122,14 +134,16 @@ def list_entries(pipe: int, path: bytes, after: bytes, limit: int) -> None:
 
 
 def delete(path: bytes, *, recursive: bool) -> None:
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
         return os.unlink(path)
-    if os.path.ismount(path):
-        raise OSError(errno.EBUSY, "it is a mount point", path)
-    if recursive:
-        return _delete_tree(path)
-    return os.rmdir(path)
+    real = os.path.realpath(path)  # rmdir(2) takes no `.` as a name
+    try:
+        os.rmdir(real)  # of a mount point it says so before it says that something is in it
+    except OSError as error:
+        if not recursive or error.errno not in _NOT_EMPTY:
+            raise
+        _delete_tree(real)
+    return None
 
 
 def _delete_tree(path: bytes) -> None:
@@ -143,8 +157,12 @@ def _delete_tree(path: bytes) -> None:
             name, names = left[-1]
             if names:
                 child = names.pop()
-                if not _remove(child):
-                    left.append((child, _enter(child)))
+                try:
+                    if not _remove(child):
+                        left.append((child, _enter(child)))
+                except OSError as error:
+                    error.filename = b"/".join([parent, *(name for name, _ in left), child])
+                    raise
                 continue
             os.chdir(b"..")
             left.pop()
@@ -179,7 +197,7 @@ def _remove_directory(name: bytes) -> bool:
     try:
         os.rmdir(name)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in _NOT_EMPTY:
             raise
         return False
     return True

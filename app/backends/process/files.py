@@ -91,9 +91,10 @@ _WRONG_KIND = {errno.ENOTDIR: FileKind.FILE, errno.EISDIR: FileKind.DIRECTORY}
 def _error(failed: Failed, disk_bytes: int) -> BulkheadError:
     path, sentence = shown(failed.path), os.strerror(failed.errno)
     found = KINDS[failed.kind] if failed.kind < len(KINDS) else _WRONG_KIND.get(failed.errno)
+    wanted = "a directory" if failed.errno == errno.ENOTDIR else "a regular file"
     what = f"{path!r}: {sentence}"
     errors: list[tuple[bool, Callable[[], BulkheadError]]] = [
-        (found is not None, lambda: WrongType(str(found), f"{path!r} leads to a {found}: {sentence}")),
+        (found is not None, lambda: WrongType(str(found), f"{path!r} is {found}, and {wanted} is needed")),
         (failed.errno == errno.ENOENT, lambda: NotFound("file", path)),
         (failed.errno in _DENIED, lambda: AccessDenied(what)),
         (failed.errno in {errno.ENOSPC, errno.EDQUOT}, lambda: DiskFull(disk_bytes)),
