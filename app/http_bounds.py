@@ -4,6 +4,7 @@ out by connecting and saying nothing, by a head without end, or by a thousand re
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -14,10 +15,18 @@ HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 HEADERS = 128
 WAITING_SECONDS = 5.0
+UNREAD_SECONDS = 60.0
 PIPELINED = 16
 CONNECTIONS = 4096
+_FRAMING = 8  # a byte that comes in a chunk of its own has five around it
 DISCARDED = 64 * 1024 * 1024
-_TOO_LARGE, _TOO_SLOW = b"431 Request Header Fields Too Large", b"408 Request Timeout"
+_TOO_LARGE, _TOO_SLOW, _NOT_HTTP = "431 Request Header Fields Too Large", "408 Request Timeout", "400 Bad Request"
+_WHY = {
+    _TOO_LARGE: f"the head of a request takes at most {HEAD_BYTES} bytes",
+    _TOO_SLOW: f"the head of a request has to arrive within {HEAD_SECONDS:g} seconds",
+    _NOT_HTTP: "this is no request of HTTP/1.1: it has an unknown method, a byte in its target that is not "
+    "percent-encoded, or headers that contradict each other",
+}
 
 
 class BoundedHttp(UpgradesIgnored):
@@ -29,8 +38,10 @@ class BoundedHttp(UpgradesIgnored):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_bytes, self._piece, self._in_head, self._discarded = 0, 0, True, 0
+        self._frame_bytes = 0  # of chunk sizes, extensions and trailers
         self._deadline: asyncio.TimerHandle | None = None
         self._waiting: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self.idle_since = 0.0
 
@@ -46,9 +57,31 @@ class BoundedHttp(UpgradesIgnored):
             idle = [c for c in self.connections if isinstance(c, BoundedHttp) and c.idle]
             min(idle, key=lambda connection: connection.idle_since).transport.close()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._check_taking(self.transport.get_write_buffer_size() + 1)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_checking()
+
+    def _check_taking(self, before: int) -> None:
+        """What waits to be sent gets less, or the client takes nothing and is cut off."""
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._taking = self.loop.call_later(UNREAD_SECONDS, self._check_taking, left)
+
+    def _stop_checking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
         self._stop_waiting()
+        self._stop_checking()
         # uvicorn tells the request that came last. The one that is being answered waits for a hang-up too, or what it
         # has begun for its client would be left.
         if self._running is not None and not self._running.response_complete:
@@ -66,17 +99,23 @@ class BoundedHttp(UpgradesIgnored):
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES + len(data):  # this piece may hold the end of the head, and a body
                 return self._refuse(_TOO_LARGE)
+        else:
+            self._frame_bytes += len(data)  # less what of it is body: `on_body`
+            if self._frame_bytes > HEAD_BYTES + len(data):
+                return self._refuse(_TOO_LARGE)
         super().data_received(data)
         return None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._expect_a_head()
-        self._head_bytes, self._discarded = self._piece, 0
+        self._head_bytes, self._frame_bytes, self._discarded = self._piece, 0, 0
         # For an answer whose end is not to look like one: ASGI knows no way to cut a connection.
         self.scope["extensions"] = {"bulkhead.transport": {"transport": self.transport}}
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: never taken for a header (RFC 9110, 6.5.1)
         super().on_header(name, value)
         if len(self.headers) > HEADERS:
             raise ValueError("too many headers")  # the parser stops, and the connection ends with a 400
@@ -93,6 +132,7 @@ class BoundedHttp(UpgradesIgnored):
     def on_body(self, body: bytes) -> None:
         """uvicorn gathers a body in a bytearray and hands a copy of that on. A piece before which nothing waits needs
         neither: of an upload, which comes in 250 KiB at a time, that is half of the processor time."""
+        self._frame_bytes -= _FRAMING * len(body)
         cycle = self.cycle
         if cycle is None or self.parser.should_upgrade():
             return super().on_body(body)
@@ -140,10 +180,23 @@ class BoundedHttp(UpgradesIgnored):
             self._deadline.cancel()
             self._deadline = None
 
-    def _refuse(self, status: bytes) -> None:
+    def send_400_response(self, msg: str) -> None:
+        del msg
+        self._refuse(_NOT_HTTP)
+
+    def _refuse(self, status: str) -> None:
         """A connection on which nothing was said is closed without a word."""
         self._head_is_there()
         if not self.transport.is_closing():
             if self._head_bytes:
-                self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                self.transport.write(_refusal(status))
             self.transport.close()
+
+
+def _refusal(status: str) -> bytes:
+    """A problem of RFC 9457. It was no request yet: it has no id, and its problem no page of ours."""
+    code, _, title = status.partition(" ")
+    problem = {"type": "about:blank", "title": title, "status": int(code), "detail": _WHY[status]}
+    body = json.dumps(problem)
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
+    return f"{head}connection: close\r\n\r\n{body}".encode()

@@ -11,14 +11,16 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _OFFER = frozenset({b"upgrade", b"http2-settings"})
+_OF_BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class UpgradesIgnored(HttpToolsProtocol):
     """All offers but that of a WebSocket."""
 
     def _is_offer(self) -> bool:
-        """CONNECT too is an upgrade for the parser; without the header it is left alone."""
-        return self.parser.should_upgrade() and self._get_upgrade() is not None and not self._should_upgrade()
+        """As the parser sees it, which takes all `Connection` headers together where uvicorn takes the last. CONNECT is
+        an upgrade for it too, and is left alone."""
+        return self.parser.should_upgrade() and not self._should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -52,8 +54,14 @@ class UpgradesIgnored(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"", b""))
 
     def on_headers_complete(self) -> None:
-        if not self._is_offer():
-            super().on_headers_complete()
+        if self._is_offer():
+            return
+        if self._should_upgrade() and (self.parser.get_method() != b"GET" or self._has_body()):
+            raise ValueError("a WebSocket begins with a GET without a body")  # whose body would be waited for for ever
+        super().on_headers_complete()
+
+    def _has_body(self) -> bool:
+        return any(name in _OF_BODY for name, _ in self.headers)
 
     def on_message_complete(self) -> None:
         if not self._is_offer():

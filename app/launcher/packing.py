@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PIECE = 1024 * 1024
+_MOST = 2**63 - 1  # sparse files may say more together
 _PACKED = (FILE, DIRECTORY, SYMLINK)
 
 
@@ -67,7 +68,7 @@ def survey(root: bytes) -> tuple[int, int]:
             size += found.st_size
             if not os.access(path, os.R_OK):
                 raise OSError(errno.EACCES, "it cannot be read", path)
-    return entries, size
+    return entries, min(size, _MOST)
 
 
 def pack(pipe: int, root: bytes) -> None:

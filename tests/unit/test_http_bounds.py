@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -222,3 +223,81 @@ async def test_a_body_that_was_answered_before_it_was_read_is_thrown_away_within
                 writer.write(bytes(1_000_000))
                 await writer.drain()
         writer.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["FOO / HTTP/1.1\r\n\r\n", "GET /\u00e9 HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\ntransfer-encoding: foo\r\n\r\n"],
+    ids=["method", "target", "encoding"],
+)
+async def test_what_is_no_request_is_told_so_as_a_problem(head: str) -> None:
+    async with served() as port:
+        answer = await answer_to(port, head.encode())
+    lines, _, body = answer.partition(b"\r\n\r\n")
+    assert lines.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/problem+json" in lines
+    problem = json.loads(body)
+    assert (problem["type"], problem["status"]) == ("about:blank", 400)
+    assert "percent-encoded" in problem["detail"]
+
+
+async def test_trailers_have_no_end_only_up_to_a_bound_and_are_no_headers() -> None:
+    begin = b"PUT / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    async def names(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        answer = b",".join(sorted(name for name, _ in scope["headers"]))
+        headers = [(b"content-length", b"%d" % len(answer)), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async with served(names) as port:
+        for pieces in ([begin + b"0\r\nauthorization: x\r\n\r\n"], [begin, b"0\r\nauthorization: x\r\n\r\n"]):
+            assert (await answer_to(port, *pieces)).endswith(b"host,transfer-encoding")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begin + b"0\r\nx: ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                writer.write(bytes(b"a" * 100_000))
+                await writer.drain()
+                sent += 1
+        assert sent < 100
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_a_body_in_chunks_of_one_byte_is_taken() -> None:
+    async with served(echo) as port:
+        chunks = b"1\r\nx\r\n" * 100_000
+        head = b"PUT / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+        answer = await answer_to(
+            port, head, *(chunks[at : at + 30_000] for at in range(0, len(chunks), 30_000)), b"0\r\n\r\n"
+        )
+        assert b"x" * 100_000 in answer
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_bounds, "UNREAD_SECONDS", 0.2)
+
+    async def large(_: object, __: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"50000000")]})
+        await send({"type": "http.response.body", "body": bytes(50_000_000)})
+
+    async with served(large) as port, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET + b"connection: close\r\n\r\n")
+        assert len(await reader.read()) > 50_000_000  # who reads gets all
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(GET + b"\r\n")
+        await asyncio.sleep(1.5)  # the time that the client takes nothing
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(50_000_000)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()

@@ -112,3 +112,31 @@ async def test_connect_is_not_read_twice() -> None:
             async with asyncio.timeout(10):
                 assert (await reader.read()).startswith(b"HTTP/1.1 ")
             writer.close()
+
+
+async def test_offer_that_is_contradicted_by_a_second_connection_header_is_none() -> None:
+    """The parser takes both headers together, uvicorn the last."""
+    inner = b"DELETE /smuggled HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    for offered in (b"h2c", b"websocket"):
+        head = (
+            b"POST /first HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: %s\r\n"
+            b"connection: keep-alive\r\ncontent-length: %d\r\n\r\n" % (offered, len(inner))
+        )
+        async with served() as port:
+            seen = await seen_by_the_application(port, head, inner, LAST)
+        assert [found[1] for found in seen] == ["/first", "/last"]
+        assert seen[0][2] == inner.decode()
+
+
+@pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\ncontent-length: 5\r\n", b"POST / HTTP/1.1\r\n"])
+async def test_websocket_with_a_body_is_refused_at_once(head: bytes) -> None:
+    """Its body would be waited for, and it would count as a connection for as long."""
+    offer = (
+        b"host: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+    )
+    async with served() as port, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + offer)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()

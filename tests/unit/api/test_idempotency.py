@@ -300,3 +300,19 @@ async def test_fifty_at_once_with_an_id_of_their_own_make_one_sandbox_and_one_ex
         answers = await asyncio.gather(*(client.post("/sandboxes/mine/executions", json=body) for _ in range(50)))
         assert sorted(answer.status_code for answer in answers) == [200] * 49 + [201]
         assert list(service.backend.sandboxes["mine"].executions) == ["one"]
+
+
+async def test_who_waits_for_the_answer_of_another_holds_its_body_in_the_bound_of_all() -> None:
+    service = Service(settings=load_settings(transfers={"bodies_mib": 32}))
+    service.backend.execute_gate = gate = Gate()
+    body = {"command": ["exit", "0"], "stdin": "x" * 7_000_000}
+    async with client_of(service) as client:
+        asked = [asyncio.create_task(client.post("/run", json=body, headers=KEY))]
+        await gate.reached.wait()
+        asked += [asyncio.create_task(client.post("/run", json=body, headers=KEY)) for _ in range(8)]
+        refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert {answer.result().json()["type"] for answer in refused} == {"/problems/capacity_exceeded"}
+        gate.open()
+        assert (await asked[0]).status_code == 200
+        await asyncio.wait(asked)
+        assert (await client.post("/run", json=body, headers=KEY)).status_code == 200
