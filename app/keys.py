@@ -15,7 +15,7 @@ PREFIX = "bh_"
 
 
 class KeysError(Exception):
-    """The key file cannot be read; `str(error)` is a sentence that names it."""
+    """The key file cannot be read or the name not be taken; `str(error)` is a sentence that says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,20 @@ def load_keys(data: Path) -> list[StoredKey]:
 
 
 def new_key(data: Path, name: str) -> str:
-    """Makes a key and stores its hash; the key itself is only returned. Raises KeysError.
+    """Makes a key and stores its hash; the key itself is only returned. Raises KeysError, also for a name that has one.
 
     The file is replaced whole, so a service that reads it meanwhile finds the old one or the new one.
     """
+    known = load_keys(data)
+    path = data / FILE_NAME
+    if not name.strip() or not name.isprintable():
+        raise KeysError("the name of a key is printable text in one line")
+    if any(k.name == name for k in known):
+        raise KeysError(f"there is a key named {name!r}: choose another name, or delete its entry from {path}")
     key = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    keys = [*load_keys(data), StoredKey(name, hash_of(key), created)]
+    keys = [*known, StoredKey(name, hash_of(key), created)]
     text = json.dumps({"keys": [asdict(k) for k in keys]}, indent=2) + "\n"
-    path = data / FILE_NAME
     beside = path.with_name(f".{FILE_NAME}.{os.getpid()}")
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -13,16 +13,22 @@ from app.api.documents import problems
 from app.api.downloads import Download, Outlet
 from app.api.file_documents import FILE_HEADERS, ON_FILES, ON_UPLOADS, raw_answer, raw_body, sends, takes
 from app.api.raw_query import PathQuery, read_query
+from app.api.strict import spelled
 from app.api.uploads import Upload
 
 router = APIRouter(prefix="/sandboxes/{sandbox_id}/files", tags=["files"])
 
+_MODE = "0?[0-7]{1,3}"
 OCTETS = "application/octet-stream"
 _OF_CONTENT = ("content-length", "content-type", "accept-ranges")
 
 
 class WriteQuery(PathQuery):
-    mode: Annotated[str, Field(pattern=r"^0?[0-7]{1,3}$", description="permissions in octal, 0777 at most")] = "0644"
+    mode: Annotated[
+        str,
+        spelled(_MODE, "must be one to three octal digits, such as 644 or 0644"),
+        Field(description="permissions in octal, 0777 at most", json_schema_extra={"pattern": f"^{_MODE}$"}),
+    ] = "0644"
 
 
 class DeleteQuery(PathQuery):

@@ -70,8 +70,8 @@ def parameters(model: type[PathQuery]) -> list[dict[str, Any]]:
         "name": "path",
         "in": "query",
         "required": True,
-        "description": "absolute, or relative to /workspace; percent-encoded bytes, not necessarily UTF-8, "
-        f"{LONGEST_PATH} at most",
+        "description": f"absolute, or relative to /workspace; {LONGEST_PATH} bytes at most, not necessarily UTF-8; "
+        "percent-encode what a URL does not take",
         "schema": {"type": "string", "minLength": 1},
     }
     rest = [

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field
 
 from app.api.limits import LimitsRequest
 from app.api.schemas import Answer, Exit, SandboxFields
-from app.api.strict import Arguments, Seconds, Strict
+from app.api.strict import Arguments, Seconds, Strict, documented, spelled
 from app.core.models import OnOutputLimit
 
 FILES = 1024
 
-Mode = Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3}$")]
+_MODE = "0?[0-7]{3}"
+Mode = Annotated[
+    str, spelled(_MODE, "must be three octal digits, such as 644 or 0644"), documented(pattern=f"^{_MODE}$")
+]
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 
 

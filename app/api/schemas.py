@@ -5,12 +5,25 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.limits import LimitsRequest
 from app.api.receipts import Isolation
-from app.api.strict import WHOLE, Arguments, Directory, Environment, Host, Id, Labels, Paths, Seconds, Strict
+from app.api.strict import (
+    WHOLE,
+    Arguments,
+    Directory,
+    Environment,
+    Host,
+    Id,
+    Labels,
+    Paths,
+    Seconds,
+    Strict,
+    documented,
+    spelled,
+)
 from app.core.backend import Capability
 from app.core.models import ID_PATTERN, ExecutionState, ExitReason, OnOutputLimit, SandboxState, Stdin, Tier
 
@@ -101,14 +114,19 @@ class Terminal(Strict):
     cols: Annotated[int, Field(ge=1, le=65_535), WHOLE]
 
 
+_STREAM = f"/sandboxes/{ID_PATTERN}/executions/{ID_PATTERN}/stream"
+
+
 class CreateStreamTicket(Strict):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"path": "/sandboxes/demo/executions/hello/stream", "stdin": True}]}
     )
 
-    path: Annotated[str, StringConstraints(pattern=f"^/sandboxes/{ID_PATTERN}/executions/{ID_PATTERN}/stream$")] = (
-        Field(description="of the stream, without a query")
-    )
+    path: Annotated[
+        str,
+        spelled(_STREAM, "must be the path of a stream without a query: /sandboxes/…/executions/…/stream"),
+        documented(pattern=f"^{_STREAM}$"),
+    ] = Field(description="of the stream, without a query")
     stdin: bool = Field(False, description="whether the stream may hold stdin, also by `take`")
 
 

@@ -6,10 +6,20 @@ at their first error, and of the wrong entries of an object only the first few a
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from app.core.models import ID_PATTERN
@@ -59,22 +69,38 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _documented(**keywords: Any) -> Any:
+def documented(**keywords: Any) -> Any:
     """In the schema, for readers and generators; the core checks it, with a sentence of its own."""
     return Field(json_schema_extra=keywords)
 
 
+def spelled(pattern: str, sentence: str) -> AfterValidator:
+    """Checks the whole of a text; of one that is spelled otherwise the sentence is told, not the pattern."""
+    form = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if form.fullmatch(value) is None:
+            raise PydanticCustomError("spelled", "{sentence}", {"sentence": sentence})
+        return value
+
+    return AfterValidator(check)
+
+
 NO_NUL = r"^[^\x00]*$"
 
-Id = Annotated[str, StringConstraints(pattern=f"^{ID_PATTERN}$")]
-Environment = Annotated[
-    dict[str, Annotated[str, _documented(pattern=NO_NUL)]],
-    BeforeValidator(_look_at_few_wrong_values),
-    _documented(propertyNames={"pattern": r"^[^=\x00]+$"}),
+Id = Annotated[
+    str,
+    spelled(ID_PATTERN, "must be 1 to 63 of a-z, 0-9, _ and -, the first one a letter or a digit"),
+    documented(pattern=f"^{ID_PATTERN}$"),
 ]
-Arguments = Annotated[list[Annotated[str, _documented(pattern=NO_NUL)]], Field(fail_fast=True), _documented(minItems=1)]
+Environment = Annotated[
+    dict[str, Annotated[str, documented(pattern=NO_NUL)]],
+    BeforeValidator(_look_at_few_wrong_values),
+    documented(propertyNames={"pattern": r"^[^=\x00]+$"}),
+]
+Arguments = Annotated[list[Annotated[str, documented(pattern=NO_NUL)]], Field(fail_fast=True), documented(minItems=1)]
 Host = Annotated[str, StringConstraints(min_length=1, max_length=255)]  # a DNS name has 253 characters at most
-Directory = Annotated[str, _documented(pattern=r"^/[^\x00]*$")]
+Directory = Annotated[str, documented(pattern=r"^/[^\x00]*$")]
 Paths = Annotated[list[Directory], Field(max_length=PATHS, fail_fast=True)]
 _LABEL_KEY, _LABEL_VALUE, _LABEL_LENGTH = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$", r"^[^\x00-\x1f\x7f]*$", 255
 LabelKey = Annotated[str, StringConstraints(pattern=_LABEL_KEY)]

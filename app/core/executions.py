@@ -72,7 +72,7 @@ class Execution:
                 self.command.timeout_seconds,
                 self._end_soon,
                 ExitReason.TIMEOUT,
-                f"still running after {self.command.timeout_seconds:g} seconds",
+                f"still running after {self.command.timeout_seconds:g} s",
             )
             if self._intent is not None:  # asked to end while it was being started
                 self._end_soon(*self._intent)

@@ -216,7 +216,7 @@ async def test_the_deadline_is_our_own_clock() -> None:
         path = await door.start("sh", "-c", "trap '' TERM; sleep 1000", sandbox=sandbox, timeout_seconds=0.5)
         exit_ = (await ended(door, path))["exit"]
         assert (exit_["reason"], exit_["signal"]) == ("timeout", "SIGKILL")
-        assert "still running after 0.5 seconds" in exit_["detail"] and "may live on" in exit_["detail"]
+        assert "still running after 0.5 s" in exit_["detail"] and "may live on" in exit_["detail"]
         assert not r.marked()
 
 

@@ -110,7 +110,7 @@ VFORK_STUCK = (
 def test_a_timeout_ends_what_does_not_want_to_end(service: Service, sandbox: str, script: str) -> None:
     ending = service.run(sandbox, "sh", "-c", script, timeout_seconds=0.5)["exit"]
     assert (ending["reason"], ending["code"], ending["signal"]) == ("timeout", None, "SIGKILL")
-    assert ending["detail"] == "still running after 0.5 seconds"
+    assert ending["detail"] == "still running after 0.5 s"
     assert 0.5 <= ending["duration_seconds"] < 5
 
 

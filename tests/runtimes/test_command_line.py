@@ -71,7 +71,7 @@ def test_what_cannot_start_has_the_shells_status_and_a_sentence(
 def test_timeout_is_124_and_says_so(place: Place, shared: str) -> None:
     found, out, err = execute(place, shared, "sh", "-c", "echo begun; sleep 100", options=["--timeout", "1"])
     assert (found, out) == (124, b"begun\n")
-    assert err.startswith(b"bulkhead: timeout: still running after 1 seconds")
+    assert err.startswith(b"bulkhead: timeout: still running after 1 s")
 
 
 def test_each_channel_goes_to_its_own_and_stdin_to_the_program(place: Place, shared: str) -> None:

@@ -42,6 +42,20 @@ def test_a_broken_file_is_refused_by_name_and_never_read_as_no_keys(tmp_path: Pa
         new_key(tmp_path, "b")
 
 
+def test_a_name_is_there_once(tmp_path: Path) -> None:
+    new_key(tmp_path, "the laptop")
+    with pytest.raises(KeysError, match=r"there is a key named 'the laptop'.*keys\.json"):
+        new_key(tmp_path, "the laptop")
+    assert [k.name for k in load_keys(tmp_path)] == ["the laptop"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[31m", "\udcff"])
+def test_a_name_that_people_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(KeysError, match="printable text"):
+        new_key(tmp_path, name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KeysError, match=FILE_NAME):

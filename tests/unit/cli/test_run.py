@@ -78,9 +78,9 @@ async def test_output_arrives_while_the_program_runs() -> None:
         ({"reason": "signaled", "code": None, "exit_code": -11, "signal": "SIGSEGV"}, 139, ""),
         ({"reason": "signaled", "code": None, "exit_code": -2, "signal": "SIGINT"}, 130, ""),
         (
-            {"reason": "timeout", "code": None, "exit_code": -9, "detail": "still running after 2 seconds"},
+            {"reason": "timeout", "code": None, "exit_code": -9, "detail": "still running after 2 s"},
             124,
-            "bulkhead: timeout: still running after 2 seconds\n",
+            "bulkhead: timeout: still running after 2 s\n",
         ),
         (
             {"reason": "oom", "code": None, "exit_code": -9, "detail": "the memory limit was reached"},

@@ -106,7 +106,7 @@ async def test_run_leaves_nothing_behind() -> None:
     assert (missing.status, missing.stderr) == (127, "bulkhead: start_failed: exec nope: ENOENT\n")
     assert (refused.status, refused.stderr) == (126, "bulkhead: start_failed: step landlock failed: EPERM\n")
     assert (full.status, full.stderr) == (137, "bulkhead: oom: the memory limit was reached\n")
-    assert (late.status, late.stderr) == (124, "bulkhead: timeout: still running after 0.05 seconds\n")
+    assert (late.status, late.stderr) == (124, "bulkhead: timeout: still running after 0.05 s\n")
 
 
 async def test_big_output_and_stdin_arrive_whole() -> None:

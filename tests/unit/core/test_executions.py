@@ -231,7 +231,7 @@ async def test_timeout_ends_it_and_says_so() -> None:
         await execution.wait()
         ended = exit_of(execution)
         assert (ended.reason, ended.signal) == (ExitReason.TIMEOUT, "SIGKILL")
-        assert ended.detail == "still running after 0.01 seconds"
+        assert ended.detail == "still running after 0.01 s"
         await until(lambda: house.backend.alive == [execution.sandbox_id])
 
 
