@@ -135,7 +135,9 @@ async def lose_answer(door: Door, gated: Gated, path: str, body: Any, *, told: i
 
     async def until_logged(status: int) -> None:
         async with asyncio.timeout(30):
-            while not any((line.get("path"), line.get("status")) == (path, status) for line in door.service.logged):
+            while True:
+                if (path, status) in {(line.get("path"), line.get("status")) for line in door.service.logged}:
+                    return
                 await asyncio.sleep(0.005)
 
     content = json.dumps(body).encode()
