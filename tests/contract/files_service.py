@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.backend import Backend, Capability
 from app.settings import load_settings
@@ -24,6 +26,23 @@ MIB = 1024 * 1024
 DISK_MIB = 16
 
 
+class Reading:
+    """An application, and how many bytes of a body it has read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.size = 0
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting() -> Message:
+            message = await receive()
+            self.size += len(message.get("body", b""))
+            return message
+
+        self.size = 0
+        await self._app(scope, counting, send)
+
+
 @dataclass
 class FileRoom:
     kind: Kind
@@ -31,6 +50,7 @@ class FileRoom:
     client: httpx.AsyncClient
     port: int
     id: str
+    reading: Reading
 
     def url(self, path: str | bytes, what: str = "files", **query: Any) -> str:
         more = "".join(f"&{name}={value}" for name, value in query.items())
@@ -100,6 +120,12 @@ class FileRoom:
         finally:
             writer.transport.abort()
 
+    async def taken(self, size: int) -> None:
+        """Until the service has read so many bytes of the body of the request that began last."""
+        async with asyncio.timeout(10):
+            while self.reading.size < size:  # noqa: ASYNC110 - the service tells nobody
+                await asyncio.sleep(0.005)
+
     def begin_of(self, method: str, path: str | bytes, what: str = "files", *headers: str) -> bytes:
         lines = [f"{method} {self.url(path, what)} HTTP/1.1", "Host: localhost", *headers]
         return "\r\n".join([*lines, "", ""]).encode()
@@ -120,11 +146,13 @@ async def file_room(kind: Kind, **settings: Any) -> AsyncIterator[FileRoom]:
     service = Service(
         [cast(NullBackend, backend)], default=backend.info.name, settings=load_settings(**settings)
     )  # whatever it is: the service asks for a Backend
+    reading = Reading(service.app)
+    service.app = cast(FastAPI, reading)  # what serves it asks for no more than an ASGI application
     async with service.served() as door:
         door.client.timeout = httpx.Timeout(60)
         created = await door.client.post("/sandboxes", json={"limits": {"disk_mib": DISK_MIB, "memory_mib": 64}})
         assert created.status_code == 201, created.text
-        yield FileRoom(kind, backend, door.client, door.port, created.json()["id"])
+        yield FileRoom(kind, backend, door.client, door.port, created.json()["id"], reading)
     assert kind.left(backend) == []
 
 

@@ -435,8 +435,7 @@ async def test_client_that_hangs_up_in_the_middle_leaves_the_old_file(kind: Kind
         for path in ("a", "new/b"):
             async with room.line() as (_, writer):
                 writer.write(room.begin_of("PUT", path, "files", "Content-Length: 1000000") + bytes(400_000))
-                await writer.drain()
-                await asyncio.sleep(0.1)  # so that it has begun: nobody tells
+                await room.taken(400_000)
         async with asyncio.timeout(10):
             while await room.names() != ["a"]:  # noqa: ASYNC110 - the service tells nobody that a client is gone
                 await asyncio.sleep(0.02)
@@ -494,7 +493,7 @@ async def test_sandbox_that_is_not_there_or_no_longer(kind: Kind) -> None:
 async def test_write_ends_at_once_when_its_sandbox_is_destroyed(kind: Kind) -> None:
     async with file_room(kind) as room, room.line() as (reader, writer):
         writer.write(room.begin_of("PUT", "a", "files", "Content-Length: 1000") + bytes(400))
-        await asyncio.sleep(0.1)  # so that it has begun: nobody tells
+        await room.taken(400)
         began = time.monotonic()
         assert (await room.client.delete(f"/sandboxes/{room.id}")).status_code == 204
         assert await reader.readline() == b"HTTP/1.1 409 Conflict\r\n"

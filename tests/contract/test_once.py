@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
-from app.core.backend import Backend
+from app.core.backend import Backend, SandboxHandle
+from app.core.models import SandboxSpec
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from app.main import create_app
 from app.settings import load_settings
 from app.telemetry import Telemetry
 from tests.contract.kinds import KINDS, Kind
+from tests.null_backend import Gate, NullBackend
+from tests.unit.api.service import Door, Service
 
 ONES = [kind for kind in KINDS if kind.name != "machine"]  # a boot takes five seconds there, and promises no more
 KEY = {"idempotency-key": "one"}
+JSON = {**KEY, "content-type": "application/json"}
 TOGETHER = 50
+HUNG_UP = 499  # what the log says where a client did not wait for its answer
 
 
 @pytest.fixture(params=ONES, ids=lambda kind: kind.name)
@@ -94,3 +100,80 @@ async def test_fifty_starts_with_one_key_are_one_execution(kind: Kind) -> None:
         answers = await together(client, f"/sandboxes/{sandbox}/executions", body, **KEY)
         assert len({answer.headers["location"] for answer in answers}) == 1
         assert len((await client.get(f"/sandboxes/{sandbox}/executions")).json()["items"]) == 1
+
+
+# --- an answer that is lost, on a connection of its own
+
+
+class Gated:
+    """Holds every create of a backend until `gate` opens. `made` are the sandboxes that it was asked for."""
+
+    def __init__(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate, self.made = Gate(), list[str]()
+        self._create = backend.create
+        monkeypatch.setattr(backend, "create", self._gated)
+
+    async def _gated(self, sandbox_id: str, spec: SandboxSpec) -> SandboxHandle:
+        self.made.append(sandbox_id)
+        await self.gate.pass_through()
+        return await self._create(sandbox_id, spec)
+
+
+@asynccontextmanager
+async def served(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Door, Gated]]:
+    backend = await kind.open()
+    gated = Gated(backend, monkeypatch)
+    service = Service([cast(NullBackend, backend)], default=backend.info.name)  # it asks for a Backend, whichever it is
+    async with service.served() as door:
+        door.client.timeout = httpx.Timeout(60)
+        yield door, gated
+    assert kind.left(backend) == []
+
+
+async def lose_answer(door: Door, gated: Gated, path: str, body: Any, *, told: int) -> None:
+    """Sends the request and hangs up without reading a byte: before there is an answer, or when `told` was sent."""
+
+    async def until_logged(status: int) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                if (path, status) in {(line.get("path"), line.get("status")) for line in door.service.logged}:
+                    return
+                await asyncio.sleep(0.005)
+
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nIdempotency-Key: one\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    await gated.gate.reached.wait()
+    if told == HUNG_UP:
+        writer.transport.abort()
+        await until_logged(HUNG_UP)
+    gated.gate.open()
+    if told != HUNG_UP:
+        await until_logged(told)
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("told", [HUNG_UP, 201])
+async def test_a_create_whose_answer_is_lost_is_answered_to_the_retry(
+    kind: Kind, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(kind, monkeypatch) as (door, gated):
+        await lose_answer(door, gated, "/sandboxes", limits(kind), told=told)
+        answer = await door.client.post("/sandboxes", content=json.dumps(limits(kind)), headers=JSON)
+        assert (answer.status_code, answer.json()["state"]) == (201, "running")
+        assert [answer.json()["id"]] == gated.made
+        assert [sandbox.id for sandbox in door.service.sandboxes] == gated.made
+
+
+@pytest.mark.parametrize("told", [HUNG_UP, 200])
+async def test_a_run_whose_answer_is_lost_is_answered_to_the_retry(
+    kind: Kind, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(kind, monkeypatch) as (door, gated):
+        body = {**limits(kind), "command": list(kind.programs.echo("hello")), "env": kind.env}
+        await lose_answer(door, gated, "/run", body, told=told)
+        answer = await door.client.post("/run", content=json.dumps(body), headers=JSON)
+        assert (answer.status_code, answer.json()["stdout"]) == (200, "hello\n")
+        assert [answer.json()["sandbox_id"]] == gated.made
+        assert list(door.service.sandboxes) == []

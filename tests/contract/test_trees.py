@@ -169,6 +169,22 @@ async def test_unpacking_joins_directories_and_replaces_files(kind: Kind) -> Non
         assert [await room.content(f"d/{name}") for name in ("a", "kept")] == [b"new", b"kept"]
 
 
+async def test_names_of_one_file_come_out_as_such_and_part_when_one_is_written_or_deleted(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        twins = tar_of(("a", b"old"), *((name, link("a", tarfile.LNKTYPE)) for name in ("b", "c")))
+        assert (await room.unpack("d", twins)).status_code == 204
+        packed = (await room.call("GET", "d", "archive")).content
+        kinds = [member.type for member in members_of(packed).values() if member.isfile() or member.islnk()]
+        assert sorted(kinds) == [tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.LNKTYPE]
+        assert (await room.put("d/a", b"new")).status_code == 204
+        assert [await room.content(f"d/{name}") for name in "abc"] == [b"new", b"old", b"old"]
+        assert (await room.call("DELETE", "d/b")).status_code == 204
+        assert await room.names("d") == ["a", "c"]
+        assert [await room.content(f"d/{name}") for name in "ac"] == [b"new", b"old"]
+        assert (await room.unpack("again", packed)).status_code == 204
+        assert [await room.content(f"again/{name}") for name in "abc"] == [b"old"] * 3
+
+
 async def test_body_without_a_length_is_unpacked(kind: Kind) -> None:
     async with file_room(kind) as room:
         data = tar_of(*((f"d{n}/a", pattern(n * 1000)) for n in range(20)))
@@ -258,8 +274,7 @@ async def test_archive_whose_client_hangs_up_leaves_nothing(kind: Kind) -> None:
         data = tar_of(("a", bytes(100_000)), ("b", bytes(100_000)))
         async with room.line() as (_, writer):
             writer.write(room.begin_of("PUT", "new", "archive", f"Content-Length: {len(data)}") + data[:150_000])
-            await writer.drain()
-            await asyncio.sleep(0.1)  # so that it has begun: nobody tells
+            await room.taken(150_000)
         async with asyncio.timeout(10):
             while await room.names():  # noqa: ASYNC110 - the service tells nobody that a client is gone
                 await asyncio.sleep(0.02)

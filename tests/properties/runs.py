@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -9,8 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.kernel import host
 from tests.service import PROJECT, Service
@@ -45,6 +48,25 @@ class Run:
             for case in self._cases()
             if case.get("is_transition_applied") and not case["transition"]["is_inferred"]
         }
+
+    @property
+    def sandboxes(self) -> set[str]:
+        """The ids of those that a client created: what POST /sandboxes told."""
+        return set(self._told("/sandboxes", "id"))
+
+    @property
+    def ran(self) -> set[str]:
+        """The ids of those that POST /run told."""
+        return set(self._told("/run", "sandbox_id"))
+
+    def _told(self, path: str, name: str) -> Iterator[str]:
+        for event in self.events:
+            for interaction in event.get("ScenarioFinished", {}).get("recorder", {}).get("interactions", {}).values():
+                request, response = interaction["request"], interaction["response"]
+                if request["method"] != "POST" or urlsplit(request["uri"]).path != path or not response:
+                    continue
+                if response["status_code"] in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED}:
+                    yield json.loads(base64.b64decode(response["content"]["$base64"]))[name]
 
     def _cases(self) -> Iterator[dict[str, Any]]:
         for event in self.events:

@@ -53,6 +53,12 @@ def check(service: Service, folder: Path, examples: int, scenarios: int, *option
     assert followed <= links
     assert all("next_page" in link for link in links - followed), "only lists are long or not by chance"
     assert not [line for line in service.log if '"level": "error"' in line]
+    created, ran = (set().union(*found) for found in zip(*((run.sandboxes, run.ran) for run in (each, *chains))))
+    listed = {sandbox["id"] for sandbox in sandboxes(service)}
+    print(len(listed), len(created), len(ran), len(listed - created))
+    assert created & listed
+    assert ran
+    assert listed <= created, "POST /run leaves no sandbox, whatever it answered"
 
 
 def delete_all(service: Service) -> None:
