@@ -50,23 +50,17 @@ class Run:
         }
 
     @property
-    def sandboxes(self) -> set[str]:
-        """The ids of those that a client created: what POST /sandboxes told."""
-        return set(self._told("/sandboxes", "id"))
-
-    @property
-    def ran(self) -> set[str]:
-        """The ids of those that POST /run told."""
-        return set(self._told("/run", "sandbox_id"))
-
-    def _told(self, path: str, name: str) -> Iterator[str]:
-        for event in self.events:
-            for interaction in event.get("ScenarioFinished", {}).get("recorder", {}).get("interactions", {}).values():
-                request, response = interaction["request"], interaction["response"]
-                if request["method"] != "POST" or urlsplit(request["uri"]).path != path or not response:
-                    continue
-                if response["status_code"] in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED}:
-                    yield json.loads(base64.b64decode(response["content"]["$base64"]))[name]
+    def created(self) -> set[str]:
+        """The ids of the sandboxes that POST /sandboxes told."""
+        return {
+            json.loads(base64.b64decode(response["content"]["$base64"]))["id"]
+            for event in self.events
+            for interaction in event.get("ScenarioFinished", {}).get("recorder", {}).get("interactions", {}).values()
+            if (request := interaction["request"])["method"] == "POST"
+            and urlsplit(request["uri"]).path == "/sandboxes"
+            and (response := interaction["response"])
+            and response["status_code"] in {HTTPStatus.OK, HTTPStatus.CREATED}
+        }
 
     def _cases(self) -> Iterator[dict[str, Any]]:
         for event in self.events:
