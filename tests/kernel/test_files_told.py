@@ -23,6 +23,13 @@ async def test_a_mount_point_is_refused_before_anything_in_it_is_deleted() -> No
         assert await made.sh("ls") == b""
 
 
+async def test_a_path_that_ends_in_dots_deletes_what_it_names_and_nothing_above() -> None:
+    async with room() as made:
+        await made.sh("mkdir -p a/b/c; touch a/b/c/f a/other top")
+        await made.files.delete(b"a/b/c/..", recursive=True)
+        assert await made.sh("find . | sort") == b".\n./a\n./a/other\n./top\n"
+
+
 async def test_what_stops_a_deletion_is_named_by_its_path() -> None:
     async with room() as made:
         await made.sh("mkdir -p t/a/shut; echo x >t/a/shut/f; chmod 0500 t/a/shut")
