@@ -61,7 +61,7 @@ class UpgradesIgnored(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _has_body(self) -> bool:
-        return any(name in _OF_BODY for name, _ in self.headers)
+        return any(name in _OF_BODY and value.strip() != b"0" for name, value in self.headers)  # Java says that it is 0
 
     def on_message_complete(self) -> None:
         if not self._is_offer():

@@ -128,6 +128,19 @@ async def test_offer_that_is_contradicted_by_a_second_connection_header_is_none(
         assert seen[0][2] == inner.decode()
 
 
+async def test_websocket_that_says_its_body_is_empty_is_one() -> None:
+    """As Java's own client does."""
+    handshake = (
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n"
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+    )
+    async with served() as port, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(handshake)
+        assert not (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
 @pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\ncontent-length: 5\r\n", b"POST / HTTP/1.1\r\n"])
 async def test_websocket_with_a_body_is_refused_at_once(head: bytes) -> None:
     """Its body would be waited for, and it would count as a connection for as long."""
