@@ -36,6 +36,7 @@ def sandboxes(service: Service, query: str = "") -> Iterator[dict[str, Any]]:
 
 def check(service: Service, folder: Path, examples: int, scenarios: int, *options: str) -> None:
     """Each operation by itself, then along the links. `pytest -s` shows the summaries."""
+    before = ids(service)
     each = runs.run(service, folder, "examples,coverage,fuzzing", examples, *options)
     chains = [
         runs.run(service, folder, "stateful", scenarios, "--include-path-regex", paths, *options)
@@ -53,15 +54,18 @@ def check(service: Service, folder: Path, examples: int, scenarios: int, *option
     assert followed <= links
     assert all("next_page" in link for link in links - followed), "only lists are long or not by chance"
     assert not [line for line in service.log if '"level": "error"' in line]
-    nothing_is_left_of_runs(service, (each, *chains))
+    nothing_is_left_of_runs(ids(service) - before, (each, *chains))
 
 
-def nothing_is_left_of_runs(service: Service, made: Iterable[runs.Run]) -> None:
+def ids(service: Service) -> set[str]:
+    """Of all sandboxes that are listed, those that were deleted lately too."""
+    return {sandbox["id"] for sandbox in sandboxes(service)}
+
+
+def nothing_is_left_of_runs(listed: set[str], made: Iterable[runs.Run]) -> None:
     """Whatever POST /run answered: every sandbox that is listed was created by a client that was told so."""
-    created = {sandbox for run in made for sandbox in run.created}
-    listed = {sandbox["id"] for sandbox in sandboxes(service)}
     assert listed, "nothing was looked at"
-    assert listed <= created
+    assert listed <= {sandbox for run in made for sandbox in run.created}
 
 
 def delete_all(service: Service) -> None:
