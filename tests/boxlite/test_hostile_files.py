@@ -11,6 +11,7 @@ import pytest
 
 from app.backends.boxlite import tree
 from app.backends.boxlite.dialogues import AT_ONCE
+from app.backends.boxlite.files import ATTEMPTS
 from app.backends.boxlite.sandbox import BoxliteSandbox
 from app.core.errors import (
     BackendFailure,
@@ -275,7 +276,7 @@ async def test_connection_that_breaks_is_a_failure_and_leaves_nothing() -> None:
     async with rig() as made:
         sandbox = await made.sandbox()
         await sandbox.files.write(b"f", pieces(numbers(600_000)))
-        for operation in ("read", "pack", "write", "unpack"):
+        for operation in ("pack", "write", "unpack"):
             made.double.faults.on(Route.ATTACH, Attach(cut_after=3), 1)
             with pytest.raises(BackendUnavailable):
                 await OPERATIONS[operation](sandbox.files)
@@ -288,6 +289,33 @@ async def test_connection_that_breaks_is_a_failure_and_leaves_nothing() -> None:
         await until(lambda: not made.marked())
         await until_clean(sandbox)
         assert await content_of(sandbox, b"f") == numbers(600_000)
+
+
+async def test_read_goes_on_behind_a_connection_that_breaks() -> None:
+    async with rig() as made:
+        sandbox = await made.sandbox()
+        await sandbox.files.write(b"f", pieces(numbers(600_000)))
+        made.double.faults.on(Route.ATTACH, Attach(cut_after=250))
+        assert await content_of(sandbox, b"f", 5000) == numbers(600_000)[5000:]
+        made.double.faults.clear()
+        made.double.faults.on(Route.ATTACH, Attach(cut_after=2))
+        with pytest.raises(BackendUnavailable):
+            await read(sandbox.files)
+        assert len(made.double.sent(Route.ATTACH)) > ATTEMPTS
+        made.double.faults.clear()
+        await until_clean(sandbox)
+
+
+async def test_read_does_not_go_on_in_another_file() -> None:
+    async with rig() as made:
+        sandbox = await made.sandbox()
+        await sandbox.files.write(b"f", pieces(numbers(600_000)))
+        made.double.faults.on(Route.ATTACH, Attach(cut_after=250), 1)
+        with pytest.raises(BackendFailure, match="another file"):
+            async with sandbox.files.open(b"f") as file:
+                await run(sandbox, "echo other >g; mv g f")
+                async for _ in file.read(0, 600_000):
+                    pass
 
 
 async def test_so_many_at_one_time_and_no_more() -> None:

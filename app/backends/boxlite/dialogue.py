@@ -118,15 +118,15 @@ class Dialogue:
 
     # --- bytes of any kind
 
-    async def stream(self, limit: int) -> AsyncIterator[bytes]:
+    async def stream(self, limit: int, seconds: float | None = None) -> AsyncIterator[bytes]:
         """What `stream` of a script sends, `limit` bytes at most; each piece is asked for when the one before was
-        taken. Raises ScriptEnded where its program fails."""
-        received = 0
-        while (piece := _PIECE.fullmatch(line := await self.line())) is not None:
+        taken. `seconds`: of silence. Raises ScriptEnded where its program fails."""
+        received, seconds = 0, seconds or self._times.files
+        while (piece := _PIECE.fullmatch(line := await self.line(seconds))) is not None:
             size = int(piece[1])
             if size > _TEXT_BYTES:
                 raise nonsense()
-            text = await self._take(size + 1, self._times.files)
+            text = await self._take(size + 1, seconds)
             data = _decoded(text, piece[2])
             received += len(data)
             if received > limit:
@@ -159,6 +159,10 @@ class Dialogue:
     async def ask(self, block: bytes, wish: str = "") -> None:
         """A block, before which the script reads a line: what is wished, and the size."""
         await self._send(f"{wish} {len(block)}\n".lstrip().encode() + block)
+
+    @property
+    def piece_seconds(self) -> float:
+        return self._times.piece
 
     def seconds_for(self, size: int = 0, entries: int = 0) -> float:
         """For programs that work on so much before they say something."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from app.backends.boxlite.dialogue import Dialogue
 from app.backends.boxlite.dialogues import Dialogues
@@ -18,7 +18,15 @@ from app.backends.boxlite.file_facts import absolute, facts_of, nonsense, only, 
 from app.backends.boxlite.file_scripts import CLEAN_WRITE, DELETE, MAKE_DIRECTORY, OPEN, PAGE_BYTES, STAT, TREE, WRITE
 from app.backends.boxlite.tree import Tree, packed
 from app.backends.boxlite.unpacking import unpack
-from app.core.errors import AccessDenied, BackendFailure, Conflict, InvalidRequest, WrongType
+from app.core.errors import (
+    AccessDenied,
+    BackendFailure,
+    BackendTimeout,
+    BackendUnavailable,
+    Conflict,
+    InvalidRequest,
+    WrongType,
+)
 from app.core.files import (
     DEFAULT_MODE,
     ArchiveEntry,
@@ -32,6 +40,7 @@ from app.core.files import (
     shown,
 )
 
+ATTEMPTS = 3  # in a row, to read a piece of a file
 ROUNDS = 8  # how often a file may change between a check and the rename
 
 
@@ -46,6 +55,11 @@ class BoxliteFiles:
 
     @asynccontextmanager
     async def open(self, path: bytes) -> AsyncIterator[OpenFile]:
+        async with self._opened(path) as held:
+            yield _Reading(held, lambda: self._opened(path))
+
+    @asynccontextmanager
+    async def _opened(self, path: bytes) -> AsyncIterator[_Held]:
         async with self._dialogues.begin(OPEN, absolute(path)) as dialogue:
             only(FileKind.FILE, there(await dialogue.line(), path), path)
             word, _, facts = (await dialogue.line()).partition(b" ")
@@ -133,6 +147,34 @@ async def _alone(file: OpenFile, name: bytes) -> AsyncIterator[ArchiveEntry | by
         yield piece
 
 
+class _Reading:
+    """Of a file that is held open. What the server or its connection loses on the way is asked for once more, from the
+    same file, if the path still leads there."""
+
+    def __init__(self, held: _Held, again: Callable[[], AbstractAsyncContextManager[_Held]]) -> None:
+        self._held, self._again, self.stat = held, again, held.stat
+
+    async def read(self, begin: int, size: int) -> AsyncIterator[bytes]:
+        end, held, failures = begin + size, self._held, 0
+        async with AsyncExitStack() as again:
+            while True:
+                before = begin
+                try:
+                    async for piece in held.read(begin, end - begin):
+                        begin += len(piece)
+                        yield piece
+                except (BackendUnavailable, BackendTimeout):
+                    failures = failures + 1 if begin == before else 1
+                    if failures == ATTEMPTS:
+                        raise
+                else:
+                    return
+                await again.aclose()
+                held = await again.enter_async_context(self._again())
+                if held.stat != self.stat:
+                    raise BackendFailure("the connection broke, and another file is there now")
+
+
 class _Held:
     def __init__(self, dialogue: Dialogue, stat: FileStat) -> None:
         self._dialogue, self.stat = dialogue, stat
@@ -144,7 +186,7 @@ class _Held:
         count = -(-(begin + size) // PAGE_BYTES) - skip
         before, left = begin - skip * PAGE_BYTES, size
         await self._dialogue.say(f"{skip} {count}")
-        async for piece in self._dialogue.stream(count * PAGE_BYTES):
+        async for piece in self._dialogue.stream(count * PAGE_BYTES, self._dialogue.piece_seconds):
             wanted = piece[before : before + left]
             before = max(0, before - len(piece))
             left -= len(wanted)

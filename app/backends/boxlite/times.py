@@ -13,6 +13,7 @@ class Times:
     signal: float = 15.0  # the server gives up at 10 s
     shell: float = 15.0  # a program of ours in a box
     files: float = 60.0  # of silence, where a script of ours works on files: to delete or to hash a tree takes long
+    piece: float = 20.0  # of silence before 72 KiB of a file
     undoing: float = 5.0  # for what such a script takes away before it ends
     opening: float = 30.0  # a WebSocket
     closing: float = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile
