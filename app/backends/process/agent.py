@@ -85,7 +85,8 @@ class FileAgent:
                 self._data = Transfer(near, budget)
                 packet = self._name + b"\0" + bytes(request.data)
                 self._request, refused = self._link.post(Writer(AGENT), packet, [theirs.fileno(), far])
-        except (OSError, BackendUnavailable) as error:
+        except (OSError, BackendUnavailable) as error:  # it never was, and nobody else knows our ends of it
+            self._hang_up()
             self._end(BackendUnavailable("process", f"no file agent could be started: {error}"))
             if isinstance(error, OSError):
                 raise BackendUnavailable("process", f"no descriptors for files: {error.strerror}") from error
@@ -198,14 +199,17 @@ class FileAgent:
 
     # --- the end
 
-    async def close(self, *, undone: bool) -> None:
-        """Hangs up; `undone` waits until the agent has removed what it had begun. The control socket goes first: an end
-        of data alone would look like a whole file."""
+    def _hang_up(self) -> None:
+        """The control socket goes first: an end of data alone would look like a whole file."""
         if self._control is not None:
             self._control.close()
             self._control = None
         if self._data is not None:
             self._data.close()
+
+    async def close(self, *, undone: bool) -> None:
+        """`undone` waits until the agent has removed what it had begun."""
+        self._hang_up()
         if self._over.done():
             return
         self._timer = self._loop.call_later(_UNDOING_SECONDS, self._kill)

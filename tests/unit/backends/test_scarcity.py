@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -79,6 +79,36 @@ async def test_start_without_descriptors_leaves_none(
                 with pytest.raises(BackendUnavailable, match="no descriptors for the command: Too many open files"):
                     await execute(sandbox)
             assert host.own_descriptors() == before
+
+
+@pytest.mark.parametrize(("module", "call"), [(os, "pipe2"), (socket, "socketpair")])
+async def test_file_operation_without_descriptors_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, call: str
+) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            before = host.own_descriptors()
+            with monkeypatch.context() as patch:
+                patch.setattr(module, call, none_left)
+                with pytest.raises(BackendUnavailable, match="no descriptors for files: Too many open files"):
+                    await sandbox.files.stat(b"f")
+            assert host.own_descriptors() == before
+            assert sandbox._executions == {}
+
+
+async def test_file_operation_without_a_launcher_leaves_no_descriptor(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            launcher.hang_up()
+            launcher.listener.close()
+            noted.link.close()
+            before = host.own_descriptors()
+            with pytest.raises(BackendUnavailable, match="the launcher is gone"):
+                await sandbox.files.stat(b"f")
+            assert host.own_descriptors() == before
+            assert sandbox._executions == {}
 
 
 async def test_start_without_a_launcher_leaves_no_descriptor(tmp_path: Path) -> None:
