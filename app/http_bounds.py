@@ -18,7 +18,6 @@ WAITING_SECONDS = 5.0
 UNREAD_SECONDS = 60.0
 PIPELINED = 16
 CONNECTIONS = 4096
-_FRAMING = 8  # a byte that comes in a chunk of its own has five around it
 DISCARDED = 64 * 1024 * 1024
 _TOO_LARGE, _TOO_SLOW, _NOT_HTTP = "431 Request Header Fields Too Large", "408 Request Timeout", "400 Bad Request"
 _WHY = {
@@ -38,7 +37,7 @@ class BoundedHttp(UpgradesIgnored):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_bytes, self._piece, self._in_head, self._discarded = 0, 0, True, 0
-        self._frame_bytes = 0  # of chunk sizes, extensions and trailers
+        self._frame_bytes = 0  # since the last of the body: chunk sizes, extensions, trailers
         self._deadline: asyncio.TimerHandle | None = None
         self._waiting: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
@@ -100,7 +99,7 @@ class BoundedHttp(UpgradesIgnored):
             if self._head_bytes > HEAD_BYTES + len(data):  # this piece may hold the end of the head, and a body
                 return self._refuse(_TOO_LARGE)
         else:
-            self._frame_bytes += len(data)  # less what of it is body: `on_body`
+            self._frame_bytes += len(data)
             if self._frame_bytes > HEAD_BYTES + len(data):
                 return self._refuse(_TOO_LARGE)
         super().data_received(data)
@@ -132,7 +131,7 @@ class BoundedHttp(UpgradesIgnored):
     def on_body(self, body: bytes) -> None:
         """uvicorn gathers a body in a bytearray and hands a copy of that on. A piece before which nothing waits needs
         neither: of an upload, which comes in 250 KiB at a time, that is half of the processor time."""
-        self._frame_bytes -= _FRAMING * len(body)
+        self._frame_bytes = 0
         cycle = self.cycle
         if cycle is None or self.parser.should_upgrade():
             return super().on_body(body)
