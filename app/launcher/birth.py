@@ -59,15 +59,14 @@ class Copy:
         self.pid, self.pidfd, self.channel, self.uid = pid, pidfd, channel, uid
         self.shown_to: Connection | None = None  # who has read its network namespace
 
-    def has_network(self) -> bool:
-        """Whether it said so; not asked again once it did. That a step failed is left for whoever buries it."""
+    def first_word(self) -> int | None:
+        """NETWORK_UP, or whatever it says before it ends; None as long as it says nothing. Asked until there is one."""
         try:
-            if self.channel.recv(1, _socket.MSG_DONTWAIT | _socket.MSG_PEEK) != bytes((NETWORK_UP,)):
-                return False
-            self.channel.recv(1, _socket.MSG_DONTWAIT)
+            return (self.channel.recv(1, _socket.MSG_DONTWAIT) or b"\0")[0]
+        except BlockingIOError:
+            return None
         except OSError:
-            return False
-        return True
+            return 0
 
 
 class Nursery:
@@ -106,16 +105,18 @@ class Nursery:
 
     def prepare(self, connection: Connection) -> Copy | None:
         """Makes the next copy, and when called again and its network is up, returns it to be shown to `connection`.
-        Whatever is wrong, the create that needs the copy finds out and names it."""
+        Whatever is wrong, the create that makes its own copy finds out and names it."""
         if self._ahead is None:
             self._tried = True
             try:
                 self._ahead = self._make_copy()
             except BirthError:
                 return None
-        elif self._ahead.shown_to is None and self._ahead.has_network():
-            self._ahead.shown_to = connection
-            return self._ahead
+        elif self._ahead.shown_to is None and (word := self._ahead.first_word()) is not None:
+            if word == NETWORK_UP:
+                self._ahead.shown_to = connection
+                return self._ahead
+            self.discard()
         return None
 
     def discard(self) -> None:
