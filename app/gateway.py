@@ -125,7 +125,7 @@ def build(
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=BoundedHttp,
+        http=BoundedHttp.with_stall(settings.transfers.stall_seconds),
         ws="websockets-sansio",
         lifespan="on",  # `auto` would serve on without an orderly end when it cannot start
         ws_max_size=STREAM_FRAME,

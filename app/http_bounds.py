@@ -4,7 +4,11 @@ out by connecting and saying nothing, by a head without end, or by a thousand re
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import socket
+import struct
+import termios
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -15,7 +19,6 @@ HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 HEADERS = 128
 WAITING_SECONDS = 5.0
-UNREAD_SECONDS = 60.0
 PIPELINED = 16
 CONNECTIONS = 4096
 DISCARDED = 64 * 1024 * 1024
@@ -28,11 +31,22 @@ _WHY = {
 }
 
 
+_NO_LINGER = struct.pack("ii", 1, 0)  # socket(7): what the kernel still holds for the client is dropped, with a reset
+
+
 class BoundedHttp(UpgradesIgnored):
     """A request's head arrives within 10 s of the connection (or of its first byte), in 64 KiB; 16 more may wait behind
     one, but a large body among them for 5 s only. When 4,096 connections are open, the one that has been idle for the
     longest is closed for a new one. Of a body that was answered before it was read 64 MiB are thrown away, since many
-    clients send all before they look at the answer; then the connection is closed."""
+    clients send all before they look at the answer; then the connection is closed. A client that takes nothing of its
+    answer for `stall_seconds` is cut off."""
+
+    stall_seconds = 60.0
+
+    @classmethod
+    def with_stall(cls, seconds: float) -> type[BoundedHttp]:
+        """uvicorn takes a class, and gives it no settings of ours."""
+        return type(cls.__name__, (cls,), {"stall_seconds": seconds})
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -42,6 +56,7 @@ class BoundedHttp(UpgradesIgnored):
         self._waiting: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
+        self._lost = False
         self.idle_since = 0.0
 
     @property
@@ -58,19 +73,31 @@ class BoundedHttp(UpgradesIgnored):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._check_taking(self.transport.get_write_buffer_size() + 1)
+        self._taking = self.loop.call_later(self.stall_seconds, self._check_taking, self._untaken())
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_checking()
 
     def _check_taking(self, before: int) -> None:
-        """What waits to be sent gets less, or the client takes nothing and is cut off."""
-        left = self.transport.get_write_buffer_size()
+        left = self._untaken()
         if left >= before:
-            self.transport.abort()
+            self.cut()
         else:
-            self._taking = self.loop.call_later(UNREAD_SECONDS, self._check_taking, left)
+            self._taking = self.loop.call_later(self.stall_seconds, self._check_taking, left)
+
+    def _untaken(self) -> int:
+        """Bytes that wait for the client, here and in the kernel, whose buffer alone lasts a slow one for minutes."""
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        (queued,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))  # tcp(7): SIOCOUTQ
+        return self.transport.get_write_buffer_size() + int(queued)
+
+    def cut(self) -> None:
+        """Ends the connection so that what was sent does not look complete, and at once: to close it would wait for a
+        client that takes nothing."""
+        if not self._lost:
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
 
     def _stop_checking(self) -> None:
         if self._taking is not None:
@@ -78,6 +105,7 @@ class BoundedHttp(UpgradesIgnored):
             self._taking = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self._head_is_there()
         self._stop_waiting()
         self._stop_checking()
@@ -109,8 +137,7 @@ class BoundedHttp(UpgradesIgnored):
         super().on_message_begin()
         self._expect_a_head()
         self._head_bytes, self._frame_bytes, self._discarded = self._piece, 0, 0
-        # For an answer whose end is not to look like one: ASGI knows no way to cut a connection.
-        self.scope["extensions"] = {"bulkhead.transport": {"transport": self.transport}}
+        self.scope["extensions"] = {"bulkhead.cut": {"cut": self.cut}}  # ASGI itself knows no way
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:

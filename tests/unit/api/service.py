@@ -71,8 +71,9 @@ class Service:
         self.telemetry = Telemetry(stream=self.log)
         self.registry = Registry(self.backends, default=default, disabled=disabled)
         self.sandboxes = Sandboxes(self.registry, capacity or Capacity(), self.telemetry)
+        self.settings = settings or load_settings()
         self.app = create_app(
-            settings or load_settings(),
+            self.settings,
             self.sandboxes,
             self.registry,
             telemetry=self.telemetry,
@@ -103,7 +104,7 @@ class Service:
         listener = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(
             self.app,
-            http=BoundedHttp,
+            http=BoundedHttp.with_stall(self.settings.transfers.stall_seconds),
             ws="websockets-sansio",
             ws_max_size=1024 * 1024,
             ws_ping_interval=15,
