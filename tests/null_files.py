@@ -19,7 +19,6 @@ from app.core.errors import (
     BulkheadError,
     Conflict,
     DiskFull,
-    InvalidRequest,
     NotFound,
     WrongType,
 )
@@ -33,6 +32,7 @@ from app.core.files import (
     FileStat,
     Listing,
     OpenFile,
+    require_name,
     shown,
 )
 from tests.null_tree import Node, Place, Tree, directory, walk
@@ -141,8 +141,7 @@ class NullFiles:
 
     async def delete(self, path: bytes, *, recursive: bool) -> None:
         async with self._operation():
-            if path.rstrip(b"/").endswith(b"/.") or path in {b".", b"./"}:
-                raise InvalidRequest.at("query/path", "ends in a dot: name the directory")
+            require_name(path)
             place = self.tree.find(path, follow=False)
             if place.node is None:
                 raise NotFound("file", shown(path))

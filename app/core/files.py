@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from app.core.errors import InvalidRequest
+
 DEFAULT_MODE = 0o644
 MODE_BITS = 0o777  # what a client may set: setuid, setgid and sticky mean nothing in a sandbox
 
@@ -111,7 +113,7 @@ class Files(Protocol):
 
     async def delete(self, path: bytes, *, recursive: bool) -> None:
         """What the path itself names: of a link the link. Conflict for a directory that is not empty, unless
-        `recursive`."""
+        `recursive`; InvalidRequest for a path that ends with no name (`require_name`)."""
 
     def pack(self, path: bytes) -> AbstractAsyncContextManager[AsyncIterator[ArchiveEntry | bytes]]:
         """A tree, the root first, parents before what is in them; or one file, under its own name. Sockets, FIFOs and
@@ -121,6 +123,12 @@ class Files(Protocol):
         """Puts a tree below a directory, which is made: directories are joined, files replaced. When it fails, also in
         `content`, nothing of it is there. WrongType where a file would take the place of a directory or the reverse.
         """
+
+
+def require_name(path: bytes) -> None:
+    """Raises InvalidRequest for a path that ends in `.` or `..`, as rm(1) and rmdir(2) do."""
+    if path.rstrip(b"/").rpartition(b"/")[2] in (b".", b".."):
+        raise InvalidRequest.at("query/path", "must end with a name")
 
 
 def shown(path: bytes) -> str:

@@ -136,7 +136,7 @@ def list_entries(pipe: int, path: bytes, after: bytes, limit: int) -> None:
 def delete(path: bytes, *, recursive: bool) -> None:
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         return os.unlink(path)
-    real = os.path.realpath(path)  # rmdir(2) takes no `.` as a name
+    real = os.path.realpath(path)  # whose last part is a name: nothing above it is ever entered
     try:
         os.rmdir(real)  # of a mount point it says so before it says that something is in it
     except OSError as error:

@@ -120,6 +120,30 @@ async def test_a_directory_is_listed_page_by_page_in_the_order_of_bytes(shell: s
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+async def test_what_is_not_yet_in_its_place_is_neither_listed_nor_packed(shell: str) -> None:
+    async with rig(settings(shell)) as made:
+        sandbox = await made.sandbox()
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"half" * 50_000
+            begun.set()
+            await go_on.wait()
+            yield b"whole"
+
+        upload = asyncio.create_task(sandbox.files.write(b"d/f", slow()))
+        await begun.wait()
+        while b".bulkhead-" not in await run(sandbox, "ls -a d"):
+            pass
+        assert (await sandbox.files.list(b"d", None, 10)).entries == []
+        async with sandbox.files.pack(b".") as items:
+            assert [item.name async for item in items if isinstance(item, ArchiveEntry)] == [b"", b"d"]
+        go_on.set()
+        assert await upload is True
+        assert [entry.name for entry in (await sandbox.files.list(b"d", None, 10)).entries] == [b"f"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 async def test_directories_are_made_and_things_deleted(shell: str) -> None:
     async with rig(settings(shell)) as made:
         sandbox = await made.sandbox()

@@ -404,6 +404,16 @@ async def test_delete_of_a_pipe_does_not_open_it(kind: Kind) -> None:
         assert await room.names() == []
 
 
+async def test_path_that_ends_in_dots_names_nothing_to_delete(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        await room.have("d/e/a")
+        for path in (".", "..", "./", "d/.", "d/e/..", "d/e/../", "/workspace/.."):
+            answer = await room.call("DELETE", path, recursive="true")
+            assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "query/path"), path
+        assert await room.names() == ["d"]
+        assert await room.names("d/e") == ["a"]
+
+
 async def test_workspace_itself_stays(kind: Kind) -> None:
     async with file_room(kind) as room:
         await room.have("a")

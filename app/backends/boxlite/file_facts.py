@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,11 +33,22 @@ _KINDS = {
     stat.S_IFBLK: FileKind.BLOCK_DEVICE,
 }
 _LARGEST = 1 << 63
+_OURS = re.compile(rb"(?:^|/)\.bulkhead-[0-9a-f]{16}(?:/|$)")
 # As `file_scripts.FACTS` has them; the last part is a date with a fraction, and only the fraction is of use.
 _FACTS = rb"([0-9a-f]{1,8}) (\d{1,19}) (-?\d{1,19}) (\d{1,20}) [^/]{0,40}?(?:\.(\d{9}))?(?: [+-]\d{4})?"
 _LINE = re.compile(_FACTS)
 _RECORD = re.compile(_FACTS + rb" (\d{1,20})\.(\d{1,20}) \./(.{1,4096})", re.DOTALL)
 _UNSAFE = re.compile(rb"[^A-Za-z0-9/._-]")
+
+
+def name_of_ours() -> str:
+    """For what is not yet in its place."""
+    return f".bulkhead-{secrets.token_hex(8)}"
+
+
+def is_ours(path: bytes) -> bool:
+    """It, or something in it."""
+    return _OURS.search(path) is not None
 
 
 def absolute(path: bytes) -> bytes:

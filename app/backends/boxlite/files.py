@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 from app.backends.boxlite.dialogue import Dialogue
 from app.backends.boxlite.dialogues import Dialogues
-from app.backends.boxlite.file_facts import absolute, facts_of, nonsense, only, there
+from app.backends.boxlite.file_facts import absolute, facts_of, name_of_ours, nonsense, only, there
 from app.backends.boxlite.file_scripts import CLEAN_WRITE, DELETE, MAKE_DIRECTORY, OPEN, PAGE_BYTES, STAT, TREE, WRITE
 from app.backends.boxlite.tree import Tree, packed
 from app.backends.boxlite.unpacking import unpack
@@ -24,7 +24,6 @@ from app.core.errors import (
     BackendTimeout,
     BackendUnavailable,
     Conflict,
-    InvalidRequest,
     WrongType,
 )
 from app.core.files import (
@@ -37,6 +36,7 @@ from app.core.files import (
     FileStat,
     Listing,
     OpenFile,
+    require_name,
     shown,
 )
 
@@ -73,7 +73,7 @@ class BoxliteFiles:
         whole = absolute(path)
         if whole.rpartition(b"/")[2] in {b"", b".", b".."}:
             raise WrongType(FileKind.DIRECTORY.value, f"{shown(path)} names a directory")
-        options = (f".bulkhead-{secrets.token_hex(8)}", f"{mode:o}")
+        options = (name_of_ours(), f"{mode:o}")
         async with self._dialogues.begin(WRITE, whole, *options, clean=CLEAN_WRITE) as dialogue:
             line = await dialogue.line()
             _checked(line, path, check)
@@ -117,10 +117,8 @@ class BoxliteFiles:
     async def delete(self, path: bytes, *, recursive: bool) -> None:
         if not path.strip(b"/"):
             raise AccessDenied("the root of a sandbox cannot be deleted")
-        whole = absolute(path)
-        if whole.rstrip(b"/").rpartition(b"/")[2] in {b".", b".."}:
-            raise InvalidRequest.at("query/path", "must end with a name")
-        async with self._dialogues.begin(DELETE, whole, "recursive" if recursive else "") as dialogue:
+        require_name(path)
+        async with self._dialogues.begin(DELETE, absolute(path), "recursive" if recursive else "") as dialogue:
             if await dialogue.line() != b"gone":
                 raise nonsense()
 

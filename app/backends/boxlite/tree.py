@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from app.backends.boxlite.dialogue import Dialogue
-from app.backends.boxlite.file_facts import Node, node_of, nonsense, records
+from app.backends.boxlite.file_facts import Node, is_ours, node_of, nonsense, records
 from app.backends.boxlite.file_scripts import PIECE_BYTES
 from app.core.errors import BackendFailure, CapacityExceeded
 from app.core.files import ArchiveEntry, EntryKind, FileKind, FileStat
@@ -57,7 +57,7 @@ class Tree:
             if total > NAMES_BYTES:
                 raise CapacityExceeded("bytes of names in one directory or tree", NAMES_BYTES)
             *paths, rest = (rest + piece).split(b"\0")
-            yield [_below(path) for path in paths]
+            yield [name for name in map(_below, paths) if not is_ours(name)]
         if rest:
             raise nonsense()
 

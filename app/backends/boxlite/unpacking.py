@@ -5,13 +5,12 @@ GNU's form of an archive, as busybox passes over pax headers, long names among t
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncIterator
 
 from app.backends.boxlite.dialogue import Dialogue
 from app.backends.boxlite.dialogues import Dialogues
-from app.backends.boxlite.file_facts import absolute, facts_of, nonsense, only, there
+from app.backends.boxlite.file_facts import absolute, facts_of, name_of_ours, nonsense, only, there
 from app.backends.boxlite.file_scripts import MAKE, script
 from app.core.errors import BackendFailure, PayloadTooLarge, WrongType
 from app.core.files import ArchiveEntry, EntryKind, FileKind, shown
@@ -90,7 +89,7 @@ rm -rf -- "$hold"
 
 async def unpack(dialogues: Dialogues, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
     whole = absolute(path).rstrip(b"/") or b"/"
-    hold = f".bulkhead-{secrets.token_hex(8)}"
+    hold = name_of_ours()
     async with dialogues.begin(_UNPACK, whole, hold, clean=_CLEAN) as dialogue:
         line = await dialogue.line()
         if line != b"none":

@@ -30,6 +30,7 @@ from app.core.files import (
     FileKind,
     FileStat,
     Listing,
+    require_name,
     shown,
 )
 from app.launcher.protocol import ProtocolError, Reader, Writer
@@ -196,6 +197,7 @@ class ProcessFiles:
         return bool((await self._do(request(MAKE_DIRECTORY, path))).u8())
 
     async def delete(self, path: bytes, *, recursive: bool) -> None:
+        require_name(path)
         await self._do(request(DELETE, path).u8(recursive))
 
     async def _do(self, asked: Writer) -> Reader:
