@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import schemas
+from app.api import request_schemas, schemas
 from app.api.bodies import read_json
 from app.api.deps import edge_of
 from app.api.documents import created, json_body, problems
@@ -75,14 +75,14 @@ class ListQuery(PageQuery):
             "backend_timeout",
         ),
     },
-    openapi_extra=json_body(schemas.CreateExecution),
+    openapi_extra=json_body(request_schemas.CreateExecution),
 )
 async def create_execution(request: Request, sandbox_id: str, query: Annotated[StartQuery, Query()]) -> Response:
     """A command that cannot be started is not an error here: it is an execution that ended with `start_failed`. An
     execution that its client hangs up on runs and is listed."""
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
-    asked = await read_json(request, schemas.CreateExecution)
+    asked = await read_json(request, request_schemas.CreateExecution)
     execution, new = await edge.sandboxes.execute(sandbox, command_of(asked, sandbox), asked.id, query.wait_seconds)
     location = f"/sandboxes/{sandbox.id}/executions/{execution.id}"
     return json_response(execution_body(execution), 201 if new else 200, {"location": location} if new else None)
@@ -141,12 +141,12 @@ async def delete_execution(request: Request, sandbox_id: str, execution_id: str)
     status_code=204,
     response_class=Response,
     responses=problems(*TOLD_TO_A_RUNNING_ONE),
-    openapi_extra=json_body(schemas.SignalExecution),
+    openapi_extra=json_body(request_schemas.SignalExecution),
 )
 async def signal_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
     """As Ctrl-C does. A runtime without `signal_group` reaches its first process only."""
     execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
-    asked = await read_json(request, schemas.SignalExecution)
+    asked = await read_json(request, request_schemas.SignalExecution)
     number = signal_number(asked.signal)
     if number is None:
         raise InvalidRequest.at("/signal", "is not the name of a signal")
@@ -161,11 +161,11 @@ async def signal_execution(request: Request, sandbox_id: str, execution_id: str)
     status_code=204,
     response_class=Response,
     responses=problems(*TOLD_TO_A_RUNNING_ONE),
-    openapi_extra=json_body(schemas.Terminal),
+    openapi_extra=json_body(request_schemas.Terminal),
 )
 async def resize_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
     """Its programs get SIGWINCH."""
     execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
-    asked = await read_json(request, schemas.Terminal)
+    asked = await read_json(request, request_schemas.Terminal)
     await execution.resize(Terminal(asked.rows, asked.cols))
     return Response(status_code=204)

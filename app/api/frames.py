@@ -14,7 +14,8 @@ from pydantic_core import from_json, to_json
 
 from app.api.problem_schema import Problem
 from app.api.problems import field_errors, problem_of
-from app.api.schemas import Answer, Exit, Terminal
+from app.api.request_schemas import Terminal
+from app.api.schemas import Answer, Exit
 from app.api.strict import Count, Strict
 from app.api.views import exit_body
 from app.core.commands import signal_number

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from app.api import run_schemas, schemas
+from app.api import request_schemas, run_schemas
 from app.api.documents import REF, keyed
 from app.api.examples import EXAMPLES
 from app.api.frames import FRAMES
@@ -20,11 +20,11 @@ from app.api.plain import make_plain
 from app.api.problem_schema import Problem
 
 _REQUESTS = (
-    schemas.CreateSandbox,
-    schemas.UpdateSandbox,
-    schemas.CreateExecution,
-    schemas.SignalExecution,
-    schemas.CreateStreamTicket,
+    request_schemas.CreateSandbox,
+    request_schemas.UpdateSandbox,
+    request_schemas.CreateExecution,
+    request_schemas.SignalExecution,
+    request_schemas.CreateStreamTicket,
     run_schemas.Run,
 )
 _DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."

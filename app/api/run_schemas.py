@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from app.api.limits import LimitsRequest
-from app.api.schemas import Answer, Exit, SandboxFields
+from app.api.request_schemas import SandboxFields
+from app.api.schemas import Answer, Exit
 from app.api.strict import Arguments, Seconds, Strict, documented, spelled
 from app.core.models import OnOutputLimit
 

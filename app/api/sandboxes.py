@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import schemas
+from app.api import request_schemas, schemas
 from app.api.bodies import read_json
 from app.api.deps import Edge, edge_of
 from app.api.documents import created, json_body, problems
@@ -82,14 +82,14 @@ def body_of(sandbox: Sandbox, edge: Edge) -> Body:
         201: created("sandbox"),
         **problems(*OF_A_CREATE, "conflict"),
     },
-    openapi_extra=json_body(schemas.CreateSandbox),
+    openapi_extra=json_body(request_schemas.CreateSandbox),
 )
 async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()]) -> Response:
     """Begins a sandbox and holds the answer until it runs. A boot that fails meanwhile is a problem, and nothing of
     the sandbox is left. A client that hangs up while it waits finds its sandbox again by an `id` of its own choice
     or an Idempotency-Key; without either the sandbox is destroyed."""
     edge = edge_of(request)
-    asked = await read_json(request, schemas.CreateSandbox)
+    asked = await read_json(request, request_schemas.CreateSandbox)
     sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id)
     try:
         await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
@@ -162,12 +162,12 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQu
         "payload_too_large",
         "capacity_exceeded",
     ),
-    openapi_extra=json_body(schemas.UpdateSandbox),
+    openapi_extra=json_body(request_schemas.UpdateSandbox),
 )
 async def update_sandbox(request: Request, sandbox_id: str) -> Response:
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
-    asked = await read_json(request, schemas.UpdateSandbox)
+    asked = await read_json(request, request_schemas.UpdateSandbox)
     given = asked.model_fields_set
     edge.sandboxes.update(
         sandbox,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from app.api.deps import Edge
 from app.api.limits import LimitsRequest
-from app.api.schemas import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
+from app.api.request_schemas import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
 from app.api.views import ENFORCED_BY
 from app.core.backend import Backend, Capability
 from app.core.choice import Wish, choose

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Request, Response
 
-from app.api import schemas
+from app.api import request_schemas, schemas
 from app.api.bodies import read_json
 from app.api.deps import edge_of
 from app.api.documents import json_body, problems
@@ -24,12 +24,12 @@ router = APIRouter(tags=["executions"])
     status_code=201,
     response_model=schemas.StreamTicket,
     responses=problems("invalid_request", "unsupported_media_type", "payload_too_large", "capacity_exceeded"),
-    openapi_extra=json_body(schemas.CreateStreamTicket),
+    openapi_extra=json_body(request_schemas.CreateStreamTicket),
 )
 async def create_stream_ticket(request: Request) -> Response:
     """For 30 seconds and one use, whatever comes of it, as `?ticket=` of the stream. It stands in for a key, not for an
     allowed origin. Nobody looks whether the execution exists."""
-    asked = await read_json(request, schemas.CreateStreamTicket)
+    asked = await read_json(request, request_schemas.CreateStreamTicket)
     expires_at = now() + timedelta(seconds=LIFE_SECONDS)
     ticket = edge_of(request).tickets.issue(asked.path, asked.stdin)
     return json_response({"ticket": ticket, "expires_at": expires_at}, 201)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from app.api import directories, frames, run_schemas, schemas
+from app.api import directories, frames, request_schemas, run_schemas, schemas
 from app.api.examples import EXAMPLES
 from app.api.problem_schema import Problem
 from app.api.problem_types import PROBLEMS
@@ -32,7 +32,7 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def model_of(name: str) -> type[BaseModel] | None:
-    found = (getattr(module, name, None) for module in (schemas, run_schemas, frames, directories))
+    found = (getattr(module, name, None) for module in (schemas, request_schemas, run_schemas, frames, directories))
     return next((each for each in found if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
