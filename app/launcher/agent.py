@@ -129,8 +129,8 @@ class FileAgent:
             tree.delete(path, recursive=bool(request.u8()))
             self._tell(Writer(DONE).u8(0))
         elif operation == PACK:
-            entries, size = packing.survey(path)
-            self._tell(Writer(DONE).u8(0).u64(entries).u64(size))
+            packing.require_readable(path)
+            self._tell(Writer(DONE).u8(0))
             self._hear(GO)
             packing.pack(self._data, path)
         elif operation == UNPACK:

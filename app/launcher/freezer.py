@@ -99,4 +99,4 @@ def end_frozen(tree: Tree) -> None:
         _kill_all(hierarchy, room)
         write(f"{room}/freezer.state", hierarchy.parent, "THAWED")
         while pids(room, hierarchy.parent) and time.monotonic() < deadline:
-            time.sleep(0.002)
+            time.sleep(0.002)  # at the start, before anybody is served; the kernel tells nobody that a group is empty

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PIECE = 1024 * 1024
-_MOST = 2**63 - 1  # sparse files may say more together
 _PACKED = (FILE, DIRECTORY, SYMLINK)
 
 
@@ -56,19 +55,13 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
             waiting += sorted((prefix + child for child in children), reverse=True)
 
 
-def survey(root: bytes) -> tuple[int, int]:
-    """How many entries and bytes there are. Raises OSError for what could not be read later, when it is too late to
-    tell why."""
-    entries = size = 0
+def require_readable(root: bytes) -> None:
+    """Raises OSError for what could not be read later, when it is too late to tell why."""
     for name, path, found in _walk(root):
         if len(name) > LONGEST - 64:
             raise OSError(errno.ENAMETOOLONG, "the tree is too deep", path)
-        entries += 1
-        if stat.S_ISREG(found.st_mode):
-            size += found.st_size
-            if not os.access(path, os.R_OK):
-                raise OSError(errno.EACCES, "it cannot be read", path)
-    return entries, min(size, _MOST)
+        if stat.S_ISREG(found.st_mode) and not os.access(path, os.R_OK):
+            raise OSError(errno.EACCES, "it cannot be read", path)
 
 
 def pack(pipe: int, root: bytes) -> None:

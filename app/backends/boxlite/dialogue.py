@@ -64,7 +64,7 @@ class Dialogue:
                 self._news.set()
         except AttachCut as error:
             self._failure = BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}")
-        except Exception as error:
+        except Exception as error:  # raised where somebody waits for what was to be read: nobody waits for this task
             self._failure = error
         finally:
             self._news.set()
