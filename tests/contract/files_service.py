@@ -12,11 +12,10 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
-import pytest
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.backend import Backend, Capability
+from app.core.backend import Backend
 from app.settings import load_settings
 from tests.contract.kinds import Kind
 from tests.null_backend import NullBackend
@@ -139,10 +138,6 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 async def file_room(kind: Kind, **settings: Any) -> AsyncIterator[FileRoom]:
     """At the end the service is stopped, and nothing of it may be left."""
     backend = await kind.open()
-    if Capability.FILES not in backend.info.capabilities:
-        backend.open()
-        await backend.aclose()
-        pytest.skip(f"{backend.info.name} does not promise {Capability.FILES}")
     service = Service(
         [cast(NullBackend, backend)], default=backend.info.name, settings=load_settings(**settings)
     )  # whatever it is: the service asks for a Backend

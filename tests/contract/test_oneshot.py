@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.core.backend import Backend, Capability
+from app.core.backend import Backend
 from app.core.errors import BulkheadError
 from app.core.models import Command, ExitReason, Stdin
 from app.core.oneshot import OneShot, Outcome, run_once
@@ -97,8 +97,6 @@ async def test_a_run_that_takes_too_long_is_ended_with_all_that_it_started(kind:
 
 async def test_files_are_there_when_the_command_starts(kind: Kind) -> None:
     async with place(kind) as at:
-        if Capability.FILES not in at.backend.info.capabilities:
-            pytest.skip(f"{kind.name} does not promise files")
         content = pattern(200_000)
         files = (
             PlacedFile("a/b/c", content, 0o600),
@@ -115,8 +113,6 @@ async def test_files_are_there_when_the_command_starts(kind: Kind) -> None:
 
 async def test_files_that_have_no_room_or_no_right_name_the_file(kind: Kind) -> None:
     async with place(kind) as at:
-        if Capability.FILES not in at.backend.info.capabilities:
-            pytest.skip(f"{kind.name} does not promise files")
         with pytest.raises(BulkheadError, match=r"^/files/1: "):
             await at.run(
                 kind.programs.exit(0),

@@ -430,7 +430,7 @@ async def test_a_cancelled_client_leaves_nothing_running() -> None:
 
         async def forever() -> AsyncIterator[bytes]:
             yield b"x"
-            await asyncio.sleep(1000)
+            await asyncio.Event().wait()
 
         uploads = [asyncio.create_task(made.files.write(b"f%d" % number, forever())) for number in range(20)]
         await made.until_debris(16)

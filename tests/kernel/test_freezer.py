@@ -40,13 +40,13 @@ class Counting:
     def stands(self) -> int:
         """What it has counted to, and does not go beyond."""
         before = self.value
-        time.sleep(0.05)
+        time.sleep(0.05)  # in which it must not count
         assert self.value == before
         return before
 
     def goes_on(self) -> bool:
         before = self.value
-        time.sleep(0.05)
+        time.sleep(0.05)  # in which it may count
         return self.value > before
 
     def end(self) -> int:
@@ -150,7 +150,7 @@ def test_on_version_1_a_kill_alone_waits_for_the_thaw() -> None:
     with room(1) as one:
         one.freeze()
         kill_each([one.first.pid], lambda: [one.first.pid])
-        time.sleep(0.1)
+        time.sleep(0.1)  # in which it must not end
         assert os.waitpid(one.first.pid, os.WNOHANG) == (0, 0)
 
 

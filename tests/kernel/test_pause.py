@@ -50,7 +50,7 @@ def still(running: Running) -> bytes:
     """What it had printed, once the pipe is read."""
     before, data = b"?", running.out()
     while data != before:
-        time.sleep(0.1)
+        time.sleep(0.1)  # a pipe that is read says nothing about what is still on its way
         before, data = data, running.out()
     return data
 
@@ -61,7 +61,7 @@ def test_a_counter_stops_and_goes_on_with_the_next_number(service: Service, sand
     host.until(lambda: ticks(uid) != moving, "the control: it uses the processor while it runs")
     pause(service, sandbox)
     printed, used = still(running), ticks(uid)
-    time.sleep(0.3)
+    time.sleep(0.3)  # in which nothing may move
     assert (running.out(), ticks(uid)) == (printed, used)
     resume(service, sandbox)
     host.until(lambda: len(running.out()) > len(printed), "it goes on")
@@ -77,7 +77,7 @@ def test_a_fork_bomb_stops_and_is_ended_while_it_is_paused(service: Service, san
     host.until(lambda: len(ticks(uid)) > 20, "it forks")
     pause(service, sandbox)
     used = ticks(uid)
-    time.sleep(0.3)
+    time.sleep(0.3)  # in which nothing may move
     assert ticks(uid) == used, "neither a new process nor any time for an old one"
     began = time.monotonic()
     assert running.delete() == 204
@@ -237,7 +237,7 @@ def test_a_killed_service_runs_nothing_that_was_paused_and_the_next_start_takes_
     service.stop()
     host.until(lambda: not any(map(host.state_of, parts.values())), "both halves end")
     used = ticks(uid)
-    time.sleep(0.2)
+    time.sleep(0.2)  # in which nothing may move
     assert ticks(uid) == used, "whatever is there of it is frozen"
     with Service(tmp_path / "next") as fresh:
         if host.first_uid(fresh) == first:  # the lowest free range; unless somebody else was faster
