@@ -153,7 +153,7 @@ class FileAgent:
 
     def _write(self, path: bytes, mode: int) -> None:
         """Beside its place under a name of its own, then renamed: at no moment is there half a file."""
-        real = os.path.realpath(path)  # through a link, as a command's write would go
+        real = tree.resolved(path)  # through a link, as a command's write would go
         self._tell_node(self._at(real, path))
         self._hear(GO)
         made = tree.make_directories(os.path.dirname(real))
@@ -180,7 +180,7 @@ class FileAgent:
             found = os.lstat(real)
         except FileNotFoundError:
             return None
-        if stat.S_ISLNK(found.st_mode):  # `realpath` leaves a link where links lead in a circle
+        if stat.S_ISLNK(found.st_mode):  # somebody has put it there since `resolved` looked: a rename would replace it
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         tree.require_file(found, path)
         return node_of(found)

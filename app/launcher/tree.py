@@ -17,6 +17,7 @@ from app.launcher.protocol.files import (
 )
 
 _PIECE = 1024 * 1024
+_MOST_LINKS = 40  # MAXSYMLINKS of the kernel: one more in a path is ELOOP
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _MODE_OF_KIND = (
     stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK,
@@ -61,6 +62,33 @@ def lstat_or_none(path: bytes) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
+
+
+def resolved(path: bytes) -> bytes:
+    """Where a command's write to `path` would go: an absolute path without links. What is missing on the way is taken
+    as it is written. Raises OSError with ELOOP where the kernel would, for links in a circle and for a long chain."""
+    here = b"/" if path.startswith(b"/") else os.getcwdb()
+    waiting = path.split(b"/")[::-1]
+    links = 0
+    while waiting:
+        part = waiting.pop()
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            here = os.path.dirname(here)
+            continue
+        at = os.path.join(here, part)
+        try:
+            target = os.readlink(at)
+        except OSError:  # no link, or nothing, or out of reach: whoever uses the path is told
+            here = at
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        here = b"/" if target.startswith(b"/") else here
+        waiting += target.split(b"/")[::-1]
+    return here
 
 
 def forget(path: bytes) -> None:
@@ -111,13 +139,21 @@ def make_directories(path: bytes) -> list[bytes]:
                 os.mkdir(directory)
                 made.append(directory)
             except FileExistsError:
-                if not os.path.isdir(directory):
+                if not stat.S_ISDIR(_mode_behind(directory)):
                     raise Obstacle(errno.ENOTDIR, directory, kind_of(os.lstat(directory))) from None
     except OSError:
         for directory in reversed(made):
             forget_directory(directory)
         raise
     return made
+
+
+def _mode_behind(path: bytes) -> int:
+    """0 for a link to nothing. Raises OSError for links in a circle."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return 0
 
 
 def list_entries(pipe: int, path: bytes, after: bytes, limit: int) -> None:
@@ -136,7 +172,7 @@ def list_entries(pipe: int, path: bytes, after: bytes, limit: int) -> None:
 def delete(path: bytes, *, recursive: bool) -> None:
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         return os.unlink(path)
-    real = os.path.realpath(path)  # whose last part is a name: nothing above it is ever entered
+    real = resolved(path)  # whose last part is a name: nothing above it is ever entered
     try:
         os.rmdir(real)  # of a mount point it says so before it says that something is in it
     except OSError as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import tarfile
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.contract.files_service import DISK_MIB, MIB, file_room, slug
+from tests.contract.files_service import DISK_MIB, MIB, FileRoom, file_room, slug, tar_of
 from tests.contract.kinds import Kind
 from tests.null_backend import pattern
 
@@ -228,11 +229,44 @@ async def test_links_in_a_circle_are_422(kind: Kind) -> None:
     async with file_room(kind) as room:
         await room.link("two", "one")
         await room.link("one", "two")
-        for method, what in (("GET", "files"), ("PUT", "files"), ("GET", "directory"), ("GET", "archive")):
+        for method, what in (*READS_AND_WRITES, ("GET", "archive")):
             for path in ("one", "one/a"):
-                answer = await room.call(method, path, what, content=b"x" if method == "PUT" else None)
-                assert (answer.status_code, slug(answer)) == (422, "invalid_request"), (method, what, path)
-                assert answer.json()["errors"][0]["pointer"] == "query/path"
+                await refused_for_links(room, method, path, what)
+
+
+async def test_long_chain_of_links_is_422_and_one_that_a_command_can_follow_is_followed(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        await room.have("end", b"old")
+        entries = [("link0", link_to("end"))]
+        entries += [(f"link{number}", link_to(f"link{number - 1}")) for number in range(1, 60)]
+        assert (await room.unpack(".", tar_of(*entries))).status_code == 204
+        assert (await room.put("link30", b"new")).status_code == 204
+        assert await room.content("end") == b"new"
+        for method, what in READS_AND_WRITES:
+            for path in ("link59", "link41"):
+                await refused_for_links(room, method, path, what)
+
+
+READS_AND_WRITES = (
+    ("GET", "files"),
+    ("PUT", "files"),
+    ("GET", "directory"),
+    ("PUT", "directory"),
+    ("PUT", "archive"),
+)
+
+
+async def refused_for_links(room: FileRoom, method: str, path: str, what: str) -> None:
+    content = {"files": b"x", "archive": tar_of(("a", b"x"))}.get(what) if method == "PUT" else None
+    answer = await room.call(method, path, what, content=content)
+    assert (answer.status_code, slug(answer)) == (422, "invalid_request"), (method, what, path)
+    assert answer.json()["errors"][0]["pointer"] == "query/path"
+
+
+def link_to(target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
 
 
 # --- conditions
