@@ -25,6 +25,8 @@ _EXTRAS: dict[str, Any] = {
     "limit": 4194304,
     "found": "directory",
     "entry": "../etc/passwd",
+    "budget": "running executions",
+    "holder": "service",
     "step": "mount_proc",
     "errno": "EPERM",
     "layer": "landlock",

@@ -51,6 +51,10 @@ class Problem(BaseModel):
     found: Annotated[Text, _only("`wrong_type`", "what is at the path")]
     entry: Annotated[Text, _only("`invalid_archive`", "the entry's name")]
     limit: Annotated[int | SkipJsonSchema[None], _only("`payload_too_large`, `disk_full`", "bytes")]
+    budget: Annotated[Text, _only("`capacity_exceeded`", "what there is no more of")]
+    holder: Annotated[
+        Text, _only("`capacity_exceeded`", "whose part is used up: `client`, `sandbox`, or all of the `service`")
+    ]
     step: Annotated[Text, _only("`launch_failed`", "the isolation step")]
     errno: Annotated[Text, _only("`launch_failed`", "the kernel's reason, as `EPERM`")]
     layer: Annotated[Text, _only("`isolation_unavailable`", "the isolation layer that the host lacks")]

@@ -197,7 +197,10 @@ _TABLE = (
         "capacity_exceeded",
         429,
         "The operator's limit is reached",
-        "Something must end first; the detail says what. Retry-After gives the seconds to wait before trying again.",
+        "There is no more of `budget` now: not in the service (`holder` is `service`), or not for this `sandbox` or "
+        "`client`, while others go on. Something must end first. Retry-After gives the seconds to wait before trying "
+        "again.",
+        ("budget", "holder"),
     ),
     ProblemType(
         "rate_limited",

@@ -70,7 +70,7 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.CapabilityMissing: ("capability_missing", _attributes("missing", "runtime")),
     e.Unauthenticated: ("unauthenticated", _nothing),
     e.Forbidden: ("forbidden", _nothing),
-    e.CapacityExceeded: ("capacity_exceeded", _nothing),
+    e.CapacityExceeded: ("capacity_exceeded", _attributes("budget", "holder")),
     e.NotFound: ("not_found", _nothing),
     e.Conflict: ("conflict", _nothing),
     e.IdempotencyMismatch: ("idempotency_mismatch", _nothing),

@@ -129,9 +129,13 @@ class Forbidden(Refused):
 
 
 class CapacityExceeded(Refused):
-    def __init__(self, what: str, limit: int, retry_after_seconds: int = 1) -> None:
-        self.retry_after_seconds = retry_after_seconds
-        super().__init__(f"the operator's limit of {limit} {what} is reached")
+    """`share`: whose, `sandbox` or `client`, and how much that is; None: all of the budget is used up."""
+
+    def __init__(self, what: str, limit: int, retry_seconds: int = 1, share: tuple[str, int] | None = None) -> None:
+        self.budget, self.retry_after_seconds = what, retry_seconds
+        self.holder, most = share or ("service", 0)
+        whose = f"leaves this {self.holder} {most}; others get theirs" if share else "is reached"
+        super().__init__(f"the operator's limit of {limit} {what} {whose}")
 
 
 class NotFound(BulkheadError):

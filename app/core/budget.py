@@ -1,0 +1,71 @@
+"""One number for the whole service, shared fairly: connections, streams, bytes on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+
+from app.core.errors import CapacityExceeded
+
+
+class Budget:
+    """`size` units of `what`. An holder may hold half of what the others leave: one alone gets a half, the second a
+    third or more, and something is left for the next.
+
+    >>> budget = Budget("streams", 12, "client")
+    >>> budget.take("a", 6), budget.share("a"), budget.share("b")
+    (None, 6, 3)
+    """
+
+    def __init__(
+        self, what: str, size: int, holders: str, *, shared: bool = True, retry_seconds: int = 1, unit: int = 1
+    ) -> None:
+        """`holders`: what a holder is, `sandbox` or `client`. Not `shared`: there is one holder, who may have all.
+        `unit`: what texts divide by, 1024 * 1024 where `size` is in bytes and `what` in MiB."""
+        self.what, self.size, self.holders = what, size, holders
+        self.used = 0
+        self._shared, self._retry_seconds, self._unit = shared, retry_seconds, unit
+        self._held: dict[Hashable, int] = {}
+
+    def held(self, holder: Hashable) -> int:
+        return self._held.get(holder, 0)
+
+    def share(self, holder: Hashable) -> int:
+        """The most that this holder may hold now."""
+        left = self.size - self.used + self.held(holder)
+        return (left + 1) // 2 if self._shared else left
+
+    def fits(self, holder: Hashable, count: int = 1) -> bool:
+        return self.held(holder) + count <= self.share(holder)
+
+    def check(self, holder: Hashable, count: int = 1) -> None:
+        """Raises CapacityExceeded where `take` would, and takes nothing."""
+        if self.fits(holder, count):
+            return
+        share = None if self.used + count > self.size else (self.holders, self.share(holder) // self._unit)
+        raise CapacityExceeded(self.what, self.size // self._unit, self._retry_seconds, share)
+
+    def take(self, holder: Hashable, count: int = 1) -> None:
+        """Raises CapacityExceeded."""
+        self.check(holder, count)
+        self.used += count
+        self._held[holder] = self.held(holder) + count
+
+    def give_back(self, holder: Hashable, count: int = 1) -> None:
+        left = self.held(holder) - count
+        if left < 0:
+            raise ValueError(f"{holder!r} gives back more than it holds")
+        self.used -= count
+        if left:
+            self._held[holder] = left
+        else:
+            self._held.pop(holder, None)  # who holds nothing is not remembered: holders come and go
+
+    @contextmanager
+    def holding(self, holder: Hashable, count: int = 1) -> Iterator[None]:
+        """Raises CapacityExceeded."""
+        self.take(holder, count)
+        try:
+            yield
+        finally:
+            self.give_back(holder, count)
