@@ -170,6 +170,7 @@ def test_every_layer_that_may_be_given_up_is_named() -> None:
 
 
 HOSTS_OWN = {
+    "flushes": "a host's /usr is on a disk that counts its flushes or not",
     "cgroup1": "a host mounts version 1 or version 2",
     "ia32": "a kernel has it or not",
 }

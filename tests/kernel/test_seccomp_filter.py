@@ -7,6 +7,7 @@ kernel or of the user who runs the tests, nothing would be shown, and the test i
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pickle
 import pty
@@ -22,7 +23,7 @@ import termios
 import textwrap
 import time
 from collections.abc import Callable
-from errno import EACCES, EAFNOSUPPORT, ENOSYS, EPERM, errorcode
+from errno import EACCES, EAFNOSUPPORT, EBADF, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, errorcode
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,35 @@ def test_32_bit_entry_is_death(tmp_path: Path) -> None:
     control = subprocess.run([program], check=False)
     require("ia32", control.returncode == 0, "this kernel has no 32-bit entry")
     assert subprocess.run([program], preexec_fn=confine, check=False).returncode == -signal.SIGSYS
+
+
+@pytest.mark.parametrize("name", ["setxattr", "lsetxattr", "fsetxattr", "setxattrat"])
+def test_attributes_do_not_exist(name: str) -> None:
+    def set_one() -> int:
+        with tempfile.NamedTemporaryFile() as file:
+            path, attribute, here = file.name.encode(), b"user.attribute", -100
+            if name == "setxattrat":
+                value = struct.pack("=QII", ctypes.addressof(ctypes.c_char(b"x")), 1, 0)  # struct xattr_args
+                return syscall(NR[name], here, path, 0, attribute, value, len(value))
+            return syscall(NR[name], file.fileno() if name == "fsetxattr" else path, attribute, b"x", 1, 0)
+
+    assert_refused(set_one, EOPNOTSUPP)
+
+
+@pytest.mark.parametrize("name", ["fsync", "fdatasync", "sync_file_range"])
+def test_flush_is_answered_and_not_done(name: str) -> None:
+    """Descriptor -1 shows that the kernel never saw the call."""
+    assert in_a_child(lambda: syscall(NR[name], -1, 0, 0, 7), confined=True) == ("returned", 0)
+    assert in_a_child(lambda: syscall(NR[name], -1, 0, 0, 7), confined=False) == ("errno", EBADF)
+
+
+@pytest.mark.parametrize("high_half", [0, GARBAGE], ids=["plain", "garbled"])
+def test_msync_flushes_nothing_and_still_tells_what_is_mapped(high_half: int) -> None:
+    page = mmap.PAGESIZE  # the first page of the address space, which is never mapped
+    flush, ask = 4 | high_half, 1 | high_half
+    assert in_a_child(lambda: syscall(NR["msync"], page, page, flush), confined=True) == ("returned", 0)
+    assert in_a_child(lambda: syscall(NR["msync"], page, page, flush), confined=False) == ("errno", ENOMEM)
+    assert in_a_child(lambda: syscall(NR["msync"], page, page, ask), confined=True) == ("errno", ENOMEM)
 
 
 # --- Refused by argument ---------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ FILES = [
     *_rows("A", 6, "EXDEV", "hard_link hard_link_by_descriptor hard_link_by_proc"),
     *_rows("A", 10, "EACCES", "make_block make_char make_whiteout"),
     *_rows("A", 10, "ENOENT", "open_block open_mem open_kmsg open_kvm open_vsock open_fuse"),
-    *_rows("A", 11, "EPERM", "set_capability"),
+    *_rows("A", 11, "EOPNOTSUPP", "set_capability set_acl set_default_acl set_acl_by_descriptor"),
     *_rows("A", 11, "EINVAL", "chown_root"),
     *_rows("A", 12, "EPERM", "name_handle open_handle"),
     *_rows("A", 13, "EACCES", "target_mem target_environ target_maps target_fd target_root target_cwd target_exe"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from errno import EAFNOSUPPORT, ENOSYS, EPERM
+from errno import EAFNOSUPPORT, ENOSYS, EOPNOTSUPP, EPERM
 
 import pytest
 from hypothesis import given
@@ -92,7 +92,8 @@ uselib ustat sysfs _sysctl nfsservctl getpmsg putpmsg afs_syscall tuxcall securi
 epoll_ctl_old epoll_wait_old
 """
 DENIED = set(_DENIED.split())
-PRETENDED = {"sync", "syncfs"}  # answered with 0, and not done
+NOT_SUPPORTED = {"setxattr", "lsetxattr", "fsetxattr", "setxattrat"}  # as on a file system without attributes
+PRETENDED = {"sync", "syncfs", "fsync", "fdatasync", "sync_file_range"}  # answered with 0, and not done
 
 ARGUMENT_CASES: list[tuple[str, tuple[int, ...], int]] = [
     ("clone", (17,), ALLOW),
@@ -137,6 +138,8 @@ ARGUMENT_CASES: list[tuple[str, tuple[int, ...], int]] = [
     *(("setsockopt", (3, 1, option), ALLOW) for option in (2, 9, 13)),
     ("mmap", (0, 4096, 3, 0x22), ALLOW),
     ("mmap", (0, 4096, 3, 0x40022), ERRNO | EPERM),
+    *(("msync", (0, 4096, flags), ALLOW) for flags in (0, 1, 2, 3, 8)),  # MS_ASYNC, MS_INVALIDATE
+    *(("msync", (0, 4096, flags), ERRNO) for flags in (4, 5, 6)),  # MS_SYNC
     ("memfd_create", (0, 1), ALLOW),
     ("memfd_create", (0, 5), ERRNO | EPERM),
     ("shmget", (0, 4096, 0o1600), ALLOW),
@@ -190,6 +193,8 @@ def test_every_number_is_decided_as_the_table_says(machine: str, program: bytes)
             expected = ERRNO | ENOSYS
         elif name is None or name in DENIED:
             expected = ERRNO | EPERM
+        elif name in NOT_SUPPORTED:
+            expected = ERRNO | EOPNOTSUPP
         else:
             expected = ERRNO if name in PRETENDED else ALLOW
         for args in ([0] * 6, [1] * 6, [ALL_ONES] * 6):
