@@ -25,7 +25,7 @@ from app.launcher.syscalls import (
 )
 
 # The table of open files is one for the host and charged to nobody: every process of every sandbox may fill this much.
-_NOFILE_SOFT, _NOFILE_HARD = 1024, 4096
+NOFILE_SOFT, NOFILE_HARD = 1024, 4096
 
 
 def set_limits(room: Room) -> None:
@@ -33,8 +33,8 @@ def set_limits(room: Room) -> None:
     # kinds. The system call filter keeps commands from setting it to something else.
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    ceiling = _NOFILE_HARD if hard == resource.RLIM_INFINITY else min(hard, _NOFILE_HARD)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_NOFILE_SOFT, ceiling), ceiling))
+    ceiling = NOFILE_HARD if hard == resource.RLIM_INFINITY else min(hard, NOFILE_HARD)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(NOFILE_SOFT, ceiling), ceiling))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (65_536, 65_536))
     resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
     resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))

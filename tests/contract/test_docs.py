@@ -18,7 +18,7 @@ from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
 from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
 from app.core.backend import Capability
-from app.launcher import confine
+from app.launcher import confine, lockdown
 from app.launcher.config import OPTIONAL_LAYERS
 from app.telemetry import Telemetry
 
@@ -48,6 +48,15 @@ def test_section_of_a_step_says_what_is_lost_without_it_and_which_test_proves_it
     section = re.split(r"^##+ ", ISOLATION.split(f"### `{step}`\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
     assert "*Left out*" in section
     assert re.search(r"`tests/[\w/]+\.py::\w+`", section), f"{step}: no test is named"
+
+
+def test_numbers_of_descriptors_are_those_of_the_code() -> None:
+    """The limit of a process, and what the threat model makes of it."""
+    section = ISOLATION.split("### `set_limits`\n", 1)[1].split("### ", 1)[0]
+    soft, hard = f"{lockdown.NOFILE_SOFT:,}", f"{lockdown.NOFILE_HARD:,}"
+    assert re.findall(r"([\d,]+) descriptors \(the hard limit ([\d,]+)", section) == [(soft, hard)]
+    threats = (ROOT / "docs/threat-model.md").read_text()
+    assert set(re.findall(r"processes (?:with|times) ([\d,]+) descriptors", threats)) == {hard}
 
 
 # --- tests that are named
