@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api.deps import Edge, Patience, TransferBounds
+from app.api.deps import Edge, Patience, Shares, TransferBounds
 from app.api.edge import install
 from app.api.guard import Door
 from app.api.idempotency import Recorded
 from app.api.pool import Pool
 from app.api.readiness import Readiness
+from app.api.tickets import Tickets
 from app.core.answers import Answers
 from app.core.policy import DEFAULT_PROFILES, Policy
 from app.core.registry import Registry
@@ -64,6 +65,7 @@ def create_app(
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)
+    shares = Shares.of(sandboxes.capacity, shared=len(key_hashes) > 1)
     edge = Edge(
         sandboxes=sandboxes,
         registry=registry,
@@ -74,6 +76,8 @@ def create_app(
         journal=telemetry,
         metrics=telemetry.render,
         streamed=telemetry.streamed,
+        shares=shares,
+        tickets=Tickets(shares.tickets),
         patience=patience or Patience(),
         transfers=TransferBounds(settings.transfers.ceiling_mib * MIB, settings.transfers.stall_seconds),
         bodies=Pool(settings.transfers.bodies_mib * MIB),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,9 +12,10 @@ from starlette.requests import HTTPConnection
 from app.api.pool import Pool
 from app.api.readiness import Readiness
 from app.api.tickets import Tickets
+from app.core.budget import Budget
 from app.core.policy import LimitRange, Policy
 from app.core.registry import Registry
-from app.core.sandboxes import Sandboxes
+from app.core.sandboxes import Capacity, Sandboxes
 
 BODY_LIMIT = 4 * 1024 * 1024
 RUN_PATH, RUN_BODY_LIMIT = "/run", 32 * 1024 * 1024  # it brings files along
@@ -56,6 +58,37 @@ BODIES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who sent a request. `client`: the SHA-256 of its key in hex, empty where no key is asked for. `view_only`: it
+    came with a stream ticket without stdin, and may not act on what it sees."""
+
+    client: str = ""
+    view_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What clients hold of the service, each of them its share."""
+
+    streams: Budget
+    tickets: Budget
+    waits: Budget
+
+    @classmethod
+    def of(cls, capacity: Capacity, *, shared: bool) -> Shares:
+        """Not `shared`: there is one client, who may have all."""
+
+        def budget(what: str, size: int) -> Budget:
+            return Budget(what, size, "client", shared=shared)
+
+        return cls(
+            streams=budget("streams at one time", capacity.streams),
+            tickets=budget("stream tickets that wait to be used", capacity.tickets),
+            waits=budget("requests that are held at one time", capacity.waits),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     sandboxes: Sandboxes
     registry: Registry
@@ -66,8 +99,9 @@ class Edge:
     journal: Journal
     metrics: Callable[[], bytes]
     streamed: Callable[[str, int], None]
+    shares: Shares
+    tickets: Tickets
     patience: Patience = field(default_factory=Patience)
-    tickets: Tickets = field(default_factory=Tickets)
     transfers: TransferBounds = field(default_factory=TransferBounds)
     bodies: Pool = field(default_factory=lambda: Pool(BODIES))
 
@@ -75,6 +109,16 @@ class Edge:
 def edge_of(connection: HTTPConnection) -> Edge:
     edge: Edge = connection.scope["app"].state.edge
     return edge
+
+
+def visitor_of(connection: HTTPConnection) -> Visitor:
+    visitor: Visitor = connection.scope["state"]["visitor"]
+    return visitor
+
+
+def held(connection: HTTPConnection) -> AbstractContextManager[None]:
+    """Around whatever may keep an answer waiting for long. Raises CapacityExceeded."""
+    return edge_of(connection).shares.waits.holding(visitor_of(connection).client)
 
 
 def request_id_of(connection: HTTPConnection) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import request_schemas, schemas
 from app.api.bodies import read_json
-from app.api.deps import edge_of
+from app.api.deps import edge_of, held
 from app.api.documents import created, json_body, problems
 from app.api.hangup import until_disconnect
 from app.api.paging import PageQuery, page
@@ -83,7 +83,8 @@ async def create_execution(request: Request, sandbox_id: str, query: Annotated[S
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
     asked = await read_json(request, request_schemas.CreateExecution)
-    execution, new = await edge.sandboxes.execute(sandbox, command_of(asked, sandbox), asked.id, query.wait_seconds)
+    with held(request):
+        execution, new = await edge.sandboxes.execute(sandbox, command_of(asked, sandbox), asked.id, query.wait_seconds)
     location = f"/sandboxes/{sandbox.id}/executions/{execution.id}"
     return json_response(execution_body(execution), 201 if new else 200, {"location": location} if new else None)
 
@@ -107,14 +108,15 @@ async def list_executions(request: Request, sandbox_id: str, query: Annotated[Li
     operation_id="get_execution",
     summary="Show an execution",
     response_model=schemas.Execution,
-    responses=problems("invalid_request", "not_found"),
+    responses=problems("invalid_request", "not_found", "capacity_exceeded"),
 )
 async def get_execution(
     request: Request, sandbox_id: str, execution_id: str, query: Annotated[ShowQuery, Query()]
 ) -> Response:
     execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
     if query.wait_seconds and execution.exit is None:
-        await until_disconnect(request.receive, execution.wait(query.wait_seconds))
+        with held(request):
+            await until_disconnect(request.receive, execution.wait(query.wait_seconds))
     return json_response(execution_body(execution))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import docs_page
-from app.api.deps import Journal
+from app.api.deps import Journal, Visitor
 from app.api.hangup import ClientGone
 from app.api.problems import problem_of
 from app.api.tickets import Tickets
@@ -39,18 +39,20 @@ class Door:
     origins: frozenset[str] = frozenset()
     key_hashes: tuple[str, ...] = ()
 
-    def check(self, scope: Scope, tickets: Tickets) -> None:
-        """Raises Forbidden or Unauthenticated."""
+    def check(self, scope: Scope, tickets: Tickets) -> Visitor:
+        """Who it is. Raises Forbidden or Unauthenticated."""
         path: str = scope["path"]
-        opened = tickets.spend(scope)  # before anything is refused: a ticket that was seen is of no use any more
+        spent = tickets.spend(scope)  # before anything is refused: a ticket that was seen is of no use any more
         host = _only(scope, b"host")
         if path not in ANY_HOST_PATHS:
             self._check_host(host)
         self._check_origin(scope, host)
-        if opened is False:
-            raise Unauthenticated("the stream ticket was used, is too old, or is not for this path and right to stdin")
-        if opened is None and self.key_hashes and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
-            self._check_key(scope)
+        if spent:
+            ticket = tickets.check(spent, scope)
+            return Visitor(ticket.client, view_only=not ticket.stdin)
+        if self.key_hashes and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
+            return Visitor(self._check_key(scope))
+        return Visitor()
 
     def _check_host(self, host: str | None) -> None:
         found = _HOST.fullmatch(host.lower()) if host else None
@@ -67,7 +69,8 @@ class Door:
         if len(origins) > 1 or (origins[0].lower() != own and origins[0].lower() not in self.origins):
             raise Forbidden("the Origin of the request is not allowed; BULKHEAD_ALLOWED_ORIGINS adds it")
 
-    def _check_key(self, scope: Scope) -> None:
+    def _check_key(self, scope: Scope) -> str:
+        """Its hash."""
         scheme, _, token = (_only(scope, b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("send a key in the header Authorization: Bearer <key>")
@@ -77,6 +80,7 @@ class Door:
             known |= hmac.compare_digest(given, key_hash)
         if not known:
             raise Unauthenticated("the key is not known here")
+        return given
 
 
 def _values(scope: Scope, name: bytes) -> Sequence[str]:
@@ -127,7 +131,7 @@ class Guard:
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
         try:
-            self._door.check(scope, self._tickets)
+            scope["state"]["visitor"] = self._door.check(scope, self._tickets)
             await self._app(scope, receive, visit.send)
         except Refused as error:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)

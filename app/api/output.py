@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.deps import edge_of
+from app.api.deps import edge_of, held
 from app.api.documents import problems
 from app.api.hangup import until_disconnect
 from app.core.errors import RangeNotSatisfiable, WrongState
@@ -63,7 +63,7 @@ def _header(description: str, kind: str = "integer") -> dict[str, object]:
                 "Output-Complete": _header("true when nothing can come after this body", "boolean"),
             },
         },
-        **problems("invalid_request", "not_found", "wrong_state", "range_not_satisfiable"),
+        **problems("invalid_request", "not_found", "wrong_state", "range_not_satisfiable", "capacity_exceeded"),
     },
 )
 async def get_output(
@@ -75,7 +75,8 @@ async def get_output(
     log = execution.logs[query.channel]
     check_offset(log, query.offset, query.channel)
     if query.wait_seconds and log.total == query.offset and not log.closed:
-        await until_disconnect(request.receive, _growth(log, query.wait_seconds))
+        with held(request):
+            await until_disconnect(request.receive, _growth(log, query.wait_seconds))
         check_readable(sandbox)
     begin = max(query.offset, log.start)
     body = _read(log, begin, query.limit)

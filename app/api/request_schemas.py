@@ -124,7 +124,9 @@ class CreateStreamTicket(Strict):
         spelled(_STREAM, "must be the path of a stream without a query: /sandboxes/…/executions/…/stream"),
         documented(pattern=f"^{_STREAM}$"),
     ] = Field(description="of the stream, without a query")
-    stdin: bool = Field(False, description="whether the stream may hold stdin, also by `take`")
+    stdin: bool = Field(
+        False, description="whether the stream may act: hold stdin, also by `take`, and send signals and sizes"
+    )
 
 
 class CreateExecution(Strict):

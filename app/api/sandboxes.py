@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import request_schemas, schemas
 from app.api.bodies import read_json
-from app.api.deps import Edge, edge_of
+from app.api.deps import Edge, edge_of, held
 from app.api.documents import created, json_body, problems
 from app.api.hangup import ClientGone, until_disconnect
 from app.api.paging import PageQuery, page
@@ -90,12 +90,13 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     or an Idempotency-Key; without either the sandbox is destroyed."""
     edge = edge_of(request)
     asked = await read_json(request, request_schemas.CreateSandbox)
-    sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id)
-    try:
-        await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
-    except ClientGone:
-        await edge.sandboxes.abandon(sandbox)
-        raise
+    with held(request):
+        sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id)
+        try:
+            await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
+        except ClientGone:
+            await edge.sandboxes.abandon(sandbox)
+            raise
     return json_response(
         body_of(sandbox, edge), 201 if new else 200, {"location": f"/sandboxes/{sandbox.id}"} if new else None
     )
@@ -138,13 +139,14 @@ def _label(text: str) -> tuple[str, str]:
     operation_id="get_sandbox",
     summary="Show a sandbox",
     response_model=schemas.Sandbox,
-    responses=problems("invalid_request", "not_found"),
+    responses=problems("invalid_request", "not_found", "capacity_exceeded"),
 )
 async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQuery, Query()]) -> Response:
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
     if query.wait_seconds and sandbox.state is SandboxState.CREATING:
-        await until_disconnect(request.receive, edge.sandboxes.wait(sandbox, query.wait_seconds))
+        with held(request):
+            await until_disconnect(request.receive, edge.sandboxes.wait(sandbox, query.wait_seconds))
     return json_response(body_of(sandbox, edge))
 
 

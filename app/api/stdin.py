@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.deps import edge_of
+from app.api.deps import edge_of, held
 from app.api.documents import problems
 from app.api.hangup import ClientGone
 from app.core.backend import settle
@@ -61,7 +61,8 @@ async def write_stdin(
     # Refused before it was told to go on, a client may leave the body out: nobody knows what comes next then.
     request.scope["state"]["close_after_problem"] = "expect" in request.headers
     execution = edge.sandboxes.execution(sandbox_id, execution_id)
-    await _Upload(execution, request, edge.patience.close).run(eof=query.eof)
+    with held(request):
+        await _Upload(execution, request, edge.patience.close).run(eof=query.eof)
     return Response(status_code=204)
 
 

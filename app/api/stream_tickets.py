@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api import request_schemas, schemas
 from app.api.bodies import read_json
-from app.api.deps import edge_of
+from app.api.deps import edge_of, visitor_of
 from app.api.documents import json_body, problems
 from app.api.tickets import LIFE_SECONDS
 from app.api.views import json_response
@@ -28,8 +28,9 @@ router = APIRouter(tags=["executions"])
 )
 async def create_stream_ticket(request: Request) -> Response:
     """For 30 seconds and one use, whatever comes of it, as `?ticket=` of the stream. It stands in for a key, not for an
-    allowed origin. Nobody looks whether the execution exists."""
+    allowed origin. Nobody looks whether the execution exists. Without `stdin` it opens a stream that only looks on: its
+    signals and sizes are refused too."""
     asked = await read_json(request, request_schemas.CreateStreamTicket)
     expires_at = now() + timedelta(seconds=LIFE_SECONDS)
-    ticket = edge_of(request).tickets.issue(asked.path, asked.stdin)
+    ticket = edge_of(request).tickets.issue(asked.path, asked.stdin, visitor_of(request).client)
     return json_response({"ticket": ticket, "expires_at": expires_at}, 201)

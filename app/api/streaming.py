@@ -11,7 +11,7 @@ from app.api.deps import Edge
 from app.api.frames import CHANNEL_BYTE, StdinEof, exit_frame, gap_frame, problem_frame, start_frame, understand
 from app.api.viewing import Offsets, View
 from app.core.backend import settle
-from app.core.errors import BulkheadError, Conflict
+from app.core.errors import BulkheadError, Conflict, Forbidden
 from app.core.executions import Execution
 from app.core.follow import Gap, Output
 from app.core.models import Terminal
@@ -136,6 +136,8 @@ class Stream:
         return None
 
     async def _obey(self, wish: StdinEof | Terminal | int) -> None:
+        if self._view.only:
+            raise Forbidden("this stream was opened with a ticket without stdin: it may look, and not act")
         if isinstance(wish, int):
             await self._execution.signal(wish)
         elif isinstance(wish, Terminal):

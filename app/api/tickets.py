@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
-from app.core.errors import CapacityExceeded
+from app.core.budget import Budget
+from app.core.errors import Unauthenticated
 
 LIFE_SECONDS = 30
-OUTSTANDING = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class _Ticket:
+class Ticket:
+    """`client`: whose key asked for it; what is opened with it counts as that client's."""
+
     path: str
     stdin: bool
+    client: str
     expires: float
 
     def opens(self, path: str, stdin: bool, now: float) -> bool:
@@ -29,36 +32,44 @@ class _Ticket:
 class Tickets:
     """Those that were given out and not used yet, oldest first."""
 
-    def __init__(self, limit: int = OUTSTANDING, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = limit
+    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
+        self._budget = budget
         self._clock = clock
-        self._tickets: dict[str, _Ticket] = {}
+        self._tickets: dict[str, Ticket] = {}
 
     def __len__(self) -> int:
         self._forget_expired()
         return len(self._tickets)
 
-    def issue(self, path: str, stdin: bool) -> str:
+    def issue(self, path: str, stdin: bool, client: str) -> str:
         """Good for LIFE_SECONDS. Raises CapacityExceeded."""
-        if len(self) >= self._limit:
-            raise CapacityExceeded("stream tickets that wait to be used", self._limit)
+        self._forget_expired()
+        self._budget.take(client)
         text = secrets.token_urlsafe(24)
-        self._tickets[text] = _Ticket(path, stdin, self._clock() + LIFE_SECONDS)
+        self._tickets[text] = Ticket(path, stdin, client, self._clock() + LIFE_SECONDS)
         return text
 
-    def spend(self, scope: Scope) -> bool | None:
-        """Whether the request's ticket opens what the request asks for; None when it has none. Whatever ticket it
-        names is gone then. A request with two has a bad one."""
+    def spend(self, scope: Scope) -> tuple[Ticket | None, ...]:
+        """What the tickets of the request were, None for one that was never there or is spent; nothing when it has
+        none. They are gone then, whatever comes of the request."""
         if not scope.get("query_string"):
-            return None
-        query = QueryParams(scope["query_string"])
-        if "ticket" not in query:
-            return None
-        spent = [self._tickets.pop(text, None) for text in query.getlist("ticket")]
-        stdin = query.get("stdin", "false") != "false"
-        return len(spent) == 1 and spent[0] is not None and spent[0].opens(scope["path"], stdin, self._clock())
+            return ()
+        return tuple(self._remove(text) for text in QueryParams(scope["query_string"]).getlist("ticket"))
+
+    def check(self, spent: tuple[Ticket | None, ...], scope: Scope) -> Ticket:
+        """The one ticket that opens what the request asks for. Raises Unauthenticated."""
+        stdin = QueryParams(scope["query_string"]).get("stdin", "false") != "false"
+        if len(spent) != 1 or spent[0] is None or not spent[0].opens(scope["path"], stdin, self._clock()):
+            raise Unauthenticated("the stream ticket was used, is too old, or is not for this path and right to stdin")
+        return spent[0]
+
+    def _remove(self, text: str) -> Ticket | None:
+        ticket = self._tickets.pop(text, None)
+        if ticket is not None:
+            self._budget.give_back(ticket.client)
+        return ticket
 
     def _forget_expired(self) -> None:
         now = self._clock()
         while self._tickets and (oldest := next(iter(self._tickets.items())))[1].expires <= now:
-            del self._tickets[oldest[0]]
+            self._remove(oldest[0])

@@ -7,12 +7,13 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import HTTPConnection
 
-from app.api.deps import edge_of
+from app.api.deps import edge_of, visitor_of
 from app.api.output import check_offset, check_readable
 from app.api.problems import field_errors
 from app.core.errors import InvalidRequest
@@ -72,6 +73,7 @@ class View:
     execution: Execution
     offsets: Offsets
     count: Callable[[int], None]  # is told how many bytes were sent
+    only: bool = False  # who looks may not send signals and sizes
 
     async def send_to(self, encoding: Encoding) -> None:
         """Everything from the start to the exit."""
@@ -109,8 +111,11 @@ def admitted(connection: HTTPConnection, offsets: Offsets) -> Iterator[View]:
     check_readable(sandbox)
     for channel, offset in offsets.items():
         check_offset(execution.logs[channel], offset, channel)
-    execution.enter_view(edge.sandboxes.capacity.viewers)
-    try:
-        yield View(execution, offsets, lambda sent: edge.streamed(sandbox.spec.runtime, sent))
-    finally:
-        execution.leave_view()
+    visitor = visitor_of(connection)
+    with edge.shares.streams.holding(visitor.client):
+        execution.enter_view(edge.sandboxes.capacity.viewers)
+        try:
+            count = partial(edge.streamed, sandbox.spec.runtime)
+            yield View(execution, offsets, count, visitor.view_only)
+        finally:
+            execution.leave_view()

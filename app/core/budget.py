@@ -9,8 +9,8 @@ from app.core.errors import CapacityExceeded
 
 
 class Budget:
-    """`size` units of `what`. An holder may hold half of what the others leave: one alone gets a half, the second a
-    third or more, and something is left for the next.
+    """`size` units of `what`. A holder may have half of what the others leave: one alone gets a half, the next a
+    quarter, and something is left for whoever comes then.
 
     >>> budget = Budget("streams", 12, "client")
     >>> budget.take("a", 6), budget.share("a"), budget.share("b")

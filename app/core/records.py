@@ -23,6 +23,9 @@ class Capacity:
     executions_running: int = 256
     executions_kept: int = 10_000
     viewers: int = 256
+    streams: int = 1024
+    tickets: int = 4096
+    waits: int = 1024
     transfers: int = 256
     archives: int = 16
     records: int = 10_000

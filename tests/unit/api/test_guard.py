@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.guard import Door, Guard
 from app.api.tickets import Tickets
+from app.core.budget import Budget
 from app.core.registry import Registry
 from app.settings import Settings
 from tests.unit.api.service import Service, call
@@ -228,7 +229,7 @@ async def test_a_send_after_the_client_is_gone_is_no_fault(error: Exception, gon
         raise error
 
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())]}
-    guard = Guard(app, Door(), Tickets(), service.telemetry)
+    guard = Guard(app, Door(), Tickets(Budget("tickets", 4, "client")), service.telemetry)
     if gone:
         await guard(scope, receive, send)
         (line,) = service.logged

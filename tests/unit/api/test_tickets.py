@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.tickets import LIFE_SECONDS, Tickets
-from app.core.errors import CapacityExceeded
+from app.api.tickets import LIFE_SECONDS, Ticket, Tickets
+from app.core.budget import Budget
+from app.core.errors import CapacityExceeded, Unauthenticated
 from app.settings import Settings
 from tests.unit.api.service import Door, Service, frames_of, text_of
 from tests.unit.api.streams import execution_of, refusal
@@ -186,7 +187,7 @@ async def test_more_than_the_limit_are_429() -> None:
     service = Service()
     tickets = service.app.state.edge.tickets
     while len(tickets) < 4096:
-        tickets.issue(PATH, False)
+        tickets.issue(PATH, False, "")
     async with service.client() as client:
         answer = await client.post("/stream-tickets", json={"path": PATH})
         assert (answer.status_code, answer.json()["type"]) == (429, "/problems/capacity_exceeded")
@@ -218,45 +219,84 @@ class Clock:
         return self.now
 
 
-def spent(tickets: Tickets, ticket: str, path: str = PATH) -> bool | None:
-    return tickets.spend({"type": "websocket", "path": path, "query_string": f"ticket={ticket}".encode()})
+def store(limit: int = 4096, clock: Clock | None = None) -> Tickets:
+    budget = Budget("stream tickets", limit, "client", shared=False)
+    return Tickets(budget) if clock is None else Tickets(budget, clock)
+
+
+def is_good(tickets: Tickets, ticket: str) -> bool:
+    scope = {"type": "websocket", "path": PATH, "query_string": f"ticket={ticket}".encode()}
+    try:
+        return isinstance(tickets.check(tickets.spend(scope), scope), Ticket)
+    except Unauthenticated:
+        return False
 
 
 def test_a_ticket_is_good_until_its_time_is_over() -> None:
     clock = Clock()
-    tickets = Tickets(clock=clock)
-    first, second = tickets.issue(PATH, False), tickets.issue(PATH, False)
+    tickets = store(clock=clock)
+    first, second = tickets.issue(PATH, False, "a"), tickets.issue(PATH, False, "a")
     clock.now += LIFE_SECONDS - 0.001
-    assert spent(tickets, first) is True
+    assert is_good(tickets, first)
     clock.now += 0.001
-    assert spent(tickets, second) is False
+    assert not is_good(tickets, second)
 
 
 def test_room_comes_back_by_use_and_by_time() -> None:
     clock = Clock()
-    tickets = Tickets(limit=2, clock=clock)
-    used = tickets.issue(PATH, False)
+    tickets = store(2, clock)
+    used = tickets.issue(PATH, False, "a")
     clock.now += 1
-    tickets.issue(PATH, False)
+    tickets.issue(PATH, False, "a")
     with pytest.raises(CapacityExceeded, match="limit of 2 stream tickets"):
-        tickets.issue(PATH, False)
-    assert spent(tickets, used) is True
-    tickets.issue(PATH, False)
+        tickets.issue(PATH, False, "a")
+    assert is_good(tickets, used)
+    tickets.issue(PATH, False, "a")
     clock.now += LIFE_SECONDS
     assert len(tickets) == 0
-    tickets.issue(PATH, False)
+    tickets.issue(PATH, False, "a")
 
 
 def test_no_ticket_is_like_another() -> None:
-    tickets = Tickets()
-    found = {tickets.issue(PATH, False) for _ in range(1000)}
+    tickets = store()
+    found = {tickets.issue(PATH, False, "a") for _ in range(1000)}
     assert len(found) == 1000
     assert {len(ticket) for ticket in found} == {32}
-    assert all(spent(tickets, ticket) for ticket in found)
+    assert all(is_good(tickets, ticket) for ticket in found)
     assert len(tickets) == 0
 
 
-def test_a_request_without_one_is_not_asked() -> None:
+def test_a_request_without_one_spends_none() -> None:
     scope = {"type": "http", "path": PATH, "query_string": b""}
-    assert Tickets().spend(scope) is None
-    assert Tickets().spend(scope | {"query_string": b"x=1"}) is None
+    assert store().spend(scope) == ()
+    assert store().spend(scope | {"query_string": b"x=1"}) == ()
+
+
+# --- what a ticket without stdin is for
+
+
+@pytest.mark.parametrize(
+    "frame", ['{"type": "signal", "sig": 9}', '{"type": "resize", "rows": 9, "cols": 9}', '{"type": "stdin_eof"}']
+)
+async def test_who_may_not_type_may_not_act_in_another_way(frame: str) -> None:
+    async with locked().served() as door:
+        path = await started(door, "cat", stdin="open")
+        async with door.stream(path, f"?ticket={await ticket_for(door, path)}") as socket:
+            await text_of(socket)
+            await socket.send(frame)
+            problem = (await text_of(socket))["problem"]
+            assert (problem["type"], problem["status"]) == ("/problems/forbidden", 403)
+            assert execution_of(door, path).exit is None
+            await door.client.delete(path)  # the stream goes on, and tells the end
+            assert (await frames_of(socket))[0][-1]["exit"]["reason"] == "killed"
+
+
+@pytest.mark.parametrize("how", ["key", "ticket"])
+async def test_with_a_key_or_a_ticket_for_stdin_signals_are_taken(how: str) -> None:
+    async with locked().served() as door:
+        path = await started(door, "cat", stdin="open")
+        query = f"?ticket={await ticket_for(door, path, stdin=True)}" if how == "ticket" else ""
+        async with door.stream(path, query, additional_headers=BEARER if how == "key" else {}) as socket:
+            await text_of(socket)
+            await socket.send('{"signal": "TERM"}')
+            assert (await frames_of(socket))[0][-1]["exit"]["signal"] == "SIGTERM"

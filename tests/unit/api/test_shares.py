@@ -1,0 +1,151 @@
+"""What one client holds of the service: its share and no more, and others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from app.core.budget import Budget
+from app.core.sandboxes import Capacity
+from tests.unit.api.service import Service, create, start
+
+KEYS = ("bh_" + "a" * 43, "bh_" + "b" * 43)
+HASHES = tuple(hashlib.sha256(key.encode()).hexdigest() for key in KEYS)
+EVENTS = {"accept": "text/event-stream"}
+
+
+@asynccontextmanager
+async def two_clients(**numbers: int) -> AsyncIterator[tuple[Service, httpx.AsyncClient, httpx.AsyncClient]]:
+    service = Service(capacity=Capacity(**numbers), key_hashes=HASHES)
+    async with service.client() as first, service.client() as second:
+        for client, key in zip((first, second), KEYS, strict=True):
+            client.headers["authorization"] = f"Bearer {key}"
+        yield service, first, second
+
+
+async def reaches(budget: Budget, used: int) -> None:
+    async with asyncio.timeout(10):
+        while budget.used != used:  # noqa: ASYNC110 - the edge has no event for its own bookkeeping
+            await asyncio.sleep(0)
+
+
+def is_refused(answer: httpx.Response, budget: str, holder: str) -> bool:
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (429, "/problems/capacity_exceeded"), problem
+    assert int(answer.headers["retry-after"]) >= 1
+    assert budget in problem["detail"]
+    return (problem["budget"], problem["holder"]) == (budget, holder)
+
+
+Ask = Callable[[httpx.AsyncClient, str, str], Awaitable[httpx.Response]]
+
+HOLDING: dict[str, Ask] = {
+    "an end": lambda client, _, path: client.get(f"{path}?wait_seconds=60"),
+    "output": lambda client, _, path: client.get(f"{path}/output?wait_seconds=60"),
+    "stdin": lambda client, _, path: client.put(f"{path}/stdin", content=never()),
+    "a run": lambda client, *_: client.post("/run", json={"command": ["sleep"]}),
+    "a key": lambda client, *_: client.post(
+        "/run", json={"command": ["sleep"]}, headers={"idempotency-key": "the same"}
+    ),
+}
+
+
+async def never() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+@pytest.mark.parametrize("ask", HOLDING.values(), ids=HOLDING.keys())
+async def test_held_requests_of_one_client_leave_room_for_another(ask: Ask) -> None:
+    async with two_clients(waits=8) as (service, first, second):
+        waits = service.app.state.edge.shares.waits
+        sandbox = await create(first)
+        path = await start(first, sandbox, "cat", stdin="open")
+        waiting = [asyncio.ensure_future(ask(first, sandbox, path))]
+        await reaches(waits, 2 if ask is HOLDING["a key"] else 1)  # with a key, the work and the one that waits for it
+        quiet = HOLDING["an end"]
+        waiting += [asyncio.ensure_future(quiet(first, sandbox, path)) for _ in range(4 - waits.used)]
+        await reaches(waits, 4)
+        assert is_refused(await quiet(first, sandbox, path), "requests that are held at one time", "client")
+        assert (await first.get(path)).status_code == 200  # what needs not wait is answered
+        waiting += [asyncio.ensure_future(quiet(second, sandbox, path))]
+        await reaches(waits, 5)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await second.delete(f"/sandboxes/{sandbox}")
+        for item in (await second.get("/sandboxes?state=running")).json()["items"]:
+            await second.delete(f"/sandboxes/{item['id']}")
+        await reaches(waits, 0)
+
+
+async def test_creates_and_starts_are_held_too() -> None:
+    async with two_clients(waits=2) as (service, first, second):
+        sandbox = await create(first)
+        path = await start(first, sandbox, "sleep")
+        waiting = asyncio.create_task(first.get(f"{path}?wait_seconds=60"))
+        await reaches(service.app.state.edge.shares.waits, 1)
+        before = len(service.backend.sandboxes)
+        assert is_refused(await first.post("/sandboxes", json={}), "requests that are held at one time", "client")
+        body = {"command": ["true"]}
+        executions = f"/sandboxes/{sandbox}/executions"
+        assert is_refused(await first.post(executions, json=body), "requests that are held at one time", "client")
+        assert len(service.backend.sandboxes) == before
+        assert (await second.post(executions, json=body)).status_code == 201
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_streams_of_one_client_leave_room_for_another() -> None:
+    async with Service(capacity=Capacity(streams=4), key_hashes=HASHES).served() as door:
+        streams = door.service.app.state.edge.shares.streams
+        headers = [{"authorization": f"Bearer {key}"} for key in KEYS]
+        door.client.headers.update(headers[0])
+        path = await door.start("sleep")
+        async with (
+            door.stream(path, additional_headers=headers[0]) as socket,
+            door.client.stream("GET", f"{path}/stream", headers=EVENTS) as events,
+        ):
+            await socket.recv()
+            assert (events.status_code, streams.used) == (200, 2)
+            refused = await door.client.get(f"{path}/stream", headers=EVENTS)
+            assert is_refused(refused, "streams at one time", "client")
+            async with door.stream(path, additional_headers=headers[1]) as other:
+                await other.recv()
+                refused = await door.client.get(f"{path}/stream", headers=EVENTS | headers[1])
+                assert is_refused(refused, "streams at one time", "client")
+        await reaches(streams, 0)
+
+
+async def test_tickets_count_for_the_client_that_asked_and_so_do_their_streams() -> None:
+    async with Service(capacity=Capacity(tickets=4, streams=2), key_hashes=HASHES).served() as door:
+        shares = door.service.app.state.edge.shares
+        headers = [{"authorization": f"Bearer {key}"} for key in KEYS]
+        door.client.headers.update(headers[0])
+        path = await door.start("sleep")
+        asked = [await ticket(door.client, path, headers[0]) for _ in range(3)]
+        assert is_refused(asked[2], "stream tickets that wait to be used", "client")
+        assert (await ticket(door.client, path, headers[1])).status_code == 201
+        async with door.stream(path, f"?ticket={asked[0].json()['ticket']}") as socket:
+            await socket.recv()
+            assert shares.streams.held(HASHES[0]) == 1
+            refused = await door.client.get(f"{path}/stream", headers=EVENTS | headers[0])
+            assert is_refused(refused, "streams at one time", "client")
+        await reaches(shares.streams, 0)
+
+
+async def ticket(client: httpx.AsyncClient, path: str, headers: dict[str, str]) -> httpx.Response:
+    return await client.post("/stream-tickets", json={"path": f"{path}/stream"}, headers=headers)
+
+
+async def test_a_client_that_is_alone_may_hold_all() -> None:
+    service = Service(capacity=Capacity(tickets=3))
+    async with service.client() as client:
+        answers = [await ticket(client, "/sandboxes/a/executions/b", {}) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
+        assert is_refused(answers[3], "stream tickets that wait to be used", "service")
