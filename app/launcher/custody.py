@@ -13,6 +13,7 @@ from app.launcher.config import Config
 from app.launcher.connection import Connection
 from app.launcher.held import HeldSandbox
 from app.launcher.host import Host
+from app.launcher.oom import killed_too_often
 from app.launcher.packets import close, receive
 from app.launcher.pausing import Pauses
 from app.launcher.protocol import (
@@ -32,16 +33,22 @@ from app.launcher.protocol import (
     Reader,
     Writer,
 )
+from app.launcher.watch import Verdict, Watch
+
+TYPE_CHECKING = False  # `typing` is heavy
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Custody:
-    """`poll` is the loop's: workers' descriptors are registered there, and come back through `hear_worker`."""
+    """`poll` is the loop's: workers' descriptors are registered there, and come back through `hear_sandbox`."""
 
     def __init__(self, config: Config, tree: cgroup.Tree, poll: select.poll) -> None:
         self._config, self._poll = config, poll
         self.host = Host(config, tree)
         self._nursery = Nursery(config, tree, self.host.layers, self.host.filters, mounts.masks())
         self.pauses = Pauses()
+        self._watch = Watch(())
         self._sandboxes: dict[str, HeldSandbox] = {}
         self._by_descriptor: dict[int, HeldSandbox] = {}
         self._unfinished: dict[HeldSandbox, None] = {}  # with groups to remove or executions to kill
@@ -54,6 +61,11 @@ class Custody:
     def busy(self) -> bool:
         """Something is left that time alone brings forward."""
         return bool(self._leaving or self._unfinished or self.pauses)
+
+    @property
+    def milliseconds_left(self) -> int | None:
+        """Until `go_on` has something to do again, when nothing happens."""
+        return self._watch.milliseconds_left() if self._sandboxes else None
 
     @property
     def prepared(self) -> bool:
@@ -74,7 +86,8 @@ class Custody:
         connection.send(bytes(Writer(NETWORK).u32(uid).data), netlink)
 
     def go_on(self) -> None:
-        """What could not be finished at once."""
+        """What could not be finished at once, and what is looked at from time to time."""
+        self._carry_out(self._watch.look(self._sandboxes.values()))
         for sandbox in tuple(self._unfinished):
             sandbox.tidy()
             for number in sandbox.go_on_killing():
@@ -85,6 +98,11 @@ class Custody:
         for sandbox in tuple(self._leaving):
             self._try_to_forget(sandbox)
         self.pauses.go_on()
+
+    def _carry_out(self, verdicts: Iterable[Verdict]) -> None:
+        for verdict in verdicts:
+            verdict.sandbox.end(verdict.number, verdict.reason, verdict.detail)
+            self._unfinished[verdict.sandbox] = None
 
     def abandon(self, connection: Connection) -> None:
         """A gateway is gone, and with it the sandboxes that it made."""
@@ -137,6 +155,9 @@ class Custody:
         for descriptor in (sandbox.pidfd, sandbox.channel.fileno()):
             self._by_descriptor[descriptor] = sandbox
             self._poll.register(descriptor, select.POLLIN)
+        if (ooms := sandbox.groups.oom_events) is not None:
+            self._by_descriptor[ooms.descriptor] = sandbox
+            self._poll.register(ooms.descriptor, ooms.events)
 
     def execute(self, connection: Connection, kind: int, source: Reader, descriptors: list[int]) -> None:
         """A command, or a file agent. Raises Refusal; otherwise the worker answers."""
@@ -158,11 +179,13 @@ class Custody:
             raise Refusal("join_cgroup", error.errno or 0, str(error.strerror)) from error
 
     def finish(self, sandbox: HeldSandbox, number: int, request: int) -> Writer:
-        usage = sandbox.finish(number)
-        if usage is None:
+        finished = sandbox.finish(number)
+        if finished is None:
             raise Refusal("plan", errno.ENOENT, "no such execution")
         self._unfinished[sandbox] = None
-        return reply(request).u64(usage.cpu_ns).u64(usage.peak_bytes).u32(usage.ooms).u8(usage.alive)
+        usage, (reason, detail) = finished
+        numbers = reply(request).u64(usage.cpu_ns).u64(usage.peak_bytes).u32(usage.ooms).u8(usage.alive)
+        return numbers.text(reason).text(detail)
 
     def kill(self, sandbox: HeldSandbox, number: int, request: int) -> None:
         if not sandbox.groups.can_kill:
@@ -170,15 +193,18 @@ class Custody:
         sandbox.kills.setdefault(number, []).append(request)
         self._unfinished[sandbox] = None
 
-    # --- workers
+    # --- workers and their groups
 
     def knows(self, descriptor: int) -> bool:
         return descriptor in self._by_descriptor
 
-    def hear_worker(self, descriptor: int) -> None:
+    def hear_sandbox(self, descriptor: int) -> None:
         sandbox = self._by_descriptor[descriptor]
         if descriptor == sandbox.pidfd:
             return self._bury(sandbox)
+        if (ooms := sandbox.groups.oom_events) is not None and descriptor == ooms.descriptor:
+            ooms.take()
+            return self._carry_out(killed_too_often([sandbox]))
         descriptors: list[int] = []
         try:
             data, descriptors = receive(sandbox.channel)
@@ -231,6 +257,8 @@ class Custody:
         """The worker is gone, and with it every process of its namespace."""
         self._ignore(sandbox.pidfd)
         self._ignore(sandbox.channel.fileno())
+        if sandbox.groups.oom_events is not None:
+            self._ignore(sandbox.groups.oom_events.descriptor)
         while sandbox.creating is not None and sandbox.failure is None:
             # It may have said why just before it ended, and that its network is up before that.
             try:

@@ -18,6 +18,7 @@ from app.launcher.cgroup import (
     read,
     write,
 )
+from app.launcher.oom import OomEvents, can_tell_ooms, kills_of
 from app.launcher.victims import kill_each
 
 
@@ -41,6 +42,7 @@ class Groups:
         self._memory_bytes = 0  # the room's limit
         self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
         self._counted: dict[Hierarchy, int] = {}  # where the worker counts as one of the room
+        self.oom_events: OomEvents | None = None  # None: the host cannot tell
 
     @property
     def home(self) -> list[int]:
@@ -56,6 +58,9 @@ class Groups:
                 self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
                 if not hierarchy.accounts:
                     self._shared.append(self._tree.open_join(hierarchy, self._name))
+        memory = self._tree.hierarchy("memory")
+        if memory and can_tell_ooms(self._first, self._name, memory.parent):
+            self.oom_events = OomEvents(self._first, self._name, memory.parent)
 
     def _limit(self, hierarchy: Hierarchy, room: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
         at, quota = hierarchy.parent, max(1000, cpu_millis * PERIOD_US // 1000)
@@ -143,22 +148,28 @@ class Groups:
         except FileNotFoundError:
             return Usage(0, 0, 0, False)
 
+    def oom_kills(self, number: int) -> int:
+        """Of this execution so far; 0 when its groups are gone."""
+        memory = self._tree.hierarchy("memory")
+        try:
+            return kills_of(self._first, f"{self._name}/{number}", memory.parent) if memory else 0
+        except FileNotFoundError:
+            return 0
+
     def _read_usage(self, number: int) -> Usage:
         path = f"{self._name}/{number}"
-        cpu_ns = peak = ooms = 0
+        cpu_ns = peak = 0
         if memory := self._tree.hierarchy("memory"):
             if self._first:
                 peak = int(read(f"{path}/memory.max_usage_in_bytes", memory.parent))
-                ooms = field(read(f"{path}/memory.oom_control", memory.parent), "oom_kill")
             else:
                 # The group is charged before the room above it refuses, so its peak may hold what it never got.
                 peak = min(_peak(path, memory.parent), self._memory_bytes)
-                ooms = field(read(f"{path}/memory.events", memory.parent), "oom_kill")
         if not self._first and self._tree.hierarchies:
             cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000
         elif account := self._tree.hierarchy("cpuacct"):
             cpu_ns = int(read(f"{self._path(account, number)}/cpuacct.usage", account.parent))
-        return Usage(cpu_ns, peak, ooms, bool(self.alive(number)))
+        return Usage(cpu_ns, peak, self.oom_kills(number), bool(self.alive(number)))
 
     @property
     def can_kill(self) -> bool:
@@ -212,6 +223,9 @@ class Groups:
     def remove(self) -> bool:
         """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""
         self.close()
+        if self.oom_events is not None:
+            self.oom_events.close()
+            self.oom_events = None
         for descriptor in self._shared:
             os.close(descriptor)
         self._shared.clear()

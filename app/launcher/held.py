@@ -48,12 +48,18 @@ class HeldSandbox:
         self._open: set[int] = set()  # executions whose groups exist
         self._measured: dict[int, Usage] = {}  # of executions that are being killed
         self._unread: dict[int, Usage] = {}  # groups gone, usage not yet asked for
+        self._verdicts: dict[int, tuple[str, str]] = {}  # reason and detail of executions that we ended
 
     # --- executions
 
     @property
     def executions_held(self) -> int:
         return len(self._open) + len(self._unread)
+
+    @property
+    def running(self) -> list[int]:
+        """Executions that have not ended or left something behind, without those that are being killed."""
+        return [number for number in self._open if number not in self.kills]
 
     def is_new(self, number: int) -> bool:
         return number > self._last
@@ -91,13 +97,21 @@ class HeldSandbox:
             self.groups.remove_execution(spare[0])
         return self.groups.open_execution(number)
 
-    def finish(self, number: int) -> Usage | None:
-        """What an ended execution used; None for one that is not known (any more)."""
+    def finish(self, number: int) -> tuple[Usage, tuple[str, str]] | None:
+        """What an ended execution used, and reason and detail when we ended it (else empty); None for one that is not
+        known (any more)."""
         usage = self._unread.pop(number, None)
         if usage is None and number in self._open:
             usage = self._measured.get(number) or self.groups.usage(number)
             self.ended.append(number)
-        return usage
+        return (usage, self._verdicts.pop(number, ("", ""))) if usage is not None else None
+
+    def end(self, number: int, reason: str, detail: str) -> None:
+        """Kills the execution, as `go_on_killing` goes on. Once its exit was asked for nobody hears the reason."""
+        if number in self._open:
+            self.kills.setdefault(number, [])
+            if number not in self._left and number not in self.ended:
+                self._verdicts.setdefault(number, (reason, detail))
 
     def tidy(self) -> None:
         """The groups of ended executions go, unless something that they left behind still runs in them: those are

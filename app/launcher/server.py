@@ -54,7 +54,8 @@ class Server:
         self._poll.register(wake, select.POLLIN)
         while not self.stopping or len(self._custody):
             to_prepare = self._connections and not self._custody.prepared
-            happened = self._poll.poll(_RETRY_MS if self._custody.busy or to_prepare else None)
+            soon = self._custody.busy or to_prepare
+            happened = self._poll.poll(_RETRY_MS if soon else self._custody.milliseconds_left)
             for descriptor, event in happened:
                 if descriptor == wake:
                     os.read(wake, 4096)
@@ -64,7 +65,7 @@ class Server:
                     if event != select.POLLOUT:  # that there is room again is for `_flush`
                         self._hear(self._connections[descriptor])
                 elif self._custody.knows(descriptor):
-                    self._custody.hear_worker(descriptor)
+                    self._custody.hear_sandbox(descriptor)
             self._custody.go_on()
             self._flush()
             if self.stopping:

@@ -71,6 +71,16 @@ def a_program_survives_its_child_that_ran_out_of_memory(product: Product) -> Non
     product.delete(sandbox)
 
 
+def a_loop_of_kills_for_memory_is_ended(product: Product) -> None:
+    """On both versions of control groups: the kernel tells each in its own way."""
+    sandbox = product.create(runtime="process", limits={"memory_mib": 64, "disk_mib": 16})["id"]
+    script = "while :; do python3 -c 'x = bytearray(200 << 20)'; done"
+    done = product.run(sandbox, "sh", "-c", script)
+    assert (done["exit"]["reason"], done["exit"]["signal"]) == ("oom", "SIGKILL"), done
+    assert done["exit"]["detail"].endswith("after 10 it is ended"), done
+    product.delete(sandbox)
+
+
 def the_limit_of_processes_holds(product: Product) -> None:
     sandbox = product.create(runtime="process", limits={"processes": 8})["id"]
     done = product.run(sandbox, "python3", "-c", FORKS)
@@ -111,7 +121,7 @@ def a_deleted_sandbox_is_gone(product: Product) -> None:
 
 PROCESS = (
     all_layers_are_in_force, a_command_runs_as_nobody_in_a_room_of_its_own, the_memory_limit_is_an_oom,
-    a_program_survives_its_child_that_ran_out_of_memory,
+    a_program_survives_its_child_that_ran_out_of_memory, a_loop_of_kills_for_memory_is_ended,
     the_limit_of_processes_holds, the_cpu_limit_holds, a_kill_reaches_a_daemon, a_deleted_sandbox_is_gone,
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -157,6 +158,41 @@ def test_oom_is_told_when_a_child_was_killed_and_the_program_failed(service: Ser
     assert "exit code 7" in ending["detail"]
     recovered = service.run(sandbox, "sh", "-c", 'python3 -c "$0"; exit 0', EAT)["exit"]
     assert (recovered["reason"], recovered["code"]) == ("exited", 0)
+    service.call("DELETE", f"/sandboxes/{sandbox}")
+
+
+# The parent stays small, so that the kernel never chooses it.
+OOM_LOOP = """
+import os, sys
+for _ in range(int(sys.argv[1])):
+    if os.fork() == 0:
+        b = bytearray(1 << 30)
+    os.wait()
+"""
+
+
+def kills_in_the_kernel_log(uid: int) -> int:
+    """How many kills for memory of processes of this host uid the kernel has told so far."""
+    with open("/dev/kmsg", "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as log:
+        told = 0
+        with contextlib.suppress(BlockingIOError):
+            while record := os.read(log.fileno(), 8192):
+                told += b"out of memory: Killed process" in record and f"UID:{uid} ".encode() in record
+    return told
+
+
+def test_a_loop_of_oom_kills_is_ended_before_it_fills_the_kernels_log(service: Service) -> None:
+    sandbox = service.create(limits=SMALL)
+    uid = host.host_uid(service, sandbox)
+    survived = service.run(sandbox, "python3", "-c", OOM_LOOP, "8")["exit"]
+    assert (survived["reason"], survived["code"]) == ("exited", 0)
+    assert kills_in_the_kernel_log(uid) == 8, "each kill is told there"
+    neighbour = start(service, sandbox, "sleep", "1000")
+    ending = service.run(sandbox, "python3", "-c", OOM_LOOP, "1000")["exit"]
+    assert (ending["reason"], ending["code"], ending["signal"]) == ("oom", None, "SIGKILL")
+    assert ending["detail"].endswith("of its processes at the memory limit; after 10 it is ended")
+    assert 8 + 10 <= kills_in_the_kernel_log(uid) < 8 + 20
+    assert neighbour.show()["state"] == "running"
     service.call("DELETE", f"/sandboxes/{sandbox}")
 
 

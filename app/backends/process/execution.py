@@ -172,16 +172,19 @@ class ProcessExecution:
 
     async def _finish(self, exit_: Exit, *, ask_usage: bool = True) -> None:
         if ask_usage:
-            with contextlib.suppress(LauncherRefused, BackendFailure, ProtocolError):
+            with contextlib.suppress(LauncherRefused, BackendFailure, ProtocolError, ValueError):
                 exit_ = await self._with_usage(exit_)
         await self._streams.drain()
         self._end(exit_)
 
     async def _with_usage(self, exit_: Exit) -> Exit:
         answer = (await self._link.request(FINISH, self._name)).source
-        cpu_ns, peak, ooms = answer.u64(), answer.u64(), answer.u32()
+        cpu_ns, peak, ooms, _alive = answer.u64(), answer.u64(), answer.u32(), answer.u8()
+        reason, why = answer.text(), answer.text()
         # A host without the controller says 0, which no process that ran can have used.
         exit_ = replace(exit_, cpu_seconds=cpu_ns / 1e9 or None, max_memory_bytes=peak or None)
+        if reason and exit_.signal == "SIGKILL":  # the launcher ended it, and this is what ended it
+            return replace(exit_, reason=ExitReason(reason), detail=why)
         if ooms == 0 or exit_.reason is ExitReason.START_FAILED or exit_.code == 0:
             return exit_
         how = f"exit code {exit_.code}" if exit_.code is not None else str(exit_.signal)

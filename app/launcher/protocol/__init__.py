@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-VERSION = 1
+VERSION = 2
 # SOCK_SEQPACKET takes a packet only if it fits the sender's buffer (212,992 bytes by default, shared with the
 # kernel's own bookkeeping); a larger command travels in a memfd, which the worker reads once.
 MAX_PACKET = 64 * 1024
