@@ -9,7 +9,7 @@ ARG BASE=debian:trixie-20250908-slim
 # --- libraries, each with its hash; nothing of pip stays in the image
 FROM ${BASE} AS build
 RUN apt-get update -q && apt-get install -qy --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*
-COPY deploy/docker/requirements.txt /
+COPY requirements/runtime.txt /requirements.txt
 RUN --mount=type=secret,id=ca,target=/ca.pem \
     python3 -m venv /opt/bulkhead && if [ -s /ca.pem ]; then export PIP_CERT=/ca.pem; fi && \
     /opt/bulkhead/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes \

