@@ -10,12 +10,13 @@ from app.api.documents import problems
 from app.api.downloads import Download, Outlet
 from app.api.file_documents import ON_FILES, ON_UPLOADS, raw_answer, raw_body, takes
 from app.api.raw_query import PathQuery, read_query
+from app.api.strict_route import StrictRoute
 from app.api.uploads import Upload
 from app.core.archive import guarded
 from app.core.tar import archive, entries
 from app.core.transfers import closing
 
-router = APIRouter(prefix="/sandboxes/{sandbox_id}/archive", tags=["files"])
+router = APIRouter(prefix="/sandboxes/{sandbox_id}/archive", tags=["files"], route_class=StrictRoute)
 
 TAR = "application/x-tar"
 

@@ -11,7 +11,8 @@ from starlette.requests import Request
 
 from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT, RUN_PATH, edge_of
 from app.api.hangup import ClientGone
-from app.api.problems import BodyTooSlow, UnsupportedMediaType, field_errors
+from app.api.problems import BodyTooSlow, UnsupportedMediaType
+from app.api.validation import invalid_request, refuse_doubled_keys
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 
 M = TypeVar("M", bound=BaseModel)
@@ -22,10 +23,13 @@ async def read_json(request: Request, model: type[M]) -> M:
     _check_media_type(request)
     body = await read_body(request)
     try:
-        return model.model_validate_json(body)
+        found = model.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidRequest(field_errors(found)) from None
+        if not body:
+            raise InvalidRequest.at("", "the body is empty; send a JSON object, {} for all defaults") from None
+        raise invalid_request(error, model) from None
+    refuse_doubled_keys(body)
+    return found
 
 
 async def read_body(request: Request) -> bytes:

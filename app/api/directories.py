@@ -17,11 +17,12 @@ from app.api.documents import problems
 from app.api.file_documents import ON_FILES, takes
 from app.api.raw_query import PathQuery, read_query
 from app.api.schemas import Answer
+from app.api.strict_route import StrictRoute
 from app.api.views import Body, json_response
 from app.core.errors import InvalidRequest
 from app.core.files import DirectoryEntry, FileKind
 
-router = APIRouter(prefix="/sandboxes/{sandbox_id}/directory", tags=["files"])
+router = APIRouter(prefix="/sandboxes/{sandbox_id}/directory", tags=["files"], route_class=StrictRoute)
 
 LONGEST_NAME = 255  # bytes, as the kernel's
 _LONGEST_CURSOR = 4 * LONGEST_NAME // 3 + 1

@@ -174,6 +174,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "stderr": _empty,
     },
     "StreamStdinEof": {"type": "stdin_eof"},
-    "StreamSignal": {"type": "signal", "sig": 2},
+    "StreamSignal": {"type": "signal", "signal": "SIGINT"},
     "StreamResize": {"type": "resize", "rows": 40, "cols": 120},
 }

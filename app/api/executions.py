@@ -14,9 +14,9 @@ from app.api.documents import created, json_body, problems
 from app.api.hangup import until_disconnect
 from app.api.paging import PageQuery, page
 from app.api.specs import command_of
+from app.api.strict_route import StrictRoute
 from app.api.views import execution_body, json_response
-from app.core.commands import signal_number
-from app.core.errors import InvalidRequest
+from app.core.commands import number_of_signal
 from app.core.models import Terminal
 
 TOLD_TO_A_RUNNING_ONE = (
@@ -30,7 +30,7 @@ TOLD_TO_A_RUNNING_ONE = (
     "backend_timeout",
 )
 
-router = APIRouter(prefix="/sandboxes/{sandbox_id}/executions", tags=["executions"])
+router = APIRouter(prefix="/sandboxes/{sandbox_id}/executions", tags=["executions"], route_class=StrictRoute)
 
 
 class StartQuery(BaseModel):
@@ -149,10 +149,7 @@ async def signal_execution(request: Request, sandbox_id: str, execution_id: str)
     """As Ctrl-C does. A runtime without `signal_group` reaches its first process only."""
     execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
     asked = await read_json(request, request_schemas.SignalExecution)
-    number = signal_number(asked.signal)
-    if number is None:
-        raise InvalidRequest.at("/signal", "is not the name of a signal")
-    await execution.signal(number)
+    await execution.signal(number_of_signal(asked.signal))
     return Response(status_code=204)
 
 

@@ -14,9 +14,10 @@ from app.api.downloads import Download, Outlet
 from app.api.file_documents import FILE_HEADERS, ON_FILES, ON_UPLOADS, raw_answer, raw_body, sends, takes
 from app.api.raw_query import PathQuery, read_query
 from app.api.strict import spelled
+from app.api.strict_route import StrictRoute
 from app.api.uploads import Upload
 
-router = APIRouter(prefix="/sandboxes/{sandbox_id}/files", tags=["files"])
+router = APIRouter(prefix="/sandboxes/{sandbox_id}/files", tags=["files"], route_class=StrictRoute)
 
 _MODE = "0?[0-7]{1,3}"
 OCTETS = "application/octet-stream"

@@ -7,18 +7,19 @@ of output; from the client they are stdin as it is.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from app.api.problem_schema import Problem
-from app.api.problems import field_errors, problem_of
+from app.api.problems import problem_of
 from app.api.request_schemas import Terminal
 from app.api.schemas import Answer, Exit
-from app.api.strict import Count, Strict
+from app.api.strict import Strict
+from app.api.validation import invalid_request, refuse_doubled_keys
 from app.api.views import exit_body
-from app.core.commands import signal_number
+from app.core.commands import number_of_signal, signal_number
 from app.core.errors import InvalidRequest, PayloadTooLarge
 from app.core.executions import Execution
 from app.core.follow import Gap
@@ -28,6 +29,7 @@ from app.core.output import OutputLog
 
 TEXT_LIMIT = 64 * 1024
 CHANNEL_BYTE = {Channel.STDOUT: b"\x01", Channel.STDERR: b"\x02"}
+F = TypeVar("F", bound=Strict)
 _REALTIME = re.compile(r"SIGRTMIN\+(\d+)")
 
 
@@ -89,11 +91,10 @@ class StreamStdinEof(Strict):
 
 
 class StreamSignal(Strict):
-    """By number in `sig` or by name in `signal`; `type` may be left out with `signal`."""
+    """As POST …/signal takes it; `type` may be left out."""
 
     type: Literal["signal"] = "signal"
-    sig: Count | None = None
-    signal: str | None = None
+    signal: str = Field(description="a name such as SIGINT or INT")
 
 
 class StreamResize(Terminal):
@@ -184,29 +185,21 @@ def understand(text: str) -> StdinEof | Size | int:
         raise InvalidRequest.at("", f"the frame is not JSON: {error}") from None
     if not isinstance(frame, dict):
         raise InvalidRequest.at("", "a text frame must be a JSON object")
-    kind = frame.get("type", "signal" if "signal" in frame else None)
-    try:
-        match kind:
-            case "stdin_eof":
-                StreamStdinEof.model_validate(frame)
-                return StdinEof()
-            case "resize":
-                size = StreamResize.model_validate(frame)
-                return Size(size.rows, size.cols)
-            case "signal":
-                return _signal(StreamSignal.model_validate(frame))
-    except ValidationError as error:
-        raise InvalidRequest(
-            field_errors(error.errors(include_url=False, include_context=False, include_input=False))
-        ) from None
+    refuse_doubled_keys(text)
+    match frame.get("type", "signal" if "signal" in frame else None):
+        case "stdin_eof":
+            _valid(StreamStdinEof, frame)
+            return StdinEof()
+        case "resize":
+            size = _valid(StreamResize, frame)
+            return Size(size.rows, size.cols)
+        case "signal":
+            return number_of_signal(_valid(StreamSignal, frame).signal)
     raise InvalidRequest.at("/type", "is not the type of a frame that a client can send")
 
 
-def _signal(frame: StreamSignal) -> int:
-    if (frame.sig is None) == (frame.signal is None):
-        raise InvalidRequest.at("", "a signal frame has either sig or signal")
-    pointer, value = ("/sig", frame.sig) if frame.sig is not None else ("/signal", frame.signal)
-    number = None if value is None else signal_number(value)
-    if number is None:
-        raise InvalidRequest.at(pointer, "is not a signal")
-    return number
+def _valid(model: type[F], frame: dict[str, Any]) -> F:
+    try:
+        return model.model_validate(frame)
+    except ValidationError as error:
+        raise invalid_request(error, model) from None

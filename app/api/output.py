@@ -11,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.deps import edge_of, held
 from app.api.documents import problems
 from app.api.hangup import until_disconnect
+from app.api.strict_route import StrictRoute
 from app.core.errors import RangeNotSatisfiable, WrongState
 from app.core.models import Channel, SandboxState
 from app.core.output import OutputLog
 from app.core.sandboxes import Sandbox
 
-router = APIRouter(prefix="/sandboxes/{sandbox_id}/executions/{execution_id}", tags=["executions"])
+router = APIRouter(
+    prefix="/sandboxes/{sandbox_id}/executions/{execution_id}", tags=["executions"], route_class=StrictRoute
+)
 
 DEFAULT_LIMIT = 1024 * 1024
 # Read in one go, so it bounds how long everybody else waits: 4 MiB from a spill file take about 2 ms.

@@ -8,9 +8,10 @@ from app.api import schemas
 from app.api.deps import edge_of
 from app.api.documents import problems
 from app.api.sandboxes import body_of
+from app.api.strict_route import StrictRoute
 from app.api.views import json_response
 
-router = APIRouter(tags=["sandboxes"])
+router = APIRouter(tags=["sandboxes"], route_class=StrictRoute)
 
 PROBLEMS = (
     "not_found", "wrong_state", "unsupported_by_runtime", "backend_error", "backend_unavailable", "backend_timeout",

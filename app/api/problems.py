@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api.problem_types import PROBLEMS, ProblemType
+from app.api.validation import field_errors
 from app.api.views import limit_number
 from app.core import errors as e
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 32  # a body of 4 MiB can be wrong in a million places
 DETAIL_SHOWN = 1000
-_KEY_SHOWN = 64
 
 Extras = dict[str, Any]
 
@@ -167,25 +167,3 @@ def _of_http(error: HTTPException) -> Problem:
     kind = PROBLEMS[_BY_STATUS.get(error.status_code, "internal_error" if error.status_code >= 500 else "not_found")]
     details = {404: "there is nothing at this path", 405: "the path does not take this method"}
     return Problem(kind, details.get(error.status_code, str(error.detail)), {}, dict(error.headers or {}))
-
-
-def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[e.FieldError]:
-    """pydantic's findings, each with a JSON pointer into the body, or `query/NAME`."""
-    return [e.FieldError(_pointer(f["loc"]), _sentence(f)) for f in found]
-
-
-def _pointer(loc: Sequence[str | int]) -> str:
-    parts = [str(part)[:_KEY_SHOWN].replace("~", "~0").replace("/", "~1") for part in loc if part != "[key]"]
-    if len(parts) > 1 and parts[0] in {"query", "path", "header"}:  # alone it is a field of the body
-        return "/".join(parts)
-    return "".join(f"/{part}" for part in parts)
-
-
-def _sentence(found: Mapping[str, Any]) -> str:
-    match found["type"]:
-        case "extra_forbidden":
-            return "is not known here"
-        case "missing":
-            return "is required"
-    message = str(found["msg"])
-    return message[:1].lower() + message[1:]

@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-from app.api.problems import field_errors
+from app.api.validation import invalid_request
 from app.core.errors import FieldError, InvalidRequest
 
 LONGEST_PATH = 4095  # bytes, as the kernel's
@@ -39,9 +39,7 @@ def read_query(request: Request, model: type[Q]) -> tuple[bytes, Q]:
     try:
         query = model.model_validate(others)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        errors += field_errors([{**f, "loc": ("query", *f["loc"])} for f in found])
-        raise InvalidRequest(errors) from None
+        raise InvalidRequest([*errors, *invalid_request(error, model, "query").errors]) from None
     if errors:
         raise InvalidRequest(errors)
     return unquote_to_bytes(paths[0]), query

@@ -15,6 +15,7 @@ from app.api.hangup import until_disconnect
 from app.api.run_schemas import Run, RunFile, RunResult
 from app.api.sandboxes import OF_A_CREATE
 from app.api.specs import DEFAULT_TTL_SECONDS, sandbox_spec, timeout_of
+from app.api.strict_route import StrictRoute
 from app.api.views import Body, exit_body, json_response
 from app.core.backend import Capability
 from app.core.errors import InvalidRequest
@@ -23,7 +24,7 @@ from app.core.oneshot import Captured, OneShot, Outcome, run_once
 from app.core.placing import PlacedFile
 from app.core.policy import LimitRange
 
-router = APIRouter(tags=["executions"])
+router = APIRouter(tags=["executions"], route_class=StrictRoute)
 
 # Both channels are held in memory as a whole, and travel as one JSON document.
 OUTPUT_DEFAULT, OUTPUT_CEILING = 1024 * 1024, 8 * 1024 * 1024

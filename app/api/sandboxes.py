@@ -14,6 +14,7 @@ from app.api.documents import created, json_body, problems
 from app.api.hangup import ClientGone, until_disconnect
 from app.api.paging import PageQuery, page
 from app.api.specs import lifetime, sandbox_spec
+from app.api.strict_route import StrictRoute
 from app.api.views import Body, json_response, sandbox_body
 from app.core.errors import InvalidRequest
 from app.core.models import SandboxState
@@ -39,7 +40,7 @@ OF_A_CREATE = (
     "backend_timeout",
 )
 
-router = APIRouter(tags=["sandboxes"])
+router = APIRouter(tags=["sandboxes"], route_class=StrictRoute)
 
 
 class CreateQuery(BaseModel):

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.deps import edge_of, held
 from app.api.documents import problems
 from app.api.hangup import ClientGone
+from app.api.strict_route import StrictRoute
 from app.core.backend import settle
 from app.core.errors import Conflict, WrongState
 from app.core.executions import Execution
 
-router = APIRouter(prefix="/sandboxes/{sandbox_id}/executions/{execution_id}", tags=["executions"])
+router = APIRouter(
+    prefix="/sandboxes/{sandbox_id}/executions/{execution_id}", tags=["executions"], route_class=StrictRoute
+)
 
 AHEAD = 64 * 1024  # beyond it the server's own bounded buffer fills, then the client's
 

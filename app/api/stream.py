@@ -12,10 +12,11 @@ from app.api.documents import problems
 from app.api.events import LAST_EVENT_ID, MEDIA_TYPE, EventStream, wants_events
 from app.api.problems import UpgradeRequired
 from app.api.streaming import Line, Stream
+from app.api.strict_route import StrictRoute
 from app.api.viewing import StreamQuery, admitted, query_of
 from app.core.errors import NotFound
 
-router = APIRouter(tags=["executions"])
+router = APIRouter(tags=["executions"], route_class=StrictRoute)
 PATH = "/sandboxes/{sandbox_id}/executions/{execution_id}/stream"
 
 _DESCRIPTION = """A WebSocket. OpenAPI cannot describe one: the frames are the schemas `StreamStart`, `StreamGap`,

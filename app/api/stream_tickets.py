@@ -10,11 +10,12 @@ from app.api import request_schemas, schemas
 from app.api.bodies import read_json
 from app.api.deps import edge_of, visitor_of
 from app.api.documents import json_body, problems
+from app.api.strict_route import StrictRoute
 from app.api.tickets import LIFE_SECONDS
 from app.api.views import json_response
 from app.core.models import now
 
-router = APIRouter(tags=["executions"])
+router = APIRouter(tags=["executions"], route_class=StrictRoute)
 
 
 @router.post(

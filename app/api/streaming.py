@@ -18,6 +18,12 @@ from app.core.models import Terminal
 from app.core.stdin import StdinGrip
 
 NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, TAKEN_OVER = 1000, 1008, 1011, 4001
+REASONS = {
+    NORMAL: "the execution has ended",
+    POLICY_VIOLATION: "this stream does not hold the stdin of the execution",
+    INTERNAL_ERROR: "the service has a fault; its log has the reason",
+    TAKEN_OVER: "another stream has taken stdin",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Stream:
             async with asyncio.timeout(self._edge.patience.close):
                 if error is not None:
                     await self._line.problem(error)
-                await self._line.send({"type": "websocket.close", "code": code})
+                await self._line.send({"type": "websocket.close", "code": code, "reason": REASONS[code]})
         except (TimeoutError, OSError):
             return
 
@@ -125,7 +131,7 @@ class Stream:
                     if data is None:
                         await self._obey(understand(message.get("text") or ""))
                     elif self._grip is None:
-                        await self._line.problem(Conflict("this stream does not hold the stdin of the execution"))
+                        await self._line.problem(Conflict(REASONS[POLICY_VIOLATION]))
                         return POLICY_VIOLATION
                     else:
                         await self._feed(self._grip, data)
@@ -143,7 +149,7 @@ class Stream:
         elif isinstance(wish, Terminal):
             await self._execution.resize(wish)
         elif self._grip is None:
-            raise Conflict("this stream does not hold the stdin of the execution")
+            raise Conflict(REASONS[POLICY_VIOLATION])
         else:
             await self._grip.close()
 

@@ -13,13 +13,14 @@ from app.api.deps import Edge, edge_of, request_id_of
 from app.api.documents import problems
 from app.api.problem_types import PROBLEMS
 from app.api.problems import problem_of
+from app.api.strict_route import StrictRoute
 from app.api.views import ENFORCED_BY, Body, json_response, limit_number
 from app.core.backend import Backend
 from app.core.errors import BackendUnavailable, BulkheadError, NotFound, Refused
 from app.core.policy import lower
 from app.core.registry import AUTO
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=StrictRoute)
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 

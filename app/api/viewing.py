@@ -15,8 +15,7 @@ from starlette.requests import HTTPConnection
 
 from app.api.deps import edge_of, visitor_of
 from app.api.output import check_offset, check_readable
-from app.api.problems import field_errors
-from app.core.errors import InvalidRequest
+from app.api.validation import invalid_request
 from app.core.executions import Execution
 from app.core.follow import Gap, Output
 from app.core.models import Channel
@@ -52,8 +51,7 @@ def query_of(connection: HTTPConnection) -> StreamQuery:
     try:
         return StreamQuery.model_validate(dict(connection.query_params))
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidRequest(field_errors([{**f, "loc": ("query", *f["loc"])} for f in found])) from None
+        raise invalid_request(error, StreamQuery, "query") from None
 
 
 class Encoding(Protocol):

@@ -100,12 +100,12 @@ class Client:
         path: str,
         *,
         json: Json | None = None,
-        params: Mapping[str, str | int] | Iterable[tuple[str, str]] = (),
+        params: Iterable[tuple[str, str | int]] = (),
         wait_seconds: float = 0,
     ) -> httpx.Response:
         """One call. Raises Problem for anything but 2xx, ServiceUnreachable, ClientError."""
         limits = httpx.Timeout(READ_SECONDS, read=READ_SECONDS + wait_seconds, connect=10)
-        query: list[tuple[str, str | int | float | bool | None]] = [*dict(params).items()]
+        query: list[tuple[str, str | int | float | bool | None]] = [*params]  # a name may come twice: `label` does
         repeatable = method in {"GET", "DELETE"}
         while True:
             try:
@@ -149,12 +149,12 @@ class Client:
 
     async def create_sandbox(self, body: Json, wait_seconds: int = 300) -> Json:
         """It is `creating` when its boot takes longer than `wait_seconds`."""
-        params = {"wait_seconds": wait_seconds}
+        params = [("wait_seconds", wait_seconds)]
         return await self._json("POST", "/sandboxes", json=body, params=params, wait_seconds=wait_seconds)
 
     async def sandbox(self, sandbox_id: str, wait_seconds: int = 0) -> Json:
         """As it is; the answer is held while it is `creating`, for at most `wait_seconds`."""
-        path, params = f"/sandboxes/{segment(sandbox_id)}", {"wait_seconds": wait_seconds}
+        path, params = f"/sandboxes/{segment(sandbox_id)}", [("wait_seconds", wait_seconds)]
         return await self._json("GET", path, params=params, wait_seconds=wait_seconds)
 
     def sandboxes(self, labels: Mapping[str, str] | None = None) -> AsyncIterator[Json]:
@@ -175,7 +175,7 @@ class Client:
         return self._items(f"/sandboxes/{segment(sandbox_id)}/executions", [])
 
     async def start(self, sandbox_id: str, body: Json, wait_seconds: int = 300) -> Json:
-        path, params = f"/sandboxes/{segment(sandbox_id)}/executions", {"wait_seconds": wait_seconds}
+        path, params = f"/sandboxes/{segment(sandbox_id)}/executions", [("wait_seconds", wait_seconds)]
         return await self._json("POST", path, json=body, params=params, wait_seconds=wait_seconds)
 
     async def signal(self, sandbox_id: str, execution_id: str, signal: str) -> None:
@@ -188,7 +188,7 @@ class Client:
     async def output(self, sandbox_id: str, execution_id: str, channel: str, offset: int, limit: int) -> Stored:
         """What is stored of one channel, from `offset`."""
         path = execution_path(sandbox_id, execution_id) + "/output"
-        params: dict[str, str | int] = {"channel": channel, "offset": offset, "limit": limit}
+        params: list[tuple[str, str | int]] = [("channel", channel), ("offset", offset), ("limit", limit)]
         answer = await self.request("GET", path, params=params)
         begin = int(answer.headers.get("Output-Offset", offset))
         after = int(answer.headers.get("Output-Next-Offset", begin + len(answer.content)))

@@ -47,12 +47,18 @@ NUMBERS = {name: number for number, name in SIGNALS.items()}
 _VARIABLE = re.compile(r"[^=\0]+")
 
 
-def signal_number(signal: str | int) -> int | None:
-    """SIGINT, INT or 2 -> 2; None when there is no such signal."""
-    if isinstance(signal, int):
-        return signal if signal in SIGNALS else None
-    name = signal.upper()
+def signal_number(name: str) -> int | None:
+    """SIGINT or INT -> 2; None when there is no such signal."""
+    name = name.upper()
     return NUMBERS.get(name if name.startswith("SIG") else f"SIG{name}")
+
+
+def number_of_signal(name: str) -> int:
+    """Of the name in the member `signal` of a request. Raises InvalidRequest."""
+    number = signal_number(name)
+    if number is None:
+        raise InvalidRequest.at("/signal", "is not the name of a signal")
+    return number
 
 
 def signal_name(number: int) -> str:

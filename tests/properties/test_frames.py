@@ -22,7 +22,6 @@ plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 json_values = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
 fields = {
     "type": st.sampled_from(["signal", "resize", "stdin_eof", "start", "exit"]) | json_values,
-    "sig": st.integers(-1, 70) | json_values,
     "signal": st.sampled_from(["SIGINT", "int", "SIGRTMIN+1", "", "SIG"]) | json_values,
     "rows": st.integers(-1, 70_000) | json_values,
     "cols": st.integers(-1, 70_000) | json_values,
@@ -71,7 +70,7 @@ def test_nesting_is_no_way_to_end_the_service(opening: str, depth: int) -> None:
 def test_what_our_own_client_sends_is_understood(rows: int, cols: int, number: int) -> None:
     assert understand(json.dumps({"type": "resize", "rows": rows, "cols": cols})) == Terminal(rows, cols)
     assert understand(json.dumps({"type": "resize", "rows": float(rows), "cols": cols})) == Terminal(rows, cols)
-    assert understand(json.dumps({"type": "signal", "sig": number})) == number
+    assert understand(json.dumps({"type": "signal", "signal": SIGNALS[number]})) == number
     assert understand(json.dumps({"signal": SIGNALS[number]})) == number
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 
 from app.client import Client, ClientError, Problem
@@ -129,3 +130,16 @@ async def test_key_is_not_in_the_clients_own_description() -> None:
     async with Client("http://localhost:1", "bh_secret_secret") as client:
         assert "secret" not in repr(client)
         assert client.headers()["Authorization"] == "Bearer bh_secret_secret"
+
+
+async def test_every_label_of_a_list_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.query.decode())
+        return httpx.Response(200, json={"items": [], "next_cursor": None})
+
+    async with Client() as client:
+        monkeypatch.setattr(client, "_http", httpx.AsyncClient(transport=httpx.MockTransport(answer)))
+        assert [item async for item in client.sandboxes({"a": "1", "b": "2"})] == []
+    assert asked == ["label=a%3A1&label=b%3A2&limit=1000"]

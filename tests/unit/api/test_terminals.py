@@ -125,7 +125,7 @@ async def test_a_resize_frame_gives_the_terminal_another_size_from_any_viewer() 
         path = await door.start("trap", tty=TTY)
         async with door.stream(path) as socket:
             await socket.send('{"type":"resize","rows":40,"cols":120}')
-            await socket.send('{"type":"signal","sig":9}')
+            await socket.send('{"type":"signal","signal":"SIGKILL"}')
             texts, channels = await frames_of(socket)
         assert channels[1] == b"ready\n40x120\n"
         assert [text["type"] for text in texts] == ["start", "exit"]
@@ -139,7 +139,7 @@ async def test_a_resize_frame_without_a_terminal_gets_a_problem_frame_and_the_st
             await socket.send('{"type":"resize","rows":40,"cols":120}')
             problem = (await text_of(socket))["problem"]
             assert (problem["type"], problem["state"]) == ("/problems/wrong_state", "running")
-            await socket.send('{"type":"signal","sig":2}')
+            await socket.send('{"type":"signal","signal":"SIGINT"}')
             texts, _ = await frames_of(socket)
         assert texts[-1]["exit_code"] == -2
 

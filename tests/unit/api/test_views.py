@@ -18,7 +18,7 @@ def test_every_signal_that_can_end_a_program_has_its_number(name: str | None, nu
 
 def test_a_frame_is_understood() -> None:
     assert isinstance(understand('{"type":"stdin_eof"}'), StdinEof)
-    assert understand('{"type":"signal","sig":15}') == 15
+    assert understand('{"type":"signal","signal":"SIGTERM"}') == 15
     assert understand('{"type":"resize","rows":1,"cols":65535}') == Terminal(1, 65_535)
 
 

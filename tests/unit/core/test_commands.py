@@ -143,13 +143,13 @@ def test_largest_legal_command_is_checked_within_a_blink() -> None:
 
 @pytest.mark.parametrize("number", range(1, 32))
 def test_signal_names_are_the_kernels(number: int) -> None:
-    assert signal_number(signal_name(number)) == number == signal_number(number)
+    assert signal_number(signal_name(number)) == number
     assert getattr(signal, signal_name(number)) == number
     assert signal_number(signal_name(number).lower().removeprefix("sig")) == number
 
 
-@pytest.mark.parametrize("bad", [0, -1, 32, 64, 1000, "", "SIG", "SIGSIGINT", "SIGNOPE", "2", "SIGRTMIN"])
-def test_unknown_signal_is_none(bad: str | int) -> None:
+@pytest.mark.parametrize("bad", ["", "SIG", "SIGSIGINT", "SIGNOPE", "2", "SIGRTMIN"])
+def test_unknown_signal_is_none(bad: str) -> None:
     assert signal_number(bad) is None
 
 

@@ -1,0 +1,95 @@
+"""What pydantic finds wrong, as the fields of a problem."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from app.core.errors import FieldError, InvalidRequest
+
+KEY_SHOWN = 64
+# The largest valid body is a run with 1,024 files; an object more than this means that a field was given again.
+OBJECTS = 4096
+_LOCATIONS = frozenset({"query", "path", "header"})
+
+
+def invalid_request(error: ValidationError, model: type[BaseModel], location: str = "") -> InvalidRequest:
+    """`location`: `query` when the model describes a query; a body has none. Each field is a JSON pointer into the
+    body, or `query/NAME`."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    prefix = (location,) if location else ()
+    return InvalidRequest([FieldError(_pointer((*prefix, *f["loc"])), _sentence(f, model)) for f in found])
+
+
+def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[FieldError]:
+    """The findings of the framework, whose locations begin with `query` or `path`."""
+    return [FieldError(_pointer(f["loc"]), _sentence(f, None)) for f in found]
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The sentence about a name that is not known, with the nearest one that is."""
+    near = difflib.get_close_matches(name[:KEY_SHOWN], list(known), n=1)
+    return f"is not known here; did you mean {near[0]!r}?" if near else "is not known here"
+
+
+def refuse_doubled_keys(body: bytes | str) -> None:
+    """Raises InvalidRequest for an object that has a key twice: readers of JSON do not agree on which one counts (RFC
+    8259, section 4). The body is valid JSON."""
+    objects = 0
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal objects
+        objects += 1
+        names = set()
+        for name, _ in pairs:
+            if name in names:
+                raise InvalidRequest.at("", f"the key {name[:KEY_SHOWN]!r} is there twice in one object")
+            names.add(name)
+        if objects > OBJECTS:
+            raise InvalidRequest.at("", "the body has a key twice in one object")
+
+    json.loads(body, object_pairs_hook=check, parse_int=str, parse_float=str)
+
+
+def _pointer(loc: Sequence[str | int]) -> str:
+    parts = [str(part)[:KEY_SHOWN].replace("~", "~0").replace("/", "~1") for part in loc if part != "[key]"]
+    if len(parts) > 1 and parts[0] in _LOCATIONS:  # alone it is a field of the body
+        return "/".join(parts)
+    return "".join(f"/{part}" for part in parts)
+
+
+def _sentence(found: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+    match found["type"]:
+        case "extra_forbidden":
+            *path, name = found["loc"]
+            return unknown(str(name), _fields_at(model, path))
+        case "missing":
+            return "is required"
+    message = str(found["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _fields_at(model: Any, path: Sequence[str | int]) -> list[str]:
+    """The names of the fields of the model that the path leads to."""
+    for part in path:
+        if not isinstance(part, str):
+            continue  # a place in a list, whose items were looked at already
+        field = None if model is None else model.model_fields.get(part)
+        model = None if field is None else _model_in(field.annotation)
+    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one model in `X`, `X | None` and `list[X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
+        for argument in get_args(annotation):
+            if (model := _model_in(argument)) is not None:
+                return model
+    return None

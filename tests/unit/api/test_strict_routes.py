@@ -1,0 +1,136 @@
+"""What a route does not declare is refused by name: parameters, parameters twice, bodies, keys twice."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from app.api.strict_route import StrictRoute
+from app.api.validation import OBJECTS
+from app.core.backend import Capability
+from tests.null_backend import CAPABILITIES, NullBackend
+from tests.unit.api.service import Service
+
+ROUTES_WITHOUT_A_QUERY = [
+    ("POST", "/run"),
+    ("POST", "/stream-tickets"),
+    ("GET", "/runtimes"),
+    ("GET", "/healthz"),
+    ("PATCH", "/sandboxes/demo"),
+    ("DELETE", "/sandboxes/demo"),
+    ("POST", "/sandboxes/demo/pause"),
+    ("POST", "/sandboxes/demo/resume"),
+    ("DELETE", "/sandboxes/demo/executions/one"),
+    ("POST", "/sandboxes/demo/executions/one/signal"),
+]
+
+
+async def refused(method: str, path: str, **request: Any) -> dict[str, str]:
+    """The first error of the problem."""
+    service = Service([NullBackend(capabilities=CAPABILITIES | {Capability.PAUSE})])
+    async with service.client() as client:
+        assert (await client.post("/sandboxes", json={"id": "demo"})).status_code == 201
+        answer = await client.request(method, path, **request)
+        problem = answer.json()
+        assert (answer.status_code, problem["type"]) == (422, "/problems/invalid_request"), problem
+        assert len(service.backend.created) == 1
+        error: dict[str, str] = problem["errors"][0]
+        return error
+
+
+def test_every_route_of_the_api_is_strict() -> None:
+    routes = [route for route in Service().app.router.routes if hasattr(route, "operation_id")]
+    assert len(routes) > 25
+    assert all(isinstance(route, StrictRoute) for route in routes)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES_WITHOUT_A_QUERY)
+async def test_parameter_that_a_route_does_not_have_is_refused(method: str, path: str) -> None:
+    error = await refused(method, f"{path}?from=", json={} if method in {"POST", "PATCH"} else None)
+    assert error == {"pointer": "query/from", "detail": "is not known here"}
+
+
+@pytest.mark.parametrize("query", ["limit=1&limit=2", "state=running&state=running", "cursor=MA&limit=5&cursor=MA"])
+async def test_parameter_that_is_given_twice_is_refused(query: str) -> None:
+    name = query.partition("=")[0]
+    assert await refused("GET", f"/sandboxes?{query}") == {"pointer": f"query/{name}", "detail": "must be given once"}
+
+
+async def test_parameter_of_a_file_that_is_given_twice_is_refused() -> None:
+    error = await refused("PUT", "/sandboxes/demo/files?path=a&mode=644&mode=600", content=b"x")
+    assert error == {"pointer": "query/mode", "detail": "must be given once"}
+
+
+async def test_label_may_be_repeated() -> None:
+    async with Service().client() as client:
+        assert (await client.get("/sandboxes?label=a:1&label=b:2")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/sandboxes/demo/pause"), ("DELETE", "/sandboxes/demo"), ("GET", "/runtimes"), ("GET", "/sandboxes")],
+)
+async def test_body_that_a_route_does_not_take_is_refused(method: str, path: str) -> None:
+    for request in ({"content": b"{}"}, {"content": pieces()}):
+        assert await refused(method, path, **request) == {"pointer": "", "detail": "this request takes no body"}
+
+
+async def pieces() -> Any:
+    yield b"{}"
+
+
+async def test_body_of_no_bytes_is_none() -> None:
+    async with Service().client() as client:
+        assert (await client.request("GET", "/runtimes", headers={"content-length": "0"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ('{"id": "a", "id": "b"}', "id"),
+        ('{"env": {"A": "1", "A": "2"}}', "A"),
+        ('{"limits": {"cpus": 1}, "limits": {"cpus": 2}}', "limits"),
+        ('{"limits": {"cpus": 1, "\\u0063pus": 2}}', "cpus"),
+    ],
+)
+async def test_key_that_is_there_twice_is_refused(body: str, key: str) -> None:
+    error = await refused("POST", "/sandboxes", content=body, headers={"content-type": "application/json"})
+    assert error == {"pointer": "", "detail": f"the key {key!r} is there twice in one object"}
+
+
+async def test_key_that_is_there_many_times_is_refused_before_all_of_them_are_looked_at() -> None:
+    body = "{" + ",".join(['"limits":{}'] * (OBJECTS + 1)) + "}"
+    error = await refused("POST", "/sandboxes", content=body, headers={"content-type": "application/json"})
+    assert error == {"pointer": "", "detail": "the body has a key twice in one object"}
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "near"),
+    [
+        ({"runtme": "process"}, "/runtme", "runtime"),
+        ({"limits": {"memory_mb": 64}}, "/limits/memory_mb", "memory_mib"),
+        ({"policy": {"network": {"mod": "none"}}}, "/policy/network/mod", "mode"),
+        ({"xyzzy": 1}, "/xyzzy", None),
+    ],
+)
+async def test_unknown_field_names_the_nearest_that_is_known(body: Any, pointer: str, near: str | None) -> None:
+    detail = "is not known here" + (f"; did you mean {near!r}?" if near else "")
+    assert await refused("POST", "/sandboxes", json=body) == {"pointer": pointer, "detail": detail}
+
+
+async def test_unknown_field_of_a_file_of_a_run_names_the_nearest() -> None:
+    body = {"command": ["true"], "files": [{"path": "a", "contnt": "x"}]}
+    error = await refused("POST", "/run", content=json.dumps(body), headers={"content-type": "application/json"})
+    assert error == {"pointer": "/files/0/contnt", "detail": "is not known here; did you mean 'content'?"}
+
+
+async def test_unknown_parameter_names_the_nearest() -> None:
+    error = await refused("GET", "/sandboxes?lable=a:b")
+    assert error == {"pointer": "query/lable", "detail": "is not known here; did you mean 'label'?"}
+
+
+async def test_empty_body_is_called_empty() -> None:
+    error = await refused("POST", "/sandboxes", content=b"", headers={"content-type": "application/json"})
+    assert error == {"pointer": "", "detail": "the body is empty; send a JSON object, {} for all defaults"}
