@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 
-from app.launcher import cgroup, config, freezer, mounts
+from app.launcher import cgroup, config, file_locks, freezer, mounts
 from app.launcher.server import Server
 from app.launcher.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 
@@ -40,8 +40,9 @@ def main(config_fd: int, parent: int) -> None:
         sentence = f"the control groups {settings.cgroup_parent} hold processes that are not ours, or cannot be used"
         raise SystemExit(f"bulkhead: {sentence}: {error.strerror}") from None
     listener = _listen(settings)
+    lock_counter = file_locks.open_counter()
     mounts.enter_template(settings)
-    server = Server(settings, listener, tree)
+    server = Server(settings, listener, tree, lock_counter)
     _forget_how_to_import()
     _empty_bounding_set()
     wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -11,6 +11,7 @@ from app.launcher.birth import Nursery
 from app.launcher.checks import Refusal, answer, check_plan, reply
 from app.launcher.config import Config
 from app.launcher.connection import Connection
+from app.launcher.file_locks import LockHolders
 from app.launcher.held import HeldSandbox
 from app.launcher.host import Host
 from app.launcher.oom import killed_too_often
@@ -41,14 +42,16 @@ if TYPE_CHECKING:
 
 
 class Custody:
-    """`poll` is the loop's: workers' descriptors are registered there, and come back through `hear_sandbox`."""
+    """`poll` is the loop's: workers' descriptors are registered there, and come back through `hear`."""
 
-    def __init__(self, config: Config, tree: cgroup.Tree, poll: select.poll) -> None:
+    def __init__(self, config: Config, tree: cgroup.Tree, poll: select.poll, lock_counter: int) -> None:
         self._config, self._poll = config, poll
         self.host = Host(config, tree)
         self._nursery = Nursery(config, tree, self.host.layers, self.host.filters, mounts.masks())
         self.pauses = Pauses()
-        self._watch = Watch(())
+        trees = [hierarchy.parent for hierarchy in tree.hierarchies]
+        self._locks = LockHolders(config.max_file_locks, lock_counter, poll, trees)
+        self._watch = Watch((self._locks.sample,) if config.max_file_locks else ())
         self._sandboxes: dict[str, HeldSandbox] = {}
         self._by_descriptor: dict[int, HeldSandbox] = {}
         self._unfinished: dict[HeldSandbox, None] = {}  # with groups to remove or executions to kill
@@ -65,7 +68,7 @@ class Custody:
     @property
     def milliseconds_left(self) -> int | None:
         """Until `go_on` has something to do again, when nothing happens."""
-        return self._watch.milliseconds_left() if self._sandboxes else None
+        return self._watch.milliseconds_left(self._sandboxes.values())
 
     @property
     def prepared(self) -> bool:
@@ -196,9 +199,17 @@ class Custody:
     # --- workers and their groups
 
     def knows(self, descriptor: int) -> bool:
-        return descriptor in self._by_descriptor
+        return descriptor in self._by_descriptor or descriptor == self._locks.descriptor
 
-    def hear_sandbox(self, descriptor: int) -> None:
+    def hear(self, descriptor: int) -> None:
+        """A worker, its groups, or a search for file locks."""
+        if descriptor == self._locks.descriptor:
+            there = [found for found in self._locks.take() if self._sandboxes.get(found.sandbox.id) is found.sandbox]
+            self._carry_out(there)
+        else:
+            self._hear_sandbox(descriptor)
+
+    def _hear_sandbox(self, descriptor: int) -> None:
         sandbox = self._by_descriptor[descriptor]
         if descriptor == sandbox.pidfd:
             return self._bury(sandbox)

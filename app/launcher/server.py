@@ -39,12 +39,12 @@ _MOST_CONNECTIONS = 32  # a gateway needs one
 
 
 class Server:
-    def __init__(self, config: Config, listener: _socket.socket, tree: cgroup.Tree) -> None:
+    def __init__(self, config: Config, listener: _socket.socket, tree: cgroup.Tree, lock_counter: int) -> None:
         self._config, self._listener = config, listener
         self._connections: dict[int, Connection] = {}
         self._poll = select.poll()
         self._poll.register(listener.fileno(), select.POLLIN)
-        self._custody = Custody(config, tree, self._poll)
+        self._custody = Custody(config, tree, self._poll, lock_counter)
         self.stopping = False
 
     # --- the loop
@@ -65,12 +65,12 @@ class Server:
                     if event != select.POLLOUT:  # that there is room again is for `_flush`
                         self._hear(self._connections[descriptor])
                 elif self._custody.knows(descriptor):
-                    self._custody.hear_sandbox(descriptor)
+                    self._custody.hear(descriptor)
             self._custody.go_on()
             self._flush()
             if self.stopping:
                 self._custody.end_all()
-            elif not happened and self._connections:
+            elif not happened and to_prepare:
                 self._custody.prepare(next(iter(self._connections.values())))  # nobody asked for anything for a moment
 
     def _flush(self) -> None:

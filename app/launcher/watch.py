@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Rule = Callable[[list[HeldSandbox]], list["Verdict"]]
 
-_INTERVAL_SECONDS = 1.0
+_INTERVAL_SECONDS = 0.1
 
 
 class Verdict:
@@ -36,9 +36,11 @@ class Watch:
         self._rules, self._clock = rules, clock
         self._due = clock() + _INTERVAL_SECONDS
 
-    def milliseconds_left(self) -> int | None:
-        """Until `look` is due; None when it never is."""
-        return max(0, int((self._due - self._clock()) * 1000) + 1) if self._rules else None
+    def milliseconds_left(self, sandboxes: Iterable[HeldSandbox]) -> int | None:
+        """Until `look` is due; None when it never is, as there is no rule or nothing runs."""
+        if not self._rules or not any(sandbox.running for sandbox in sandboxes):
+            return None
+        return max(0, int((self._due - self._clock()) * 1000) + 1)
 
     def look(self, sandboxes: Iterable[HeldSandbox]) -> list[Verdict]:
         """Nothing before the interval has passed."""

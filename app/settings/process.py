@@ -33,6 +33,9 @@ class ProcessSettings(Part):
     root_paths: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="more read-only host directories for every sandbox"
     )
+    max_file_locks: int = Field(
+        100_000, ge=0, le=2**31, description="that one sandbox may hold at once; 0 for any number"
+    )
     launcher_socket: Path | None = Field(None, description="of a launcher that is a service of its own")
     gateway_uid: int | None = Field(None, ge=1, description="the user of that launcher's gateway")
 

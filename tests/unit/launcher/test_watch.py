@@ -26,7 +26,7 @@ def sandbox(**kills: int) -> Any:
 
 def test_without_rules_nobody_is_woken() -> None:
     watch = Watch(())
-    assert watch.milliseconds_left() is None
+    assert watch.milliseconds_left([sandbox(e1=0)]) is None
     assert watch.look([sandbox(e1=0)]) == []
 
 
@@ -39,10 +39,11 @@ def test_rules_are_asked_once_per_interval_about_what_runs() -> None:
         return [Verdict(running, 1, "killed", "it was its turn")]
 
     watch = Watch((rule,), clock)
-    assert watch.milliseconds_left() == pytest.approx(1000, abs=2)
+    assert watch.milliseconds_left([running]) == pytest.approx(100, abs=2)
+    assert watch.milliseconds_left([idle]) is None
     assert watch.look([running, idle]) == []
     assert asked == []
-    clock.now += watch.milliseconds_left() / 1000  # type: ignore[operator]  # it has a rule
+    clock.now += watch.milliseconds_left([running]) / 1000  # type: ignore[operator]  # it has a rule
     assert [verdict.detail for verdict in watch.look([running, idle])] == ["it was its turn"]
     assert asked == [[running]]
     assert watch.look([running, idle]) == []
