@@ -20,9 +20,11 @@ class Outlet:
     """The way to one client. Nothing is sent before the first piece is there, so what goes wrong until then is a
     problem body; what goes wrong later can only cut the connection."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, head: bool = False) -> None:
+        """`head`: the client asked with HEAD, so nothing is read for it."""
         self.begun = False
         self._send = send
+        self._head = head
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
@@ -31,12 +33,15 @@ class Outlet:
 
     async def deliver(self, status: int, headers: Mapping[str, str], pieces: AsyncIterator[bytes]) -> None:
         async with closing(pieces):
+            if self._head:
+                return await self.begin(status, headers)
             async for piece in pieces:
                 if not self.begun:
                     await self.begin(status, headers)
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
             if not self.begun:
                 await self.begin(status, headers)
+        return None
 
     async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -52,7 +57,7 @@ class Download(Response):
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outlet = Outlet(send)
+        outlet = Outlet(send, head=scope["method"] == "HEAD")
         try:
             await until_disconnect(receive, self._work(outlet))
             await outlet.finish()  # here, as a server calls a client gone once the answer is complete

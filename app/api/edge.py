@@ -17,6 +17,7 @@ from app.api import (
     files,
     openapi,
     output,
+    pages,
     pause,
     run,
     sandboxes,
@@ -29,6 +30,7 @@ from app.api.deps import Edge, edge_of, request_id_of
 from app.api.guard import Door, Guard
 from app.api.idempotency import Idempotency, Recorded
 from app.api.problems import problem_of
+from app.api.strict_route import StrictRoute
 from app.core.answers import Answers
 from app.core.errors import BulkheadError
 
@@ -46,6 +48,7 @@ MODULES = (  # the busiest first: they are tried in turn
     stream_tickets,
     pause,
     system,
+    pages,
 )
 
 
@@ -65,7 +68,17 @@ def _methods(connection: HTTPConnection) -> set[str]:
     """Of all routes with this path: the router names only those of the first."""
     path = connection.scope["path"]
     routes = [r for r in connection.scope["app"].router.routes if isinstance(r, Route)]
-    return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    found = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return found | {"HEAD"} if "GET" in found else found
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD works wherever GET does. Files have a HEAD of their own."""
+    routes = [r for r in app.router.routes if isinstance(r, Route)]
+    own = {r.path for r in routes if "HEAD" in (r.methods or ())}
+    for route in routes:
+        if isinstance(route, StrictRoute) and "GET" in (route.methods or ()):
+            route.answers_head = route.path not in own
 
 
 def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) -> None:
@@ -75,6 +88,8 @@ def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) ->
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(stream.routes)
     app.router.routes.extend(docs_page.routes())
+    app.router.routes.extend(pages.routes)
+    _answer_head(app)
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Idempotency, answers=answers)

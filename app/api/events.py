@@ -42,9 +42,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with admitted(self._request, _offsets(self._request)) as view:
+            if scope["method"] == "HEAD":
+                return await Response(media_type=MEDIA_TYPE)(scope, receive, send)
             events = Events(send, view.offsets, request_id_of(self._request))
             with contextlib.suppress(ClientGone):  # hanging up is how a viewer leaves
                 await until_disconnect(receive, self._tell(view, events))
+        return None
 
     async def _tell(self, view: View, events: Events) -> None:
         edge = edge_of(self._request)

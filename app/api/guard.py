@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import docs_page
+from app.api import docs_page, pages
 from app.api.deps import Journal, Visitor
 from app.api.hangup import ClientGone
 from app.api.problems import problem_of
@@ -20,7 +20,7 @@ from app.core.errors import Forbidden, Refused, Unauthenticated
 from app.core.models import new_id
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *docs_page.PATHS})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *docs_page.PATHS, *pages.PATHS})
 OPEN_PREFIX = "/problems/"
 ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})  # a load balancer asks by address
 CLIENT_GONE = 499  # nobody sees it: the log's word for a client that hung up

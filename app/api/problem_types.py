@@ -141,7 +141,7 @@ _TABLE = (
     ProblemType(
         "conflict",
         409,
-        "It is taken",
+        "Another request has this id or this place",
         "Another sandbox or execution has the id, somebody else feeds the stdin, or a directory that is to be deleted "
         "is not empty.",
     ),
@@ -175,7 +175,7 @@ _TABLE = (
     ProblemType(
         "forbidden",
         403,
-        "Not from there",
+        "The host or the origin is not allowed",
         "The Host header or the Origin of the request is not on the operator's list. This keeps web pages from "
         "driving a local service; BULKHEAD_ALLOWED_HOSTS and BULKHEAD_ALLOWED_ORIGINS add to the lists.",
     ),

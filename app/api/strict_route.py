@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import Headers
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app.api.validation import unknown
@@ -17,20 +18,32 @@ _SHOWN = 32
 
 
 class StrictRoute(APIRoute):
-    """`APIRouter(route_class=StrictRoute)`. Raises InvalidRequest with every parameter that is wrong."""
+    """`APIRouter(route_class=StrictRoute)`. Raises InvalidRequest with every parameter that is wrong.
+
+    `answers_head`: HEAD is answered as GET is, and the server leaves the body out (RFC 9110, section 9.3.2).
+    """
+
+    answers_head = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._known, self._repeatable = self._parameters()
         self._takes_body = "requestBody" in (self.openapi_extra or {})
 
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        if match is Match.PARTIAL and scope["method"] == "HEAD" and self.answers_head:
+            match = Match.FULL
+        return match, child
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] in (self.methods or ()):
-            if scope["query_string"]:
-                _check_query(scope["query_string"], self._known, self._repeatable)
-            if not self._takes_body:
-                _check_no_body(Headers(scope=scope))
-        await super().handle(scope, receive, send)
+        if scope["method"] not in (self.methods or ()) and not (scope["method"] == "HEAD" and self.answers_head):
+            return await super().handle(scope, receive, send)  # which names the methods that it takes
+        if scope["query_string"]:
+            _check_query(scope["query_string"], self._known, self._repeatable)
+        if not self._takes_body:
+            _check_no_body(Headers(scope=scope))
+        return await self.app(scope, receive, send)
 
     def _parameters(self) -> tuple[frozenset[str], frozenset[str]]:
         """The names of the query's parameters, and of those that may be repeated."""

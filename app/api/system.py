@@ -1,22 +1,17 @@
-"""What the service says about itself: runtimes, health, metrics, and what each problem means."""
+"""What the service says about itself: runtimes, health, metrics."""
 
 from __future__ import annotations
 
-import html
-import re
-
 from fastapi import APIRouter, Request, Response
-from starlette.responses import HTMLResponse
 
 from app.api import schemas
 from app.api.deps import Edge, edge_of, request_id_of
 from app.api.documents import problems
-from app.api.problem_types import PROBLEMS
 from app.api.problems import problem_of
 from app.api.strict_route import StrictRoute
 from app.api.views import ENFORCED_BY, Body, json_response, limit_number
 from app.core.backend import Backend
-from app.core.errors import BackendUnavailable, BulkheadError, NotFound, Refused
+from app.core.errors import BackendUnavailable, BulkheadError, Refused
 from app.core.policy import lower
 from app.core.registry import AUTO
 
@@ -121,27 +116,3 @@ async def read_metrics(request: Request) -> Response:
     edge = edge_of(request)
     await edge.readiness.all()
     return Response(edge.metrics(), headers={"content-type": METRICS_TYPE})
-
-
-def _with_code(text: str) -> str:
-    """Names stand between backticks in our sentences."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-
-@router.get(
-    "/problems/{slug}",
-    operation_id="explain_problem",
-    summary="What a type of problem means, for people",
-    response_class=HTMLResponse,
-    responses=problems("not_found"),
-)
-async def explain_problem(slug: str) -> Response:
-    kind = PROBLEMS.get(slug)
-    if kind is None:
-        raise NotFound("problem type", slug[:64])
-    members = "".join(f"<li><code>{html.escape(name)}</code></li>" for name in kind.extras)
-    return HTMLResponse(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(kind.title)}</title>"
-        f"<h1>{html.escape(kind.title)}</h1><p><code>{kind.slug}</code>, status {kind.status}</p>"
-        f"<p>{_with_code(kind.meaning)}</p>" + (f"<p>Members of its own:</p><ul>{members}</ul>" if members else "")
-    )

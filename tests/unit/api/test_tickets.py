@@ -276,7 +276,8 @@ def test_a_request_without_one_spends_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "frame", ['{"type": "signal", "signal": "SIGKILL"}', '{"type": "resize", "rows": 9, "cols": 9}', '{"type": "stdin_eof"}']
+    "frame",
+    ['{"type": "signal", "signal": "SIGKILL"}', '{"type": "resize", "rows": 9, "cols": 9}', '{"type": "stdin_eof"}'],
 )
 async def test_who_may_not_type_may_not_act_in_another_way(frame: str) -> None:
     async with locked().served() as door:
