@@ -94,7 +94,7 @@ class NullFiles:
             yield _Open(self, node)
 
     async def write(
-        self, path: bytes, content: AsyncIterator[bytes], *, mode: int = DEFAULT_MODE, check: Check | None = None
+        self, path: bytes, content: AsyncIterator[bytes], *, mode: int | None = None, check: Check | None = None
     ) -> bool:
         async with self._operation():
             with _made() as made:
@@ -109,7 +109,8 @@ class NullFiles:
                     self._room.check_alive()
                     place = self._writable(path, made)
                     _check(place, check)
-                    place.put(Node(FileKind.FILE, mode & 0o777, staged))
+                    kept = DEFAULT_MODE if place.node is None else place.node.mode
+                    place.put(Node(FileKind.FILE, (kept if mode is None else mode) & 0o777, staged))
                 made.clear()
             return place.node is None
 

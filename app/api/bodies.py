@@ -52,8 +52,13 @@ def body_limit(path: str) -> int:
     return RUN_BODY_LIMIT if path == RUN_PATH else BODY_LIMIT
 
 
+def media_type_of(request: Request) -> str:
+    """Of the body, in lower case and without parameters; empty when the request does not say."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _check_media_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     if media_type != "application/json" and not (media_type.startswith("application/") and media_type[-5:] == "+json"):
         raise UnsupportedMediaType(f"the body is {media_type or 'of no stated type'}; send application/json")
 

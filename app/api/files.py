@@ -7,29 +7,29 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from app.api.bodies import media_type_of
 from app.api.conditions import Conditions, describe, refuse_conditions
 from app.api.deps import edge_of
 from app.api.documents import problems
 from app.api.downloads import Download, Outlet
 from app.api.file_documents import FILE_HEADERS, ON_FILES, ON_UPLOADS, raw_answer, raw_body, sends, takes
+from app.api.problems import UnsupportedMediaType
 from app.api.raw_query import PathQuery, read_query
-from app.api.strict import spelled
+from app.api.strict import Mode
 from app.api.strict_route import StrictRoute
 from app.api.uploads import Upload
 
 router = APIRouter(prefix="/sandboxes/{sandbox_id}/files", tags=["files"], route_class=StrictRoute)
 
-_MODE = "0?[0-7]{1,3}"
 OCTETS = "application/octet-stream"
 _OF_CONTENT = ("content-length", "content-type", "accept-ranges")
 
 
 class WriteQuery(PathQuery):
     mode: Annotated[
-        str,
-        spelled(_MODE, "must be one to three octal digits, such as 644 or 0644"),
-        Field(description="permissions in octal, 0777 at most", json_schema_extra={"pattern": f"^{_MODE}$"}),
-    ] = "0644"
+        Mode | None,
+        Field(description="permissions in octal; absent: those of the file that is replaced, 0644 for a new one"),
+    ] = None
 
 
 class DeleteQuery(PathQuery):
@@ -113,17 +113,19 @@ async def stat_file(request: Request, sandbox_id: str) -> Response:
     },
     openapi_extra={
         **takes(WriteQuery, "If-Match", "If-None-Match", "If-Unmodified-Since"),
-        **raw_body(OCTETS, "the content, of any media type; it is stored as it is sent"),
+        **raw_body(OCTETS, "the content, of any media type but multipart/…; it is stored as it is sent"),
     },
 )
 async def write_file(request: Request, sandbox_id: str) -> Response:
     """As a whole or not at all: until the last byte is there, and whenever something fails, also when the client hangs
     up, there is the old file or none. Missing parents are made. Preconditions hold at the moment of the replacement."""
+    if media_type_of(request).startswith("multipart/"):
+        raise UnsupportedMediaType("a form would be stored with its boundaries; send the bytes of the file themselves")
     upload = Upload(request)
     path, query = read_query(request, WriteQuery)
     check = Conditions(request.headers).for_writes
     async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
-        new = await files.write(path, upload, mode=int(query.mode, 8), check=check)
+        new = await files.write(path, upload, mode=None if query.mode is None else int(query.mode, 8), check=check)
     return Response(status_code=201 if new else 204)
 
 

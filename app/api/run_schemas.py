@@ -9,15 +9,11 @@ from pydantic import ConfigDict, Field
 from app.api.limits import LimitsRequest
 from app.api.request_schemas import SandboxFields
 from app.api.schemas import Answer, Exit
-from app.api.strict import Arguments, Seconds, Strict, documented, spelled
+from app.api.strict import Arguments, Mode, Seconds, Strict
 from app.core.models import OnOutputLimit
 
 FILES = 1024
 
-_MODE = "0?[0-7]{3}"
-Mode = Annotated[
-    str, spelled(_MODE, "must be three octal digits, such as 644 or 0644"), documented(pattern=f"^{_MODE}$")
-]
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 
 

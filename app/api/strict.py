@@ -86,6 +86,10 @@ def spelled(pattern: str, sentence: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+_MODE = "0?[0-7]{3}"
+Mode = Annotated[
+    str, spelled(_MODE, "must be three octal digits, such as 644 or 0644"), documented(pattern=f"^{_MODE}$")
+]
 NO_NUL = r"^[^\x00]*$"
 
 Id = Annotated[

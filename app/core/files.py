@@ -99,10 +99,11 @@ class Files(Protocol):
         """WrongType for anything but a regular file."""
 
     async def write(
-        self, path: bytes, content: AsyncIterator[bytes], *, mode: int = DEFAULT_MODE, check: Check | None = None
+        self, path: bytes, content: AsyncIterator[bytes], *, mode: int | None = None, check: Check | None = None
     ) -> bool:
         """Replaces a file as a whole, or makes it, and its parents; True when it is new. Until the last moment, and
-        when anything fails (`content` too), there is the old file or none. `check` is told what is there, or None,
+        when anything fails (`content` too), there is the old file or none. `mode` None: that of the file that is
+        replaced, DEFAULT_MODE for a new one. `check` is told what is there, or None,
         before anything is read and again at the last moment, and raises what stops it."""
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:

@@ -18,12 +18,14 @@ from app.launcher.protocol import MAX_PACKET, ProtocolError, Reader, Writer
 from app.launcher.protocol.files import (
     ABSENT,
     COMMIT,
+    DEFAULT_MODE,
     DELETE,
     DIRECTORY,
     DONE,
     FAILED,
     FOUND,
     GO,
+    KEEP_MODE,
     LIST,
     LONGEST,
     MAKE_DIRECTORY,
@@ -78,6 +80,12 @@ def _without_our_names(where: object, path: bytes) -> bytes:
     if tree.is_ours(parts[-1]):
         return path
     return b"/".join(part for part in parts if not tree.is_ours(part))
+
+
+def _mode_of(asked: int, replaced: Node | None) -> int:
+    if asked != KEEP_MODE:
+        return asked
+    return DEFAULT_MODE if replaced is None else replaced.mode
 
 
 class FileAgent:
@@ -161,9 +169,10 @@ class FileAgent:
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             tree.fill(file, self._data)
-            os.fchmod(file, mode & 0o777)
+            found = self._at(real, path)
+            os.fchmod(file, _mode_of(mode, found) & 0o777)
             os.close(file)
-            self._tell_node(self._at(real, path))
+            self._tell_node(found)
             wish = self._hear(COMMIT)
             is_new = self._put_in_place(temporary, real, path, wish)
             made.clear()

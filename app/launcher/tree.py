@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 
+from app.launcher import mounts
 from app.launcher.protocol.files import (
     UNKNOWN_KIND,
     Node,
@@ -24,6 +25,7 @@ _MODE_OF_KIND = (
 )  # fmt: skip
 
 
+_OWN_FOLDER = mounts.OWN.strip("/").encode()  # it stands in the root, for the steps that confine
 OURS = b".bulkhead-"  # begins the name of what is not yet in its place, and 16 hexadecimal digits end it
 
 
@@ -161,6 +163,8 @@ def list_entries(pipe: int, path: bytes, after: bytes, limit: int) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise Obstacle(errno.ENOTDIR, path, kind_of(found))
     names = sorted(name for name in os.listdir(path) if name > after and not is_ours(name))
+    if os.path.samestat(found, os.stat(b"/")) and _OWN_FOLDER in names:
+        names.remove(_OWN_FOLDER)
     for name in names[:limit]:
         entry = lstat_or_none(path + b"/" + name)
         if entry is not None:

@@ -59,9 +59,30 @@ async def test_mode_is_set_and_shown(kind: Kind) -> None:
         for mode in ("0755", "600", "0644"):
             await room.put("a", b"x", mode=mode)
             assert (await room.head("a")).headers["file-mode"] == mode.rjust(4, "0")
-        await room.put("a", b"x", mode="0700")
+
+
+async def test_mode_of_a_file_that_is_replaced_stays(kind: Kind) -> None:
+    async with file_room(kind) as room:
         await room.put("a", b"x")
         assert (await room.head("a")).headers["file-mode"] == "0644"
+        await room.put("a", b"x", mode="0750")
+        await room.put("a", b"y")
+        assert (await room.head("a")).headers["file-mode"] == "0750"
+        assert await room.content("a") == b"y"
+
+
+async def test_own_folder_in_the_root_is_not_listed(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        names = await room.names("/")
+        assert "tmp" in names
+        assert not [name for name in names if name.startswith(".bulkhead")]
+
+
+async def test_form_is_refused_and_nothing_is_stored(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        answer = await room.put("a", b"--x--", content_type="multipart/form-data; boundary=x")
+        assert (answer.status_code, answer.json()["type"]) == (415, "/problems/unsupported_media_type")
+        assert (await room.head("a")).status_code == 404
 
 
 # --- paths
@@ -171,7 +192,7 @@ async def test_path_through_a_file_is_wrong_type(kind: Kind) -> None:
     async with file_room(kind) as room:
         await room.have("a", b"1")
         for method, what in (("GET", "files"), ("PUT", "files"), ("PUT", "directory"), ("GET", "directory")):
-            answer = await room.call(method, "a/b", what, content=b"x" if what == "files" else None)
+            answer = await room.call(method, "a/b", what, content=b"x" if (method, what) == ("PUT", "files") else None)
             assert (answer.status_code, slug(answer)) == (409, "wrong_type"), (method, what)
             assert answer.json()["found"] == "file"
         assert await room.content("a") == b"1"

@@ -11,6 +11,8 @@ Words of ours are read by the shell, byte by byte, and blocks by a dd that fills
 
 from __future__ import annotations
 
+from app.core.files import DEFAULT_MODE
+
 BLOCK_BYTES = 256 * 1024  # of `feed`
 PIECE_BYTES = 72 * 1024  # of `pump`
 PAGE_BYTES = 4096  # reads begin at a multiple of it: portable dd knows no other
@@ -120,12 +122,18 @@ undo() { [ -z "$waiting" ] || rm -f -- "$waiting"; unmake; }
     + MAKE
     + r"""
 waiting=''
+# The permissions asked for; else those of the file that is replaced, without set-id bits; else MODE.
+mode_of() {
+  [ -z "$1" ] || { echo "$1"; return; }
+  kept=$(stat -L -c %a -- "$path" 2>/dev/null) || kept=MODE
+  printf '%o' $((0$kept & 0777))
+}
 look "$path" && place "$2" || exit 1
 echo "$now"
 read -r word || exit 1
 make "$folder" || exit 1
 (umask 077; set -C; : >"$waiting") || exit 1
-feed >>"$waiting" && chmod "$3" "$waiting" && sum=$(sha256sum <"$waiting") || exit 1
+feed >>"$waiting" && chmod "$(mode_of "$3")" "$waiting" && sum=$(sha256sum <"$waiting") || exit 1
 echo "sum ${sum%% *}"
 while read -r known; do
   look "$path" || exit 1
@@ -141,7 +149,7 @@ while read -r known; do
   fi
   echo "again $now"
 done
-"""
+""".replace("MODE", f"{DEFAULT_MODE:o}")
 )
 
 CLEAN_WRITE = script(

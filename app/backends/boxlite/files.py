@@ -27,7 +27,6 @@ from app.core.errors import (
     WrongType,
 )
 from app.core.files import (
-    DEFAULT_MODE,
     ArchiveEntry,
     Check,
     DirectoryEntry,
@@ -68,12 +67,12 @@ class BoxliteFiles:
             yield _Held(dialogue, only(FileKind.FILE, facts_of(facts), path))
 
     async def write(
-        self, path: bytes, content: AsyncIterator[bytes], *, mode: int = DEFAULT_MODE, check: Check | None = None
+        self, path: bytes, content: AsyncIterator[bytes], *, mode: int | None = None, check: Check | None = None
     ) -> bool:
         whole = absolute(path)
         if whole.rpartition(b"/")[2] in {b"", b".", b".."}:
             raise WrongType(FileKind.DIRECTORY.value, f"{shown(path)} names a directory")
-        options = (name_of_ours(), f"{mode:o}")
+        options = (name_of_ours(), "" if mode is None else f"{mode:o}")
         async with self._dialogues.begin(WRITE, whole, *options, clean=CLEAN_WRITE) as dialogue:
             line = await dialogue.line()
             _checked(line, path, check)

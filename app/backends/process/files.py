@@ -24,7 +24,6 @@ from app.core.errors import (
     WrongType,
 )
 from app.core.files import (
-    DEFAULT_MODE,
     ArchiveEntry,
     Check,
     FileKind,
@@ -43,6 +42,7 @@ from app.launcher.protocol.files import (
     FOUND,
     GO,
     HARD_LINK,
+    KEEP_MODE,
     KINDS,
     LIST,
     MAKE_DIRECTORY,
@@ -164,9 +164,9 @@ class ProcessFiles:
             yield opened
 
     async def write(
-        self, path: bytes, content: AsyncIterator[bytes], *, mode: int = DEFAULT_MODE, check: Check | None = None
+        self, path: bytes, content: AsyncIterator[bytes], *, mode: int | None = None, check: Check | None = None
     ) -> bool:
-        async with self._agent(request(WRITE, path).u32(mode)) as agent:
+        async with self._agent(request(WRITE, path).u32(KEEP_MODE if mode is None else mode)) as agent:
             await self._look(agent, check)
             agent.tell(Writer(GO))
             agent.data.grow()

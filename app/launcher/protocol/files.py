@@ -30,6 +30,8 @@ FILE, DIRECTORY, SYMLINK, HARD_LINK = 0, 1, 2, 7
 UNKNOWN_KIND = 255
 END = 254  # closes a sequence of entries; its size is a number for the reader
 
+DEFAULT_MODE = 0o644
+KEEP_MODE = 0xFFFFFFFF  # WRITE: the mode of the file that is replaced, and DEFAULT_MODE for a new one
 LONGEST = 4095  # bytes of a path, as the kernel's
 NODE = struct.Struct("<BQIqQ")  # kind, size, mode, mtime in ns, inode
 HEAD = struct.Struct("<BQIqQHH")  # a NODE, then the lengths of name and target, which follow

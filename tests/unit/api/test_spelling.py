@@ -42,4 +42,4 @@ async def test_spelling_of_a_mode_in_the_query_is_told_in_words(mode: str) -> No
         answer = await client.put(f"/sandboxes/{sandbox}/files?path=a&mode={mode}", content=b"")
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
-    assert error == {"pointer": "query/mode", "detail": "must be one to three octal digits, such as 644 or 0644"}
+    assert error == {"pointer": "query/mode", "detail": "must be three octal digits, such as 644 or 0644"}
