@@ -33,6 +33,7 @@ from app.settings import Settings, SettingsError, check_exposure, load_settings
 from app.spill import MIB, SpillFolder
 from app.supervisor import say
 from app.telemetry import Telemetry
+from app.ws_bounds import BoundedWebSocket
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 STREAM_FRAME = 1024 * 1024
@@ -126,7 +127,7 @@ def build(
         port=settings.port,
         loop="uvloop",
         http=BoundedHttp.with_stall(settings.transfers.stall_seconds),
-        ws="websockets-sansio",
+        ws=BoundedWebSocket,
         lifespan="on",  # `auto` would serve on without an orderly end when it cannot start
         ws_max_size=STREAM_FRAME,
         ws_ping_interval=15,

@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from app.http_upgrades import UpgradesIgnored
+from app.http_slices import SlicedHttp
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
@@ -21,7 +21,6 @@ HEADERS = 128
 WAITING_SECONDS = 5.0
 PIPELINED = 16
 CONNECTIONS = 4096
-DISCARDED = 64 * 1024 * 1024
 _TOO_LARGE, _TOO_SLOW, _NOT_HTTP = "431 Request Header Fields Too Large", "408 Request Timeout", "400 Bad Request"
 _WHY = {
     _TOO_LARGE: f"the head of a request takes at most {HEAD_BYTES} bytes",
@@ -34,12 +33,10 @@ _WHY = {
 _NO_LINGER = struct.pack("ii", 1, 0)  # socket(7): what the kernel still holds for the client is dropped, with a reset
 
 
-class BoundedHttp(UpgradesIgnored):
+class BoundedHttp(SlicedHttp):
     """A request's head arrives within 10 s of the connection (or of its first byte), in 64 KiB; 16 more may wait behind
     one, but a large body among them for 5 s only. When 4,096 connections are open, the one that has been idle for the
-    longest is closed for a new one. Of a body that was answered before it was read 64 MiB are thrown away, since many
-    clients send all before they look at the answer; then the connection is closed. A client that takes nothing of its
-    answer for `stall_seconds` is cut off."""
+    longest is closed for a new one. A client that takes nothing of its answer for `stall_seconds` is cut off."""
 
     stall_seconds = 60.0
 
@@ -50,7 +47,7 @@ class BoundedHttp(UpgradesIgnored):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._head_bytes, self._piece, self._in_head, self._discarded = 0, 0, True, 0
+        self._head_bytes, self._piece, self._in_head = 0, 0, True
         self._frame_bytes = 0  # since the last of the body: chunk sizes, extensions, trailers
         self._deadline: asyncio.TimerHandle | None = None
         self._waiting: asyncio.TimerHandle | None = None
@@ -120,7 +117,7 @@ class BoundedHttp(UpgradesIgnored):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def data_received(self, data: bytes) -> None:
+    def parse(self, data: bytes) -> None:
         self._piece = len(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -130,13 +127,13 @@ class BoundedHttp(UpgradesIgnored):
             self._frame_bytes += len(data)
             if self._frame_bytes > HEAD_BYTES + len(data):
                 return self._refuse(_TOO_LARGE)
-        super().data_received(data)
+        super().parse(data)
         return None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._expect_a_head()
-        self._head_bytes, self._frame_bytes, self._discarded = self._piece, 0, 0
+        self._head_bytes, self._frame_bytes = self._piece, 0
         self.scope["extensions"] = {"bulkhead.cut": {"cut": self.cut}}  # ASGI itself knows no way
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -165,7 +162,7 @@ class BoundedHttp(UpgradesIgnored):
         if self.pipeline and len(cycle.body) + len(body) > HEAD_BYTES:
             self._wait_for_its_turn()
         if cycle.response_complete:
-            return self._discard(body)
+            return super().on_body(body)
         if not cycle.body:
             cycle.body = body  # type: ignore[assignment]  # it is only added to, measured, and made to bytes
             return super().on_body(b"")
@@ -179,11 +176,6 @@ class BoundedHttp(UpgradesIgnored):
         self.flow.pause_reading()
         if self._waiting is None:
             self._waiting = self.loop.call_later(WAITING_SECONDS, self.transport.abort)
-
-    def _discard(self, body: bytes) -> None:
-        self._discarded += len(body)
-        if self._discarded > DISCARDED:
-            self.transport.close()
 
     def on_response_complete(self) -> None:
         self._stop_waiting()

@@ -39,7 +39,10 @@ TABLE: dict[str, Row] = {
     "slot": row(),
     "instance": row(),
     "http_upgrades": row("", "uvicorn httptools"),
-    "http_bounds": row("http_upgrades", "uvicorn"),
+    "pacing": row(),
+    "http_slices": row("http_upgrades pacing", "uvicorn"),
+    "http_bounds": row("http_slices", "uvicorn"),
+    "ws_bounds": row("http_slices pacing", "uvicorn websockets"),
     "settings": row("settings core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
     "api": row("api core", "fastapi starlette pydantic pydantic_core"),

@@ -22,6 +22,7 @@ from app.gateway import AnnouncedServer, StartRefused, build, descriptors_needed
 from app.http_bounds import BoundedHttp
 from app.settings import load_settings
 from app.spill import MIB, SpillFolder
+from app.ws_bounds import BoundedWebSocket
 from tests.unit.api.service import Service, create, start
 
 INFINITE = resource.RLIM_INFINITY
@@ -105,7 +106,7 @@ async def test_streams_and_held_answers_get_their_end_before_the_service_stops()
     service = Service()
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    config = uvicorn.Config(service.app, http=BoundedHttp, ws="websockets-sansio", log_config=None, access_log=False)
+    config = uvicorn.Config(service.app, http=BoundedHttp, ws=BoundedWebSocket, log_config=None, access_log=False)
     server = AnnouncedServer(config, service.sandboxes.aclose)
     serving = asyncio.create_task(server.serve([listener]))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app import http_bounds
+from app import http_bounds, http_slices
 from app.http_bounds import BoundedHttp
 
 
@@ -209,7 +209,7 @@ async def test_a_body_comes_as_it_was_sent_in_one_piece_and_in_many() -> None:
 async def test_a_body_that_was_answered_before_it_was_read_is_thrown_away_within_bounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_bounds, "DISCARDED", 1_000_000)
+    monkeypatch.setattr(http_slices, "DISCARDED", 1_000_000)
     post = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n"
     async with served() as port:
         close = GET + b"connection: close\r\n\r\n"

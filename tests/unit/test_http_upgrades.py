@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from app.http_bounds import BoundedHttp
+from app.ws_bounds import BoundedWebSocket
 
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
 LAST = b"GET /last HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -39,7 +40,7 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def served() -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(echo, http=BoundedHttp, lifespan="off", log_config=None, ws="websockets-sansio")
+    config = uvicorn.Config(echo, http=BoundedHttp, lifespan="off", log_config=None, ws=BoundedWebSocket)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve([listener]))
     try:

@@ -23,6 +23,7 @@ from app.http_bounds import BoundedHttp
 from app.main import create_app
 from app.settings import Settings, load_settings
 from app.telemetry import Telemetry
+from app.ws_bounds import BoundedWebSocket
 from tests.null_backend import CAPABILITIES, NullBackend
 
 PROFILES = {
@@ -105,7 +106,7 @@ class Service:
         config = uvicorn.Config(
             self.app,
             http=BoundedHttp.with_stall(self.settings.transfers.stall_seconds),
-            ws="websockets-sansio",
+            ws=BoundedWebSocket,
             ws_max_size=1024 * 1024,
             ws_ping_interval=15,
             ws_ping_timeout=None,
