@@ -112,7 +112,7 @@ def build(
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     _check_default(registry)
     telemetry = Telemetry()
-    sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.open, spill.check)
+    sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.of)
     app = create_app(
         settings,
         sandboxes,
@@ -193,10 +193,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def descriptors_needed(settings: Settings) -> int:
-    """Sandboxes hold two each, executions three and up to two spill files, what executions left behind two, operations
-    on files four while they start, connections one; and some for us."""
+    """Sandboxes hold three each (the owner's socket, its other end while they start, their spill file), executions
+    three until nothing holds their output any more, operations on files four while they start, connections one; and
+    some for us."""
     capacity = settings.capacity
-    return 2 * capacity.sandboxes + 5 * capacity.executions + 4 * capacity.transfers + CONNECTIONS + 1024
+    return 3 * capacity.sandboxes + 3 * capacity.executions + 4 * capacity.transfers + CONNECTIONS + 1024
 
 
 def raise_descriptor_limit(need: int) -> None:

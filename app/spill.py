@@ -1,85 +1,197 @@
-"""Output that does not fit into memory: unnamed files in one folder, within one budget for all.
+"""Output that does not stay in memory: for each sandbox one unnamed file of blocks, within one budget for all.
 
 An unnamed file (O_TMPFILE) is gone with its last descriptor, whatever ends the process, so nothing can be left over.
+Output of ended executions makes room for newer output of the same sandbox, never of another one.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
-from app.core.errors import CapacityExceeded
+from app.core.budget import Budget
 
 MIB = 1024 * 1024
+BLOCK = 4096  # what a file system gives the smallest output
+GROWTH = 16  # blocks that a file grows by: one chunk
 
 
 class SpillFolder:
-    """Opens spill files and counts what they hold. `budget` in bytes. The folder is held open: an unprivileged process
-    may use it later, wherever it lies. Raises OSError."""
+    """Makes the files of sandboxes. `size`: bytes of all of them together; 0: nothing is stored. The folder is held
+    open: an unprivileged process may use it later, wherever it lies. Raises OSError."""
 
-    def __init__(self, folder: Path, budget: int) -> None:
+    def __init__(self, folder: Path, size: int) -> None:
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._budget, self.used = budget, 0
+        self.budget = Budget("MiB of stored output", size, "sandbox", retry_seconds=10, unit=MIB)
 
-    def check(self) -> None:
-        """Raises CapacityExceeded when nothing is left, so that a new execution is refused rather than cut short."""
-        if self.used >= self._budget:
-            raise CapacityExceeded("MiB of stored output", self._budget // MIB, 10)
+    def of(self, sandbox_id: str) -> SpillFile:
+        return SpillFile(self, sandbox_id)
 
-    def open(self, capacity: int) -> SpillFile:
-        """Raises OSError."""
-        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        return SpillFile(self, os.open(".", flags, 0o600, dir_fd=self._folder), capacity)
+    def descriptor(self) -> int:
+        """Of a new file. Raises OSError."""
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
 
     def prove(self) -> None:
         """Raises OSError when no file can be made: output would be dropped without anybody having asked for it."""
-        self.open(1).close()
+        os.close(self.descriptor())
 
     def close(self) -> None:
         os.close(self._folder)
 
-    def take(self, size: int) -> None:
-        """Raises OSError(ENOSPC), as a full disk would."""
-        if self.used + size > self._budget:
-            raise OSError(errno.ENOSPC, "the budget for stored output is used up")
-        self.used += size
-
-    def give_back(self, size: int) -> None:
-        self.used -= size
-
 
 class SpillFile:
-    """A ring of `capacity` bytes: the byte at offset n lies at n modulo capacity."""
+    """What one sandbox stores. The file is there from its first output to the end of its last, and holds one descriptor
+    for all of them; what it has grown to counts for the sandbox until then."""
 
-    def __init__(self, folder: SpillFolder, descriptor: int, capacity: int) -> None:
-        self._folder, self._fd, self._capacity = folder, descriptor, capacity
-        self._size = 0
+    def __init__(self, folder: SpillFolder, sandbox_id: str) -> None:
+        self._folder, self._budget, self._holder = folder, folder.budget, sandbox_id
+        self._fd, self._size = -1, 0  # of the file, in blocks
+        self._free: list[int] = []
+        self._open: set[SpilledOutput] = set()
+        self._sealed: dict[SpilledOutput, None] = {}  # in the order of their ends
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    def check(self) -> None:
+        """Raises CapacityExceeded when a new execution could store nothing, so that it is refused rather than cut
+        short."""
+        if self._budget.size and not self._free and not self._sealed:
+            self._budget.check(self._holder, GROWTH * BLOCK)
+
+    def open(self, capacity: int) -> SpilledOutput:
+        """The last `capacity` bytes of one log. Raises OSError."""
+        if self._fd < 0:
+            self._fd = self._folder.descriptor()
+        output = SpilledOutput(self, capacity)
+        self._open.add(output)
+        return output
+
+    def allocate(self, count: int) -> list[int]:
+        """As many blocks as there are for this sandbox, `count` at most: free ones, then new ones, then those of the
+        output that ended first."""
+        found: list[int] = []
+        while len(found) < count:
+            if self._free:
+                found.append(self._free.pop())
+            elif self._budget.fits(self._holder, GROWTH * BLOCK):
+                self._budget.take(self._holder, GROWTH * BLOCK)
+                self.release(range(self._size, self._size + GROWTH))
+                self._size += GROWTH
+            elif self._sealed:
+                next(iter(self._sealed)).forget()
+            else:
+                break
+        return found
+
+    def release(self, blocks: range | array[int]) -> None:
+        """The first of them is the first to be used again: what was in a row stays so."""
+        self._free.extend(reversed(blocks))
+
+    def seal(self, output: SpilledOutput) -> None:
+        self._sealed[output] = None
+
+    def unseal(self, output: SpilledOutput) -> None:
+        self._sealed.pop(output, None)
+
+    def close(self, output: SpilledOutput) -> None:
+        self._open.discard(output)
+        if not self._open and self._fd >= 0:
+            os.close(self._fd)
+            self._budget.give_back(self._holder, self._size * BLOCK)
+            self._fd, self._size = -1, 0
+            self._free.clear()
+
+
+class SpilledOutput:
+    """The bytes of one log from `start` on, `capacity` at most, in blocks of its sandbox's file. It may have to forget
+    its oldest bytes: `start` moves."""
+
+    def __init__(self, file: SpillFile, capacity: int) -> None:
+        self._file, self._capacity = file, capacity
+        self._blocks = array("I")
+        self._first = 0  # number of the first block, counted from offset 0
+        self.start = self._end = 0
 
     def write(self, offset: int, data: bytes) -> None:
-        """`data` is at most `capacity` long and goes where the byte before it ended. Raises OSError."""
-        end = min(offset + len(data), self._capacity)
-        if end > self._size:
-            self._folder.take(end - self._size)
-            self._size = end
-        at = offset % self._capacity
+        """`data` is at most `capacity` long and goes where the byte before it ended. Raises OSError: ENOSPC when the
+        sandbox has no room for it, as a full disk would."""
+        if not self._blocks:
+            self.start = self._end = offset
+            self._first = offset // BLOCK
+        end = offset + len(data)
+        self._forget_before(end - self._capacity)
+        missing = -(-end // BLOCK) - self._first - len(self._blocks)
+        if missing > 0:
+            self._blocks.extend(self._take(missing))
+        self._end = end
         view = memoryview(data)
-        first = self._capacity - at
-        self._write_at(at, view[:first])
-        if len(view) > first:
-            self._write_at(0, view[first:])
+        for position, length in self._places(offset, len(data)):
+            _write_at(self._file.fd, position, view[:length])
+            view = view[length:]
 
-    def _write_at(self, at: int, view: memoryview) -> None:
-        while view:
-            written = os.pwrite(self._fd, view, at)
-            at, view = at + written, view[written:]
+    def _take(self, count: int) -> list[int]:
+        """So many blocks, of its own oldest ones where there are no others. Raises OSError."""
+        found = self._file.allocate(count)
+        own = count - len(found)
+        if own and len(self._blocks) <= own:  # the last one is being written to
+            self._file.release(array("I", found))
+            raise OSError(errno.ENOSPC, "the budget for stored output is used up")
+        found.extend(self._blocks[:own])
+        del self._blocks[:own]
+        self._first += own
+        self.start = max(self.start, self._first * BLOCK)
+        return found
+
+    def _forget_before(self, offset: int) -> None:
+        self.start = max(self.start, offset)
+        count = self.start // BLOCK - self._first
+        if count > 0 and self._blocks:
+            self._file.release(self._blocks[:count])
+            del self._blocks[:count]
+            self._first += count
+
+    def _places(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """Where the bytes lie in the file: positions and lengths, of blocks in a row together."""
+        end = offset + size
+        while offset < end:
+            index, within = offset // BLOCK - self._first, offset % BLOCK
+            position, length = self._blocks[index] * BLOCK + within, BLOCK - within
+            while offset + length < end and self._blocks[index + 1] == self._blocks[index] + 1:
+                index, length = index + 1, length + BLOCK
+            length = min(length, end - offset)
+            yield position, length
+            offset += length
 
     def read(self, offset: int, size: int) -> bytes:
-        """Raises OSError. The caller asks only for what is stored."""
-        at = offset % self._capacity
-        return os.pread(self._fd, min(size, self._capacity - at), at)
+        """Raises OSError. The caller asks only for what is stored. Less comes of a file that somebody cut short."""
+        pieces: list[bytes] = []
+        for position, length in self._places(offset, min(size, self._end - offset)):
+            pieces.append(os.pread(self._file.fd, length, position))
+            if len(pieces[-1]) < length:
+                break
+        return b"".join(pieces)
+
+    def seal(self) -> None:
+        """Nothing is written any more: it makes room when its sandbox needs that."""
+        self._file.seal(self)
+
+    def forget(self) -> None:
+        self._file.unseal(self)
+        self._file.release(self._blocks)
+        self._blocks = array("I")
+        self.start = self._end
 
     def close(self) -> None:
-        os.close(self._fd)
-        self._folder.give_back(self._size)
-        self._size = 0
+        self.forget()
+        self._file.close(self)
+
+
+def _write_at(descriptor: int, position: int, view: memoryview) -> None:
+    while view:
+        written = os.pwrite(descriptor, view, position)
+        position, view = position + written, view[written:]

@@ -137,6 +137,12 @@ class NullExecution:
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)
 
+    async def output_ended(self) -> None:
+        await self.wait()
+        while self._processes:
+            await asyncio.wait(self._processes)
+            await asyncio.sleep(0)  # they are taken out by a callback
+
     # --- its life
 
     def start(self) -> None:

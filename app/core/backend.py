@@ -88,6 +88,10 @@ class ExecutionHandle(Protocol):
         """The kernel's word on how the first process ended. When it returns, all output of that process is in the
         logs. A command that could not be started is an Exit too. May be awaited by many, and cancelled by any."""
 
+    async def output_ended(self) -> None:
+        """Returns when nothing is held for the execution any more: after `wait`, and where something that was left
+        behind still has its output open, when that is gone or has closed it. At the sandbox's end at the latest."""
+
 
 class SandboxHandle(Protocol):
     """One isolated room."""

@@ -34,6 +34,7 @@ class Execution:
         self.sandbox_id = sandbox_id
         self.sequence = sequence
         self.command = command
+        self.outputs = logs
         self.logs: dict[Channel, OutputLog] = {Channel.STDOUT: logs.stdout, Channel.STDERR: logs.stderr}
         self.started_at: datetime = now()
         self.ended_at: datetime | None = None
@@ -231,6 +232,11 @@ class Execution:
     async def settled(self) -> None:
         """Returns when the kills and writes that were begun for it are over."""
         await self._tasks.settled()
+
+    async def output_ended(self) -> None:
+        """Returns when nothing holds the output of what was started any more."""
+        if self._handle is not None:
+            await self._handle.output_ended()
 
     def enter_view(self, limit: int) -> None:
         if self.viewers >= limit:

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 from app.core.backend import SandboxHandle, settle
+from app.core.ended import EndedOutput
 from app.core.errors import BackendFailure, BulkheadError
 from app.core.models import ExitReason, SandboxState, now
 from app.core.records import Capacity, Observer, Records, Sandbox
@@ -20,13 +21,20 @@ RETRY_SECONDS = 5.0  # between attempts to destroy what is past its end
 
 class Lifetimes:
     def __init__(
-        self, registry: Registry, capacity: Capacity, observer: Observer, records: Records, tasks: Tasks
+        self,
+        registry: Registry,
+        capacity: Capacity,
+        observer: Observer,
+        records: Records,
+        tasks: Tasks,
+        ended_output: EndedOutput,
     ) -> None:
         self._registry = registry
         self._capacity = capacity
         self._observer = observer
         self._records = records
         self._tasks = tasks
+        self._ended_output = ended_output
 
     # --- the beginning
 
@@ -127,9 +135,9 @@ class Lifetimes:
         for execution in sandbox.executions.values():
             for log in execution.logs.values():
                 if execution.viewers:
-                    loop.call_later(self._capacity.stream_end_seconds, log.discard)
+                    loop.call_later(self._capacity.stream_end_seconds, self._ended_output.discard, log)
                 else:
-                    log.discard()
+                    self._ended_output.discard(log)
 
     def _let_go_of_environments(self, sandbox: Sandbox) -> None:
         """No answer tells them, and a record is kept for long: ten thousand of a few MiB would be all our memory."""

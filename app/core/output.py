@@ -1,7 +1,8 @@
 """OutputLog: one channel of one execution. One writer, many readers, byte offsets, bounded memory, running digest.
 
-The newest bytes stay in memory, all that is kept is in a spill file once it does not fit there. A reader is only an
-offset: it never holds the writer up, and what it finds gone it is told as a gap.
+The newest bytes stay in memory, all that is kept is in a spill file once it does not fit there, and nothing is in
+memory after `leave_memory`. A reader is only an offset: it never holds the writer up, and what it finds gone it is told
+as a gap.
 """
 
 from __future__ import annotations
@@ -18,11 +19,24 @@ MOST_HOLES = 1024  # a stream that breaks more often has no reader who wants to 
 
 
 class Spill(Protocol):
-    """A ring of `capacity` bytes somewhere else. Both raise OSError."""
+    """The last bytes of a log somewhere else, from `start` on. Reading and writing raise OSError."""
+
+    start: int  # moves when the oldest bytes had to make room, after `seal` perhaps all of them
 
     def write(self, offset: int, data: bytes) -> None: ...
     def read(self, offset: int, size: int) -> bytes: ...
+    def seal(self) -> None: ...
     def close(self) -> None: ...
+
+
+class SandboxSpill(Protocol):
+    """Where one sandbox stores output."""
+
+    def check(self) -> None:
+        """Raises CapacityExceeded when there is no room for another execution."""
+
+    def open(self, capacity: int) -> Spill:
+        """For one log. Raises OSError."""
 
 
 class OutputLog:
@@ -47,7 +61,7 @@ class OutputLog:
         self.exact = exact
         self.holes: list[int] = []  # offsets at which the runtime is known to have lost bytes
         self.total = 0
-        self.start = 0
+        self._start = 0
         self.closed = False
         self.overflowed = False
         self._digest = hashlib.sha256()
@@ -85,6 +99,8 @@ class OutputLog:
 
     def close(self) -> None:
         """No more bytes can come; readers that are at the end are told so. Idempotent."""
+        if self._spill is not None and not self.closed:
+            self._spill.seal()
         self.closed = True
         for wake in tuple(self._wakers):
             wake()
@@ -93,10 +109,19 @@ class OutputLog:
         """Gives the stored bytes back; counts and digest stay."""
         self.close()
         self._chunks.clear()
-        self.start = self._memory_start = self.total
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = None
+        self._memory_start = self.total
+        self._lose_spill()
+
+    def leave_memory(self) -> None:
+        """After `close`: what is kept lies in the spill from now on. What that does not take is gone."""
+        if self._spill is None and self._chunks:
+            self._begin_spill()
+            if self._spill is not None:
+                self._spill.seal()
+        self._chunks.clear()
+        self._memory_start = self.total
+        if self._spill is None:
+            self._start = self.total
 
     def _remember(self, data: bytes) -> None:
         last = self._chunks[-1] if self._chunks else b""
@@ -117,24 +142,47 @@ class OutputLog:
             if self._spill is not None
             else max(self._memory_start, self.total - self.capacity)
         )
-        self.start = max(self.start, kept_from)
+        self._start = max(self._start, kept_from)
 
     def _to_spill(self, data: bytes) -> None:
+        if self._spill is None:
+            self._begin_spill()
+            return
         try:
-            if self._spill is None:
-                if self._open_spill is None:
-                    return
-                self._spill = self._open_spill(self.capacity)
-                offset = self._memory_start
-                for chunk in self._chunks:
-                    self._spill.write(offset, chunk)
-                    offset += len(chunk)
-            else:
-                self._spill.write(self.total - len(data), data)
+            self._spill.write(self.total - len(data), data)
+        except OSError:
+            self._lose_spill()
+
+    def _begin_spill(self) -> None:
+        if self._open_spill is None:
+            return
+        try:
+            self._spill = self._open_spill(self.capacity)
+            offset = self._memory_start
+            for chunk in self._chunks:
+                piece = chunk[-self.capacity :]
+                self._spill.write(offset + len(chunk) - len(piece), piece)
+                offset += len(chunk)
         except OSError:
             self._lose_spill()
 
     # --- the readers' side
+
+    @property
+    def start(self) -> int:
+        """Offset of the first stored byte."""
+        if self._spill is None:
+            return self._start
+        return max(self._start, min(self._spill.start, self._memory_start))
+
+    @property
+    def spilled(self) -> bool:
+        return self._spill is not None
+
+    @property
+    def in_memory(self) -> int:
+        """Bytes."""
+        return self.total - self._memory_start
 
     @property
     def dropped(self) -> int | None:
@@ -168,7 +216,7 @@ class OutputLog:
         if self._spill is not None:
             self._spill.close()
         self._spill = self._open_spill = None
-        self.start = max(self.start, self._memory_start)
+        self._start = max(self._start, self._memory_start)
 
     def _from_memory(self, offset: int, limit: int) -> bytes:
         end = self.total

@@ -12,6 +12,7 @@ from app.core.backend import SandboxHandle
 from app.core.errors import BulkheadError, CapacityExceeded, NotFound
 from app.core.executions import Execution
 from app.core.models import SandboxSpec, SandboxState, now
+from app.core.output import SandboxSpill
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Capacity:
     streams: int = 1024
     tickets: int = 4096
     waits: int = 1024
+    ended_output_mib: int = 64
     transfers: int = 256
     archives: int = 16
     records: int = 10_000
@@ -51,6 +53,7 @@ class Sandbox:
         self.spec = spec
         self.named = named
         self.fleeting = False  # no record of it is kept after its end
+        self.spill: SandboxSpill | None = None
         self.labels = dict(spec.labels)
         self.ttl_seconds, self.idle_seconds = spec.ttl_seconds, spec.idle_seconds
         self.created_at = self.last_active_at = now()

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 
-from app.core.backend import Capability, ExecutionHandle, Logs, SandboxHandle
 from app.core.commands import check_start
+from app.core.ended import EndedOutput
 from app.core.errors import CapabilityMissing, CapacityExceeded, Conflict, NotFound, WrongState
 from app.core.executions import Execution
 from app.core.lifetimes import Lifetimes
-from app.core.models import Command, ExitReason, OnOutputLimit, SandboxSpec, SandboxState, new_id, now
-from app.core.output import OutputLog, Spill
+from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, new_id, now
+from app.core.output import SandboxSpill
 from app.core.pausing import Pausing
 from app.core.records import Capacity, Observer, Records, Sandbox
 from app.core.registry import Registry
+from app.core.starting import Starts
 from app.core.tasks import Tasks
 from app.core.transfers import Transfers
+
+MIB = 1024 * 1024
 
 __all__ = ["Capacity", "Observer", "Sandbox", "Sandboxes"]
 
@@ -31,21 +32,19 @@ class Sandboxes:
         registry: Registry,
         capacity: Capacity,
         observer: Observer,
-        open_spill: Callable[[int], Spill] | None = None,
-        check_spill: Callable[[], None] = lambda: None,
+        spill_of: Callable[[str], SandboxSpill] | None = None,
     ) -> None:
         self.registry = registry
         self.capacity = capacity
-        self._observer = observer
-        self._open_spill = open_spill
-        self._check_spill = check_spill
+        self._spill_of = spill_of
         self._tasks = Tasks()
         self._records = Records(capacity)
-        self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks)
+        ended_output = EndedOutput(capacity.ended_output_mib * MIB)
+        self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks, ended_output)
+        self._starts = Starts(registry, capacity, observer, self._lifetimes, self._tasks, ended_output)
         self.pausing = Pausing(registry, self._tasks)
         self.transfers = Transfers(registry, capacity, self._records, self._lifetimes)
         self._sequence = 0
-        self._running = 0
         self._closing = False
 
     # --- create
@@ -71,6 +70,8 @@ class Sandboxes:
         self._records.admit()
         self._sequence += 1
         sandbox = Sandbox(sandbox_id or new_id("sbx_"), self._sequence, spec, named=sandbox_id is not None)
+        if self._spill_of is not None:
+            sandbox.spill = self._spill_of(sandbox.id)
         self._records.add(sandbox)
         self._lifetimes.begin(sandbox)
         return sandbox, True
@@ -165,65 +166,14 @@ class Sandboxes:
         execution = sandbox.executions.get(execution_id) if execution_id else None
         new = execution is None
         if execution is None:
-            execution = self._begin(sandbox, self._admit(sandbox), command, execution_id)
+            self._sequence += 1
+            execution = self._starts.begin(sandbox, command, execution_id, self._sequence)
         elif execution.command != (replace(command, env={}) if sandbox.state is SandboxState.DESTROYED else command):
             raise Conflict(f"the id {execution.id!r} is taken by another execution of this sandbox")
         await execution.started.wait()
         if execution.failure is not None:
             raise execution.failure
         return execution, new
-
-    def _admit(self, sandbox: Sandbox) -> SandboxHandle:
-        if sandbox.state is not SandboxState.RUNNING or sandbox.handle is None or sandbox.ending is not None:
-            raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
-        if self._running >= self.capacity.executions:
-            raise CapacityExceeded("running executions", self.capacity.executions)
-        if sandbox.running >= self.capacity.executions_running:
-            raise CapacityExceeded("running executions in one sandbox", self.capacity.executions_running)
-        if len(sandbox.executions) >= self.capacity.executions_kept:
-            raise CapacityExceeded("executions in the life of one sandbox", self.capacity.executions_kept, 3600)
-        self._check_spill()
-        return sandbox.handle
-
-    def _begin(self, sandbox: Sandbox, handle: SandboxHandle, command: Command, execution_id: str | None) -> Execution:
-        capabilities = self.registry.get(sandbox.spec.runtime).info.capabilities
-        log = partial(
-            OutputLog,
-            sandbox.spec.limits.output_bytes,
-            keep_first=command.on_output_limit is OnOutputLimit.KILL,
-            exact=Capability.EXACT_OUTPUT in capabilities,
-            open_spill=self._open_spill,
-        )
-        logs = Logs(log(), log())
-        self._sequence += 1
-        execution = Execution(execution_id or new_id("exe_"), sandbox.id, self._sequence, command, logs)
-        sandbox.executions[execution.id] = execution
-        sandbox.running += 1
-        self._running += 1
-        self._tasks.spawn(self._run(sandbox, handle, execution, logs))
-        return execution
-
-    async def _run(self, sandbox: Sandbox, handle: SandboxHandle, execution: Execution, logs: Logs) -> None:
-        began = time.perf_counter()
-
-        async def start() -> ExecutionHandle:
-            started = await handle.execute(execution.id, execution.command, logs)
-            self._observer.execution_started(sandbox.spec.runtime, time.perf_counter() - began)
-            return started
-
-        try:
-            await execution.run(start)
-        finally:
-            sandbox.running -= 1
-            self._running -= 1
-            if execution.failure is not None:  # nothing was started, whether or not its client is still there
-                sandbox.executions.pop(execution.id, None)
-            elif execution.exit is not None:
-                output = logs.stdout.total + logs.stderr.total
-                self._observer.execution_ended(sandbox.spec.runtime, execution.exit.reason, output)
-            sandbox.touch()
-            self._lifetimes.arm(sandbox)
-        await execution.settled()
 
     async def kill_execution(self, execution: Execution) -> None:
         """Everything that it started is gone when this returns. Goes on whatever becomes of the caller. Idempotent."""

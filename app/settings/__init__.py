@@ -54,6 +54,9 @@ class CapacitySettings(Part):
     streams: int = Field(_CAPACITY.streams, ge=1, description="of all executions, at once")
     tickets: int = Field(_CAPACITY.tickets, ge=1, description="stream tickets that wait to be used")
     waits: int = Field(_CAPACITY.waits, ge=1, description="requests whose answer is held, at once")
+    ended_output_mib: int = Field(
+        _CAPACITY.ended_output_mib, ge=0, description="memory for output of ended executions; beyond it goes to disk"
+    )
     transfers: int = Field(_CAPACITY.transfers, ge=1, description="operations on files at once in all sandboxes")
     archives: int = Field(_CAPACITY.archives, ge=1, description="of them, archives that are unpacked")
     records: int = Field(_CAPACITY.records, ge=1, description="sandboxes listed, destroyed ones included")

@@ -60,12 +60,16 @@ class Memory:
 
     def __init__(self, _: int) -> None:
         self._bytes = bytearray()
+        self.start = 0
 
     def write(self, offset: int, data: bytes) -> None:
         self._bytes[offset : offset + len(data)] = data
 
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self._bytes[offset : offset + size])
+
+    def seal(self) -> None:
+        """It never has to make room."""
 
     def close(self) -> None:
         self._bytes.clear()

@@ -562,6 +562,29 @@ async def test_kill_ends_daemons_too_and_nothing_of_other_executions(kind: Kind)
         assert await sandbox.processes() == 0
 
 
+async def test_output_has_ended_after_a_kill(kind: Kind) -> None:
+    """While something holds it: tests/kernel/test_left_behind.py."""
+    async with room(kind) as sandbox:
+        promised(sandbox.backend, Capability.KILL_TREE)
+        alone, run = await sandbox.run(kind.programs.echo("x")), await sandbox.run(kind.programs.daemon(0))
+        await alone.end()
+        await run.end()
+        async with asyncio.timeout(10):
+            await alone.handle.output_ended()
+        await run.handle.kill()
+        async with asyncio.timeout(10):
+            await run.handle.output_ended()
+
+
+async def test_output_ends_with_the_sandbox(kind: Kind) -> None:
+    async with room(kind) as sandbox:
+        run = await sandbox.run(kind.programs.daemon(0))
+        await run.end()
+        await sandbox.handle.destroy()
+        async with asyncio.timeout(10):
+            await run.handle.output_ended()
+
+
 async def test_killed_program_is_signaled_with_sigkill_and_kill_is_idempotent(kind: Kind) -> None:
     async with room(kind) as sandbox:
         run = await sandbox.run(kind.programs.sleep())

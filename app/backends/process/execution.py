@@ -196,18 +196,6 @@ class ProcessExecution:
             self._exit.set_result(exit_)
         self._streams.close_stdin()
 
-    @property
-    def ended(self) -> bool:
-        return self._exit.done()
-
-    @property
-    def lingers(self) -> bool:
-        """Ended, and something that it left behind still holds its output."""
-        return self._exit.done() and not self._streams.at_end
-
-    def let_go(self) -> None:
-        self._streams.let_go()
-
     async def settled(self) -> None:
         """After the sandbox's end: everything that was printed is in the logs and no descriptor is open."""
         await asyncio.shield(self._exit)
@@ -252,6 +240,10 @@ class ProcessExecution:
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)
+
+    async def output_ended(self) -> None:
+        await asyncio.shield(self._exit)
+        await self._streams.output_ended()
 
 
 def _natural(status: int) -> Exit:

@@ -49,6 +49,7 @@ class OutputPump:
         self._loop = asyncio.get_running_loop()
         self._full_reads, self._grown = 0, False
         self._changed: Callable[[], None] | None = None
+        self._ended = asyncio.Event()
         self._loop.add_reader(descriptor, self._readable)
 
     @property
@@ -112,8 +113,13 @@ class OutputPump:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+            self._ended.set()
             if self._grown:
                 self._budget.left += 1
+
+    async def wait(self) -> None:
+        """Returns at end of file, or once it was closed."""
+        await self._ended.wait()
 
 
 class StdinPipe:

@@ -39,8 +39,6 @@ from app.launcher.protocol import (
     Writer,
 )
 
-_MOST_LINGERING = 64
-
 
 class ProcessSandbox:
     """`on_end` is called once, when nothing of it is left."""
@@ -59,7 +57,6 @@ class ProcessSandbox:
         self._executions: dict[int, ProcessExecution | FileAgent] = {}
         self._files = files(self._start_agent)
         self._number = 0
-        self._recent: list[ProcessExecution] = []  # running, or ended with something left behind
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._lost: asyncio.Future[str] = loop.create_future()
@@ -102,10 +99,8 @@ class ProcessSandbox:
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
         self._check_open()
         self._number += 1
-        self._bound_lingering()
         execution = ProcessExecution(self._link, self.id, self._number, self._send_signal, self._violated)
         self._executions[execution.number] = execution
-        self._recent.append(execution)
         await execution.start(command, logs, self._budget)
         return execution
 
@@ -141,13 +136,6 @@ class ProcessSandbox:
 
     async def lost(self) -> str:
         return await asyncio.shield(self._lost)
-
-    def _bound_lingering(self) -> None:
-        """A process that was left behind holds two descriptors of ours: beyond a number the oldest are let go."""
-        lingering = [execution for execution in self._recent if execution.lingers]
-        for execution in lingering[:-_MOST_LINGERING]:
-            execution.let_go()
-        self._recent = [execution for execution in self._recent if execution.lingers or not execution.ended]
 
     # --- the end
 

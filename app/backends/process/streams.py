@@ -33,11 +33,6 @@ class Streams:
             descriptors.append(far)
         return descriptors
 
-    @property
-    def at_end(self) -> bool:
-        """Nobody holds the output any more, or we have let it go."""
-        return all(pump.at_end for pump in self._pumps)
-
     async def drain(self) -> None:
         for pump in self._pumps:
             await pump.drain()
@@ -46,11 +41,12 @@ class Streams:
         if self.stdin is not None:
             self.stdin.close()
 
-    def let_go(self) -> None:
-        """What was left behind gets a SIGPIPE for what it prints from now on."""
+    async def output_ended(self) -> None:
+        """Nobody holds the output any more, or `close` was called."""
         for pump in self._pumps:
-            pump.close()
+            await pump.wait()
 
     def close(self) -> None:
-        self.let_go()
+        for pump in self._pumps:
+            pump.close()
         self.close_stdin()

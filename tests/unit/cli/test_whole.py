@@ -77,7 +77,7 @@ class Spilling(Service):
         super().__init__()
         spill = SpillFolder(Path(folder), 512 * 1024 * 1024)
         self.telemetry = Telemetry(stream=self.log)
-        self.sandboxes = Sandboxes(self.registry, Capacity(), self.telemetry, spill.open, spill.check)
+        self.sandboxes = Sandboxes(self.registry, Capacity(), self.telemetry, spill.of)
         self.app = create_app(load_settings(), self.sandboxes, self.registry, telemetry=self.telemetry)
 
 

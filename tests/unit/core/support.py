@@ -9,6 +9,7 @@ from typing import Any
 
 from app.core.executions import Execution
 from app.core.models import Channel, Command, OnOutputLimit, SandboxSpec, Stdin
+from app.core.output import SandboxSpill
 from app.core.policy import Limits, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandbox, Sandboxes
@@ -54,12 +55,16 @@ class House:
     """`async with House() as house`: at the end everything is closed, and nothing may be left."""
 
     def __init__(
-        self, check_spill: Callable[[], None] = lambda: None, *, backend: NullBackend | None = None, **numbers: Any
+        self,
+        spill_of: Callable[[str], SandboxSpill] | None = None,
+        *,
+        backend: NullBackend | None = None,
+        **numbers: Any,
     ) -> None:
         self.backend = backend or NullBackend()
         self.notes = Notes()
         registry = Registry([self.backend], default="process")
-        self.sandboxes = Sandboxes(registry, Capacity(**numbers), self.notes, check_spill=check_spill)
+        self.sandboxes = Sandboxes(registry, Capacity(**numbers), self.notes, spill_of)
 
     async def __aenter__(self) -> House:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from app.core.models import Channel, ExecutionState, Exit, ExitReason, SandboxSt
 from app.core.policy import Limits
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
+from app.spill import SpillFolder
 from tests.null_backend import CAPABILITIES, STDIN_BUFFER, Gate, NullBackend, pattern
 from tests.unit.core.support import House, Notes, command, spec, steps, text, until
 
@@ -186,13 +188,40 @@ async def test_capacity_of_executions_is_refused_by_name() -> None:
             await house.start(sandbox, "echo")
 
 
-async def test_full_spill_refuses_the_execution_before_anything_starts() -> None:
-    def full() -> None:
-        raise CapacityExceeded("bytes of spill", 1)
-
-    async with House(check_spill=full) as house:
+async def test_what_an_execution_left_behind_counts_until_it_is_gone() -> None:
+    async with House(executions_running=2) as house:
         sandbox = await house.create()
-        with pytest.raises(CapacityExceeded, match="spill"):
+        left = [await house.start(sandbox, "daemon", "exit", "0") for _ in range(2)]
+        for execution in left:
+            await execution.wait()
+        with pytest.raises(CapacityExceeded, match="limit of 2 running executions, and ended") as full:
+            await house.start(sandbox, "echo")
+        assert "in one sandbox" in full.value.budget
+        assert sandbox.running == 0
+        await house.start(await house.create(), "echo")
+        await house.sandboxes.kill_execution(left[0])
+        await house.start(sandbox, "echo")
+
+
+async def test_executions_of_one_sandbox_leave_room_for_another() -> None:
+    async with House(executions=4) as house:
+        greedy, other = await house.create(), await house.create()
+        for _ in range(2):
+            await (await house.start(greedy, "daemon", "exit", "0")).wait()
+        with pytest.raises(CapacityExceeded, match="leaves this sandbox 2") as full:
+            await house.start(greedy, "echo")
+        assert full.value.holder == "sandbox"
+        running = await house.start(other, "sleep")
+        await house.sandboxes.destroy(greedy)
+        await house.start(other, "sleep")
+        await house.sandboxes.kill_execution(running)
+
+
+async def test_full_spill_refuses_the_execution_before_anything_starts(tmp_path: Path) -> None:
+    folder = SpillFolder(tmp_path, 1024)  # less than a file grows by
+    async with House(folder.of) as house:
+        sandbox = await house.create()
+        with pytest.raises(CapacityExceeded, match="stored output"):
             await house.start(sandbox, "echo")
         assert sandbox.executions == {}
 

@@ -14,14 +14,16 @@ from tests.null_backend import pattern
 
 
 class RingSpill:
-    """A ring of `capacity` bytes; fails from the given call on."""
+    """A ring of `capacity` bytes; fails from the given call on. `make_room` is what its sandbox may do once it is
+    sealed."""
 
     def __init__(self, capacity: int, *, writes: int | None = None, reads: int | None = None) -> None:
         self.ring = bytearray(capacity)
         self.capacity = capacity
         self.writes, self.reads = writes, reads
-        self.empty_reads = False
+        self.empty_reads = self.sealed = False
         self.closed = 0
+        self.start = self.end = 0
 
     def write(self, offset: int, data: bytes) -> None:
         assert not self.closed
@@ -30,6 +32,9 @@ class RingSpill:
                 raise OSError(28, "No space left on device")
             self.writes -= 1
         assert len(data) <= self.capacity, "a ring cannot take more than itself"
+        assert not self.sealed
+        self.end = offset + len(data)
+        self.start = max(self.start, self.end - self.capacity)
         at = offset % self.capacity
         first = min(len(data), self.capacity - at)
         self.ring[at : at + first] = data[:first]
@@ -45,6 +50,13 @@ class RingSpill:
             self.reads -= 1
         at = offset % self.capacity
         return bytes(self.ring[at : min(at + size, self.capacity)])
+
+    def seal(self) -> None:
+        self.sealed = True
+
+    def make_room(self) -> None:
+        if self.sealed:
+            self.start = self.end
 
     def close(self) -> None:
         self.closed += 1
@@ -79,6 +91,8 @@ actions = st.one_of(
     st.tuples(st.just("read"), st.integers(1, 2 * CHUNK)),
     st.tuples(st.just("reader"), st.integers(0, 2**21)),
     st.tuples(st.just("close"), st.just(0)),
+    st.tuples(st.just("leave"), st.just(0)),
+    st.tuples(st.just("room"), st.just(0)),
     st.tuples(st.just("discard"), st.just(0)),
 )
 capacities = st.one_of(
@@ -119,7 +133,7 @@ def test_readers_get_every_byte_once_or_an_exact_gap(
     log = OutputLog(capacity, keep_first=keep_first, open_spill=None if spill == "off" else open_spill)
     model = b""
     readers = [Reader(log, 0)]
-    closed = discarded = False
+    closed = discarded = left = False
     for action, size in steps:
         start = log.start
         if action == "append":
@@ -137,6 +151,15 @@ def test_readers_get_every_byte_once_or_an_exact_gap(
         elif action == "close":
             log.close()
             closed = True
+        elif action == "leave":
+            log.close()
+            log.leave_memory()
+            assert in_memory(log) == log.in_memory == 0
+            closed = left = True
+        elif action == "room":
+            for ring in rings:
+                ring.make_room()
+                discarded = discarded or (ring.sealed and left)
         else:
             log.discard()
             closed = discarded = True
@@ -144,9 +167,10 @@ def test_readers_get_every_byte_once_or_an_exact_gap(
         assert start <= log.start <= log.total
         assert log.dropped == log.start
         assert log.closed is closed
-        assert in_memory(log) <= min(capacity, MEMORY_WINDOW) + CHUNK
+        assert log.in_memory == in_memory(log) <= min(capacity, MEMORY_WINDOW) + CHUNK
         healthy = spill == "on" and writes is None and reads is None
-        kept = 0 if discarded else min(len(model), capacity if healthy else min(capacity, MEMORY_WINDOW))
+        most = capacity if healthy else 0 if left else min(capacity, MEMORY_WINDOW)
+        kept = 0 if discarded else min(len(model), most)
         assert log.total - log.start >= kept, "bytes within the capacity are gone"
         assert log.total - log.start <= capacity
     assert log.sha256 == hashlib.sha256(model).hexdigest()

@@ -21,7 +21,7 @@ from app.core.models import Channel
 from app.core.output import CHUNK, MEMORY_WINDOW, OutputLog
 from app.spill import SpillFolder
 
-BUDGET = 3 * MEMORY_WINDOW  # of the folder, for both channels
+BUDGET = 6 * MEMORY_WINDOW  # of the folder, for both channels
 STREAM = Random(1).randbytes(1024 * 1024)  # what is written is a part of it: no two places look the same
 LARGE = [CHUNK - 1, CHUNK + 1, 3 * CHUNK, MEMORY_WINDOW, MEMORY_WINDOW + 1, 5 * CHUNK]
 
@@ -115,7 +115,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-ACTIONS = ["append"] * 4 + ["tear"] * 2 + ["view"] * 3 + ["stall", "cut", "connect", "fill", "empty"]
+ACTIONS = ["append"] * 4 + ["tear"] * 2 + ["view"] * 3 + ["stall", "cut", "connect", "fill", "empty", "leave"]
 STEPS = st.tuples(
     st.sampled_from(ACTIONS),
     st.sampled_from([Channel.STDOUT, Channel.STDOUT, Channel.STDERR]),
@@ -130,9 +130,10 @@ END = ("close", Channel.STDOUT, 0, 0)  # one channel may end long before the oth
 async def play(
     capacity: int, keep_first: bool, folder: SpillFolder, steps: list[tuple[str, Channel, int, int]]
 ) -> None:
-    scene = Scene({channel: OutputLog(capacity, keep_first=keep_first, open_spill=folder.open) for channel in Channel})
+    file = folder.of("a")
+    scene = Scene({channel: OutputLog(capacity, keep_first=keep_first, open_spill=file.open) for channel in Channel})
     viewers: list[Viewer] = []
-    hogged = 0
+    hogs = [f"hog {number}" for number in range(20)]
     for action, channel, size, number in steps:
         log = scene.logs[channel]
         some = viewers[number : number + 1]
@@ -160,12 +161,13 @@ async def play(
             case "connect" if some:
                 some[0].connect()
             case "fill":
-                room = BUDGET - folder.used
-                folder.take(room)
-                hogged += room
+                for hog in hogs:
+                    folder.budget.take(hog, folder.budget.share(hog) - folder.budget.held(hog))
             case "empty":
-                folder.give_back(hogged)
-                hogged = 0
+                for hog in hogs:
+                    folder.budget.give_back(hog, folder.budget.held(hog))
+            case "leave" if log.closed:
+                log.leave_memory()
             case _:
                 pass
         await turns()
@@ -183,8 +185,9 @@ async def play(
         assert log.sha256 == hashlib.sha256(scene.whole[channel]).hexdigest()
         assert not log._wakers, "a viewer that is gone is still woken"
         log.discard()
-    folder.give_back(hogged)
-    assert folder.used == 0, "spill that nobody gives back"
+    for hog in hogs:
+        folder.budget.give_back(hog, folder.budget.held(hog))
+    assert folder.budget.used == 0, "spill that nobody gives back"
 
 
 SPILL_IS_LOST = [
