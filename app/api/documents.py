@@ -18,7 +18,7 @@ _EXTRAS: dict[str, Any] = {
     "errors": [{"pointer": "/limits/memory_mib", "detail": "input should be a valid integer"}],
     "runtime": "process",
     "known": ["kernel", "linux", "process"],
-    "field": "limits.memory_mib",
+    "pointer": "/limits/memory_mib",
     "ceiling": 4096,
     "missing": ["pause"],
     "state": "destroyed",

@@ -39,8 +39,8 @@ class Problem(BaseModel):
     ]
     runtime: Annotated[Text, _only("problems with a runtime", "its name")]
     known: Annotated[Texts, _only("`unknown_…` and `runtime_not_enabled`", "the names that exist")]
-    field: Annotated[
-        Text, _only("`policy_too_broad`, `limit_too_high`, `policy_not_supported`", "the field, as `limits.cpus`")
+    pointer: Annotated[
+        Text, _only("`policy_too_broad`, `limit_too_high`, `policy_not_supported`", "the field, as `/limits/cpus`")
     ]
     # Without a type: of a union of two, one generator in four makes a class that holds nothing.
     ceiling: Annotated[

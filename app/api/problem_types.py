@@ -58,9 +58,9 @@ _TABLE = (
         "policy_too_broad",
         422,
         "The policy asks for more than the profile allows",
-        "A client may only narrow the operator's profile. `field` names the part that goes beyond it, `ceiling` what "
+        "A client may only narrow the operator's profile. `pointer` names the part that goes beyond it, `ceiling` what "
         "the profile allows there.",
-        ("field", "ceiling"),
+        ("pointer", "ceiling"),
     ),
     ProblemType(
         "limit_too_high",
@@ -68,14 +68,15 @@ _TABLE = (
         "The limit is above the ceiling",
         "Ask for `ceiling` or less: the operator's, or the runtime's own where that is lower. GET /runtimes lists the "
         "default and the ceiling of every limit.",
-        ("field", "ceiling"),
+        ("pointer", "ceiling"),
     ),
     ProblemType(
         "policy_not_supported",
         422,
         "The runtime cannot enforce this",
-        "What a runtime cannot enforce is refused, never ignored. Leave `field` out, or choose another runtime.",
-        ("field", "runtime"),
+        "What a runtime cannot enforce is refused, never ignored. Leave out what `pointer` names, or choose another "
+        "runtime.",
+        ("pointer", "runtime"),
     ),
     ProblemType(
         "capability_missing",

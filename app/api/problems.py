@@ -45,7 +45,7 @@ def _attributes(*names: str) -> Callable[[Any], Extras]:
 
 
 def _ceiling(error: Any) -> Extras:
-    return {"field": error.field, "ceiling": limit_number(error.field.rpartition(".")[2], error.ceiling)}
+    return {"pointer": error.pointer, "ceiling": limit_number(error.pointer.rpartition("/")[2], error.ceiling)}
 
 
 def _upstream(error: Any) -> Extras:
@@ -64,9 +64,9 @@ TRANSLATION: dict[type[e.BulkheadError], tuple[str, Callable[[Any], Extras]]] = 
     e.RuntimeNotEnabled: ("runtime_not_enabled", _attributes("runtime", "known")),
     e.UnknownProfile: ("unknown_profile", _attributes("known")),
     e.UnknownImage: ("unknown_image", _attributes("known")),
-    e.PolicyTooBroad: ("policy_too_broad", _attributes("field", "ceiling")),
+    e.PolicyTooBroad: ("policy_too_broad", _attributes("pointer", "ceiling")),
     e.LimitTooHigh: ("limit_too_high", _ceiling),
-    e.PolicyNotSupported: ("policy_not_supported", _attributes("field", "runtime")),
+    e.PolicyNotSupported: ("policy_not_supported", _attributes("pointer", "runtime")),
     e.CapabilityMissing: ("capability_missing", _attributes("missing", "runtime")),
     e.Unauthenticated: ("unauthenticated", _nothing),
     e.Forbidden: ("forbidden", _nothing),

@@ -97,7 +97,9 @@ class CreateSandbox(SandboxFields):
 class UpdateSandbox(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_seconds": 7200}, {"idle_seconds": None}]})
 
-    ttl_seconds: Seconds = Field(default_factory=float, description="counts anew from now; absent: unchanged")
+    ttl_seconds: Seconds | None = Field(
+        None, description="counts anew from now; null: as long as a sandbox lives by default; absent: unchanged"
+    )
     idle_seconds: Seconds | None = Field(None, description="null removes it; absent: unchanged")
     labels: Labels = Field(default_factory=dict, description="replaces all; absent: unchanged")
 

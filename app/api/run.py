@@ -82,8 +82,8 @@ def _command(asked: Run, spec: SandboxSpec, timeout: float, *, has_stdin: bool) 
 
 
 def _file(file: RunFile, pointer: str) -> PlacedFile:
-    if (file.content is None) == (file.content_base64 is None):
-        raise InvalidRequest.at(pointer, "needs either content or content_base64")
+    if file.content is None and file.content_base64 is None:
+        raise InvalidRequest.at(pointer, "needs content or content_base64")
     content = _bytes(file.content, file.content_base64, f"{pointer}/content_base64", "content")
     return PlacedFile(file.path, content, int(file.mode, 8))
 
@@ -92,7 +92,7 @@ def _bytes(text: str | None, encoded: str | None, pointer: str, beside: str) -> 
     if encoded is None:
         return b"" if text is None else text.encode()
     if text is not None:
-        raise InvalidRequest.at(pointer, f"is not taken beside {beside}")
+        raise InvalidRequest.at(pointer, f"is there beside {beside}; send one of the two, not both")
     try:
         return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as error:  # not ASCII, or not base64

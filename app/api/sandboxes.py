@@ -13,7 +13,7 @@ from app.api.deps import Edge, edge_of, held
 from app.api.documents import created, json_body, problems
 from app.api.hangup import ClientGone, until_disconnect
 from app.api.paging import PageQuery, page
-from app.api.specs import lifetime, sandbox_spec
+from app.api.specs import lifetime, sandbox_spec, ttl_of
 from app.api.strict_route import StrictRoute
 from app.api.views import Body, json_response, sandbox_body
 from app.core.errors import InvalidRequest
@@ -174,7 +174,7 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
     given = asked.model_fields_set
     edge.sandboxes.update(
         sandbox,
-        ttl_seconds=lifetime("ttl_seconds", asked.ttl_seconds, edge) if "ttl_seconds" in given else None,
+        ttl_seconds=ttl_of(asked.ttl_seconds, edge) if "ttl_seconds" in given else None,
         idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
         set_idle="idle_seconds" in given,
         labels=asked.labels if "labels" in given else None,

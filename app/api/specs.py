@@ -23,8 +23,8 @@ DEFAULT_TTL_SECONDS = 3600.0
 async def sandbox_spec(
     asked: SandboxFields, edge: Edge, sandbox_id: str | None = None, more: frozenset[Capability] = frozenset()
 ) -> SandboxSpec:
-    """Raises what section 9 of the API lists for a create; nothing is begun. `more`: capabilities that `auto` must look
-    for beside those of the fields."""
+    """Raises what a create is refused with; nothing is begun. `more`: capabilities that `auto` must look for beside
+    those of the fields."""
     known = edge.sandboxes.find(sandbox_id) if sandbox_id else None
     runtime = edge.registry.default if asked.runtime is None else asked.runtime
     backend, reason = await choose(
@@ -44,7 +44,7 @@ async def sandbox_spec(
             env=asked.env,
             workdir=check_path(asked.workdir, "/workdir"),
             requires=frozenset(asked.requires),
-            ttl_seconds=_ttl(asked.ttl_seconds, edge),
+            ttl_seconds=ttl_of(asked.ttl_seconds, edge),
             idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
             labels=asked.labels,
             image=_image(asked.image, backend),
@@ -53,7 +53,7 @@ async def sandbox_spec(
     )
     for name, limit in edge.ranges.items():  # what a runtime rounds up must not be more than the operator gives
         if getattr(spec.limits, name) > limit.ceiling:
-            raise LimitTooHigh(f"limits.{name}", getattr(spec.limits, name), limit.ceiling)
+            raise LimitTooHigh(f"/limits/{name}", getattr(spec.limits, name), limit.ceiling)
     return spec
 
 
@@ -78,7 +78,8 @@ def _image(asked: str | None, backend: Backend) -> str | None:
     return asked
 
 
-def _ttl(asked: float | None, edge: Edge) -> float:
+def ttl_of(asked: float | None, edge: Edge) -> float:
+    """None: the default. Raises LimitTooHigh."""
     if asked is None:
         return min(DEFAULT_TTL_SECONDS, edge.ttl_ceiling_seconds)
     lifetime("ttl_seconds", asked, edge)
@@ -88,7 +89,7 @@ def _ttl(asked: float | None, edge: Edge) -> float:
 def lifetime(field: str, seconds: float | None, edge: Edge) -> float | None:
     """Raises LimitTooHigh above the operator's ceiling."""
     if seconds is not None and seconds > edge.ttl_ceiling_seconds:
-        raise LimitTooHigh(field, seconds, edge.ttl_ceiling_seconds)
+        raise LimitTooHigh(f"/{field}", seconds, edge.ttl_ceiling_seconds)
     return seconds
 
 
@@ -97,7 +98,7 @@ def _limits(asked: LimitsRequest, backend: Backend, edge: Edge) -> Limits:
     for name, capability in ENFORCED_BY.items():
         if values[name] is not None and capability not in backend.info.capabilities:
             raise PolicyNotSupported(
-                f"limits.{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
+                f"/limits/{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
             )
     return choose_limits(values, lower(edge.ranges, backend.info.ceilings))
 
@@ -123,15 +124,15 @@ def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
         ("filesystem", asked.filesystem is not None, Capability.FILESYSTEM_POLICY, "has no filesystem policy"),
         ("syscalls", asked.syscalls is not None, Capability.SYSCALL_PROFILES, "has no system call profiles"),
         (
-            "network.mode",
+            "network/mode",
             network is not None and network.mode == "direct",
             Capability.NETWORK_DIRECT,
-            "does not reach the network: it cannot, or the operator has permitted no hosts",
+            f"does not reach the network: {backend.info.no_network}",
         ),
     )
     for part, is_asked, capability, lack in parts:
         if is_asked and capability not in capabilities:
-            raise PolicyNotSupported(f"policy.{part}", name, f"the runtime {name!r} {lack}")
+            raise PolicyNotSupported(f"/policy/{part}", name, f"the runtime {name!r} {lack}")
 
 
 def _network(asked: NetworkRequest) -> Network:
@@ -146,7 +147,7 @@ def timeout_of(asked: float | None, spec: SandboxSpec) -> float:
     """Raises LimitTooHigh above the sandbox's wall time."""
     wall = spec.limits.wall_seconds
     if asked is not None and asked > wall:
-        raise LimitTooHigh("timeout_seconds", asked, wall)
+        raise LimitTooHigh("/timeout_seconds", asked, wall)
     return wall if asked is None else asked
 
 

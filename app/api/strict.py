@@ -102,7 +102,24 @@ Environment = Annotated[
     BeforeValidator(_look_at_few_wrong_values),
     documented(propertyNames={"pattern": r"^[^=\x00]+$"}),
 ]
-Arguments = Annotated[list[Annotated[str, documented(pattern=NO_NUL)]], Field(fail_fast=True), documented(minItems=1)]
+
+
+def _not_one_text(value: Any) -> Any:
+    if isinstance(value, str):
+        raise PydanticCustomError("one_text", "{sentence}", {"sentence": ONE_TEXT})
+    return value
+
+
+ONE_TEXT = (
+    'must be a list with one item for each argument, such as ["ls", "-la"]; '
+    'a line for a shell is ["sh", "-c", "ls -la"]'
+)
+Arguments = Annotated[
+    list[Annotated[str, documented(pattern=NO_NUL)]],
+    Field(fail_fast=True),
+    BeforeValidator(_not_one_text),
+    documented(minItems=1),
+]
 Host = Annotated[str, StringConstraints(min_length=1, max_length=255)]  # a DNS name has 253 characters at most
 Directory = Annotated[str, documented(pattern=r"^/[^\x00]*$")]
 Paths = Annotated[list[Directory], Field(max_length=PATHS, fail_fast=True)]

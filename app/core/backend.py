@@ -130,7 +130,8 @@ class SandboxHandle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
-    """What `GET /runtimes` says about a runtime. `ceilings`: of its own, by name of the limit, below the operator's."""
+    """What `GET /runtimes` says about a runtime. `ceilings`: of its own, by name of the limit, below the operator's.
+    `no_network`: why it has no network to offer, for a request that asks for one."""
 
     name: str
     tier: str
@@ -139,6 +140,7 @@ class RuntimeInfo:
     aliases: tuple[str, ...] = ()
     command_limits: CommandLimits = field(default_factory=CommandLimits)
     ceilings: Mapping[str, float] = field(default_factory=dict)
+    no_network: str = "it has no network"
 
 
 class Backend(Protocol):

@@ -81,7 +81,7 @@ def _suitable(wish: Wish, registry: Registry, passed: list[str]) -> list[Backend
     detail = f"no runtime meets the request: {'; '.join(passed)}"
     if fewest is not None:
         raise CapabilityMissing(fewest, AUTO, detail)
-    raise RuntimeNotEnabled(AUTO, [backend.info.name for backend in registry], detail)
+    raise RuntimeNotEnabled(AUTO, [b.info.name for b in registry if registry.enabled(b.info.name)], detail)
 
 
 def _reason(wish: Wish, chosen: Backend, passed: list[str]) -> str:

@@ -61,6 +61,13 @@ def number_of_signal(name: str) -> int:
     return number
 
 
+def hint_for(program: str) -> str:
+    """What to say beside that a program was not found: many have put a whole line into the first argument."""
+    if " " not in program.strip():
+        return ""
+    return '; a command is a list with one item for each argument, and a line for a shell is ["sh", "-c", "…"]'
+
+
 def signal_name(number: int) -> str:
     return SIGNALS.get(number, f"SIGRTMIN+{number - 34}" if number >= 34 else f"SIG{number}")
 

@@ -92,8 +92,8 @@ class UnknownImage(Refused):
 
 
 class PolicyTooBroad(Refused):
-    def __init__(self, field: str, ceiling: str, detail: str) -> None:
-        self.field, self.ceiling = field, ceiling
+    def __init__(self, pointer: str, ceiling: str, detail: str) -> None:
+        self.pointer, self.ceiling = pointer, ceiling
         super().__init__(detail)
 
 
@@ -103,14 +103,14 @@ def _plain(number: float) -> str:
 
 
 class LimitTooHigh(Refused):
-    def __init__(self, field: str, value: float, ceiling: float) -> None:
-        self.field, self.ceiling = field, ceiling
-        super().__init__(f"{field} is {_plain(value)}, the ceiling is {_plain(ceiling)}")
+    def __init__(self, pointer: str, value: float, ceiling: float) -> None:
+        self.pointer, self.ceiling = pointer, ceiling
+        super().__init__(f"{pointer} is {_plain(value)}, the ceiling is {_plain(ceiling)}")
 
 
 class PolicyNotSupported(Refused):
-    def __init__(self, field: str, runtime: str, detail: str) -> None:
-        self.field, self.runtime = field, runtime
+    def __init__(self, pointer: str, runtime: str, detail: str) -> None:
+        self.pointer, self.runtime = pointer, runtime
         super().__init__(detail)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 from app.core.backend import SandboxHandle, settle
 from app.core.ended import EndedOutput
@@ -104,7 +105,9 @@ class Lifetimes:
             self._records.forget(sandbox)
         if sandbox in self._records:
             loop = asyncio.get_running_loop()
-            sandbox.timer = loop.call_later(self._capacity.record_seconds, self._records.forget, sandbox)
+            seconds = self._capacity.record_seconds
+            sandbox.forgotten_at = now() + timedelta(seconds=seconds)
+            sandbox.timer = loop.call_later(seconds, self._records.forget, sandbox)
 
     async def _end_handle(self, sandbox: Sandbox, why: str) -> None:
         if sandbox.timer is not None:

@@ -105,7 +105,7 @@ def _narrow_list(
         path = check_path(raw, f"/policy/filesystem/{kind}/{index}")
         if not _inside(path, ceiling):
             raise PolicyTooBroad(
-                f"policy.filesystem.{kind}",
+                f"/policy/filesystem/{kind}",
                 ", ".join(ceiling),
                 f"{path} is outside what the profile allows for {kind}: {', '.join(ceiling) or 'nothing'}",
             )
@@ -159,7 +159,7 @@ def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitR
         if not value >= floor:  # NaN too
             raise InvalidRequest.at(f"/limits/{name}", f"must be at least {floor:g}")
         if value > ranges[name].ceiling:
-            raise LimitTooHigh(f"limits.{name}", value, ranges[name].ceiling)
+            raise LimitTooHigh(f"/limits/{name}", value, ranges[name].ceiling)
         values[name] = value
     return Limits(
         cpus=float(values["cpus"]),

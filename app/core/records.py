@@ -71,6 +71,7 @@ class Sandbox:
         self.watch: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.forgotten_at: datetime | None = None  # when the record of a sandbox that is over goes
 
     @property
     def over(self) -> bool:

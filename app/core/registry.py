@@ -26,10 +26,15 @@ class Registry:
         """Raises UnknownRuntime or RuntimeNotEnabled."""
         canonical = self._names.get(name)
         if canonical is None:
-            raise UnknownRuntime(name, self._names)
+            raise UnknownRuntime(name, self._offered)
         if canonical in self._disabled:
-            raise RuntimeNotEnabled(canonical, self._names)
+            raise RuntimeNotEnabled(canonical, self._offered)
         return canonical
+
+    @property
+    def _offered(self) -> list[str]:
+        """What a request may name."""
+        return [AUTO, *(name for name, runtime in self._names.items() if runtime not in self._disabled)]
 
     def get(self, name: str) -> Backend:
         return self._backends[self.canonical(name)]

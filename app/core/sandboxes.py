@@ -61,7 +61,7 @@ class Sandboxes:
         known = self._records.find(sandbox_id) if sandbox_id else None
         if known is not None:
             if known.state is SandboxState.DESTROYED or known.ending is not None:
-                raise Conflict(f"the id {known.id!r} is taken by a destroyed sandbox")
+                raise Conflict(f"the id {known.id!r} is taken by a destroyed sandbox; {_when_free(known)}")
             if known.spec != spec:
                 raise Conflict(f"the id {known.id!r} is taken by a sandbox with another body")
             return known, False
@@ -198,3 +198,9 @@ class Sandboxes:
         for sandbox in self:
             self._records.forget(sandbox)
         await self._tasks.aclose()
+
+
+def _when_free(sandbox: Sandbox) -> str:
+    if sandbox.forgotten_at is None:
+        return "it is free some time after the sandbox has ended"
+    return f"it is free at {sandbox.forgotten_at:%Y-%m-%dT%H:%M:%SZ}"

@@ -1,6 +1,6 @@
 """The isolation story on one page: which steps turn a copy of the launcher into a confined worker, and why there.
 
-Namespaces for users, mounts, processes, IPC and host name come with the clone itself (`server.py`). The runner stops
+Namespaces for users, mounts, processes, IPC and host name come with the clone itself (`birth.py`). The runner stops
 at the first refusal and reports the step's name; half a sandbox is never served.
 """
 

@@ -67,7 +67,7 @@ def test_generated_client_drives_the_service(client: str, url: str) -> None:
     assert mismatch == {"status": 422, "type": "/problems/idempotency_mismatch"}
     too_high, wrong, nobody, stranger = report["problems"]
     assert (too_high["status"], too_high["type"]) == (422, "/problems/limit_too_high")
-    assert too_high["field"] == "limits.memory_mib"
+    assert too_high["pointer"] == "/limits/memory_mib"
     assert isinstance(too_high["ceiling"], int | float)
     assert wrong == {"status": 422, "type": "/problems/invalid_request", "pointers": ["/ttl_seconds"]}
     assert nobody == {"status": 404, "type": "/problems/not_found"}

@@ -108,7 +108,7 @@ def test_an_error_of_the_whole_body_begins_with_its_sentence() -> None:
 
 
 def test_a_ceiling_of_whole_numbers_is_one() -> None:
-    for field, kind in (("limits.memory_mib", int), ("limits.cpus", float)):
+    for field, kind in (("/limits/memory_mib", int), ("/limits/cpus", float)):
         assert type(problem_of(e.LimitTooHigh(field, 8192.0, 4096.0)).extras["ceiling"]) is kind
 
 

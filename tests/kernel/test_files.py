@@ -496,7 +496,8 @@ def test_two_hundred_megabytes_through_the_service_take_flat_memory_of_its_gatew
         most[method], got = 0, 0
         try:
             headers = {"content-length": str(length)} if method == "PUT" else {}
-            connection.request(method, f"/sandboxes/{sandbox}/files?path=f", pieces if method == "PUT" else None, headers)
+            body = pieces if method == "PUT" else None
+            connection.request(method, f"/sandboxes/{sandbox}/files?path=f", body, headers)
             answer = connection.getresponse()
             assert answer.status in {200, 201, 204}, answer.read()
             while more := answer.read(MIB):

@@ -74,7 +74,7 @@ def test_a_policy_is_never_wider_than_its_profile(asked: dict[str, Any]) -> None
     try:
         spec = spec_of({"policy": asked})
     except (InvalidRequest, PolicyTooBroad, PolicyNotSupported) as refusal:
-        pointers = [e.pointer for e in refusal.errors] if isinstance(refusal, InvalidRequest) else [refusal.field]
+        pointers = [e.pointer for e in refusal.errors] if isinstance(refusal, InvalidRequest) else [refusal.pointer]
         assert pointers
         assert all("policy" in pointer for pointer in pointers)
         return
@@ -101,7 +101,7 @@ def test_limits_and_lifetimes_are_never_above_the_ceilings(asked: dict[str, Any]
         spec = spec_of(body)
     except LimitTooHigh as refusal:
         given: dict[str, Any] = {**asked, "ttl_seconds": ttl}
-        assert given[refusal.field.rpartition(".")[2]] > refusal.ceiling
+        assert given[refusal.pointer.rpartition("/")[2]] > refusal.ceiling
         return
     plan = create_plan("sandbox", spec)
     enforced = {
@@ -149,7 +149,7 @@ def test_no_host_is_reached_that_the_operator_did_not_permit(asked: list[str]) -
     except InvalidRequest as refusal:
         assert all(e.pointer.startswith("/policy/network/allow") for e in refusal.errors)
     except PolicyTooBroad as refusal:
-        assert refusal.field == "policy.network.allow"
+        assert refusal.pointer == "/policy/network/allow"
     else:
         assert rules
         assert all(reaches_only_permitted(rule) for rule in rules), rules

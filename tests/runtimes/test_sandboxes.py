@@ -33,7 +33,7 @@ def test_what_a_runtime_lacks_is_refused_by_name_before_anything_is_made(place: 
     if not place.promises("limit_processes"):
         limited = {"runtime": place.runtime, "limits": {"processes": 5}}
         status, answer = place.service.call("POST", "/sandboxes", limited)
-        assert (status, answer["field"]) == (422, "limits.processes")
+        assert (status, answer["pointer"]) == (422, "/limits/processes")
     assert len(place.service.call("GET", "/sandboxes?limit=1000")[1]["items"]) == before
 
 

@@ -18,7 +18,7 @@ from app.backends.boxlite.client import Client
 from app.backends.boxlite.images import Images
 from app.backends.boxlite.inside import WORKSPACE, Facts
 from app.backends.boxlite.limits import COMMAND_LIMITS, GIB, MOST_CPUS, whole
-from app.backends.boxlite.network import narrowed
+from app.backends.boxlite.network import NOBODY_PERMITTED, narrowed
 from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.receipt import check, isolation
 from app.backends.boxlite.sandbox import BoxliteSandbox
@@ -82,6 +82,7 @@ class BoxliteBackend:
             aliases=("vm", "microvm"),
             command_limits=COMMAND_LIMITS,
             ceilings={"cpus": MOST_CPUS},
+            no_network=NOBODY_PERMITTED,
         )
 
     def open(self) -> None:

@@ -27,7 +27,7 @@ GIB = 1024
 def whole(limits: Limits) -> Limits:
     """BoxLite knows whole cpus and GiB. Raises LimitTooHigh, InvalidRequest."""
     if limits.cpus > MOST_CPUS:
-        raise LimitTooHigh("limits.cpus", limits.cpus, MOST_CPUS)
+        raise LimitTooHigh("/limits/cpus", limits.cpus, MOST_CPUS)
     if limits.memory_mib < LEAST_MEMORY_MIB:
         raise InvalidRequest.at("/limits/memory_mib", f"must be at least {LEAST_MEMORY_MIB} for a microVM")
     return replace(limits, cpus=float(math.ceil(limits.cpus)), disk_mib=math.ceil(limits.disk_mib / GIB) * GIB)

@@ -12,14 +12,14 @@ from app.backends.boxlite import RUNTIME
 from app.core.errors import InvalidRequest, PolicyNotSupported, PolicyTooBroad
 from app.core.hosts import check_rule, covers
 
+NOBODY_PERMITTED = "the operator permits no host; BULKHEAD_BOXLITE__DIRECT_ALLOW lists those that boxes may reach"
 RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which the pulse asks for at every beat
 
 
 def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
     """Raises PolicyNotSupported, InvalidRequest, PolicyTooBroad."""
     if not permitted:
-        detail = "the operator permits no host; BULKHEAD_BOXLITE__DIRECT_ALLOW lists those that boxes may reach"
-        raise PolicyNotSupported("policy.network.mode", RUNTIME, detail)
+        raise PolicyNotSupported("/policy/network/mode", RUNTIME, NOBODY_PERMITTED)
     if not asked:
         raise InvalidRequest.at("/policy/network/allow", "must name the hosts that may be reached")
     rules = []
@@ -30,7 +30,9 @@ def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
             raise InvalidRequest.at(f"/policy/network/allow/{place}", str(error)[:200]) from None
         if not any(covers(wide, rule) for wide in permitted):
             ceiling = ", ".join(permitted)
-            raise PolicyTooBroad("policy.network.allow", ceiling, f"{rule} is not among what may be reached: {ceiling}")
+            raise PolicyTooBroad(
+                "/policy/network/allow", ceiling, f"{rule} is not among what may be reached: {ceiling}"
+            )
         rules.append(rule)
     if sum(map(len, rules)) > RULES_BYTES:
         raise InvalidRequest.at("/policy/network/allow", f"takes more than {RULES_BYTES} bytes")

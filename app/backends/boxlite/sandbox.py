@@ -16,6 +16,7 @@ from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.server import Server, SpawnFailed, is_silent
 from app.backends.boxlite.turns import Asks
 from app.core.backend import Logs
+from app.core.commands import hint_for
 from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason
@@ -226,7 +227,8 @@ def _start_failed(command: Command, said: str) -> Exit:
     """The server's reasons, as 0.10.8 words them."""
     program, reason = command.argv[0], " ".join(said.split())[-300:]
     if "not found in $PATH" in said:
-        return Exit(ExitReason.START_FAILED, detail=f"{program!r} was not found in the box", not_found=True)
+        detail = f"{program!r} was not found in the box" + hint_for(program)
+        return Exit(ExitReason.START_FAILED, detail=detail, not_found=True)
     if "does not have correct permissions" in said:
         return Exit(ExitReason.START_FAILED, detail=f"{program!r} cannot be executed: EACCES")
     if "failed to unix syscall" in said:

@@ -16,7 +16,7 @@ from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import command_body
 from app.backends.process.streams import Streams
 from app.core.backend import Logs
-from app.core.commands import signal_name
+from app.core.commands import hint_for, signal_name
 from app.core.errors import BackendFailure, BackendTimeout, BackendUnavailable, WrongState
 from app.core.models import Command, Exit, ExitReason
 from app.launcher.protocol import (
@@ -140,7 +140,7 @@ class ProcessExecution:
         elif step == STEP_CGROUP:
             detail = f"step join_cgroup failed: {name} ({sentence})"
         else:
-            detail = f"{self._argv0!r} cannot be executed: {name} ({sentence})"
+            detail = f"{self._argv0!r} cannot be executed: {name} ({sentence})" + hint_for(self._argv0)
         not_found = step not in (STEP_WORKDIR, STEP_CGROUP) and number in (errno.ENOENT, errno.ENOTDIR)
         self._begun.set_result(None)
         self._finishing = asyncio.get_running_loop().create_task(

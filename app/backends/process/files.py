@@ -82,7 +82,7 @@ def translated(disk_bytes: int) -> Iterator[None]:
         raise BackendFailure("the file agent does not speak its protocol") from error
 
 
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOT_TAKEN = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP}
 _CHANGED = {errno.ESTALE, errno.EEXIST}
 _SCARCE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
@@ -97,6 +97,7 @@ def _error(failed: Failed, disk_bytes: int) -> BulkheadError:
     errors: list[tuple[bool, Callable[[], BulkheadError]]] = [
         (found is not None, lambda: WrongType(str(found), f"{path!r} is {found}, and {wanted} is needed")),
         (failed.errno == errno.ENOENT, lambda: NotFound("file", path)),
+        (failed.errno == errno.EBUSY, lambda: AccessDenied(f"{path!r} is a part of the sandbox and cannot be deleted")),
         (failed.errno in _DENIED, lambda: AccessDenied(what)),
         (failed.errno in {errno.ENOSPC, errno.EDQUOT}, lambda: DiskFull(disk_bytes)),
         (failed.errno in _NOT_TAKEN, lambda: InvalidRequest.at("query/path", what)),

@@ -50,8 +50,8 @@ func must[T any](value T, err error) T {
 func refused(answer *http.Response, body []byte) map[string]any {
 	problem := problemOf(answer, body)
 	told := map[string]any{"status": problem.Status, "type": problem.Type}
-	if problem.Field != nil {
-		told["field"], told["ceiling"] = *problem.Field, problem.Ceiling
+	if problem.Pointer != nil {
+		told["pointer"], told["ceiling"] = *problem.Pointer, problem.Ceiling
 	}
 	if problem.Errors != nil {
 		pointers := []string{}

@@ -44,8 +44,8 @@ public final class Drive {
         } catch (ApiException error) {
             Problem problem = problemOf(error);
             Map<String, Object> told = new TreeMap<>(Map.of("status", problem.getStatus(), "type", problem.getType()));
-            if (problem.getField() != null) {
-                told.put("field", problem.getField());
+            if (problem.getPointer() != null) {
+                told.put("pointer", problem.getPointer());
                 told.put("ceiling", problem.getCeiling());
             }
             if (problem.getFound() != null) told.put("found", problem.getFound());

@@ -49,8 +49,8 @@ def taken(answer: T | Problem | None) -> T:
 def refused(answer: object) -> dict[str, object]:
     assert isinstance(answer, Problem), answer
     told = {"status": answer.status, "type": answer.type_}
-    if answer.field:
-        told |= {"field": answer.field, "ceiling": answer.ceiling}
+    if answer.pointer:
+        told |= {"pointer": answer.pointer, "ceiling": answer.ceiling}
     if answer.errors:
         told["pointers"] = [wrong.pointer for wrong in answer.errors]
     return told

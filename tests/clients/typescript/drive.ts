@@ -21,7 +21,7 @@ function refused(answer: { error?: Schemas["Problem"] }) {
   return {
     status: problem.status,
     type: problem.type,
-    ...(problem.field && { field: problem.field, ceiling: problem.ceiling }),
+    ...(problem.pointer && { pointer: problem.pointer, ceiling: problem.ceiling }),
     ...(problem.errors && { pointers: problem.errors.map((wrong) => wrong.pointer) }),
   };
 }

@@ -105,7 +105,7 @@ async def test_an_unknown_runtime_is_refused_with_the_known_names() -> None:
     problem = await refused({"runtime": "docker"})
     assert problem["type"] == "/problems/unknown_runtime"
     assert problem["runtime"] == "docker"
-    assert problem["known"] == ["kernel", "linux", "process"]
+    assert problem["known"] == ["auto", "kernel", "linux", "process"]
 
 
 async def test_a_runtime_that_is_switched_off_is_refused() -> None:
@@ -124,23 +124,23 @@ async def test_an_unknown_profile_is_refused_with_the_known_names() -> None:
 async def test_a_path_outside_the_profile_is_too_broad() -> None:
     problem = await refused({"policy": {"profile": "narrow", "filesystem": {"read_write": ["/tmp"]}}})
     assert problem["type"] == "/problems/policy_too_broad"
-    assert problem["field"] == "policy.filesystem.read_write"
+    assert problem["pointer"] == "/policy/filesystem/read_write"
     assert problem["ceiling"] == "/workspace"
 
 
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"limits": {"memory_mib": 5000}}, "limits.memory_mib"),
-        ({"limits": {"wall_seconds": 1e300}}, "limits.wall_seconds"),
-        ({"ttl_seconds": 1e9}, "ttl_seconds"),
-        ({"idle_seconds": 1e9}, "idle_seconds"),
+        ({"limits": {"memory_mib": 5000}}, "/limits/memory_mib"),
+        ({"limits": {"wall_seconds": 1e300}}, "/limits/wall_seconds"),
+        ({"ttl_seconds": 1e9}, "/ttl_seconds"),
+        ({"idle_seconds": 1e9}, "/idle_seconds"),
     ],
 )
 async def test_a_number_above_the_ceiling_names_field_and_ceiling(body: Any, field: str) -> None:
     problem = await refused(body)
     assert problem["type"] == "/problems/limit_too_high"
-    assert problem["field"] == field
+    assert problem["pointer"] == field
     assert isinstance(problem["ceiling"], int | float)
 
 
@@ -154,9 +154,9 @@ async def test_what_a_runtime_cannot_enforce_is_refused_when_asked_and_null_when
     less = CAPABILITIES - {Capability.LIMIT_PROCESSES, Capability.FILESYSTEM_POLICY}
     problem = await refused({"limits": {"processes": 5}}, Service([NullBackend(capabilities=less)]))
     assert problem["type"] == "/problems/policy_not_supported"
-    assert (problem["field"], problem["runtime"]) == ("limits.processes", "process")
+    assert (problem["pointer"], problem["runtime"]) == ("/limits/processes", "process")
     problem = await refused({"policy": {"filesystem": {}}}, Service([NullBackend(capabilities=less)]))
-    assert problem["field"] == "policy.filesystem"
+    assert problem["pointer"] == "/policy/filesystem"
     async with Service([NullBackend(capabilities=less)]).client() as client:
         assert (await client.post("/sandboxes", json={})).json()["limits"]["processes"] is None
 

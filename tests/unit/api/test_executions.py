@@ -126,9 +126,9 @@ async def test_a_timeout_above_wall_seconds_is_refused() -> None:
             f"/sandboxes/{sandbox}/executions", json={"command": ["echo"], "timeout_seconds": 10.5}
         )
         problem = answer.json()
-        assert (problem["type"], problem["field"], problem["ceiling"]) == (
+        assert (problem["type"], problem["pointer"], problem["ceiling"]) == (
             "/problems/limit_too_high",
-            "timeout_seconds",
+            "/timeout_seconds",
             10,
         )
 

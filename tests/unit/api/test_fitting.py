@@ -108,7 +108,7 @@ async def test_a_runtimes_own_ceiling_is_shown_and_holds() -> None:
         assert (limits["cpus"], limits["memory_mib"]) == (0.5, 256)
     problem = await refused({"limits": {"memory_mib": 257}}, service())
     assert problem["type"] == "/problems/limit_too_high"
-    assert (problem["field"], problem["ceiling"]) == ("limits.memory_mib", 256)
+    assert (problem["pointer"], problem["ceiling"]) == ("/limits/memory_mib", 256)
 
 
 async def test_only_limits_that_are_enforced_are_listed() -> None:
@@ -124,19 +124,19 @@ async def test_only_limits_that_are_enforced_are_listed() -> None:
 @pytest.mark.parametrize(
     ("policy", "field"),
     [
-        ({"profile": "narrow"}, "policy.profile"),
-        ({"filesystem": {}}, "policy.filesystem"),
-        ({"filesystem": {"read_only": ["/usr"]}}, "policy.filesystem"),
-        ({"syscalls": {}}, "policy.syscalls"),
-        ({"syscalls": {"profile": "default"}}, "policy.syscalls"),
-        ({"network": {"mode": "direct", "allow": ["files.example.org"]}}, "policy.network.mode"),
+        ({"profile": "narrow"}, "/policy/profile"),
+        ({"filesystem": {}}, "/policy/filesystem"),
+        ({"filesystem": {"read_only": ["/usr"]}}, "/policy/filesystem"),
+        ({"syscalls": {}}, "/policy/syscalls"),
+        ({"syscalls": {"profile": "default"}}, "/policy/syscalls"),
+        ({"network": {"mode": "direct", "allow": ["files.example.org"]}}, "/policy/network/mode"),
     ],
     ids=repr,
 )
 async def test_a_part_that_the_runtime_does_not_enforce_is_refused_by_name(policy: dict[str, Any], field: str) -> None:
     problem = await refused({"policy": policy}, Service([vm()], default="boxlite"))
     assert problem["type"] == "/problems/policy_not_supported"
-    assert (problem["field"], problem["runtime"]) == (field, "boxlite")
+    assert (problem["pointer"], problem["runtime"]) == (field, "boxlite")
 
 
 @pytest.mark.parametrize(

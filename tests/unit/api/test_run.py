@@ -120,7 +120,7 @@ async def test_files_are_put_below_workspace_or_where_their_path_says() -> None:
         ({"stdin_base64": "YQ==YQ=="}, "/stdin_base64"),
         ({"stdin_base64": "ü"}, "/stdin_base64"),
         ({"files": [{"path": "a"}]}, "/files/0"),
-        ({"files": [{"path": "a", "content": "", "content_base64": ""}]}, "/files/0"),
+        ({"files": [{"path": "a", "content": "", "content_base64": ""}]}, "/files/0/content_base64"),
         ({"files": [{"path": "a", "content_base64": "_"}]}, "/files/0/content_base64"),
         ({"files": [{"path": "a", "content": "", "mode": 493}]}, "/files/0/mode"),
         ({"files": [{"path": "a", "content": "", "mode": "4755"}]}, "/files/0/mode"),
@@ -140,7 +140,7 @@ async def test_a_wrong_field_is_named_and_nothing_is_created(body: dict[str, Any
 
 async def test_output_is_bounded_by_8_mib_and_by_the_operator() -> None:
     problem = await refused(Service(), 422, "limit_too_high", limits={"output_bytes": 8 * MIB + 1})
-    assert (problem["field"], problem["ceiling"]) == ("limits.output_bytes", 8 * MIB)
+    assert (problem["pointer"], problem["ceiling"]) == ("/limits/output_bytes", 8 * MIB)
     small = load_settings(limits={"output_bytes": {"default": 1000, "ceiling": 2000}})
     problem = await refused(Service(settings=small), 422, "limit_too_high", limits={"output_bytes": 2001})
     assert problem["ceiling"] == 2000
@@ -150,7 +150,7 @@ async def test_output_is_bounded_by_8_mib_and_by_the_operator() -> None:
 
 async def test_other_ceilings_are_those_of_an_execution() -> None:
     problem = await refused(Service(), 422, "limit_too_high", limits={"wall_seconds": 5}, timeout_seconds=6)
-    assert (problem["field"], problem["ceiling"]) == ("timeout_seconds", 5)
+    assert (problem["pointer"], problem["ceiling"]) == ("/timeout_seconds", 5)
 
 
 async def test_what_the_runtime_lacks_is_refused() -> None:

@@ -138,7 +138,7 @@ async def test_auto_names_what_is_missing_where_the_least_is_missing() -> None:
 async def test_auto_without_any_runtime_that_meets_the_floor_is_not_enabled() -> None:
     with pytest.raises(RuntimeNotEnabled) as refusal:
         await House(None, "boxlite").choose("auto", Tier.VM)
-    assert (refusal.value.runtime, refusal.value.known) == ("auto", ["boxlite", "process"])
+    assert (refusal.value.runtime, refusal.value.known) == ("auto", ["process"])
     assert str(refusal.value) == (
         "no runtime meets the request: process isolates by kernel only; boxlite is not enabled"
     )

@@ -52,8 +52,8 @@ def test_narrowed_policy_is_always_inside_the_profile(
     try:
         result = narrow(profile, FilesystemRequest(read_only, read_write)).filesystem
     except PolicyTooBroad as refusal:
-        asked = (read_only if refusal.field.endswith("read_only") else read_write) or []
-        roots = allowed.read_write + (allowed.read_only if refusal.field.endswith("read_only") else ())
+        asked = (read_only if refusal.pointer.endswith("read_only") else read_write) or []
+        roots = allowed.read_write + (allowed.read_only if refusal.pointer.endswith("read_only") else ())
         assert any(not contains(roots, name) for name in asked)
         return
     except InvalidRequest:
@@ -88,7 +88,7 @@ def test_narrowing_changes_nothing_but_the_files() -> None:
 def test_name_that_only_begins_like_an_allowed_one_is_outside() -> None:
     with pytest.raises(PolicyTooBroad) as refusal:
         narrow(Policy(), FilesystemRequest(read_only=["/usrlocal"]))
-    assert refusal.value.field == "policy.filesystem.read_only"
+    assert refusal.value.pointer == "/policy/filesystem/read_only"
     assert "/usr" in refusal.value.ceiling
 
 
@@ -140,7 +140,7 @@ def test_limit_above_its_ceiling_or_below_its_floor_names_the_field(name: str) -
     ceiling, floor = RANGES[name].ceiling, getattr(FLOORS, name)
     with pytest.raises(LimitTooHigh) as refusal:
         choose_limits({name: math.nextafter(ceiling, math.inf)}, RANGES)
-    assert (refusal.value.field, refusal.value.ceiling) == (f"limits.{name}", ceiling)
+    assert (refusal.value.pointer, refusal.value.ceiling) == (f"/limits/{name}", ceiling)
     errors: list[BulkheadError] = []
     for value in (math.nextafter(floor, 0), 0, -1, math.nan, -math.inf):
         with pytest.raises(InvalidRequest) as wrong:
