@@ -43,6 +43,7 @@ class Execution:
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self.stdin_bytes = 0
+        self.over = False  # it has ended, and nothing holds its output: only the record is left
         self.reads_stdin = True  # False once bytes were discarded, as nobody can read them any more
         self.viewers = 0
         self._stdin_open = command.stdin is Stdin.OPEN
@@ -237,6 +238,7 @@ class Execution:
         """Returns when nothing holds the output of what was started any more."""
         if self._handle is not None:
             await self._handle.output_ended()
+        self.over = True
 
     def enter_view(self, limit: int) -> None:
         if self.viewers >= limit:

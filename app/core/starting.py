@@ -48,12 +48,24 @@ class Starts:
             raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
         if self._held.held(sandbox.id) >= self._capacity.executions_running:
             raise CapacityExceeded(f"{_HELD} in one sandbox", self._capacity.executions_running)
-        if len(sandbox.executions) >= self._capacity.executions_kept:
-            raise CapacityExceeded("executions in the life of one sandbox", self._capacity.executions_kept, 3600)
+        self._make_room(sandbox)
         if sandbox.spill is not None:
             sandbox.spill.check()
         self._held.take(sandbox.id)
         return sandbox.handle
+
+    def _make_room(self, sandbox: Sandbox) -> None:
+        """Forgets the oldest record where as many are kept as may be. Raises CapacityExceeded when all of them run or
+        are watched."""
+        if len(sandbox.executions) < self._capacity.executions_kept:
+            return
+        oldest = next((known for known in sandbox.executions.values() if known.over and not known.viewers), None)
+        if oldest is None:
+            what = "executions of one sandbox that run, hold their output or are watched"
+            raise CapacityExceeded(what, self._capacity.executions_kept)
+        for log in oldest.logs.values():
+            self._ended_output.discard(log)
+        del sandbox.executions[oldest.id]
 
     def _execution(self, sandbox: Sandbox, command: Command, execution_id: str, sequence: int) -> Execution:
         capabilities = self._registry.get(sandbox.spec.runtime).info.capabilities

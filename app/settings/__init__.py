@@ -49,7 +49,11 @@ class CapacitySettings(Part):
     sandboxes: int = Field(_CAPACITY.sandboxes, ge=1, description="alive at once")
     executions: int = Field(_CAPACITY.executions, ge=1, description="running at once in all sandboxes")
     executions_running: int = Field(_CAPACITY.executions_running, ge=1, description="at once in one sandbox")
-    executions_kept: int = Field(_CAPACITY.executions_kept, ge=1, description="in the life of one sandbox")
+    executions_kept: int = Field(
+        _CAPACITY.executions_kept,
+        ge=1,
+        description="records of executions of one sandbox; the oldest that has ended is forgotten for a new one",
+    )
     viewers: int = Field(_CAPACITY.viewers, ge=1, description="streams of one execution")
     streams: int = Field(_CAPACITY.streams, ge=1, description="of all executions, at once")
     tickets: int = Field(_CAPACITY.tickets, ge=1, description="stream tickets that wait to be used")

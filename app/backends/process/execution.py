@@ -45,8 +45,11 @@ class ProcessExecution:
         number: int,
         send_signal: Callable[[int, int], None],
         on_silence: Callable[[], None],
+        on_over: Callable[[], object],
     ) -> None:
+        """`on_over`: called when it has ended and nothing holds its output any more."""
         self._link, self.number, self._send_signal, self._on_silence = link, number, send_signal, on_silence
+        self._on_over = on_over
         self._name = bytes(Writer(0).text(sandbox_id).u32(number).data[1:])  # in every request to the launcher
         loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = loop.create_future()
@@ -244,6 +247,7 @@ class ProcessExecution:
     async def output_ended(self) -> None:
         await asyncio.shield(self._exit)
         await self._streams.output_ended()
+        self._on_over()
 
 
 def _natural(status: int) -> Exit:

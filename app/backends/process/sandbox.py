@@ -99,8 +99,10 @@ class ProcessSandbox:
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
         self._check_open()
         self._number += 1
-        execution = ProcessExecution(self._link, self.id, self._number, self._send_signal, self._violated)
-        self._executions[execution.number] = execution
+        number = self._number
+        forget = partial(self._executions.pop, number, None)
+        execution = ProcessExecution(self._link, self.id, number, self._send_signal, self._violated, forget)
+        self._executions[number] = execution
         await execution.start(command, logs, self._budget)
         return execution
 

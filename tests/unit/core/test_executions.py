@@ -177,15 +177,37 @@ async def test_failed_start_leaves_no_record_when_its_client_has_hung_up() -> No
 
 
 async def test_capacity_of_executions_is_refused_by_name() -> None:
-    async with House(executions_running=1, executions_kept=2) as house:
+    async with House(executions_running=1) as house:
         sandbox = await house.create()
-        first = await house.start(sandbox, "sleep")
+        await house.start(sandbox, "sleep")
         with pytest.raises(CapacityExceeded, match="running"):
             await house.start(sandbox, "echo")
-        await house.sandboxes.kill_execution(first)
-        await (await house.start(sandbox, "echo")).wait()
-        with pytest.raises(CapacityExceeded, match="life of one sandbox"):
+
+
+async def test_sandbox_does_not_wear_out_the_oldest_record_is_forgotten() -> None:
+    async with House(executions_kept=2) as house:
+        sandbox = await house.create()
+        running = await house.start(sandbox, "sleep")
+        for number in range(20):
+            execution = await house.start(sandbox, "echo", str(number))
+            await execution.wait()
+            await execution.output_ended()
+            assert list(sandbox.executions.values()) == [running, execution]
+        with pytest.raises(NotFound):
+            house.sandboxes.execution(sandbox.id, "exe_forgotten")
+
+
+async def test_execution_that_is_watched_is_not_forgotten() -> None:
+    async with House(executions_kept=1) as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "echo", "1")
+        await until(lambda: execution.over)
+        execution.enter_view(1)
+        with pytest.raises(CapacityExceeded, match="are watched"):
             await house.start(sandbox, "echo")
+        execution.leave_view()
+        await house.start(sandbox, "echo")
+        assert execution.id not in sandbox.executions
 
 
 async def test_what_an_execution_left_behind_counts_until_it_is_gone() -> None:
