@@ -19,7 +19,7 @@ from tests.service import Service
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 COOKBOOK = DOCS / "cookbook.md"
-DOCUMENTS = [ROOT / "README.md", COOKBOOK, *sorted((DOCS / "tutorials").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", DOCS / "tour.md", COOKBOOK, *sorted((DOCS / "tutorials").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
