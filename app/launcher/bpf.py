@@ -36,11 +36,26 @@ def looking_at(offset: int, then: Node) -> Node:
     return (LOAD, offset, then, None)
 
 
+def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The values as (first, last) of each run of neighbours that rise by one."""
+    runs: list[tuple[int, int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], value)
+        else:
+            runs.append((value, value))
+    return runs
+
+
 def when(argument: int, values: tuple[int, ...], then: Node, otherwise: Node, mask: int = WORD) -> Node:
-    """`then` if the low half of the argument, under the mask, is one of the values."""
+    """`then` if the low half of the argument, under the mask, is one of the values. They are tried in their order."""
     test = otherwise
-    for value in reversed(values):
-        test = (EQUAL, value, then, test)
+    for first, last in reversed(_runs(values)):
+        if last - first >= 2:  # from three values on, two tests of the bounds are shorter
+            test = (GREATER_EQUAL, first, (GREATER_EQUAL, last + 1, test, then), test)
+        else:
+            for value in range(last, first - 1, -1):
+                test = (EQUAL, value, then, test)
     if mask != WORD:
         test = (AND, mask, test, None)
     return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, test)

@@ -19,6 +19,7 @@ from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
 from app.core.backend import Capability
 from app.launcher import confine, lockdown
+from app.launcher.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
 from app.launcher.config import OPTIONAL_LAYERS
 from app.telemetry import Telemetry
 
@@ -173,6 +174,12 @@ def test_every_metric_is_explained_and_no_other() -> None:
 def test_every_layer_that_may_be_given_up_is_named() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     assert [layer for layer in OPTIONAL_LAYERS if f"`{layer}`" not in text] == []
+
+
+def test_every_option_and_command_that_the_filter_allows_is_told() -> None:
+    text = (ROOT / "docs/isolation.md").read_text()
+    tables = (SOCKET_OPTIONS, IOCTL_COMMANDS, FCNTL_COMMANDS, PRCTL_OPTIONS)
+    assert [name for table in tables for name in table if f"`{name}`" not in text] == []
 
 
 # --- what people start with

@@ -64,3 +64,102 @@ def test_program_works(name: str, service: Service, sandbox: str) -> None:
     script = "set -e; cd $(mktemp -d)\n" + textwrap.dedent(script)
     done = service.run(sandbox, "bash", "-c", script, env={"HOME": "/tmp"})
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, printed, ""), done
+
+
+ANSWER = "answered\n"
+SERVERS = {  # what talks to itself over TCP and UDP, and says so when all was answered
+    "python3": """
+        python3 - <<'END'
+        import asyncio, http.server, socket, threading, urllib.request
+        with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+            server.RequestHandlerClass.log_message = lambda *_: None
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            assert urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=20).status == 200
+            server.shutdown()
+        async def datagrams():
+            loop, got = asyncio.get_running_loop(), asyncio.Event()
+            class Take(asyncio.DatagramProtocol):
+                def datagram_received(self, data, sender):
+                    got.set()
+            address, options = ("127.0.0.1", 0), {"reuse_port": True, "allow_broadcast": True}
+            transport, _ = await loop.create_datagram_endpoint(Take, address, **options)
+            sender, _ = await loop.create_datagram_endpoint(Take, remote_addr=transport.get_extra_info("sockname"))
+            sender.sendto(b"x")
+            await asyncio.wait_for(got.wait(), 20)
+        asyncio.run(datagrams())
+        assert socket.if_nameindex() == [(1, "lo")]
+        print("answered")
+        END
+    """,
+    "curl": """
+        python3 -m http.server --bind 127.0.0.1 8080 > /dev/null 2>&1 &
+        curl --retry 50 --retry-connrefused --retry-delay 0 -s --keepalive-time 9 --tcp-nodelay --tcp-fastopen \
+            --interface lo -o /dev/null -w 'answered\\n' http://localhost:8080/
+        kill $!
+    """,
+    "node": """
+        node - <<'END'
+        const http = require("http"), net = require("net"), dgram = require("dgram"), http2 = require("http2");
+        const udp = dgram.createSocket({ type: "udp4", reuseAddr: true });
+        const server = http.createServer((_, answer) => answer.end("x")).listen(0, "127.0.0.1", async () => {
+          const port = server.address().port;
+          await (await fetch(`http://127.0.0.1:${port}/`)).text();
+          const socket = net.connect(port, "127.0.0.1", () => {
+            socket.setNoDelay(true).setKeepAlive(true, 1000).destroy();
+            udp.bind(0, "127.0.0.1", () => {
+              udp.setBroadcast(true); udp.setTTL(3); udp.setMulticastTTL(3); udp.setMulticastLoopback(true);
+              udp.on("message", () => { console.log("answered"); process.exit(); });
+              udp.send("x", udp.address().port, "127.0.0.1");
+            });
+          });
+        });
+        END
+    """,
+    "java": """
+        cat > Main.java <<'END'
+        import com.sun.net.httpserver.HttpServer;
+        import java.net.*;
+        import java.net.http.*;
+        import java.nio.channels.*;
+        import java.nio.file.*;
+        import static java.nio.file.StandardOpenOption.*;
+        class Main {
+          public static void main(String[] arguments) throws Exception {
+            var server = HttpServer.create(new InetSocketAddress("127.0.0.1", 0), 0);
+            server.createContext("/", e -> { e.sendResponseHeaders(200, -1); e.close(); });
+            server.start();
+            var uri = URI.create("http://127.0.0.1:" + server.getAddress().getPort() + "/");
+            var asked = HttpRequest.newBuilder(uri).build();
+            var answer = HttpClient.newHttpClient().send(asked, HttpResponse.BodyHandlers.ofString());
+            server.stop(0);
+            try (var listening = new ServerSocket(0); var socket = new Socket("127.0.0.1", listening.getLocalPort())) {
+              socket.setTcpNoDelay(true); socket.setKeepAlive(true); socket.setSoLinger(true, 1);
+              socket.setTrafficClass(8); socket.setReceiveBufferSize(8192); socket.setOOBInline(true);
+            }
+            try (var datagrams = new MulticastSocket(0); var channel = DatagramChannel.open()) {
+              datagrams.setTimeToLive(2);
+            }
+            try (var file = FileChannel.open(Path.of("f"), CREATE, READ, WRITE)) {
+              file.lock().release();
+              file.map(FileChannel.MapMode.READ_WRITE, 0, 4096).force();
+              file.force(true);
+            }
+            if (NetworkInterface.getByName("lo").getMTU() > 0 && answer.statusCode() == 200)
+              System.out.println("answered");
+            System.exit(0);
+          }
+        }
+        END
+        java Main.java
+    """,
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_server_works_in_the_profile_loopback(name: str, service: Service) -> None:
+    require(name, name == "python3" or shutil.which(name) is not None, "not installed")
+    sandbox = service.create(policy={"profile": "loopback"})
+    script = "set -e; cd $(mktemp -d)\n" + textwrap.dedent(SERVERS[name])
+    done = service.run(sandbox, "bash", "-c", script, wait=60, env={"HOME": "/tmp"})
+    service.call("DELETE", f"/sandboxes/{sandbox}")
+    assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, ANSWER, ""), done

@@ -104,7 +104,7 @@ class LauncherLink:
             self._open()
         answer = await self._ask(Writer(HELLO), ())
         try:
-            facts = [item.decode().partition("=") for item in answer.source.many(64, 4096)]
+            facts = [item.decode().partition("=") for item in answer.source.many(64)]
         except (ProtocolError, UnicodeDecodeError):
             facts = []
         self.about = {name: value for name, _, value in facts}

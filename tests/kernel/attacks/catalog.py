@@ -80,16 +80,22 @@ KERNEL = [
     *_rows("C", 38, "EPERM", "init_module finit_module delete_module reboot swapon swapoff quotactl", *REACHED),
     *_rows("C", 38, "EPERM", "settimeofday clock_settime adjtimex kexec_load accounting move_pages mbind", *REACHED),
     *_rows("C", 38, "EPERM", "read_kernel_log name_host hang_up grow_pipe take_lease"),
+    *_rows("C", 38, "EINVAL", "lock_description"),
+    *_rows("C", 38, "ENOTTY", "map_extents"),
     *_rows("C", 40, "EPERM", "filter_allow filter_by_prctl filter_trace filter_notify"),
-    *_rows("C", 40, "EPERM", "gain_capabilities raise_ambient drop_bounding set_securebits join_groups"),
+    *_rows("C", 40, "EPERM", "gain_capabilities raise_ambient join_groups"),
+    *_rows("C", 40, "EINVAL", "drop_bounding set_securebits"),
     *_rows("C", 40, "EINVAL", "become_root become_group_root"),
     *_rows("C", 41, "EPERM", "secret_memory"),
     *_rows("C", 42, "EAFNOSUPPORT", "vsock packet packet_in_user_space crypto key bluetooth can tipc"),
     *_rows("C", 42, "EAFNOSUPPORT", "netlink_audit netlink_netfilter netlink_uevent netlink_generic"),
     *_rows("C", 42, "EPERM", "raw_icmp raw_ip raw_icmp6 ping mptcp udplite"),
     *_rows("C", 42, "EPERM", "fast_open mptcp_connect", network="host"),
-    *_rows("C", 42, "EACCES", "fast_open_by_option", network="host"),
+    *_rows("C", 42, "ENOPROTOOPT", "fast_open_by_option", network="host"),
     *_rows("C", 42, "EPERM", "attach_filter attach_port_filter"),
+    *_rows("C", 42, "ENOPROTOOPT", "join_group join_group6 join_any_group sign_segments"),
+    *_rows("C", 42, "ENOPROTOOPT", "stamp_datagrams send_without_copy split_datagrams"),
+    *_rows("C", 42, "EADDRINUSE", "share_port"),
     *_rows("C", 43, "EPERM", "mount_cgroup"),
     *_rows("C", 43, "ENOENT", "open_release_agent open_cgroup_procs"),
     *_rows("C", 44, "SIGSYS", "int80_call"),
@@ -105,7 +111,8 @@ NETWORK = [
     *_rows("D", 45, "ECONNREFUSED", "udp_host", network="host"),
     *_rows("D", 46, "ECONNREFUSED", "unix_abstract", network="host"),
     *_rows("D", 46, "ENOENT", "unix_named open_run_folder", network="host"),
-    *_rows("D", 49, "EPERM", "transparent take_loopback_down"),
+    *_rows("D", 49, "ENOPROTOOPT", "transparent"),
+    *_rows("D", 49, "ENOTTY", "take_loopback_down"),
     *_rows("D", 49, "EAFNOSUPPORT", "add_address"),
 ]
 
@@ -113,8 +120,9 @@ NETWORK = [
 LOOPBACK = [
     *_rows("D", 45, "ECONNREFUSED", _TCP_HOST, network="host"),
     *_rows("D", 45, "ENETUNREACH", _ROUTES, network="host"),
-    *_rows("D", 45, "ECONNREFUSED", "udp_host fast_open_by_option", network="host"),
+    *_rows("D", 45, "ECONNREFUSED", "udp_host", network="host"),
     *_rows("D", 45, "EPERM", "fast_open mptcp_connect", network="host"),
+    *_rows("D", 45, "ENOPROTOOPT", "fast_open_by_option", network="host"),
 ]
 
 ALL = FILES + PROCESSES + KERNEL + NETWORK

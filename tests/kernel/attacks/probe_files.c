@@ -115,9 +115,9 @@ static long open_handle(void) { /* the "shocker": 2 is the root folder of most f
   }
   return open_by_handle_at(fd, &handle.head, O_RDONLY);
 }
-static long device_ioctl(void) { /* RNDGETENTCNT: any device's ioctl will do */
-  int bits, fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
-  return fd < 0 ? -1 : ioctl(fd, 0x80045200, &bits);
+static long device_ioctl(void) { /* one that the filter lets pass: which terminal is it? */
+  int number;
+  return ioctl(open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC), TIOCGPTN, &number);
 }
 static long touch_device(void) { return utimes("/dev/null", NULL); }
 static long type_into_terminal(void) {

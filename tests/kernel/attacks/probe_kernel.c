@@ -82,6 +82,14 @@ static long grow_pipe(void) {
   return pipe(ends) < 0 ? -1 : fcntl(ends[1], 1031, 1 << 20); /* F_SETPIPE_SZ */
 }
 static long take_lease(void) { return fcntl(open("lease", O_CREAT | O_RDONLY | O_CLOEXEC, 0600), 1024, F_RDLCK); }
+static long lock_description(void) { /* in flight in a socket it belongs to no process */
+  struct flock whole = {.l_type = F_WRLCK};
+  return fcntl(open("locked", O_CREAT | O_RDWR | O_CLOEXEC, 0600), F_OFD_SETLK, &whole);
+}
+static long map_extents(void) { /* FS_IOC_FIEMAP, which can be told to write the file's dirty pages first */
+  struct { unsigned long long start, length; unsigned flags, mapped, count, reserved; } request = {0, ~0ULL, 1, 0, 0, 0};
+  return ioctl(open(given("LINK", "/usr/bin/env"), O_RDONLY | O_CLOEXEC), 0xC020660B, &request);
+}
 
 #ifdef __x86_64__
 WRONG(modify_ldt)
@@ -109,7 +117,8 @@ const struct attack kernel_attacks[] = {
     ROW(swapon), ROW(swapoff), ROW(quotactl), ROW(settimeofday), ROW(clock_settime), ROW(adjtimex),
     ROW(move_pages), ROW(mbind), ROW(kexec_load), ROW(accounting), ROW(read_kernel_log),
     ROW(name_host), ROW(hang_up), ROW(secret_memory), ROW(huge_pages), ROW(filter_allow), ROW(filter_by_prctl),
-    ROW(filter_trace), ROW(filter_notify), ROW(grow_pipe), ROW(take_lease),
+    ROW(filter_trace), ROW(filter_notify), ROW(grow_pipe), ROW(take_lease), ROW(lock_description),
+    ROW(map_extents),
 #ifdef __x86_64__
     ROW(modify_ldt), ROW(io_privilege), ROW(io_permission), ROW(x32_call), ROW(int80_call),
 #endif

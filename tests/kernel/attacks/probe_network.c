@@ -104,6 +104,43 @@ static long attach_port_filter(void) {
   if (setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0) return -1;
   return setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof program);
 }
+/* Memory of the kernel that is charged to nobody. */
+static long join_group(void) {
+  struct ip_mreq group = {{htonl(0xEF010101)}, {htonl(INADDR_LOOPBACK)}};
+  return setsockopt(socket(AF_INET, SOCK_DGRAM, 0), IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group);
+}
+static long join_group6(void) {
+  struct ipv6_mreq group = {.ipv6mr_interface = 1};
+  inet_pton(AF_INET6, "ff05::4242", &group.ipv6mr_multiaddr);
+  return setsockopt(socket(AF_INET6, SOCK_DGRAM, 0), IPPROTO_IPV6, IPV6_JOIN_GROUP, &group, sizeof group);
+}
+static long join_any_group(void) {
+  struct group_req request = {.gr_interface = 1};
+  address("ff05::4242", 0);
+  memcpy(&request.gr_group, &to.v6, sizeof to.v6);
+  return setsockopt(socket(AF_INET6, SOCK_DGRAM, 0), IPPROTO_IPV6, MCAST_JOIN_GROUP, &request, sizeof request);
+}
+static long sign_segments(void) {
+  struct tcp_md5sig key = {.tcpm_keylen = 4, .tcpm_key = "key"};
+  address("127.0.0.1", 0);
+  memcpy(&key.tcpm_addr, &to.v4, sizeof to.v4);
+  return setsockopt(socket(AF_INET, SOCK_STREAM, 0), IPPROTO_TCP, TCP_MD5SIG, &key, sizeof key);
+}
+static long switches_on(int family, int level, int option) {
+  int one = 1;
+  return setsockopt(socket(family, SOCK_DGRAM, 0), level, option, &one, sizeof one);
+}
+static long stamp_datagrams(void) { return switches_on(AF_INET, SOL_SOCKET, SO_TIMESTAMP); }
+static long send_without_copy(void) { return switches_on(AF_INET, SOL_SOCKET, SO_ZEROCOPY); }
+static long split_datagrams(void) { return switches_on(AF_INET, IPPROTO_UDP, 103); } /* UDP_SEGMENT */
+static long share_port(void) { /* the second socket on the port is the attack: the option itself is pretended */
+  int first = socket(AF_INET, SOCK_DGRAM, 0), second = socket(AF_INET, SOCK_DGRAM, 0), one = 1;
+  socklen_t size = address("127.0.0.1", 0);
+  if (setsockopt(first, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0) return -1;
+  if (setsockopt(second, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0) return -1;
+  if (bind(first, &to.any, size) < 0 || getsockname(first, &to.any, &size) < 0) return -1;
+  return bind(second, &to.any, size);
+}
 static long connect_unix(const char *path, int abstract, int kind) {
   struct sockaddr_un un = {.sun_family = AF_UNIX};
   strncpy(un.sun_path + abstract, path, sizeof un.sun_path - 2);
@@ -153,4 +190,5 @@ const struct attack network_attacks[] = {
     ROW(route_mapped), ROW(route_v6), ROW(bind_tcp), ROW(listen_unbound), ROW(fast_open), ROW(fast_open_by_option),
     ROW(mptcp_connect), ROW(udp_host), ROW(unix_abstract), ROW(unix_named), ROW(spoof_source), ROW(transparent),
     ROW(take_loopback_down), ROW(add_address),
-    ROW(attach_filter), ROW(attach_port_filter), {NULL, NULL}};
+    ROW(attach_filter), ROW(attach_port_filter), ROW(join_group), ROW(join_group6), ROW(join_any_group),
+    ROW(sign_segments), ROW(stamp_datagrams), ROW(send_without_copy), ROW(split_datagrams), ROW(share_port), {NULL, NULL}};
