@@ -47,6 +47,7 @@ _NAMESPACES = (
     ("uts", CLONE_NEWUTS),
     ("cgroup", CLONE_NEWCGROUP),
 )
+_SOMEBODY = 65_534  # any uid of the host that is not root's
 _KERNEL_CURE = "a kernel of 6.12 or later with CONFIG_SECURITY_LANDLOCK=y and landlock in the lsm= list"
 
 
@@ -79,7 +80,7 @@ def _root() -> LayerReport:
 
 
 def _user_namespace() -> LayerReport:
-    if probe.can_make_user_namespaces():
+    if probe.can_make_user_namespaces(_SOMEBODY):
         return LayerReport("user_namespace", True, "can be made", optional=True)
     cure = "sysctl user.max_user_namespaces > 0; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or root"
     return LayerReport("user_namespace", False, "the kernel refuses it", cure, optional=True)

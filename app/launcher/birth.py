@@ -8,6 +8,7 @@ import errno
 import os
 
 from app.launcher import cgroup, confine, landlock, packets, probe
+from app.launcher.cloning import clone_owned_by
 from app.launcher.config import Config
 from app.launcher.connection import Connection
 from app.launcher.freezer import Freezer
@@ -162,7 +163,7 @@ class Nursery:
         uid = self._uids.pop(0)
         step, pid, pidfd = "clone", -1, -1
         try:
-            pid, pidfd = clone3(_CLONE | (CLONE_NEWUSER if self._user_namespace else 0))
+            pid, pidfd = clone_owned_by(uid, _CLONE | CLONE_NEWUSER) if self._user_namespace else clone3(_CLONE)
             if pid == 0:
                 self._become_worker(theirs, uid)
             step = "map_identity"

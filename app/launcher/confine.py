@@ -16,9 +16,9 @@ AHEAD = (
     steps.raise_loopback,
     steps.show_network,  # the launcher lets the gateway read it while the rest is built
     steps.name_host,
-    steps.leave_keyring,  # before the identity: the new one is charged to root's quota, which no sandbox can fill
     steps.await_identity,  # as late as possible: the maps are written while the network is made
     steps.take_identity,  # before the mounts, so that what is made in them belongs to the sandbox's user
+    steps.leave_keyring,  # after the identity: the new keyring counts for the sandbox's user, not for root
     steps.mount_proc,
     steps.mask_proc,  # right after: no moment with an unmasked /proc of its own
     steps.prove_masks,

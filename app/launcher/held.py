@@ -205,7 +205,10 @@ class HeldSandbox:
         }
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
-        return facts, probe.shortcomings(status, entered, wanted) + self._strays()
+        wrong = probe.shortcomings(status, entered, wanted) + self._strays()
+        if "user_namespace" in layers and probe.owner_of_user_namespace(self.pid) != self.uid:
+            wrong.append("its user namespace is not its own user's")
+        return facts, wrong
 
     def _strays(self) -> list[str]:
         """What only a worker that skipped a step has: another sandbox's descriptors, or a place in a group of ours."""

@@ -16,7 +16,7 @@ class Host:
         if not probe.knows_clone3():
             raise SystemExit("bulkhead: this kernel has no clone3 (Linux 5.3), or something hides it")
         self._config, self._tree = config, tree
-        self.layers = probe.available_layers(tree)
+        self.layers = probe.available_layers(tree, config.uid_first)
         self.missing = probe.missing_layers(self.layers, config.accept_missing)
         self.filters = {name: seccomp.compile_filter(name, os.uname().machine) for name in seccomp.PROFILES}
 

@@ -26,16 +26,27 @@ from app.launcher.syscalls import (
 
 # The table of open files is one for the host and charged to nobody: every process of every sandbox may fill this much.
 NOFILE_SOFT, NOFILE_HARD = 1024, 4096
+# Signals that wait, and POSIX timers, which hold one each: of all processes of a sandbox together, getrlimit(2). The
+# kernel's default is half of the host's threads.
+SIGPENDING = 4096
+MSGQUEUE = 819_200  # bytes in POSIX message queues, likewise for all together: the kernel's default
+MEMLOCK = 65_536  # bytes
+_LIMITS = {
+    resource.RLIMIT_NOFILE: (NOFILE_SOFT, NOFILE_HARD),
+    resource.RLIMIT_MEMLOCK: (MEMLOCK, MEMLOCK),
+    resource.RLIMIT_SIGPENDING: (SIGPENDING, SIGPENDING),
+    resource.RLIMIT_MSGQUEUE: (MSGQUEUE, MSGQUEUE),
+}
 
 
 def set_limits(room: Room) -> None:
     # Not 0: a core_pattern that is a pipe ignores that and would feed a program of the host, core(5); 1 stops both
     # kinds. The system call filter keeps commands from setting it to something else.
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    ceiling = NOFILE_HARD if hard == resource.RLIM_INFINITY else min(hard, NOFILE_HARD)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(NOFILE_SOFT, ceiling), ceiling))
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (65_536, 65_536))
+    for kind, (soft, hard) in _LIMITS.items():
+        inherited = resource.getrlimit(kind)[1]
+        ceiling = hard if inherited == resource.RLIM_INFINITY else min(inherited, hard)
+        resource.setrlimit(kind, (min(soft, ceiling), ceiling))
     resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
     resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
     # A service may run at a better priority than others, or in real time; what it starts for strangers may not.

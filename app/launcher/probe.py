@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import _socket
+import fcntl
 import os
 
 from app.launcher import landlock
 from app.launcher.cgroup import Tree
+from app.launcher.cloning import clone_owned_by
 from app.launcher.config import OPTIONAL_LAYERS
 from app.launcher.syscalls import (
     CLONE_NEWNET,
@@ -20,13 +22,16 @@ from app.launcher.syscalls import (
 )
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+_NS_GET_OWNER_UID = 0xB704
 _STATUS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "NSpid")
 
 
-def can_make_user_namespaces() -> bool:
-    """Tried, not guessed from sysctls: AppArmor, a limit or an outer filter may forbid it."""
+def can_make_user_namespaces(owner: int) -> bool:
+    """Tried, not guessed from sysctls: AppArmor, a limit or an outer filter may forbid it. Root tries it as the uid
+    `owner`, as the launcher does it; everybody else can only make their own."""
+    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID
     try:
-        pid, pidfd = clone3(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID)
+        pid, pidfd = clone_owned_by(owner, flags) if os.geteuid() == 0 else clone3(flags)
     except OSError:
         return False
     if pid == 0:
@@ -45,7 +50,8 @@ def knows_clone3() -> bool:
     return True
 
 
-def available_layers(tree: Tree) -> set[str]:
+def available_layers(tree: Tree, owner: int) -> set[str]:
+    """`owner`: a host uid of sandboxes."""
     version = landlock.abi()
     found = tree.layers
     if version >= 1:
@@ -54,7 +60,7 @@ def available_layers(tree: Tree) -> set[str]:
         found.add("landlock_tcp")
     if landlock.handled_scopes(version):
         found.add("landlock_scopes")
-    if can_make_user_namespaces():
+    if can_make_user_namespaces(owner):
         found.add("user_namespace")
     return found
 
@@ -92,6 +98,17 @@ def namespaces_of(pid: int | str) -> dict[str, int]:
     for name in NAMESPACES:
         found[name] = os.stat(f"/proc/{pid}/ns/{name}").st_ino
     return found
+
+
+def owner_of_user_namespace(pid: int) -> int:
+    """The host uid whose counts its processes use up too, ioctl_ns(2). Raises OSError."""
+    owner = bytearray(4)
+    descriptor = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _NS_GET_OWNER_UID, owner)
+    finally:
+        os.close(descriptor)
+    return int.from_bytes(owner, "little")
 
 
 def open_netlink(pid: int, own_network: int) -> int:

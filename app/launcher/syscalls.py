@@ -50,9 +50,11 @@ MNT_DETACH = 2
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME = 1, 4, 8, 15
-PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 24, 38, 47
+PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME = 1, 2, 4, 8, 15
+PR_CAPBSET_DROP, PR_GET_SECUREBITS, PR_SET_SECUREBITS = 24, 27, 28
+PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECBIT_NO_SETUID_FIXUP = 4
 
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
@@ -120,6 +122,18 @@ def close_range(first: int, last: int) -> None:
 def set_user_ids(uid: int) -> None:
     """Of the calling thread, which is the process; libc's wrapper would signal threads that are not there."""
     syscall(NR_SETRESUID, uid, uid, uid)
+
+
+def set_effective_uid(uid: int) -> None:
+    """Of the calling thread; the real and the saved uid stay, so the way back is open."""
+    syscall(NR_SETRESUID, -1, uid, -1)
+
+
+def parent_death_signal() -> int:
+    """What the caller gets when its parent ends; 0 for nothing."""
+    number = ctypes.c_int()
+    prctl(PR_GET_PDEATHSIG, ctypes.byref(number))
+    return number.value
 
 
 def set_group_ids(gid: int) -> None:

@@ -27,6 +27,7 @@ from app.launcher.syscalls import (
     MS_RDONLY,
     MS_REMOUNT,
     PR_SET_DUMPABLE,
+    clone3,
     prctl,
 )
 
@@ -50,8 +51,8 @@ def without_step(name: str, instead: Callable[..., Any] = nothing) -> Callable[[
 
 def without_clone_flag(flag: int) -> Callable[[], None]:
     def mutate() -> None:
-        clone3 = vars(birth)["clone3"]
-        replaced(birth, "clone3", lambda flags: clone3(flags & ~flag))()
+        clone = vars(birth)["clone_owned_by"]
+        replaced(birth, "clone_owned_by", lambda uid, flags: clone(uid, flags & ~flag))()
 
     return mutate
 
@@ -99,6 +100,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "capabilities_kept": without_step("drop_all_capabilities"),
     "bounding_set_kept": without_step("empty_bounding_set"),
     "identity_kept": without_step("take_identity"),
+    "user_namespace_of_root": replaced(birth, "clone_owned_by", lambda _, flags: clone3(flags)),
     "no_user_namespace": without_clone_flag(CLONE_NEWUSER),
     "no_mount_namespace": without_clone_flag(CLONE_NEWNS),
     "no_pid_namespace": without_clone_flag(CLONE_NEWPID),

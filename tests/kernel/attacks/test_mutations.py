@@ -27,6 +27,7 @@ REFUSED = {
     "capabilities_kept": "prove",
     "bounding_set_kept": "prove",
     "identity_kept": "mount_storage",
+    "user_namespace_of_root": "prove",
     "no_user_namespace": "map_identity",
     "no_mount_namespace": "mount_proc",
     "no_pid_namespace": "mount_proc",
