@@ -112,7 +112,7 @@ def build(
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     _check_default(registry)
     telemetry = Telemetry()
-    sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.of)
+    sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.of, shared=len(keys) > 1)
     app = create_app(
         settings,
         sandboxes,

@@ -65,7 +65,8 @@ def create_app(
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)
-    shares = Shares.of(sandboxes.capacity, shared=len(key_hashes) > 1)
+    shared = len(key_hashes) > 1
+    shares = Shares.of(sandboxes.capacity, shared=shared)
     edge = Edge(
         sandboxes=sandboxes,
         registry=registry,
@@ -80,7 +81,7 @@ def create_app(
         tickets=Tickets(shares.tickets),
         patience=patience or Patience(),
         transfers=TransferBounds(settings.transfers.ceiling_mib * MIB, settings.transfers.stall_seconds),
-        bodies=Pool(settings.transfers.bodies_mib * MIB),
+        bodies=Pool(settings.transfers.bodies_mib * MIB, shared=shared),
     )
     door = Door(frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes))
     install(app, edge, door, answers)

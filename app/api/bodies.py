@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT, RUN_PATH, edge_of
+from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT, RUN_PATH, edge_of, visitor_of
 from app.api.hangup import ClientGone
 from app.api.problems import BodyTooSlow, UnsupportedMediaType
 from app.api.validation import invalid_request, refuse_doubled_keys
@@ -41,7 +41,7 @@ async def read_body(request: Request) -> bytes:
         raise PayloadTooLarge(limit)
     try:
         async with asyncio.timeout(patience):
-            with edge_of(request).bodies.holding() as take:
+            with edge_of(request).bodies.holding(visitor_of(request).client) as take:
                 return await _read(request, limit, take)
     except TimeoutError:
         sentence = f"the body did not arrive within {patience:g} seconds"

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.bodies import read_body
-from app.api.deps import edge_of, held, request_id_of
+from app.api.deps import edge_of, held, request_id_of, visitor_of
 from app.api.hangup import until_disconnect
 from app.api.problems import problem_of
 from app.core.answers import Answer, Answers
@@ -65,7 +65,7 @@ class Idempotency:
         body = await read_body(request)
         key = _digest(scope["method"].encode(), scope["path"].encode(errors="surrogatepass"), keys[0])
         digest = _digest(scope["query_string"], body)
-        with held(request), edge_of(request).bodies.holding() as take:
+        with held(request), edge_of(request).bodies.holding(visitor_of(request).client) as take:
             take(len(body))  # whoever waits for the answer of another holds its own body meanwhile
             return await until_disconnect(
                 request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]))

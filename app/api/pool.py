@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from app.core.errors import CapacityExceeded
+from app.core.budget import Budget
 
 
 class Pool:
-    """`size` in bytes."""
+    """`size` in bytes. Not `shared`: there is one client, who may have all."""
 
-    def __init__(self, size: int) -> None:
-        self._size = self._left = size
+    def __init__(self, size: int, *, shared: bool = False) -> None:
+        self._budget = Budget("bytes of request bodies at one time", size, "client", shared=shared)
 
     @contextmanager
-    def holding(self) -> Iterator[Callable[[int], None]]:
+    def holding(self, client: str) -> Iterator[Callable[[int], None]]:
         """Yields what takes bytes out of the pool, which come back at the end; it raises CapacityExceeded."""
         held = 0
 
         def take(count: int) -> None:
             nonlocal held
-            if count > self._left:
-                raise CapacityExceeded("bytes of request bodies at one time", self._size)
-            self._left -= count
+            self._budget.take(client, count)
             held += count
 
         try:
             yield take
         finally:
-            self._left += held
+            self._budget.give_back(client, held)

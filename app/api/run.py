@@ -9,7 +9,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 
 from app.api.bodies import read_json
-from app.api.deps import Edge, edge_of, held
+from app.api.deps import Edge, edge_of, held, visitor_of
 from app.api.documents import json_body, problems
 from app.api.hangup import until_disconnect
 from app.api.run_schemas import Run, RunFile, RunResult
@@ -47,9 +47,10 @@ async def run(request: Request) -> Response:
     200 whose `exit` says so. A client that hangs up ends its run, unless it sent an Idempotency-Key."""
     edge = edge_of(request)
     shot = await _shot(await read_json(request, Run), edge)
-    with held(request), edge.bodies.holding() as take:
+    client = visitor_of(request).client
+    with held(request), edge.bodies.holding(client) as take:
         take(len(shot.stdin) + sum(len(file.content) for file in shot.files))
-        outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot))
+        outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot, client))
     return json_response(_body(outcome, shot.spec.runtime))
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api import request_schemas, schemas
 from app.api.bodies import read_json
-from app.api.deps import Edge, edge_of, held
+from app.api.deps import Edge, edge_of, held, visitor_of
 from app.api.documents import created, json_body, problems
 from app.api.hangup import ClientGone, until_disconnect
 from app.api.paging import PageQuery, page
@@ -91,8 +91,9 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     or an Idempotency-Key; without either the sandbox is destroyed."""
     edge = edge_of(request)
     asked = await read_json(request, request_schemas.CreateSandbox)
+    client = visitor_of(request).client
     with held(request):
-        sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id)
+        sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id, client)
         try:
             await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
         except ClientGone:

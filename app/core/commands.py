@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from app.core.backend import Capability, CommandLimits, RuntimeInfo
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
-from app.core.models import Command, Stdin
+from app.core.models import Command, SandboxSpec, Stdin
 from app.core.text import byte_length
 
 SIGNALS = {
@@ -72,6 +72,24 @@ def signal_name(number: int) -> str:
     return SIGNALS.get(number, f"SIGRTMIN+{number - 34}" if number >= 34 else f"SIG{number}")
 
 
+EXECUTION_BYTES, SANDBOX_BYTES = 10 * 1024, 32 * 1024  # of a record beside its texts: objects, exit, labels; measured
+
+
+def environment_bytes(env: Mapping[str, str]) -> int:
+    """Each string costs its = or NUL and a pointer, execve(2)."""
+    return sum(len(name.encode()) + len(value.encode()) + 10 for name, value in env.items())
+
+
+def command_bytes(command: Command) -> int:
+    """What the service keeps of it in memory; its environment goes with its end."""
+    return EXECUTION_BYTES + sum(len(argument.encode()) + 9 for argument in command.argv)
+
+
+def spec_bytes(spec: SandboxSpec) -> int:
+    files = spec.policy.filesystem
+    return SANDBOX_BYTES + environment_bytes(spec.env) + sum(map(len, (*files.read_only, *files.read_write)))
+
+
 def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str = "/env") -> list[FieldError]:
     errors: list[FieldError] = []
     if len(env) > limits.variables:
@@ -91,14 +109,9 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
             errors.append(FieldError(where, "must not contain a NUL byte"))
         elif sizes[0] + sizes[1] + 1 > limits.argument_bytes:
             errors.append(FieldError(where, f"is longer than the runtime's {limits.argument_bytes} bytes"))
-    if not errors and (total := _environment_bytes(env)) > limits.total_bytes:
+    if not errors and (total := environment_bytes(env)) > limits.total_bytes:
         errors.append(FieldError(pointer, f"takes {total} bytes, the runtime {limits.total_bytes}"))
     return errors
-
-
-def _environment_bytes(env: Mapping[str, str]) -> int:
-    """Each string costs its = or NUL and a pointer, execve(2)."""
-    return sum(len(name.encode()) + len(value.encode()) + 10 for name, value in env.items())
 
 
 def check_start(command: Command, runtime: RuntimeInfo) -> None:
@@ -135,7 +148,7 @@ def check_command(command: Command, limits: CommandLimits) -> None:
     elif not 0 < workdir < 4096:
         errors.append(FieldError("/workdir", "must have 1 to 4095 bytes, as the kernel's paths"))
     if not errors:
-        total = sum(len(a.encode()) + 9 for a in command.argv) + _environment_bytes(command.env)
+        total = sum(len(a.encode()) + 9 for a in command.argv) + environment_bytes(command.env)
         if total > limits.total_bytes:
             errors.append(
                 FieldError("/command", f"with its environment takes {total} bytes, the runtime {limits.total_bytes}")

@@ -46,6 +46,7 @@ class Execution:
         self.over = False  # it has ended, and nothing holds its output: only the record is left
         self.reads_stdin = True  # False once bytes were discarded, as nobody can read them any more
         self.viewers = 0
+        self.env_digest = b""  # of the command's environment, which is kept until the end only
         self._stdin_open = command.stdin is Stdin.OPEN
         self._grip: StdinGrip | None = None
         self._handle: ExecutionHandle | None = None

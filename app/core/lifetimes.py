@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from app.core.backend import SandboxHandle, settle
+from app.core.commands import environment_bytes
 from app.core.ended import EndedOutput
 from app.core.errors import BackendFailure, BulkheadError
 from app.core.models import ExitReason, SandboxState, now
@@ -100,7 +101,9 @@ class Lifetimes:
         sandbox.handle = None
         sandbox.settled.set()
         self._let_go_of_output(sandbox)
-        self._let_go_of_environments(sandbox)
+        self._records.release(sandbox, environment_bytes(sandbox.spec.env))
+        sandbox.spec = replace(sandbox.spec, env={})  # no answer tells it, and the record is kept for long
+        self._records.retire(sandbox)
         if sandbox.fleeting:
             self._records.forget(sandbox)
         if sandbox in self._records:
@@ -141,12 +144,6 @@ class Lifetimes:
                     loop.call_later(self._capacity.stream_end_seconds, self._ended_output.discard, log)
                 else:
                     self._ended_output.discard(log)
-
-    def _let_go_of_environments(self, sandbox: Sandbox) -> None:
-        """No answer tells them, and a record is kept for long: ten thousand of a few MiB would be all our memory."""
-        sandbox.spec = replace(sandbox.spec, env={})
-        for execution in sandbox.executions.values():
-            execution.command = replace(execution.command, env={})
 
     # --- the clock
 

@@ -49,7 +49,7 @@ class Outcome:
     stderr: Captured
 
 
-async def run_once(sandboxes: Sandboxes, shot: OneShot) -> Outcome:
+async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Outcome:
     """No process of the sandbox exists when this returns or raises, and no record of it is kept. Cancelled, it ends at
     once, and the sandbox with it. Raises what a create, its files and a start raise; InvalidRequest, CapabilityMissing
     and UnsupportedByRuntime before anything is begun."""
@@ -58,7 +58,7 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot) -> Outcome:
     if shot.files and Capability.FILES not in info.capabilities:
         raise UnsupportedByRuntime("files", info.name)
     placement = place(shot.files)
-    sandbox, _ = sandboxes.create(shot.spec)
+    sandbox, _ = sandboxes.create(shot.spec, client=client)
     sandbox.fleeting = True
     try:
         await sandboxes.wait_created(sandbox, shot.spec.ttl_seconds)

@@ -9,10 +9,14 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from app.core.backend import SandboxHandle
+from app.core.budget import Budget
+from app.core.commands import spec_bytes
 from app.core.errors import BulkheadError, CapacityExceeded, NotFound
 from app.core.executions import Execution
 from app.core.models import SandboxSpec, SandboxState, now
 from app.core.output import SandboxSpill
+
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Capacity:
     tickets: int = 4096
     waits: int = 1024
     ended_output_mib: int = 64
+    commands_mib: int = 256
     transfers: int = 256
     archives: int = 16
     records: int = 10_000
@@ -47,8 +52,9 @@ class Observer(Protocol):
 class Sandbox:
     """One sandbox's record. Made by `Sandboxes.create`, kept for a while after its end."""
 
-    def __init__(self, sandbox_id: str, sequence: int, spec: SandboxSpec, *, named: bool) -> None:
+    def __init__(self, sandbox_id: str, sequence: int, spec: SandboxSpec, *, named: bool, client: str = "") -> None:
         self.id = sandbox_id
+        self.client = client
         self.sequence = sequence
         self.spec = spec
         self.named = named
@@ -94,12 +100,17 @@ class Sandbox:
 
 
 class Records:
-    """All sandboxes, oldest first."""
+    """All sandboxes, oldest first. `commands`: bytes of what is kept of the requests of those that live."""
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(self, capacity: Capacity, *, shared: bool = False) -> None:
+        """`shared`: there are several clients."""
         self._capacity = capacity
+        self.commands = Budget("MiB of commands that are kept", capacity.commands_mib * MIB, "sandbox", unit=MIB)
+        self._living = Budget("sandboxes", capacity.sandboxes, "client", shared=shared)
         self._records: dict[str, Sandbox] = {}
         self._alive: list[Sandbox] = []  # all that are not over, and some that are
+        self._retired: dict[str, int] = {}  # bytes that are kept of those that are over, in the order of their ends
+        self._retired_bytes = 0
 
     def __iter__(self) -> Iterator[Sandbox]:
         return iter(tuple(self._records.values()))
@@ -117,13 +128,14 @@ class Records:
             raise NotFound("sandbox", sandbox_id)
         return sandbox
 
-    def admit(self) -> None:
-        """Makes room for one more. Raises CapacityExceeded."""
-        limit = self._capacity.sandboxes
-        if len(self._alive) >= limit:  # looked through only then: records of what is over are many more
+    def admit(self, client: str) -> None:
+        """Makes room for one more of this client. Raises CapacityExceeded."""
+        if not self._living.fits(client):  # looked through only then: records of what is over are many more
+            for sandbox in self._alive:
+                if sandbox.over:
+                    self._living.give_back(sandbox.client)
             self._alive = [sandbox for sandbox in self._alive if not sandbox.over]
-            if len(self._alive) >= limit:
-                raise CapacityExceeded("sandboxes", limit)
+            self._living.check(client)
         if len(self._records) >= self._capacity.records:
             oldest = next((s for s in self._records.values() if s.over), None)
             if oldest is None:
@@ -131,11 +143,33 @@ class Records:
             self.forget(oldest)
 
     def add(self, sandbox: Sandbox) -> None:
+        """Raises CapacityExceeded."""
+        self.commands.take(sandbox.id, spec_bytes(sandbox.spec))
+        self._living.take(sandbox.client)
         self._records[sandbox.id] = sandbox
         self._alive.append(sandbox)
+
+    def retire(self, sandbox: Sandbox) -> None:
+        """It is over, and its record stays. Such records may have as much memory as those that live; the oldest makes
+        room."""
+        if sandbox not in self:
+            return
+        kept = self.commands.held(sandbox.id)
+        self.commands.give_back(sandbox.id, kept)
+        self._retired[sandbox.id] = kept
+        self._retired_bytes += kept
+        while self._retired_bytes > self.commands.size:
+            self.forget(self._records[next(iter(self._retired))])
+
+    def release(self, sandbox: Sandbox, count: int) -> None:
+        """Of `commands`, for what is not kept any more of a sandbox that lives."""
+        if sandbox in self and sandbox.id not in self._retired:
+            self.commands.give_back(sandbox.id, count)
 
     def forget(self, sandbox: Sandbox) -> None:
         if sandbox.timer is not None:
             sandbox.timer.cancel()
         if sandbox in self:
             del self._records[sandbox.id]
+            self._retired_bytes -= self._retired.pop(sandbox.id, 0)
+            self.commands.give_back(sandbox.id, self.commands.held(sandbox.id))

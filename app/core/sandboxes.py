@@ -17,7 +17,7 @@ from app.core.output import SandboxSpill
 from app.core.pausing import Pausing
 from app.core.records import Capacity, Observer, Records, Sandbox
 from app.core.registry import Registry
-from app.core.starting import Starts
+from app.core.starting import Starts, repeats
 from app.core.tasks import Tasks
 from app.core.transfers import Transfers
 
@@ -33,15 +33,18 @@ class Sandboxes:
         capacity: Capacity,
         observer: Observer,
         spill_of: Callable[[str], SandboxSpill] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
+        """`shared`: there are several clients, and each has a share of what all may have."""
         self.registry = registry
         self.capacity = capacity
         self._spill_of = spill_of
         self._tasks = Tasks()
-        self._records = Records(capacity)
+        self._records = Records(capacity, shared=shared)
         ended_output = EndedOutput(capacity.ended_output_mib * MIB)
         self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks, ended_output)
-        self._starts = Starts(registry, capacity, observer, self._lifetimes, self._tasks, ended_output)
+        self._starts = Starts(registry, capacity, observer, self._records, self._lifetimes, self._tasks, ended_output)
         self.pausing = Pausing(registry, self._tasks)
         self.transfers = Transfers(registry, capacity, self._records, self._lifetimes)
         self._sequence = 0
@@ -49,7 +52,7 @@ class Sandboxes:
 
     # --- create
 
-    def create(self, spec: SandboxSpec, sandbox_id: str | None = None) -> tuple[Sandbox, bool]:
+    def create(self, spec: SandboxSpec, sandbox_id: str | None = None, client: str = "") -> tuple[Sandbox, bool]:
         """Begins a sandbox; True when it is new. With an id that is taken: the same sandbox for the same spec.
 
         Raises CapabilityMissing, Conflict, CapacityExceeded; errors of the boot come from `wait_created`.
@@ -67,9 +70,10 @@ class Sandboxes:
             return known, False
         if self._closing:
             raise CapacityExceeded("sandboxes, as the service is stopping,", 0)
-        self._records.admit()
+        self._records.admit(client)
         self._sequence += 1
-        sandbox = Sandbox(sandbox_id or new_id("sbx_"), self._sequence, spec, named=sandbox_id is not None)
+        name = sandbox_id or new_id("sbx_")
+        sandbox = Sandbox(name, self._sequence, spec, named=sandbox_id is not None, client=client)
         if self._spill_of is not None:
             sandbox.spill = self._spill_of(sandbox.id)
         self._records.add(sandbox)
@@ -168,7 +172,7 @@ class Sandboxes:
         if execution is None:
             self._sequence += 1
             execution = self._starts.begin(sandbox, command, execution_id, self._sequence)
-        elif execution.command != (replace(command, env={}) if sandbox.state is SandboxState.DESTROYED else command):
+        elif not repeats(execution, command, with_env=sandbox.state is not SandboxState.DESTROYED):
             raise Conflict(f"the id {execution.id!r} is taken by another execution of this sandbox")
         await execution.started.wait()
         if execution.failure is not None:

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from app.core.backend import Capability, SandboxHandle
-from app.core.errors import CapacityExceeded, UnsupportedByRuntime, WrongState
+from app.core.budget import Budget
+from app.core.errors import UnsupportedByRuntime, WrongState
 from app.core.files import Files
 from app.core.lifetimes import Lifetimes
 from app.core.models import SandboxState
@@ -23,22 +24,17 @@ T = TypeVar("T")
 class Transfers:
     def __init__(self, registry: Registry, capacity: Capacity, records: Records, lifetimes: Lifetimes) -> None:
         self._registry = registry
-        self._capacity = capacity
         self._records = records
         self._lifetimes = lifetimes
-        self._running = self._unpacking = 0
+        self._running = Budget("operations on files at one time", capacity.transfers, "sandbox")
+        self._unpacking = Budget("archives that are unpacked at one time", capacity.archives, "sandbox")
 
     @asynccontextmanager
     async def unpacking(self, sandbox_id: str) -> AsyncIterator[Files]:
         """`files`, for an archive: its names are remembered until its end (app/core/archive.py), up to some 30 MiB."""
-        if self._unpacking >= self._capacity.archives:
-            raise CapacityExceeded("archives that are unpacked at one time", self._capacity.archives)
-        self._unpacking += 1
-        try:
+        with self._unpacking.holding(sandbox_id):
             async with self.files(sandbox_id) as files:
                 yield files
-        finally:
-            self._unpacking -= 1
 
     @asynccontextmanager
     async def files(self, sandbox_id: str) -> AsyncIterator[Files]:
@@ -54,9 +50,7 @@ class Transfers:
             raise UnsupportedByRuntime(Capability.FILES, runtime.name)
         await _wait_created(sandbox)
         handle = _handle_of(sandbox)
-        if self._running >= self._capacity.transfers:
-            raise CapacityExceeded("operations on files at one time", self._capacity.transfers)
-        self._running += 1
+        self._running.take(sandbox_id)
         end = asyncio.timeout(None)
         try:
             async with end:
@@ -70,7 +64,7 @@ class Transfers:
                 raise
             raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}") from None
         finally:
-            self._running -= 1
+            self._running.give_back(sandbox_id)
             sandbox.touch()
             self._lifetimes.arm(sandbox)
 

@@ -61,6 +61,7 @@ class CapacitySettings(Part):
     ended_output_mib: int = Field(
         _CAPACITY.ended_output_mib, ge=0, description="memory for output of ended executions; beyond it goes to disk"
     )
+    commands_mib: int = Field(_CAPACITY.commands_mib, ge=16, description="memory for what is kept of requests")
     transfers: int = Field(_CAPACITY.transfers, ge=1, description="operations on files at once in all sandboxes")
     archives: int = Field(_CAPACITY.archives, ge=1, description="of them, archives that are unpacked")
     records: int = Field(_CAPACITY.records, ge=1, description="sandboxes listed, destroyed ones included")

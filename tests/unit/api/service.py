@@ -71,7 +71,7 @@ class Service:
         self.log = io.StringIO()
         self.telemetry = Telemetry(stream=self.log)
         self.registry = Registry(self.backends, default=default, disabled=disabled)
-        self.sandboxes = Sandboxes(self.registry, capacity or Capacity(), self.telemetry)
+        self.sandboxes = Sandboxes(self.registry, capacity or Capacity(), self.telemetry, shared=len(key_hashes) > 1)
         self.settings = settings or load_settings()
         self.app = create_app(
             self.settings,

@@ -12,6 +12,7 @@ import pytest
 
 from app.core.budget import Budget
 from app.core.sandboxes import Capacity
+from app.settings import Settings, load_settings
 from tests.unit.api.service import Service, create, start
 
 KEYS = ("bh_" + "a" * 43, "bh_" + "b" * 43)
@@ -20,8 +21,10 @@ EVENTS = {"accept": "text/event-stream"}
 
 
 @asynccontextmanager
-async def two_clients(**numbers: int) -> AsyncIterator[tuple[Service, httpx.AsyncClient, httpx.AsyncClient]]:
-    service = Service(capacity=Capacity(**numbers), key_hashes=HASHES)
+async def two_clients(
+    settings: Settings | None = None, **numbers: int
+) -> AsyncIterator[tuple[Service, httpx.AsyncClient, httpx.AsyncClient]]:
+    service = Service(capacity=Capacity(**numbers), key_hashes=HASHES, settings=settings)
     async with service.client() as first, service.client() as second:
         for client, key in zip((first, second), KEYS, strict=True):
             client.headers["authorization"] = f"Bearer {key}"
@@ -149,3 +152,13 @@ async def test_a_client_that_is_alone_may_hold_all() -> None:
         answers = [await ticket(client, "/sandboxes/a/executions/b", {}) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
         assert is_refused(answers[3], "stream tickets that wait to be used", "service")
+
+
+async def test_bodies_and_sandboxes_of_one_client_leave_room_for_another() -> None:
+    async with two_clients(settings=load_settings(transfers={"bodies_mib": 32}), sandboxes=2) as (_, first, second):
+        large = {"command": ["true"], "stdin": "x" * 17_000_000}
+        assert is_refused(await first.post("/run", json=large), "bytes of request bodies at one time", "client")
+        assert (await first.post("/sandboxes", json={})).status_code == 201
+        assert is_refused(await first.post("/sandboxes", json={}), "sandboxes", "client")
+        assert is_refused(await first.post("/run", json={"command": ["true"]}), "sandboxes", "client")
+        assert (await second.post("/sandboxes", json={})).status_code == 201

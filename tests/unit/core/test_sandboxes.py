@@ -180,7 +180,7 @@ async def test_record_of_a_destroyed_sandbox_keeps_no_environments() -> None:
     async with House() as house:
         sandbox, _ = house.sandboxes.create(spec(env={"A": "x" * 1000}))
         await house.sandboxes.wait_created(sandbox, 60)
-        asked = command("true", env={"B": "y" * 1000})
+        asked = command("sleep", env={"B": "y" * 1000})
         execution, _ = await house.sandboxes.execute(sandbox, asked, "e1")
         assert execution.command.env == {"A": "x" * 1000, "B": "y" * 1000}
         await house.sandboxes.destroy(sandbox)
@@ -188,6 +188,19 @@ async def test_record_of_a_destroyed_sandbox_keeps_no_environments() -> None:
         assert await house.sandboxes.execute(sandbox, asked, "e1") == (execution, False)
         with pytest.raises(Conflict):
             await house.sandboxes.execute(sandbox, command("false"), "e1")
+
+
+async def test_an_ended_execution_keeps_no_environment_and_still_knows_its_command() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        asked = command("exit", "0", env={"B": "y"})
+        execution, _ = await house.sandboxes.execute(sandbox, asked, "e1")
+        assert await house.sandboxes.execute(sandbox, asked, "e1") == (execution, False)
+        await execution.wait()
+        assert execution.command.env == {}
+        assert await house.sandboxes.execute(sandbox, asked, "e1") == (execution, False)
+        with pytest.raises(Conflict):
+            await house.sandboxes.execute(sandbox, command("exit", "0", env={"B": "z"}), "e1")
 
 
 async def test_abandoned_sandbox_is_destroyed_unless_its_client_chose_the_id() -> None:

@@ -1,0 +1,144 @@
+"""What is kept of sandboxes and executions: so many bytes in all, a share for each, and given back at the end."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.core.ended import EndedOutput
+from app.core.errors import CapacityExceeded
+from app.core.output import MEMORY_WINDOW, OutputLog, Spill
+from app.core.registry import Registry
+from app.core.sandboxes import Capacity, Sandboxes
+from app.spill import SpillFolder
+from tests.null_backend import NullBackend
+from tests.unit.core.support import House, Notes, spec, text
+
+MIB = 1024 * 1024
+
+
+def grown_by(ended: EndedOutput, open_spill: Callable[[int], Spill]) -> int:
+    """Bytes of memory that forty logs of 256 KiB leave behind."""
+    logs = [OutputLog(64 * MIB, open_spill=open_spill) for _ in range(40)]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for log in logs:
+            for number in range(4):
+                log.append(bytes([number]) * (MEMORY_WINDOW // 4))
+            log.close()
+            ended.add(log)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        for log in logs:
+            ended.discard(log)
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(MIB, MIB // 2, 2 * MIB), (100 * MIB, 10 * MIB, 11 * MIB)])
+def test_ended_output_leaves_memory_for_the_disk(tmp_path: Path, size: int, least: int, most: int) -> None:
+    """With much memory allowed it stays: what is measured is what it seems."""
+    folder, ended = SpillFolder(tmp_path, 100 * MIB), EndedOutput(size)
+    assert least <= grown_by(ended, folder.of("a").open) <= most
+    assert (folder.budget.used, ended.used) == (0, 0)
+    folder.close()
+
+
+async def test_output_that_left_memory_reads_as_before(tmp_path: Path) -> None:
+    folder = SpillFolder(tmp_path, 100 * MIB)
+    async with House(folder.of, ended_output_mib=0) as house:
+        sandbox = await house.create()
+        execution = await house.start(sandbox, "echo", "hello")
+        await execution.wait()
+        assert [log.in_memory for log in execution.logs.values()] == [0, 0]
+        assert text(execution) == b"hello\n"
+        assert folder.budget.used > 0
+        await house.sandboxes.destroy(sandbox)
+        assert folder.budget.used == 0
+
+
+async def test_without_a_disk_the_oldest_ended_output_is_dropped_and_the_newest_kept() -> None:
+    async with House(ended_output_mib=1) as house:
+        sandbox = await house.create()
+        ended = [await house.start(sandbox, "print", str(MEMORY_WINDOW)) for _ in range(6)]
+        for execution in ended:
+            await execution.wait()
+        assert [execution.outputs.stdout.dropped for execution in ended] == [MEMORY_WINDOW] * 2 + [0] * 4
+
+
+# --- commands
+
+
+async def test_commands_of_one_sandbox_leave_room_for_another_and_the_oldest_ended_one_is_forgotten() -> None:
+    async with House(commands_mib=1) as house:
+        greedy, other = await house.create(), await house.create()
+        for _ in range(10):
+            last = await house.start(greedy, "exit", "0", "x" * 100_000)
+            await last.wait()
+        assert 2 <= len(greedy.executions) <= 5
+        assert list(greedy.executions.values())[-1] is last
+        with pytest.raises(CapacityExceeded, match="MiB of commands that are kept leaves this sandbox") as full:
+            for _ in range(10):
+                await house.start(greedy, "sleep", "x" * 100_000)
+        assert full.value.holder == "sandbox"
+        await house.start(other, "echo", "x" * 100_000)
+        await house.sandboxes.destroy(greedy)
+        await house.start(other, "echo", "x" * 125_000, "x" * 125_000)
+
+
+async def test_what_is_not_kept_any_more_is_not_counted() -> None:
+    async with House(commands_mib=1) as house:
+        kept = house.sandboxes._records.commands
+        sandbox = await house.create(spec(env={"A": "x" * 1000}))
+        before = kept.used
+        await (await house.start(sandbox, "exit", "0", env={"B": "y" * 100_000})).wait()
+        assert kept.used - before < 20_000  # the record stays, the environment does not
+        await house.sandboxes.destroy(sandbox)
+        assert kept.used == 0
+
+
+async def test_records_of_destroyed_sandboxes_have_a_bound_too_and_the_oldest_makes_room() -> None:
+    async with House(commands_mib=1) as house:
+        for number in range(8):
+            sandbox = await house.create(spec(), f"s{number}")
+            await (await house.start(sandbox, "exit", "0", "x" * 125_000, "x" * 125_000)).wait()
+            await house.sandboxes.destroy(sandbox)
+        assert [sandbox.id for sandbox in house.sandboxes] == ["s5", "s6", "s7"]
+
+
+# --- sandboxes
+
+
+async def test_sandboxes_of_one_client_leave_room_for_another() -> None:
+    sandboxes = Sandboxes(Registry([NullBackend()], default="process"), Capacity(sandboxes=4), Notes(), shared=True)
+    first, _ = sandboxes.create(spec(), client="a")
+    sandboxes.create(spec(), client="a")
+    with pytest.raises(CapacityExceeded, match="limit of 4 sandboxes leaves this client 2"):
+        sandboxes.create(spec(), client="a")
+    sandboxes.create(spec(), client="b")
+    await sandboxes.wait_created(first, 60)
+    await sandboxes.destroy(first)
+    sandboxes.create(spec(), client="a")
+    await sandboxes.aclose()
+
+
+async def test_a_file_operation_of_one_sandbox_leaves_room_for_another() -> None:
+    async with House(transfers=4, archives=2) as house:
+        greedy, other = await house.create(), await house.create()
+        transfers = house.sandboxes.transfers
+        async with transfers.files(greedy.id), transfers.unpacking(greedy.id):
+            with pytest.raises(CapacityExceeded, match="operations on files at one time leaves this sandbox 2"):
+                async with transfers.files(greedy.id):
+                    pass
+            async with transfers.files(other.id):
+                pass
+            with pytest.raises(CapacityExceeded, match="archives that are unpacked at one time leaves this sandbox 1"):
+                async with transfers.unpacking(greedy.id):
+                    pass
+            async with transfers.unpacking(other.id):
+                pass
