@@ -54,7 +54,7 @@ class GivenUp(Exception):
 def become_agent(control: int, data: int, body: bytes) -> None:
     """In a child of the worker. Never returns."""
     try:
-        _signal.set_wakeup_fd(-1)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.setsid()
         keep_only(control, data)
         FileAgent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, control), data).carry_out(Reader(body))

@@ -3,6 +3,7 @@
 ::
 
     <parent>/_workers         every worker, outside of all limits: an out-of-memory kill never takes one
+    <parent>/_workers/<sandbox>   its worker's cpu time, which has a limit of its own
     <parent>/<sandbox>        the limits                                            (groups.py)
     <parent>/<sandbox>/<n>    one execution: its kill list, cpu time, peak memory and out-of-memory count
 
@@ -26,6 +27,9 @@ ENABLE = "+cpu +memory +pids"
 # and more until `udp_mem` of the whole host is used up. They have a limit of their own, which counts for a group only
 # once it was written there. Version 2 charges them to the memory limit.
 _SOCKET_LIMIT, SOCKET_BYTES = "memory.kmem.tcp.limit_in_bytes", 32 * 1024 * 1024
+# For each worker: a start and an end take 0.3 ms. One limit for all workers would let one sandbox that keeps its worker
+# busy hold up those of all others.
+WORKER_CPU_MILLIS = 200
 _SERVICE = "service"
 _WORKERS = "_workers"  # no sandbox id begins with _
 
@@ -147,7 +151,7 @@ class Tree:
 
     def __init__(self, version: int, parent: str, hierarchies: list[Hierarchy], has_swap_limit: bool) -> None:
         self.version, self.hierarchies, self.has_swap_limit = version, hierarchies, has_swap_limit
-        self.workers_path = f"/{parent}/{_WORKERS}"
+        self._parent = parent
 
     @property
     def layers(self) -> set[str]:
@@ -188,7 +192,17 @@ class Tree:
             if "memory" in hierarchy.controllers:
                 name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
                 write(f"{_WORKERS}/{name}", hierarchy.parent, str((256 + 4 * most) * 1024 * 1024))
+            if self.version == 2 and "cpu" in hierarchy.controllers:  # from now on only its children hold processes
+                write(f"{_WORKERS}/cgroup.subtree_control", hierarchy.parent, "+cpu")
             hierarchy.workers = self.open_join(hierarchy, _WORKERS)
+
+    def worker_path(self, room: str) -> str:
+        """Where the worker of that room has its cpu time."""
+        return f"{_WORKERS}/{room}"
+
+    def path_of(self, group: str | None) -> str:
+        """The end of the path of a group of ours, or of the one of all workers."""
+        return f"/{self._parent}/{group or _WORKERS}"
 
     def open_join(self, hierarchy: Hierarchy, path: str) -> int:
         name = "tasks" if self.version == 1 else "cgroup.procs"

@@ -8,6 +8,7 @@ from app.launcher.cgroup import (
     ENABLE,
     PERIOD_US,
     SOCKET_BYTES,
+    WORKER_CPU_MILLIS,
     Hierarchy,
     Tree,
     count_sockets,
@@ -41,13 +42,14 @@ class Groups:
         self._executions: dict[int, None] = {}
         self._memory_bytes = 0  # the room's limit
         self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
-        self._counted: dict[Hierarchy, int] = {}  # where the worker counts as one of the room
+        self._homes: dict[Hierarchy, str] = {}  # where the worker lives, if not in the group of all workers
+        self._home_joins: dict[Hierarchy, int] = {}
         self.oom_events: OomEvents | None = None  # None: the host cannot tell
 
     @property
     def home(self) -> list[int]:
         """Where the worker joins to be outside of the limits; not to be closed."""
-        return [self._counted.get(hierarchy, hierarchy.workers) for hierarchy in self._tree.hierarchies]
+        return [self._home_joins.get(hierarchy, hierarchy.workers) for hierarchy in self._tree.hierarchies]
 
     def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
         """Raises OSError; then `remove` takes back what was made."""
@@ -63,7 +65,7 @@ class Groups:
             self.oom_events = OomEvents(self._first, self._name, memory.parent)
 
     def _limit(self, hierarchy: Hierarchy, room: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
-        at, quota = hierarchy.parent, max(1000, cpu_millis * PERIOD_US // 1000)
+        at = hierarchy.parent
         if "memory" in hierarchy.controllers:
             write(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", at, str(memory_bytes))
             if self._first:
@@ -76,17 +78,30 @@ class Groups:
             # The worker is in an execution's group while it spawns. It lives in the room, where it counts always and
             # the limit is one more, so that a command's first fork does not find it still counted.
             write(f"{room}/pids.max", at, str(processes + 1))
-            self._counted[hierarchy] = self._tree.open_join(hierarchy, room)
+            self._settle(hierarchy, room)
         elif "pids" in hierarchy.controllers:
             write(f"{room}/pids.max", at, str(processes))
             self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
         if "cpu" in hierarchy.controllers:
-            if self._first:
-                write(f"{room}/cpu.cfs_quota_us", at, str(quota))
-            else:
-                write(f"{room}/cpu.max", at, f"{quota} {PERIOD_US}")
+            self._limit_cpu(hierarchy, room, cpu_millis)
+            own = self._tree.worker_path(room)
+            os.mkdir(own, dir_fd=at)
+            self._settle(hierarchy, own)
+            self._limit_cpu(hierarchy, own, WORKER_CPU_MILLIS)
         if not self._first:
             write(f"{room}/cgroup.subtree_control", at, ENABLE)
+
+    def _limit_cpu(self, hierarchy: Hierarchy, path: str, millis: int) -> None:
+        quota = max(1000, millis * PERIOD_US // 1000)
+        if self._first:
+            write(f"{path}/cpu.cfs_quota_us", hierarchy.parent, str(quota))
+        else:
+            write(f"{path}/cpu.max", hierarchy.parent, f"{quota} {PERIOD_US}")
+
+    def _settle(self, hierarchy: Hierarchy, path: str) -> None:
+        """The worker lives there, in a group that exists."""
+        self._homes[hierarchy] = path
+        self._home_joins[hierarchy] = self._tree.open_join(hierarchy, path)
 
     def limits_in_force(self) -> dict[str, int]:
         """Read back from the kernel; 0 for a limit that is not set. Bytes, processes, thousandths of a cpu."""
@@ -97,18 +112,19 @@ class Groups:
                 read(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", memory.parent)
             )
         if pids := self._tree.hierarchy("pids"):
-            found["processes"] = number_of(read(f"{room}/pids.max", pids.parent)) - (pids in self._counted)
+            found["processes"] = number_of(read(f"{room}/pids.max", pids.parent)) - (self._homes.get(pids) == room)
         if cpu := self._tree.hierarchy("cpu"):
-            text = read(f"{room}/cpu.cfs_quota_us" if self._first else f"{room}/cpu.max", cpu.parent)
-            found["cpu_millis"] = number_of(text.split()[0]) * 1000 // PERIOD_US
+            for name, path in (("cpu_millis", room), ("worker_cpu_millis", self._homes[cpu])):
+                text = read(f"{path}/cpu.cfs_quota_us" if self._first else f"{path}/cpu.max", cpu.parent)
+                found[name] = number_of(text.split()[0]) * 1000 // PERIOD_US
         return found
 
     def not_with_workers(self, membership: dict[str, str]) -> list[str]:
-        """The controllers in whose tree the process of this membership (controller -> path) is somewhere else."""
-        room = self._tree.workers_path.rpartition("/")[0] + f"/{self._name}"
+        """The controllers in whose tree the process of this membership (controller -> path) is not where this sandbox's
+        worker lives."""
         wrong: list[str] = []
         for hierarchy in self._tree.hierarchies:
-            end = room if hierarchy in self._counted else self._tree.workers_path
+            end = self._tree.path_of(self._homes.get(hierarchy))
             wrong += [n for n in hierarchy.controllers if not membership.get(n, membership.get("", "")).endswith(end)]
         return sorted(wrong)
 
@@ -215,10 +231,9 @@ class Groups:
         if self.processes_file >= 0:
             os.close(self.processes_file)
             self.processes_file = -1
-        for descriptor in self._counted.values():
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._counted = dict.fromkeys(self._counted, -1)
+        for descriptor in self._home_joins.values():
+            os.close(descriptor)
+        self._home_joins.clear()
 
     def remove(self) -> bool:
         """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""
@@ -235,6 +250,8 @@ class Groups:
         for hierarchy in self._tree.hierarchies:
             if hierarchy.limits:
                 gone = _remove(self._name, hierarchy.parent) and gone
+            if "cpu" in hierarchy.controllers:
+                gone = _remove(self._tree.worker_path(self._name), hierarchy.parent) and gone
         return gone
 
 

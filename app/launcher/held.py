@@ -6,14 +6,15 @@ import _socket
 import os
 
 from app.launcher import landlock, packets, probe
+from app.launcher.cgroup import WORKER_CPU_MILLIS
 from app.launcher.connection import Connection
 from app.launcher.freezer import Freezer
 from app.launcher.groups import Groups, Usage
 from app.launcher.protocol import HOLD, CreatePlan, Writer
 from app.launcher.syscalls import kill_by_pidfd
 
-# Three standard streams, two sockets, /dev/null, pids.max, and the pipe that wakes it.
-_OWN_DESCRIPTORS = 9
+# Three standard streams, two sockets, /dev/null, pids.max, and what tells of children.
+_OWN_DESCRIPTORS = 8
 _TRIED_AGAIN = 4  # a host has 65,535 memory groups, so none may be kept for nothing
 
 
@@ -217,7 +218,10 @@ class HeldSandbox:
         if len(os.listdir(f"/proc/{self.pid}/fd")) > most:
             wrong.append("it holds descriptors that are not its own")
         outside = self.groups.not_with_workers(probe.groups_of(self.pid))
-        return wrong + [f"it is not in the workers' {name} group" for name in outside]
+        wrong += [f"it is not in the workers' {name} group" for name in outside]
+        if self.limits.get("worker_cpu_millis", WORKER_CPU_MILLIS) != WORKER_CPU_MILLIS:
+            wrong.append("the limit of its worker's cpu time is not in force")
+        return wrong
 
     def _landlock(self) -> dict[str, str]:
         """What its domain handles; that there is one, the worker's own canary proved before it said READY."""

@@ -26,6 +26,7 @@ NR_SECCOMP = 317 if _X86 else 277
 NR_SETRESUID = 117 if _X86 else 147
 NR_SETRESGID = 119 if _X86 else 149
 NR_KCMP = 312 if _X86 else 272
+NR_SIGNALFD4 = 289 if _X86 else 74
 NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
 NR_MOUNT_SETATTR = 442
@@ -142,6 +143,12 @@ def set_group_ids(gid: int) -> None:
 
 def kill_by_pidfd(pidfd: int, signal_number: int) -> None:
     syscall(NR_PIDFD_SEND_SIGNAL, pidfd, signal_number, None, 0)
+
+
+def signalfd(signal_number: int) -> int:
+    """A descriptor that is readable while that signal, which has to be blocked, is pending; signalfd(2)."""
+    mask = (1 << (signal_number - 1)).to_bytes(8, "little")
+    return syscall(NR_SIGNALFD4, -1, mask, len(mask), os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 _CAPABILITY_HEADER = (0x20080522).to_bytes(4, "little") + bytes(4)  # version 3, of the caller

@@ -11,6 +11,7 @@ import _signal
 import errno
 import os
 import select
+import time
 
 from app.launcher.agent import become_agent
 from app.launcher.packets import close, receive
@@ -35,12 +36,16 @@ from app.launcher.protocol import (
 )
 from app.launcher.room import Room
 from app.launcher.spawn import search_and_spawn
+from app.launcher.syscalls import signalfd
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_IDLE_SECONDS = 0.002  # the worker is outside of the cpu limit, so nobody may keep it busy
+# The worker is outside of the sandbox's cpu limit, and any command may send it SIGCHLD, or leave it children to reap.
+# So after each look at its children it does not look again for nine times as long as that took: a tenth of a processor.
+_REST = 9
+_REAPED_AT_ONCE = 64
 
 
 class Worker:
@@ -49,21 +54,26 @@ class Worker:
         self._home, self._processes_file = room.home, room.processes_file
         self._most_processes = room.plan.processes
         self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
-        self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        _signal.signal(_signal.SIGCHLD, lambda *_: None)
-        _signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        # Blocked, one SIGCHLD is pending however many come, and wakes nobody who does not poll for it: with a handler
+        # each would interrupt the worker wherever it waits.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGCHLD,))
+        self._children = signalfd(_signal.SIGCHLD)
 
     def serve(self) -> None:
         """Returns when the launcher or the owner is gone."""
-        poll = select.poll()
-        for descriptor in (self._channel.fileno(), self._owner.fileno(), self._wake):
-            poll.register(descriptor, select.POLLIN)
+        commands, all_ = select.poll(), select.poll()
+        for descriptor in (self._channel.fileno(), self._owner.fileno()):
+            commands.register(descriptor, select.POLLIN)
+            all_.register(descriptor, select.POLLIN)
+        all_.register(self._children, select.POLLIN)
+        rested = 0.0
         while True:
-            for descriptor, _ in poll.poll():
-                if descriptor == self._wake:
-                    os.read(self._wake, 4096)
-                    if not self._reap():
-                        select.select((), (), (), _IDLE_SECONDS)
+            left = rested - time.monotonic()
+            for descriptor, _ in commands.poll(left * 1000) if left > 0 else all_.poll():
+                if descriptor == self._children:
+                    began = time.thread_time()
+                    self._reap()
+                    rested = time.monotonic() + _REST * (time.thread_time() - began)
                 elif descriptor == self._channel.fileno():
                     if not self._take_command():
                         return
@@ -158,20 +168,19 @@ class Worker:
                     _signal_group(pid, signal_number)
         return True
 
-    def _reap(self) -> bool:
-        """Whether there was anything: a command may send the signal itself, as often as it likes."""
-        found = False
-        while True:
+    def _reap(self) -> None:
+        os.read(self._children, 4096)
+        for _ in range(_REAPED_AT_ONCE):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return found
+                return
             if pid == 0:
-                return found
-            found = True
+                return
             number = self._leaders.pop(pid, None)
             if number is not None:
                 self._tell(EXITED, number, status, 0)
+        os.kill(os.getpid(), _signal.SIGCHLD)  # there may be more, and the next look comes after a rest
 
 
 class GroupError(OSError):

@@ -33,6 +33,11 @@ def state_of(pid: int) -> str:
         return ""
 
 
+def cpu_ns(pid: int) -> int:
+    """Processor time of its first thread so far, proc_pid_schedstat: exact, where /proc/PID/stat counts ticks."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
 def groups_of(first: int, sandbox: str, parent: str = "bulkhead") -> Found:
     """Those of the folders that belong to a sandbox: its own, and those of its executions."""
     return [folder for folder in group_folders(first, parent) if sandbox in folder]

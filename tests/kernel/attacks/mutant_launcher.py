@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv.pop(1))
 
 from app.launcher import __main__ as launcher
-from app.launcher import birth, bpf, confine, landlock, mounts, seccomp
+from app.launcher import birth, bpf, confine, landlock, mounts, seccomp, worker
 from app.launcher.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -127,6 +127,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "ptrace_allowed": allowed("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd"),
     "io_uring_allowed": allowed("io_uring_setup"),
     "keys_allowed": allowed("keyctl", "add_key"),
+    "worker_never_rests": replaced(worker, "_REST", 0),
     "terminals_unlimited": replaced(mounts, "_TERMINALS", 4096),
 }
 

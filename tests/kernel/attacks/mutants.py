@@ -36,8 +36,8 @@ class Launcher:
         self._slot = take_slot(_UIDS, 65_536)
         config = launcher_config(Settings(data=data), self._slot)
         config.root_paths += extra
-        self._cgroup = config.cgroup_parent
-        self._socket = self._slot.launcher_socket
+        self.cgroup = config.cgroup_parent
+        self.socket = self._slot.launcher_socket
         read, write = os.pipe2(os.O_CLOEXEC)
         with os.fdopen(write, "wb") as file:
             file.write(config.dump().encode())
@@ -65,7 +65,7 @@ class Launcher:
         _, said = self._process.communicate(timeout=30)
         # In a process of its own: it leaves descriptors open, as it is the last that a supervisor does.
         code = "import sys; from app.supervisor import remove_groups; remove_groups(sys.argv[1])"
-        subprocess.run([sys.executable, "-c", code, self._cgroup], cwd=PROJECT, check=True)
+        subprocess.run([sys.executable, "-c", code, self.cgroup], cwd=PROJECT, check=True)
         release(self._slot)
         return said
 
@@ -83,7 +83,7 @@ class Launcher:
 
     async def run(self, *argv: str, env: Mapping[str, str] | None = None, policy: Policy = _POLICY) -> str:
         """What a command prints in a sandbox of its own."""
-        backend = ProcessBackend(self._socket)
+        backend = ProcessBackend(self.socket)
         try:
             sandbox = await backend.create("mutant", SandboxSpec("process", Limits(), policy))
             logs = Logs(OutputLog(1 << 20), OutputLog(1 << 20))

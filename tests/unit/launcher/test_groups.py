@@ -73,8 +73,11 @@ def _tree(
     kernel = Kernel(files)
     patch.setattr(cgroup, "os", kernel)
     patch.setattr(groups, "os", kernel)
-    yield Tree(version, "bulkhead/1", hierarchies, True)
+    tree = Tree(version, "bulkhead/1", hierarchies, True)
+    tree.house_workers(10)
+    yield tree
     for hierarchy in hierarchies:
+        os.close(hierarchy.workers)
         os.close(hierarchy.parent)
 
 
@@ -84,7 +87,9 @@ def led(descriptor: int) -> str:
 
 
 def written(root: Path) -> dict[str, str]:
-    found = {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*")) if path.is_file()}
+    """Without the limits of all workers together."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.parent.name != "_workers"]
+    found = {str(path.relative_to(root)): path.read_text() for path in files}
     return {name: text for name, text in found.items() if text}
 
 
@@ -95,6 +100,7 @@ def test_version_1_writes_every_limit_of_a_room(first: Tree, tmp_path: Path) -> 
         "memory/one/memory.memsw.limit_in_bytes": str(1 << 30),
         "pids/one/pids.max": "65",
         "cpu/one/cpu.cfs_quota_us": "150000",
+        "cpu/_workers/one/cpu.cfs_quota_us": "20000",
     }
 
 
@@ -105,12 +111,13 @@ def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: 
         "one/memory.swap.max": "0",
         "one/pids.max": "64",
         "one/cpu.max": "25000 100000",
+        "_workers/one/cpu.max": "20000 100000",
         "one/cgroup.subtree_control": "+cpu +memory +pids",
     }
 
 
 def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(second: Tree, tmp_path: Path) -> None:
-    second.house_workers(10)
+    assert (tmp_path / "_workers/cgroup.subtree_control").read_text() == "+cpu"
     room = Groups(second, "one")
     room.make(1 << 30, 64, 250)
     joins = room.open_execution(1)
@@ -118,7 +125,7 @@ def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(seco
     assert led(joins[0]) == f"{tmp_path}/one/1/cgroup.procs"
     os.close(joins[0])
     assert not [name for name in written(tmp_path) if name.endswith("memory.oom.group")]
-    assert [led(fd) for fd in room.home] == [f"{tmp_path}/_workers/cgroup.procs"]
+    assert [led(fd) for fd in room.home] == [f"{tmp_path}/_workers/one/cgroup.procs"]
 
 
 def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(first: Tree, tmp_path: Path) -> None:
@@ -190,9 +197,13 @@ def test_an_execution_that_is_gone_can_be_killed_measured_and_removed_again(
     assert room.remove_execution(1) is True
 
 
-def test_nothing_is_left_of_a_room_that_was_removed(first: Tree, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["first", "second"])
+def test_nothing_is_left_of_a_room_that_was_removed(
+    version: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tree = request.getfixturevalue(version)
     before = own_descriptors()
-    room = Groups(first, "one")
+    room = Groups(tree, "one")
     room.make(1 << 30, 64, 250)
     for number in (1, 2):
         for descriptor in room.open_execution(number):
@@ -206,4 +217,21 @@ def test_nothing_is_left_of_a_room_that_was_removed(first: Tree, tmp_path: Path)
 def test_limits_that_are_in_force_are_read_back(version: str, request: pytest.FixtureRequest) -> None:
     room = Groups(request.getfixturevalue(version), "one")
     room.make(1 << 20, 7, 500)
-    assert room.limits_in_force() == {"memory_bytes": 1 << 20, "processes": 7, "cpu_millis": 500}
+    limits = {"memory_bytes": 1 << 20, "processes": 7, "cpu_millis": 500, "worker_cpu_millis": 200}
+    assert room.limits_in_force() == limits
+
+
+def test_each_worker_has_a_cpu_group_of_its_own_and_lives_with_the_others_else(first: Tree, tmp_path: Path) -> None:
+    rooms = [Groups(first, name) for name in ("one", "two")]
+    for room in rooms:
+        room.make(1 << 20, 7, 500)
+    homes = [[led(fd).removeprefix(f"{tmp_path}/") for fd in room.home] for room in rooms]
+    assert homes == [
+        ["memory/_workers/tasks", f"pids/{name}/tasks", f"cpu/_workers/{name}/tasks", "cpuacct/_workers/tasks"]
+        for name in ("one", "two")
+    ]
+    member = {"memory": "/_workers", "pids": "/one", "cpu": "/_workers/one", "cpuacct": "/_workers"}
+    member = {name: f"/bulkhead/1{path}" for name, path in member.items()}
+    assert rooms[0].not_with_workers(member) == []
+    assert rooms[1].not_with_workers(member) == ["cpu", "pids"]
+    assert rooms[0].not_with_workers(member | {"cpu": "/bulkhead/1/_workers"}) == ["cpu"], "no limit of its own"
