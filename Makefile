@@ -20,7 +20,7 @@ test: ## Everything that CI runs: lint, format, types, all tests
 	scripts/test
 
 check: setup lint types ## Before a commit: lint, types, unit and contract tests; no root, less than a minute
-	$(PYTHON) -m pytest tests/unit tests/contract
+	$(PYTHON) -m pytest -m "not boxes" --numprocesses=auto --dist=worksteal tests/unit tests/contract
 
 lint: ## Style and formatting
 	$(PYTHON) -m ruff check .

@@ -1,4 +1,7 @@
-"""`async def` tests run in a fresh event loop each; an error that the loop was left with makes them fail."""
+"""`async def` tests run in a fresh event loop each; an error that the loop was left with makes them fail.
+
+Tests with real microVMs get the mark `boxes` by what they ask for, so that scripts/test can run them beside the others.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,17 @@ from tests.require import require
 
 if TYPE_CHECKING:
     from tests.boxlite.machine import Machine
+
+
+# What is asserted in the tools of tests is explained like what is asserted in a test. Here, as the first of all: a
+# module that was imported before cannot be rewritten.
+pytest.register_assert_rewrite(
+    "tests.boxlite.client",
+    "tests.boxlite.recorded",
+    "tests.boxlite.replay",
+    "tests.boxlite.rig",
+    "tests.integration.promises",
+)
 
 
 async def _run(test: Coroutine[Any, Any, None]) -> None:
@@ -33,6 +47,24 @@ def pytest_sessionstart() -> None:
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` chooses."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _needs_boxes(item):
+            item.add_marker(pytest.mark.boxes)
+
+
+def _needs_boxes(test: pytest.Function) -> bool:
+    """By a fixture of a machine, or as the kind of backend or place that takes one when it is set up."""
+    fixtures = [definitions[-1].func for definitions in test._fixtureinfo.name2fixturedefs.values()]
+    asked = {f"{each.__module__}.{each.__name__}" for each in fixtures}
+    if asked & {"tests.conftest.machine", "tests.integration.conftest.docker_machine"}:
+        return True
+    chosen = test.callspec.params if hasattr(test, "callspec") else {}
+    return "machine" in {getattr(chosen.get(name), "name", chosen.get(name)) for name in ("kind", "place")}
 
 
 @pytest.hookimpl(tryfirst=True)

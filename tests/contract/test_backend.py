@@ -98,8 +98,11 @@ async def opened(kind: Kind) -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def room(kind: Kind) -> AsyncIterator[Room]:
+async def room(kind: Kind, *needs: Capability) -> AsyncIterator[Room]:
+    """Skips where the runtime does not promise what is needed, before a sandbox is made: a box takes seconds."""
     async with opened(kind) as backend:
+        for capability in needs:
+            promised(backend, capability)
         handle = await backend.create("sbx_1", kind.spec)
         yield Room(kind, backend, "sbx_1", handle)
 
@@ -415,8 +418,7 @@ async def test_log_that_takes_no_more_does_not_hold_the_program_up(kind: Kind) -
 
 
 async def test_background_child_that_holds_stdout_does_not_delay_the_exit(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PROMPT_EXIT)
+    async with room(kind, Capability.PROMPT_EXIT) as sandbox:
         run = await sandbox.run(kind.programs.holder(4))
         assert (await run.end()).code == 4
         assert await sandbox.processes() == 1
@@ -433,8 +435,7 @@ async def test_stdin_none_is_empty(kind: Kind) -> None:
 
 
 async def test_stdin_arrives_whole_in_order_and_ends(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.STDIN)
+    async with room(kind, Capability.STDIN) as sandbox:
         run = await sandbox.run(kind.programs.cat(), stdin=True)
         digest = hashlib.sha256()
         for number in range(50):
@@ -449,8 +450,7 @@ async def test_stdin_arrives_whole_in_order_and_ends(kind: Kind) -> None:
 
 
 async def test_program_sees_stdin_before_it_is_closed(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.STDIN)
+    async with room(kind, Capability.STDIN) as sandbox:
         run = await sandbox.run(kind.programs.cat(), stdin=True)
         assert await run.handle.write(b"hello")
         await run.saw(b"hello")
@@ -459,9 +459,7 @@ async def test_program_sees_stdin_before_it_is_closed(kind: Kind) -> None:
 
 
 async def test_writer_is_held_while_the_program_does_not_read_and_let_go_by_its_end(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.STDIN)
-        promised(sandbox.backend, Capability.EXACT_OUTPUT)  # back pressure is a part of it
+    async with room(kind, Capability.STDIN, Capability.EXACT_OUTPUT) as sandbox:  # back pressure is a part of it
         run = await sandbox.run(kind.programs.sleep(), stdin=True)
         await run.handle.write(bytes(MIB // 2))
         writing = asyncio.ensure_future(run.handle.write(bytes(3 * MIB)))
@@ -473,8 +471,7 @@ async def test_writer_is_held_while_the_program_does_not_read_and_let_go_by_its_
 
 async def test_cancelled_writer_has_written_all_or_nothing_that_was_not_in_order(kind: Kind) -> None:
     """What a cancelled write took in may be any beginning of it, but what follows comes after it."""
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.STDIN)
+    async with room(kind, Capability.STDIN) as sandbox:
         for number in range(5):
             run = await sandbox.run(kind.programs.cat(), stdin=True)
             writing = asyncio.ensure_future(run.handle.write(b"a" * 1000))
@@ -488,8 +485,7 @@ async def test_cancelled_writer_has_written_all_or_nothing_that_was_not_in_order
 
 
 async def test_what_comes_after_the_program_closed_stdin_is_discarded(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.STDIN)
+    async with room(kind, Capability.STDIN) as sandbox:
         run = await sandbox.run(kind.programs.close_stdin(), stdin=True)
         for _ in range(3):
             await run.handle.write(bytes(2 * MIB))
@@ -504,8 +500,7 @@ async def test_what_comes_after_the_program_closed_stdin_is_discarded(kind: Kind
 
 
 async def test_terminal_has_the_size_that_it_is_given_and_everything_is_stdout(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PTY)
+    async with room(kind, Capability.PTY) as sandbox:
         run = await sandbox.run(kind.programs.sizes(), tty=Terminal(31, 99))
         await run.saw(b"ready")
         await run.handle.resize(40, 120)
@@ -521,8 +516,7 @@ async def test_terminal_has_the_size_that_it_is_given_and_everything_is_stdout(k
 
 
 async def test_signal_reaches_the_program(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.SIGNALS)
+    async with room(kind, Capability.SIGNALS) as sandbox:
         run = await sandbox.run(kind.programs.trap_usr1())
         await run.saw(b"ready\n")
         await run.handle.signal(10)
@@ -532,8 +526,7 @@ async def test_signal_reaches_the_program(kind: Kind) -> None:
 
 @pytest.mark.parametrize(("number", "name"), [(1, "SIGHUP"), (2, "SIGINT"), (9, "SIGKILL"), (15, "SIGTERM")])
 async def test_program_that_dies_of_a_signal_is_signaled_by_name(kind: Kind, number: int, name: str) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.SIGNALS)
+    async with room(kind, Capability.SIGNALS) as sandbox:
         run = await sandbox.run(kind.programs.sleep())
         await run.handle.signal(number)
         ended = await run.end()
@@ -549,8 +542,7 @@ async def test_signal_after_the_end_is_wrong_state(kind: Kind) -> None:
 
 
 async def test_kill_ends_daemons_too_and_nothing_of_other_executions(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.KILL_TREE)
+    async with room(kind, Capability.KILL_TREE) as sandbox:
         other = await sandbox.run(kind.programs.sleep())
         run = await sandbox.run(kind.programs.daemon(0))
         assert (await run.end()).code == 0
@@ -617,8 +609,7 @@ async def test_wait_serves_many_and_a_cancelled_one_disturbs_nobody(kind: Kind) 
 
 
 async def test_usage_is_measured_where_it_is_promised(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.USAGE)
+    async with room(kind, Capability.USAGE) as sandbox:
         ended = await (await sandbox.run(kind.programs.print(MIB))).end()
         assert ended.duration_seconds is not None
         assert ended.cpu_seconds is not None

@@ -49,8 +49,7 @@ async def test_a_runtime_that_cannot_pause_says_so(kind: Kind) -> None:
 
 
 async def test_paused_program_stops_where_it_is_and_goes_on_from_there(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         run = await spewing(sandbox)
         for _ in range(3):
             await sandbox.handle.pause()
@@ -60,8 +59,7 @@ async def test_paused_program_stops_where_it_is_and_goes_on_from_there(kind: Kin
 
 
 async def test_both_are_idempotent_also_at_the_same_time(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         await sandbox.handle.resume()
         run = await spewing(sandbox)
         await asyncio.gather(*(sandbox.handle.pause() for _ in range(3)))
@@ -72,8 +70,7 @@ async def test_both_are_idempotent_also_at_the_same_time(kind: Kind) -> None:
 
 
 async def test_paused_sandbox_starts_nothing_until_it_is_resumed(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         pausing = asyncio.ensure_future(sandbox.handle.pause())
         await turns(1)
         for _ in range(2):
@@ -86,8 +83,7 @@ async def test_paused_sandbox_starts_nothing_until_it_is_resumed(kind: Kind) -> 
 
 
 async def test_what_was_being_started_has_started_and_ends_after_the_resume(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         for number in range(kind.turns):
             starting = [asyncio.ensure_future(sandbox.run(kind.programs.exit(n))) for n in range(3)]
             await turns(number)
@@ -104,8 +100,7 @@ async def _all(calls: list[asyncio.Task[Run]]) -> list[asyncio.Task[Run]]:
 
 
 async def test_signals_are_kept_for_what_is_paused(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         run = await sandbox.run(kind.programs.trap_usr1())
         await run.saw(b"ready\n")
         await sandbox.handle.pause()
@@ -117,8 +112,7 @@ async def test_signals_are_kept_for_what_is_paused(kind: Kind) -> None:
 
 
 async def test_stdin_is_kept_for_what_is_paused(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         run = await sandbox.run(kind.programs.cat(), stdin=True)
         await sandbox.handle.pause()
         await run.handle.write(b"one ")
@@ -131,8 +125,7 @@ async def test_stdin_is_kept_for_what_is_paused(kind: Kind) -> None:
 
 
 async def test_kill_ends_what_is_paused_and_its_neighbours_stay_as_they_are(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         run, other = await spewing(sandbox), await spewing(sandbox)
         daemon = await sandbox.run(kind.programs.daemon(0))
         await daemon.end()
@@ -150,8 +143,7 @@ async def test_kill_ends_what_is_paused_and_its_neighbours_stay_as_they_are(kind
 
 
 async def test_destroy_of_a_paused_sandbox_leaves_nothing_and_every_wait_has_an_answer(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         runs = [await spewing(sandbox), await sandbox.run(kind.programs.daemon(0))]
         await runs[1].end()
         await sandbox.handle.pause()
@@ -178,8 +170,7 @@ async def test_destroy_during_a_pause_ends_both(kind: Kind) -> None:
 
 
 async def test_pause_that_is_cancelled_at_any_turn_can_be_taken_back(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         run = await spewing(sandbox)
         for number in range(kind.turns):
             pausing = asyncio.ensure_future(sandbox.handle.pause())
@@ -191,8 +182,7 @@ async def test_pause_that_is_cancelled_at_any_turn_can_be_taken_back(kind: Kind)
 
 
 async def test_a_sandbox_that_is_gone_is_neither_paused_nor_resumed(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         await sandbox.handle.destroy()
         for change in (sandbox.handle.pause, sandbox.handle.resume):
             with pytest.raises(WrongState):
@@ -202,8 +192,7 @@ async def test_a_sandbox_that_is_gone_is_neither_paused_nor_resumed(kind: Kind) 
 async def test_loss_while_paused_is_told_and_leaves_nothing(kind: Kind) -> None:
     if kind.lose is None:
         pytest.skip(f"{kind.name} has no way to lose a sandbox")
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         run = await spewing(sandbox)
         await sandbox.handle.pause()
         async with asyncio.timeout(10):
@@ -217,8 +206,7 @@ async def test_loss_while_paused_is_told_and_leaves_nothing(kind: Kind) -> None:
 
 
 async def test_closing_the_backend_ends_what_is_paused(kind: Kind) -> None:
-    async with room(kind) as sandbox:
-        promised(sandbox.backend, Capability.PAUSE)
+    async with room(kind, Capability.PAUSE) as sandbox:
         await spewing(sandbox)
         await sandbox.handle.pause()
         async with asyncio.timeout(10):

@@ -20,8 +20,6 @@ from tests.integration.project import IMAGES, Project
 from tests.require import require
 from tests.service import PROJECT
 
-pytest.register_assert_rewrite("tests.integration.promises")
-
 
 @pytest.fixture(scope="package")
 def engine() -> Iterator[Engine]:

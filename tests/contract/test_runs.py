@@ -1,0 +1,76 @@
+"""`scripts/test` runs every test, in several runs of pytest, and its last line counts them truly."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import HERE, IN_REAL_BOXES
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = (ROOT / "scripts/test").read_text()
+
+CASES = """
+import pytest
+
+@pytest.fixture
+def broken():
+    yield
+    raise OSError
+
+def test_passes(): pass
+def test_is_skipped(): pytest.skip("why")
+@pytest.mark.skipif({fine}, reason="")
+def test_fails(): assert False
+@pytest.mark.skipif({fine}, reason="")
+def test_cannot_be_cleaned_up(broken): pass
+"""
+
+
+def summary(*reports: Path) -> tuple[int, list[str]]:
+    command = [sys.executable, str(ROOT / "scripts/summary"), *map(str, reports)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stdout.splitlines()
+
+
+def report(folder: Path, cases: str) -> Path:
+    folder.mkdir()
+    (folder / "test_it.py").write_text(cases)
+    written = folder / "it.xml"
+    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={written}", f"--rootdir={folder}"]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "test_it.py"], cwd=folder, check=False, capture_output=True
+    )
+    return written
+
+
+def test_last_line_counts_all_runs_and_a_failure_of_one_is_the_status(tmp_path: Path) -> None:
+    good, bad = report(tmp_path / "good", CASES.format(fine=True)), report(tmp_path / "bad", CASES.format(fine=False))
+    assert summary(good) == (0, ["1 passed, 0 failed, 3 skipped"])
+    status, said = summary(good, bad)
+    assert (status, said[-1]) == (1, "2 passed, 2 failed, 4 skipped")
+    assert [line.split(" ")[1] for line in said[:-1]] == ["test_it::test_fails", "test_it::test_cannot_be_cleaned_up"]
+
+
+def test_run_without_a_test_is_no_success(tmp_path: Path) -> None:
+    assert summary(report(tmp_path / "none", "")) == (1, ["0 passed, 0 failed, 0 skipped"])
+
+
+def test_every_folder_of_tests_is_in_one_of_the_runs() -> None:
+    (together,) = re.findall(r"^\s+tests/\{(.*)\} ", SCRIPT, re.MULTILINE)
+    named = [*together.split(","), *re.findall(r"^\s+tests \w+ tests/(\w+)\b", SCRIPT, re.MULTILINE)]
+    assert sorted(named) == sorted(
+        {path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/*/**/test_*.py")}
+    )
+
+
+@pytest.mark.parametrize("name", sorted(IN_REAL_BOXES))
+def test_what_runs_in_real_boxes_exists(name: str) -> None:
+    """A test that was given another name would silently run nowhere but over the double."""
+    trees = [ast.parse(path.read_text()) for path in HERE.glob("test_*.py")]
+    assert name in {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)}
