@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.core.budget import Budget
 MIB = 1024 * 1024
 BLOCK = 4096  # what a file system gives the smallest output
 GROWTH = 16  # blocks that a file grows by: one chunk
+INLINE = 8 * MIB  # of a file that is closed at once
 
 
 class SpillFolder:
@@ -101,7 +103,7 @@ class SpillFile:
     def close(self, output: SpilledOutput) -> None:
         self._open.discard(output)
         if not self._open and self._fd >= 0:
-            os.close(self._fd)
+            _close(self._fd, self._size * BLOCK)
             self._budget.give_back(self._holder, self._size * BLOCK)
             self._fd, self._size = -1, 0
             self._free.clear()
@@ -189,6 +191,14 @@ class SpilledOutput:
     def close(self) -> None:
         self.forget()
         self._file.close(self)
+
+
+def _close(descriptor: int, size: int) -> None:
+    """To give the pages of a GiB back takes the kernel some 80 ms: too long for an event loop."""
+    if size <= INLINE:
+        os.close(descriptor)
+    else:
+        threading.Thread(target=os.close, args=(descriptor,), name="close a spill file").start()
 
 
 def _write_at(descriptor: int, position: int, view: memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import CapacityExceeded
-from app.spill import BLOCK, GROWTH, MIB, SpilledOutput, SpillFile, SpillFolder
+from app.spill import BLOCK, GROWTH, INLINE, MIB, SpilledOutput, SpillFile, SpillFolder
 from tests.null_backend import pattern
 
 STEP = GROWTH * BLOCK
@@ -62,6 +63,28 @@ def test_all_output_of_a_sandbox_takes_one_descriptor_and_none_at_the_end(folder
     outputs[-1].close()
     assert descriptors() == before
     assert folder.budget.used == 0
+
+
+def test_a_large_file_is_given_back_by_another_thread(
+    folder: SpillFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    close = os.close
+
+    def noted(descriptor: int) -> None:
+        closed.append(threading.current_thread().name)
+        close(descriptor)
+
+    monkeypatch.setattr(os, "close", noted)
+    large = SpillFolder(tmp_path, 64 * MIB)
+    for size in (INLINE, INLINE + STEP):
+        fill(large.of("a"), size, capacity=size).close()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.name == "close a spill file":
+            thread.join()
+    assert closed == [threading.current_thread().name, "close a spill file"]
+    assert large.budget.used == 0
+    large.close()
 
 
 def test_output_that_ended_makes_room_for_newer_output_of_its_sandbox_the_oldest_first(folder: SpillFolder) -> None:

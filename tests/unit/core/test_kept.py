@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import tracemalloc
 from collections.abc import Callable
@@ -11,12 +12,14 @@ import pytest
 
 from app.core.ended import EndedOutput
 from app.core.errors import CapacityExceeded
+from app.core.lifetimes import AT_ONCE
+from app.core.models import SandboxState
 from app.core.output import MEMORY_WINDOW, OutputLog, Spill
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from app.spill import SpillFolder
 from tests.null_backend import NullBackend
-from tests.unit.core.support import House, Notes, spec, text
+from tests.unit.core.support import House, Notes, spec, text, until
 
 MIB = 1024 * 1024
 
@@ -69,6 +72,20 @@ async def test_without_a_disk_the_oldest_ended_output_is_dropped_and_the_newest_
         for execution in ended:
             await execution.wait()
         assert [execution.outputs.stdout.dropped for execution in ended] == [MEMORY_WINDOW] * 2 + [0] * 4
+
+
+async def test_the_end_of_a_sandbox_with_many_records_leaves_turns_to_others() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        for _ in range(4 * AT_ONCE):
+            await (await house.start(sandbox, "exit", "0")).wait()
+        house.backend.sandboxes[sandbox.id].executions.clear()
+        ending, turns = asyncio.ensure_future(house.sandboxes.destroy(sandbox)), 0
+        await until(lambda: sandbox.state is SandboxState.DESTROYED)
+        while not ending.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 4
 
 
 # --- commands
