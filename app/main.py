@@ -40,7 +40,8 @@ def create_app(
     The lifespan's end cancels what goes on for an idempotency key, destroys every sandbox, then closes the backends.
     """
 
-    answers: Answers[Recorded] = Answers(settings.idempotency.kept_answers())
+    shared = len(key_hashes) > 1
+    answers: Answers[Recorded] = Answers(settings.idempotency.kept_answers(), shared=shared)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,7 +66,6 @@ def create_app(
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)
-    shared = len(key_hashes) > 1
     shares = Shares.of(sandboxes.capacity, shared=shared)
     edge = Edge(
         sandboxes=sandboxes,

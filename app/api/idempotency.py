@@ -65,10 +65,11 @@ class Idempotency:
         body = await read_body(request)
         key = _digest(scope["method"].encode(), scope["path"].encode(errors="surrogatepass"), keys[0])
         digest = _digest(scope["query_string"], body)
-        with held(request), edge_of(request).bodies.holding(visitor_of(request).client) as take:
+        client = visitor_of(request).client
+        with held(request), edge_of(request).bodies.holding(client) as take:
             take(len(body))  # whoever waits for the answer of another holds its own body meanwhile
             return await until_disconnect(
-                request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]))
+                request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]), client)
             )
 
     async def _work(self, scope: Scope, bodies: list[bytes]) -> Answer[Recorded]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from app.core.backend import settle
-from app.core.errors import CapacityExceeded, Conflict, IdempotencyMismatch
+from app.core.budget import Budget
+from app.core.errors import Conflict, IdempotencyMismatch
 
 T = TypeVar("T")
 Key = bytes
@@ -44,23 +46,31 @@ class _Work(Generic[T]):
 class _Ended:
     digest: Digest
     until: float
+    client: str
 
 
 class Answers(Generic[T]):
     """Bounded twice, and both times it is the oldest that goes, never what is under way. Beyond the number of keys a
-    key is forgotten. Beyond the bytes only an answer is: its key still keeps the work from being done twice.
+    key is forgotten. Beyond the bytes only an answer is: its key still keeps the work from being done twice. Each
+    client has a share of both, and what goes is its own.
 
     To refuse new keys instead would let ordinary use of a day lock everybody out; retries come within minutes.
     """
 
-    def __init__(self, most: KeptAnswers, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._clock = most, clock
+    def __init__(self, most: KeptAnswers, clock: Callable[[], float] = time.monotonic, *, shared: bool = False) -> None:
+        """`shared`: there are several clients."""
+        self._seconds, self._clock = most.seconds, clock
+        self._keys = Budget("requests with an idempotency key at one time", most.keys, "client", shared=shared)
+        self._bytes = Budget("bytes of answers", most.size, "client", shared=shared)
         self._works: dict[Key, _Work[T]] = {}
-        self._ended: dict[Key, _Ended] = {}  # both in the order of their ends
-        self._stored: dict[Key, Answer[T]] = {}
-        self._size = 0
+        # All in the order of their ends; the second and third by client.
+        self._ended: dict[Key, _Ended] = {}
+        self._of: defaultdict[str, dict[Key, None]] = defaultdict(dict)
+        self._stored: defaultdict[str, dict[Key, Answer[T]]] = defaultdict(dict)
 
-    async def once(self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]]) -> tuple[Answer[T], bool]:
+    async def once(
+        self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]], client: str = ""
+    ) -> tuple[Answer[T], bool]:
         """The key's answer, and whether it is a repetition. `work` is called for the first to come and goes on whatever
         becomes of the callers; whoever comes meanwhile gets its answer too, or its error.
 
@@ -71,47 +81,56 @@ class Answers(Generic[T]):
         if known is not None and known.digest != digest:
             raise IdempotencyMismatch
         if isinstance(known, _Ended):
-            return self._repeat(key), True
-        begun = known or self._begin(key, digest, work)
+            return self._repeat(key, known.client), True
+        begun = known or self._begin(key, digest, work, client)
         return await asyncio.shield(begun.task), known is not None
 
-    def _repeat(self, key: Key) -> Answer[T]:
-        if key not in self._stored:
+    def _repeat(self, key: Key, client: str) -> Answer[T]:
+        if key not in self._stored[client]:
             raise Conflict("the request with this key was carried out, and its answer is not stored any more")
-        return self._stored[key]
+        return self._stored[client][key]
 
-    def _begin(self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]]) -> _Work[T]:
-        if len(self._works) + len(self._ended) >= self._most.keys:
-            if not self._ended:
-                raise CapacityExceeded("requests with an idempotency key at one time", self._most.keys)
-            self._forget(next(iter(self._ended)))
-        task = asyncio.get_running_loop().create_task(self._carry_out(key, digest, work))
+    def _begin(self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]], client: str) -> _Work[T]:
+        while not self._keys.fits(client) and self._of[client]:
+            self._forget(next(iter(self._of[client])))
+        self._keys.take(client)
+        task = asyncio.get_running_loop().create_task(self._carry_out(key, digest, work, client))
         begun = self._works[key] = _Work(digest, task)
         return begun
 
-    async def _carry_out(self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]]) -> Answer[T]:
+    async def _carry_out(
+        self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]], client: str
+    ) -> Answer[T]:
+        lasting = False
         try:
             answer = await work()
+            lasting = answer.lasting
         finally:
             del self._works[key]
-        if answer.lasting:
-            self._keep(key, digest, answer)
+            if not lasting:
+                self._keys.give_back(client)
+        if lasting:
+            self._keep(key, digest, answer, client)
         return answer
 
-    def _keep(self, key: Key, digest: Digest, answer: Answer[T]) -> None:
-        self._ended[key] = _Ended(digest, self._clock() + self._most.seconds)
-        self._stored[key] = answer
-        self._size += answer.size
-        while self._size > self._most.size:
-            self._drop_answer(next(iter(self._stored)))
+    def _keep(self, key: Key, digest: Digest, answer: Answer[T], client: str) -> None:
+        self._ended[key] = _Ended(digest, self._clock() + self._seconds, client)
+        self._of[client][key] = None
+        while not self._bytes.fits(client, answer.size) and self._stored[client]:
+            self._drop_answer(next(iter(self._stored[client])), client)
+        if self._bytes.fits(client, answer.size):
+            self._bytes.take(client, answer.size)
+            self._stored[client][key] = answer
 
-    def _drop_answer(self, key: Key) -> None:
-        self._size -= self._stored.pop(key).size
+    def _drop_answer(self, key: Key, client: str) -> None:
+        self._bytes.give_back(client, self._stored[client].pop(key).size)
 
     def _forget(self, key: Key) -> None:
-        del self._ended[key]
-        if key in self._stored:
-            self._drop_answer(key)
+        client = self._ended.pop(key).client
+        del self._of[client][key]
+        self._keys.give_back(client)
+        if key in self._stored[client]:
+            self._drop_answer(key, client)
 
     def _forget_expired(self) -> None:
         now = self._clock()

@@ -171,3 +171,36 @@ async def test_closing_ends_what_is_under_way() -> None:
         with pytest.raises(asyncio.CancelledError):
             await one
     await no_tasks_left()
+
+
+async def test_one_client_pushes_no_key_and_no_answer_of_another_out() -> None:
+    answers, works = Answers[str](KeptAnswers(8, 160, 10), Clock(), shared=True), Works()
+    await answers.once(b"mine", b"d", works.work("mine", size=10), "a")
+    for number in range(20):
+        await answers.once(b"%d" % number, b"d", works.work(size=10), "b")
+    assert (await answers.once(b"mine", b"d", works.work("again"), "a"))[0].content == "mine"
+    assert works.begun == 21
+    assert (await answers.once(b"19", b"d", works.work(), "b"))[1] is True
+    assert (await answers.once(b"16", b"d", works.work(), "b"))[1] is True  # half of what the other leaves: four keys
+    assert (await answers.once(b"15", b"d", works.work(), "b"))[1] is False
+
+
+async def test_a_client_whose_share_is_under_way_is_refused_and_another_is_not() -> None:
+    answers, works, gate = Answers[str](KeptAnswers(4, 80, 10), Clock(), shared=True), Works(), asyncio.Event()
+    waiting = [asyncio.create_task(answers.once(b"%d" % n, b"d", works.work(gate=gate), "a")) for n in range(2)]
+    await steps(2)
+    with pytest.raises(CapacityExceeded, match="leaves this client 2"):
+        await answers.once(b"2", b"d", works.work(), "a")
+    await answers.once(b"3", b"d", works.work(), "b")
+    gate.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_an_answer_that_is_not_kept_holds_nothing() -> None:
+    answers, works = Answers[str](KeptAnswers(2, 10, 10), Clock()), Works()
+    for number in range(5):
+        await answers.once(b"%d" % number, b"d", works.work(lasting=False), "a")
+    await answers.once(b"large", b"d", works.work(size=11), "a")
+    with pytest.raises(Conflict):
+        await answers.once(b"large", b"d", works.work(), "a")
+    assert (answers._keys.used, answers._bytes.used) == (1, 0)
