@@ -66,6 +66,11 @@ def when_any_bit(argument: int, bits: int, then: Node, otherwise: Node) -> Node:
     return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, (ANY_BIT, bits, then, otherwise))
 
 
+def when_more(argument: int, most: int, then: Node, otherwise: Node) -> Node:
+    """`then` if the low half of the argument, without a sign, is larger."""
+    return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, (GREATER_EQUAL, most + 1, then, otherwise))
+
+
 def when_null(argument: int, then: Node, otherwise: Node) -> Node:
     """`then` if the argument is a null pointer: both halves count, as an address with an empty low half can be had."""
     low = ARGUMENTS + ARGUMENT_SIZE * argument

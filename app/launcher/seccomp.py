@@ -31,7 +31,7 @@ from app.launcher.allowed_arguments import (
     SOL_TCP,
     SOL_UDP,
 )
-from app.launcher.bpf import ALLOW, KILL_PROCESS, PRETENDED, Node, refuse, when, when_any_bit, when_null
+from app.launcher.bpf import ALLOW, KILL_PROCESS, PRETENDED, Node, refuse, when, when_any_bit, when_more, when_null
 from app.launcher.syscall_table import HIGHEST_KNOWN, NUMBERS
 from app.launcher.syscalls import NR_SECCOMP, syscall
 
@@ -72,8 +72,7 @@ ALLOWED = (
     "time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep alarm getitimer setitimer timer_create"
     " timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime",
     # Waiting for descriptors, and pipes.
-    "poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2"
-    " eventfd eventfd2 pipe pipe2",
+    "epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2 pipe pipe2",
     # Sockets once they exist. Whom they reach the network namespace decides.
     "bind connect listen accept accept4 getsockname getpeername getsockopt shutdown recvfrom recvmsg recvmmsg",
     # System V and POSIX IPC, of the own IPC namespace.
@@ -115,6 +114,7 @@ PRIO_PROCESS, PRIO_PGRP = 0, 1
 IOPRIO_WHO_PROCESS, IOPRIO_WHO_PGRP = 1, 2
 SELF, WORKER = 0, 1
 RLIMIT_CORE = 4
+MOST_POLLED = 1024
 
 REFUSED, UNKNOWN, NO_SUCH_SOCKET = refuse(EPERM), refuse(ENOSYS), refuse(EAFNOSUPPORT)
 NO_ATTRIBUTES, NO_SUCH_OPTION, NO_SUCH_IOCTL, INVALID = (
@@ -124,6 +124,11 @@ NO_ATTRIBUTES, NO_SUCH_OPTION, NO_SUCH_IOCTL, INVALID = (
 
 def only(argument: int, *values: int) -> Node:
     return when(argument, values, ALLOW, otherwise=REFUSED)
+
+
+def at_most(argument: int, most: int) -> Node:
+    """As the kernel answers to more descriptors than the process may have."""
+    return when_more(argument, most, INVALID, ALLOW)
 
 
 def never(argument: int, *values: int) -> Node:
@@ -237,6 +242,13 @@ CONDITIONAL: dict[str, Node] = {
     "fdatasync": PRETENDED,
     "sync_file_range": PRETENDED,
     "msync": when_any_bit(2, MS_SYNC, PRETENDED, ALLOW),
+    # While such a call waits the kernel keeps 80 bytes for each descriptor, which it charges to nobody: 328 KiB for a
+    # thread that waits for 4,096, measured, and one descriptor may be named as often. With the soft limit that a
+    # command starts with, 1,024, more is EINVAL anyway. epoll is charged.
+    "poll": at_most(1, MOST_POLLED),
+    "ppoll": at_most(1, MOST_POLLED),
+    "select": at_most(0, MOST_POLLED),
+    "pselect6": at_most(0, MOST_POLLED),
     # The worker is PID 1 with one thread, runs under the same uid, and is nobody's to slow down. Other ids stay open
     # since pthread_setaffinity_np and pthread_setschedparam name threads by theirs.
     # The core limit stays as the worker set it: a lower one would wake a host's core dump program, see steps.py.
