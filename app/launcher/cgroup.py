@@ -152,6 +152,7 @@ class Tree:
     def __init__(self, version: int, parent: str, hierarchies: list[Hierarchy], has_swap_limit: bool) -> None:
         self.version, self.hierarchies, self.has_swap_limit = version, hierarchies, has_swap_limit
         self._parent = parent
+        self.living_groups = self.removed_groups = 0  # memory groups of sandboxes and executions: there, and gone
 
     @property
     def layers(self) -> set[str]:
@@ -192,9 +193,30 @@ class Tree:
             if "memory" in hierarchy.controllers:
                 name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
                 write(f"{_WORKERS}/{name}", hierarchy.parent, str((256 + 4 * most) * 1024 * 1024))
+                swapping = "memory.swappiness" if self.version == 1 else f"{_WORKERS}/memory.swap.max"
+                if has(swapping, hierarchy.parent):  # on version 1 every group below inherits it
+                    write(swapping, hierarchy.parent, "0")
             if self.version == 2 and "cpu" in hierarchy.controllers:  # from now on only its children hold processes
                 write(f"{_WORKERS}/cgroup.subtree_control", hierarchy.parent, "+cpu")
             hierarchy.workers = self.open_join(hierarchy, _WORKERS)
+
+    def make_group(self, hierarchy: Hierarchy, path: str) -> None:
+        """Raises OSError."""
+        os.mkdir(path, dir_fd=hierarchy.parent)
+        self.living_groups += "memory" in hierarchy.controllers
+
+    def remove_group(self, hierarchy: Hierarchy, path: str) -> bool:
+        """Whether it is gone."""
+        try:
+            os.rmdir(path, dir_fd=hierarchy.parent)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # EBUSY: a process of it is not reaped yet
+        if "memory" in hierarchy.controllers:
+            self.living_groups -= 1
+            self.removed_groups += 1
+        return True
 
     def worker_path(self, room: str) -> str:
         """Where the worker of that room has its cpu time."""

@@ -11,6 +11,7 @@ from app.launcher.birth import Nursery
 from app.launcher.checks import Refusal, answer, check_plan, reply
 from app.launcher.config import Config
 from app.launcher.connection import Connection
+from app.launcher.dead_groups import DeadGroups
 from app.launcher.file_locks import LockHolders
 from app.launcher.held import HeldSandbox
 from app.launcher.host import Host
@@ -52,6 +53,7 @@ class Custody:
         trees = [hierarchy.parent for hierarchy in tree.hierarchies]
         self._locks = LockHolders(config.max_file_locks, lock_counter, poll, trees)
         self._watch = Watch((self._locks.sample,) if config.max_file_locks else ())
+        self._dead_groups = DeadGroups(tree)
         self._sandboxes: dict[str, HeldSandbox] = {}
         self._by_descriptor: dict[int, HeldSandbox] = {}
         self._unfinished: dict[HeldSandbox, None] = {}  # with groups to remove or executions to kill
@@ -63,7 +65,7 @@ class Custody:
     @property
     def busy(self) -> bool:
         """Something is left that time alone brings forward."""
-        return bool(self._leaving or self._unfinished or self.pauses)
+        return bool(self._leaving or self._unfinished or self.pauses or self._dead_groups.reclaiming)
 
     @property
     def milliseconds_left(self) -> int | None:
@@ -101,6 +103,7 @@ class Custody:
         for sandbox in tuple(self._leaving):
             self._try_to_forget(sandbox)
         self.pauses.go_on()
+        self._dead_groups.go_on()
 
     def _carry_out(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:

@@ -56,7 +56,7 @@ class Groups:
         self._memory_bytes = memory_bytes
         for hierarchy in self._tree.hierarchies:
             if hierarchy.limits:
-                os.mkdir(self._name, dir_fd=hierarchy.parent)
+                self._tree.make_group(hierarchy, self._name)
                 self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
                 if not hierarchy.accounts:
                     self._shared.append(self._tree.open_join(hierarchy, self._name))
@@ -85,7 +85,7 @@ class Groups:
         if "cpu" in hierarchy.controllers:
             self._limit_cpu(hierarchy, room, cpu_millis)
             own = self._tree.worker_path(room)
-            os.mkdir(own, dir_fd=at)
+            self._tree.make_group(hierarchy, own)
             self._settle(hierarchy, own)
             self._limit_cpu(hierarchy, own, WORKER_CPU_MILLIS)
         if not self._first:
@@ -139,7 +139,7 @@ class Groups:
             for hierarchy in self._tree.hierarchies:
                 if hierarchy.accounts:
                     path = self._path(hierarchy, number)
-                    os.mkdir(path, dir_fd=hierarchy.parent)
+                    self._tree.make_group(hierarchy, path)
                     # Version 2 could kill the whole group when memory runs out (memory.oom.group). A program that
                     # survives its child would then live on version 1 only, the worker would die with a command that
                     # it is just starting, and the kernel counts the first victim twice (6 kills of 5, seen).
@@ -219,7 +219,7 @@ class Groups:
     def remove_execution(self, number: int) -> bool:
         """True when nothing of it is left. Where one group is busy the others stay too: they belong together."""
         for hierarchy in self._tree.hierarchies:
-            if hierarchy.accounts and not _remove(self._path(hierarchy, number), hierarchy.parent):
+            if hierarchy.accounts and not self._tree.remove_group(hierarchy, self._path(hierarchy, number)):
                 return False
         self._executions.pop(number, None)
         return True
@@ -249,20 +249,10 @@ class Groups:
             gone = self.remove_execution(number) and gone
         for hierarchy in self._tree.hierarchies:
             if hierarchy.limits:
-                gone = _remove(self._name, hierarchy.parent) and gone
+                gone = self._tree.remove_group(hierarchy, self._name) and gone
             if "cpu" in hierarchy.controllers:
-                gone = _remove(self._tree.worker_path(self._name), hierarchy.parent) and gone
+                gone = self._tree.remove_group(hierarchy, self._tree.worker_path(self._name)) and gone
         return gone
-
-
-def _remove(path: str, at: int) -> bool:
-    try:
-        os.rmdir(path, dir_fd=at)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False  # EBUSY: a process of it is not reaped yet
-    return True
 
 
 def _peak(path: str, at: int) -> int:

@@ -1,0 +1,44 @@
+"""Groups that the kernel keeps for one page of a file of the host, after they were removed: they do not add up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from app.launcher.dead_groups import MOST
+from tests.kernel import host
+from tests.service import Service
+
+_PAGES = 64  # between two reads: beyond what the kernel reads ahead
+
+
+def memory_groups() -> int:
+    """Of the whole host, removed ones that stay included."""
+    lines = Path("/proc/cgroups").read_text().splitlines()
+    return next(int(line.split()[2]) for line in lines if line.startswith("memory\t"))
+
+
+def largest() -> Path:
+    """Of the host, and large enough for every execution to read a page that no other has read."""
+    files = [path for path in Path("/usr").rglob("*") if path.is_file() and not path.is_symlink()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def read_pages(service: Service, sandbox: str, large: Path, numbers: range) -> None:
+    with large.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert large.stat().st_size > numbers.stop * _PAGES * 4096
+    for number in numbers:
+        where = f"skip={number * _PAGES}"
+        done = service.run(sandbox, "dd", f"if={large}", "of=/dev/null", "bs=4096", "count=1", where)
+        assert done["exit"]["code"] == 0, done
+
+
+def test_groups_of_ended_executions_stay_for_a_page_up_to_a_number_only(service: Service) -> None:
+    sandbox, large = service.create(), largest()
+    before = memory_groups()
+    read_pages(service, sandbox, large, range(100))
+    assert memory_groups() - before > 50, "the control: they stay"
+    read_pages(service, sandbox, large, range(100, 200))
+    host.until(lambda: memory_groups() - before < MOST + 40, "the kernel has let go of most")
+    service.call("DELETE", f"/sandboxes/{sandbox}")
