@@ -18,7 +18,7 @@ from app.api.file_documents import ON_FILES, takes
 from app.api.raw_query import PathQuery, read_query
 from app.api.schemas import Answer
 from app.api.strict_route import StrictRoute
-from app.api.views import Body, json_response
+from app.api.views import Body, json_page
 from app.core.errors import InvalidRequest
 from app.core.files import DirectoryEntry, FileKind
 
@@ -75,7 +75,7 @@ async def list_directory(request: Request, sandbox_id: str) -> Response:
         listing = await files.list(path, after, query.limit)
     last = listing.entries[-1].name if listing.entries else after
     next_cursor = _cursor_at(last) if listing.more and last is not None else None
-    return json_response({"items": [_item(entry) for entry in listing.entries], "next_cursor": next_cursor})
+    return await json_page(map(_item, listing.entries), next_cursor)
 
 
 @router.put(

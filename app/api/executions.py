@@ -15,7 +15,7 @@ from app.api.hangup import until_disconnect
 from app.api.paging import PageQuery, page
 from app.api.specs import command_of
 from app.api.strict_route import StrictRoute
-from app.api.views import execution_body, json_response
+from app.api.views import execution_body, json_page, json_response
 from app.core.commands import number_of_signal
 from app.core.models import Terminal
 
@@ -99,8 +99,8 @@ async def create_execution(request: Request, sandbox_id: str, query: Annotated[S
 async def list_executions(request: Request, sandbox_id: str, query: Annotated[ListQuery, Query()]) -> Response:
     """Oldest first."""
     sandbox = edge_of(request).sandboxes.use(sandbox_id)
-    items, next_cursor = page(sandbox.executions.values(), query)
-    return json_response({"items": [execution_body(execution) for execution in items], "next_cursor": next_cursor})
+    items, next_cursor = await page(sandbox.executions.values(), query)
+    return await json_page(map(execution_body, items), next_cursor)
 
 
 @router.get(

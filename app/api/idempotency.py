@@ -73,7 +73,7 @@ class Idempotency:
             )
 
     async def _work(self, scope: Scope, bodies: list[bytes]) -> Answer[Recorded]:
-        """`bodies` holds the one body until it is read: what is kept for long must not hold 32 MiB."""
+        """`bodies` holds the one body until it is read: what is kept for long must not hold 8 MiB."""
 
         async def receive() -> Message:
             if bodies:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.errors import InvalidRequest
+from app.core.timeslices import TimeSlices
 
 
 class PageQuery(BaseModel):
@@ -43,12 +44,17 @@ def sequence_of(cursor: str) -> int:
     return sequence
 
 
-def page(items: Iterable[P], query: PageQuery) -> tuple[list[P], str | None]:
-    """At most `limit` of `items`, which come oldest first, and the cursor for the rest."""
+async def page(
+    items: Iterable[P], query: PageQuery, wanted: Callable[[P], bool] = lambda _: True
+) -> tuple[list[P], str | None]:
+    """At most `limit` of the `wanted` ones of `items`, which come oldest first, and the cursor for the rest."""
     after = -1 if query.cursor is None else sequence_of(query.cursor)
+    slices = TimeSlices.of_loop()
     chosen: list[P] = []
-    for item in items:
-        if item.sequence <= after:
+    for item in tuple(items):  # they may change while others have their turn
+        if slices.over:
+            await slices.next()
+        if item.sequence <= after or not wanted(item):
             continue
         if len(chosen) == query.limit:
             return chosen, cursor_at(chosen[-1].sequence)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 from base64 import b64encode
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
 
 from app.api.bodies import read_json
 from app.api.deps import Edge, edge_of, held, visitor_of
@@ -16,13 +19,14 @@ from app.api.run_schemas import Run, RunFile, RunResult
 from app.api.sandboxes import OF_A_CREATE
 from app.api.specs import DEFAULT_TTL_SECONDS, sandbox_spec, timeout_of
 from app.api.strict_route import StrictRoute
-from app.api.views import Body, exit_body, json_response
+from app.api.views import Body, exit_body
 from app.core.backend import Capability
 from app.core.errors import InvalidRequest
 from app.core.models import Command, SandboxSpec, Stdin
 from app.core.oneshot import Captured, OneShot, Outcome, run_once
 from app.core.placing import PlacedFile
 from app.core.policy import LimitRange
+from app.core.timeslices import TimeSlices
 
 router = APIRouter(tags=["executions"], route_class=StrictRoute)
 
@@ -46,12 +50,14 @@ async def run(request: Request) -> Response:
     the answer comes, whatever happened, and no record of it is kept. A command that fails, or cannot be started, is a
     200 whose `exit` says so. A client that hangs up ends its run, unless it sent an Idempotency-Key."""
     edge = edge_of(request)
-    shot = await _shot(await read_json(request, Run), edge)
+    asked = await read_json(request, Run)
+    await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
+    shot = await _shot(asked, edge)
     client = visitor_of(request).client
     with held(request), edge.bodies.holding(client) as take:
         take(len(shot.stdin) + sum(len(file.content) for file in shot.files))
         outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot, client))
-    return json_response(_body(outcome, shot.spec.runtime))
+    return await response_of(outcome, shot.spec.runtime)
 
 
 async def _shot(asked: Run, edge: Edge) -> OneShot:
@@ -102,21 +108,60 @@ def _bytes(text: str | None, encoded: str | None, pointer: str, beside: str) -> 
 
 # --- the answer
 
+_PIECE = 48 * 1024  # a multiple of three, as base64 wants
+# Bytes of JSON. A control character becomes six; what is longer is shorter as base64, which is at most 22 MiB.
+_TEXT_MOST = 24 * 1024 * 1024
 
-def _body(outcome: Outcome, runtime: str) -> Body:
+
+async def response_of(outcome: Outcome, runtime: str) -> Response:
+    """Made piece by piece: to turn two texts of 8 MiB into JSON takes longer than anybody should wait."""
+    slices = TimeSlices.of_loop()
+    channels = {"stdout": outcome.stdout, "stderr": outcome.stderr}
+    encoding, pieces = "utf-8", None
+    with contextlib.suppress(UnicodeDecodeError):
+        texts: dict[str, Iterator[bytes]] = {}
+        for name, channel in channels.items():
+            texts[name] = _json_pieces(text_of(channel))
+            await slices.next()
+        pieces = await _members(texts, _TEXT_MOST)
+    if pieces is None:
+        encoding = "base64"
+        pieces = await _members({name: _base64_pieces(channel.data) for name, channel in channels.items()})
     body: Body = {
         "sandbox_id": outcome.sandbox_id,
         "runtime": runtime,
         "exit": exit_body(outcome.exit),
         "stdout_truncated": outcome.stdout.truncated,
         "stderr_truncated": outcome.stderr.truncated,
+        "encoding": encoding,
     }
-    try:
-        texts = {"stdout": text_of(outcome.stdout), "stderr": text_of(outcome.stderr), "encoding": "utf-8"}
-    except UnicodeDecodeError:
-        pairs = (("stdout", outcome.stdout), ("stderr", outcome.stderr))
-        texts = {name: b64encode(channel.data).decode() for name, channel in pairs} | {"encoding": "base64"}
-    return body | texts
+    return Response(b"".join([to_json(body)[:-1], *(pieces or ()), b"}"]), media_type="application/json")
+
+
+def _json_pieces(text: str) -> Iterator[bytes]:
+    return (to_json(text[at : at + _PIECE])[1:-1] for at in range(0, len(text), _PIECE))
+
+
+def _base64_pieces(data: bytes) -> Iterator[bytes]:
+    return (b64encode(data[at : at + _PIECE]) for at in range(0, len(data), _PIECE))
+
+
+async def _members(texts: Mapping[str, Iterator[bytes]], most: int | None = None) -> list[bytes] | None:
+    """Further members of a JSON object; None for more than so many bytes."""
+    slices = TimeSlices.of_loop()
+    pieces: list[bytes] = []
+    size = 0
+    for name, text in texts.items():
+        pieces.append(b',"%b":"' % name.encode())
+        for piece in text:
+            pieces.append(piece)
+            size += len(piece)
+            if most is not None and size > most:
+                return None
+            if slices.over:
+                await slices.next()
+        pieces.append(b'"')
+    return pieces
 
 
 def text_of(channel: Captured) -> str:

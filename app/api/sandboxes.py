@@ -15,7 +15,7 @@ from app.api.hangup import ClientGone, until_disconnect
 from app.api.paging import PageQuery, page
 from app.api.specs import lifetime, sandbox_spec, ttl_of
 from app.api.strict_route import StrictRoute
-from app.api.views import Body, json_response, sandbox_body
+from app.api.views import Body, json_page, json_response, sandbox_body
 from app.core.errors import InvalidRequest
 from app.core.models import SandboxState
 from app.core.sandboxes import Sandbox
@@ -116,17 +116,16 @@ async def list_sandboxes(request: Request, query: Annotated[ListQuery, Query()])
     edge = edge_of(request)
     runtime = None if query.runtime is None else edge.registry.canonical(query.runtime)
     labels = [_label(text) for text in query.label]
-    items, next_cursor = page(
-        (
-            sandbox
-            for sandbox in edge.sandboxes
-            if (query.state is None or sandbox.state is query.state)
+
+    def wanted(sandbox: Sandbox) -> bool:
+        return (
+            (query.state is None or sandbox.state is query.state)
             and (runtime is None or sandbox.spec.runtime == runtime)
             and all(sandbox.labels.get(key) == value for key, value in labels)
-        ),
-        query,
-    )
-    return json_response({"items": [body_of(sandbox, edge) for sandbox in items], "next_cursor": next_cursor})
+        )
+
+    items, next_cursor = await page(edge.sandboxes, query, wanted)
+    return await json_page((body_of(sandbox, edge) for sandbox in items), next_cursor)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -13,6 +13,7 @@ from app.core.executions import Execution
 from app.core.models import Channel, Exit
 from app.core.policy import FLOORS, LIMIT_NAMES
 from app.core.sandboxes import Sandbox
+from app.core.timeslices import TimeSlices
 
 Body = dict[str, Any]
 
@@ -29,6 +30,18 @@ ENFORCED_BY = {
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(to_json(body), status, headers, "application/json")
+
+
+async def json_page(items: Iterable[Body], next_cursor: str | None) -> Response:
+    """`items` are made one by one: a page of 1,000 may take longer than anybody should wait."""
+    slices = TimeSlices.of_loop()
+    pieces: list[bytes] = []
+    for item in items:
+        pieces.append(to_json(item))
+        if slices.over:
+            await slices.next()
+    body = b'{"items":[%b],"next_cursor":%b}' % (b",".join(pieces), to_json(next_cursor))
+    return Response(body, media_type="application/json")
 
 
 def limit_number(name: str, value: float) -> float:

@@ -44,6 +44,7 @@ SIGNALS = {
     31: "SIGSYS",
 }  # fmt: skip - signal(7), x86 and arm
 NUMBERS = {name: number for number, name in SIGNALS.items()}
+WRONG_NAMED = 32  # of a command with 65,536 wrong arguments nobody wants to read all
 _VARIABLE = re.compile(r"[^=\0]+")
 
 
@@ -95,6 +96,8 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
     if len(env) > limits.variables:
         return [FieldError(pointer, f"has {len(env)} variables, the runtime takes {limits.variables}")]
     for name, value in env.items():
+        if len(errors) == WRONG_NAMED:
+            break
         sizes = byte_length(name), byte_length(value)
         # The pointer goes into an answer, so it must have bytes even where the name has none.
         shown = name[:64].encode(errors="replace").decode()
@@ -124,7 +127,7 @@ def check_start(command: Command, runtime: RuntimeInfo) -> None:
 
 
 def check_command(command: Command, limits: CommandLimits) -> None:
-    """Raises InvalidRequest with every wrong field."""
+    """Raises InvalidRequest with the wrong fields, the first 32 of arguments and of variables."""
     errors: list[FieldError] = []
     if not command.argv or not command.argv[0]:
         errors.append(FieldError("/command", "must name a program"))
@@ -134,6 +137,8 @@ def check_command(command: Command, limits: CommandLimits) -> None:
         )
     else:
         for index, argument in enumerate(command.argv):
+            if len(errors) == WRONG_NAMED:
+                break
             size = byte_length(argument)
             if "\0" in argument or size is None:
                 errors.append(FieldError(f"/command/{index}", "must not contain a NUL byte or half a surrogate pair"))

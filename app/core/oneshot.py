@@ -57,7 +57,7 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Out
     check_start(replace(shot.command, env={**shot.spec.env, **shot.command.env}), info)
     if shot.files and Capability.FILES not in info.capabilities:
         raise UnsupportedByRuntime("files", info.name)
-    placement = place(shot.files)
+    placement = await place(shot.files)
     sandbox, _ = sandboxes.create(shot.spec, client=client)
     sandbox.fleeting = True
     try:

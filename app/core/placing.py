@@ -12,6 +12,7 @@ from app.core.errors import BulkheadError, FieldError, InvalidRequest
 from app.core.files import DEFAULT_MODE, ArchiveEntry, EntryKind, Files
 from app.core.output import CHUNK
 from app.core.text import byte_length
+from app.core.timeslices import TimeSlices
 
 WORKSPACE = "workspace"
 DEPTH = 64  # directories of one path: what a list costs to check and to make is bounded by it
@@ -35,12 +36,15 @@ class _Item:
     file: PlacedFile
 
 
-def place(files: Sequence[PlacedFile]) -> Placement:
+async def place(files: Sequence[PlacedFile]) -> Placement:
     """Raises InvalidRequest, which names every wrong one as /files/N."""
     errors: list[FieldError] = []
     items: list[_Item] = []
     tree: dict[str, Any] = {}
+    slices = TimeSlices.of_loop()
     for number, file in enumerate(files):
+        if slices.over:
+            await slices.next()
         pointer = f"/files/{number}"
         parts, wrong = _parts(file.path)
         wrong = wrong or _clash(tree, parts, pointer)

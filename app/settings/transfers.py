@@ -12,4 +12,4 @@ class TransferSettings(Part):
     stall_seconds: float = Field(
         60, gt=0, allow_inf_nan=False, description="a client that neither sends nor takes a byte is cut off"
     )
-    bodies_mib: int = Field(512, ge=32, description="memory for request bodies that are read or run, all together")
+    bodies_mib: int = Field(512, ge=8, description="memory for request bodies that are read or run, all together")

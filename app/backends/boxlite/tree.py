@@ -9,6 +9,7 @@ from app.backends.boxlite.file_facts import Node, is_ours, node_of, nonsense, re
 from app.backends.boxlite.file_scripts import PIECE_BYTES
 from app.core.errors import BackendFailure, CapacityExceeded
 from app.core.files import ArchiveEntry, EntryKind, FileKind, FileStat
+from app.core.timeslices import TimeSlices
 
 NAMES_BYTES = 16 * 1024 * 1024  # of all names of one directory, or one tree: each page reads them all
 MOST_ENTRIES = 100_000  # of a tree
@@ -64,8 +65,11 @@ class Tree:
     async def nodes(self, names: Sequence[bytes]) -> list[Node]:
         """What has gone meanwhile is left out."""
         found = {}
+        slices = TimeSlices.of_loop()
         for batch in _batches(names):
             for record in records(await self._answer("facts", batch), self._token + b" "):
+                if slices.over:
+                    await slices.next()
                 node = node_of(record)
                 found[node.name] = node
         if not found.keys() <= set(names):

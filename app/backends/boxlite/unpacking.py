@@ -6,7 +6,7 @@ GNU's form of an archive, as busybox passes over pax headers, long names among t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from app.backends.boxlite.dialogue import Dialogue
 from app.backends.boxlite.dialogues import Dialogues
@@ -15,6 +15,7 @@ from app.backends.boxlite.file_scripts import MAKE, script
 from app.core.errors import BackendFailure, PayloadTooLarge, WrongType
 from app.core.files import ArchiveEntry, EntryKind, FileKind, shown
 from app.core.tar.header import BLOCK, FIELD, LARGEST, SECOND, TYPES, ZEROS, Header
+from app.core.timeslices import TimeSlices
 
 NAMES_AT_ONCE = 256
 PATH_BYTES = 4096
@@ -127,6 +128,7 @@ class _Archive:
 
     async def of(self, content: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[bytes]:
         padding = 0
+        slices = TimeSlices.of_loop()
         async for item in content:
             if isinstance(item, bytes):
                 yield item
@@ -136,28 +138,31 @@ class _Archive:
             self.entries += 1
             if item.size >= LARGEST:
                 raise PayloadTooLarge(LARGEST - 1)
-            yield self._head(item)
+            for header in self._headers(item):
+                if slices.over:
+                    await slices.next()
+                yield header
         yield bytes(padding) + ZEROS + ZEROS
 
-    def _head(self, entry: ArchiveEntry) -> bytes:
+    def _headers(self, entry: ArchiveEntry) -> Iterator[bytes]:
         if entry.kind is EntryKind.DIRECTORY:
-            if not entry.name:
-                return b""
-            self.modes.setdefault(entry.mode, []).append(entry.name)
-            return self._above(entry.name) + self._directory(entry.name, entry.mode | _OWN, entry.modified_ns)
+            if entry.name:
+                self.modes.setdefault(entry.mode, []).append(entry.name)
+                yield from self._above(entry.name)
+                yield self._directory(entry.name, entry.mode | _OWN, entry.modified_ns)
+            return
+        yield from self._above(entry.name)
         seconds = min(max(entry.modified_ns // SECOND, 0), LARGEST - 1)
         header = Header(TYPES[entry.kind], entry.name, entry.mode, entry.size, seconds, entry.target)
-        return self._above(entry.name) + _long(b"L", entry.name) + _long(b"K", entry.target) + header.block()
+        yield _long(b"L", entry.name) + _long(b"K", entry.target) + header.block()
 
-    def _above(self, name: bytes) -> bytes:
+    def _above(self, name: bytes) -> Iterator[bytes]:
         """Directories that must be there before it; no umask of the box says how they are made."""
-        found = b""
         parts = name.split(b"/")
         for count in range(1, len(parts)):
             parent = b"/".join(parts[:count])
             if parent not in self._made:
-                found += self._directory(parent, _IMPLIED, time.time_ns())
-        return found
+                yield self._directory(parent, _IMPLIED, time.time_ns())
 
     def _directory(self, name: bytes, mode: int, modified_ns: int) -> bytes:
         self._made.add(name)

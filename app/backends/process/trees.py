@@ -8,6 +8,7 @@ from app.backends.process.agent import FileAgent
 from app.backends.process.transfer import Transfer
 from app.core.errors import BackendFailure
 from app.core.files import ArchiveEntry, DirectoryEntry, EntryKind, FileKind, FileStat, Listing
+from app.core.timeslices import TimeSlices
 from app.launcher.protocol import ProtocolError
 from app.launcher.protocol.files import (
     DIRECTORY,
@@ -58,7 +59,10 @@ class Entries:
     async def listing(self, limit: int) -> Listing:
         """Raises ProtocolError for more than was asked for."""
         entries: list[DirectoryEntry] = []
+        slices = TimeSlices.of_loop()
         while (entry := await self._next()) is not None:
+            if slices.over:
+                await slices.next()
             node, name, target = entry
             if len(entries) == limit or node.kind == HARD_LINK or b"/" in name or not name:
                 raise ProtocolError("not an entry of a listing")

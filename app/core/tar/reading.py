@@ -9,6 +9,7 @@ from typing import NoReturn
 from app.core.errors import InvalidArchive
 from app.core.files import ArchiveEntry, EntryKind, shown
 from app.core.tar.header import BLOCK, KINDS, SECOND, ZEROS, Header, parse_records, parse_time, text
+from app.core.timeslices import TimeSlices
 
 LONGEST_EXTENSION = 64 * 1024  # bytes of a long name or of pax records
 _INT64 = 2**63
@@ -20,7 +21,10 @@ async def entries(chunks: AsyncIterator[bytes]) -> AsyncIterator[ArchiveEntry | 
     """Each entry, and behind that of a file its content in pieces of any size. `chunks` is read to its end. Names are
     as they are written: they go through `guarded` before anything is made of them. Raises InvalidArchive."""
     reader = _Reader(chunks)
+    slices = TimeSlices.of_loop()
     while (entry := await reader.next()) is not None:
+        if slices.over:
+            await slices.next()
         yield entry
         left = entry.size
         while left:

@@ -8,6 +8,7 @@ from app.core.archive import clean, require_target
 from app.core.errors import BackendFailure
 from app.core.files import MODE_BITS, ArchiveEntry, EntryKind, shown
 from app.core.tar.header import BLOCK, FIELD, LARGEST, SECOND, TYPES, ZEROS, Header, record, time_text
+from app.core.timeslices import TimeSlices
 
 PIECE = 64 * 1024  # small entries are joined to at least this
 
@@ -17,7 +18,10 @@ async def archive(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[b
     than its entry says: what comes from a sandbox is not believed."""
     waiting: list[bytes] = []
     held = left = padding = 0
+    slices = TimeSlices.of_loop()
     async for item in items:
+        if slices.over:
+            await slices.next()
         if isinstance(item, bytes):
             piece = item
             left -= len(item)

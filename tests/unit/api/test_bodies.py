@@ -173,8 +173,8 @@ async def test_413_over_a_real_connection_ends_it() -> None:
 
 
 async def test_bodies_together_have_a_bound_and_give_back_what_they_took() -> None:
-    service = Service(settings=load_settings(transfers={"bodies_mib": 32}))
-    body = json.dumps({"command": ["exit", "0"], "stdin": "x" * 20_000_000}).encode()
+    service = Service(settings=load_settings(transfers={"bodies_mib": 8}))
+    body = json.dumps({"command": ["exit", "0"], "stdin": "x" * 5_000_000}).encode()
     service.backend.execute_gate = gate = Gate()
     async with service.client() as client:
         running = asyncio.create_task(client.post("/run", content=body, headers=JSON))

@@ -47,7 +47,7 @@ async def refused(body: Any, service: Service | None = None, **request: Any) -> 
         ({"env": {"": "x"}}, "/env/"),
         ({"env": {"A": "x\0"}}, "/env/A"),
         ({"env": {"a/b~c": 1}}, "/env/a~1b~0c"),
-        ({"env": {f"K{n}": "" for n in range(100_000)}}, "/env"),
+        ({"env": {f"K{n}": "" for n in range(10_000)}}, "/env"),
         ({"env": {"A": "x" * 140_000}}, "/env/A"),
         ({"env": []}, "/env"),
         ({"workdir": "relative"}, "/workdir"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ def test_pages_together_are_the_list(places: set[int], limit: int) -> None:
     seen: list[Item] = []
     cursor: str | None = None
     while True:
-        found, cursor = page(items, PageQuery(limit=limit, cursor=cursor))
+        found, cursor = asyncio.run(page(items, PageQuery(limit=limit, cursor=cursor)))
         seen += found
         if cursor is None:
             break

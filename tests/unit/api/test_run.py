@@ -181,7 +181,7 @@ async def test_an_error_of_a_file_names_it_and_leaves_nothing() -> None:
         assert service.backend.alive == []
 
 
-async def test_a_body_may_have_32_mib_here_and_no_more() -> None:
+async def test_a_body_may_have_8_mib_here_and_no_more() -> None:
     async with Service().client() as client:
         head, tail = b'{"command":["cat"],"limits":{"output_bytes":1000},"stdin":"', b'"}'
         content = head + b"x" * (RUN_BODY_LIMIT - len(head) - len(tail)) + tail

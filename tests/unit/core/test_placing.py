@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -50,14 +51,14 @@ class Memory:
 
 async def put(*files: PlacedFile) -> Memory:
     memory = Memory()
-    await place(files).put(memory)  # type: ignore[arg-type]  # the part of the contract that a placement needs
+    await (await place(files)).put(memory)  # type: ignore[arg-type]  # the part of the contract that a placement needs
     return memory
 
 
 def wrong(*paths: str) -> dict[str, str]:
     """Pointer to sentence."""
     with pytest.raises(InvalidRequest) as refused:
-        place([PlacedFile(path, b"") for path in paths])
+        asyncio.run(place([PlacedFile(path, b"") for path in paths]))
     return {error.pointer: error.detail for error in refused.value.errors}
 
 
@@ -125,12 +126,12 @@ async def test_an_error_on_the_way_names_its_file() -> None:
     memory.refused[b"/workspace/b"] = DiskFull(4096)
     files = [PlacedFile("a", b""), PlacedFile("/etc/x", b""), PlacedFile("b", b"")]
     with pytest.raises(DiskFull, match=r"^/files/2: the sandbox's disk of 4096 bytes") as full:
-        await place(files).put(memory)  # type: ignore[arg-type]  # as above
+        await (await place(files)).put(memory)  # type: ignore[arg-type]  # as above
     assert full.value.limit == 4096
     memory.refused = {b"/etc/x": AccessDenied("no")}
     with pytest.raises(AccessDenied, match=r"^/files/1: no$"):
-        await place(files).put(memory)  # type: ignore[arg-type]  # as above
+        await (await place(files)).put(memory)  # type: ignore[arg-type]  # as above
     memory.refused = {b"/etc/x": InvalidRequest.at("query/path", "is odd")}
     with pytest.raises(InvalidRequest) as refused:
-        await place(files).put(memory)  # type: ignore[arg-type]  # as above
+        await (await place(files)).put(memory)  # type: ignore[arg-type]  # as above
     assert [(e.pointer, e.detail) for e in refused.value.errors] == [("/files/1/path", "is odd")]

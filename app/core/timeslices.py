@@ -1,0 +1,68 @@
+"""Work that seldom waits shares the event loop by slices of processor time.
+
+A loop over what a client chose (entries of an archive, names of a directory, records of a list) may run for seconds
+without one `await` that waits. It asks at each step whether its slice is over, and then lets everybody else go first:
+
+    slices = TimeSlices.of_loop()
+    for item in items:
+        if slices.over:
+            await slices.next()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from weakref import WeakKeyDictionary
+
+SECONDS = 0.004  # of processor time; the longest that anybody waits for such work, however much of it there is
+
+
+class TimeSlices:
+    """One for an event loop. Whoever waits for a slice gets it in turn, one for each run through the loop: ten tasks
+    at such work hold the others up for one slice at a time, not for ten.
+
+    It is processor time of the thread that counts: a task that the machine holds up has not used its slice. What other
+    tasks use meanwhile counts too, which costs no more than one run through the loop.
+    """
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @classmethod
+    def of_loop(cls) -> TimeSlices:
+        """Of the loop that runs. Raises RuntimeError outside of one."""
+        loop = asyncio.get_running_loop()
+        found = _slices.get(loop)
+        if found is None:
+            found = _slices[loop] = cls()
+        return found
+
+    @property
+    def over(self) -> bool:
+        return time.thread_time() >= self._until
+
+    async def next(self) -> None:
+        """Returns at the begin of a new slice, not before everything else that is ready has run once."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._give)
+        await turn
+        self._until = time.thread_time() + SECONDS
+
+    def _give(self) -> None:
+        """To the first that still waits; to the one after it in the next run through the loop."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # cancelled
+                turn.set_result(None)
+                break
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._give)
+
+
+_slices: WeakKeyDictionary[asyncio.AbstractEventLoop, TimeSlices] = WeakKeyDictionary()
