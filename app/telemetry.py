@@ -150,6 +150,9 @@ class Telemetry:
             client=client,
         )
 
+    def slow_callback(self, ms: float, where: list[str]) -> None:
+        self._log.warning("slow_callback", ms=ms, where=where)
+
     def failure(self, *, request_id: str, error: BaseException) -> None:
         self._log.error("fault", request_id=request_id, exc_info=error)
 

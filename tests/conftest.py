@@ -1,4 +1,5 @@
-"""`async def` tests run in a fresh event loop each; an error that the loop was left with makes them fail.
+"""`async def` tests run in a fresh event loop each. An error that the loop was left with makes them fail, and so does
+a callback that held it for too long (`callbacks.py`).
 
 Tests with real microVMs get the mark `boxes` by what they ask for, so that scripts/test can run them beside the others.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.callbacks import CALLBACKS
 from tests.require import require
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ pytest.register_assert_rewrite(
     "tests.integration.promises",
 )
 
+MEASURED = ("unit", "contract", "properties")  # where the service itself runs on the test's loop
+if CALLBACKS.limit:
+    CALLBACKS.install()
+
 
 async def _run(test: Coroutine[Any, Any, None]) -> None:
     loop = asyncio.get_running_loop()
@@ -38,6 +44,7 @@ async def _run(test: Coroutine[Any, Any, None]) -> None:
         failures.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     loop.set_exception_handler(note)
+    CALLBACKS.forget()
     await test
     assert not failures, failures
 
@@ -73,6 +80,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     wanted = pyfuncitem._fixtureinfo.argnames  # the public way, `funcargs`, also holds autouse fixtures
     asyncio.run(_run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted})))
+    if CALLBACKS.slow and pyfuncitem.path.parent.relative_to(pyfuncitem.config.rootpath / "tests").parts[0] in MEASURED:
+        pytest.fail("the loop was held from everybody else: " + "\n".join(CALLBACKS.slow), pytrace=False)
     return True
 
 

@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     ttl_ceiling_seconds: float = Field(604_800, gt=0, allow_inf_nan=False, description="longest life and idle time")
     profiles: Path | None = Field(None, description="TOML file with the operator's policy profiles")
     spill_mib: int = Field(4096, ge=0, description="disk for output that does not fit into memory, in all")
+    slow_callback_ms: float = Field(
+        0, ge=0, allow_inf_nan=False, description="logs what holds the event loop for longer, in processor time; 0: off"
+    )
     transfers: TransferSettings = Field(default_factory=TransferSettings)
     process: ProcessSettings = Field(default_factory=ProcessSettings)
     boxlite: BoxliteSettings = Field(default_factory=BoxliteSettings)

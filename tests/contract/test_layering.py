@@ -37,6 +37,7 @@ TABLE: dict[str, Row] = {
     "telemetry": row("core", "prometheus_client structlog"),
     "profiles": row("core", "pydantic"),
     "slot": row(),
+    "slow_callbacks": row(),
     "instance": row(),
     "http_upgrades": row("", "uvicorn httptools"),
     "pacing": row(),

@@ -112,7 +112,6 @@ class Service:
             ws_ping_timeout=None,
             ws_per_message_deflate=False,
             log_config=None,
-            log_level="critical",
             access_log=False,
             timeout_graceful_shutdown=2,
         )

@@ -13,6 +13,7 @@ from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT, Patience
 from app.core.errors import BackendUnavailable
 from app.core.sandboxes import Capacity
 from app.settings import load_settings
+from tests.callbacks import own_work
 from tests.null_backend import Gate, NullBackend
 from tests.unit.api.service import Service, call, create, start
 from tests.unit.core.support import until
@@ -305,14 +306,16 @@ async def test_fifty_at_once_with_an_id_of_their_own_make_one_sandbox_and_one_ex
 async def test_who_waits_for_the_answer_of_another_holds_its_body_in_the_bound_of_all() -> None:
     service = Service(settings=load_settings(transfers={"bodies_mib": 32}))
     service.backend.execute_gate = gate = Gate()
-    body = {"command": ["exit", "0"], "stdin": "x" * 7_000_000}
+    with own_work():
+        body = json.dumps({"command": ["exit", "0"], "stdin": "x" * 7_000_000}).encode()
+    headers = {**KEY, "content-type": "application/json"}
     async with client_of(service) as client:
-        asked = [asyncio.create_task(client.post("/run", json=body, headers=KEY))]
+        asked = [asyncio.create_task(client.post("/run", content=body, headers=headers))]
         await gate.reached.wait()
-        asked += [asyncio.create_task(client.post("/run", json=body, headers=KEY)) for _ in range(8)]
+        asked += [asyncio.create_task(client.post("/run", content=body, headers=headers)) for _ in range(8)]
         refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         assert {answer.result().json()["type"] for answer in refused} == {"/problems/capacity_exceeded"}
         gate.open()
         assert (await asked[0]).status_code == 200
         await asyncio.wait(asked)
-        assert (await client.post("/run", json=body, headers=KEY)).status_code == 200
+        assert (await client.post("/run", content=body, headers=headers)).status_code == 200

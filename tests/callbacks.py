@@ -1,0 +1,124 @@
+"""Every callback of an event loop is measured in every `async def` test: more than 20 ms of processor time fails it.
+
+A callback is one run of a handle by the loop: a step of a task, a reader's, a timer's. While it runs nobody else is
+served. Measured is the processor time of the loop's thread, not the wall clock, which on a shared machine measures
+preemption. The tests run on asyncio's own loop, whose handles are Python's and can be measured one by one; uvloop's,
+in production, are not, and run the same callbacks.
+
+What is not counted, with reasons:
+
+- what tests, their clients and the command line do on the same loop: what counts is a callback in which the service's
+  code is on the stack shortly before the time is up, which a profiling timer tells;
+- the start of an application: `create_app`, its document, and a backend's client with the host's certificates, all of
+  which the gateway makes before it listens;
+- a client of a test, which reads the host's certificates as well, for 20 ms;
+- the collector: what it looks at here is mostly what pytest and the tests hold;
+- what a test does itself right before it calls the service, where it says so by `own_work`.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import signal
+import threading
+import time
+import traceback
+from asyncio.events import Handle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+
+import app.api.openapi
+import app.main
+from app.backends.boxlite.backend import BoxliteBackend
+
+MILLISECONDS = float(os.environ.get("BULKHEAD_TEST_CALLBACK_MS") or 20)  # 0 switches it off
+FRAMES_SHOWN = 12
+
+_SERVICE = str(Path(app.main.__file__).parent)
+_NOT_THE_SERVICE = tuple(f"{_SERVICE}/{name}/" for name in ("cli", "client"))
+_SOONER = 0.75  # of the time: the timer counts in ticks of the kernel, 4 ms
+
+
+class Callbacks:
+    """Measures from `install` on. `slow`: what was too slow since `forget`, for people."""
+
+    def __init__(self, milliseconds: float) -> None:
+        self.limit = milliseconds / 1000
+        self.slow: list[str] = []
+        self.counted = 0
+        self._left_out = self._collecting = 0.0
+        self._stack = ""
+
+    def install(self) -> None:
+        Handle._run = self._measured(Handle._run)  # type: ignore[method-assign,assignment]
+        gc.callbacks.append(self._on_collector)
+        signal.signal(signal.SIGPROF, self._on_time_is_up)
+        app.main.create_app = self._not_counted(app.main.create_app)
+        BoxliteBackend.__init__ = self._not_counted(BoxliteBackend.__init__)  # type: ignore[method-assign]
+        httpx.AsyncClient.__init__ = self._not_counted(httpx.AsyncClient.__init__)  # type: ignore[method-assign]
+        app.api.openapi.describe = self._not_counted(app.api.openapi.describe)
+
+    def forget(self) -> None:
+        self.slow.clear()
+
+    @contextmanager
+    def own_work(self) -> Iterator[None]:
+        """What goes on in here is not the service's. Not to be held over an `await`."""
+        began, left_out = time.thread_time(), self._left_out
+        try:
+            yield
+        finally:
+            self._left_out = left_out + time.thread_time() - began
+
+    def _measured(self, run: Callable[[Handle], None]) -> Callable[[Handle], None]:
+        def measured(handle: Handle) -> None:
+            if threading.current_thread() is not threading.main_thread():  # a loop of a test's own client
+                return run(handle)
+            left_out, self._stack = self._left_out, ""
+            signal.setitimer(signal.ITIMER_PROF, self.limit * _SOONER)
+            began = time.thread_time()
+            try:
+                run(handle)
+            finally:
+                took = time.thread_time() - began - (self._left_out - left_out)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                self.counted += 1
+                if took > self.limit and self._stack:
+                    self.slow.append(f"{took * 1000:.0f} ms of processor time in one callback: {handle}\n{self._stack}")
+            return None
+
+        return measured
+
+    def _not_counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def uncounted(*arguments: Any, **named: Any) -> Any:
+            with self.own_work():
+                return call(*arguments, **named)
+
+        return uncounted
+
+    def _on_collector(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._collecting = time.thread_time()
+        else:
+            self._left_out += time.thread_time() - self._collecting
+
+    def _on_time_is_up(self, _: int, frame: FrameType | None) -> None:
+        if any(_is_service(at) for at, _ in traceback.walk_stack(frame)):
+            self._stack = "".join(traceback.format_stack(frame, FRAMES_SHOWN))
+
+
+def _is_service(frame: FrameType) -> bool:
+    name = frame.f_code.co_filename
+    return name.startswith(_SERVICE) and not name.startswith(_NOT_THE_SERVICE)
+
+
+CALLBACKS = Callbacks(MILLISECONDS)
+own_work = CALLBACKS.own_work

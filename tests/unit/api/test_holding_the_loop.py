@@ -1,0 +1,126 @@
+"""Requests made to hold the event loop do not: every callback here is measured (tests/callbacks.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.api.complexity import MOST, check_complexity
+from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT
+from app.api.run import OUTPUT_CEILING, response_of
+from app.core.errors import InvalidRequest
+from app.core.files import ArchiveEntry, EntryKind
+from app.core.models import Exit, ExitReason
+from app.core.oneshot import Captured, Outcome
+from app.core.records import Capacity
+from app.core.tar import archive, entries
+from tests.callbacks import CALLBACKS, own_work
+from tests.unit.api.service import Service
+
+JSON = {"content-type": "application/json"}
+
+
+async def test_callback_that_is_too_slow_is_noticed() -> None:
+    """The control: what all other tests rely on."""
+
+    async def without_slices() -> int:
+        return len(b"".join([piece async for piece in archive(_empty_files(20_000))]))
+
+    before = CALLBACKS.counted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.core.timeslices.SECONDS", 60)
+        await asyncio.create_task(without_slices())
+    assert CALLBACKS.counted > before
+    assert any("writing.py" in told for told in CALLBACKS.slow), CALLBACKS.slow
+    CALLBACKS.forget()
+
+
+async def _empty_files(count: int) -> AsyncIterator[ArchiveEntry | bytes]:
+    for number in range(count):
+        yield ArchiveEntry(EntryKind.FILE, b"%06d" % number)
+
+
+async def test_archive_of_many_empty_files_goes_out_and_in_by_slices() -> None:
+    async def there_and_back() -> int:
+        return sum([1 async for _ in entries(archive(_empty_files(20_000)))])
+
+    assert await asyncio.create_task(there_and_back()) == 20_000
+
+
+WORST = {
+    "numbers": (b'{"x":[', b"0,", b"0]}"),
+    "lists": (b'{"x":[', b"[],", b"0]}"),
+    "objects": (b'{"x":[', b"{},", b"0]}"),
+    "deep": (b'{"x":', b"[", b""),
+    "names": (b"{", b'"%d":0,', b'"x":0}'),
+    "variables": (b'{"env":{', b'"%d":"",', b'"x":""}}'),
+    "arguments": (b'{"command":[', b'"",', b'""]}'),
+    "files": (b'{"command":["x"],"files":[', b"{},", b"{}]}"),
+}
+
+
+def _body(shape: str, size: int) -> bytes:
+    head, one, tail = WORST[shape]
+    if b"%d" in one:
+        return head + b"".join(one % number for number in range(size // (len(one) + 4))) + tail
+    return head + one * ((size - len(head) - len(tail)) // len(one)) + tail
+
+
+@pytest.mark.parametrize("shape", WORST)
+async def test_body_of_very_many_values_is_refused_before_it_is_parsed(shape: str) -> None:
+    with own_work():
+        body = _body(shape, RUN_BODY_LIMIT)
+    service = Service()
+    async with service.client() as client:
+        answer = await client.post("/run", content=body, headers=JSON)
+        assert answer.status_code == 422
+        assert "too many parts" in answer.json()["errors"][0]["detail"]
+        with own_work():
+            body = _body(shape, MOST // 24)  # few enough
+        answer = await client.post("/run", content=body, headers=JSON)
+        assert "too many parts" not in answer.text
+
+
+@pytest.mark.parametrize("content", ["x", "\n", '"', "\\", "é", "[,{:"], ids=ascii)
+async def test_text_of_any_kind_is_no_complexity(content: str) -> None:
+    with own_work():
+        body = json.dumps({"stdin": content * (BODY_LIMIT // 8)}, ensure_ascii=False).encode()
+    await asyncio.create_task(check_complexity(body))
+
+
+async def test_strings_end_where_the_parser_sees_their_end() -> None:
+    piece = 64 * 1024
+    for text in (b"\\" * piece, b'\\"' * piece, b"x" + b'\\"' * piece, b"x" * (piece - 10) + b'\\"' * 20):
+        body = b'{"stdin":"' + text * 2 + b',,,,","x":[' + b"0," * MOST
+        with pytest.raises(InvalidRequest, match="too many parts"):
+            await check_complexity(body)
+        await check_complexity(body[: body.index(b'","x"')] + b'"}')
+
+
+@pytest.mark.parametrize("data", [b"\x01", "é".encode(), b"\xff"], ids=["control", "text", "binary"])
+async def test_output_of_a_run_becomes_json_by_slices(data: bytes) -> None:
+    channel = Captured(data * (OUTPUT_CEILING // len(data)), cut_begin=False, cut_end=False, torn=False)
+    exit_ = Exit(ExitReason.EXITED, code=0)
+    answer = await asyncio.create_task(response_of(Outcome("sbx", exit_, channel, channel), "process"))
+    with own_work():
+        body = json.loads(bytes(answer.body))
+        found = body["stdout"].encode() if body["encoding"] == "utf-8" else base64.b64decode(body["stderr"])
+        assert found == channel.data
+        assert (body["runtime"], body["exit"]["code"], body["stdout_truncated"]) == ("process", 0, False)
+
+
+async def test_pages_of_a_thousand_sandboxes_are_made_by_slices() -> None:
+    service = Service(capacity=Capacity(sandboxes=1000))
+    async with service.client() as client:
+        labels = {f"key{number}": "v" * 200 for number in range(64)}
+        for _ in range(300):
+            assert (await client.post("/sandboxes", json={"labels": labels})).status_code == 201
+        query = "&".join(["label=key0:" + "v" * 200] * 200)
+        answer = await client.get(f"/sandboxes?limit=1000&{query}")
+        with own_work():
+            found = answer.json()
+        assert (len(found["items"]), found["next_cursor"]) == (300, None)
