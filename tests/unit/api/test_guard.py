@@ -197,13 +197,13 @@ async def test_an_unexpected_exception_is_500_without_internals_and_is_logged() 
 
 async def test_a_path_or_method_that_is_not_there_is_a_problem_too() -> None:
     async with Service().client() as client:
-        for path in ("/", "/nope", "/sandboxes/", "/sandboxes/x/halt", "/streams", "/redoc"):
+        for path in ("/nope", "/sandboxes/", "/sandboxes/x/halt", "/streams", "/redoc"):
             answer = await client.get(path)
             assert answer.json()["type"] == "/problems/not_found", path
             assert answer.headers["content-type"] == "application/problem+json"
         answer = await client.put("/sandboxes")
         assert (answer.status_code, answer.json()["type"]) == (405, "/problems/method_not_allowed")
-        assert answer.headers["allow"] == "GET, POST"
+        assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(

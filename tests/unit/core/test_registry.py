@@ -37,4 +37,4 @@ def test_auto_can_be_the_default_and_is_no_runtime() -> None:
 def test_unknown_runtime_names_the_known_ones() -> None:
     with pytest.raises(UnknownRuntime) as refusal:
         Registry([PROCESS, BOXLITE], default="process").get("wasm")
-    assert refusal.value.known == ["boxlite", "kernel", "linux", "process", "vm"]
+    assert refusal.value.known == ["auto", "boxlite", "kernel", "linux", "process", "vm"]
