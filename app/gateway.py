@@ -20,12 +20,13 @@ import uvicorn
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
+from app.connections import NEWCOMERS
 from app.core.backend import Backend
 from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
 from app.core.policy import Policy
 from app.core.registry import AUTO, Registry
 from app.core.sandboxes import Sandboxes
-from app.http_bounds import CONNECTIONS, BoundedHttp
+from app.http_bounds import BoundedHttp
 from app.instance import Instance, InstanceError
 from app.keys import KeysError, load_keys
 from app.main import create_app
@@ -39,6 +40,9 @@ from app.ws_bounds import BoundedWebSocket
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 STREAM_FRAME = 1024 * 1024
+SEND_BUFFER = 256 * 1024  # of one connection; the kernel doubles it for its own bookkeeping (socket(7))
+UNSENT_BYTES = 64 * 1024
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
 FAREWELL_SECONDS = 2.0  # for clients to read the end of their streams
 _LATE = (
     "anyio._backends._asyncio", "encodings.idna", "fastapi.telemetry._runtime",
@@ -149,7 +153,8 @@ def build(
         access_log=False,  # telemetry writes it, without query strings
         log_config=None,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=5,
         timeout_keep_alive=60,
     )
@@ -199,6 +204,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Inherited by connections: finds clients that are silent and dead.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # And these bound what waits for a client that does not read. Measured: 85 KiB of the kernel's memory instead of
+        # 4 MiB, at the same rate for one that does. Less than 64 KiB stalls on loopback, where a segment has as much.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        listener.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)
     except OSError as error:
         raise StartRefused(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
@@ -210,7 +219,8 @@ def descriptors_needed(settings: Settings) -> int:
     three until nothing holds their output any more, operations on files four while they start, connections one; and
     some for us."""
     capacity = settings.capacity
-    return 3 * capacity.sandboxes + 3 * capacity.executions + 4 * capacity.transfers + CONNECTIONS + 1024
+    connections = capacity.connections + capacity.strangers + NEWCOMERS
+    return 3 * capacity.sandboxes + 3 * capacity.executions + 4 * capacity.transfers + connections + 1024
 
 
 def raise_descriptor_limit(need: int) -> None:

@@ -20,7 +20,6 @@ HEAD_BYTES = 64 * 1024
 HEADERS = 128
 WAITING_SECONDS = 5.0
 PIPELINED = 16
-CONNECTIONS = 4096
 _TOO_LARGE, _TOO_SLOW, _NOT_HTTP = "431 Request Header Fields Too Large", "408 Request Timeout", "400 Bad Request"
 _WHY = {
     _TOO_LARGE: f"the head of a request takes at most {HEAD_BYTES} bytes",
@@ -35,8 +34,8 @@ _NO_LINGER = struct.pack("ii", 1, 0)  # socket(7): what the kernel still holds f
 
 class BoundedHttp(SlicedHttp):
     """A request's head arrives within 10 s of the connection (or of its first byte), in 64 KiB; 16 more may wait behind
-    one, but a large body among them for 5 s only. When 4,096 connections are open, the one that has been idle for the
-    longest is closed for a new one. A client that takes nothing of its answer for `stall_seconds` is cut off."""
+    one, but a large body among them for 5 s only. A client that takes nothing of its answer for `stall_seconds` is cut
+    off."""
 
     stall_seconds = 60.0
 
@@ -54,7 +53,6 @@ class BoundedHttp(SlicedHttp):
         self._taking: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self._lost = False
-        self.idle_since = 0.0
 
     @property
     def idle(self) -> bool:
@@ -62,11 +60,15 @@ class BoundedHttp(SlicedHttp):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self.idle_since = self.loop.time()
         self._expect_a_head()
-        if len(self.connections) > CONNECTIONS:
-            idle = [c for c in self.connections if isinstance(c, BoundedHttp) and c.idle]
-            min(idle, key=lambda connection: connection.idle_since).transport.close()
+        self.place = self.bounds.connections.enter(self)
+        self.app_state = {**self.app_state, "place": self.place}  # uvicorn puts it into each scope, as `state`
+
+    def give_up(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.cut()  # to close it would wait for a client that takes nothing
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -103,6 +105,7 @@ class BoundedHttp(SlicedHttp):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self.place.leave()
         self._head_is_there()
         self._stop_waiting()
         self._stop_checking()
@@ -179,7 +182,6 @@ class BoundedHttp(SlicedHttp):
 
     def on_response_complete(self) -> None:
         self._stop_waiting()
-        self.idle_since = self.loop.time()
         super().on_response_complete()
 
     def _stop_waiting(self) -> None:

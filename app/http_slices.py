@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
+from app.connections import Connections
 from app.http_upgrades import UpgradesIgnored
 from app.pacing import SliceSize, TokenBucket, Turns
 
@@ -29,6 +30,7 @@ class ServerBounds:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.turns = Turns(loop)
+        self.connections = Connections()
         self.discards = TokenBucket(DISCARDED_EACH_SECOND, DISCARDED_TOGETHER)
 
 

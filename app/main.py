@@ -66,7 +66,7 @@ def create_app(
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)
-    shares = Shares.of(sandboxes.capacity, shared=shared)
+    shares = Shares.of(sandboxes.capacity, shared=shared, answers_mib=settings.transfers.answers_mib)
     edge = Edge(
         sandboxes=sandboxes,
         registry=registry,

@@ -14,6 +14,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame, Opcode
 
+from app.connections import Place
 from app.http_slices import bounds_of
 from app.pacing import SliceSize, TokenBucket
 
@@ -41,6 +42,26 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self._size = SliceSize(LEAST_BYTES, MOST_BYTES, FEW_FRAMES)
         self._queued = self._refused = False
         self._frames = self._fragments = self._taken = 0
+
+    # --- Its place among all connections
+
+    @property
+    def idle(self) -> bool:
+        return False
+
+    def give_up(self) -> None:
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._place: Place | None = self.app_state.get("place")  # of the HTTP connection that it was
+        if self._place is not None:
+            self._place.connection = self
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._place is not None:
+            self._place.leave()
 
     # --- Input
 

@@ -55,16 +55,20 @@ class TransferBounds:
     stall_seconds: float = 60
 
 
+MIB = 1024 * 1024
 BODIES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
     """Who sent a request. `client`: the SHA-256 of its key in hex, empty where no key is asked for. `view_only`: it
-    came with a stream ticket without stdin, and may not act on what it sees."""
+    came with a stream ticket without stdin, and may not act on what it sees. `stranger`: there are keys, and none was
+    needed here. `foreign`: its `Host` is none of ours, as of a web page that has made its own name lead here."""
 
     client: str = ""
     view_only: bool = False
+    stranger: bool = False
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,12 @@ class Shares:
     streams: Budget
     tickets: Budget
     waits: Budget
+    connections: Budget
+    strangers: Budget  # connections on which no key was shown; holders are addresses
+    answers: Budget  # bytes
 
     @classmethod
-    def of(cls, capacity: Capacity, *, shared: bool) -> Shares:
+    def of(cls, capacity: Capacity, *, shared: bool, answers_mib: int = 256) -> Shares:
         """Not `shared`: there is one client, who may have all."""
 
         def budget(what: str, size: int) -> Budget:
@@ -86,6 +93,9 @@ class Shares:
             streams=budget("streams at one time", capacity.streams),
             tickets=budget("stream tickets that wait to be used", capacity.tickets),
             waits=budget("requests that are held at one time", capacity.waits),
+            connections=budget("connections at one time", capacity.connections),
+            strangers=Budget("connections without a key at one time", capacity.strangers, "client"),
+            answers=Budget("MiB of answers at one time", answers_mib * MIB, "client", unit=MIB),
         )
 
 

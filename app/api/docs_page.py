@@ -5,6 +5,8 @@ The files are read once: the gateway may not be able to open them later (see `im
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 from importlib.resources import files
 
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -34,10 +36,31 @@ def routes() -> list[Route]:
 
 
 def _asset(name: str) -> Route:
-    content = files("fastapi_offline").joinpath("static", name).read_bytes()
+    plain = files("fastapi_offline").joinpath("static", name).read_bytes()
+    packed = gzip.compress(plain, mtime=0)
     kind = _KINDS[name[name.rindex(".") :]]
+    # Of the two bodies each has a tag of its own (RFC 9110, 8.8.3.3).
+    bodies = {
+        encoding: (body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        for encoding, body in ((None, plain), ("gzip", packed))
+    }
 
-    async def asset(_: Request) -> Response:
-        return Response(content, media_type=kind, headers={"cache-control": "max-age=86400"})
+    async def asset(request: Request) -> Response:
+        body, tag = bodies["gzip" if _takes_gzip(request) else None]
+        headers = {"cache-control": "max-age=86400", "etag": tag, "vary": "accept-encoding"}
+        if tag in request.headers.get("if-none-match", "").replace("W/", "").replace(",", " ").split():
+            return Response(status_code=304, headers=headers)
+        if body is packed:
+            headers["content-encoding"] = "gzip"
+        return Response(body, media_type=kind, headers=headers)
 
     return Route(f"/docs/{name}", asset, include_in_schema=False)
+
+
+def _takes_gzip(request: Request) -> bool:
+    """A weight of zero is a refusal (RFC 9110, 12.5.3)."""
+    for coding in request.headers.get("accept-encoding", "").split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip().lower() in {"gzip", "*"}:
+            return weight.replace(" ", "").lower() not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
+    return False

@@ -93,5 +93,5 @@ def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) ->
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Idempotency, answers=answers)
-    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal)
+    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal, shares=edge.shares)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import docs_page, pages
-from app.api.deps import Journal, Visitor
+from app.api.deps import Journal, Shares, Visitor
 from app.api.hangup import ClientGone
+from app.api.paced import Paced
 from app.api.problems import problem_of
 from app.api.tickets import Tickets
-from app.core.errors import Forbidden, Refused, Unauthenticated
+from app.core.budget import Budget
+from app.core.errors import CapacityExceeded, Forbidden, Refused, Unauthenticated
 from app.core.models import new_id
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -44,15 +48,20 @@ class Door:
         path: str = scope["path"]
         spent = tickets.spend(scope)  # before anything is refused: a ticket that was seen is of no use any more
         host = _only(scope, b"host")
-        if path not in ANY_HOST_PATHS:
+        foreign = False
+        try:
             self._check_host(host)
+        except Forbidden:
+            if path not in ANY_HOST_PATHS:
+                raise
+            foreign = True
         self._check_origin(scope, host)
         if spent:
             ticket = tickets.check(spent, scope)
             return Visitor(ticket.client, view_only=not ticket.stdin)
         if self.key_hashes and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
             return Visitor(self._check_key(scope))
-        return Visitor()
+        return Visitor(stranger=bool(self.key_hashes), foreign=foreign)
 
     def _check_host(self, host: str | None) -> None:
         found = _HOST.fullmatch(host.lower()) if host else None
@@ -101,11 +110,12 @@ def _choose_id(scope: Scope) -> str:
 class Guard:
     """Pure ASGI: the framework's middleware class would put a task and a queue around every request."""
 
-    def __init__(self, app: ASGIApp, door: Door, tickets: Tickets, journal: Journal) -> None:
+    def __init__(self, app: ASGIApp, door: Door, tickets: Tickets, journal: Journal, shares: Shares) -> None:
         self._app = app
         self._door = door
         self._tickets = tickets
         self._journal = journal
+        self._shares = shares
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -130,9 +140,12 @@ class Guard:
             )
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
+        async def refuse(error: CapacityExceeded) -> None:
+            await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
+
         try:
-            scope["state"]["visitor"] = self._door.check(scope, self._tickets)
-            await self._app(scope, receive, visit.send)
+            holder = self._receive(scope, visit)
+            await self._app(scope, receive, Paced(visit.send, self._shares.answers, holder, refuse).send)
         except Refused as error:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
         except ClientGone:
@@ -142,6 +155,39 @@ class Guard:
             if visit.status:
                 raise
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
+
+    def _receive(self, scope: Scope, visit: _Visit) -> Hashable:
+        """Who it is, which decides whose the connection is. Raises Refused."""
+        try:
+            visitor = self._door.check(scope, self._tickets)
+        except Refused:
+            self._seat(scope, visit, self._shares.strangers, _address(scope))
+            raise
+        scope["state"]["visitor"] = visitor
+        if visitor.stranger:
+            return self._seat(scope, visit, self._shares.strangers, _address(scope))
+        return self._seat(scope, visit, self._shares.connections, visitor.client)
+
+    def _seat(self, scope: Scope, visit: _Visit, budget: Budget, holder: Hashable) -> Hashable:
+        """Raises CapacityExceeded. Then the connection ends with the answer."""
+        place: Place | None = scope["state"].get("place")  # app/connections.py
+        if place is not None:
+            try:
+                place.belongs_to(budget, holder)
+            except CapacityExceeded:
+                visit.close_after()
+                raise
+        return holder
+
+
+def _address(scope: Scope) -> str:
+    """Of IPv6 the network: each machine has as many addresses there as it likes."""
+    host: str = (scope.get("client") or ("",))[0]
+    return host if ":" not in host else str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+
+
+class Place(Protocol):
+    def belongs_to(self, budget: Budget, holder: Hashable) -> None: ...
 
 
 class _Visit:
@@ -155,14 +201,19 @@ class _Visit:
         self._headers = [
             (b"x-request-id", request_id.encode()),
             (b"x-content-type-options", b"nosniff"),
-            (b"cache-control", b"no-store"),
         ]
+
+    def close_after(self) -> None:
+        self._headers.append((b"connection", b"close"))
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
         if kind in {"http.response.start", "websocket.http.response.start", "websocket.accept"}:
             self.status = message.get("status", 101)
-            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+            headers = [*message.get("headers", ()), *self._headers]
+            if not any(name == b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"no-store"))
+            message = {**message, "headers": headers}
         try:
             await self._send(message)
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from app.api import schemas
-from app.api.deps import Edge, edge_of, request_id_of
+from app.api.deps import Edge, edge_of, request_id_of, visitor_of
 from app.api.documents import problems
 from app.api.problems import problem_of
 from app.api.strict_route import StrictRoute
@@ -89,9 +89,18 @@ async def check_ready(request: Request) -> Response:
         error = _none_works(runtimes) if default == AUTO else answers[default]
     except Refused as refused:  # the operator switched the default off, and nothing else
         default, error = "", BackendUnavailable("", str(refused))
+    if visitor_of(request).foreign:
+        return _ready_or_not(request, error)
     if error is None:
         return json_response({"default": default, "runtimes": runtimes})
     return problem_of(error).response(request_id_of(request), runtimes=runtimes)
+
+
+def _ready_or_not(request: Request, error: BulkheadError | None) -> Response:
+    """All that a load balancer has to know, and all that a page of somebody else gets to."""
+    if error is None:
+        return json_response({"default": "", "runtimes": []})
+    return problem_of(BackendUnavailable("", "the service is not ready")).response(request_id_of(request), runtimes=[])
 
 
 def _none_works(runtimes: list[Body]) -> BulkheadError | None:

@@ -31,6 +31,8 @@ class Capacity:
     streams: int = 1024
     tickets: int = 4096
     waits: int = 1024
+    connections: int = 3072
+    strangers: int = 512
     ended_output_mib: int = 64
     commands_mib: int = 256
     transfers: int = 256

@@ -58,6 +58,8 @@ class CapacitySettings(Part):
     streams: int = Field(_CAPACITY.streams, ge=1, description="of all executions, at once")
     tickets: int = Field(_CAPACITY.tickets, ge=1, description="stream tickets that wait to be used")
     waits: int = Field(_CAPACITY.waits, ge=1, description="requests whose answer is held, at once")
+    connections: int = Field(_CAPACITY.connections, ge=1, description="of clients, at once")
+    strangers: int = Field(_CAPACITY.strangers, ge=1, description="connections on which no key was shown, at once")
     ended_output_mib: int = Field(
         _CAPACITY.ended_output_mib, ge=0, description="memory for output of ended executions; beyond it goes to disk"
     )
@@ -100,6 +102,9 @@ class Settings(BaseSettings):
     allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="web pages that may call, as scheme://host[:port]"
     )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
+        (), description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed"
+    )
     runtime: str = Field(
         "process",
         validation_alias=AliasChoices("BULKHEAD_RUNTIME", "OPENSHELL_RUNTIME"),
@@ -133,6 +138,16 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s/@]+", origin):
                 raise ValueError(f"{origin!r} is not scheme://host[:port]")
         return tuple(origin.lower() for origin in origins)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError(f"{proxy!r} is not an address or a network such as 10.0.0.0/8") from None
+        return proxies
 
     @field_validator("api_keys")
     @classmethod

@@ -12,4 +12,5 @@ class TransferSettings(Part):
     stall_seconds: float = Field(
         60, gt=0, allow_inf_nan=False, description="a client that neither sends nor takes a byte is cut off"
     )
+    answers_mib: int = Field(256, ge=64, description="memory for answers on their way, all together")
     bodies_mib: int = Field(512, ge=8, description="memory for request bodies that are read or run, all together")

@@ -41,9 +41,10 @@ TABLE: dict[str, Row] = {
     "instance": row(),
     "http_upgrades": row("", "uvicorn httptools"),
     "pacing": row(),
-    "http_slices": row("http_upgrades pacing", "uvicorn"),
+    "connections": row("core"),
+    "http_slices": row("connections http_upgrades pacing", "uvicorn"),
     "http_bounds": row("http_slices", "uvicorn"),
-    "ws_bounds": row("http_slices pacing", "uvicorn websockets"),
+    "ws_bounds": row("connections http_slices pacing", "uvicorn websockets"),
     "settings": row("settings core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
     "api": row("api core", "fastapi starlette pydantic pydantic_core"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app import http_bounds, http_slices
+from app import connections, http_bounds, http_slices
 from app.http_bounds import BoundedHttp
 
 
@@ -179,7 +179,7 @@ async def test_a_large_body_right_behind_a_complete_answer_is_read() -> None:
 
 
 async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_bounds, "CONNECTIONS", 3)
+    monkeypatch.setattr(connections.Connections.__init__, "__defaults__", (3,))
     async with served() as port:
         first = await asyncio.open_connection("127.0.0.1", port)
         others = []

@@ -130,6 +130,7 @@ FLOODS = {
 @pytest.mark.parametrize("name", FLOODS)
 async def test_frames_that_cost_nothing_end_the_stream_and_say_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
     first, each = FLOODS[name]
+    caplog.set_level(logging.WARNING, "uvicorn.error")
     async with served(Echo()) as port, viewing(port) as viewer:
         await viewer.send(first + each * (2 * SMALL_FRAMES_SAVED))
         code, reason = await viewer.close()
@@ -162,7 +163,7 @@ async def test_pings_of_a_client_that_does_not_read_take_no_memory(monkeypatch: 
     async with served(Echo()) as port, viewing(port) as viewer:
         for _ in range(pings // 1000):
             await viewer.send(frame(PING, b"x" * 125) * 1000)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):  # the machine may be busy
             while count[0] < pings:  # noqa: ASYNC110 - the server counts, and has no event
                 await asyncio.sleep(0.01)
         assert UNREAD_BYTES < waiting[0] <= UNREAD_BYTES + MOST_BYTES
@@ -240,7 +241,7 @@ BAD = {
 async def test_a_malformed_frame_is_one_line_of_the_log(name: str, caplog: pytest.LogCaptureFixture) -> None:
     bad, code = BAD[name]
     app = Echo()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "uvicorn.error"):
         async with served(app) as port, viewing(port) as viewer:
             await viewer.send(bad)
             assert (await viewer.close())[0] == code

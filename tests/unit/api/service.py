@@ -108,6 +108,8 @@ class Service:
             http=BoundedHttp.with_stall(self.settings.transfers.stall_seconds),
             ws=BoundedWebSocket,
             ws_max_size=1024 * 1024,
+            proxy_headers=bool(self.settings.trusted_proxies),
+            forwarded_allow_ips=list(self.settings.trusted_proxies),
             ws_ping_interval=15,
             ws_ping_timeout=None,
             ws_per_message_deflate=False,

@@ -229,7 +229,8 @@ async def test_a_send_after_the_client_is_gone_is_no_fault(error: Exception, gon
         raise error
 
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())]}
-    guard = Guard(app, Door(), Tickets(Budget("tickets", 4, "client")), service.telemetry)
+    tickets, shares = Tickets(Budget("tickets", 4, "client")), service.app.state.edge.shares
+    guard = Guard(app, Door(), tickets, service.telemetry, shares)
     if gone:
         await guard(scope, receive, send)
         (line,) = service.logged

@@ -194,3 +194,37 @@ async def test_lifespan_end_destroys_everything() -> None:
         await door.start("daemon", "sleep")
         assert len(service.backend.alive) == 3
     assert service.backend.alive == []
+
+
+async def test_a_host_that_is_not_ours_learns_only_whether_the_service_is_ready() -> None:
+    """A page that made its own name lead to this address may read what it gets."""
+    broken = NullBackend()
+    foreign = {"host": "evil.example"}
+    for service, status in ((Service(), 200), (Service([broken]), 503)):
+        if status == 503:
+            broken.ready_error = BackendUnavailable("process", "the launcher at /run/secret is gone")
+        async with service.client() as client:
+            mine, theirs = await client.get("/readyz"), await client.get("/readyz", headers=foreign)
+            assert (mine.status_code, theirs.status_code) == (status, status)
+            assert "process" in mine.text
+            assert theirs.json()["runtimes"] == []
+            assert "process" not in theirs.text
+            assert "secret" not in theirs.text
+            assert (await client.get("/healthz", headers=foreign)).json() == {"status": "alive"}
+
+
+async def test_the_files_of_the_documents_are_packed_and_kept() -> None:
+    async with Service().client() as client:
+        for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
+            plain = await client.get(f"/docs/{name}", headers={"accept-encoding": "identity"})
+            packed = await client.get(f"/docs/{name}", headers={"accept-encoding": "br, gzip"})
+            assert packed.content == plain.content
+            assert packed.headers["content-encoding"] == "gzip"
+            assert int(packed.headers["content-length"]) * 3 < int(plain.headers["content-length"])
+            assert packed.headers["cache-control"] == plain.headers["cache-control"] == "max-age=86400"
+            assert packed.headers["etag"] != plain.headers["etag"]
+            for answer, encoding in ((plain, "gzip;q=0"), (packed, "gzip")):
+                known = {"if-none-match": f'"other", W/{answer.headers["etag"]}', "accept-encoding": encoding}
+                again = await client.get(f"/docs/{name}", headers=known)
+                assert (again.status_code, again.content) == (304, b"")
+        assert (await client.get("/docs")).headers["cache-control"] == "no-store"
