@@ -93,7 +93,7 @@ async def test_the_upgrade_needs_a_key_when_keys_are_configured() -> None:
 
 async def test_a_refused_upgrade_leaves_no_line_of_the_server_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with Service().served() as door:
-        logging.getLogger("uvicorn.error").setLevel(logging.INFO)
+        caplog.set_level(logging.INFO, "uvicorn.error")
         await refusal(door, "/nowhere")
         logging.getLogger("uvicorn.error").error("something else")
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
