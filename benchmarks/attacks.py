@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import statistics
 import tempfile
@@ -25,6 +26,9 @@ from tests.service import Service
 
 HEALTH_PAUSE, CREATE_PAUSE = 0.01, 0.05  # seconds between two requests
 SETTLE = 0.5
+KEY = "key-of-the-honest-client"
+HONEST = f"authorization: Bearer {KEY}\r\n"
+KEYS = {"BULKHEAD_API_KEYS": json.dumps([KEY, attacks_outside.KEY])}
 
 
 @dataclass
@@ -48,7 +52,7 @@ def observe(port: int, seconds: float) -> Waited:
 
 
 def _ask_health(port: int, until: float, waited: Waited) -> None:
-    rest = Rest(port)
+    rest = Rest(port, HONEST)
     while time.monotonic() < until:
         began = time.perf_counter()
         rest("GET", "/healthz")
@@ -58,7 +62,7 @@ def _ask_health(port: int, until: float, waited: Waited) -> None:
 
 
 def _create(port: int, until: float, waited: Waited) -> None:
-    rest = Rest(port)
+    rest = Rest(port, HONEST)
     while time.monotonic() < until:
         began = time.perf_counter()
         status, answer = rest("POST", "/sandboxes", {"runtime": "process"})
@@ -74,7 +78,7 @@ def _create(port: int, until: float, waited: Waited) -> None:
 @contextlib.contextmanager
 def attack_from_outside(port: int, attack: Outside, seconds: float) -> Iterator[None]:
     """In a process of its own, so that it takes no time from the clients that are measured."""
-    rest = Rest(port)
+    rest = Rest(port, f"authorization: Bearer {attacks_outside.KEY}\r\n")
     sandbox = rest.create(limits={"memory_mib": 1024, "disk_mib": 1024}, ttl_seconds=300)
     if attack.prepare:
         rest.execute(sandbox, "python3", "-c", attack.prepare)
@@ -95,7 +99,7 @@ def attack_from_outside(port: int, attack: Outside, seconds: float) -> Iterator[
 
 @contextlib.contextmanager
 def attack_from_inside(port: int, script: str, executions: int) -> Iterator[None]:
-    rest = Rest(port)
+    rest = Rest(port, f"authorization: Bearer {attacks_outside.KEY}\r\n")
     sandbox = rest.create(ttl_seconds=300)
     for _ in range(executions):
         body = {"command": ["python3", "-c", script], "timeout_seconds": 60}
@@ -127,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--only", default="", help="attacks whose name has this in it")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as data, Service(Path(data)) as service:
+    with tempfile.TemporaryDirectory() as data, Service(Path(data), KEYS) as service:
         quiet = observe(service.port, 2 * options.seconds)
         print("| attack | /healthz p50, ms | p99 | creates p95, ms | by quiet p95 | creates refused |")
         print("|---|---|---|---|---|---|")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 CONNECTIONS = 300
 HELD = 1200
+KEY = "key-of-the-attacker"  # each key is a client, and has a share of what is bounded
 PING, BINARY, CONTINUATION = 9, 2, 0
 
 
@@ -49,6 +50,10 @@ def _head(method: str, path: str, *lines: str) -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
+def _own_head(method: str, path: str, *lines: str) -> bytes:
+    return _head(method, path, f"Authorization: Bearer {KEY}", *lines)
+
+
 def _send_all_the_time(target: Target, begin: bytes, data: bytes) -> None:
     """On one connection after the other, as each is ended by the service."""
     until = time.monotonic() + target.seconds
@@ -67,7 +72,7 @@ def _frame(opcode: int, data: bytes = b"", *, last: bool = True) -> bytes:
 
 def _upgrade(target: Target, query: str = "") -> bytes:
     key = b64encode(os.urandom(16)).decode()
-    return _head(
+    return _own_head(
         "GET",
         f"{target.execution_path}/stream{query}",
         "Upgrade: websocket",
@@ -87,13 +92,13 @@ def send_empty_continuations(target: Target) -> None:
 
 
 def send_refused_bodies(target: Target) -> None:
-    """One byte in each chunk, to a path that takes none."""
+    """One byte in each chunk, without a key."""
     _send_all_the_time(target, _head("POST", "/nothing", "Transfer-Encoding: chunked"), b"1\r\nx\r\n" * 20_000)
 
 
 def send_complex_bodies(target: Target) -> None:
     body = b'{"labels":[' + b"[]," * 1_300_000 + b"0]}"
-    head = _head("POST", "/sandboxes", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    head = _own_head("POST", "/sandboxes", "Content-Type: application/json", f"Content-Length: {len(body)}")
     until = time.monotonic() + target.seconds
     while time.monotonic() < until:
         with contextlib.suppress(OSError), _connect(target) as connection:
@@ -106,7 +111,7 @@ def take_no_answers(target: Target) -> None:
 
 
 def hold_requests(target: Target) -> None:
-    _hold(target, HELD, _head("GET", f"{target.execution_path}?wait_seconds=60"))
+    _hold(target, HELD, _own_head("GET", f"{target.execution_path}?wait_seconds=60"))
 
 
 def send_half_heads(target: Target) -> None:
@@ -130,7 +135,7 @@ def _take(target: Target, path: str) -> None:
     while time.monotonic() < until:
         with contextlib.suppress(OSError), _connect(target) as connection:
             connection.settimeout(target.seconds)
-            connection.sendall(_head("GET", path, "Connection: close"))
+            connection.sendall(_own_head("GET", path, "Connection: close"))
             while time.monotonic() < until and connection.recv(1 << 20):
                 pass
 
