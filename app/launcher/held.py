@@ -58,6 +58,11 @@ class HeldSandbox:
         return len(self._open) + len(self._unread)
 
     @property
+    def runs(self) -> bool:
+        """Something may run in it. Asked of every sandbox at each turn of the loop."""
+        return bool(self._open)
+
+    @property
     def running(self) -> list[int]:
         """Executions that have not ended or left something behind, without those that are being killed."""
         return [number for number in self._open if number not in self.kills]

@@ -38,7 +38,7 @@ class Watch:
 
     def milliseconds_left(self, sandboxes: Iterable[HeldSandbox]) -> int | None:
         """Until `look` is due; None when it never is, as there is no rule or nothing runs."""
-        if not self._rules or not any(sandbox.running for sandbox in sandboxes):
+        if not self._rules or not any(sandbox.runs for sandbox in sandboxes):
             return None
         return max(0, int((self._due - self._clock()) * 1000) + 1)
 

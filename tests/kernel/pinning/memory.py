@@ -1,4 +1,8 @@
-"""The host's kernel memory, and how much of it the control group of a sandbox was charged for. Bytes."""
+"""The host's kernel memory, and how much of it control groups were charged for. Bytes.
+
+Others work on the host too, so what is charged to any group is subtracted, and not only the sandbox's part; a test
+makes sure that the difference is not somebody else's.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,27 @@ def files_open() -> int:
 
 def charged_to(room: Path) -> int:
     """Of the kernel's memory, to a memory group of version 1. Buffers of UDP and TCP have a limit of their own."""
+    sockets = int((room / "memory.kmem.tcp.usage_in_bytes").read_text())
+    return _kernel_part(room) + _pages_of_nobody(room) + sockets
+
+
+def charged_beside(room: Path) -> int:
+    """To all other groups together."""
+    top = room
+    while (top.parent / "memory.kmem.usage_in_bytes").exists():
+        top = top.parent
+    return _kernel_part(top) - _kernel_part(room)
+
+
+def _kernel_part(group: Path) -> int:
+    return int((group / "memory.kmem.usage_in_bytes").read_text())
+
+
+def _pages_of_nobody(room: Path) -> int:
+    """Those that were a program's and are in a pipe now."""
     numbers = {name: int(value) for name, value in _pairs((room / "memory.stat").read_text(), " ")}
     usage = int((room / "memory.usage_in_bytes").read_text())
-    sockets = int((room / "memory.kmem.tcp.usage_in_bytes").read_text())
-    return usage - numbers["total_rss"] - numbers["total_cache"] + sockets
+    return usage - numbers["total_rss"] - numbers["total_cache"] - _kernel_part(room)
 
 
 def _pairs(text: str, between: str) -> list[tuple[str, str]]:
@@ -41,6 +62,7 @@ def _pairs(text: str, between: str) -> list[tuple[str, str]]:
 class Reading:
     kernel: int
     charged: int
+    beside: int
     files: int
 
     @classmethod
@@ -53,10 +75,12 @@ class Reading:
             if abs(now - last) < _STEADY_BYTES:
                 break
             last = now
-        return cls(of_kernel(), charged_to(room) if room else 0, files_open())
+        charged = (charged_to(room), charged_beside(room)) if room else (0, 0)
+        return cls(of_kernel(), *charged, files_open())
 
     def uncharged_since(self, earlier: Reading) -> int:
-        return self.grown_since(earlier) - (self.charged - earlier.charged)
+        charged = self.charged + self.beside - earlier.charged - earlier.beside
+        return self.grown_since(earlier) - charged
 
     def grown_since(self, earlier: Reading) -> int:
         return self.kernel - earlier.kernel

@@ -21,7 +21,9 @@ class Clock:
 def sandbox(**kills: int) -> Any:
     """With one execution for each number of kills."""
     numbers = {int(name.removeprefix("e")): count for name, count in kills.items()}
-    return SimpleNamespace(running=list(numbers), groups=SimpleNamespace(oom_kills=numbers.__getitem__))
+    return SimpleNamespace(
+        runs=bool(numbers), running=list(numbers), groups=SimpleNamespace(oom_kills=numbers.__getitem__)
+    )
 
 
 def test_without_rules_nobody_is_woken() -> None:
