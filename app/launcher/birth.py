@@ -144,8 +144,8 @@ class Nursery:
 
     def _hand_over(self, copy: Copy, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Copy:
         last = [groups.processes_file] if groups.processes_file >= 0 else []
-        packet = bytes(plan.write(Writer(GO).u8(len(last))).data)
-        descriptors = [owner.fileno(), *groups.home, *last]
+        packet = bytes(plan.write(Writer(GO).u8(len(groups.entrances)).u8(len(last))).data)
+        descriptors = [owner.fileno(), *groups.entrances, *groups.home, *last]
         try:
             packets.send(copy.channel, packet, descriptors)
         except (BrokenPipeError, ConnectionResetError):

@@ -11,9 +11,9 @@ Joining is always "the caller writes 0 to a descriptor that root opened": on ver
 itself: 20 to 55 us measured; `cgroup.procs` takes a global lock and an RCU grace period: 10.8 ms), on version 2 to
 `cgroup.procs`. The kernel checks the opener's credentials, so such a descriptor goes to the worker and to nobody else.
 
-On version 1 each controller may be a tree of its own, and a group in one costs 30 to 90 us to make and remove. So a
-group is made only where it does something: limits come from memory, pids and cpu, accounts from memory, pids and
-cpuacct, and a sandbox is frozen as a whole (freezer.py).
+On version 1 each controller may be a tree of its own, and a group in one costs 30 to 90 us to make and remove. So an
+execution has a group only where it accounts: in memory, pids and cpuacct. A sandbox has one in every tree, as the root
+of its cgroup namespace: limits come from memory, pids and cpu, and it is frozen as a whole (freezer.py).
 """
 
 from __future__ import annotations
@@ -91,12 +91,11 @@ def pids(path: str, at: int) -> list[int]:
 class Hierarchy:
     """One mounted tree: its controllers, our folder in it, and where workers live."""
 
-    __slots__ = ("accounts", "controllers", "limits", "parent", "workers")
+    __slots__ = ("accounts", "controllers", "parent", "workers")
 
     def __init__(self, controllers: tuple[str, ...], parent: int) -> None:
         self.controllers, self.parent = controllers, parent
         self.workers = -1  # to join them
-        self.limits = bool({"memory", "pids", "cpu", "freezer"} & set(controllers))  # it has a group for each sandbox
         self.accounts = bool({"memory", "pids", "cpuacct"} & set(controllers))
 
 
@@ -166,7 +165,7 @@ class Tree:
         """Where a sandbox can be frozen. Every group of version 2 can be, since Linux 5.2."""
         if self.version == 1:
             return self.hierarchy("freezer")
-        return next((hierarchy for hierarchy in self.hierarchies if hierarchy.limits), None)
+        return next(iter(self.hierarchies), None)
 
     def hierarchy(self, controller: str) -> Hierarchy | None:
         for hierarchy in self.hierarchies:

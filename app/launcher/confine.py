@@ -33,8 +33,9 @@ AHEAD = (
 # The room, as it was asked for. Like the steps above it needs capabilities, which are the user namespace's only.
 ROOM = (
     steps.await_plan,
-    steps.join_cgroup,  # before the namespace, whose root is the group in which it was made
+    steps.enter_own_cgroup,  # before the namespace, whose root is the group in which it was made
     steps.enter_cgroup_namespace,
+    steps.join_cgroup,  # after the namespace: the worker lives outside of the limits
     steps.size_storage,
 )
 

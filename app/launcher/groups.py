@@ -44,6 +44,8 @@ class Groups:
         self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
         self._homes: dict[Hierarchy, str] = {}  # where the worker lives, if not in the group of all workers
         self._home_joins: dict[Hierarchy, int] = {}
+        self.entrances: list[int] = []  # where the worker joins the room for a moment; not to be closed
+        self._handed_down = False  # version 2: the room's controllers, to its executions
         self.oom_events: OomEvents | None = None  # None: the host cannot tell
 
     @property
@@ -55,11 +57,11 @@ class Groups:
         """Raises OSError; then `remove` takes back what was made."""
         self._memory_bytes = memory_bytes
         for hierarchy in self._tree.hierarchies:
-            if hierarchy.limits:
-                self._tree.make_group(hierarchy, self._name)
-                self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
-                if not hierarchy.accounts:
-                    self._shared.append(self._tree.open_join(hierarchy, self._name))
+            self._tree.make_group(hierarchy, self._name)
+            self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
+            self.entrances.append(self._tree.open_join(hierarchy, self._name))
+            if not hierarchy.accounts:
+                self._shared.append(self._tree.open_join(hierarchy, self._name))
         memory = self._tree.hierarchy("memory")
         if memory and can_tell_ooms(self._first, self._name, memory.parent):
             self.oom_events = OomEvents(self._first, self._name, memory.parent)
@@ -88,8 +90,6 @@ class Groups:
             self._tree.make_group(hierarchy, own)
             self._settle(hierarchy, own)
             self._limit_cpu(hierarchy, own, WORKER_CPU_MILLIS)
-        if not self._first:
-            write(f"{room}/cgroup.subtree_control", at, ENABLE)
 
     def _limit_cpu(self, hierarchy: Hierarchy, path: str, millis: int) -> None:
         quota = max(1000, millis * PERIOD_US // 1000)
@@ -136,9 +136,10 @@ class Groups:
         joins = [os.dup(descriptor) for descriptor in self._shared]
         self._executions[number] = None
         try:
+            self._hand_down()
             for hierarchy in self._tree.hierarchies:
                 if hierarchy.accounts:
-                    path = self._path(hierarchy, number)
+                    path = self._path(number)
                     self._tree.make_group(hierarchy, path)
                     # Version 2 could kill the whole group when memory runs out (memory.oom.group). A program that
                     # survives its child would then live on version 1 only, the worker would die with a command that
@@ -153,9 +154,16 @@ class Groups:
             raise
         return joins
 
-    def _path(self, hierarchy: Hierarchy, number: int) -> str:
-        """Where a tree only accounts (cpuacct) there is no room to be below."""
-        return f"{self._name}/{number}" if hierarchy.limits else f"{self._name}.{number}"
+    def _hand_down(self) -> None:
+        """Version 2 hands controllers down only in a group without processes, and the worker was in the room for a
+        moment before it was ready."""
+        if not self._first and not self._handed_down:
+            for hierarchy in self._tree.hierarchies:
+                write(f"{self._name}/cgroup.subtree_control", hierarchy.parent, ENABLE)
+            self._handed_down = True
+
+    def _path(self, number: int) -> str:
+        return f"{self._name}/{number}"
 
     def usage(self, number: int) -> Usage:
         """Zeros for groups that are gone."""
@@ -184,7 +192,7 @@ class Groups:
         if not self._first and self._tree.hierarchies:
             cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000
         elif account := self._tree.hierarchy("cpuacct"):
-            cpu_ns = int(read(f"{self._path(account, number)}/cpuacct.usage", account.parent))
+            cpu_ns = int(read(f"{self._path(number)}/cpuacct.usage", account.parent))
         return Usage(cpu_ns, peak, self.oom_kills(number), bool(self.alive(number)))
 
     @property
@@ -196,7 +204,7 @@ class Groups:
         """Its processes, as the kernel lists them now."""
         for hierarchy in self._tree.hierarchies:
             if hierarchy.accounts:
-                return pids(self._path(hierarchy, number), hierarchy.parent)
+                return pids(self._path(number), hierarchy.parent)
         return []
 
     def kill_execution(self, number: int, worker: int) -> bool:
@@ -219,7 +227,7 @@ class Groups:
     def remove_execution(self, number: int) -> bool:
         """True when nothing of it is left. Where one group is busy the others stay too: they belong together."""
         for hierarchy in self._tree.hierarchies:
-            if hierarchy.accounts and not self._tree.remove_group(hierarchy, self._path(hierarchy, number)):
+            if hierarchy.accounts and not self._tree.remove_group(hierarchy, self._path(number)):
                 return False
         self._executions.pop(number, None)
         return True
@@ -231,9 +239,10 @@ class Groups:
         if self.processes_file >= 0:
             os.close(self.processes_file)
             self.processes_file = -1
-        for descriptor in self._home_joins.values():
+        for descriptor in (*self._home_joins.values(), *self.entrances):
             os.close(descriptor)
         self._home_joins.clear()
+        self.entrances.clear()
 
     def remove(self) -> bool:
         """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""
@@ -248,8 +257,7 @@ class Groups:
         for number in tuple(self._executions):
             gone = self.remove_execution(number) and gone
         for hierarchy in self._tree.hierarchies:
-            if hierarchy.limits:
-                gone = self._tree.remove_group(hierarchy, self._name) and gone
+            gone = self._tree.remove_group(hierarchy, self._name) and gone
             if "cpu" in hierarchy.controllers:
                 gone = self._tree.remove_group(hierarchy, self._tree.worker_path(self._name)) and gone
         return gone

@@ -51,8 +51,20 @@ MASKED_FILES = (
     "timer_list",
     "sched_debug",
     "latency_stats",
+    # Counts of the whole host that tell what neighbours do, to the event or page. The coarse ones that programs need
+    # (stat, meminfo, loadavg, uptime) stay.
+    "softirqs",
+    "schedstat",
+    "vmstat",
+    "zoneinfo",
+    "buddyinfo",
+    "diskstats",
 )
-MASKED_FOLDERS = ("acpi", "scsi")
+MASKED_FOLDERS = ("acpi", "scsi", "pressure")
+# What programs must be able to read, and may not tell what it does: covered by a file that is the same for everybody.
+# Java asks for control groups only where `cgroups` can be read; PID 1 lives in another group than all the others.
+_CONSTANTS = {"cgroups": "cgroups", "1/cgroup": "membership", "1/task/1/cgroup": "membership"}
+_READABLE = {f"{OWN}/{name}" for name in _CONSTANTS.values()}
 
 _ETC = {
     "passwd": "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n"
@@ -162,13 +174,31 @@ def _write_own(root: str) -> None:
     os.chmod(root + CANARY, 0o644)
     os.close(os.open(f"{root}{OWN}/empty", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0))
     os.mkdir(f"{root}{OWN}/void", 0)
+    for name, text in (("cgroups", _groups_of_all()), ("membership", _membership())):
+        with open(f"{root}{OWN}/{name}", "w") as file:
+            file.write(text)
+        os.chmod(f"{root}{OWN}/{name}", 0o444)
+
+
+def _groups_of_all() -> str:
+    """/proc/cgroups as of a host with one group in each hierarchy, cgroups(7)."""
+    with open("/proc/cgroups") as file:
+        rows = [line.split("\t") for line in file.read().splitlines()]
+    return "".join("\t".join(row if row[0].startswith("#") else [*row[:2], "1", *row[3:]]) + "\n" for row in rows)
+
+
+def _membership() -> str:
+    """/proc/PID/cgroup of a process in the root of every hierarchy."""
+    with open("/proc/self/cgroup") as file:
+        return "".join(":".join([*line.split(":")[:2], "/\n"]) for line in file)
 
 
 def masks() -> list[tuple[str, str]]:
     """(what covers, what is covered) for this kernel's /proc; looked up once, by the launcher."""
     files = [(OWN + "/empty", f"/proc/{name}") for name in MASKED_FILES]
     folders = [(OWN + "/void", f"/proc/{name}") for name in MASKED_FOLDERS]
-    return [pair for pair in files + folders if os.path.exists(pair[1])]
+    constants = [(f"{OWN}/{name}", f"/proc/{target}") for target, name in _CONSTANTS.items()]
+    return [pair for pair in files + folders + constants if os.path.exists(pair[1])]
 
 
 # --- in the sandbox's own mount namespace
@@ -180,8 +210,15 @@ def mount_proc() -> None:
 
 
 def unmasked(pairs: list[tuple[str, str]]) -> list[str]:
-    """Of what should be covered, what can be read all the same."""
-    return [target for _, target in pairs if os.access(target, os.R_OK)]
+    """Of what should be covered, what is not, or what can be read and is no constant."""
+    return [target for source, target in pairs if not _covers(source, target)]
+
+
+def _covers(source: str, target: str) -> bool:
+    """Whether a mount hides the target: its source may be read only where all may read it."""
+    if not os.path.samestat(os.stat(source), os.stat(target)):
+        return False
+    return source in _READABLE or not os.access(target, os.R_OK)
 
 
 def mask_proc(pairs: list[tuple[str, str]]) -> None:

@@ -12,8 +12,8 @@ class Room:
     """Everything that the steps of one sandbox need. Lives in the copy of the launcher that becomes the worker."""
 
     __slots__ = (
-        "channel", "config", "filters", "home", "landlock_abi", "masks", "null", "owner", "plan", "processes_file",
-        "uid",
+        "channel", "config", "entrances", "filters", "home", "landlock_abi", "masks", "null", "owner", "plan",
+        "processes_file", "uid",
     )  # fmt: skip
 
     def __init__(self, config: Config, channel: _socket.socket, null: int, uid: int) -> None:
@@ -27,5 +27,6 @@ class Room:
         # These come with the plan.
         self.plan: CreatePlan
         self.owner: _socket.socket  # to the gateway
-        self.home: list[int] = []
+        self.entrances: list[int] = []  # into the sandbox's own control groups
+        self.home: list[int] = []  # into those of the workers
         self.processes_file = -1

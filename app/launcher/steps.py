@@ -48,6 +48,12 @@ def let_go_of_the_launcher(room: Room) -> None:
     close_range(first, 0xFFFFFFFF)
 
 
+def enter_own_cgroup(room: Room) -> None:
+    for descriptor in room.entrances:
+        os.write(descriptor, b"0")
+        os.close(descriptor)
+
+
 def join_cgroup(room: Room) -> None:
     for descriptor in room.home:
         os.write(descriptor, b"0")
@@ -93,18 +99,19 @@ def await_identity(room: Room) -> None:
 
 
 def await_plan(room: Room) -> None:
-    """What this sandbox is to be, with the owner's socket, the ways out of the limits, and the room's pids.max."""
+    """What this sandbox is to be, with the owner's socket, the ways into its control groups and out of them, and
+    the room's pids.max."""
     word, descriptors = receive(room.channel)
     if not word:
         raise OSError(errno.EPIPE, "the launcher went away")
     source = Reader(word)
     if source.u8() != GO:
         raise OSError(errno.EPROTO, "not a plan")
-    has_processes_file = source.u8()
+    entrances, has_processes_file = source.u8(), source.u8()
     room.plan = CreatePlan.read(source)
     room.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
     room.processes_file = descriptors.pop() if has_processes_file else -1
-    room.home = descriptors
+    room.entrances, room.home = descriptors[:entrances], descriptors[entrances:]
 
 
 def leave_keyring(room: Room) -> None:

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from app.launcher.mounts import MASKED_FILES, MASKED_FOLDERS
 from tests.kernel import host
+from tests.require import require
 from tests.service import PROJECT, Service
 
 STATUS = """
@@ -64,9 +70,6 @@ def test_receipt_is_what_a_command_reads_of_itself(service: Service, sandbox: st
     entered = {name for name, link in seen["namespaces"].items() if link != own[name]}
     assert entered == set(receipt["namespaces"]) == set(own)
     assert seen["host"] == "sandbox"
-    for line in seen["cgroup"].splitlines():
-        assert line.rpartition(":")[2].startswith(("/room/", "/")), line
-        assert "bulkhead" not in line
 
 
 def test_no_descriptor_is_inherited(service: Service, sandbox: str) -> None:
@@ -137,6 +140,60 @@ def test_etc_holds_no_secret_of_the_host(service: Service, sandbox: str) -> None
 
 
 def test_control_groups_cannot_be_seen(service: Service, sandbox: str) -> None:
-    done = service.run(sandbox, "sh", "-c", "ls /sys /sys/fs/cgroup; grep -c cgroup /proc/self/mountinfo")
+    done = service.run(sandbox, "sh", "-c", "ls /sys /sys/fs/cgroup; grep -c -- '- cgroup' /proc/self/mountinfo")
     assert done["stdout"] == "0\n"
     assert done["stderr"].count("No such file or directory") == 2
+
+
+def test_membership_in_control_groups_tells_no_name(service: Service, sandbox: str) -> None:
+    """Control: outside, the same processes are in groups with the sandbox's id."""
+    control = Path(f"/proc/{host.worker_of(service, sandbox)}/cgroup").read_text()
+    assert "_workers" in control
+    for turn in range(2):
+        script = "cat /proc/self/cgroup; echo; cat /proc/1/cgroup; echo; cat /proc/1/task/1/cgroup"
+        own, init, task = service.run(sandbox, "sh", "-c", script)["stdout"].split("\n\n")
+        paths = [line.split(":", 2)[2] for line in own.splitlines()]
+        assert [path for path in paths if not re.fullmatch(r"/\d*", path)] == [], turn
+        assert any(path != "/" for path in paths)
+        assert {line.split(":", 2)[2] for line in f"{init}\n{task}".splitlines()} == {"/"}
+
+
+def test_list_of_controllers_is_readable_and_tells_no_number_of_groups(service: Service, sandbox: str) -> None:
+    """Control: the host's own counts the groups of the sandboxes."""
+    rows = [line.split("\t") for line in Path("/proc/cgroups").read_text().splitlines()]
+    assert any(int(row[2]) > 1 for row in rows[1:])
+    said = service.run(sandbox, "cat", "/proc/cgroups")["stdout"]
+    assert [line.split("\t") for line in said.splitlines()] == [rows[0], *([*row[:2], "1", row[3]] for row in rows[1:])]
+
+
+def test_counts_of_what_the_whole_host_does_cannot_be_read(service: Service, sandbox: str) -> None:
+    """Control: everybody on the host may read most of them."""
+    paths = [f"/proc/{name}" for name in (*MASKED_FILES, *MASKED_FOLDERS) if Path("/proc", name).exists()]
+    assert {"/proc/vmstat", "/proc/softirqs", "/proc/zoneinfo", "/proc/diskstats"} <= set(paths)
+    assert Path("/proc/vmstat").stat().st_mode & 0o004
+    said = service.run(sandbox, "cat", *paths)
+    assert said["stdout"] == ""
+    assert said["stderr"].splitlines() == [f"cat: {path}: Permission denied" for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("program", "prints"),
+    [
+        ("nproc", r"\d+"),
+        ("free -b", r"Mem: +\d+ +\d+"),
+        ("top -b -n 1", r"MiB Mem"),
+        ("ps aux", r"ps aux"),
+        ("uptime", r"load average"),
+        ("node -p os.totalmem()+os.cpus().length", r"\d+"),
+        ("java -XshowSettings:system -version", r"(?i)operating system metrics|provider"),
+    ],
+)
+def test_programs_that_ask_for_the_machine_still_get_an_answer(
+    service: Service, sandbox: str, program: str, prints: str
+) -> None:
+    name = program.split(maxsplit=1)[0]
+    if name in ("node", "java"):
+        require(name, shutil.which(name) is not None, "the program is not installed")
+    done = service.run(sandbox, *program.split())
+    assert done["exit"]["code"] == 0, done["stderr"]
+    assert re.search(prints, done["stdout"] + done["stderr"])

@@ -112,8 +112,20 @@ def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: 
         "one/pids.max": "64",
         "one/cpu.max": "25000 100000",
         "_workers/one/cpu.max": "20000 100000",
-        "one/cgroup.subtree_control": "+cpu +memory +pids",
     }
+
+
+def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(second: Tree, tmp_path: Path) -> None:
+    """In a group with processes the kernel refuses it, and with it no process may enter."""
+    room = Groups(second, "one")
+    room.make(1 << 30, 64, 250)
+    handed_down = tmp_path / "one/cgroup.subtree_control"
+    assert [led(fd) for fd in room.entrances] == [f"{tmp_path}/one/cgroup.procs"]
+    assert handed_down.read_text() == ""
+    for number in (1, 2):
+        for descriptor in room.open_execution(number):
+            os.close(descriptor)
+        assert handed_down.read_text() == "+cpu +memory +pids"
 
 
 def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(second: Tree, tmp_path: Path) -> None:
@@ -135,7 +147,7 @@ def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(fir
     files = {led(fd).removeprefix(f"{tmp_path}/") for fd in joins}
     for descriptor in joins:
         os.close(descriptor)
-    assert files == {"memory/one/1/tasks", "pids/one/1/tasks", "cpu/one/tasks", "cpuacct/one.1/tasks"}
+    assert files == {"memory/one/1/tasks", "pids/one/1/tasks", "cpu/one/tasks", "cpuacct/one/1/tasks"}
 
 
 def test_usage_of_version_2_is_read_from_its_files(second: Tree, tmp_path: Path) -> None:
