@@ -12,7 +12,7 @@ from tests.service import PROJECT
 
 TAG = "test"
 IMAGES = tuple(f"bulkhead-{name}:{TAG}" for name in ("gateway", "launcher", "boxlite"))
-PARTS = ("docker-compose.yml", "Dockerfile", ".dockerignore", "app", "deploy")
+PARTS = ("docker-compose.yml", "Dockerfile", ".dockerignore", "app", "deploy", "requirements")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # this host may be behind a proxy that inspects TLS
 KEY_FILE = "/var/lib/bulkhead/api-key"
 OURS = ("BULKHEAD_", "BOXLITE_", "DOCKER_", "COMPOSE_")  # what a developer's environment says of these is not meant
