@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,55 @@ def test_what_runs_in_real_boxes_exists() -> None:
         if isinstance(node, ast.AsyncFunctionDef)
     }
     assert found >= IN_REAL_BOXES
+
+
+# --- scripts/test, where each run of pytest is a line that says what it was asked
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >>asked
+if [ "$1" = scripts/summary ]; then exec {python} "$@"; fi
+if [[ "$*" =~ --junitxml=([^ ]+) ]]; then
+    bad=""
+    if [[ "$*" == *" tests/kernel"* ]] && [ -e broken ]; then bad="<failure/>"; fi
+    echo "<testsuite><testcase classname='some' name='test'>$bad</testcase></testsuite>" >"${{BASH_REMATCH[1]}}"
+    [ -z "$bad" ]
+elif [ -e untidy ] && [ "$2" = ruff ]; then
+    exit 1
+fi
+"""
+
+
+def all_runs(root: Path) -> tuple[int, list[str], list[str]]:
+    """Its status, what it printed, and what each run of pytest was asked."""
+    for name in ("scripts/test", "scripts/summary"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    for name, text in (
+        ("scripts/install", "#!/bin/sh\n"),
+        (".venv/bin/python", STAND_IN.format(python=sys.executable)),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+        (root / name).chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if name != "BULKHEAD_TEST_REQUIRE"}
+    done = subprocess.run([root / "scripts/test"], env=clean, stdout=subprocess.PIPE, text=True, check=False)
+    asked = [line for line in (root / "asked").read_text().splitlines() if line.startswith("-m pytest")]
+    return done.returncode, done.stdout.splitlines(), asked
+
+
+def test_last_line_of_all_is_the_sum(tmp_path: Path) -> None:
+    status, said, asked = all_runs(tmp_path)
+    assert (status, said[-1], len(asked)) == (0, "4 passed, 0 failed, 0 skipped", 4)
+
+
+def test_failed_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    status, said, asked = all_runs(tmp_path)
+    assert (status, said[-1], len(asked)) == (1, "2 passed, 2 failed, 0 skipped", 4)
+
+
+def test_failed_lint_is_the_status_and_the_tests_still_run(tmp_path: Path) -> None:
+    (tmp_path / "untidy").touch()
+    status, said, asked = all_runs(tmp_path)
+    assert (status, said[-1], len(asked)) == (1, "4 passed, 0 failed, 0 skipped", 4)
+    assert "failed: ruff check ." in said
