@@ -127,6 +127,7 @@ def build(
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     _check_default(registry)
     telemetry = Telemetry()
+    telemetry.take_server_log()
     sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.of, shared=len(keys) > 1)
     app = create_app(
         settings,
@@ -205,7 +206,7 @@ def bind(host: str, port: int) -> socket.socket:
         # Inherited by connections: finds clients that are silent and dead.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # And these bound what waits for a client that does not read. Measured: 85 KiB of the kernel's memory instead of
-        # 4 MiB, at the same rate for one that does. Less than 64 KiB stalls on loopback, where a segment has as much.
+        # 4 MiB, at the same rate for one that does. With a send buffer of 32 KiB a download over loopback did not end.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)

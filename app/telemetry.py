@@ -43,6 +43,17 @@ class _RefusedUpgrades(logging.Filter):
 _REFUSED_UPGRADES = _RefusedUpgrades()
 
 
+class _ServerLog(logging.Handler):
+    """What uvicorn says, as lines of our own log."""
+
+    def __init__(self, log: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(record.levelno, "server", detail=record.getMessage(), exc_info=record.exc_info)
+
+
 class Telemetry:
     """One per application: its own registry of metrics, so that two in one process do not collide."""
 
@@ -92,6 +103,10 @@ class Telemetry:
         self._healthy = Gauge(
             "bulkhead_runtime_healthy", "1 while the runtime (its launcher) works", ["runtime"], registry=registry
         )
+
+    def take_server_log(self) -> None:
+        """For the one service of this process."""
+        logging.getLogger("uvicorn.error").handlers = [_ServerLog(self._log)]
 
     def watch(self, sandboxes: Iterable[Sandbox]) -> None:
         """Counts what is alive when somebody asks."""

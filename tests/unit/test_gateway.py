@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import resource
 import socket
 from contextlib import nullcontext
@@ -22,6 +24,7 @@ from app.gateway import AnnouncedServer, StartRefused, build, descriptors_needed
 from app.http_bounds import BoundedHttp
 from app.settings import load_settings
 from app.spill import MIB, SpillFolder
+from app.telemetry import Telemetry
 from app.ws_bounds import BoundedWebSocket
 from tests.unit.api.service import Service, create, start
 
@@ -90,6 +93,27 @@ def test_nothing_listens_before_root_is_given_up(tmp_path: Path) -> None:
     assert server.config.proxy_headers is False
     assert server.config.access_log is False
     spill.close()
+
+
+def test_connections_inherit_bounds_on_what_waits_for_a_client() -> None:
+    listener = gateway.bind("127.0.0.1", 0)
+    listener.listen(1)
+    with listener, socket.create_connection(listener.getsockname()) as client:
+        connection, _ = listener.accept()
+        with connection, client:
+            # The kernel doubles the value for its own bookkeeping, socket(7).
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * gateway.SEND_BUFFER
+            assert connection.getsockopt(socket.IPPROTO_TCP, gateway._TCP_NOTSENT_LOWAT) == gateway.UNSENT_BYTES
+
+
+def test_what_the_server_says_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [])
+    stream = io.StringIO()
+    Telemetry(stream=stream).take_server_log()
+    logging.getLogger("uvicorn.error").warning("closed with %d:\n%s", 1008, "x")
+    (line,) = stream.getvalue().splitlines()
+    said = json.loads(line)
+    assert (said["event"], said["level"], said["detail"]) == ("server", "warning", "closed with 1008:\nx")
 
 
 @pytest.mark.parametrize(("runtime", "starts"), [("boxlit", False), ("boxlite", True), ("vm", True), ("auto", True)])
