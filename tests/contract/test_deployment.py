@@ -87,7 +87,7 @@ def test_what_each_service_has() -> None:
     capabilities = {name: service.get("cap_add", []) for name, service in SERVICES.items()}
     assert capabilities == {
         "gateway": [],
-        "launcher": ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "SYS_PTRACE", "CHOWN"],
+        "launcher": ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "SYS_PTRACE", "CHOWN", "KILL"],
         "boxlite": ["SETFCAP"],
     }
     assert {name: service.get("devices", []) for name, service in SERVICES.items()} == {

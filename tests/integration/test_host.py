@@ -43,15 +43,15 @@ def test_the_gateway_has_no_privilege_at_all(engine: Engine, product: Product) -
     assert (status, b"Read-only" in said) == (1, True), said
 
 
-def test_the_launcher_has_six_capabilities_and_no_network(engine: Engine, product: Product) -> None:
+def test_the_launcher_has_seven_capabilities_and_no_network(engine: Engine, product: Product) -> None:
     container = engine.client.containers.get("bulkhead-launcher-1")
     config = container.attrs["HostConfig"]
     assert config["Privileged"] is False
     assert (config["NetworkMode"], config["PidMode"], config["CgroupnsMode"]) == ("none", "", "private")
-    assert (config["CapDrop"], len(config["CapAdd"]), config["Devices"]) == (["ALL"], 6, None)
+    assert (config["CapDrop"], len(config["CapAdd"]), config["Devices"]) == (["ALL"], 7, None)
     status = promises.status_of(container)
     assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
-    assert int(status["CapBnd"][0], 16).bit_count() == 6
+    assert int(status["CapBnd"][0], 16).bit_count() == 7
     devices = container.exec_run(["cat", "/proc/net/dev"]).output.decode()
     assert [line.split(":")[0].strip() for line in devices.splitlines()[2:]] == ["lo"]
     groups = container.exec_run(["cat", "/proc/self/cgroup"]).output.decode()
