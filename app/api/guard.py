@@ -21,6 +21,7 @@ from app.api.problems import problem_of
 from app.api.tickets import Tickets
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded, Forbidden, Refused, Unauthenticated
+from app.core.fair_queue import FairQueue
 from app.core.models import new_id
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -116,6 +117,7 @@ class Guard:
         self._tickets = tickets
         self._journal = journal
         self._shares = shares
+        self._queue = FairQueue()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -145,6 +147,8 @@ class Guard:
 
         try:
             holder = self._receive(scope, visit)
+            # Whoever asks for health waits for nobody's requests but those of his kind.
+            await self._queue.enter(scope["path"] if scope["path"] in ANY_HOST_PATHS else holder)
             await self._app(scope, receive, Paced(visit.send, self._shares.answers, holder, refuse).send)
         except Refused as error:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)

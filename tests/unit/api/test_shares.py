@@ -162,3 +162,16 @@ async def test_bodies_and_sandboxes_of_one_client_leave_room_for_another() -> No
         assert is_refused(await first.post("/sandboxes", json={}), "sandboxes", "client")
         assert is_refused(await first.post("/run", json={"command": ["true"]}), "sandboxes", "client")
         assert (await second.post("/sandboxes", json={})).status_code == 201
+
+
+async def test_request_of_one_client_does_not_wait_for_hundreds_of_another() -> None:
+    async with two_clients() as (_, first, second):
+        order: list[str] = []
+
+        async def ask(name: str, client: httpx.AsyncClient, path: str) -> None:
+            assert (await client.get(path)).status_code == 200
+            order.append(name)
+
+        many = [ask("many", first, "/sandboxes") for _ in range(300)]
+        await asyncio.gather(*many, ask("one", second, "/sandboxes"), ask("health", first, "/healthz"))
+        assert max(order.index("one"), order.index("health")) < 30, order
