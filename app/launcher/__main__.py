@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 
-from app.launcher import cgroup, config, file_locks, freezer, mounts
+from app.launcher import cgroup, config, file_locks, freezer, mounts, probe
 from app.launcher.server import Server
 from app.launcher.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 
@@ -26,6 +26,9 @@ def main(config_fd: int, parent: int) -> None:
         prctl(PR_SET_PDEATHSIG, 9)
         if os.getppid() != parent:
             return
+    missing = probe.missing_capabilities()
+    if missing:  # without CAP_KILL it would start, and fail at the first end of a sandbox
+        raise SystemExit(f"bulkhead: the launcher needs {', '.join(missing)}, and was not given it")
     for name in (_signal.SIGINT, _signal.SIGHUP):
         _signal.signal(name, _signal.SIG_DFL)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)

@@ -21,9 +21,25 @@ from app.launcher.syscalls import (
     syscall,
 )
 
+# What the launcher works with, and its number in linux/capability.h. docker-compose.yml has the reason for each.
+CAPABILITIES = {
+    "CHOWN": 0,
+    "KILL": 5,
+    "SETGID": 6,
+    "SETUID": 7,
+    "SETPCAP": 8,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+}
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 _NS_GET_OWNER_UID = 0xB704
 _STATUS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "NSpid")
+
+
+def missing_capabilities() -> list[str]:
+    """Names of the Linux capabilities that this process needs as the launcher and does not have."""
+    effective = int(status_of(os.getpid())["CapEff"], 16)
+    return [f"CAP_{name}" for name, number in CAPABILITIES.items() if not effective & 1 << number]
 
 
 def can_make_user_namespaces(owner: int) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from app.launcher import seccomp
+from app.launcher.probe import CAPABILITIES
 from app.launcher.syscall_table import NUMBERS
 from app.settings import Settings
 from tests.require import require
@@ -90,6 +91,7 @@ def test_what_each_service_has() -> None:
         "launcher": ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "SYS_PTRACE", "CHOWN", "KILL"],
         "boxlite": ["SETFCAP"],
     }
+    assert set(capabilities["launcher"]) == set(CAPABILITIES), "the launcher does not start without one of them"
     assert {name: service.get("devices", []) for name, service in SERVICES.items()} == {
         "gateway": [],
         "launcher": [],

@@ -10,12 +10,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from errno import EACCES, EAGAIN, EMFILE, ENOMEM, ENOSPC, EPERM
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.launcher.probe import CAPABILITIES
 from tests.kernel import host
 from tests.kernel.counters import TAKE
 from tests.kernel.direct import Gateway, launcher, plan
@@ -183,28 +185,42 @@ def test_process_that_cannot_become_root_again_ends() -> None:
     assert clone_fails("cloning.set_effective_uid = fail") == ""
 
 
-# The capabilities of the deployed launcher, which has none for files of others.
-CAPABILITIES = "-all,+sys_admin,+setuid,+setgid,+setpcap,+sys_ptrace,+chown"
-CREATE = """
+WHOLE_LIFE = """
 from tests.kernel.direct import Gateway, launcher
 with launcher(gateway_uid=0, gateway_gid=0) as (config, _), Gateway(config.socket) as gateway:
     with gateway.create() as owner:
-        print(gateway.run(owner, 1, "echo", "fine"))
+        said = gateway.run(owner, 1, "echo", "fine")
+        gateway.destroy()
+    print(said)
 """
+
+
+def life_with(capabilities: Iterable[str]) -> subprocess.CompletedProcess[str]:
+    """A launcher with these Linux capabilities and no others makes a sandbox, runs a command in it and destroys it."""
+    allowed = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
+    argv = ["setpriv", "--bounding-set", allowed, sys.executable, "-c", WHOLE_LIFE]
+    return subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.usefixtures("launched")  # its groups: on version 1 only CAP_DAC_OVERRIDE makes the first of them
 @pytest.mark.parametrize("dumpable", ["0", "1"])
-def test_six_capabilities_are_enough_whatever_programs_may_be_dumped(dumpable: str) -> None:
+def test_capabilities_of_the_deployed_launcher_are_enough_whatever_programs_may_be_dumped(dumpable: str) -> None:
     before = DUMPABLE.read_text()
     try:
         DUMPABLE.write_text(dumpable)
     except OSError:
         require("sysctl", before.strip() == dumpable, "/proc/sys is read-only here")
     try:
-        argv = ["setpriv", "--bounding-set", CAPABILITIES, sys.executable, "-c", CREATE]
-        done = subprocess.run(argv, cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=60)
-        assert done.stdout == "(b'fine\\n', 0)\n"
+        done = life_with(CAPABILITIES)
+        assert (done.stdout, done.returncode) == ("(b'fine\\n', 0)\n", 0), done.stderr
     finally:
         if before.strip() != dumpable:
             DUMPABLE.write_text(before)
+
+
+@pytest.mark.parametrize("missing", CAPABILITIES)
+def test_launcher_without_one_of_its_capabilities_refuses_to_start_and_names_it(missing: str) -> None:
+    """CAP_KILL was missing once, and each launcher ended with the first sandbox that was deleted."""
+    done = life_with(set(CAPABILITIES) - {missing})
+    assert f"bulkhead: the launcher needs CAP_{missing}, and was not given it\n" in done.stderr
+    assert done.stdout == ""
