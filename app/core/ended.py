@@ -1,35 +1,38 @@
-"""Output of ended executions that is still in memory: so much for the whole service, the oldest leaves first."""
+"""Output of ended executions that is still in memory: so much for the whole service, shared fairly by sandboxes."""
 
 from __future__ import annotations
 
 from app.core.output import OutputLog
+from app.core.retention import Retention
+
+# What the smallest output counts for: its block on disk. It bounds how many small ones make room for a large one.
+LEAST = 4096
 
 
 class EndedOutput:
-    """`size` in bytes. What leaves memory lies in its sandbox's spill, and reads as before."""
+    """`size` in bytes. When it is used up, the sandbox that has the most moves its oldest output to its spill, where it
+    reads as before. So no sandbox with less than an equal share loses its output because of others, even when the spill
+    is full."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self.used = 0
-        self._logs: dict[OutputLog, int] = {}  # in the order of their ends, with the bytes of each
+        self._logs = Retention[tuple[str, OutputLog]](size)
 
-    def add(self, log: OutputLog) -> None:
+    @property
+    def used(self) -> int:
+        return self._logs.used
+
+    def add(self, sandbox_id: str, log: OutputLog) -> None:
         """A log that is closed."""
         if log.spilled:  # all that memory has is there too
             log.leave_memory()
         if not log.in_memory:
             return
-        self._logs[log] = log.in_memory
-        self.used += log.in_memory
-        while self.used > self._size:
-            oldest = next(iter(self._logs))
-            self.remove(oldest)
-            oldest.leave_memory()
+        self._logs.add(sandbox_id, (sandbox_id, log), max(log.in_memory, LEAST))
+        while self._logs.full and (oldest := self._logs.next_to_go()):
+            self._logs.remove(oldest[0], oldest)
+            oldest[1].leave_memory()
 
-    def remove(self, log: OutputLog) -> None:
-        self.used -= self._logs.pop(log, 0)
-
-    def discard(self, log: OutputLog) -> None:
+    def discard(self, sandbox_id: str, log: OutputLog) -> None:
         """Its bytes are given back, wherever they are."""
-        self.remove(log)
+        self._logs.remove(sandbox_id, (sandbox_id, log))
         log.discard()

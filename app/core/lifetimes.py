@@ -144,9 +144,9 @@ class Lifetimes:
                 await asyncio.sleep(0)
             for log in execution.logs.values():
                 if execution.viewers:
-                    loop.call_later(self._capacity.stream_end_seconds, self._ended_output.discard, log)
+                    loop.call_later(self._capacity.stream_end_seconds, self._ended_output.discard, sandbox.id, log)
                 else:
-                    self._ended_output.discard(log)
+                    self._ended_output.discard(sandbox.id, log)
 
     # --- the clock
 

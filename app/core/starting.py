@@ -86,7 +86,7 @@ class Starts:
                 commands.check(sandbox.id, size)
                 raise CapacityExceeded("executions of one sandbox that run, hold their output or are watched", most)
             for log in oldest.logs.values():
-                self._ended_output.discard(log)
+                self._ended_output.discard(sandbox.id, log)
             del sandbox.executions[oldest.id]
             self._records.release(sandbox, command_bytes(oldest.command))
 
@@ -132,6 +132,6 @@ class Starts:
             output = sum(log.total for log in logs)
             self._observer.execution_ended(sandbox.spec.runtime, execution.exit.reason, output)
             for log in logs:
-                self._ended_output.add(log)
+                self._ended_output.add(sandbox.id, log)
         sandbox.touch()
         self._lifetimes.arm(sandbox)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import tracemalloc
 from collections.abc import Callable
@@ -10,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from app.core.ended import EndedOutput
+from app.core.ended import LEAST, EndedOutput
 from app.core.errors import CapacityExceeded
 from app.core.lifetimes import AT_ONCE
 from app.core.models import SandboxState
-from app.core.output import MEMORY_WINDOW, OutputLog, Spill
+from app.core.output import CHUNK, MEMORY_WINDOW, OutputLog, Spill
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from app.spill import SpillFolder
-from tests.null_backend import NullBackend
+from tests.null_backend import NullBackend, pattern
 from tests.unit.core.support import House, Notes, spec, text, until
 
 MIB = 1024 * 1024
@@ -34,13 +35,13 @@ def grown_by(ended: EndedOutput, open_spill: Callable[[int], Spill]) -> int:
             for number in range(4):
                 log.append(bytes([number]) * (MEMORY_WINDOW // 4))
             log.close()
-            ended.add(log)
+            ended.add("a", log)
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
         for log in logs:
-            ended.discard(log)
+            ended.discard("a", log)
 
 
 @pytest.mark.parametrize(("size", "least", "most"), [(MIB, MIB // 2, 2 * MIB), (100 * MIB, 10 * MIB, 11 * MIB)])
@@ -72,6 +73,43 @@ async def test_without_a_disk_the_oldest_ended_output_is_dropped_and_the_newest_
         for execution in ended:
             await execution.wait()
         assert [execution.outputs.stdout.dropped for execution in ended] == [MEMORY_WINDOW] * 2 + [0] * 4
+
+
+@pytest.mark.parametrize("ends", ["first", "last"])
+async def test_greedy_sandboxes_cost_a_quiet_one_no_ended_output_though_the_disk_is_full(
+    tmp_path: Path, ends: str
+) -> None:
+    folder = SpillFolder(tmp_path, 4 * MIB)
+    async with House(folder.of, ended_output_mib=4) as house:
+        quiet = await house.create()
+        printed = await house.start(quiet, "silent-then", "print", str(200 * 1024))
+        if ends == "first":
+            house.backend.release(printed.id)
+            await printed.wait()
+        greedy = [await house.create() for _ in range(8)]
+        for size in (MIB, MEMORY_WINDOW):  # the disk is full before memory is
+            for sandbox in greedy * 8:
+                with contextlib.suppress(CapacityExceeded):
+                    await (await house.start(sandbox, "print", str(size))).wait()
+        logs = [execution.outputs.stdout for sandbox in greedy for execution in sandbox.executions.values()]
+        assert sum(log.dropped or 0 for log in logs) > 8 * MIB  # there was more than memory and disk take
+        assert not folder.budget.fits(quiet.id, 200 * 1024)
+        if ends == "last":
+            house.backend.release(printed.id)
+            await printed.wait()
+        assert printed.outputs.stdout.dropped == 0
+        log = printed.outputs.stdout
+        assert b"".join(log.read(at) for at in range(0, log.total, CHUNK)) == pattern(200 * 1024)
+    folder.close()
+
+
+def test_small_outputs_count_for_a_block_so_that_few_make_room_for_a_large_one() -> None:
+    ended, logs = EndedOutput(MIB), [OutputLog(MIB) for _ in range(1000)]
+    for log in logs:
+        log.append(b"x")
+        log.close()
+        ended.add("a", log)
+    assert sum(log.in_memory for log in logs) == ended.used // LEAST == MIB // LEAST
 
 
 async def test_the_end_of_a_sandbox_with_many_records_leaves_turns_to_others() -> None:

@@ -1,0 +1,51 @@
+"""What is kept of things that have ended, while there is room: one size for all, and the largest holder makes room."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+class Retention(Generic[Item]):
+    """`size` units of items. When they are more, the holder that has the most gives up its oldest item. So a holder
+    that has less than an equal share (`size` divided by the number of holders) loses nothing to others.
+
+    >>> kept = Retention[str](3)
+    >>> kept.add("a", "a1", 1), kept.add("a", "a2", 1), kept.add("b", "b1", 1), kept.full, kept.next_to_go()
+    (None, None, None, False, 'a1')
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.used = 0
+        self._held: dict[Hashable, int] = {}
+        self._items: dict[Hashable, dict[Item, int]] = {}  # of each holder, the oldest first, with their units
+
+    @property
+    def full(self) -> bool:
+        """Something has to go."""
+        return self.used > self.size
+
+    def add(self, holder: Hashable, item: Item, units: int) -> None:
+        self._items.setdefault(holder, {})[item] = units
+        self._held[holder] = self._held.get(holder, 0) + units
+        self.used += units
+
+    def remove(self, holder: Hashable, item: Item) -> None:
+        """Does nothing when the item is not there."""
+        items = self._items.get(holder, {})
+        if item not in items:
+            return
+        units = items.pop(item)
+        self._held[holder] -= units
+        self.used -= units
+        if not items:  # holders come and go
+            del self._items[holder], self._held[holder]
+
+    def next_to_go(self) -> Item | None:
+        """The oldest item of the holder that has the most; None when there is nothing."""
+        if not self._held:
+            return None
+        return next(iter(self._items[max(self._held, key=self._held.__getitem__)]))
