@@ -54,6 +54,8 @@ class ProcessRuntime:
         found = [pid for pid in host.pids() if uids & set(host.uids_of(pid))]
         workers = host.children_of(self._child.pid) if self._child is not None else []
         own = {*workers, *(child for worker in workers for child in host.children_of(worker))}
+        if self._child is not None:
+            own.add(self._child.pid)  # the launcher has a sandbox's effective uid for as long as it clones
         left += [f"process {host.describe(pid)}" for pid in found if pid not in own and host.state_of(pid)]
         return left + [f"worker {pid}" for pid in workers[:-1]]
 
