@@ -203,12 +203,6 @@ _TABLE = (
         "again.",
         ("budget", "holder"),
     ),
-    ProblemType(
-        "rate_limited",
-        429,
-        "Too many requests",
-        "Retry-After gives the seconds to wait.",
-    ),
     ProblemType("disk_full", 507, "The disk is full", "`limit` is the size of the sandbox's disk.", ("limit",)),
     ProblemType(
         "launch_failed",

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from app.api.problem_types import PROBLEMS
 from app.api.problems import TRANSLATION, problem_of
@@ -118,6 +119,12 @@ def test_every_problem_has_a_status_a_title_and_a_meaning() -> None:
         assert HTTPStatus(kind.status) >= HTTPStatus.BAD_REQUEST
         assert kind.title[0].isupper()
         assert kind.meaning.endswith(".")
+
+
+def test_every_problem_can_happen() -> None:
+    errors = [HTTPException(404), HTTPException(405), RuntimeError()]
+    happens = {slug for slug, _ in TRANSLATION.values()} | {problem_of(error).type.slug for error in errors}
+    assert happens == set(PROBLEMS)
 
 
 async def test_every_problem_is_explained_at_its_own_address() -> None:
