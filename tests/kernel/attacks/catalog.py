@@ -1,8 +1,11 @@
-"""The attacks of probe.c: the line of the checklist, what a sandbox answers, and what the unconfined control must show.
+"""The attacks of probe.c: what a sandbox answers to each, and what the same attack must show outside, unconfined.
 
-Lines of sections A to D that are not here need a shell around them and stand in the test files beside this one, 23, 25
-and 30 also in test_lifecycle.py and test_endings.py. Lines 3, 4, 5, 7, 8 and 9 need the files API, 39 and `/dev/tty` of
-19 terminals, 50 egress: they come with those.
+The letter is what is attacked: files (A), processes (B), the kernel (C), the network (D). Attacks of one kind have one
+number. Numbers that are missing are kinds of attack that need more than a call of the kernel. Their tests stand in
+other files: paths, links, FIFOs and archives that a client touches (3 to 5, 7 to 9) in tests/kernel/test_files.py,
+tests/contract/test_files.py and test_trees.py; bombs, endings and daemons (22 to 30) in test_exhaustion.py,
+test_own_init.py, tests/kernel/test_endings.py and test_lifecycle.py; neighbours (48) in test_neighbours.py; inherited
+descriptors (14) in test_visibility.py. There is none for a proxy (50): no sandbox has a way out.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ REACHED = ("EFAULT", "EINVAL", "EBADF", "E2BIG", "ENOENT", "ok")
 
 
 class Attack(NamedTuple):
-    """`network`: the control's; `host` for attacks on what listens there."""
+    """`section` and `line`: the letter and the number. `network`: the control's; `host` for attacks on what listens
+    there."""
 
     section: str
     line: int
