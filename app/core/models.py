@@ -92,6 +92,7 @@ class ExitReason(StrEnum):
     SIGNALED = "signaled"
     TIMEOUT = "timeout"
     OOM = "oom"
+    RESOURCE_LIMIT = "resource_limit"
     KILLED = "killed"
     OUTPUT_LIMIT = "output_limit"
     START_FAILED = "start_failed"

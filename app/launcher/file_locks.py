@@ -107,7 +107,7 @@ class LockHolders:
 
 def _verdict(searched: dict[str, HeldSandbox], most: int, sandbox_id: str, number: str, locks: str) -> Verdict:
     detail = f"its sandbox held more than {most} file locks (BULKHEAD_PROCESS__MAX_FILE_LOCKS), this execution {locks}"
-    return Verdict(searched[sandbox_id], int(number), "killed", detail)
+    return Verdict(searched[sandbox_id], int(number), "resource_limit", detail)
 
 
 def _report(sandboxes: list[HeldSandbox], most: int, write: int, keep: list[int]) -> None:

@@ -80,7 +80,7 @@ def test_holder_of_too_many_locks_is_ended_and_nobody_else(service: Service) -> 
     with counted() as count:
         before = count()
         ended = service.run(sandbox, "python3", "-c", LOCKS, "240", "/tmp", stdin="open", wait=60)["exit"]
-        assert (ended["reason"], ended["signal"]) == ("killed", "SIGKILL"), ended
+        assert (ended["reason"], ended["signal"]) == ("resource_limit", "SIGKILL"), ended
         assert "its sandbox held more than 100000 file locks" in ended["detail"]
         host.until(lambda: count() - before < MOST // 4, "its locks are gone")
     assert beside.show()["state"] == "running"

@@ -95,7 +95,7 @@ def measure(service: Service, profile: str, pin: Path, name: str) -> tuple[int, 
             said = probe.saw(b"\n").decode().strip()
         except AssertionError:
             # It took more than the sandbox may have, or more file locks: the limit holds.
-            assert probe.exit()["reason"] in ("oom", "killed")
+            assert probe.exit()["reason"] in ("oom", "resource_limit")
             return 0, f"{name}: ended for it"
         after = Reading.take(room)
         probe.delete()

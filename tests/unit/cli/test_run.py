@@ -92,6 +92,11 @@ async def test_output_arrives_while_the_program_runs() -> None:
             137,
             "bulkhead: killed: the execution was deleted\n",
         ),
+        (
+            {"reason": "resource_limit", "code": None, "exit_code": -9, "detail": "it held too many file locks"},
+            137,
+            "bulkhead: resource_limit: it held too many file locks\n",
+        ),
         ({"reason": "output_limit", "code": None, "exit_code": -9}, 137, "bulkhead: output_limit\n"),
         (
             {"reason": "start_failed", "code": None, "exit_code": 127, "detail": "exec nope: ENOENT"},

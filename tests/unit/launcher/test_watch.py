@@ -38,7 +38,7 @@ def test_rules_are_asked_once_per_interval_about_what_runs() -> None:
 
     def rule(sandboxes: list[Any]) -> list[Verdict]:
         asked.append(sandboxes)
-        return [Verdict(running, 1, "killed", "it was its turn")]
+        return [Verdict(running, 1, "resource_limit", "it was its turn")]
 
     watch = Watch((rule,), clock)
     assert watch.milliseconds_left([running]) == pytest.approx(100, abs=2)
