@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.cli import FAILED
 from app.cli.bodies import execution_body, sandbox_body
-from app.cli.show import put, put_json, put_table, say
+from app.cli.show import put, put_json, put_table, say, short_time
 
 if TYPE_CHECKING:
     from app.client import Client
@@ -77,7 +77,7 @@ def list_sandboxes(typed: Namespace) -> int:
             put_json(found)
         else:
             columns = ["ID", "RUNTIME", "STATE", "CREATED", "EXPIRES", "RUNNING", "LABELS"]
-            put_table(columns, [_sandbox_row(sandbox) for sandbox in found])
+            put_table(columns, [_sandbox_row(sandbox) for sandbox in found], wrapped=["LABELS"])
         return 0
 
     return _with_client(work)
@@ -88,7 +88,8 @@ async def _list_executions(client: Client, typed: Namespace) -> int:
     if typed.json:
         put_json(found)
     else:
-        put_table(["ID", "STATE", "STARTED", "ENDING", "COMMAND"], [_execution_row(e) for e in found])
+        columns = ["ID", "STATE", "STARTED", "ENDING", "COMMAND"]
+        put_table(columns, [_execution_row(e) for e in found], wrapped=["COMMAND"])
     return 0
 
 
@@ -98,7 +99,7 @@ def _execution_row(execution: Mapping[str, Any]) -> list[str]:
     return [
         execution["id"],
         execution["state"],
-        _second(execution["started_at"]),
+        short_time(execution["started_at"]),
         "" if not ending else ending["reason"] if how is None else f"{ending['reason']} {how}",
         shlex.join(execution["command"])[:100],
     ]
@@ -110,15 +111,11 @@ def _sandbox_row(sandbox: Mapping[str, Any]) -> list[str]:
         sandbox["id"],
         sandbox["runtime"],
         sandbox["state"],
-        _second(sandbox["created_at"]),
-        _second(sandbox["expires_at"]),
+        short_time(sandbox["created_at"]),
+        short_time(sandbox["expires_at"]),
         f"{executions.get('running', 0)}/{executions.get('total', 0)}",
         " ".join(f"{name}={value}" for name, value in (sandbox.get("labels") or {}).items()),
     ]
-
-
-def _second(moment: str | None) -> str:
-    return moment[:19] + "Z" if moment else ""
 
 
 def logs(typed: Namespace) -> int:
@@ -160,7 +157,7 @@ def runtimes(typed: Namespace) -> int:
             put_json(found)
         else:
             columns = ["NAME", "ALIASES", "AVAILABLE", "TIER", "VERSION", "REASON", "CAPABILITIES"]
-            put_table(columns, [_runtime_row(runtime) for runtime in found])
+            put_table(columns, [_runtime_row(runtime) for runtime in found], wrapped=["REASON", "CAPABILITIES"])
         return 0
 
     return _with_client(work)

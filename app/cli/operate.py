@@ -65,7 +65,7 @@ def probe(typed: Namespace) -> int:
         rows = [
             [layer.runtime, layer.layer, _there(layer, accepted), layer.detail, layer.cure or ""] for layer in layers
         ]
-        put_table(["RUNTIME", "LAYER", "THERE", "DETAIL", "CURE"], rows)
+        put_table(["RUNTIME", "LAYER", "THERE", "DETAIL", "CURE"], rows, wrapped=["DETAIL", "CURE"])
     return 0 if all(layer.available or not layer.needed or layer.layer in accepted for layer in layers) else 1
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from app import __version__
+from app.cli.show import short_time
 from tests.unit.cli.fake_service import BASE, EXECUTION, SANDBOX, FakeService, Wire, answer, fake_service, problem
-from tests.unit.cli.typed import ROOT, bulkhead, environment
+from tests.unit.cli.typed import ROOT, begin, bulkhead, environment
 
 NOWHERE = "http://127.0.0.1:1"
 EXECUTIONS = f"{BASE}/executions"
@@ -217,6 +222,80 @@ def test_table_on_a_terminal_cannot_be_painted_by_a_label() -> None:
     os.close(master)
     assert b"[red]x[/red] \\x1b[2J" in shown
     assert b"\x1b[2J" not in shown
+
+
+async def shown(url: str, *typed: str, cols: int = 80) -> list[str]:
+    """What a terminal of that width gets, line by line, without colours."""
+    master, slave = pty.openpty()
+    process = await begin(url, *typed, stdout=slave, env={"TERM": "xterm", "COLUMNS": str(cols)})
+    os.close(slave)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", (await asyncio.to_thread(read_to_hangup, master)).decode())
+    assert await process.wait() == 0
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def read_to_hangup(master: int) -> bytes:
+    data = b""
+    with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+        while piece := os.read(master, 65536):
+            data += piece
+    os.close(master)
+    return data
+
+
+async def test_ls_on_a_terminal_of_80_columns_keeps_ids_whole_and_folds_labels() -> None:
+    now = datetime.now(UTC)
+    times = {
+        "created_at": (now - timedelta(minutes=3, seconds=30)).isoformat(),
+        "expires_at": (now + timedelta(minutes=57, seconds=30)).isoformat(),
+    }
+    room = ROOM | times | {"id": "sbx_" + "0" * 26, "state": "destroyed", "labels": {"project": "a-long-name"}}
+    async with fake_service() as service:
+        service.answers["GET /sandboxes"] = answer(200, {"items": [room], "next_cursor": None})
+        lines = await shown(service.url, "ls", "--all")
+        wide = await shown(service.url, "ls", "--all", cols=120)
+    assert [line for line in lines if len(line) > 80] == []
+    assert lines[0].split() == ["ID", "RUNTIME", "STATE", "CREATED", "EXPIRES", "RUNNING", "LABELS"]
+    row = [room["id"], "process", "destroyed", "3m", "ago", "in", "57m", "1/2"]
+    assert lines[1].split()[:-1] == row
+    assert lines[1].split()[-1] + "".join(line.strip() for line in lines[2:]) == "project=a-long-name"
+    assert wide[1].split() == [*row, "project=a-long-name"]
+
+
+async def test_ls_on_a_terminal_that_is_too_narrow_cuts_nothing_off() -> None:
+    room = ROOM | {"id": "x" * 63, "labels": {"team": "red"}}
+    async with fake_service() as service:
+        service.answers["GET /sandboxes"] = answer(200, {"items": [room], "next_cursor": None})
+        lines = await shown(service.url, "ls")
+    assert lines[0].split()[-1] == "LABELS"
+    assert (lines[1].split()[0], lines[1].split()[-1], len(lines[1]) > 80) == ("x" * 63, "team=red", True)
+
+
+async def test_runtimes_on_a_terminal_of_80_columns_wrap_capabilities_at_commas() -> None:
+    capabilities = ["exact_output", "filesystem_policy", "limit_processes", "syscall_profiles", "usage"]
+    row = {"name": "process", "aliases": ["kernel", "linux"], "available": True, "version": "0.1.0", "tier": "kernel"}
+    async with fake_service() as service:
+        service.answers["GET /runtimes"] = answer(200, {"items": [row | {"capabilities": capabilities}]})
+        lines = await shown(service.url, "runtimes")
+    assert [line for line in lines if len(line) > 80] == []
+    assert lines[0].split()[-3:] == ["VERSION", "REASON", "CAPABILITIES"]
+    assert [name for line in lines[1:] for name in re.findall(r"\w+_\w+|usage", line)] == capabilities
+
+
+def test_table_on_a_terminal_gives_room_to_the_longest_words_first() -> None:
+    name = "BULKHEAD_BOXLITE__API_KEY"
+    master, slave = pty.openpty()
+    code = f"from app.cli.show import put_table; put_table(['A', 'B'], [['x ' * 60, '{name} is a key']], ['A', 'B'])"
+    env = environment(NOWHERE, TERM="xterm", COLUMNS="40")
+    subprocess.run([sys.executable, "-c", code], stdout=slave, cwd=ROOT, env=env, check=True)
+    os.close(slave)
+    assert name in read_to_hangup(master).decode()
+
+
+def test_times_on_a_terminal_have_one_unit() -> None:
+    now = datetime(2030, 1, 2, tzinfo=UTC)
+    for seconds, said in ((-59, "59s ago"), (0, "0s ago"), (61, "in 1m"), (7200, "in 2h"), (-200_000, "2d ago")):
+        assert short_time((now + timedelta(seconds=seconds)).isoformat(), now) == said
 
 
 async def test_rm_destroys_all_and_names_those_it_could_not() -> None:
