@@ -12,7 +12,6 @@ from app.api.deps import Edge, Patience, Shares, TransferBounds
 from app.api.edge import install
 from app.api.guard import Door
 from app.api.idempotency import Recorded
-from app.api.pool import Pool
 from app.api.readiness import Readiness
 from app.api.tickets import Tickets
 from app.core.answers import Answers
@@ -66,7 +65,10 @@ def create_app(
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)
-    shares = Shares.of(sandboxes.capacity, shared=shared, answers_mib=settings.transfers.answers_mib)
+    transfers = settings.transfers
+    shares = Shares.of(
+        sandboxes.capacity, shared=shared, answers_mib=transfers.answers_mib, bodies_mib=transfers.bodies_mib
+    )
     edge = Edge(
         sandboxes=sandboxes,
         registry=registry,
@@ -80,8 +82,7 @@ def create_app(
         shares=shares,
         tickets=Tickets(shares.tickets),
         patience=patience or Patience(),
-        transfers=TransferBounds(settings.transfers.ceiling_mib * MIB, settings.transfers.stall_seconds),
-        bodies=Pool(settings.transfers.bodies_mib * MIB, shared=shared),
+        transfers=TransferBounds(transfers.ceiling_mib * MIB, transfers.stall_seconds),
     )
     door = Door(frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes))
     install(app, edge, door, answers)

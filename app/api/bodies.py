@@ -47,7 +47,7 @@ async def read_body(request: Request) -> bytes:
         raise PayloadTooLarge(limit)
     try:
         async with asyncio.timeout(patience):
-            with edge_of(request).bodies.holding(visitor_of(request).client) as take:
+            with edge_of(request).shares.bodies.taking(visitor_of(request).client) as take:
                 return await _read(request, limit, take)
     except TimeoutError:
         sentence = f"the body did not arrive within {patience:g} seconds"

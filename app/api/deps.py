@@ -9,7 +9,6 @@ from typing import Protocol
 
 from starlette.requests import HTTPConnection
 
-from app.api.pool import Pool
 from app.api.readiness import Readiness
 from app.api.tickets import Tickets
 from app.core.budget import Budget
@@ -56,7 +55,7 @@ class TransferBounds:
 
 
 MIB = 1024 * 1024
-BODIES = 512 * 1024 * 1024
+STRANGERS_ANSWERS = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +79,20 @@ class Shares:
     waits: Budget
     connections: Budget
     strangers: Budget  # connections on which no key was shown; holders are addresses
+    bodies: Budget  # bytes of request bodies
     answers: Budget  # bytes
+    strangers_answers: Budget  # bytes, of answers that needed no key; holders are addresses
 
     @classmethod
-    def of(cls, capacity: Capacity, *, shared: bool, answers_mib: int = 256) -> Shares:
-        """Not `shared`: there is one client, who may have all."""
+    def of(cls, capacity: Capacity, *, shared: bool, answers_mib: int = 256, bodies_mib: int = 512) -> Shares:
+        """Not `shared`: there is one client, who may have all. What strangers have is always shared, and never taken
+        from the keys."""
 
         def budget(what: str, size: int) -> Budget:
             return Budget(what, size, "client", shared=shared)
+
+        def memory(what: str, size_mib: int) -> Budget:
+            return Budget(f"MiB of {what} at one time", size_mib * MIB, "client", shared=shared, unit=MIB)
 
         return cls(
             streams=budget("streams at one time", capacity.streams),
@@ -95,7 +100,9 @@ class Shares:
             waits=budget("requests that are held at one time", capacity.waits),
             connections=budget("connections at one time", capacity.connections),
             strangers=Budget("connections without a key at one time", capacity.strangers, "client"),
-            answers=Budget("MiB of answers at one time", answers_mib * MIB, "client", unit=MIB),
+            bodies=memory("request bodies", bodies_mib),
+            answers=memory("answers", answers_mib),
+            strangers_answers=Budget("MiB of answers without a key at one time", STRANGERS_ANSWERS, "client", unit=MIB),
         )
 
 
@@ -114,7 +121,6 @@ class Edge:
     tickets: Tickets
     patience: Patience = field(default_factory=Patience)
     transfers: TransferBounds = field(default_factory=TransferBounds)
-    bodies: Pool = field(default_factory=lambda: Pool(BODIES))
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

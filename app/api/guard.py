@@ -146,10 +146,10 @@ class Guard:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
 
         try:
-            holder = self._receive(scope, visit)
+            holder, answers = self._receive(scope, visit)
             # Whoever asks for health waits for nobody's requests but those of his kind.
             await self._queue.enter(scope["path"] if scope["path"] in ANY_HOST_PATHS else holder)
-            await self._app(scope, receive, Paced(visit.send, self._shares.answers, holder, refuse).send)
+            await self._app(scope, receive, Paced(visit.send, answers, holder, refuse).send)
         except Refused as error:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
         except ClientGone:
@@ -160,8 +160,8 @@ class Guard:
                 raise
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
 
-    def _receive(self, scope: Scope, visit: _Visit) -> Hashable:
-        """Who it is, which decides whose the connection is. Raises Refused."""
+    def _receive(self, scope: Scope, visit: _Visit) -> tuple[Hashable, Budget]:
+        """Whose connection it is, and what its answer counts towards. Raises Refused."""
         try:
             visitor = self._door.check(scope, self._tickets)
         except Refused:
@@ -169,8 +169,9 @@ class Guard:
             raise
         scope["state"]["visitor"] = visitor
         if visitor.stranger:
-            return self._seat(scope, visit, self._shares.strangers, _address(scope))
-        return self._seat(scope, visit, self._shares.connections, visitor.client)
+            holder = self._seat(scope, visit, self._shares.strangers, _address(scope))
+            return holder, self._shares.strangers_answers
+        return self._seat(scope, visit, self._shares.connections, visitor.client), self._shares.answers
 
     def _seat(self, scope: Scope, visit: _Visit, budget: Budget, holder: Hashable) -> Hashable:
         """Raises CapacityExceeded. Then the connection ends with the answer."""

@@ -66,7 +66,7 @@ class Idempotency:
         key = _digest(scope["method"].encode(), scope["path"].encode(errors="surrogatepass"), keys[0])
         digest = _digest(scope["query_string"], body)
         client = visitor_of(request).client
-        with held(request), edge_of(request).bodies.holding(client) as take:
+        with held(request), edge_of(request).shares.bodies.taking(client) as take:
             take(len(body))  # whoever waits for the answer of another holds its own body meanwhile
             return await until_disconnect(
                 request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]), client)

@@ -54,7 +54,7 @@ async def run(request: Request) -> Response:
     await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
     shot = await _shot(asked, edge)
     client = visitor_of(request).client
-    with held(request), edge.bodies.holding(client) as take:
+    with held(request), edge.shares.bodies.taking(client) as take:
         take(len(shot.stdin) + sum(len(file.content) for file in shot.files))
         outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot, client))
     return await response_of(outcome, shot.spec.runtime)

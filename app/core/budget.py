@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 from app.core.errors import CapacityExceeded
@@ -69,3 +69,18 @@ class Budget:
             yield
         finally:
             self.give_back(holder, count)
+
+    @contextmanager
+    def taking(self, holder: Hashable) -> Iterator[Callable[[int], None]]:
+        """Yields what takes so many units more, and raises CapacityExceeded. All of them come back at the end."""
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            self.take(holder, count)
+            held += count
+
+        try:
+            yield take
+        finally:
+            self.give_back(holder, held)

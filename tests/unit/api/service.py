@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from app.core.backend import Capability
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
+from app.gateway import bind
 from app.http_bounds import BoundedHttp
 from app.main import create_app
 from app.settings import Settings, load_settings
@@ -102,7 +102,8 @@ class Service:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[Door]:
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = bind("127.0.0.1", 0)
+        listener.listen()  # who is told the port may connect at once
         config = uvicorn.Config(
             self.app,
             http=BoundedHttp.with_stall(self.settings.transfers.stall_seconds),

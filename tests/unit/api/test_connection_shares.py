@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
-from contextlib import suppress
+import socket
+import struct
+import termios
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
 
 from app.core.sandboxes import Capacity
+from app.gateway import UNSENT_BYTES
+from app.http_bounds import BoundedHttp
 from app.settings import Settings
 from tests.unit.api.service import Door, Service
 from tests.unit.api.test_shares import HASHES, KEYS, reaches
@@ -20,6 +29,12 @@ async def ask(door: Door, path: str, key: str | None = None, more: str = "") -> 
     authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}{more}\r\n".encode())
     return reader, writer
+
+
+async def comes_true(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the edge has no event for its own bookkeeping
+            await asyncio.sleep(0)
 
 
 async def status(connection: Connection) -> int:
@@ -60,16 +75,86 @@ async def test_a_key_at_its_bound_is_told_so_and_another_key_goes_on() -> None:
         await reaches(shares.connections, 0)
 
 
+BUNDLE, BUNDLE_BYTES = "/docs/swagger-ui-bundle.js", 1_500_000  # it has a little more
+
+
+@asynccontextmanager
+async def unread(door: Door, count: int, path: str, key: str | None = None) -> AsyncIterator[None]:
+    """So many requests, one for each connection, of a client that takes nothing of the answers."""
+    loop, clients = asyncio.get_running_loop(), [socket.socket() for _ in range(count)]
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    try:
+        for client in clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", door.port))
+            await loop.sock_sendall(client, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}\r\n".encode())
+        yield
+    finally:
+        for client in clients:
+            client.close()
+
+
 async def test_an_address_that_takes_no_answer_keeps_no_key_out() -> None:
     service = Service(capacity=CAPACITY, key_hashes=HASHES)
     async with service.served() as door:
-        strangers = service.app.state.edge.shares.strangers
-        unread = [await ask(door, "/docs/swagger-ui-bundle.js") for _ in range(20)]
-        mine = await ask(door, "/sandboxes", KEYS[0])
-        assert await status(mine) == 200
-        assert strangers.used <= 4
-        await closed(*unread, mine)
-        await reaches(strangers, 0)
+        shares = service.app.state.edge.shares
+        async with unread(door, 20, BUNDLE):
+            mine = await ask(door, "/sandboxes", KEYS[0])
+            assert await status(mine) == 200
+            await reaches(shares.strangers, 4)
+            assert shares.strangers_answers.used > 4 * BUNDLE_BYTES
+            await closed(mine)
+        await reaches(shares.strangers, 0)
+        await reaches(shares.strangers_answers, 0)
+
+
+async def test_answers_without_a_key_take_nothing_from_what_a_key_may_have() -> None:
+    service = Service(capacity=Capacity(strangers=64), key_hashes=HASHES)
+    async with service.served() as door:
+        shares = service.app.state.edge.shares
+        door.client.headers["authorization"] = f"Bearer {KEYS[0]}"
+        path = await door.start("print", "250000")
+        before = shares.answers.share(HASHES[0])
+        async with unread(door, 30, BUNDLE):
+            await reaches(shares.strangers, 30)
+            await comes_true(lambda: shares.strangers_answers.used > 5 * BUNDLE_BYTES)
+            refused = await ask(door, BUNDLE)
+            assert await status(refused) == 429
+            assert shares.strangers_answers.used <= 8 * 1024 * 1024, "half of 16 MiB is one address's"
+            assert (shares.answers.used, shares.answers.share(HASHES[0])) == (0, before)
+            mine = await door.client.get(f"{path}/output?channel=stdout&wait_seconds=10")
+            assert (mine.status_code, len(mine.content)) == (200, 250_000)
+            await closed(refused)
+
+
+async def test_the_only_key_may_have_all_of_the_memory_for_answers() -> None:
+    for hashes, part in ((HASHES[:1], 1), (HASHES, 2)):
+        answers = Service(key_hashes=hashes).app.state.edge.shares.answers
+        assert answers.share(hashes[0]) == answers.size // part
+
+
+async def test_of_an_answer_that_nobody_takes_the_kernel_holds_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving: list[BoundedHttp] = []
+    made = BoundedHttp.connection_made
+
+    def noted(self: BoundedHttp, transport: asyncio.Transport) -> None:
+        serving.append(self)
+        made(self, transport)
+
+    def unsent(connection: BoundedHttp) -> int:
+        descriptor = connection.transport.get_extra_info("socket").fileno()
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0])
+
+    monkeypatch.setattr(BoundedHttp, "connection_made", noted)
+    service = Service(key_hashes=HASHES)
+    async with service.served() as door:
+        answers = service.app.state.edge.shares.strangers_answers
+        async with unread(door, 4, BUNDLE):
+            await comes_true(lambda: answers.used > 4 * BUNDLE_BYTES)
+            await comes_true(lambda: all(connection.transport.get_write_buffer_size() for connection in serving))
+            held = [unsent(connection) for connection in serving]
+            assert all(0 < size <= 2 * UNSENT_BYTES for size in held), held
 
 
 async def test_a_stream_is_a_connection_of_its_key() -> None:

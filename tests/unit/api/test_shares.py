@@ -157,7 +157,7 @@ async def test_a_client_that_is_alone_may_hold_all() -> None:
 async def test_bodies_and_sandboxes_of_one_client_leave_room_for_another() -> None:
     async with two_clients(settings=load_settings(transfers={"bodies_mib": 8}), sandboxes=2) as (_, first, second):
         large = {"command": ["true"], "stdin": "x" * 4_500_000}
-        assert is_refused(await first.post("/run", json=large), "bytes of request bodies at one time", "client")
+        assert is_refused(await first.post("/run", json=large), "MiB of request bodies at one time", "client")
         assert (await first.post("/sandboxes", json={})).status_code == 201
         assert is_refused(await first.post("/sandboxes", json={}), "sandboxes", "client")
         assert is_refused(await first.post("/run", json={"command": ["true"]}), "sandboxes", "client")

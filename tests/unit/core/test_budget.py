@@ -63,6 +63,16 @@ def test_what_was_held_is_given_back_whatever_happens() -> None:
         budget.give_back("a")
 
 
+def test_what_was_taken_little_by_little_is_given_back_as_a_whole() -> None:
+    budget = Budget("bytes", 8, "client")
+    with pytest.raises(CapacityExceeded), budget.taking("a") as take:
+        take(1)
+        take(3)
+        assert budget.held("a") == 4
+        take(1)
+    assert (budget.used, budget.held("a")) == (0, 0)
+
+
 @given(st.integers(0, 40), st.lists(st.tuples(st.sampled_from("abc"), st.integers(-5, 9)), max_size=60))
 def test_nothing_is_lost_and_nobody_shuts_others_out(size: int, deeds: list[tuple[str, int]]) -> None:
     budget = Budget("streams", size, "client")
