@@ -84,7 +84,8 @@ async def create_execution(request: Request, sandbox_id: str, query: Annotated[S
     sandbox = edge.sandboxes.use(sandbox_id)
     asked = await read_json(request, request_schemas.CreateExecution)
     with held(request):
-        execution, new = await edge.sandboxes.execute(sandbox, command_of(asked, sandbox), asked.id, query.wait_seconds)
+        command = command_of(asked, sandbox, edge)
+        execution, new = await edge.sandboxes.execute(sandbox, command, asked.id, query.wait_seconds)
     location = f"/sandboxes/{sandbox.id}/executions/{execution.id}"
     return json_response(execution_body(execution), 201 if new else 200, {"location": location} if new else None)
 

@@ -66,7 +66,7 @@ async def _shot(asked: Run, edge: Edge) -> OneShot:
     needs = {Capability.STDIN} if stdin else set()
     needs |= {Capability.FILES} if files else set()
     spec = await sandbox_spec(asked, _with_output_range(edge), more=frozenset(needs))
-    timeout = timeout_of(asked.timeout_seconds, spec)
+    timeout = timeout_of(asked.timeout_seconds, spec, edge)
     if asked.ttl_seconds is None:
         spec = replace(spec, ttl_seconds=min(timeout + DEFAULT_TTL_SECONDS, edge.ttl_ceiling_seconds))
     return OneShot(spec, _command(asked, spec, timeout, has_stdin=bool(stdin)), files, stdin)

@@ -11,7 +11,14 @@ from app.api.views import ENFORCED_BY
 from app.core.backend import Backend, Capability
 from app.core.choice import Wish, choose
 from app.core.commands import check_environment
-from app.core.errors import CapabilityMissing, InvalidRequest, LimitTooHigh, PolicyNotSupported, UnknownProfile
+from app.core.errors import (
+    CapabilityMissing,
+    InvalidRequest,
+    LimitTooHigh,
+    PolicyNotSupported,
+    UnknownProfile,
+    plain_number,
+)
 from app.core.models import Command, SandboxSpec, Stdin, Terminal
 from app.core.policy import FilesystemRequest, Limits, Network, Policy, check_path, choose_limits, lower, narrow
 from app.core.sandboxes import Sandbox
@@ -143,17 +150,23 @@ def _network(asked: NetworkRequest) -> Network:
     return Network(asked.mode, tuple(asked.allow))
 
 
-def timeout_of(asked: float | None, spec: SandboxSpec) -> float:
+def timeout_of(asked: float | None, spec: SandboxSpec, edge: Edge) -> float:
     """Raises LimitTooHigh above the sandbox's wall time."""
     wall = spec.limits.wall_seconds
-    if asked is not None and asked > wall:
-        raise LimitTooHigh("/timeout_seconds", asked, wall)
-    return wall if asked is None else asked
+    if asked is None:
+        return wall
+    if asked > wall:
+        most = lower(edge.ranges, edge.registry.get(spec.runtime).info.ceilings)["wall_seconds"].ceiling
+        way_out = (
+            f"create the sandbox with a higher limits.wall_seconds (up to {plain_number(most)})" if most > wall else ""
+        )
+        raise LimitTooHigh("/timeout_seconds", asked, wall, way_out)
+    return asked
 
 
-def command_of(asked: CreateExecution, sandbox: Sandbox) -> Command:
+def command_of(asked: CreateExecution, sandbox: Sandbox, edge: Edge) -> Command:
     """The core checks argv and environment against the runtime's own limits."""
-    timeout = timeout_of(asked.timeout_seconds, sandbox.spec)
+    timeout = timeout_of(asked.timeout_seconds, sandbox.spec, edge)
     terminal = None if asked.tty is None else Terminal(asked.tty.rows, asked.tty.cols)
     return Command(
         argv=tuple(asked.command),

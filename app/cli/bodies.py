@@ -9,7 +9,7 @@ from typing import Any
 from app.cli import UsageError, terminal
 from app.cli.pipes import wanted
 
-TTL_SECONDS = 3600.0  # the service's default
+TTL_SECONDS = WALL_SECONDS = 3600.0  # the service's defaults
 SLACK_SECONDS = 60.0  # a sandbox must outlive its command: creating, starting and reading the rest take time
 LIMITS = ("cpus", "memory_mib", "processes", "disk_mib", "output_bytes", "wall_seconds")
 
@@ -36,6 +36,12 @@ def _terminal(typed: Namespace) -> terminal.Size:
     return terminal.size()
 
 
+def _limits(typed: Namespace) -> dict[str, Any]:
+    limits = _said({name: getattr(typed, name) for name in LIMITS})
+    timeout = getattr(typed, "timeout", None) or 0.0
+    return {"wall_seconds": timeout, **limits} if timeout > WALL_SECONDS else limits
+
+
 def sandbox_body(typed: Namespace) -> dict[str, Any]:
     """The body of `POST /sandboxes`. Raises UsageError."""
     runtime = typed.runtime or os.environ.get("BULKHEAD_RUNTIME") or os.environ.get("OPENSHELL_RUNTIME") or None
@@ -51,7 +57,7 @@ def sandbox_body(typed: Namespace) -> dict[str, Any]:
             "workdir": typed.workdir,
             "policy": _said({"profile": typed.profile, "network": _network(typed)}) or None,
             "labels": _pairs(typed.label),
-            "limits": _said({name: getattr(typed, name) for name in LIMITS}) or None,
+            "limits": _limits(typed) or None,
             "ttl_seconds": typed.ttl if typed.ttl is not None or longest <= TTL_SECONDS else longest,
             "idle_seconds": typed.idle,
         }

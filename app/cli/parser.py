@@ -173,7 +173,9 @@ def _room_options(parser: Parser) -> None:
         help="files in /workspace and /tmp, which are memory [512]: N is added to --memory-mib",
     )
     limits.add_argument("--output-bytes", metavar="N", type=int, help="output kept, per channel")
-    limits.add_argument("--wall-seconds", metavar="S", type=seconds, help="the longest any command may run")
+    limits.add_argument(
+        "--wall-seconds", metavar="S", type=seconds, help="the longest any command may run [3600; more with --timeout]"
+    )
 
 
 def _execution(parser: Parser) -> None:

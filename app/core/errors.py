@@ -97,15 +97,19 @@ class PolicyTooBroad(Refused):
         super().__init__(detail)
 
 
-def _plain(number: float) -> str:
+def plain_number(number: float) -> str:
     """Whole numbers in full: 67108864, not 6.71089e+07."""
     return f"{number:.0f}" if float(number).is_integer() else f"{number:g}"
 
 
 class LimitTooHigh(Refused):
-    def __init__(self, pointer: str, value: float, ceiling: float) -> None:
+    """`way_out`: what the client can change to get it all the same."""
+
+    def __init__(self, pointer: str, value: float, ceiling: float, way_out: str = "") -> None:
         self.pointer, self.ceiling = pointer, ceiling
-        super().__init__(f"{pointer} is {_plain(value)}, the ceiling is {_plain(ceiling)}")
+        super().__init__(
+            f"{pointer} is {plain_number(value)}, the ceiling is {plain_number(ceiling)}" + (way_out and f": {way_out}")
+        )
 
 
 class PolicyNotSupported(Refused):

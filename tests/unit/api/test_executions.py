@@ -131,6 +131,15 @@ async def test_a_timeout_above_wall_seconds_is_refused() -> None:
             "/timeout_seconds",
             10,
         )
+        assert problem["detail"] == (
+            "/timeout_seconds is 10.5, the ceiling is 10: "
+            "create the sandbox with a higher limits.wall_seconds (up to 86400)"
+        )
+        most = await create(client, limits={"wall_seconds": 86_400})
+        answer = await client.post(
+            f"/sandboxes/{most}/executions", json={"command": ["echo"], "timeout_seconds": 86_401}
+        )
+        assert answer.json()["detail"] == "/timeout_seconds is 86401, the ceiling is 86400"
 
 
 async def test_timeout_ends_the_execution() -> None:

@@ -202,7 +202,16 @@ async def test_runtime_comes_from_the_environment_when_not_typed(env: dict[str, 
 async def test_sandbox_outlives_a_long_timeout() -> None:
     async with fake_service(ending()) as service:
         await bulkhead(service.url, "run", "--timeout", "7200", "true")
-    assert service.body_of("POST /sandboxes")["ttl_seconds"] > 7200
+        body = service.body_of("POST /sandboxes")
+    assert body["ttl_seconds"] > 7200
+    assert body["limits"] == {"wall_seconds": 7200}
+
+
+@pytest.mark.parametrize(("typed", "limits"), [(["--wall-seconds", "9000"], {"wall_seconds": 9000}), ([], None)])
+async def test_wall_time_is_what_was_typed_and_else_the_services_own(typed: list[str], limits: object) -> None:
+    async with fake_service(ending()) as service:
+        await bulkhead(service.url, "run", "--timeout", "7200" if typed else "3600", *typed, "true")
+    assert service.body_of("POST /sandboxes").get("limits") == limits
 
 
 async def test_keep_leaves_the_sandbox_and_names_it() -> None:
