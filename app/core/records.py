@@ -15,6 +15,7 @@ from app.core.errors import BulkheadError, CapacityExceeded, NotFound
 from app.core.executions import Execution
 from app.core.models import SandboxSpec, SandboxState, now
 from app.core.output import SandboxSpill
+from app.core.retention import Retention
 
 MIB = 1024 * 1024
 
@@ -111,8 +112,8 @@ class Records:
         self._living = Budget("sandboxes", capacity.sandboxes, "client", shared=shared)
         self._records: dict[str, Sandbox] = {}
         self._alive: list[Sandbox] = []  # all that are not over, and some that are
-        self._retired: dict[str, int] = {}  # bytes that are kept of those that are over, in the order of their ends
-        self._retired_bytes = 0
+        self._retired = Retention[str](capacity.records)
+        self._retired_bytes = Retention[str](self.commands.size)
 
     def __iter__(self) -> Iterator[Sandbox]:
         return iter(tuple(self._records.values()))
@@ -139,10 +140,17 @@ class Records:
             self._alive = [sandbox for sandbox in self._alive if not sandbox.over]
             self._living.check(client)
         if len(self._records) >= self._capacity.records:
-            oldest = next((s for s in self._records.values() if s.over), None)
-            if oldest is None:
-                raise CapacityExceeded("sandbox records", self._capacity.records)
-            self.forget(oldest)
+            self.forget(self._next_to_go())
+
+    def _next_to_go(self) -> Sandbox:
+        """Of those that are over. Raises CapacityExceeded when there are none."""
+        known = self._retired.next_to_go()
+        if known is not None:
+            return self._records[known]
+        lost = next((sandbox for sandbox in self._records.values() if sandbox.over), None)  # and not destroyed yet
+        if lost is None:
+            raise CapacityExceeded("sandbox records", self._capacity.records)
+        return lost
 
     def add(self, sandbox: Sandbox) -> None:
         """Raises CapacityExceeded."""
@@ -152,16 +160,16 @@ class Records:
         self._alive.append(sandbox)
 
     def retire(self, sandbox: Sandbox) -> None:
-        """It is over, and its record stays. Such records may have as much memory as those that live; the oldest makes
-        room."""
+        """It is over, and its record stays. Such records may have as much memory as those that live; the oldest of the
+        client that has the most makes room."""
         if sandbox not in self:
             return
         kept = self.commands.held(sandbox.id)
         self.commands.give_back(sandbox.id, kept)
-        self._retired[sandbox.id] = kept
-        self._retired_bytes += kept
-        while self._retired_bytes > self.commands.size:
-            self.forget(self._records[next(iter(self._retired))])
+        self._retired.add(sandbox.client, sandbox.id, 1)
+        self._retired_bytes.add(sandbox.client, sandbox.id, kept)
+        while self._retired_bytes.full and (oldest := self._retired_bytes.next_to_go()):
+            self.forget(self._records[oldest])
 
     def release(self, sandbox: Sandbox, count: int) -> None:
         """Of `commands`, for what is not kept any more of a sandbox that lives."""
@@ -173,5 +181,6 @@ class Records:
             sandbox.timer.cancel()
         if sandbox in self:
             del self._records[sandbox.id]
-            self._retired_bytes -= self._retired.pop(sandbox.id, 0)
+            self._retired.remove(sandbox.client, sandbox.id)
+            self._retired_bytes.remove(sandbox.client, sandbox.id)
             self.commands.give_back(sandbox.id, self.commands.held(sandbox.id))

@@ -28,6 +28,9 @@ class Retention(Generic[Item]):
         """Something has to go."""
         return self.used > self.size
 
+    def __contains__(self, item: Item) -> bool:
+        return any(item in items for items in self._items.values())
+
     def add(self, holder: Hashable, item: Item, units: int) -> None:
         self._items.setdefault(holder, {})[item] = units
         self._held[holder] = self._held.get(holder, 0) + units

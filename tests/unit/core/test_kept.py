@@ -8,6 +8,7 @@ import gc
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,26 @@ async def test_records_of_destroyed_sandboxes_have_a_bound_too_and_the_oldest_ma
             await (await house.start(sandbox, "exit", "0", "x" * 125_000, "x" * 125_000)).wait()
             await house.sandboxes.destroy(sandbox)
         assert [sandbox.id for sandbox in house.sandboxes] == ["s5", "s6", "s7"]
+
+
+@pytest.mark.parametrize("numbers", [{"records": 6}, {"commands_mib": 1}], ids=["number", "bytes"])
+async def test_records_of_a_client_that_leaves_many_do_not_push_out_those_of_another(numbers: dict[str, Any]) -> None:
+    """Each record keeps 240 KiB of the 1 MiB."""
+
+    async def leave(client: str, name: str) -> None:
+        sandbox, _ = house.sandboxes.create(spec(), name, client)
+        await house.sandboxes.wait_created(sandbox, 60)
+        await (await house.start(sandbox, "exit", "0", "x" * 120_000, "x" * 120_000)).wait()
+        await house.sandboxes.destroy(sandbox)
+
+    async with House(**numbers) as house:
+        await leave("quiet", "mine")
+        for number in range(20):
+            await leave("greedy", f"g{number}")
+        left = [sandbox.id for sandbox in house.sandboxes]
+        assert left[0] == "mine"
+        assert left[-1] == "g19"
+        assert len(left) < 10
 
 
 # --- sandboxes
