@@ -3,6 +3,7 @@
 .PHONY: help setup serve boxlite test check lint format types openapi clients bench lock audit sbom
 
 PYTHON := .venv/bin/python
+SBOM := dist/bulkhead.cdx.json
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,9 +48,9 @@ audit: ## Compare the locked packages with a database of known vulnerabilities, 
 	$(PYTHON) scripts/audit
 
 sbom: ## What a service consists of, as CycloneDX: dist/bulkhead.cdx.json
-	mkdir -p dist
+	mkdir -p $(dir $(SBOM))
 	.venv/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --output-reproducible \
-		--output-file dist/bulkhead.cdx.json
+		--output-file $(SBOM)
 
 bench: ## Compare with bubblewrap and a bare spawn (as root; takes minutes)
 	$(PYTHON) -m benchmarks

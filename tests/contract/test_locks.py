@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pip
 import pytest
@@ -227,3 +228,23 @@ def test_audit_without_a_database_is_skipped_with_the_reason() -> None:
     status, said = audit("http://127.0.0.1:9")
     assert status == 0
     assert said[0].startswith("audit: skipped: no database of vulnerabilities can be reached: requests.exceptions.")
+
+
+# --- make sbom
+
+
+def test_sbom_lists_every_locked_package_with_its_version_and_hashes(tmp_path: Path) -> None:
+    target = tmp_path / "sbom/bulkhead.json"
+    subprocess.run(["make", "--silent", "sbom", f"SBOM={target}"], cwd=ROOT, check=True)
+    bom = json.loads(target.read_text())
+    assert (bom["bomFormat"], bom["metadata"]["component"]["name"]) == ("CycloneDX", PROJECT["project"]["name"])
+    listed = {(c["name"], c["version"], frozenset(hashes_of(c))) for c in bom["components"]}
+    assert listed == {
+        (*entry.split(" ")[0].split("=="), frozenset(re.findall("--hash=sha256:(\\S+)", entry)))
+        for entry in entries(ROOT / "requirements/runtime.txt")
+    }
+
+
+def hashes_of(component: dict[str, Any]) -> list[str]:
+    (distribution,) = (found for found in component["externalReferences"] if found["type"] == "distribution")
+    return [found["content"] for found in distribution["hashes"]]
