@@ -22,6 +22,7 @@ from app.launcher import confine, lockdown
 from app.launcher.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
 from app.launcher.config import OPTIONAL_LAYERS
 from app.telemetry import Telemetry
+from tests.require import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -191,6 +192,7 @@ HOSTS_OWN = {
     "cgroup1": "a host mounts version 1 or version 2",
     "ia32": "a kernel has it or not",
 }
+HOSTS_OWN_KINDS = ("attack:", "freezer")  # a kernel has them or not: "attack:NAME", "freezer1"
 
 
 def test_ci_demands_all_that_tests_ask_for_and_a_host_can_get_and_nothing_else() -> None:
@@ -198,8 +200,23 @@ def test_ci_demands_all_that_tests_ask_for_and_a_host_can_get_and_nothing_else()
     demanded = re.search(r"BULKHEAD_TEST_REQUIRE:-([\w,-]+)", (ROOT / ".ci/run").read_text())
     assert demanded
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-    asked = set(re.findall(r'\brequire\("([\w-]+)", ', tests))
+    asked = set(re.findall(r'\brequire\(\s*"([\w-]+)",', tests)) | set(PROGRAMS)
     assert set(demanded[1].split(",")) == asked - set(HOSTS_OWN)
+
+
+def test_feature_that_a_test_asks_for_is_written_there_by_its_name() -> None:
+    """Else the test above does not see it."""
+    own = {ROOT / "tests/require.py", ROOT / "tests/contract/test_require.py"}
+    texts = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if path not in own}
+    other = r'\brequire\((?!\s*"|\'|f"(?:' + "|".join(HOSTS_OWN_KINDS) + r")\{)[^)\n]*"
+    unnamed = {path: re.findall(other, text) for path, text in texts.items()}
+    assert {path: calls for path, calls in unnamed.items() if calls} == {}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_program_that_tests_run_is_installed_where_it_is_missing(program: str) -> None:
+    install = (ROOT / "scripts/install").read_text()
+    assert re.search(rf"command -v {program} |[(|]{program}\|", install), "neither always nor on demand"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,13 +1,13 @@
-"""What real programs ask for works in a sandbox as it is made by default: unpackers, installers, version control."""
+"""What real programs ask for works in a sandbox as it is made by default: unpackers, installers, version control,
+databases and servers on Unix sockets. What talks over TCP and UDP works in the profile `loopback`."""
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 
 import pytest
 
-from tests.require import require
+from tests.require import PROGRAMS, require_program
 from tests.service import Service
 
 TREE = """
@@ -22,7 +22,7 @@ with zipfile.ZipFile("it-1-py3-none-any.whl", "w") as wheel:
     wheel.writestr("it-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
     wheel.writestr("it-1.dist-info/RECORD", "")
 """
-PROGRAMS = {  # what each prints, and its script
+SCRIPTS = {  # what each prints, and its script
     "cp": ("1000000000 640\n", f"{TREE} cp -a from to; cp -a /etc/passwd to; stat -c '%Y %a' to/file"),
     "tar": ("text\n", f"{TREE} tar --xattrs -cf t.tar from; mkdir to; tar --xattrs -xpf t.tar -C to; cat to/from/soft"),
     "install": ("755\n", "install -m 755 /usr/bin/true here; ./here; stat -c %a here"),
@@ -54,15 +54,55 @@ PROGRAMS = {  # what each prints, and its script
         PYTHONPATH=to python3 -m it
         """,
     ),
+    "nginx": (
+        "answered\n",
+        """
+        cat > nginx.conf <<END
+        daemon off; pid $PWD/pid; error_log stderr; worker_processes 2;
+        events { worker_connections 64; }
+        http {
+          access_log off;
+          client_body_temp_path t; proxy_temp_path t; fastcgi_temp_path t; uwsgi_temp_path t; scgi_temp_path t;
+          server { listen unix:$PWD/socket; location / { return 200 "answered\\n"; } }
+        }
+        END
+        nginx -p $PWD -c nginx.conf &
+        curl -s --retry 50 --retry-all-errors --retry-delay 0 --unix-socket socket http://here/
+        kill -QUIT $!; wait $!
+        """,
+    ),
+    "redis-server": (
+        "answered\n",
+        """
+        redis-server --port 0 --unixsocket $PWD/socket --save '' --appendonly yes --appendfsync always > log &
+        until redis-cli -s socket set key answered > log 2>&1; do sleep 0.1; done
+        redis-cli -s socket get key
+        redis-cli -s socket bgsave > log
+        redis-cli -s socket shutdown; wait $!
+        """,
+    ),
+    "postgres": (
+        "answered\n",
+        """
+        PATH=$PATH:$(echo /usr/lib/postgresql/*/bin)
+        initdb -D data -A trust -U me > log
+        postgres -D data -k $PWD -c listen_addresses= > log 2>&1 &
+        sql() { psql -h $PWD -U me -qtA postgres -c "$@"; }
+        until sql "create table t as select 'answered' as it" 2> log; do sleep 0.1; done
+        sql "begin; select it from t for update; commit"; sql checkpoint
+        pg_ctl -D data -m fast stop > log
+        """,
+    ),
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_program_works(name: str, service: Service, sandbox: str) -> None:
-    require(name, name == "pip" or shutil.which(name) is not None, "not installed")
-    printed, script = PROGRAMS[name]
+    if name in PROGRAMS:
+        require_program(name)
+    printed, script = SCRIPTS[name]
     script = "set -e; cd $(mktemp -d)\n" + textwrap.dedent(script)
-    done = service.run(sandbox, "bash", "-c", script, env={"HOME": "/tmp"})
+    done = service.run(sandbox, "bash", "-c", script, env={"HOME": "/tmp"}, timeout_seconds=25)
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, printed, ""), done
 
 
@@ -95,6 +135,48 @@ SERVERS = {  # what talks to itself over TCP and UDP, and says so when all was a
         python3 -m http.server --bind 127.0.0.1 8080 > /dev/null 2>&1 &
         curl --retry 50 --retry-connrefused --retry-delay 0 -s --keepalive-time 9 --tcp-nodelay --tcp-fastopen \
             --interface lo -o /dev/null -w 'answered\\n' http://localhost:8080/
+        kill $!
+    """,
+    "nginx": """
+        cat > nginx.conf <<END
+        daemon off; pid $PWD/pid; error_log stderr; worker_processes 2;
+        events { worker_connections 64; }
+        http {
+          access_log off; sendfile on; tcp_nopush on;
+          client_body_temp_path t; proxy_temp_path t; fastcgi_temp_path t; uwsgi_temp_path t; scgi_temp_path t;
+          server { listen 127.0.0.1:8080 deferred so_keepalive=9:9:9; location / { root $PWD; } }
+          server { listen 127.0.0.1:8081; location / { proxy_pass http://127.0.0.1:8080; } }
+        }
+        END
+        echo answered > file
+        nginx -p $PWD -c nginx.conf &
+        curl -s --retry 50 --retry-connrefused --retry-delay 0 http://127.0.0.1:8081/file
+        kill -QUIT $!; wait $!
+    """,
+    "redis-server": """
+        redis-server --bind 127.0.0.1 --save '' > log &
+        until redis-cli set key answered > log 2>&1; do sleep 0.1; done
+        redis-cli get key
+        redis-cli shutdown nosave; wait $!
+    """,
+    "go": """
+        mkdir -p proxy/it.test/a/@v app
+        printf "module it.test/b\\ngo 1.18\\n" > app/go.mod
+        python3 - <<'END'
+        import zipfile
+        version = "proxy/it.test/a/@v/v1.0.0"
+        open(f"{version}.mod", "w").write("module it.test/a\\n")
+        open(f"{version}.info", "w").write('{"Version": "v1.0.0"}')
+        with zipfile.ZipFile(f"{version}.zip", "w") as packed:
+            packed.writestr("it.test/a@v1.0.0/answer", "answered\\n")
+            packed.writestr("it.test/a@v1.0.0/go.mod", "module it.test/a\\n")
+        END
+        python3 -m http.server --bind 127.0.0.1 --directory proxy 8080 > /dev/null 2>&1 &
+        until curl -s -o /dev/null http://127.0.0.1:8080/; do sleep 0.1; done
+        cd app
+        export PATH=$PATH:/usr/local/go/bin GOPROXY=http://127.0.0.1:8080 GONOSUMDB=* GOPATH=$PWD/go
+        go mod download it.test/a@v1.0.0
+        cat go/pkg/mod/it.test/a@v1.0.0/answer
         kill $!
     """,
     "node": """
@@ -157,9 +239,10 @@ SERVERS = {  # what talks to itself over TCP and UDP, and says so when all was a
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_server_works_in_the_profile_loopback(name: str, service: Service) -> None:
-    require(name, name == "python3" or shutil.which(name) is not None, "not installed")
+    if name in PROGRAMS:
+        require_program(name)
     sandbox = service.create(policy={"profile": "loopback"})
     script = "set -e; cd $(mktemp -d)\n" + textwrap.dedent(SERVERS[name])
-    done = service.run(sandbox, "bash", "-c", script, wait=60, env={"HOME": "/tmp"})
+    done = service.run(sandbox, "bash", "-c", script, wait=60, env={"HOME": "/tmp"}, timeout_seconds=25)
     service.call("DELETE", f"/sandboxes/{sandbox}")
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, ANSWER, ""), done

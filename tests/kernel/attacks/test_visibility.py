@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from app.launcher.mounts import MASKED_FILES, MASKED_FOLDERS
 from tests.kernel import host
-from tests.require import require
+from tests.require import require_program
 from tests.service import PROJECT, Service
 
 STATUS = """
@@ -193,7 +192,7 @@ def test_programs_that_ask_for_the_machine_still_get_an_answer(
 ) -> None:
     name = program.split(maxsplit=1)[0]
     if name in ("node", "java"):
-        require(name, shutil.which(name) is not None, "the program is not installed")
+        require_program(name)
     done = service.run(sandbox, *program.split())
     assert done["exit"]["code"] == 0, done["stderr"]
     assert re.search(prints, done["stdout"] + done["stderr"])
