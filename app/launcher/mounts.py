@@ -62,7 +62,7 @@ MASKED_FILES = (
 )
 MASKED_FOLDERS = ("acpi", "scsi", "pressure")
 # What programs must be able to read, and may not tell what it does: covered by a file that is the same for everybody.
-# Java asks for control groups only where `cgroups` can be read; PID 1 lives in another group than all the others.
+# Java turns its container support off where `cgroups` cannot be read; PID 1 lives in another group than all the others.
 _CONSTANTS = {"cgroups": "cgroups", "1/cgroup": "membership", "1/task/1/cgroup": "membership"}
 _READABLE = {f"{OWN}/{name}" for name in _CONSTANTS.values()}
 
