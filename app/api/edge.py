@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -56,11 +58,12 @@ async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     problem = problem_of(error)
     if problem.type.slug == "internal_error":
         edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
+    if problem.type.status == METHOD_NOT_ALLOWED:
+        methods = ", ".join(sorted(_methods(connection)))
+        problem = replace(problem, detail=f"{problem.detail}; it takes {methods}", headers={"allow": methods})
     response = problem.response(request_id_of(connection))
     if connection.scope["state"].get("close_after_problem"):
         response.headers["connection"] = "close"
-    if response.status_code == METHOD_NOT_ALLOWED:
-        response.headers["allow"] = ", ".join(sorted(_methods(connection)))
     return response
 
 

@@ -110,7 +110,7 @@ _TABLE = (
         "method_not_allowed",
         405,
         "The method is not allowed here",
-        "The path exists, not with this method. The Allow header names those that it takes.",
+        "The path exists, not with this method. The Allow header and the detail name those that it takes.",
     ),
     ProblemType(
         "unsupported_media_type",
