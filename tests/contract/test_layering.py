@@ -7,6 +7,7 @@ that needs one.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,9 @@ TABLE: dict[str, Row] = {
     "__init__": row(),
     "__main__": row("cli"),
 }
+
+# The list in `app/__init__.py`, in its order.
+MAP = re.findall(r"^``(\w+)``  ", ast.get_docstring(ast.parse((APP / "__init__.py").read_text())) or "", re.MULTILINE)
 
 # Every sandbox is a clone of the launcher and pays for what that has imported: measured, 8 to 18 ms in all.
 HEAVY = frozenset(
@@ -246,6 +250,19 @@ def test_every_form_of_import_is_seen(source: str, expected: list[tuple[str, boo
 )
 def test_table_is_applied_as_it_reads(package: str, module: str, fine: bool) -> None:
     assert (refusal(Import(module, 1, True), TABLE[package]) is None) is fine
+
+
+def test_map_names_every_package_and_module_once_and_nothing_else() -> None:
+    assert sorted(MAP) == sorted({dotted(path).split(".")[0] for path in modules()} - {"__init__"})
+
+
+def test_what_stands_in_the_map_imports_only_what_stands_below_it() -> None:
+    for path in modules():
+        top = dotted(path).split(".")[0]
+        for found in imports_of(path):
+            target = found.module.removeprefix("app.").split(".")[0]
+            if top in MAP and found.module.startswith("app.") and target in MAP:
+                assert MAP.index(target) >= MAP.index(top), f"{path.relative_to(ROOT)}:{found.line}: {found.module}"
 
 
 @pytest.mark.parametrize("source", ["import os\nos.environ['A']", "x = os.getenv('A')", "from os import environ as e"])
