@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from app.cli import FAILED
 TIMED_OUT = 124  # as timeout(1)
 KILLED = 137
 NOT_FOUND = 127
+LINE_SHOWN = 60  # characters
 
 
 def status_of(exit_: Mapping[str, Any], exit_code: int) -> tuple[int, str | None]:
@@ -31,8 +33,10 @@ def status_of(exit_: Mapping[str, Any], exit_code: int) -> tuple[int, str | None
             return FAILED, sentence
 
 
-def hint_for(exit_: Mapping[str, Any], status: int, command: Sequence[str]) -> str | None:
-    """For a whole shell line that was given as the name of a program."""
-    if exit_.get("reason") != "start_failed" or status != NOT_FOUND or " " not in command[0]:
+def shell_line(exit_: Mapping[str, Any], status: int, command: Sequence[str]) -> str | None:
+    """The sentence instead, for a whole shell line that was given as the name of a program."""
+    line = command[0]
+    if exit_.get("reason") != "start_failed" or status != NOT_FOUND or " " not in line:
         return None
-    return "a command is an argv, no shell line; use: sh -c '…'"
+    shown = shlex.quote(line) if len(command) == 1 and len(line) <= LINE_SHOWN else "'…'"
+    return f"start_failed: a command is a program and its arguments, no shell line; for one: sh -c {shown}"

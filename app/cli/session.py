@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.cli import BROKEN_PIPE, FAILED, sandbox
-from app.cli.endings import hint_for, status_of
+from app.cli.endings import shell_line, status_of
 from app.cli.gaps import Gaps
 from app.cli.interrupts import ENDING, PATIENCE_SECONDS, Interrupts, Stopped
 from app.cli.pipes import DESCRIPTORS, OutputClosed, Sink, pour
@@ -163,8 +163,8 @@ class Session:
 
     async def _exited(self, sink: Sink, event: Exited) -> int:
         status, sentence = status_of(event.exit, event.exit_code)
-        hint = hint_for(event.exit, status, self.order.execution["command"])
-        for line in (*self._gaps.summary(), sentence, hint):
+        sentence = shell_line(event.exit, status, self.order.execution["command"]) or sentence
+        for line in (*self._gaps.summary(), sentence):
             if line is not None:
                 await sink.write(2, message(line))
         if self.order.as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 
@@ -62,11 +63,33 @@ def number_of_signal(name: str) -> int:
     return number
 
 
-def hint_for(program: str) -> str:
-    """What to say beside that a program was not found: many have put a whole line into the first argument."""
-    if " " not in program.strip():
-        return ""
-    return '; a command is a list with one item for each argument, and a line for a shell is ["sh", "-c", "…"]'
+_SHELL = {"alias", "cd", "eval", "exec", "exit", "export", "set", "ulimit", "umask", "unset"}
+
+
+def hint_for(program: str, refusal: int) -> str:
+    """What to say beside that the program could not be started: `refusal` is the errno of execve(2). Only what holds
+    in any case: nothing of the sandbox is looked at."""
+    if " " in program.strip():  # many have put a whole line into the first argument
+        return '; a command is a list with one item for each argument, and a line for a shell is ["sh", "-c", "…"]'
+    match refusal:
+        case errno.ENOENT:
+            return _hint_for_missing(program)
+        case errno.EACCES:
+            return "; a file needs the mode 0755 to be executed, or its interpreter before it, as in: python3 ./main.py"
+        case errno.ENOEXEC:
+            return (
+                "; it is no program for this machine, and its first line does not begin with #!; "
+                "a script can be given to its interpreter, as in: sh ./script"
+            )
+    return ""
+
+
+def _hint_for_missing(program: str) -> str:
+    if "/" in program:
+        return "; if the file is there, what its first line names behind #! is not (of a program: its loader)"
+    if program in _SHELL:
+        return f"; only a shell knows it, as in: sh -c '{program} …'"
+    return f"; it was looked for in PATH; in the working directory it is ./{program}" if "." in program else ""
 
 
 def signal_name(number: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
+from app.core.commands import hint_for
 from tests.kernel.talk import start
 from tests.require import require
 from tests.service import Service
@@ -21,10 +23,9 @@ def failure(service: Service, sandbox: str, *command: str, **body: Any) -> tuple
 
 
 def test_a_missing_program_is_127_with_enoent(service: Service, sandbox: str) -> None:
-    for program in ("no-such-program", "/no/such/program", "./missing"):
-        assert failure(service, sandbox, program) == (
-            f"'{program}' cannot be executed: ENOENT (No such file or directory)", 127
-        )  # fmt: skip
+    for program in ("no-such-program", "/no/such/program", "./missing", "cd", "main.py"):
+        expected = f"'{program}' cannot be executed: ENOENT (No such file or directory)"
+        assert failure(service, sandbox, program) == (expected + hint_for(program, errno.ENOENT), 127)
     assert failure(service, sandbox, "/usr/bin/env/x")[1] == 127  # ENOTDIR
 
 
@@ -35,13 +36,15 @@ def test_a_path_variable_without_the_program_is_127(service: Service, sandbox: s
 
 def test_a_file_without_the_right_to_execute_is_126_with_eacces(service: Service, sandbox: str) -> None:
     assert service.run(sandbox, "sh", "-c", "echo 'exit 3' > script; chmod 644 script")["exit"]["code"] == 0
-    expected = ("'./script' cannot be executed: EACCES (Permission denied)", 126)
+    hint = "a file needs the mode 0755 to be executed, or its interpreter before it, as in: python3 ./main.py"
+    expected = (f"'./script' cannot be executed: EACCES (Permission denied); {hint}", 126)
     assert failure(service, sandbox, "./script") == expected
     assert failure(service, sandbox, "script", env={"PATH": "/workspace"})[1] == 126
 
 
 def test_a_directory_is_126_with_eacces(service: Service, sandbox: str) -> None:
-    assert failure(service, sandbox, "/usr") == ("'/usr' cannot be executed: EACCES (Permission denied)", 126)
+    expected = "'/usr' cannot be executed: EACCES (Permission denied)" + hint_for("/usr", errno.EACCES)
+    assert failure(service, sandbox, "/usr") == (expected, 126)
 
 
 def test_a_working_directory_that_cannot_be_entered_is_named(service: Service, sandbox: str) -> None:
@@ -54,12 +57,14 @@ def test_a_working_directory_that_cannot_be_entered_is_named(service: Service, s
 def test_a_file_that_is_no_program_is_126_with_enoexec(service: Service, sandbox: str) -> None:
     """execve(2)'s word, not a shell's: there is no fall-back to one."""
     assert service.run(sandbox, "sh", "-c", "printf 'exit 3' > noise; chmod 755 noise")["exit"]["code"] == 0
-    assert failure(service, sandbox, "./noise") == ("'./noise' cannot be executed: ENOEXEC (Exec format error)", 126)
+    expected = "'./noise' cannot be executed: ENOEXEC (Exec format error)" + hint_for("./noise", errno.ENOEXEC)
+    assert failure(service, sandbox, "./noise") == (expected, 126)
 
 
 def test_an_interpreter_that_is_missing_is_127(service: Service, sandbox: str) -> None:
     assert service.run(sandbox, "sh", "-c", "printf '#!/no/shell\\n' > lost; chmod 755 lost")["exit"]["code"] == 0
-    assert failure(service, sandbox, "./lost")[1] == 127
+    detail, code = failure(service, sandbox, "./lost")
+    assert (code, "what its first line names behind #! is not" in detail) == (127, True)
 
 
 def test_a_command_beyond_the_kernels_limit_is_refused_by_name(service: Service, sandbox: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -227,10 +228,12 @@ def _start_failed(command: Command, said: str) -> Exit:
     """The server's reasons, as 0.10.8 words them."""
     program, reason = command.argv[0], " ".join(said.split())[-300:]
     if "not found in $PATH" in said:
-        detail = f"{program!r} was not found in the box" + hint_for(program)
+        detail = f"{program!r} was not found in the box" + hint_for(program, errno.ENOENT)
         return Exit(ExitReason.START_FAILED, detail=detail, not_found=True)
     if "does not have correct permissions" in said:
-        return Exit(ExitReason.START_FAILED, detail=f"{program!r} cannot be executed: EACCES")
+        return Exit(
+            ExitReason.START_FAILED, detail=f"{program!r} cannot be executed: EACCES" + hint_for(program, errno.EACCES)
+        )
     if "failed to unix syscall" in said:
         detail = f"{program!r} cannot be started; mostly the working directory {command.workdir!r} does not exist"
         return Exit(ExitReason.START_FAILED, detail=detail)

@@ -143,7 +143,7 @@ class ProcessExecution:
         elif step == STEP_CGROUP:
             detail = f"step join_cgroup failed: {name} ({sentence})"
         else:
-            detail = f"{self._argv0!r} cannot be executed: {name} ({sentence})" + hint_for(self._argv0)
+            detail = f"{self._argv0!r} cannot be executed: {name} ({sentence})" + hint_for(self._argv0, number)
         not_found = step not in (STEP_WORKDIR, STEP_CGROUP) and number in (errno.ENOENT, errno.ENOTDIR)
         self._begun.set_result(None)
         self._finishing = asyncio.get_running_loop().create_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import datetime
 from typing import Any
 
@@ -27,8 +28,23 @@ async def test_command_that_is_one_text_is_told_to_be_a_list() -> None:
 
 
 def test_program_with_a_space_is_told_to_be_a_list() -> None:
-    assert 'a line for a shell is ["sh", "-c", "…"]' in hint_for("ls -la")
-    assert hint_for("ls") == hint_for(" ls") == ""
+    assert 'a line for a shell is ["sh", "-c", "…"]' in hint_for("ls -la", errno.ENOENT)
+    assert hint_for("ls", errno.ENOENT) == hint_for(" ls", errno.ENOENT) == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "refusal", "said"),
+    [
+        ("./main.py", errno.EACCES, "needs the mode 0755 to be executed, or its interpreter before it"),
+        ("./main.py", errno.ENOENT, "what its first line names behind #! is not"),
+        ("./main.py", errno.ENOEXEC, "its first line does not begin with #!"),
+        ("main.py", errno.ENOENT, "in the working directory it is ./main.py"),
+        ("cd", errno.ENOENT, "only a shell knows it, as in: sh -c 'cd …'"),
+    ],
+)
+def test_program_that_cannot_be_started_is_answered_with_the_cure(program: str, refusal: int, said: str) -> None:
+    assert said in hint_for(program, refusal)
+    assert hint_for(program, errno.EAGAIN) == ""
 
 
 @pytest.mark.parametrize(

@@ -247,12 +247,20 @@ async def test_ids_are_of_what_is_made() -> None:
     ]
 
 
-@pytest.mark.parametrize(("argv0", "hinted"), [("echo hi; ls", True), ("nope", False)])
-async def test_shell_line_as_a_program_is_hinted_at(argv0: str, hinted: bool) -> None:
-    async with fake_service(ending(reason="start_failed", code=None, exit_code=127)) as service:
-        ended = await bulkhead(service.url, "run", "--", argv0)
-    hint = "bulkhead: a command is an argv, no shell line; use: sh -c '…'\n"
-    assert (ended.status, ended.stderr) == (127, "bulkhead: start_failed\n" + hint * hinted)
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["echo hi; ls"], "a command is a program and its arguments, no shell line; for one: sh -c 'echo hi; ls'"),
+        (["ls -l", "x"], "a command is a program and its arguments, no shell line; for one: sh -c '…'"),
+        (["x " * 99], "a command is a program and its arguments, no shell line; for one: sh -c '…'"),
+        (["nope"], "ENOENT"),
+    ],
+    ids=["line", "line and argument", "long line", "program"],
+)
+async def test_shell_line_as_a_program_is_answered_with_one_line_of_advice(command: list[str], said: str) -> None:
+    async with fake_service(ending(reason="start_failed", code=None, exit_code=127, detail="ENOENT")) as service:
+        ended = await bulkhead(service.url, "run", "--", *command)
+    assert (ended.status, ended.stderr) == (127, f"bulkhead: start_failed: {said}\n")
 
 
 async def test_gaps_are_told_once_and_summed_up() -> None:
