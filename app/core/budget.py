@@ -42,7 +42,8 @@ class Budget:
         """Raises CapacityExceeded where `take` would, and takes nothing."""
         if self.fits(holder, count):
             return
-        share = None if self.used + count > self.size else (self.holders, self.share(holder) // self._unit)
+        amounts = self.share(holder) // self._unit, self.held(holder) // self._unit
+        share = None if self.used + count > self.size else (self.holders, *amounts)
         raise CapacityExceeded(self.what, self.size // self._unit, self._retry_seconds, share)
 
     def take(self, holder: Hashable, count: int = 1) -> None:

@@ -133,12 +133,15 @@ class Forbidden(Refused):
 
 
 class CapacityExceeded(Refused):
-    """`share`: whose, `sandbox` or `client`, and how much that is; None: all of the budget is used up."""
+    """`share`: whose, `sandbox` or `client`, how much that is, and how much of it is held; None: all of the budget is
+    used up."""
 
-    def __init__(self, what: str, limit: int, retry_seconds: int = 1, share: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self, what: str, limit: int, retry_seconds: int = 1, share: tuple[str, int, int] | None = None
+    ) -> None:
         self.budget, self.retry_after_seconds = what, retry_seconds
-        self.holder, most = share or ("service", 0)
-        whose = f"leaves this {self.holder} {most}; others get theirs" if share else "is reached"
+        self.holder, most, held = share or ("service", 0, 0)
+        whose = f"leaves this {self.holder} {most}, and it has {held}; others get theirs" if share else "is reached"
         super().__init__(f"the operator's limit of {limit} {what} {whose}")
 
 

@@ -26,7 +26,7 @@ def test_one_owner_gets_half_and_each_next_half_of_what_is_left() -> None:
 def test_a_refusal_names_the_budget_and_whose_share_is_used_up() -> None:
     budget = Budget("streams", 16, "client", retry_seconds=7)
     filled(budget, "a")
-    with pytest.raises(CapacityExceeded, match="limit of 16 streams leaves this client 8") as refused:
+    with pytest.raises(CapacityExceeded, match="limit of 16 streams leaves this client 8, and it has 8;") as refused:
         budget.take("a")
     assert (refused.value.budget, refused.value.holder, refused.value.retry_after_seconds) == ("streams", "client", 7)
     for holder in "bcdef":
@@ -38,9 +38,17 @@ def test_a_refusal_names_the_budget_and_whose_share_is_used_up() -> None:
 
 def test_a_refusal_tells_its_numbers_in_the_unit_of_its_text() -> None:
     budget = Budget("MiB of output", 64 << 20, "sandbox", unit=1 << 20)
-    with pytest.raises(CapacityExceeded, match="limit of 64 MiB of output leaves this sandbox 32"):
+    with pytest.raises(CapacityExceeded, match="limit of 64 MiB of output leaves this sandbox 32, and it has 0;"):
         budget.check("a", 40 << 20)
     assert budget.used == 0
+
+
+def test_holder_who_has_more_than_what_the_others_leave_now_is_told_both_numbers() -> None:
+    budget = Budget("streams", 16, "client")
+    filled(budget, "a")
+    filled(budget, "b")
+    with pytest.raises(CapacityExceeded, match="leaves this client 6, and it has 8; others get theirs"):
+        budget.take("a")
 
 
 def test_the_only_owner_may_hold_all() -> None:
