@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from app.core.errors import BulkheadError
+from app.core.errors import BulkheadError, CapacityExceeded
 from app.core.models import SandboxState
 from app.core.sandboxes import Sandbox
 
@@ -85,6 +85,14 @@ class Telemetry:
         )
         self._streamed = Counter(
             "bulkhead_stream_bytes", "Bytes of output sent to streams", ["runtime"], registry=registry
+        )
+        requests = Counter("bulkhead_requests", "Requests answered, by class of status", ["status"], registry=registry)
+        self._requests = {kind: requests.labels(f"{kind}xx") for kind in range(1, 6)}
+        self._refused = Counter(
+            "bulkhead_capacity_refusals",
+            "Requests refused because a budget, or a share of it, is used up",
+            ["budget", "holder"],
+            registry=registry,
         )
         self._create_seconds = Histogram(
             "bulkhead_sandbox_create_seconds",
@@ -154,6 +162,7 @@ class Telemetry:
     def request(
         self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None
     ) -> None:
+        self._requests[status // 100].inc()
         say = self._log.debug if path in QUIET_PATHS and status < 400 else self._log.info
         say(
             "request",
@@ -164,6 +173,11 @@ class Telemetry:
             ms=round(seconds * 1000, 3),
             client=client,
         )
+
+    def refused(self, error: Exception) -> None:
+        if isinstance(error, CapacityExceeded):
+            # In brackets some budgets say what happened this time: no label, of which there must be few.
+            self._refused.labels(error.budget.partition(" (")[0], error.holder).inc()
 
     def slow_callback(self, ms: float, where: list[str]) -> None:
         self._log.warning("slow_callback", ms=ms, where=where)

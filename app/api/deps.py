@@ -28,6 +28,9 @@ class Journal(Protocol):
         self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None
     ) -> None: ...
 
+    def refused(self, error: Exception) -> None:
+        """Told of each error that a request is answered with."""
+
     def failure(self, *, request_id: str, error: BaseException) -> None: ...
 
 

@@ -56,6 +56,7 @@ MODULES = (  # the busiest first: they are tried in turn
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     problem = problem_of(error)
+    edge_of(connection).journal.refused(error)
     if problem.type.slug == "internal_error":
         edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
     if problem.type.status == METHOD_NOT_ALLOWED:

@@ -142,7 +142,8 @@ class Guard:
             )
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
-        async def refuse(error: CapacityExceeded) -> None:
+        async def refuse(error: Refused) -> None:
+            self._journal.refused(error)
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
 
         try:
@@ -151,7 +152,7 @@ class Guard:
             await self._queue.enter(scope["path"] if scope["path"] in ANY_HOST_PATHS else holder)
             await self._app(scope, receive, Paced(visit.send, answers, holder, refuse).send)
         except Refused as error:
-            await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
+            await refuse(error)
         except ClientGone:
             raise
         except Exception as error:  # the last place: nothing of it may reach the client

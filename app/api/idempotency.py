@@ -54,6 +54,7 @@ class Idempotency:
         try:
             answer, repeated = await self._answer(request, keys)
         except BulkheadError as error:
+            edge_of(request).journal.refused(error)
             await problem_of(error).response(request_id_of(request))(scope, receive, send)
             return
         await answer.content.send(send, repeated=repeated)

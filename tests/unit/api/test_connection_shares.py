@@ -69,6 +69,8 @@ async def test_a_key_at_its_bound_is_told_so_and_another_key_goes_on() -> None:
         assert b"connection: close" in head
         problem = json.loads(body)
         assert (problem["budget"], problem["holder"]) == ("connections at one time", "client")
+        counted = 'bulkhead_capacity_refusals_total{budget="connections at one time",holder="client"} 1.0'
+        assert counted in service.telemetry.render().decode()
         other = await ask(door, "/sandboxes", KEYS[1])
         assert await status(other) == 200
         await closed(*held, refused, other)
@@ -121,6 +123,8 @@ async def test_answers_without_a_key_take_nothing_from_what_a_key_may_have() -> 
             await comes_true(lambda: shares.strangers_answers.used > 5 * BUNDLE_BYTES)
             refused = await ask(door, BUNDLE)
             assert await status(refused) == 429
+            counted = '{budget="MiB of answers without a key at one time",holder="client"} '
+            assert f"bulkhead_capacity_refusals_total{counted}" in service.telemetry.render().decode()
             assert shares.strangers_answers.used <= 8 * 1024 * 1024, "half of 16 MiB is one address's"
             assert (shares.answers.used, shares.answers.share(HASHES[0])) == (0, before)
             mine = await door.client.get(f"{path}/output?channel=stdout&wait_seconds=10")

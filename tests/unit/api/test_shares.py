@@ -104,6 +104,26 @@ async def test_creates_and_starts_are_held_too() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
 
 
+async def test_refusals_are_counted_by_budget_and_holder_with_a_key_for_idempotency_or_without() -> None:
+    async with two_clients(waits=2, sandboxes=3) as (service, first, second):
+        path = await start(first, await create(first), "sleep")
+        waiting = asyncio.create_task(first.get(f"{path}?wait_seconds=60"))
+        await reaches(service.app.state.edge.shares.waits, 1)
+        for headers in ({}, {"idempotency-key": "one"}):
+            refused = await first.post("/sandboxes", json={}, headers=headers)
+            assert is_refused(refused, "requests that are held at one time", "client")
+        await create(second)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await reaches(service.app.state.edge.shares.waits, 0)
+        assert is_refused(await second.post("/sandboxes", json={}), "sandboxes", "client")
+        lines = service.telemetry.render().decode().splitlines()
+    assert sorted(line for line in lines if line.startswith("bulkhead_capacity_refusals_total")) == [
+        'bulkhead_capacity_refusals_total{budget="requests that are held at one time",holder="client"} 2.0',
+        'bulkhead_capacity_refusals_total{budget="sandboxes",holder="client"} 1.0',
+    ]
+
+
 async def test_streams_of_one_client_leave_room_for_another() -> None:
     async with Service(capacity=Capacity(streams=4), key_hashes=HASHES).served() as door:
         streams = door.service.app.state.edge.shares.streams

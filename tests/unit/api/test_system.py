@@ -158,6 +158,19 @@ async def test_metrics_count_by_runtime_and_reason() -> None:
         assert 'bulkhead_executions_ended_total{reason="killed",runtime="process"} 1.0' in text
 
 
+async def test_metrics_count_requests_by_class_of_status() -> None:
+    service = Service()
+    async with service.client() as client:
+        await create(client)
+        assert (await client.get("/nowhere")).status_code == 404
+        assert (await client.post("/sandboxes", json=[])).status_code == 422
+        service.backend.create_error = BackendUnavailable("process", "no launcher")
+        assert (await client.post("/sandboxes", json={})).status_code == 503
+    lines = service.telemetry.render().decode().splitlines()
+    counts = {f'bulkhead_requests_total{{status="{n}xx"}}': count for n, count in enumerate((0, 1, 0, 2, 1), start=1)}
+    assert {f"{name} {count}.0" for name, count in counts.items()} <= set(lines)
+
+
 async def test_every_problem_has_a_page_for_people() -> None:
     async with Service().client() as client:
         for slug, kind in PROBLEMS.items():
