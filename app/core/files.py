@@ -28,6 +28,12 @@ class FileKind(StrEnum):
     CHARACTER_DEVICE = "character_device"
     BLOCK_DEVICE = "block_device"
 
+    @property
+    def noun(self) -> str:
+        """With its article, for sentences."""
+        words = {FileKind.FILE: "regular file", FileKind.SYMLINK: "symbolic link", FileKind.FIFO: "FIFO"}
+        return f"a {words.get(self, self.value.replace('_', ' '))}"
+
 
 @dataclass(frozen=True, slots=True)
 class FileStat:

@@ -117,7 +117,7 @@ async def unpack(dialogues: Dialogues, path: bytes, content: AsyncIterator[Archi
 async def _clash(dialogue: Dialogue, said: bytes) -> None:
     found = facts_of(said.partition(b" ")[2])
     where = b"".join([piece async for piece in dialogue.stream(PATH_BYTES * 2)])
-    raise WrongType(found.kind.value, f"{shown(where)} is a {found.kind}, and something else should take its place")
+    raise WrongType(found.kind.value, f"{shown(where)} is {found.kind.noun}, and something else should take its place")
 
 
 class _Archive:

@@ -91,11 +91,12 @@ _WRONG_KIND = {errno.ENOTDIR: FileKind.FILE, errno.EISDIR: FileKind.DIRECTORY}
 
 def _error(failed: Failed, disk_bytes: int) -> BulkheadError:
     path, sentence = shown(failed.path), os.strerror(failed.errno)
-    found = KINDS[failed.kind] if failed.kind < len(KINDS) else _WRONG_KIND.get(failed.errno)
-    wanted = "a directory" if failed.errno == errno.ENOTDIR else "a regular file"
+    found = FileKind(KINDS[failed.kind]) if failed.kind < HARD_LINK else _WRONG_KIND.get(failed.errno)
+    wanted = FileKind.DIRECTORY if failed.errno == errno.ENOTDIR else FileKind.FILE
     what = f"{path!r}: {sentence}"
+    if found is not None:
+        return WrongType(found.value, f"{path!r} is {found.noun}; {wanted.noun} is needed there")
     errors: list[tuple[bool, Callable[[], BulkheadError]]] = [
-        (found is not None, lambda: WrongType(str(found), f"{path!r} is {found}, and {wanted} is needed")),
         (failed.errno == errno.ENOENT, lambda: NotFound("file", path)),
         (failed.errno == errno.EBUSY, lambda: AccessDenied(f"{path!r} is a part of the sandbox and cannot be deleted")),
         (failed.errno in _DENIED, lambda: AccessDenied(what)),
