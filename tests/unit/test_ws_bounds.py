@@ -204,19 +204,25 @@ async def test_no_turn_of_the_loop_parses_more_than_a_slice(monkeypatch: pytest.
     assert max(frames) <= FEW_FRAMES + LEAST_BYTES / len(frame(PONG))
 
 
-async def test_messages_that_are_not_taken_wait_with_the_client() -> None:
-    app = Echo()
-    async with served(app) as port, viewing(port) as viewer:
+async def test_messages_that_are_not_taken_wait_with_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    received, take = [0], BoundedWebSocket.data_received
+
+    def counted(self: BoundedWebSocket, data: bytes) -> None:
+        received[0] += len(data)
+        take(self, data)
+
+    monkeypatch.setattr(BoundedWebSocket, "data_received", counted)
+    app, each, count = Echo(), frame(BINARY, b"x" * 60_000), 400
+    async with served(app) as port, viewing(port) as viewer, viewing(port) as other:
         app.taking.clear()
-        sent, each = 0, frame(BINARY, b"x" * 60_000)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                while sent < 1000:
-                    await viewer.send(each)
-                    sent += 1
-        assert sent < 500  # what the sockets' buffers take
+        viewer.writer.write(each * count)  # 24 MB
+        for _ in range(200):  # in each of these round trips the server could read 256 KiB of it
+            await other.send(frame(PING))
+            assert (await other.frame())[0] == PONG
+        before = received[0]
         app.taking.set()
-        for _ in range(sent):
+        assert len(each) <= before < 1_000_000
+        for _ in range(count):
             assert (await viewer.frame())[0] == BINARY
 
 
