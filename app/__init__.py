@@ -22,8 +22,7 @@ The parts of the gateway:
 ``ws_bounds``       WebSockets of uvicorn with bounds for frames and unread answers
 ``http_slices``     parses input of many pieces in slices, so that other connections get their turn
 ``http_upgrades``   treats an offer of another protocol as an ordinary request
-``connections``     how many connections each client may have
-``pacing``          rates, and work in slices that take turns on the event loop
+``pacing``          rates, and how much input is parsed in one slice
 ``slow_callbacks``  logs what holds the event loop for long
 ``backends``        one package per runtime; each carries out what the core asks for
 ``profiles``        reads the operator's policy profiles

@@ -20,8 +20,8 @@ import uvicorn
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
-from app.connections import NEWCOMERS
 from app.core.backend import Backend
+from app.core.connections import NEWCOMERS
 from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
 from app.core.policy import Policy
 from app.core.registry import AUTO, Registry

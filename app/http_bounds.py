@@ -61,8 +61,8 @@ class BoundedHttp(SlicedHttp):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._expect_a_head()
-        self.place = self.bounds.connections.enter(self)
-        self.app_state = {**self.app_state, "place": self.place}  # uvicorn puts it into each scope, as `state`
+        self._entry = self.bounds.connections.enter(self, self.client[0] if self.client else "")
+        self.app_state = {**self.app_state, "connection": self._entry}  # uvicorn puts it into each scope, as `state`
 
     def give_up(self) -> None:
         if self.transport.get_write_buffer_size():
@@ -105,7 +105,7 @@ class BoundedHttp(SlicedHttp):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        self.place.leave()
+        self._entry.leave()
         self._head_is_there()
         self._stop_waiting()
         self._stop_checking()

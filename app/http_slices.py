@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
-from app.connections import Connections
+from app.core.connections import NEWCOMERS, Connections
+from app.core.timeslices import TimeSlices
 from app.http_upgrades import UpgradesIgnored
-from app.pacing import SliceSize, TokenBucket, Turns
+from app.pacing import SliceSize, TokenBucket
 
 LEAST_BYTES, MOST_BYTES, FEW_PIECES = 4 * 1024, 64 * 1024, 32  # of a slice
 # Of a body that nobody reads any more. Most clients send all of it before they look at the answer.
@@ -28,19 +29,18 @@ DISCARDED_TOGETHER, DISCARDED_EACH_SECOND = 512 * 1024 * 1024, 64 * 1024 * 1024
 class ServerBounds:
     """What all connections of one server share."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.turns = Turns(loop)
-        self.connections = Connections()
+    def __init__(self) -> None:
+        self.connections = Connections(NEWCOMERS)
         self.discards = TokenBucket(DISCARDED_EACH_SECOND, DISCARDED_TOGETHER)
 
 
 _SERVERS: WeakKeyDictionary[ServerState, ServerBounds] = WeakKeyDictionary()
 
 
-def bounds_of(server: ServerState, loop: asyncio.AbstractEventLoop) -> ServerBounds:
+def bounds_of(server: ServerState) -> ServerBounds:
     """uvicorn gives its connections nothing else that they have in common."""
     if server not in _SERVERS:
-        _SERVERS[server] = ServerBounds(loop)
+        _SERVERS[server] = ServerBounds()
     return _SERVERS[server]
 
 
@@ -74,7 +74,8 @@ class SlicedHttp(UpgradesIgnored):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.bounds = bounds_of(self.server_state, self.loop)
+        self.bounds = bounds_of(self.server_state)
+        self._slices = TimeSlices.of_loop()
         self._rest = bytearray()
         self._size = SliceSize(LEAST_BYTES, MOST_BYTES, FEW_PIECES)
         self._pieces = 0  # chunks and requests in this slice
@@ -98,7 +99,7 @@ class SlicedHttp(UpgradesIgnored):
         if at < len(data) and not self._over:
             self._rest += data[at:]
             self.flow.hold()
-            self.bounds.turns.add(self._take_turn)
+            self._slices.add(self._take_turn)
 
     @property
     def _over(self) -> bool:
@@ -116,7 +117,7 @@ class SlicedHttp(UpgradesIgnored):
         data = bytes(self._rest[: self._size.bytes])
         del self._rest[: self._size.bytes]
         if self._rest:
-            self.bounds.turns.add(self._take_turn)
+            self._slices.add(self._take_turn)
         else:
             self.flow.release()
         self._take(data)

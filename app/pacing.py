@@ -1,10 +1,8 @@
-"""How much of the event loop one connection may have: rates, and work in slices that takes turns with everybody."""
+"""How much of the event loop one connection may have: rates, and how much input is parsed in one slice."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
 
@@ -39,27 +37,3 @@ class SliceSize:
         few = pieces <= self._few
         self.bytes = min(2 * self.bytes, self._most) if few else self._least
         return few
-
-
-class Turns:
-    """Slices of work of many connections: one slice in each turn of the loop, and each connection in its turn. However
-    many there are, whoever waits for something else is held up by one slice."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: deque[Callable[[], None]] = deque()
-
-    def add(self, slice_: Callable[[], None]) -> None:
-        """Runs it once, later. A slice that leaves work adds itself again."""
-        self._waiting.append(slice_)
-        if len(self._waiting) == 1:
-            self._loop.call_soon(self._run)
-
-    def _run(self) -> None:
-        slice_ = self._waiting[0]
-        try:
-            slice_()
-        finally:
-            self._waiting.popleft()
-            if self._waiting:
-                self._loop.call_soon(self._run)

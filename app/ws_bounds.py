@@ -14,8 +14,8 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame, Opcode
 
-from app.connections import Place
-from app.http_slices import bounds_of
+from app.core.connections import ConnectionEntry
+from app.core.timeslices import TimeSlices
 from app.pacing import SliceSize, TokenBucket
 
 # A client pings every few seconds, and has no reason for a frame without content.
@@ -36,14 +36,14 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._turns = bounds_of(named["server_state"], self.loop).turns
+        self._slices = TimeSlices.of_loop()
         self._small = TokenBucket(SMALL_FRAMES_EACH_SECOND, SMALL_FRAMES_SAVED)
         self._rest = bytearray()
         self._size = SliceSize(LEAST_BYTES, MOST_BYTES, FEW_FRAMES)
         self._queued = self._refused = False
         self._frames = self._fragments = self._taken = 0
 
-    # --- Its place among all connections
+    # --- One connection among all
 
     @property
     def idle(self) -> bool:
@@ -54,14 +54,14 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._place: Place | None = self.app_state.get("place")  # of the HTTP connection that it was
-        if self._place is not None:
-            self._place.connection = self
+        self._entry: ConnectionEntry | None = self.app_state.get("connection")  # of the HTTP connection that it was
+        if self._entry is not None:
+            self._entry.connection = self
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._place is not None:
-            self._place.leave()
+        if self._entry is not None:
+            self._entry.leave()
 
     # --- Input
 
@@ -88,7 +88,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def _go_on(self) -> None:
         if not self._queued and not self.read_paused:
             self._queued = True
-            self._turns.add(self._parse_slice)
+            self._slices.add(self._parse_slice)
 
     @property
     def _over(self) -> bool:

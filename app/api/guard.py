@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +18,7 @@ from app.api.paced import Paced
 from app.api.problems import problem_of
 from app.api.tickets import Tickets
 from app.core.budget import Budget
+from app.core.connections import ConnectionEntry, network_of
 from app.core.errors import CapacityExceeded, Forbidden, Refused, Unauthenticated
 from app.core.fair_queue import FairQueue
 from app.core.models import new_id
@@ -166,20 +165,20 @@ class Guard:
         try:
             visitor = self._door.check(scope, self._tickets)
         except Refused:
-            self._seat(scope, visit, self._shares.strangers, _address(scope))
+            self._assign(scope, visit, self._shares.strangers, _address(scope))
             raise
         scope["state"]["visitor"] = visitor
         if visitor.stranger:
-            holder = self._seat(scope, visit, self._shares.strangers, _address(scope))
+            holder = self._assign(scope, visit, self._shares.strangers, _address(scope))
             return holder, self._shares.strangers_answers
-        return self._seat(scope, visit, self._shares.connections, visitor.client), self._shares.answers
+        return self._assign(scope, visit, self._shares.connections, visitor.client), self._shares.answers
 
-    def _seat(self, scope: Scope, visit: _Visit, budget: Budget, holder: Hashable) -> Hashable:
+    def _assign(self, scope: Scope, visit: _Visit, budget: Budget, holder: Hashable) -> Hashable:
         """Raises CapacityExceeded. Then the connection ends with the answer."""
-        place: Place | None = scope["state"].get("place")  # app/connections.py
-        if place is not None:
+        entry: ConnectionEntry | None = scope["state"].get("connection")
+        if entry is not None:
             try:
-                place.belongs_to(budget, holder)
+                entry.belongs_to(budget, holder)
             except CapacityExceeded:
                 visit.close_after()
                 raise
@@ -187,13 +186,7 @@ class Guard:
 
 
 def _address(scope: Scope) -> str:
-    """Of IPv6 the network: each machine has as many addresses there as it likes."""
-    host: str = (scope.get("client") or ("",))[0]
-    return host if ":" not in host else str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
-
-
-class Place(Protocol):
-    def belongs_to(self, budget: Budget, holder: Hashable) -> None: ...
+    return network_of((scope.get("client") or ("",))[0])
 
 
 class _Visit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
@@ -49,6 +49,8 @@ class Retention(Generic[Item]):
 
     def next_to_go(self) -> Item | None:
         """The oldest item of the holder that has the most; None when there is nothing."""
-        if not self._held:
-            return None
-        return next(iter(self._items[max(self._held, key=self._held.__getitem__)]))
+        return next(self.of_the_largest(), None)
+
+    def of_the_largest(self) -> Iterator[Item]:
+        """The items of the holder that has the most, the oldest first."""
+        return iter(self._items[max(self._held, key=self._held.__getitem__)] if self._held else ())

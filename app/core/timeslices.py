@@ -7,6 +7,8 @@ without one `await` that waits. It asks at each step whether its slice is over, 
     for item in items:
         if slices.over:
             await slices.next()
+
+What is no task but a callback, as of a connection's input, hands each of its slices to `add`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from weakref import WeakKeyDictionary
 
 SECONDS = 0.004  # of processor time; the longest that anybody waits for such work, however much of it there is
@@ -21,7 +25,7 @@ SECONDS = 0.004  # of processor time; the longest that anybody waits for such wo
 
 class TimeSlices:
     """One for an event loop. Whoever waits for a slice gets it in turn, one for each run through the loop: ten tasks
-    at such work hold the others up for one slice at a time, not for ten.
+    or connections at such work hold the others up for one slice at a time, not for ten.
 
     It is processor time of the thread that counts: a task that the machine holds up has not used its slice. What other
     tasks use meanwhile counts too, which costs no more than one run through the loop.
@@ -29,7 +33,7 @@ class TimeSlices:
 
     def __init__(self) -> None:
         self._until = 0.0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
 
     @classmethod
     def of_loop(cls) -> TimeSlices:
@@ -46,23 +50,30 @@ class TimeSlices:
 
     async def next(self) -> None:
         """Returns at the begin of a new slice, not before everything else that is ready has run once."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(turn)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._give)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.add(partial(_begin, turn))
         await turn
         self._until = time.thread_time() + SECONDS
 
-    def _give(self) -> None:
-        """To the first that still waits; to the one after it in the next run through the loop."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():  # cancelled
-                turn.set_result(None)
-                break
-        if self._waiting:
+    def add(self, slice_: Callable[[], None]) -> None:
+        """Runs it once, later. A slice that leaves work adds itself again."""
+        self._waiting.append(slice_)
+        if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._give)
+
+    def _give(self) -> None:
+        """To the first that waits; to the one after it in the next run through the loop."""
+        try:
+            self._waiting[0]()
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._give)
+
+
+def _begin(turn: asyncio.Future[None]) -> None:
+    if not turn.done():  # else it was cancelled
+        turn.set_result(None)
 
 
 _slices: WeakKeyDictionary[asyncio.AbstractEventLoop, TimeSlices] = WeakKeyDictionary()

@@ -42,10 +42,9 @@ TABLE: dict[str, Row] = {
     "instance": row(),
     "http_upgrades": row("", "uvicorn httptools"),
     "pacing": row(),
-    "connections": row("core"),
-    "http_slices": row("connections http_upgrades pacing", "uvicorn"),
+    "http_slices": row("core http_upgrades pacing", "uvicorn"),
     "http_bounds": row("http_slices", "uvicorn"),
-    "ws_bounds": row("connections http_slices pacing", "uvicorn websockets"),
+    "ws_bounds": row("core pacing", "uvicorn websockets"),
     "settings": row("settings core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
     "api": row("api core", "fastapi starlette pydantic pydantic_core"),

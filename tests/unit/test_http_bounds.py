@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app import connections, http_bounds, http_slices
+from app import http_bounds, http_slices
 from app.http_bounds import BoundedHttp
 
 
@@ -179,7 +179,7 @@ async def test_a_large_body_right_behind_a_complete_answer_is_read() -> None:
 
 
 async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections.Connections.__init__, "__defaults__", (3,))
+    monkeypatch.setattr(http_slices, "NEWCOMERS", 3)
     async with served() as port:
         first = await asyncio.open_connection("127.0.0.1", port)
         others = []
@@ -191,6 +191,20 @@ async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeyp
         async with asyncio.timeout(10):
             assert await first[0].read() == b""
         for _, writer in (first, *others):
+            writer.close()
+
+
+async def test_silent_connections_of_one_address_cost_another_none_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_slices, "NEWCOMERS", 3)
+    async with served() as port:
+        quiet = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+        many = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+        async with asyncio.timeout(10):
+            for reader, _ in many[:-2]:
+                assert await reader.read() == b""
+            quiet[1].write(GET + b"connection: close\r\n\r\n")
+            assert (await quiet[0].read()).endswith(b"ok")
+        for _, writer in (quiet, *many):
             writer.close()
 
 

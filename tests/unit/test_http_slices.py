@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from app import http_slices
-from app.http_slices import CHUNK_COST, FEW_PIECES, LEAST_BYTES, MOST_BYTES, ServerBounds, SlicedHttp
-from app.pacing import SliceSize, TokenBucket, Turns
+from app.http_slices import CHUNK_COST, FEW_PIECES, LEAST_BYTES, MOST_BYTES, SlicedHttp
+from app.pacing import SliceSize, TokenBucket
 from tests.unit.test_http_bounds import GET, answer_to, echo, served
 
 CHUNKED = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -125,44 +125,3 @@ def test_a_slice_is_small_where_there_are_many_pieces() -> None:
     size = SliceSize(4, 32, few=10)
     assert [(size.learn(10), size.bytes) for _ in range(4)] == [(True, 8), (True, 16), (True, 32), (True, 32)]
     assert (size.learn(11), size.bytes) == (False, 4)
-
-
-async def test_slices_take_turns_and_others_run_between_them() -> None:
-    loop = asyncio.get_running_loop()
-    turns, order, left = Turns(loop), [], {"a": 3, "b": 3}
-    done = asyncio.Event()
-
-    def slice_of(name: str) -> None:
-        order.append(name)
-        left[name] -= 1
-        if left[name]:
-            turns.add(lambda: slice_of(name))
-        elif not any(left.values()):
-            done.set()
-
-    def other() -> None:
-        order.append("other")
-        if not done.is_set():
-            loop.call_soon(other)
-
-    turns.add(lambda: slice_of("a"))
-    turns.add(lambda: slice_of("b"))
-    loop.call_soon(other)
-    await done.wait()
-    assert [name for name in order if name != "other"] == ["a", "b", "a", "b", "a", "b"]
-    assert all("other" in order[at : at + 2] for at in range(len(order) - 2))
-
-
-async def test_a_slice_that_fails_leaves_the_others_their_turn() -> None:
-    loop = asyncio.get_running_loop()
-    failed: list[object] = []
-    loop.set_exception_handler(lambda _, context: failed.append(context["exception"]))
-    turns, done = ServerBounds(loop).turns, asyncio.Event()
-
-    def fails() -> None:
-        raise ValueError("a slice")
-
-    turns.add(fails)
-    turns.add(done.set)
-    await asyncio.wait_for(done.wait(), 5)
-    assert [str(error) for error in failed] == ["a slice"]

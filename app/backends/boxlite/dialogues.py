@@ -36,8 +36,8 @@ DAY_SECONDS = 86_400.0  # the server's own limit; a script without a socket is e
 LANGUAGE = {"LC_ALL": "C", "TZ": "UTC0"}  # of what programs say, and of how they count bytes and time
 
 
-class Place(Protocol):
-    """What is needed of the sandbox."""
+class DialogueBox(Protocol):
+    """What is needed of the box's sandbox."""
 
     box_id: str
     inside: Inside
@@ -55,15 +55,15 @@ class Place(Protocol):
 class Dialogues:
     """`disk_bytes`: of the box."""
 
-    def __init__(self, server: Server, place: Place, tasks: Tasks, disk_bytes: int) -> None:
-        self._server, self._place, self._tasks, self._disk_bytes = server, place, tasks, disk_bytes
+    def __init__(self, server: Server, box: DialogueBox, tasks: Tasks, disk_bytes: int) -> None:
+        self._server, self._box, self._tasks, self._disk_bytes = server, box, tasks, disk_bytes
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     @asynccontextmanager
     async def begin(self, script: str, path: bytes, *arguments: str, clean: str = "") -> AsyncIterator[Dialogue]:
         """`clean`: the script, with the same arguments, for what this one left if it was killed. Raises what `Files`
         may raise, inside too."""
-        self._place.check_alive()
+        self._box.check_alive()
         try:
             await take(self._turns, self._server.times.shell)
         except Busy:
@@ -75,11 +75,11 @@ class Dialogues:
             if ended.code >= 0:
                 raise failure(ended.said, path, self._disk_bytes) from None
             lost = BackendRefused(RUNTIME, f"the box's programs were killed: {ended.code}", Upstream())
-            raise await self._place.blamed(lost) from None
+            raise await self._box.blamed(lost) from None
         except BackendFailure as error:
             if type(error) is BackendFailure:  # of the image's programs, not of the server
                 raise
-            blamed = await self._place.blamed(error)
+            blamed = await self._box.blamed(error)
             if blamed is error:
                 raise
             raise blamed from error
@@ -91,7 +91,7 @@ class Dialogues:
         mark = f"files-{secrets.token_hex(8)}"
         execution_id = await self._start(script, arguments, mark)
         try:
-            async with self._server.attach(self._place.box_id, execution_id) as socket:
+            async with self._server.attach(self._box.box_id, execution_id) as socket:
                 dialogue = Dialogue(socket, self._server.times)
                 try:
                     yield dialogue
@@ -99,25 +99,25 @@ class Dialogues:
                     loop = asyncio.get_running_loop()
                     await settle(loop.create_task(self._end(dialogue, execution_id, mark, clean, arguments)))
         except (AttachCut, AttachRefused) as error:
-            self._tasks.spawn(self._place.bury(mark))
+            self._tasks.spawn(self._box.bury(mark))
             raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
         except asyncio.CancelledError:
-            self._tasks.spawn(self._place.bury(mark))
+            self._tasks.spawn(self._box.bury(mark))
             raise
 
     async def _start(self, script: str, arguments: tuple[str, ...], mark: str) -> str:
         body = shell_command(script, *arguments, seconds=DAY_SECONDS) | {"env": {**LANGUAGE, MARK: mark}}
-        starting = asyncio.get_running_loop().create_task(self._server.execute(self._place.box_id, body))
+        starting = asyncio.get_running_loop().create_task(self._server.execute(self._box.box_id, body))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             starting.add_done_callback(seen)
-            starting.add_done_callback(lambda _: self._tasks.spawn(self._place.bury(mark)))
+            starting.add_done_callback(lambda _: self._tasks.spawn(self._box.bury(mark)))
             raise
         except SpawnFailed as error:
             raise UnsupportedByRuntime("files in this image, which has no shell that works", RUNTIME) from error
         except BackendTimeout:  # it may have been started, and nobody would ever end it
-            self._tasks.spawn(self._place.bury(mark))
+            self._tasks.spawn(self._box.bury(mark))
             raise
 
     async def _end(
@@ -130,9 +130,9 @@ class Dialogues:
     async def _clean(self, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]) -> None:
         """The script did not end by itself, and so took nothing away. Where the box's shell does not kill it, the
         server can, its first process alone."""
-        await self._place.bury(mark)
+        await self._box.bury(mark)
         with contextlib.suppress(BackendFailure):
-            await self._server.kill(self._place.box_id, execution_id)
+            await self._server.kill(self._box.box_id, execution_id)
         if clean:
             with contextlib.suppress(BackendFailure):
-                await self._place.inside.run(clean, *arguments)
+                await self._box.inside.run(clean, *arguments)

@@ -46,6 +46,48 @@ async def test_turn_that_was_cancelled_is_given_to_the_next() -> None:
     assert first.cancelled()
 
 
+async def test_slices_take_turns_and_others_run_between_them() -> None:
+    loop = asyncio.get_running_loop()
+    slices, left = TimeSlices.of_loop(), {"a": 3, "b": 3}
+    order: list[str] = []
+    done = asyncio.Event()
+
+    def slice_of(name: str) -> None:
+        order.append(name)
+        left[name] -= 1
+        if left[name]:
+            slices.add(lambda: slice_of(name))
+        elif not any(left.values()):
+            done.set()
+
+    def other() -> None:
+        order.append("other")
+        if not done.is_set():
+            loop.call_soon(other)
+
+    slices.add(lambda: slice_of("a"))
+    slices.add(lambda: slice_of("b"))
+    loop.call_soon(other)
+    await done.wait()
+    assert [name for name in order if name != "other"] == ["a", "b", "a", "b", "a", "b"]
+    assert all("other" in order[at : at + 2] for at in range(len(order) - 2))
+
+
+async def test_a_slice_that_fails_leaves_the_others_their_turn() -> None:
+    loop = asyncio.get_running_loop()
+    failed: list[object] = []
+    loop.set_exception_handler(lambda _, context: failed.append(context["exception"]))
+    slices, done = TimeSlices.of_loop(), asyncio.Event()
+
+    def fails() -> None:
+        raise ValueError("a slice")
+
+    slices.add(fails)
+    slices.add(done.set)
+    await asyncio.wait_for(done.wait(), 5)
+    assert [str(error) for error in failed] == ["a slice"]
+
+
 def test_each_loop_has_its_own() -> None:
     async def mine() -> TimeSlices:
         assert TimeSlices.of_loop() is TimeSlices.of_loop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.connections import Connections, Place
 from app.core.budget import Budget
+from app.core.connections import ConnectionEntry, Connections
 from app.core.errors import CapacityExceeded
 
 
@@ -18,51 +18,70 @@ class Wire:
         self.open = False
 
 
-def seated(connections: Connections, budget: Budget, holder: str, *, idle: bool = False) -> tuple[Wire, Place]:
+def seated(
+    connections: Connections, budget: Budget, holder: str, *, idle: bool = False
+) -> tuple[Wire, ConnectionEntry]:
     wire = Wire(idle=idle)
-    place = connections.enter(wire)
-    place.belongs_to(budget, holder)
-    return wire, place
+    entry = connections.enter(wire, "192.0.2.1")
+    entry.belongs_to(budget, holder)
+    return wire, entry
 
 
 def test_too_many_newcomers_cost_the_first_of_them() -> None:
     connections = Connections(newcomers=2)
     wires = [Wire(), Wire(idle=False), Wire(), Wire()]
-    places = [connections.enter(wire) for wire in wires]
+    entries = [connections.enter(wire, "192.0.2.1") for wire in wires]
     assert [wire.open for wire in wires] == [False, True, False, True]
-    places[1].belongs_to(Budget("connections", 8, "client"), "a")
-    connections.enter(last := Wire())
+    entries[1].belongs_to(Budget("connections", 8, "client"), "a")
+    connections.enter(last := Wire(), "192.0.2.1")
     assert wires[3].open
     assert last.open, "who has made itself known is no newcomer"
 
 
+@pytest.mark.parametrize(
+    ("many", "one"),
+    [("192.0.2.1", "192.0.2.2"), ("2001:db8::{}", "2001:db8:0:1::1")],
+    ids=["IPv4", "a network of IPv6"],
+)
+def test_many_newcomers_of_one_address_cost_none_of_another(many: str, one: str) -> None:
+    connections = Connections(newcomers=4)
+    connections.enter(quiet := Wire(), one)
+    wires = [Wire() for _ in range(20)]
+    for number, wire in enumerate(wires):
+        connections.enter(wire, many.format(number))
+    assert quiet.open
+    assert [wire.open for wire in wires] == [False] * 17 + [True] * 3
+    connections.enter(another := Wire(), one)
+    assert [quiet.open, another.open] == [True, True]
+
+
 def test_a_client_with_no_idle_connection_is_refused_and_another_is_not() -> None:
-    connections, budget = Connections(), Budget("connections", 8, "client")
-    places = [seated(connections, budget, "a")[1] for _ in range(4)]
+    connections, budget = Connections(8), Budget("connections", 8, "client")
+    entries = [seated(connections, budget, "a")[1] for _ in range(4)]
     with pytest.raises(CapacityExceeded, match="connections"):
         seated(connections, budget, "a")
     assert seated(connections, budget, "b")[0].open
-    places[0].leave()
-    places[0].leave()
+    entries[0].leave()
+    entries[0].leave()
     assert seated(connections, budget, "a")[0].open
 
 
 def test_a_client_makes_room_with_what_has_been_idle_for_the_longest() -> None:
-    connections, budget = Connections(), Budget("connections", 6, "client")
+    connections, budget = Connections(8), Budget("connections", 6, "client")
     other, _ = seated(connections, budget, "b", idle=True)
-    first, place = seated(connections, budget, "a", idle=True)
+    first, entry = seated(connections, budget, "a", idle=True)
     second, _ = seated(connections, budget, "a", idle=True)
-    place.belongs_to(budget, "a")  # its next request
+    entry.belongs_to(budget, "a")  # its next request
     third, _ = seated(connections, budget, "a", idle=True)
     fourth, _ = seated(connections, budget, "a", idle=True)
     assert [wire.open for wire in (first, second, third, fourth, other)] == [True, False, True, True, True]
 
 
 def test_a_connection_that_shows_a_key_counts_for_the_key_alone() -> None:
-    connections = Connections()
+    connections = Connections(8)
     strangers, known = Budget("strangers", 4, "client"), Budget("connections", 4, "client")
-    _, place = seated(connections, strangers, "192.0.2.1")
-    place.belongs_to(known, "a")
+    _, entry = seated(connections, strangers, "192.0.2.1")
+    entry.belongs_to(known, "a")
     assert (strangers.used, known.used) == (0, 1)
-    place.leave()
+    entry.leave()
     assert (strangers.used, known.used) == (0, 0)

@@ -1,0 +1,93 @@
+"""Who has the connections of the service: each client its share, and newcomers, who have not said yet who they are."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Hashable
+from typing import Protocol
+
+from app.core.budget import Budget
+from app.core.retention import Retention
+
+NEWCOMERS = 512
+
+
+def network_of(address: str) -> str:
+    """An IP address, or of IPv6 its network of 64 bits: each machine has as many addresses there as it likes."""
+    return address if ":" not in address else str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+
+
+class Closable(Protocol):
+    @property
+    def idle(self) -> bool:
+        """Nothing is being worked out for it."""
+
+    def give_up(self) -> None: ...
+
+
+class Connections:
+    """A connection is a newcomer until its first request was looked at. When there are too many newcomers the address
+    that has the most of them loses its first one. When a client has no room for one more, its own connection that has
+    been idle for the longest is closed."""
+
+    def __init__(self, newcomers: int) -> None:
+        self._newcomers = Retention[ConnectionEntry](newcomers)
+        self._entries: dict[tuple[Budget, Hashable], dict[ConnectionEntry, None]] = {}  # by their last request
+
+    def enter(self, connection: Closable, address: str) -> ConnectionEntry:
+        """`address`: of the peer, which may be a proxy."""
+        entry = ConnectionEntry(self, connection, network_of(address))
+        self._newcomers.add(entry.network, entry, 1)
+        if self._newcomers.full:
+            next((e for e in self._newcomers.of_the_largest() if e.connection.idle), entry).close()
+        return entry
+
+    def move(self, entry: ConnectionEntry, budget: Budget, holder: Hashable) -> None:
+        """Raises CapacityExceeded."""
+        if entry.held != (budget, holder):
+            if not budget.fits(holder):
+                self._close_idle(budget, holder)
+            budget.take(holder)
+            self.remove(entry)
+            entry.held = budget, holder
+        entries = self._entries.setdefault((budget, holder), {})
+        entries.pop(entry, None)
+        entries[entry] = None
+
+    def _close_idle(self, budget: Budget, holder: Hashable) -> None:
+        for entry in self._entries.get((budget, holder), ()):
+            if entry.connection.idle:
+                entry.close()
+                return
+
+    def remove(self, entry: ConnectionEntry) -> None:
+        self._newcomers.remove(entry.network, entry)
+        if entry.held is not None:
+            budget, holder = entry.held
+            budget.give_back(holder)
+            entries = self._entries[entry.held]
+            del entries[entry]
+            if not entries:
+                del self._entries[entry.held]
+            entry.held = None
+
+
+class ConnectionEntry:
+    """One connection among all. The application finds it as `connection` in the state of each request's scope."""
+
+    def __init__(self, connections: Connections, connection: Closable, network: str) -> None:
+        self.connection, self.network = connection, network
+        self.held: tuple[Budget, Hashable] | None = None
+        self._connections = connections
+
+    def belongs_to(self, budget: Budget, holder: Hashable) -> None:
+        """Told with each request. Raises CapacityExceeded: the connection is to be closed after the answer."""
+        self._connections.move(self, budget, holder)
+
+    def leave(self) -> None:
+        """The connection is gone. Repeatable."""
+        self._connections.remove(self)
+
+    def close(self) -> None:
+        self.leave()
+        self.connection.give_up()
