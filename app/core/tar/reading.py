@@ -16,6 +16,16 @@ _INT64 = 2**63
 _SIZE = re.compile(rb"\d{1,19}")
 _REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO", b"S": "a sparse file"}
 
+# What files of other formats begin with.
+_OTHERS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "zip",
+}
+_MAGIC = max(map(len, _OTHERS))
+
 
 async def entries(chunks: AsyncIterator[bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
     """Each entry, and behind that of a file its content in pieces of any size. `chunks` is read to its end. Names are
@@ -42,9 +52,18 @@ class _Reader:
         self._before = 0  # bytes of all chunks before this one
         self._general: dict[bytes, bytes] = {}  # pax records for everything that follows
         self._last = b""  # the name that was read last, for people
+        self._start = b""  # of the archive, until its first header is known to be one
+        self._begun = False
 
     def _refuse(self, detail: str) -> NoReturn:
         raise InvalidArchive(shown(self._last), detail)
+
+    def _refuse_format(self, detail: str) -> NoReturn:
+        """Where the bytes are no tar: from their beginning they may be something else that people send."""
+        form = next((form for magic, form in _OTHERS.items() if self._start.startswith(magic)), None)
+        if form is None or self._begun:
+            self._refuse(detail)
+        self._refuse(f"this is {form}, and an uncompressed tar archive is taken")
 
     # --- bytes
 
@@ -56,8 +75,10 @@ class _Reader:
                 self._chunk = await anext(self._chunks)
             except StopAsyncIteration:
                 self._chunk = b""
-                self._refuse(f"the archive ends early, after {self._before} bytes")
+                self._refuse_format(f"the archive ends early, after {self._before} bytes")
         piece = self._chunk[self._at : self._at + most]
+        if len(self._start) < _MAGIC:
+            self._start += piece[:_MAGIC]
         self._at += len(piece)
         return piece
 
@@ -81,7 +102,8 @@ class _Reader:
             try:
                 header = Header.of(block)
             except ValueError:
-                self._refuse(f"at byte {at} is no header of a tar archive; compressed ones are not taken")
+                self._refuse_format(f"at byte {at} is no header of a tar archive")
+            self._begun = True
             try:
                 if header.code in b"xX":
                     special |= parse_records(await self._extension(header.size))

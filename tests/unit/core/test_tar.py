@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import shutil
 import stat
@@ -251,7 +253,13 @@ BROKEN: dict[str, tuple[bytes, str, str]] = {
     "half an end": (member(name="a") + bytes(512), "a", "ends early, after 1024 bytes"),
     "an entry behind half an end": (member(name="a") + bytes(512) + member(name="b") + END, "a", "one half"),
     "two in a row": (2 * (member(name="a") + END), "a", "followed by something else"),
-    "compressed": (gzip.compress(bytes(2000)) + bytes(1000), "", "at byte 0 is no header"),
+    "gzip": (gzip.compress(os.urandom(2000)), "", "this is gzip, and an uncompressed tar archive is taken"),
+    "gzip of less than a block": (gzip.compress(bytes(2000)), "", "this is gzip"),
+    "bzip2": (bz2.compress(bytes(2000)), "", "this is bzip2"),
+    "xz": (lzma.compress(bytes(2000)), "", "this is xz"),
+    "zstd": (bytes.fromhex("28b52ffd2000010000"), "", "this is zstd"),
+    "zip": (b"PK\3\4" + bytes(600), "", "this is zip"),
+    "a name like gzip, cut short": (member(name="BZh") + b"x", "BZh", "ends early, after 513 bytes"),
     "no header": (member(name="a") + b"x" * 512 + END, "a", "at byte 512 is no header"),
     "no digits for a size": (with_checksum(bytearray(LETTERS)), "", "at byte 0 is no header"),
     "a negative size": (member(name="a", size=-1) + END, "a", "size"),
@@ -281,6 +289,11 @@ def test_refused(case: str) -> None:
     with pytest.raises(InvalidArchive, match=detail) as refusal:
         read(archive)
     assert refusal.value.entry == entry
+
+
+def test_compressed_archive_is_known_however_its_bytes_arrive() -> None:
+    with pytest.raises(InvalidArchive, match="this is xz"):
+        read(lzma.compress(bytes(2000)), [1] * 30)
 
 
 @pytest.mark.parametrize(
