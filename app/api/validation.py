@@ -15,6 +15,8 @@ from app.core.errors import FieldError, InvalidRequest
 KEY_SHOWN = 64
 # The largest valid body is a run with 1,024 files; an object more than this means that a field was given again.
 OBJECTS = 4096
+PREFIX = 3  # characters that two names must share at their beginnings: `ttl` is `ttl_seconds`
+_ELSEWHERE = {"cwd": "workdir", "args": "command", "argv": "command"}  # what other interfaces call it
 _LOCATIONS = frozenset({"query", "path", "header"})
 
 
@@ -32,9 +34,21 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[FieldError]:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """The sentence about a name that is not known, with the nearest one that is."""
-    near = difflib.get_close_matches(name[:KEY_SHOWN], list(known), n=1)
-    return f"is not known here; did you mean {near[0]!r}?" if near else "is not known here"
+    """The sentence about a name that is not known, with the nearest one that is. One in dots, `limits.cpus`, is a field
+    of a field, and known by its last part."""
+    near = _nearest(name[:KEY_SHOWN], {place.rpartition(".")[2]: place for place in known})
+    return f"is not known here; did you mean {near!r}?" if near else "is not known here"
+
+
+def _nearest(name: str, places: Mapping[str, str]) -> str | None:
+    name = _ELSEWHERE.get(name, name)
+    near = difflib.get_close_matches(name, list(places), n=1)
+    near += [known for known in places if min(len(name), len(known)) >= PREFIX and _begins(name, known)]
+    return places[near[0]] if near else None
+
+
+def _begins(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
 
 
 def refuse_doubled_keys(body: bytes | str) -> None:
@@ -75,13 +89,17 @@ def _sentence(found: Mapping[str, Any], model: type[BaseModel] | None) -> str:
 
 
 def _fields_at(model: Any, path: Sequence[str | int]) -> list[str]:
-    """The names of the fields of the model that the path leads to."""
+    """The fields of the model that the path leads to, behind those of the objects in it (`limits.cpus`)."""
     for part in path:
         if not isinstance(part, str):
             continue  # a place in a list, whose items were looked at already
         field = None if model is None else model.model_fields.get(part)
         model = None if field is None else _model_in(field.annotation)
-    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+    if model is None:
+        return []
+    own = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    within = {name: _model_in(kind) for name, kind in own.items() if get_origin(kind) is not list}
+    return [*(f"{name}.{field}" for name, inner in within.items() if inner for field in inner.model_fields), *own]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

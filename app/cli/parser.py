@@ -32,8 +32,16 @@ class Parser(argparse.ArgumentParser):
         """A command refuses what it does not know itself: the parser above it would with its own usage and status."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"not understood: {' '.join(unknown)}")
+            near = self._nearest(unknown[0].partition("=")[0])
+            self.error(f"not understood: {' '.join(unknown)}" + (f"; did you mean {near}?" if near else ""))
         return found, []
+
+    def _nearest(self, option: str) -> str | None:
+        from difflib import get_close_matches
+
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        near = [name for name in known if len(option) > len("--") and name.startswith(option)]
+        return next(iter(near or get_close_matches(option, known, n=1)), None)
 
     def error(self, message: str) -> NoReturn:
         self.exit(self.usage_status, f"{self.format_usage()}bulkhead: {message}\n")

@@ -112,7 +112,14 @@ async def test_key_that_is_there_many_times_is_refused_before_all_of_them_are_lo
         ({"runtme": "process"}, "/runtme", "runtime"),
         ({"limits": {"memory_mb": 64}}, "/limits/memory_mb", "memory_mib"),
         ({"policy": {"network": {"mod": "none"}}}, "/policy/network/mod", "mode"),
+        ({"memory_mib": 64}, "/memory_mib", "limits.memory_mib"),
+        ({"memory": 64}, "/memory", "limits.memory_mib"),
+        ({"network": "none"}, "/network", "policy.network"),
+        ({"ttl": 60}, "/ttl", "ttl_seconds"),
+        ({"cwd": "/tmp"}, "/cwd", "workdir"),
+        ({"environment": {}}, "/environment", "env"),
         ({"xyzzy": 1}, "/xyzzy", None),
+        ({"x": 1}, "/x", None),
     ],
 )
 async def test_unknown_field_names_the_nearest_that_is_known(body: Any, pointer: str, near: str | None) -> None:

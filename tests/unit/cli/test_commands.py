@@ -127,6 +127,21 @@ async def test_usage_error_cannot_be_taken_for_the_programs_status(typed: list[s
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["run", "--memory", "5", "true"], "--memory; did you mean --memory-mib?"),
+        (["exec", "sbx", "--time=5", "true"], "--time=5; did you mean --timeout?"),
+        (["ls", "--lable", "a=b"], "--lable; did you mean --label?"),
+        (["ls", "--xyzzy"], "--xyzzy"),
+        (["ls", "a", "b"], "b"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+async def test_option_that_is_not_known_names_the_nearest(typed: list[str], said: str) -> None:
+    assert (await bulkhead(NOWHERE, *typed)).stderr.endswith(f"\nbulkhead: not understood: {said}\n")
+
+
 async def test_argument_that_is_no_text_is_refused() -> None:
     ended = await bulkhead(NOWHERE, "run", "--", "echo", os.fsdecode(b"\xff"))
     assert ended.status == 125
