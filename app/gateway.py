@@ -229,8 +229,9 @@ def raise_descriptor_limit(need: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < need:
         raise StartRefused(
-            f"the configured capacity needs {need} descriptors, the limit is {hard}: raise it (ulimit -Hn, "
-            "LimitNOFILE=) or lower BULKHEAD_CAPACITY__EXECUTIONS and BULKHEAD_CAPACITY__SANDBOXES"
+            f"the configured capacity needs {need} descriptors, the limit is {hard}: raise it "
+            "(ulimit -Hn, LimitNOFILE=) or lower BULKHEAD_CAPACITY__EXECUTIONS, __SANDBOXES, __CONNECTIONS, "
+            "__STRANGERS or __TRANSFERS"
         )
     if soft != resource.RLIM_INFINITY and soft < need:
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))

@@ -52,14 +52,19 @@ def test_the_soft_limit_is_raised_as_far_as_it_must(
 
 def test_a_hard_limit_below_the_need_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
-    with pytest.raises(StartRefused, match=r"needs 5000 descriptors, the limit is 4096: raise it \(ulimit -Hn"):
+    with pytest.raises(
+        StartRefused, match=r"needs 5000 descriptors, the limit is 4096: raise it \(ulimit -Hn"
+    ) as refused:
         raise_descriptor_limit(5000)
+    assert all(f"__{name}".upper() in str(refused.value) for name in NEED_DESCRIPTORS)
 
 
-def test_more_capacity_needs_more_descriptors() -> None:
-    base = descriptors_needed(load_settings())
-    assert descriptors_needed(load_settings(capacity={"sandboxes": 2000})) > base
-    assert descriptors_needed(load_settings(capacity={"executions": 5000})) > base
+NEED_DESCRIPTORS = ("sandboxes", "executions", "connections", "strangers", "transfers")
+
+
+@pytest.mark.parametrize("name", NEED_DESCRIPTORS)
+def test_more_capacity_needs_more_descriptors(name: str) -> None:
+    assert descriptors_needed(load_settings(capacity={name: 5000})) > descriptors_needed(load_settings())
 
 
 def test_the_folder_for_output_is_made_private(tmp_path: Path) -> None:
