@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import os
@@ -211,8 +212,16 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)
     except OSError as error:
-        raise StartRefused(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+        raise StartRefused(f"cannot listen on {host} port {port}: {why_not_bound(error)}") from error
     return listener
+
+
+def why_not_bound(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno == errno.EACCES:
+        # ip_unprivileged_port_start is 1024 unless somebody changed it, ip-sysctl.rst.
+        return f"{reason}; the gateway is not root: give a port above 1023, and put a proxy before it"
+    return reason
 
 
 def descriptors_needed(settings: Settings) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -75,7 +76,19 @@ def reason_of(error: Exception) -> str:
     while cause is not None:
         if isinstance(cause, socket.gaierror):
             return cause.strerror or str(cause)
+        if isinstance(cause, ssl.SSLError):  # its errno is a number of its own, which strerror(3) misunderstands
+            return _reason_of_tls(cause)
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
         cause = cause.__cause__ or cause.__context__
     return str(error) or type(error).__name__
+
+
+def _reason_of_tls(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message}"
+    if error.reason == "WRONG_VERSION_NUMBER":  # the first bytes are no TLS, but "HTTP/1.1 400"
+        return "what is there does not speak TLS: try http://"
+    if isinstance(error, (ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError)):
+        return "it hung up when TLS was to begin"
+    return f"TLS failed: {(error.reason or str(error)).replace('_', ' ').lower()}"

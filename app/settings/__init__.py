@@ -9,6 +9,7 @@ import hashlib
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -80,6 +81,14 @@ def default_data() -> Path:
     return (Path(state) if state.startswith("/") else Path.home() / ".local/state") / "bulkhead"
 
 
+def _network_like(text: str) -> str:
+    """The network of an address that was written with a prefix length; else any."""
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        return "10.0.0.0/8"
+
+
 class Settings(BaseSettings):
     """Made by `load_settings`, which turns what pydantic finds into sentences."""
 
@@ -146,7 +155,7 @@ class Settings(BaseSettings):
             try:
                 ipaddress.ip_network(proxy)
             except ValueError:
-                raise ValueError(f"{proxy!r} is not an address or a network such as 10.0.0.0/8") from None
+                raise ValueError(f"{proxy!r} is not an address or a network such as {_network_like(proxy)}") from None
         return proxies
 
     @field_validator("api_keys")
@@ -219,7 +228,11 @@ def _name_without_json(field: str) -> str:
 def _sentences(error: ValidationError | PydanticSettingsError) -> str:
     if not isinstance(error, ValidationError):
         field = re.search(r'field "(\w+)"', str(error))
-        return f"{_name_without_json(field[1]) if field else PREFIX + '...'}: must be JSON"
+        if field is None:
+            return f"{PREFIX}...: must be JSON"
+        is_list = get_origin(Settings.model_fields[field[1]].annotation) is tuple
+        like = '["…"], with a text in quotes for each item' if is_list else '{"NAME": …}'
+        return f"{_name_without_json(field[1])}: must be JSON, such as {like}"
     lines = []
     for found in error.errors(include_url=False, include_input=False, include_context=False):
         name = "__".join(str(part) for part in found["loc"] if not isinstance(part, int)).upper()
@@ -239,7 +252,8 @@ def is_loopback(host: str) -> bool:
 def check_exposure(settings: Settings, key_hashes: Sequence[str]) -> None:
     """Raises SettingsError: without keys only this machine may reach the service."""
     if not key_hashes and not is_loopback(settings.host):
+        option = "" if settings.data == default_data() else f" --data {shlex.quote(str(settings.data))}"
         raise SettingsError(
             f"refusing to listen on {settings.host} without a key: everybody who reaches it could run code here. "
-            "Make a key with `bulkhead key new NAME`, or set BULKHEAD_API_KEYS, or set BULKHEAD_HOST=127.0.0.1"
+            f"Make a key with `bulkhead key new NAME{option}`, or set BULKHEAD_API_KEYS, or set BULKHEAD_HOST=127.0.0.1"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -109,6 +110,12 @@ def test_connections_inherit_bounds_on_what_waits_for_a_client() -> None:
             # The kernel doubles the value for its own bookkeeping, socket(7).
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * gateway.SEND_BUFFER
             assert connection.getsockopt(socket.IPPROTO_TCP, gateway._TCP_NOTSENT_LOWAT) == gateway.UNSENT_BYTES
+
+
+def test_port_that_is_for_root_is_refused_with_the_cure() -> None:
+    assert gateway.why_not_bound(OSError(errno.EACCES, "Permission denied")) == (
+        "Permission denied; the gateway is not root: give a port above 1023, and put a proxy before it"
+    )
 
 
 def test_what_the_server_says_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,10 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_LIMITS__CPUS__CEILING", "inf", "BULKHEAD_LIMITS__CPUS__CEILING: "),
         ("BULKHEAD_LIMITS", "x", "BULKHEAD_LIMITS: must be JSON"),
         ("BULKHEAD_BOXLITE", "x", "BULKHEAD_BOXLITE: must be JSON"),
-        ("BULKHEAD_BOXLITE__IMAGES", "busybox", "BULKHEAD_BOXLITE__IMAGES: must be JSON"),
-        ("BULKHEAD_API_KEYS", "x", "BULKHEAD_API_KEYS: must be JSON"),
+        ("BULKHEAD_BOXLITE__IMAGES", "busybox", 'BULKHEAD_BOXLITE__IMAGES: must be JSON, such as {"NAME": …}'),
+        ("BULKHEAD_API_KEYS", "x", 'BULKHEAD_API_KEYS: must be JSON, such as ["…"], with a text in quotes'),
+        ("BULKHEAD_TRUSTED_PROXIES", "127.0.0.1/8", "'127.0.0.1/8' is not an address or a network such as 127.0.0.0/8"),
+        ("BULKHEAD_TRUSTED_PROXIES", "proxy", "'proxy' is not an address or a network such as 10.0.0.0/8"),
         ("BULKHEAD_API_KEYS", '["short"]', "BULKHEAD_API_KEYS: key 0 must have at least 16"),
         ("BULKHEAD_API_KEYS", '["kkkkkkkkkkkkkkkk kkk"]', "no spaces"),
         ("BULKHEAD_ALLOWED_HOSTS", "http://a", "BULKHEAD_ALLOWED_HOSTS: 'http://a' is not a host name"),
@@ -180,6 +182,13 @@ def test_an_open_address_without_a_key_is_refused_with_the_cure(host: str, loopb
     else:
         with pytest.raises(SettingsError, match="bulkhead key new NAME"):
             check_exposure(settings, [])
+
+
+def test_the_cure_for_an_open_address_makes_the_key_in_the_services_own_folder() -> None:
+    with pytest.raises(SettingsError, match="`bulkhead key new NAME --data '/tmp/my state'`"):
+        check_exposure(Settings(host="0.0.0.0", data=Path("/tmp/my state")), [])
+    with pytest.raises(SettingsError, match="`bulkhead key new NAME`"):
+        check_exposure(Settings(host="0.0.0.0"), [])
 
 
 def test_the_data_folder_follows_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

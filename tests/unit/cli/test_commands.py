@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import socket
+import ssl
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 
 from app import __version__
 from app.cli.show import short_time
+from app.client.errors import reason_of
 from tests.unit.cli.fake_service import BASE, EXECUTION, SANDBOX, FakeService, Wire, answer, fake_service, problem
 from tests.unit.cli.typed import ROOT, begin, bulkhead, environment
 
@@ -49,6 +51,40 @@ async def test_no_service_is_told_with_the_url_and_the_cure() -> None:
             == f"bulkhead: no service answers at {url} (Connection refused); start one with: bulkhead serve "
             "(BULKHEAD_CLIENT_URL names another)\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what is there does not speak TLS: try http://"),
+        (b"", "it hung up when TLS was to begin"),
+    ],
+    ids=["HTTP", "nothing"],
+)
+async def test_service_without_tls_is_told_where_https_was_asked_for(answer: bytes, said: str) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        ended = await bulkhead(url, "ls")
+    assert (ended.status, f"no service answers at {url} ({said});" in ended.stderr) == (125, True), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ssl.SSLCertVerificationError(1, ""), "its certificate is refused: self-signed certificate"),
+        (ssl.SSLError(1, ""), "TLS failed: sslv3 alert handshake failure"),
+    ],
+    ids=["certificate", "alert"],
+)
+def test_failure_of_tls_is_told_in_its_own_words(error: ssl.SSLError, said: str) -> None:
+    vars(error)["verify_message"] = "self-signed certificate"  # as OpenSSL sets them
+    error.reason = "SSLV3_ALERT_HANDSHAKE_FAILURE"
+    assert reason_of(error) == said
 
 
 async def test_problem_is_one_line_with_every_wrong_field() -> None:
