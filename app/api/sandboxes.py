@@ -131,7 +131,10 @@ async def list_sandboxes(request: Request, query: Annotated[ListQuery, Query()])
 def _label(text: str) -> tuple[str, str]:
     key, colon, value = text.partition(":")
     if not colon or not key:
-        raise InvalidRequest.at("query/label", "must be key:value")
+        meant = text[:64].replace("=", ":", 1)
+        raise InvalidRequest.at(
+            "query/label", f"must be key:value, such as {meant if '=' in text[1:64] else 'team:ci'}"
+        )
     return key, value
 
 

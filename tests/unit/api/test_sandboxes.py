@@ -68,7 +68,9 @@ async def test_lists_are_filtered_by_state_runtime_and_labels() -> None:
         assert await found("label=team:a") == [a]
         assert await found("label=team:a&label=url:http://x") == [a]
         assert await found("label=team:a&label=team:b") == []
-        assert (await client.get("/sandboxes?label=team")).json()["errors"][0]["pointer"] == "query/label"
+        for typed, like in (("team", "team:ci"), ("team=a", "team:a"), ("=a", "team:ci")):
+            error = (await client.get("/sandboxes", params={"label": typed})).json()["errors"][0]
+            assert error == {"pointer": "query/label", "detail": f"must be key:value, such as {like}"}
         assert (await client.get("/sandboxes?state=frozen")).json()["errors"][0]["pointer"] == "query/state"
         assert (await client.get("/sandboxes?runtime=docker")).json()["type"] == "/problems/unknown_runtime"
 

@@ -178,6 +178,12 @@ async def test_option_that_is_not_known_names_the_nearest(typed: list[str], said
     assert (await bulkhead(NOWHERE, *typed)).stderr.endswith(f"\nbulkhead: not understood: {said}\n")
 
 
+async def test_pair_without_a_value_is_refused_in_the_words_of_the_help() -> None:
+    ended = await bulkhead(NOWHERE, "create", "--label", "foo")
+    assert ended.stderr.endswith("bulkhead: argument --label/-l: 'foo' is not K=V\n")
+    assert "--label K=V" in ended.stderr
+
+
 async def test_argument_that_is_no_text_is_refused() -> None:
     ended = await bulkhead(NOWHERE, "run", "--", "echo", os.fsdecode(b"\xff"))
     assert ended.status == 125
