@@ -18,7 +18,7 @@ from app.api.paced import Paced
 from app.api.problems import problem_of
 from app.api.tickets import Tickets
 from app.core.budget import Budget
-from app.core.connections import ConnectionEntry, network_of
+from app.core.connections import ConnectionEntry, canonical, network_of
 from app.core.errors import CapacityExceeded, Forbidden, Refused, Unauthenticated
 from app.core.fair_queue import FairQueue
 from app.core.models import new_id
@@ -125,19 +125,19 @@ class Guard:
         began = time.perf_counter()
         visit = _Visit(_choose_id(scope), send)
         scope.setdefault("state", {})["request_id"] = visit.request_id
+        address = _settle_address(scope)
         try:
             await self._serve(scope, receive, visit)
         except ClientGone:
             visit.status = CLIENT_GONE
         finally:
-            client = scope.get("client")
             self._journal.request(
                 request_id=visit.request_id,
                 method=scope.get("method", "WEBSOCKET"),
                 path=scope["path"],
                 status=visit.status or CLIENT_GONE,
                 seconds=time.perf_counter() - began,
-                client=None if client is None else client[0],
+                client=address,
             )
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
@@ -183,6 +183,20 @@ class Guard:
                 visit.close_after()
                 raise
         return holder
+
+
+def _settle_address(scope: Scope) -> str | None:
+    """Of the client, which is that of the peer where a trusted proxy says something else than an address."""
+    if scope.get("client") is None:
+        return None
+    said, port = scope["client"]
+    try:
+        address = canonical(said)
+    except ValueError:
+        entry: ConnectionEntry | None = scope["state"].get("connection")
+        address = "" if entry is None else entry.address
+    scope["client"] = address, port
+    return address
 
 
 def _address(scope: Scope) -> str:

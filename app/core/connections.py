@@ -12,9 +12,18 @@ from app.core.retention import Retention
 NEWCOMERS = 512
 
 
+def canonical(address: str) -> str:
+    """An IP address in its one short form; an IPv4 address in IPv6 (RFC 4291, section 2.5.5.2) as IPv4. ValueError."""
+    found = ipaddress.ip_address(address)
+    return str((isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped) or found)
+
+
 def network_of(address: str) -> str:
     """An IP address, or of IPv6 its network of 64 bits: each machine has as many addresses there as it likes."""
-    return address if ":" not in address else str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    if ":" not in address:
+        return address
+    address = canonical(address.partition("%")[0])
+    return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
 
 
 class Closable(Protocol):
@@ -36,7 +45,7 @@ class Connections:
 
     def enter(self, connection: Closable, address: str) -> ConnectionEntry:
         """`address`: of the peer, which may be a proxy."""
-        entry = ConnectionEntry(self, connection, network_of(address))
+        entry = ConnectionEntry(self, connection, address)
         self._newcomers.add(entry.network, entry, 1)
         if self._newcomers.full:
             next((e for e in self._newcomers.of_the_largest() if e.connection.idle), entry).close()
@@ -75,8 +84,8 @@ class Connections:
 class ConnectionEntry:
     """One connection among all. The application finds it as `connection` in the state of each request's scope."""
 
-    def __init__(self, connections: Connections, connection: Closable, network: str) -> None:
-        self.connection, self.network = connection, network
+    def __init__(self, connections: Connections, connection: Closable, address: str) -> None:
+        self.connection, self.address, self.network = connection, address, network_of(address)
         self.held: tuple[Budget, Hashable] | None = None
         self._connections = connections
 

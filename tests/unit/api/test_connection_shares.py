@@ -186,3 +186,22 @@ async def test_a_proxy_that_is_trusted_says_who_is_behind_it() -> None:
         assert (strangers.held("192.0.2.1"), strangers.held("192.0.2.2"), strangers.held("127.0.0.1")) == (1, 2, 0)
         assert strangers.held("2001:db8::/64") == 2, "one network is one client"
         await closed(*proxied)
+
+
+async def test_a_trusted_proxy_that_says_no_address_is_the_client_itself() -> None:
+    said = {
+        "unknown": "127.0.0.1",
+        "a:b:c": "127.0.0.1",
+        "192.0.2.1 <script>": "127.0.0.1",
+        "2001:0DB8:0::0001": "2001:db8::1",
+        "::ffff:192.0.2.7": "192.0.2.7",
+        "192.0.2.8:4711": "192.0.2.8",
+    }
+    service = Service(key_hashes=HASHES, settings=Settings(trusted_proxies=("127.0.0.1",)))
+    async with service.served() as door:
+        proxied = [await ask(door, "/problems", more=f"X-Forwarded-For: {text}\r\n") for text in said]
+        assert [await status(connection) for connection in proxied] == [200] * len(said)
+        assert service.app.state.edge.shares.strangers.held("127.0.0.1") == 3
+        await comes_true(lambda: len(service.logged) == len(said))
+        assert sorted(line["client"] for line in service.logged) == sorted(said.values())
+        await closed(*proxied)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.core.budget import Budget
-from app.core.connections import ConnectionEntry, Connections
+from app.core.connections import ConnectionEntry, Connections, network_of
 from app.core.errors import CapacityExceeded
 
 
@@ -85,3 +85,9 @@ def test_a_connection_that_shows_a_key_counts_for_the_key_alone() -> None:
     assert (strangers.used, known.used) == (0, 1)
     entry.leave()
     assert (strangers.used, known.used) == (0, 0)
+
+
+def test_addresses_of_ipv4_in_ipv6_are_networks_of_their_own() -> None:
+    """As a socket that listens on `::` tells them."""
+    found = [network_of(address) for address in ("::ffff:192.0.2.1", "192.0.2.1", "fe80::1%eth0", "2001:db8::2")]
+    assert found == ["192.0.2.1", "192.0.2.1", "fe80::/64", "2001:db8::/64"]
