@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
     parent, uid, launcher_socket, reason = int(arguments[0]), int(arguments[1]), arguments[2], arguments[3]
     try:
         settings = load_settings()
-        keys = (*settings.key_hashes(), *(key.sha256 for key in load_keys(settings.data)))
-        check_exposure(settings, keys)
+        keys = {**settings.key_names(), **{key.sha256: key.name for key in load_keys(settings.data)}}
+        check_exposure(settings, tuple(keys))
         profiles = load_profiles(settings.profiles)
         raise_descriptor_limit(descriptors_needed(settings))
         spill = open_spill(settings, uid)
@@ -118,16 +118,16 @@ class StartRefused(Exception):
 
 def build(
     settings: Settings,
-    keys: tuple[str, ...],
+    keys: Mapping[str, str],
     profiles: Mapping[str, Policy],
     spill: SpillFolder,
     backends: Sequence[Backend],
 ) -> uvicorn.Server:
-    """Everything wired, nothing listening yet. `backends`: the cheapest first."""
+    """Everything wired, nothing listening yet. `keys`: names by SHA-256 in hex. `backends`: the cheapest first."""
     in_use = {"process": settings.process.enabled, RUNTIME: settings.boxlite.in_use}
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     _check_default(registry)
-    telemetry = Telemetry()
+    telemetry = Telemetry(key_names=keys)
     telemetry.take_server_log()
     sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.of, shared=len(keys) > 1)
     app = create_app(
@@ -135,7 +135,7 @@ def build(
         sandboxes,
         registry,
         telemetry=telemetry,
-        key_hashes=keys,
+        key_hashes=tuple(keys),
         profiles={name: _with_roots(profile, settings) for name, profile in profiles.items()},
     )
     config = uvicorn.Config(

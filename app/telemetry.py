@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 import structlog
@@ -57,7 +57,11 @@ class _ServerLog(logging.Handler):
 class Telemetry:
     """One per application: its own registry of metrics, so that two in one process do not collide."""
 
-    def __init__(self, *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
+    def __init__(
+        self, *, stream: TextIO | None = None, level: int = logging.INFO, key_names: Mapping[str, str] | None = None
+    ) -> None:
+        """`key_names`: what to call a client in the log, by the SHA-256 of its key."""
+        self._key_names = key_names or {}
         logging.getLogger("uvicorn.error").addFilter(_REFUSED_UPGRADES)  # one object: adding it again is nothing
         self._reasons: dict[str, str | None] = {}  # why a runtime was not available when it was last asked
         self._log = structlog.wrap_logger(
@@ -160,7 +164,7 @@ class Telemetry:
         self._reasons[runtime] = reason
 
     def request(
-        self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None
+        self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None, key: str
     ) -> None:
         self._requests[status // 100].inc()
         say = self._log.debug if path in QUIET_PATHS and status < 400 else self._log.info
@@ -172,6 +176,7 @@ class Telemetry:
             status=status,
             ms=round(seconds * 1000, 3),
             client=client,
+            key=self._key_names.get(key),
         )
 
     def refused(self, error: Exception) -> None:

@@ -25,8 +25,9 @@ class Journal(Protocol):
     """Where the edge writes down what it did. Never given a query string, a header's value or a body."""
 
     def request(
-        self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None
-    ) -> None: ...
+        self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None, key: str
+    ) -> None:
+        """`client`: its address. `key`: the SHA-256 of its key, which is not to be written down; empty without one."""
 
     def refused(self, error: Exception) -> None:
         """Told of each error that a request is answered with."""

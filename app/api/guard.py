@@ -138,6 +138,7 @@ class Guard:
                 status=visit.status or CLIENT_GONE,
                 seconds=time.perf_counter() - began,
                 client=address,
+                key=scope["state"].get("visitor", Visitor()).client,
             )
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:

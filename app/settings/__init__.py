@@ -167,8 +167,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"key {place} must have at least {KEY_LENGTH} printable ASCII characters, no spaces")
         return keys
 
-    def key_hashes(self) -> tuple[str, ...]:
-        return tuple(hashlib.sha256(key.get_secret_value().encode()).hexdigest() for key in self.api_keys)
+    def key_names(self) -> dict[str, str]:
+        """By the SHA-256 of the key in hex; a key of the settings has its place for a name."""
+        hashes = (hashlib.sha256(key.get_secret_value().encode()).hexdigest() for key in self.api_keys)
+        return {digest: f"{PREFIX}API_KEYS[{place}]" for place, digest in enumerate(hashes)}
 
     def limit_ranges(self) -> dict[str, LimitRange]:
         chosen: dict[str, LimitSettings] = {name: getattr(self.limits, name) for name in LIMIT_NAMES}

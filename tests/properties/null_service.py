@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     settings = load_settings(port=given.port, data=given.data)
     backend = NullBackend()
     spill = open_spill(settings, -1)
-    server = build(settings, settings.key_hashes(), DEFAULT_PROFILES, spill, [backend])
+    server = build(settings, settings.key_names(), DEFAULT_PROFILES, spill, [backend])
 
     def tell(*_: object) -> None:
         told = given.data / "alive.new"

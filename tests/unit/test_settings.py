@@ -151,7 +151,7 @@ def test_keys_are_secret_and_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BULKHEAD_API_KEYS", f'["{KEY}"]')
     settings = load_settings()
     assert KEY not in repr(settings)
-    assert settings.key_hashes() == (hash_of(KEY),)
+    assert settings.key_names() == {hash_of(KEY): "BULKHEAD_API_KEYS[0]"}
 
 
 def test_capacity_settings_are_those_of_the_core() -> None:

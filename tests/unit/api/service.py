@@ -69,7 +69,8 @@ class Service:
     ) -> None:
         self.backends = [NullBackend()] if backends is None else backends
         self.log = io.StringIO()
-        self.telemetry = Telemetry(stream=self.log)
+        key_names = {digest: f"key {number}" for number, digest in enumerate(key_hashes)}
+        self.telemetry = Telemetry(stream=self.log, key_names=key_names)
         self.registry = Registry(self.backends, default=default, disabled=disabled)
         self.sandboxes = Sandboxes(self.registry, capacity or Capacity(), self.telemetry, shared=len(key_hashes) > 1)
         self.settings = settings or load_settings()

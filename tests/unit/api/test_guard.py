@@ -168,6 +168,16 @@ async def test_the_log_has_no_query_no_header_value_and_no_body() -> None:
     assert line["ms"] > 0
 
 
+async def test_the_log_names_the_key_of_each_request() -> None:
+    service = Service(key_hashes=HASHES)
+    async with service.client() as client:
+        for key in (KEY, "wrong"):
+            await client.get("/sandboxes", headers={"authorization": f"Bearer {key}"})
+        await client.get("/problems", headers={"authorization": f"Bearer {KEY}"})
+    assert [(line["status"], line["key"]) for line in service.logged] == [(200, "key 0"), (401, None), (200, None)]
+    assert hashlib.sha256(KEY.encode()).hexdigest() not in service.log.getvalue()
+
+
 async def test_control_characters_in_a_path_leave_the_log_escaped_on_one_line() -> None:
     service = Service()
     await call(service.app, "GET", '/a\n{"event":"forged"}\x1b[2J\u202e', [])
