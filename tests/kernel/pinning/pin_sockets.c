@@ -181,15 +181,21 @@ static long options_of_ipv6(void) { return options_of(AF_INET6, SOCK_DGRAM, IPPR
 static long options_of_tcp(void) { return options_of(AF_INET6, SOCK_STREAM, IPPROTO_TCP, 50); }
 static long options_of_udp(void) { return options_of(AF_INET6, SOCK_DGRAM, IPPROTO_UDP, 110); }
 
+/* A socket may keep so much (net.core.optmem_max); what the first call of one is refused is refused to all. */
+static int refused_to_all(int called, int result) {
+  return result && called == 0;
+}
+
 static long multicast_groups(void) {
   long worked = 0;
   struct ipv6_mreq group = {.ipv6mr_interface = 1, .ipv6mr_multiaddr = {{{0xff, 5}}}};
   while (more()) {
     GET(fd, socket(AF_INET6, SOCK_DGRAM, 0));
     for (int i = 0; i < 5000 && more(); i++, worked++) {
-      uint32_t number = self << 24 | worked;
-      memcpy(&group.ipv6mr_multiaddr.s6_addr[12], &number, 4);
-      if (setsockopt(fd, IPPROTO_IPV6, IPV6_JOIN_GROUP, &group, sizeof group)) return worked;
+      memcpy(&group.ipv6mr_multiaddr.s6_addr[12], &i, 4);
+      int result = setsockopt(fd, IPPROTO_IPV6, IPV6_JOIN_GROUP, &group, sizeof group);
+      if (refused_to_all(i, result)) return worked;
+      if (result) break;
     }
   }
   return worked;
@@ -229,7 +235,9 @@ static long keys_of_segments(void) { /* TCP_MD5SIG */
       struct tcp_md5sig key = {.tcpm_keylen = 16};
       struct sockaddr_in *peer = (void *)&key.tcpm_addr;
       *peer = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(0x0a000000 + i)}};
-      MUST(setsockopt(fd, IPPROTO_TCP, TCP_MD5SIG, &key, sizeof key));
+      int result = setsockopt(fd, IPPROTO_TCP, TCP_MD5SIG, &key, sizeof key);
+      if (refused_to_all(i, result)) return worked;
+      if (result) break;
     }
   }
   return worked;
@@ -246,8 +254,11 @@ static long flow_labels(void) {
   } ask = {.to = IN6ADDR_LOOPBACK_INIT, .share = 1, .flags = 1, .expires = 60, .linger = 60};
   while (more()) {
     GET(fd, socket(AF_INET6, SOCK_DGRAM, 0));
-    for (int i = 0; i < 32 && more(); i++, worked++)
-      if (setsockopt(fd, IPPROTO_IPV6, 32, &ask, sizeof ask)) break;
+    for (int i = 0; i < 32 && more(); i++, worked++) {
+      int result = setsockopt(fd, IPPROTO_IPV6, 32, &ask, sizeof ask);
+      if (refused_to_all(i, result)) return worked;
+      if (result) break;
+    }
   }
   return worked;
 }
