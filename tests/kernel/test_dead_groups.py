@@ -64,6 +64,6 @@ def test_groups_stay_for_a_page_without_the_service() -> None:
 
 def test_groups_of_ended_executions_stay_for_a_page_up_to_a_number_only(service: Service) -> None:
     sandbox, before = service.create(), memory_groups()
-    read_pages(service, sandbox, largest(), range(200))
+    read_pages(service, sandbox, largest(), range(400))
     host.until(lambda: memory_groups() - before < MOST + 40, "the kernel has let go of most")
     service.call("DELETE", f"/sandboxes/{sandbox}")
