@@ -187,6 +187,7 @@ def test_every_option_and_command_that_the_filter_allows_is_told() -> None:
 
 
 HOSTS_OWN = {
+    "access-lists": "a file system has them or not",
     "time-stamps": "a kernel has the setting for each network namespace or not",
     "flushes": "a host's /usr is on a disk that counts its flushes or not",
     "cgroup1": "a host mounts version 1 or version 2",

@@ -3,11 +3,17 @@ databases and servers on Unix sockets. What talks over TCP and UDP works in the 
 
 from __future__ import annotations
 
+import os
+import struct
+import tempfile
 import textwrap
+from collections.abc import Iterator
+from errno import EOPNOTSUPP
+from pathlib import Path
 
 import pytest
 
-from tests.require import PROGRAMS, require_program
+from tests.require import PROGRAMS, require, require_program
 from tests.service import Service
 
 TREE = """
@@ -104,6 +110,58 @@ def test_program_works(name: str, service: Service, sandbox: str) -> None:
     script = "set -e; cd $(mktemp -d)\n" + textwrap.dedent(script)
     done = service.run(sandbox, "bash", "-c", script, env={"HOME": "/tmp"}, timeout_seconds=25)
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, printed, ""), done
+
+
+# Version 2: the owner may write; uid 1234, the group, the mask and others read, acl(5).
+ENTRIES = ((1, 6, -1), (2, 4, 1234), (4, 4, -1), (16, 4, -1), (32, 4, -1))
+ACCESS_LIST = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in ENTRIES)
+NOT_SUPPORTED = "Operation not supported\n"
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str, str]]:
+    """A service whose sandboxes see a file of the host that has an ACL: with it a sandbox, and the file's path."""
+    require("root", os.geteuid() == 0, "real isolation is made by a service that is started as root")
+    with tempfile.TemporaryDirectory(dir="/opt") as folder:  # /tmp and /var/tmp are the sandbox's own
+        file = Path(folder, "file")
+        file.write_text("text\n")
+        file.chmod(0o644)
+        Path(folder).chmod(0o755)
+        try:
+            os.setxattr(file, "system.posix_acl_access", ACCESS_LIST)
+        except OSError as error:
+            require("access-lists", error.errno != EOPNOTSUPP, "the file system of /opt has none")
+            raise
+        with Service(tmp_path_factory.mktemp("listed"), {"BULKHEAD_PROCESS__ROOT_PATHS": folder}) as service:
+            yield service, service.create(), str(file)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("cp", 0, ""),
+        ("install -m 644", 0, ""),
+        ("cp -p", 1, f"cp: preserving permissions for 'copy': {NOT_SUPPORTED}"),
+        ("cp -a", 1, f"cp: preserving permissions for 'copy': {NOT_SUPPORTED}"),
+    ],
+)
+def test_copy_of_a_file_with_an_access_list_has_its_content_and_mode(
+    listed: tuple[Service, str, str], command: str, code: int, said: str
+) -> None:
+    """Without its ACL: a program that was told to keep it says so."""
+    service, sandbox, file = listed
+    done = service.run(sandbox, *command.split(), file, "copy", env={"LC_ALL": "C"})
+    assert (done["exit"]["code"], done["stderr"]) == (code, said)
+    shown = service.run(sandbox, "sh", "-c", "cat copy; stat -c %a copy; ls -l copy | cut -c 11; rm -f copy")
+    assert shown["stdout"] == "text\n644\n \n"
+
+
+def test_archive_of_a_file_with_an_access_list_is_unpacked_without_it(listed: tuple[Service, str, str]) -> None:
+    service, sandbox, file = listed
+    pack = f"tar --acls -C {Path(file).parent} -cf t.tar file; tar --acls -xpf t.tar; echo $?; cat file"
+    done = service.run(sandbox, "sh", "-c", pack, env={"LC_ALL": "C"})
+    assert done["stdout"] == "0\ntext\n"
+    assert done["stderr"] == f"tar: acl_set_file_at: Cannot set POSIX ACLs for file 'file': {NOT_SUPPORTED}"
 
 
 ANSWER = "answered\n"
