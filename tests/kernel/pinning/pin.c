@@ -51,6 +51,7 @@ int main(int argc, char **argv) {
       long result[2] = {run(), 0};
       result[1] = more() ? errno : 0;
       if (write(said[1], result, sizeof result) < 0) return 1;
+      close(said[1]); /* so that nobody waits for one that was killed */
       for (;;) pause();
     }
   }
