@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import time
@@ -125,7 +126,11 @@ async def test_errors_by_their_code_with_the_upstreams_status_and_code(
     ],
 )  # fmt: skip
 async def test_what_is_no_envelope(answer: Any, kind: type[BackendFailure], code: str | None, words: str) -> None:
-    error = await ask(**answer)
+    gc.disable()  # hypothesis listens to the collector, and fails where the parser has left it no depth
+    try:
+        error = await ask(**answer)
+    finally:
+        gc.enable()
     assert type(error) is kind and upstream_of(error).code == code
     assert words in str(error) and len(str(error)) < 500
 

@@ -56,7 +56,7 @@ async def held_execution(door: Door) -> str:
 
 async def test_a_key_at_its_bound_is_told_so_and_another_key_goes_on() -> None:
     service = Service(capacity=CAPACITY, key_hashes=HASHES)
-    async with service.served() as door:
+    async with service.served(bounded=True) as door:
         path = await held_execution(door)
         shares = service.app.state.edge.shares
         held = [await ask(door, path, KEYS[0]) for _ in range(4)]
@@ -99,7 +99,7 @@ async def unread(door: Door, count: int, path: str, key: str | None = None) -> A
 
 async def test_an_address_that_takes_no_answer_keeps_no_key_out() -> None:
     service = Service(capacity=CAPACITY, key_hashes=HASHES)
-    async with service.served() as door:
+    async with service.served(bounded=True) as door:
         shares = service.app.state.edge.shares
         async with unread(door, 20, BUNDLE):
             mine = await ask(door, "/sandboxes", KEYS[0])
@@ -113,7 +113,7 @@ async def test_an_address_that_takes_no_answer_keeps_no_key_out() -> None:
 
 async def test_answers_without_a_key_take_nothing_from_what_a_key_may_have() -> None:
     service = Service(capacity=Capacity(strangers=64), key_hashes=HASHES)
-    async with service.served() as door:
+    async with service.served(bounded=True) as door:
         shares = service.app.state.edge.shares
         door.client.headers["authorization"] = f"Bearer {KEYS[0]}"
         path = await door.start("print", "250000")
@@ -152,7 +152,7 @@ async def test_of_an_answer_that_nobody_takes_the_kernel_holds_little(monkeypatc
 
     monkeypatch.setattr(BoundedHttp, "connection_made", noted)
     service = Service(key_hashes=HASHES)
-    async with service.served() as door:
+    async with service.served(bounded=True) as door:
         answers = service.app.state.edge.shares.strangers_answers
         async with unread(door, 4, BUNDLE):
             await comes_true(lambda: answers.used > 4 * BUNDLE_BYTES)
@@ -163,7 +163,7 @@ async def test_of_an_answer_that_nobody_takes_the_kernel_holds_little(monkeypatc
 
 async def test_a_stream_is_a_connection_of_its_key() -> None:
     service = Service(capacity=CAPACITY, key_hashes=HASHES)
-    async with service.served() as door:
+    async with service.served(bounded=True) as door:
         path = (await held_execution(door)).partition("?")[0]
         connections = service.app.state.edge.shares.connections
         async with door.stream(path, additional_headers={"authorization": f"Bearer {KEYS[1]}"}) as viewer:
@@ -177,7 +177,7 @@ async def test_a_stream_is_a_connection_of_its_key() -> None:
 async def test_a_proxy_that_is_trusted_says_who_is_behind_it() -> None:
     settings = Settings(trusted_proxies=("127.0.0.1",))
     service = Service(capacity=CAPACITY, key_hashes=HASHES, settings=settings)
-    async with service.served() as door:
+    async with service.served(bounded=True) as door:
         strangers = service.app.state.edge.shares.strangers
         proxied = [await ask(door, "/healthz", more=f"X-Forwarded-For: 192.0.2.{n}\r\n") for n in (1, 2, 2)]
         proxied.append(await ask(door, "/healthz", more="X-Forwarded-For: 2001:db8::1\r\n"))
@@ -198,7 +198,7 @@ async def test_a_trusted_proxy_that_says_no_address_is_the_client_itself() -> No
         "192.0.2.8:4711": "192.0.2.8",
     }
     service = Service(key_hashes=HASHES, settings=Settings(trusted_proxies=("127.0.0.1",)))
-    async with service.served() as door:
+    async with service.served(bounded=True) as door:
         proxied = [await ask(door, "/problems", more=f"X-Forwarded-For: {text}\r\n") for text in said]
         assert [await status(connection) for connection in proxied] == [200] * len(said)
         assert service.app.state.edge.shares.strangers.held("127.0.0.1") == 3
