@@ -95,16 +95,20 @@ def _queued_signal(_: int) -> None:
 
 
 def _message_queue(number: int) -> None:
-    _check(_LIBC.mq_open(b"/q%d-%d" % (os.getpid(), number), os.O_CREAT | os.O_RDWR, 0o600, None))
+    """Without a name it is there, and counted, until its descriptor is closed; with one it outlives this program."""
+    name = b"/q%d-%d" % (os.getpid(), number)
+    _check(_LIBC.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None))
+    _check(_LIBC.mq_unlink(name))
 
 
 def _locked_segment(_: int) -> None:
+    """Removed at once, it is there until this program, which has it in its memory, ends."""
     segment = _check(_LIBC.shmget(0, 4096, 0o600))
     try:
+        _check(_LIBC.shmat(segment, None, 0))
         _check(_LIBC.shmctl(segment, 11, None))  # SHM_LOCK
-    except OSError:
+    finally:
         _LIBC.shmctl(segment, 0, None)
-        raise
 
 
 TAKE: dict[str, Callable[[int], object]] = {
