@@ -245,6 +245,8 @@ REFUSED_SOCKETS = {
     "UDPLITE": (2, 2, 136),
     "PING": (2, 2, 1),
     "PING6": (10, 2, 58),
+    "TCP in the type of UDP": (2, 2, 6),
+    "UDP in the type of TCP": (10, 1, 17),
 }
 
 
