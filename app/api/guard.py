@@ -147,7 +147,11 @@ class Guard:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
 
         try:
-            holder, answers = self._receive(scope, visit)
+            try:
+                holder, answers = self._receive(scope, visit)
+            except Refused:
+                await self._queue.enter(_address(scope))  # a refusal costs time too: it begins in turn as well
+                raise
             # Whoever asks for health waits for nobody's requests but those of his kind.
             await self._queue.enter(scope["path"] if scope["path"] in ANY_HOST_PATHS else holder)
             await self._app(scope, receive, Paced(visit.send, answers, holder, refuse).send)

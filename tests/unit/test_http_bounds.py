@@ -97,6 +97,28 @@ async def test_a_head_without_end_is_refused() -> None:
         assert answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400")) or answer == b"reset"
 
 
+@pytest.mark.parametrize("pieces", [1, 16])
+async def test_a_target_above_its_bound_is_refused_before_anything_reads_it(pieces: int) -> None:
+    seen: list[str] = []
+
+    async def counted(scope: Any, receive: object, send: object) -> None:
+        seen.append(scope["path"])
+        await application(scope, receive, send)
+
+    rest = b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    longest = b"/?" + b"a&" * (http_bounds.TARGET_BYTES // 2 - 1)
+    assert len(longest) == http_bounds.TARGET_BYTES
+    async with served(counted) as port:
+        assert (await answer_to(port, b"GET " + longest + rest)).endswith(b"ok")
+        request = b"GET " + longest + b"a" + rest
+        size = len(request) // pieces + 1
+        answer = await answer_to(port, *(request[at : at + size] for at in range(0, len(request), size)))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 414 URI Too Long\r\n")
+    assert b"16384 bytes" in body
+    assert seen == ["/"], "the longest that is taken"
+
+
 async def test_too_many_headers_are_refused() -> None:
     async with served() as port:
         answer = await answer_to(port, GET + b"x: y\r\n" * 200 + b"\r\n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 
@@ -10,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.guard import Door, Guard
 from app.api.tickets import Tickets
 from app.core.budget import Budget
+from app.core.fair_queue import EACH_TURN
 from app.core.registry import Registry
 from app.settings import Settings
 from tests.unit.api.service import Service, call
@@ -128,6 +130,27 @@ async def test_every_configured_key_opens(authorization: str) -> None:
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/problems/conflict"])
 async def test_open_paths_need_no_key(path: str) -> None:
     assert (await get(Service(key_hashes=HASHES), path)).status_code == 200
+
+
+async def test_refused_requests_of_one_address_hold_up_another_by_a_few() -> None:
+    service = Service(key_hashes=HASHES)
+    order: list[int] = []
+
+    async def ask(path: str, address: str) -> None:
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                order.append(message["status"])
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        scope = {"type": "http", "scheme": "http", "path": path, "raw_path": path.encode(), "method": "GET"}
+        scope |= {"query_string": b"", "headers": [(b"host", b"localhost")], "client": (address, 1)}
+        await service.app(scope, receive, send)
+
+    await asyncio.gather(*(ask("/sandboxes", "192.0.2.1") for _ in range(200)), ask("/healthz", "192.0.2.2"))
+    assert (order.count(401), order.count(200)) == (200, 1)
+    assert order.index(200) <= 5 * EACH_TURN
 
 
 async def test_two_authorization_headers_are_401() -> None:
