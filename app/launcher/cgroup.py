@@ -195,6 +195,9 @@ class Tree:
                 swapping = "memory.swappiness" if self.version == 1 else f"{_WORKERS}/memory.swap.max"
                 if has(swapping, hierarchy.parent):  # on version 1 every group below inherits it
                     write(swapping, hierarchy.parent, "0")
+            weight, most = ("cpu.shares", 10_240) if self.version == 1 else ("cpu.weight", 1000)
+            if "cpu" in hierarchy.controllers and has(f"{_WORKERS}/{weight}", hierarchy.parent):
+                write(f"{_WORKERS}/{weight}", hierarchy.parent, str(most))  # they come before commands
             if self.version == 2 and "cpu" in hierarchy.controllers:  # from now on only its children hold processes
                 write(f"{_WORKERS}/cgroup.subtree_control", hierarchy.parent, "+cpu")
             hierarchy.workers = self.open_join(hierarchy, _WORKERS)

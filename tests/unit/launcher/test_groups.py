@@ -18,12 +18,12 @@ from tests.kernel.host import own_descriptors
 FILES_1 = {
     "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "tasks", "cgroup.procs"),
     "pids": ("pids.max", "tasks", "cgroup.procs"),
-    "cpu": ("cpu.cfs_quota_us", "tasks", "cgroup.procs"),
+    "cpu": ("cpu.cfs_quota_us", "cpu.shares", "tasks", "cgroup.procs"),
     "cpuacct": ("cpuacct.usage", "tasks", "cgroup.procs"),
 }
 MEMORY_2 = ("memory.max", "memory.swap.max", "memory.events", "memory.peak")
 GROUP_2 = ("cgroup.procs", "cgroup.subtree_control", "cgroup.kill")
-FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "cpu.max", "cpu.stat")
+FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "cpu.max", "cpu.stat", "cpu.weight")
 
 
 class Kernel:
@@ -113,6 +113,14 @@ def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: 
         "one/cpu.max": "25000 100000",
         "_workers/one/cpu.max": "20000 100000",
     }
+
+
+def test_workers_come_before_commands_on_version_1(first: Tree, tmp_path: Path) -> None:
+    assert (tmp_path / "cpu/_workers/cpu.shares").read_text() == "10240"
+
+
+def test_workers_come_before_commands_on_version_2(second: Tree, tmp_path: Path) -> None:
+    assert (tmp_path / "_workers/cpu.weight").read_text() == "1000"
 
 
 def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(second: Tree, tmp_path: Path) -> None:
