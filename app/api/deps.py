@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 from app.api.readiness import Readiness
 from app.api.tickets import Tickets
 from app.core.budget import Budget
+from app.core.fair_queue import FairQueue
 from app.core.policy import LimitRange, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
@@ -19,6 +20,9 @@ from app.core.sandboxes import Capacity, Sandboxes
 BODY_LIMIT = 4 * 1024 * 1024
 # It brings files along. A text of 8 MiB takes up to 20 ms to parse, in one piece; more goes by PUT.
 RUN_PATH, RUN_BODY_LIMIT = "/run", 8 * 1024 * 1024
+
+# Go out in one run through the event loop, to all viewers and clients together. One takes 0.1 to 0.3 ms.
+PIECES_EACH_TURN = 16
 
 
 class Journal(Protocol):
@@ -86,6 +90,7 @@ class Shares:
     bodies: Budget  # bytes of request bodies
     answers: Budget  # bytes
     strangers_answers: Budget  # bytes, of answers that needed no key; holders are addresses
+    pieces: FairQueue = field(default_factory=lambda: FairQueue(PIECES_EACH_TURN))  # of output and of large answers
 
     @classmethod
     def of(cls, capacity: Capacity, *, shared: bool, answers_mib: int = 256, bodies_mib: int = 512) -> Shares:

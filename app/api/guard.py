@@ -154,7 +154,7 @@ class Guard:
                 raise
             # Whoever asks for health waits for nobody's requests but those of his kind.
             await self._queue.enter(scope["path"] if scope["path"] in ANY_HOST_PATHS else holder)
-            await self._app(scope, receive, Paced(visit.send, answers, holder, refuse).send)
+            await self._app(scope, receive, Paced(visit.send, answers, holder, refuse, self._shares.pieces).send)
         except Refused as error:
             await refuse(error)
         except ClientGone:

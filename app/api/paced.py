@@ -8,18 +8,25 @@ from starlette.types import Message, Send
 
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded
+from app.core.fair_queue import FairQueue
 
 PIECE = 128 * 1024
 
 
 class Paced:
-    """`send` for one answer. A body above 128 KiB counts as the holder's until its last piece was handed over, and a
-    piece is handed over when the client has taken most of the one before it. When there is no room `refuse` answers
-    instead: nothing was sent yet."""
+    """`send` for one answer. A body above 128 KiB counts as the holder's until its last piece was handed over. A piece
+    is handed over when the client has taken most of the one before it, and in turn with those of others (`turns`). When
+    there is no room `refuse` answers instead: nothing was sent yet."""
 
     def __init__(
-        self, send: Send, budget: Budget, holder: Hashable, refuse: Callable[[CapacityExceeded], Awaitable[None]]
+        self,
+        send: Send,
+        budget: Budget,
+        holder: Hashable,
+        refuse: Callable[[CapacityExceeded], Awaitable[None]],
+        turns: FairQueue,
     ) -> None:
+        self._turns = turns
         self._send, self._budget, self._holder, self._refuse = send, budget, holder, refuse
         self._start: Message | None = None
         self._refused = False
@@ -51,6 +58,7 @@ class Paced:
         try:
             await self._send(start)
             for at in range(0, len(body), PIECE):
+                await self._turns.enter(self._holder)
                 more = at + PIECE < len(body)
                 await self._send({"type": "http.response.body", "body": body[at : at + PIECE], "more_body": more})
         finally:

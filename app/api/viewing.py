@@ -3,7 +3,6 @@ encoding's: frames of a WebSocket (`streaming.py`) or Server-Sent Events (`event
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ from app.api.deps import edge_of, visitor_of
 from app.api.output import check_offset, check_readable
 from app.api.validation import invalid_request
 from app.core.executions import Execution
+from app.core.fair_queue import FairQueue
 from app.core.follow import Gap, Output
 from app.core.models import Channel
-
-# The server's `send` suspends only when its buffer is full. A fast reader would otherwise never let the loop go on.
-PIECES_PER_TURN = 8
 
 Offsets = dict[Channel, int]
 
@@ -71,6 +68,8 @@ class View:
     execution: Execution
     offsets: Offsets
     count: Callable[[int], None]  # is told how many bytes were sent
+    client: str  # whose turn each piece is
+    turns: FairQueue
     only: bool = False  # who looks may not send signals and sizes
 
     async def send_to(self, encoding: Encoding) -> None:
@@ -80,22 +79,16 @@ class View:
         await encoding.exit(self.execution)
 
     async def _follow(self, encoding: Encoding) -> None:
-        sent = pieces = 0
+        """The server's `send` suspends only when its buffer is full, and output wakes all viewers in one run through
+        the loop: 200 with 8 pieces each held it for seconds. So the pieces of all of them go out in turn."""
         with self.execution.follow(self.offsets) as follower:
-            try:
-                while (item := follower.poll() or await follower.next()) is not None:
-                    if isinstance(item, Gap):
-                        await encoding.gap(item)
-                        continue
+            while (item := follower.poll() or await follower.next()) is not None:
+                await self.turns.enter(self.client)
+                if isinstance(item, Gap):
+                    await encoding.gap(item)
+                else:
                     await encoding.output(item)
-                    sent += len(item.data)
-                    pieces += 1
-                    if pieces % PIECES_PER_TURN == 0:
-                        self.count(sent)
-                        sent = 0
-                        await asyncio.sleep(0)
-            finally:
-                self.count(sent)
+                    self.count(len(item.data))
 
 
 @contextmanager
@@ -114,6 +107,6 @@ def admitted(connection: HTTPConnection, offsets: Offsets) -> Iterator[View]:
         execution.enter_view(edge.sandboxes.capacity.viewers)
         try:
             count = partial(edge.streamed, sandbox.spec.runtime)
-            yield View(execution, offsets, count, visitor.view_only)
+            yield View(execution, offsets, count, visitor.client, edge.shares.pieces, visitor.view_only)
         finally:
             execution.leave_view()

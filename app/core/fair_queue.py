@@ -1,4 +1,5 @@
-"""Requests of many clients begin in turn, so that one with a thousand of them holds up another by a few."""
+"""What many clients want begins in turn, so that one with a thousand requests holds up another by a few. Pieces of
+output and of large answers go out in the same way."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from starlette.types import Message
 from app.api.paced import PIECE, Paced
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded
+from app.core.fair_queue import FairQueue
 
 
 def start(length: int) -> Message:
@@ -24,7 +25,7 @@ class Client:
         self.got: list[Message] = []
         self.refused: list[CapacityExceeded] = []
         self.taking = asyncio.Event()
-        self.paced = Paced(self.take, budget, name, self.refuse)
+        self.paced = Paced(self.take, budget, name, self.refuse, FairQueue())
 
     async def take(self, message: Message) -> None:
         if message["type"] == "http.response.body":
