@@ -65,12 +65,14 @@ class Custody:
     @property
     def busy(self) -> bool:
         """Something is left that time alone brings forward."""
-        return bool(self._leaving or self._unfinished or self.pauses or self._dead_groups.reclaiming)
+        ending = self._dead_groups.reclaiming or self._locks.ending
+        return bool(self._leaving or self._unfinished or self.pauses or ending)
 
     @property
     def milliseconds_left(self) -> int | None:
         """Until `go_on` has something to do again, when nothing happens."""
-        return self._watch.milliseconds_left(self._sandboxes.values())
+        waits = (self._watch.milliseconds_left(self._sandboxes.values()), self._locks.milliseconds_left)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     @property
     def prepared(self) -> bool:
@@ -93,6 +95,7 @@ class Custody:
     def go_on(self) -> None:
         """What could not be finished at once, and what is looked at from time to time."""
         self._carry_out(self._watch.look(self._sandboxes.values()))
+        self._carry_out(self._locks.go_on())
         for sandbox in tuple(self._unfinished):
             sandbox.tidy()
             for number in sandbox.go_on_killing():
@@ -107,6 +110,8 @@ class Custody:
 
     def _carry_out(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:
+            if self._sandboxes.get(verdict.sandbox.id) is not verdict.sandbox:
+                continue  # it was destroyed while the search for file locks went on
             verdict.sandbox.end(verdict.number, verdict.reason, verdict.detail)
             self._unfinished[verdict.sandbox] = None
 
@@ -207,8 +212,7 @@ class Custody:
     def hear(self, descriptor: int) -> None:
         """A worker, its groups, or a search for file locks."""
         if descriptor == self._locks.descriptor:
-            there = [found for found in self._locks.take() if self._sandboxes.get(found.sandbox.id) is found.sandbox]
-            self._carry_out(there)
+            self._carry_out(self._locks.take())
         else:
             self._hear_sandbox(descriptor)
 

@@ -33,6 +33,30 @@ for n in range(int(sys.argv[1])):
 print("holds", flush=True)
 sys.stdin.read()
 """
+# Descriptors that are slow to list: each stands for one inotify that watches many files. argv: watches, descriptors,
+# processes. Prints the processor seconds that reading all of them once would take.
+SLOW = """
+import ctypes, os, sys, time
+watches, descriptors, processes = map(int, sys.argv[1:])
+libc = ctypes.CDLL(None)
+slow = libc.inotify_init()
+for n in range(watches):
+    name = f"{os.environ['TMPDIR']}/{n}"
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
+    assert libc.inotify_add_watch(slow, name.encode(), 2) > 0
+for _ in range(descriptors):
+    os.dup(slow)
+before = time.thread_time()
+with open(f"/proc/self/fdinfo/{slow}") as file:
+    assert file.read().count("inotify wd:") == watches
+each = time.thread_time() - before
+for _ in range(processes - 1):
+    if os.fork() == 0:
+        break
+else:
+    print(each * descriptors * processes, flush=True)
+sys.stdin.read()
+"""
 # A few locks and many rows, all the while.
 DATABASE = """
 import sqlite3, sys
@@ -88,6 +112,29 @@ def test_holder_of_too_many_locks_is_ended_and_nobody_else(service: Service) -> 
     assert service.call("PUT", f"{database.path}/stdin?eof=true")[0] == 204
     assert database.exit()["code"] == 0
     for each in (sandbox, neighbour):
+        service.call("DELETE", f"/sandboxes/{each}")
+
+
+def test_descriptors_that_are_slow_to_list_hide_no_locks_and_hold_up_nobody(service: Service) -> None:
+    sandbox, slow_one = service.create(), service.create()
+    slow = start(
+        service, slow_one, "python3", "-c", SLOW, "5000", "900", "8", stdin="open", env={"TMPDIR": "/workspace"}
+    )
+    while not (said := slow.out().split()):
+        slow.saw(b"\n")
+    assert float(said[0]) > 10 * file_locks.BUDGET, "control: the search would take that long"
+    launcher = service.children()["launcher"]
+    before = host.cpu_ns(launcher)
+    taker = start(service, sandbox, "python3", "-c", LOCKS, "240", "/tmp", stdin="open")
+    host.until(lambda: any(0 in host.uids_of(pid) for pid in host.children_of(launcher)), "a search is under way")
+    assert service.run(service.create(), "echo", "answered")["stdout"] == "answered\n"
+    for running in (slow, taker):
+        ended = running.exit()
+        assert (ended["reason"], ended["signal"]) == ("resource_limit", "SIGKILL"), ended
+    assert "could not be counted" in slow.exit()["detail"]
+    assert host.cpu_ns(launcher) - before < file_locks.BUDGET * 1e9
+    assert service.run(slow_one, "echo", "usable")["stdout"] == "usable\n"
+    for each in (sandbox, slow_one):
         service.call("DELETE", f"/sandboxes/{each}")
 
 
