@@ -179,14 +179,16 @@ class Guard:
         return self._assign(scope, visit, self._shares.connections, visitor.client), self._shares.answers
 
     def _assign(self, scope: Scope, visit: _Visit, budget: Budget, holder: Hashable) -> Hashable:
-        """Raises CapacityExceeded. Then the connection ends with the answer."""
+        """Raises CapacityExceeded. Then the connection ends with the answer, which for health is no refusal: a load
+        balancer must not take a service for dead because others have all connections."""
         entry: ConnectionEntry | None = scope["state"].get("connection")
         if entry is not None:
             try:
                 entry.belongs_to(budget, holder)
             except CapacityExceeded:
                 visit.close_after()
-                raise
+                if scope["path"] not in ANY_HOST_PATHS:
+                    raise
         return holder
 
 

@@ -37,7 +37,8 @@ class Closable(Protocol):
 class Connections:
     """A connection is a newcomer until its first request was looked at. When there are too many newcomers the address
     that has the most of them loses its first one. When a client has no room for one more, its own connection that has
-    been idle for the longest is closed."""
+    been idle for the longest is closed. When nothing is left for a client that has no connection, the client that has
+    the most loses its idle one: else a dozen of them that say nothing more would keep everybody else out."""
 
     def __init__(self, newcomers: int) -> None:
         self._newcomers = Retention[ConnectionEntry](newcomers)
@@ -55,7 +56,7 @@ class Connections:
         """Raises CapacityExceeded."""
         if entry.held != (budget, holder):
             if not budget.fits(holder):
-                self._close_idle(budget, holder)
+                self._make_room(budget, holder)
             budget.take(holder)
             self.remove(entry)
             entry.held = budget, holder
@@ -63,11 +64,20 @@ class Connections:
         entries.pop(entry, None)
         entries[entry] = None
 
-    def _close_idle(self, budget: Budget, holder: Hashable) -> None:
-        for entry in self._entries.get((budget, holder), ()):
-            if entry.connection.idle:
-                entry.close()
+    def _make_room(self, budget: Budget, holder: Hashable) -> None:
+        if budget.held(holder):
+            self._close_idle(self._entries.get((budget, holder), {}))
+            return
+        others = [entries for (of, _), entries in self._entries.items() if of is budget]
+        for entries in sorted(others, key=len, reverse=True):
+            if self._close_idle(entries):
                 return
+
+    def _close_idle(self, entries: dict[ConnectionEntry, None]) -> bool:
+        found = next((entry for entry in entries if entry.connection.idle), None)
+        if found is not None:
+            found.close()
+        return found is not None
 
     def remove(self, entry: ConnectionEntry) -> None:
         self._newcomers.remove(entry.network, entry)

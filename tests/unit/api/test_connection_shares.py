@@ -188,6 +188,48 @@ async def test_a_proxy_that_is_trusted_says_who_is_behind_it() -> None:
         await closed(*proxied)
 
 
+def from_address(number: int) -> str:
+    return f"X-Forwarded-For: 192.0.2.{number}\r\n"
+
+
+async def test_addresses_that_keep_all_connections_idle_keep_nobody_out() -> None:
+    service = Service(capacity=CAPACITY, key_hashes=HASHES, settings=Settings(trusted_proxies=("127.0.0.1",)))
+    async with service.served(bounded=True) as door:
+        strangers = service.app.state.edge.shares.strangers
+        idle = []
+        for number in (1, 1, 1, 1, 2, 2, 3, 4):
+            idle.append(await ask(door, "/healthz", more=from_address(number)))
+            assert await status(idle[-1]) == 200
+        assert strangers.used == strangers.size == 8
+        newcomer = await ask(door, "/docs", more=from_address(5))
+        assert await status(newcomer) == 200
+        async with asyncio.timeout(10):
+            await idle[0][0].read()  # until the service closes the one that was idle for the longest
+        assert (strangers.held("192.0.2.1"), strangers.held("192.0.2.5"), strangers.used) == (3, 1, 8)
+        await closed(*idle, newcomer)
+
+
+async def test_health_is_told_even_when_no_connection_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedHttp, "idle", False)
+    service = Service(capacity=CAPACITY, key_hashes=HASHES, settings=Settings(trusted_proxies=("127.0.0.1",)))
+    async with service.served(bounded=True) as door:
+        strangers = service.app.state.edge.shares.strangers
+        held = [await ask(door, "/healthz", more=from_address(number)) for number in (1, 1, 1, 1, 2, 2, 3, 4)]
+        assert [await status(connection) for connection in held] == [200] * 8
+        await reaches(strangers, 8)
+        for path in ("/healthz", "/readyz"):
+            asked = await ask(door, path, more=from_address(5))
+            async with asyncio.timeout(10):
+                answer = await asked[0].read()  # until the service closes
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in answer
+            await closed(asked)
+        refused = await ask(door, "/docs", more=from_address(5))
+        assert await status(refused) == 429
+        assert strangers.used == 8
+        await closed(*held, refused)
+
+
 async def test_a_trusted_proxy_that_says_no_address_is_the_client_itself() -> None:
     said = {
         "unknown": "127.0.0.1",

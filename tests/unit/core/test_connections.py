@@ -91,3 +91,24 @@ def test_addresses_of_ipv4_in_ipv6_are_networks_of_their_own() -> None:
     """As a socket that listens on `::` tells them."""
     found = [network_of(address) for address in ("::ffff:192.0.2.1", "192.0.2.1", "fe80::1%eth0", "2001:db8::2")]
     assert found == ["192.0.2.1", "192.0.2.1", "fe80::/64", "2001:db8::/64"]
+
+
+def test_who_has_no_connection_gets_the_place_of_an_idle_one_of_whoever_has_the_most() -> None:
+    connections, budget = Connections(newcomers=64), Budget("connections", 4, "client")
+    busy, (idle, _) = seated(connections, budget, "a")[0], seated(connections, budget, "a", idle=True)
+    other, last = seated(connections, budget, "b", idle=True)[0], seated(connections, budget, "c", idle=True)[0]
+    assert budget.used == 4, "nothing is left"
+    seated(connections, budget, "d")
+    assert [wire.open for wire in (busy, idle, other, last)] == [True, False, True, True]
+    assert (budget.held("a"), budget.held("d"), budget.used) == (1, 1, 4)
+    with pytest.raises(CapacityExceeded):
+        seated(connections, budget, "d")  # who has one takes nothing from others
+    assert [wire.open for wire in (busy, other, last)] == [True, True, True]
+
+
+def test_where_nobody_has_an_idle_connection_who_has_none_is_refused() -> None:
+    connections, budget = Connections(newcomers=64), Budget("connections", 2, "client")
+    wires = [seated(connections, budget, holder)[0] for holder in "ab"]
+    with pytest.raises(CapacityExceeded):
+        seated(connections, budget, "c")
+    assert all(wire.open for wire in wires)
