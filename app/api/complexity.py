@@ -1,7 +1,8 @@
 """What a JSON body costs to read depends on its values, not on its bytes: 4 MiB of `[],` take half a second.
 
 The parser runs in one piece, in which nobody else is served, in a thread as well: it holds the interpreter's lock. So
-the values are counted before, in small pieces, and a body with too many of them is refused.
+the values are counted before, in small pieces, and a body with too many of them is refused. A number costs by the
+square of its digits: 1,900 integers of 4,300 digits, in 8 MiB, take 54 ms. So these are bounded too, in every body.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from app.core.timeslices import TimeSlices
 # Measured with pydantic 2.12: a value takes 40 to 60 ns, a list or an object 400, a name 500. This many take 9 ms.
 MOST = 160_000
 _WEIGHTS = ((b",", 1), (b"[", 8), (b"{", 8), (b":", 10))
+DIGITS = 32  # in a row; a float of 64 bits has 17 that count
+_TOO_MANY_DIGITS = b"0" * (DIGITS + 1)
+_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _PIECE = 64 * 1024
 
 
 async def check_complexity(body: bytes) -> None:
     """Raises InvalidRequest. Returns at the begin of a slice, which the parser of a large body needs for itself.
     What is no JSON is left to the parser, which stops where it sees that."""
-    if len(body) * max(weight for _, weight in _WEIGHTS) <= MOST:
+    is_small = len(body) * max(weight for _, weight in _WEIGHTS) <= MOST
+    if is_small and not _has_long_number(body):
         return
     slices = TimeSlices.of_loop()
     at = weight = inside = 0  # inside: 1 in the middle of a string
@@ -32,9 +37,15 @@ async def check_complexity(body: bytes) -> None:
         parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
         outside = b"".join(parts[inside::2])
         inside = (inside + len(parts) - 1) % 2
+        if _has_long_number(outside):
+            raise InvalidRequest.at("", f"has a number with more than {DIGITS} digits in a row")
         weight += sum(outside.count(sign) * cost for sign, cost in _WEIGHTS)
         if weight > MOST:
             raise InvalidRequest.at(
                 "", f"has too many parts: {MOST} are read, where a name counts as ten, a list or an object as eight"
             )
     await slices.next()
+
+
+def _has_long_number(text: bytes) -> bool:
+    return _TOO_MANY_DIGITS in text.translate(_AS_ZEROS)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.api.complexity import MOST, check_complexity
+from app.api.complexity import DIGITS, MOST, check_complexity
 from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT
 from app.api.run import OUTPUT_CEILING, response_of
 from app.core.errors import InvalidRequest
@@ -83,6 +83,38 @@ async def test_body_of_very_many_values_is_refused_before_it_is_parsed(shape: st
             body = _body(shape, MOST // 24)  # few enough
         answer = await client.post("/run", content=body, headers=JSON)
         assert "too many parts" not in answer.text
+
+
+LONG_NUMBERS = {
+    "integers": b'{"command":[' + b",".join([b"9" * 4300] * 900) + b"]}",
+    "exponent": b'{"ttl_seconds":1e' + b"9" * (BODY_LIMIT - 100) + b"}",
+    "fraction": b'{"ttl_seconds":0.' + b"9" * (BODY_LIMIT - 100) + b"}",
+    "small": b'{"ttl_seconds":0.' + b"9" * 33 + b"}",
+}
+
+
+@pytest.mark.parametrize("shape", LONG_NUMBERS)
+async def test_body_with_a_long_number_is_refused_before_it_is_parsed(shape: str) -> None:
+    service = Service()
+    async with service.client() as client:
+        answer = await client.post("/sandboxes", content=LONG_NUMBERS[shape], headers=JSON)
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"pointer": "", "detail": "has a number with more than 32 digits in a row"}]
+    assert service.backend.created == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"ttl_seconds":' + b"9" * DIGITS + b"." + b"9" * DIGITS + b"}",
+        b'{"' + b"1" * 100 + b'":"' + b"2" * 100 + b'\\"' + b"3" * 100 + b'"}',
+        b'{"stdin":"' + b"7" * (BODY_LIMIT // 2) + b'"}',
+        b"[" + b",".join([b"9" * DIGITS] * 2000) + b"]",
+    ],
+    ids=["short numbers", "strings", "a long string", "many numbers"],
+)
+async def test_numbers_of_few_digits_and_digits_in_strings_are_taken(body: bytes) -> None:
+    await asyncio.create_task(check_complexity(body))
 
 
 @pytest.mark.parametrize("content", ["x", "\n", '"', "\\", "é", "[,{:"], ids=ascii)
