@@ -140,7 +140,8 @@ def mounts_of(pid: int) -> Found:
 
 def left_of(first: int) -> Found:
     """What of a service that has ended is still there. Its uids begin with `first`."""
-    left = [f"process {describe(pid)}" for pid in processes_in(first)]
+    # A zombie whose parent has ended is the host's init's to reap, in its own time.
+    left = [f"process {found}" for pid in processes_in(first) if not (found := describe(pid)).endswith(") Z 1")]
     left += [f"group {folder}" for folder in group_folders(first)]
     left += [
         f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{RUN}/{first}" in line
