@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from app.launcher import cgroup
@@ -35,16 +36,13 @@ def read_pages(service: Service, sandbox: str, large: Path, numbers: range) -> N
         assert done["exit"]["code"] == 0, done
 
 
-def test_groups_stay_for_a_page_without_the_service() -> None:
-    """The control."""
-    text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-    version, places = cgroup.locate(*text)
-    root = Path(next(folder for names, folder in places if "memory" in names), "bulkhead-test-dead")
-    root.mkdir(exist_ok=True)
-    if version == 2:
-        (root / "cgroup.subtree_control").write_text("+memory")
+def stayed_of_200(root: Path, version: int) -> int:
+    """How many groups stay in which a process read a page of a file of ours, as far as the host is quiet."""
     before = memory_groups()
-    with largest().open("rb") as file:
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        file.write(bytes(200 * _PAGES * 4096))
+        file.flush()
+        os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         for number in range(200):
             group = root / str(number)
@@ -56,10 +54,23 @@ def test_groups_stay_for_a_page_without_the_service() -> None:
                 os._exit(0)
             os.waitpid(child, 0)
             group.rmdir()
-    stayed = memory_groups() - before
+        stayed = memory_groups() - before
     (root / ("memory.force_empty" if version == 1 else "memory.reclaim")).write_text("0" if version == 1 else "64M")
-    root.rmdir()
-    assert stayed > 50, "of 200; others on the host make and remove groups meanwhile"
+    return stayed
+
+
+def test_groups_stay_for_a_page_without_the_service() -> None:
+    """The control. Groups of earlier tests may be let go meanwhile, so it has some rounds."""
+    text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
+    version, places = cgroup.locate(*text)
+    root = Path(next(folder for names, folder in places if "memory" in names), "bulkhead-test-dead")
+    root.mkdir(exist_ok=True)
+    if version == 2:
+        (root / "cgroup.subtree_control").write_text("+memory")
+    try:
+        assert any(stayed_of_200(root, version) > 50 for _ in range(5))
+    finally:
+        root.rmdir()
 
 
 def test_groups_of_ended_executions_stay_for_a_page_up_to_a_number_only(service: Service) -> None:
