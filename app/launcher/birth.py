@@ -15,7 +15,18 @@ from app.launcher.freezer import Freezer
 from app.launcher.groups import Groups
 from app.launcher.held import HeldSandbox
 from app.launcher.mounts import INSIDE_ID
-from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, READY, STEP_FAILED, CreatePlan, Writer
+from app.launcher.protocol import (
+    GO,
+    IDENTITY,
+    MAX_PACKET,
+    NETWORK_UP,
+    READY,
+    STEP_FAILED,
+    CreatePlan,
+    ProtocolError,
+    Reader,
+    Writer,
+)
 from app.launcher.room import Room
 from app.launcher.syscalls import (
     CLONE_NEWIPC,
@@ -134,6 +145,9 @@ class Nursery:
         try:
             groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
             copy = self._hand_over(copy, plan, owner, groups)
+        except BirthError:  # of a fresh copy; both are ended already
+            groups.remove()
+            raise
         except OSError as error:
             groups.remove()
             self._end(copy)
@@ -152,7 +166,12 @@ class Nursery:
             # A copy made ahead that did not get through its steps; a fresh one can tell its waiting client which.
             self._end(copy)
             copy = self._make_copy()
-            packets.send(copy.channel, packet, descriptors)
+            try:
+                packets.send(copy.channel, packet, descriptors)
+            except OSError as error:
+                refusal = _last_words(copy.channel) or BirthError("await_plan", error)
+                self._end(copy)
+                raise refusal from error
         return copy
 
     def _make_copy(self) -> Copy:
@@ -170,8 +189,9 @@ class Nursery:
             self._map_identity(pid, uid)
             packets.send(ours, bytes((IDENTITY,)), [])
         except OSError as error:
+            refusal = _last_words(ours) or BirthError(step, error)
             self._end(Copy(pid, pidfd, ours, uid))
-            raise BirthError(step, error) from error
+            raise refusal from error
         finally:
             theirs.close()
         return Copy(pid, pidfd, ours, uid)
@@ -208,3 +228,18 @@ class Nursery:
             Worker(room).serve()
         finally:
             os._exit(0)
+
+
+def _last_words(channel: _socket.socket) -> BirthError | None:
+    """The step that a copy which has ended named, if it did: it may end before the launcher has done its part."""
+    for _ in range(4):  # that its network is up comes before, and a reset is told once, ahead of what was sent
+        try:
+            source = Reader(channel.recv(MAX_PACKET, _socket.MSG_DONTWAIT))
+            if source.u8() == STEP_FAILED:
+                step, number, detail = source.text(64), source.u32(), source.text(1024)
+                return BirthError(step, OSError(number, detail))
+        except ConnectionResetError:
+            continue
+        except (OSError, ProtocolError):
+            return None
+    return None
