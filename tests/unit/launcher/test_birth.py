@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from app.launcher.birth import Copy, Nursery
+from app.launcher import birth
+from app.launcher.birth import BirthError, Copy, Nursery, _last_words
 from app.launcher.connection import Connection
-from app.launcher.protocol import NETWORK_UP, STEP_FAILED, Writer
+from app.launcher.protocol import NETWORK_UP, STEP_FAILED, CreatePlan, Writer
+
+PLAN = CreatePlan("one", "host", "default", 1000, 1 << 28, 1 << 26, 64, False, ["/usr"], ["/tmp"])
 
 
 @pytest.fixture
@@ -57,3 +62,46 @@ def test_a_copy_ahead_that_fails_is_given_up_and_not_asked_again() -> None:
     assert nursery.prepared
     assert nursery._uids == [7]
     assert ours.fileno() < 0
+
+
+def test_last_words_are_the_step_that_failed_whatever_was_said_before(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = ends
+    assert _last_words(ours) is None
+    theirs.send(bytes((NETWORK_UP,)))
+    theirs.send(bytes(Writer(STEP_FAILED).text("mount_proc").u32(errno.EPERM).text("no").data))
+    theirs.close()
+    refusal = _last_words(ours)
+    assert refusal is not None
+    assert (refusal.step, refusal.errno, refusal.strerror) == ("mount_proc", errno.EPERM, "no")
+
+
+class Ended(Nursery):
+    """One whose copy made ahead has ended, and that cannot make another."""
+
+    def __init__(self, ahead: Copy) -> None:
+        self._ahead = ahead
+        self.ended: list[Copy] = []
+
+    def _make_copy(self) -> Copy:
+        raise BirthError("clone", OSError(errno.EAGAIN, "no"))
+
+    def _end(self, copy: Copy) -> None:
+        self.ended.append(copy)
+
+
+def test_copy_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = ends
+    theirs.close()
+    made = SimpleNamespace(make=lambda *_: None, remove=list, close=list, processes_file=-1, entrances=[], home=[])
+    monkeypatch.setattr(birth, "Groups", lambda *_: made)
+    monkeypatch.setattr(birth, "Freezer", lambda *_: None)
+    copy = Copy(1, -1, ours, 1)
+    nursery = Ended(copy)
+    nursery._tree = cast(Any, None)
+    with socket.socket() as owner, pytest.raises(BirthError) as refusal:
+        nursery.give_birth(PLAN, owner)
+    assert (refusal.value.step, nursery.ended) == ("clone", [copy])
