@@ -156,6 +156,12 @@ def test_expiry_ends_an_idle_sandbox_and_not_a_busy_one(service: Service) -> Non
     host.until(lambda: not host.processes_of(uids[0]), "the idle one ends")
     assert len(host.processes_of(uids[1])) == 2
     assert running.delete() == 204
-    host.until(lambda: not host.processes_of(uids[1]), "the busy one ends when it is idle")
-    shown = service.call("GET", f"/sandboxes/{busy}")[1]
+    shown = {}
+
+    def expired() -> bool:
+        shown.update(service.call("GET", f"/sandboxes/{busy}")[1])
+        return shown["state"] == "destroyed"
+
+    host.until(expired, "the busy one expires when it is idle")
     assert (shown["state"], shown["state_reason"]) == ("destroyed", "the sandbox expired: it was idle")
+    assert not host.processes_of(uids[1])
