@@ -58,6 +58,7 @@ class Lifetimes:
         else:
             sandbox.handle = handle
             sandbox.state = SandboxState.RUNNING
+            sandbox.expires_at = now() + timedelta(seconds=sandbox.ttl_seconds)
             sandbox.touch()
             sandbox.watch = self._tasks.spawn(self._notice_loss(sandbox, handle))
             self._observer.sandbox_created(sandbox.spec.runtime, time.perf_counter() - began)
@@ -160,6 +161,9 @@ class Lifetimes:
         sandbox.timer = asyncio.get_running_loop().call_later(delay, self._expire, sandbox)
 
     def _ttl_left(self, sandbox: Sandbox) -> float:
+        """The ttl counts from `running`; before that the sandbox has `creating_seconds`."""
+        if sandbox.state is SandboxState.CREATING:
+            return self._capacity.creating_seconds - (now() - sandbox.created_at).total_seconds()
         return (sandbox.expires_at - now()).total_seconds()
 
     def _seconds_left(self, sandbox: Sandbox) -> float:
@@ -175,4 +179,6 @@ class Lifetimes:
             self.arm(sandbox)
             return
         why = "its ttl passed" if self._ttl_left(sandbox) <= EARLY_SECONDS else "it was idle"
+        if sandbox.state is SandboxState.CREATING:
+            why = f"it was not running after {self._capacity.creating_seconds:g} seconds"
         self._begin_end(sandbox, f"the sandbox expired: {why}")

@@ -40,6 +40,7 @@ class Capacity:
     archives: int = 16
     records: int = 10_000
     record_seconds: float = 3600
+    creating_seconds: float = 3600  # until it runs; only then its ttl begins
     stream_end_seconds: float = 10
 
 

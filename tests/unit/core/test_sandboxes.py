@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -439,12 +440,27 @@ async def test_renewal_in_the_very_turn_of_the_expiry_is_refused() -> None:
         assert refused == ["running"]
 
 
-async def test_ttl_passes_for_a_boot_that_never_ends() -> None:
-    async with House() as house:
+async def test_boot_that_never_ends_is_given_up() -> None:
+    async with House(creating_seconds=0.01) as house:
         house.backend.create_gate = Gate()
-        sandbox, _ = house.sandboxes.create(spec(ttl_seconds=0.01))
-        await expired(sandbox)
+        sandbox, _ = house.sandboxes.create(spec(ttl_seconds=1000))
+        assert await expired(sandbox) == "the sandbox expired: it was not running after 0.01 seconds"
         assert house.backend.alive == []
+
+
+async def test_ttl_counts_from_the_moment_at_which_the_sandbox_runs() -> None:
+    """A boot that takes longer than the ttl leaves the whole ttl to the sandbox."""
+    async with House() as house:
+        house.backend.create_gate = gate = Gate()
+        sandbox, _ = house.sandboxes.create(spec(ttl_seconds=5))
+        sandbox.created_at -= timedelta(seconds=7)
+        sandbox.expires_at = sandbox.created_at + timedelta(seconds=5)
+        house.sandboxes._lifetimes.arm(sandbox)
+        assert sandbox.timer is not None
+        assert sandbox.timer.when() > asyncio.get_running_loop().time() + 1000
+        gate.open()
+        await house.sandboxes.wait_created(sandbox, 10)
+        assert (sandbox.state, 4.5 < house.sandboxes._lifetimes._seconds_left(sandbox) <= 5) == ("running", True)
 
 
 async def test_idle_sandbox_is_destroyed() -> None:
