@@ -247,6 +247,21 @@ async def test_an_image_whose_user_cannot_make_the_workspace() -> None:
         assert not r.double.boxes
 
 
+async def test_the_workspace_is_made_whatever_the_working_directory_is() -> None:
+    async with rig() as r:
+        sandbox = await r.sandbox(spec=replace(SPEC, workdir="/tmp"))
+        run = await start(sandbox, "sh", "-c", "pwd; echo kept >file; cat file", workdir="/workspace")
+        assert ((await run.end()).code, run.out) == (0, b"/workspace\nkept\n")
+        assert (await sandbox.files.stat(b"/workspace/file")).size == 5
+
+
+async def test_an_image_whose_user_cannot_make_the_workspace_works_with_another_directory() -> None:
+    async with rig(Settings(user="1000:1000")) as r:
+        sandbox = await r.sandbox(spec=replace(SPEC, workdir="/tmp"))
+        run = await start(sandbox, "sh", "-c", "id -u; [ -e /workspace ] || echo none", workdir="/tmp")
+        assert ((await run.end()).code, run.out) == (0, b"1000\nnone\n")
+
+
 @pytest.mark.parametrize(
     ("facts", "layer"),
     [

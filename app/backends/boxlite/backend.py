@@ -203,9 +203,9 @@ class BoxliteBackend:
         return await self._server.start(box_id, self._settings.boot_seconds)
 
     async def _proved(self, sandbox: BoxliteSandbox, spec: SandboxSpec) -> Facts:
-        workspace = WORKSPACE if spec.workdir == WORKSPACE else ""
+        needed = spec.workdir == WORKSPACE  # an image whose user may not make it can be used with another workdir
         try:
-            return await sandbox.inside.prove(workspace)
+            return await sandbox.inside.prove(needs_workspace=needed)
         except PermissionError as error:
             detail = f"the image's user cannot make {WORKSPACE} ({error}); create with a workdir that the image has"
             raise LaunchFailed("workspace", "EACCES", detail) from error
@@ -213,7 +213,7 @@ class BoxliteBackend:
             raise
         except BackendUnavailable:  # a guest that has just answered may still drop its first call
             await asyncio.sleep(0.2)
-            return await sandbox.inside.prove(workspace)
+            return await sandbox.inside.prove(needs_workspace=needed)
 
     # --- endings
 

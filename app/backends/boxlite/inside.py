@@ -28,7 +28,7 @@ _NAMES = frozenset({"kernel", "cpus", "memory_kib", "routes"})
 
 # Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a box without a network has routes of lo.
 PROVE = r"""
-[ -z "$1" ] || mkdir -p "$1" || exit 4
+mkdir -p "$1" || [ -z "$2" ] || exit 4
 read -r release </proc/sys/kernel/osrelease && echo "kernel=$release"
 cpus=0
 while read -r word rest; do [ "$word" = processor ] && cpus=$((cpus + 1)); done </proc/cpuinfo
@@ -139,10 +139,10 @@ class Inside:
     def __init__(self, server: Server, box_id: str) -> None:
         self._server, self._box_id = server, box_id
 
-    async def prove(self, workspace: str) -> Facts:
-        """The first command in a box: when it has run, the box works. Makes `workspace`, where it is not empty.
-        Raises BackendUnavailable, PermissionError when the image's user may not make the workspace."""
-        said = await self._shell(PROVE, workspace)
+    async def prove(self, *, needs_workspace: bool) -> Facts:
+        """The first command in a box: when it has run, the box works. Makes the workspace. Raises BackendUnavailable,
+        and PermissionError when the image's user may not make a workspace that is needed."""
+        said = await self._shell(PROVE, WORKSPACE, "needed" if needs_workspace else "")
         if said.code == _NOT_ALLOWED:
             raise PermissionError(shown(said.err.decode(errors="replace"))[:200])
         if said.code != 0:

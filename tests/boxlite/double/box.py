@@ -158,7 +158,7 @@ class Box:
     def program(self, argv: list[str], env: dict[str, str], cwd: str | None, *, tty: bool) -> Program:
         executor = {"BOXLITE_EXECUTOR": f"container={self.container_id}"}
         whole = {"PATH": self._settings.path, "HOME": "/root"} | self.options.env | env | executor
-        return Program(argv, whole, cwd or self.options.working_dir, self.options.user, tty)
+        return Program(argv, whole, cwd or self.options.working_dir, self.options.user or self._settings.user, tty)
 
     def _refuse_while_stopping(self) -> None:
         if self._stopping:

@@ -53,7 +53,7 @@ class Options:
     env: dict[str, str] = field(default_factory=dict)
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
-    user: str = "root"
+    user: str = ""  # empty: as the image says
     tty: bool = False
     auto_stop: int = 0
     auto_delete: int = 0

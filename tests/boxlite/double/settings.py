@@ -25,4 +25,5 @@ class Settings:
     tick_seconds: float = 30.0  # how often the reaper, AutoStop and AutoDelete look
 
     path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # PATH, as the image says
+    user: str = "root"  # of every box that names none, as the image says
     missing_images: set[str] = field(default_factory=set)  # names and rootfs paths that cannot be resolved
