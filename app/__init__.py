@@ -2,41 +2,38 @@
 
 These are the packages and modules of `app`. Each imports only what stands below it.
 
-The programs. They connect the rest:
+The programs:
 
-``cli``             the command `bulkhead`, for clients and operators
-``serve``           `bulkhead serve`: starts the supervisor, or the gateway alone
-``apart``           launcher and gateway as two services that somebody else starts
-``gateway``         the process without privileges: gives up root, then listens
-``main``            makes the application from settings, core and API
-``supervisor``      starts launcher and gateway, and ends one when the other ends
+``cli``         the command `bulkhead`, for clients and operators
+``serving``     the processes of the service (supervisor, gateway, launcher), and HTTP within bounds
+``main``        makes the application from settings, core and API
 
 The client:
 
-``client``          calls the API from Python; `cli` uses it
+``client``      calls the API from Python; `cli` uses it
 
 The parts of the gateway:
 
-``api``             the routes: checks requests, calls the core, writes answers
-``http_bounds``     HTTP/1.1 of uvicorn with bounds for slow and hostile clients
-``ws_bounds``       WebSockets of uvicorn with bounds for frames and unread answers
-``http_slices``     parses input of many pieces in slices, so that other connections get their turn
-``http_upgrades``   treats an offer of another protocol as an ordinary request
-``pacing``          rates, and how much input is parsed in one slice
-``slow_callbacks``  logs what holds the event loop for long
-``backends``        one package per runtime; each carries out what the core asks for
-``profiles``        reads the operator's policy profiles
-``keys``            API keys, stored as hashes
-``spill``           stores on disk the output that does not fit into memory
-``telemetry``       logs and metrics
-``instance``        the name by which a BoxLite server knows this installation
-``settings``        everything that an operator may choose
-``core``            sandboxes, executions, policies, output: all decisions, without a framework and without I/O
+``api``         the routes: checks requests, calls the core, writes answers
+``backends``    one package per runtime; each carries out what the core asks for
+``keys``        API keys, stored as hashes
+``spill``       stores on disk the output that does not fit into memory
+``telemetry``   logs and metrics
+``settings``    everything that an operator may choose
+``core``        sandboxes, executions, policies, output: all decisions, without a framework and without I/O
 
 What imports nothing else of `app`:
 
-``launcher``        the only program with privileges: makes sandboxes. It imports the standard library and itself
-``slot``            reserves uids, a run folder and control groups for one service on a host
+``launcher``    the only program with privileges: makes sandboxes. It imports the standard library and itself
+
+Four packages are sorted further, so that the path of a file tells what may be touched there:
+
+- `launcher.daemon` runs as root, `launcher.sandbox` runs inside the clone that becomes the sandbox, `launcher.kernel`
+  wraps interfaces of the kernel for both, and `launcher.protocol` is what travels between the processes.
+- `api.routes` has the endpoints, `api.http` what surrounds every request, `api.schemas` what goes in and out,
+  `api.openapi` the document, and `api.streams` live output.
+- `serving.supervisor` starts the processes as root; `serving.gateway` has no privilege and imports nothing of it.
+- `backends.process` and `backends.boxlite` know nothing of each other.
 
 The gateway decides and the launcher confines. The gateway never needs a privilege, and the launcher does not trust it.
 A sandbox has one owner socket: when its last holder is gone, the kernel ends every process of the sandbox. When a step

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api.deps import Edge, Patience, Shares, TransferBounds
-from app.api.edge import install
-from app.api.guard import Door
-from app.api.idempotency import Recorded
-from app.api.readiness import Readiness
-from app.api.tickets import Tickets
+from app.api.application import install
+from app.api.context import Edge, Patience, Shares, TransferBounds
+from app.api.http.access import Door
+from app.api.http.idempotency import Recorded
+from app.api.http.readiness import Readiness
+from app.api.http.tickets import Tickets
 from app.core.answers import Answers
 from app.core.policy import DEFAULT_PROFILES, Policy
 from app.core.registry import Registry

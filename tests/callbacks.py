@@ -34,7 +34,7 @@ from typing import Any
 
 import httpx
 
-import app.api.openapi
+import app.api.openapi.document
 import app.main
 from app.backends.boxlite.backend import BoxliteBackend
 
@@ -63,7 +63,7 @@ class Callbacks:
         app.main.create_app = self._not_counted(app.main.create_app)
         BoxliteBackend.__init__ = self._not_counted(BoxliteBackend.__init__)  # type: ignore[method-assign]
         httpx.AsyncClient.__init__ = self._not_counted(httpx.AsyncClient.__init__)  # type: ignore[method-assign]
-        app.api.openapi.describe = self._not_counted(app.api.openapi.describe)
+        app.api.openapi.document.describe = self._not_counted(app.api.openapi.document.describe)
 
     def forget(self) -> None:
         self.slow.clear()

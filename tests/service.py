@@ -68,7 +68,7 @@ class Service:
         found: dict[str, int] = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            found["gateway" if b"app.gateway" in line else "launcher"] = int(pid)
+            found["gateway" if b"app.serving.gateway" in line else "launcher"] = int(pid)
         return found
 
     def call(

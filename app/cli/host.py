@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from app.launcher import cgroup, landlock, probe
-from app.launcher.syscalls import (
+from app.launcher.daemon import cgroup, probe
+from app.launcher.kernel import landlock
+from app.launcher.kernel.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNET,

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def serve(typed: Namespace) -> int:
-    from app.serve import serve as serve_until_stopped
+    from app.serving.serve import serve as serve_until_stopped
 
     gc.enable()  # main() turned it off; a service lives long
     return serve_until_stopped(host=typed.host, port=typed.port, data=typed.data and Path(typed.data))
 
 
 def launcher(typed: Namespace) -> int:
-    from app.apart import check_launcher, run_launcher
+    from app.serving.standalone import check_launcher, run_launcher
 
     options = {"launcher_socket": typed.socket and Path(typed.socket), "gateway_uid": typed.gateway_uid}
     if typed.check:

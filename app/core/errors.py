@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree. It knows no status codes: `api/problems.py` is the only place that does.
+"""Everything that can go wrong, as one tree. Only `api/http/problems.py` knows status codes.
 
 ::
 

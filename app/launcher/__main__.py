@@ -13,9 +13,11 @@ import os
 import resource
 import sys
 
-from app.launcher import cgroup, config, file_locks, freezer, mounts, probe
-from app.launcher.server import Server
-from app.launcher.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
+from app.launcher import config
+from app.launcher.daemon import cgroup, file_locks, freezer, probe
+from app.launcher.daemon.server import Server
+from app.launcher.kernel.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
+from app.launcher.sandbox import mounts
 
 
 def main(config_fd: int, parent: int) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.api.readiness import FRESH_SECONDS
+from app.api.http.readiness import FRESH_SECONDS
 from app.backends.boxlite.times import Times
 from app.core.errors import BackendFailure, BackendUnavailable
 from tests.boxlite.double import Answer, Route, Stall

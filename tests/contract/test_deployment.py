@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from app.launcher import seccomp
-from app.launcher.probe import CAPABILITIES
-from app.launcher.syscall_table import NUMBERS
+from app.launcher.daemon.probe import CAPABILITIES
+from app.launcher.kernel import seccomp
+from app.launcher.kernel.syscall_table import NUMBERS
 from app.settings import Settings
 from tests.require import require
 

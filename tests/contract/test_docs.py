@@ -18,9 +18,9 @@ from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
 from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
 from app.core.backend import Capability
-from app.launcher import confine, lockdown
-from app.launcher.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
 from app.launcher.config import OPTIONAL_LAYERS
+from app.launcher.kernel.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
+from app.launcher.sandbox import confine, lockdown
 from app.telemetry import Telemetry
 from tests.require import PROGRAMS
 

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from app.api import directories, frames, request_schemas, run_schemas, schemas
-from app.api.examples import EXAMPLES
-from app.api.problem_schema import Problem
-from app.api.problem_types import PROBLEMS
+from app.api.http.problem_types import PROBLEMS
+from app.api.openapi.examples import EXAMPLES
+from app.api.openapi.problem_schema import Problem
+from app.api.routes import directories
+from app.api.schemas import answers, requests, runs
+from app.api.streams import frames
 from app.core.policy import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def model_of(name: str) -> type[BaseModel] | None:
-    found = (getattr(module, name, None) for module in (schemas, request_schemas, run_schemas, frames, directories))
+    found = (getattr(module, name, None) for module in (answers, requests, runs, frames, directories))
     return next((each for each in found if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 

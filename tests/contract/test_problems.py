@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from starlette.exceptions import HTTPException
 
-from app.api.problem_types import PROBLEMS
-from app.api.problems import TRANSLATION, problem_of
+from app.api.http.problem_types import PROBLEMS
+from app.api.http.problems import TRANSLATION, problem_of
 from app.core import errors as e
 from tests.unit.api.service import Service
 

@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from app.launcher.cloning import clone_owned_by
-from app.launcher.syscalls import (
+from app.launcher.daemon.cloning import clone_owned_by
+from app.launcher.kernel.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
     CLONE_NEWPID,

@@ -26,8 +26,8 @@ from app.launcher.protocol import (
     Writer,
     pack_command,
 )
-from app.slot import release, take_slot
-from app.supervisor import remove_groups, start_launcher
+from app.serving.slot import release, take_slot
+from app.serving.supervisor import remove_groups, start_launcher
 from tests.kernel import host
 
 MIB = 1 << 20

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.launcher import cgroup
-from app.slot import RUN, UIDS, NoSlot, Slot, release, take_slot
+from app.launcher.daemon import cgroup
+from app.serving.slot import RUN, UIDS, NoSlot, Slot, release, take_slot
 from tests.service import Service
 
 Found = list[str]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from app.launcher.probe import CAPABILITIES
+from app.launcher.daemon.probe import CAPABILITIES
 from tests.kernel import host
 from tests.kernel.counters import TAKE
 from tests.kernel.direct import Gateway, launcher, plan
@@ -148,7 +148,7 @@ def test_launcher_and_all_sandboxes_end_with_a_supervisor_that_is_killed_after_a
 
 CLONE_FAILS = """
 import errno, os
-from app.launcher import cloning
+from app.launcher.daemon import cloning
 
 def fail(flags):
     EVENT

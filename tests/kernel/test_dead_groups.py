@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from app.launcher import cgroup
-from app.launcher.dead_groups import MOST
+from app.launcher.daemon import cgroup
+from app.launcher.daemon.dead_groups import MOST
 from tests.kernel import host
 from tests.service import Service
 

@@ -15,8 +15,8 @@ from typing import cast
 
 import pytest
 
-from app.launcher import file_locks
-from app.launcher.groups import Groups
+from app.launcher.daemon import file_locks
+from app.launcher.daemon.groups import Groups
 from tests.kernel import host
 from tests.kernel.talk import start
 from tests.require import require

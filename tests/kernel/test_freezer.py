@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.cgroup import Hierarchy, Tree
-from app.launcher.freezer import Freezer, end_frozen
-from app.launcher.syscalls import clone3, kill_by_pidfd
-from app.launcher.victims import kill_each
+from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.cgroup_kill import kill_each
+from app.launcher.daemon.freezer import Freezer, end_frozen
+from app.launcher.kernel.syscalls import clone3, kill_by_pidfd
 from tests.kernel import host
 from tests.require import require
 

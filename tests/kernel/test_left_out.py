@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher import confine
+from app.launcher.sandbox import confine
 from tests.kernel.host import state_of, until, worker_of
 from tests.require import require
 from tests.service import PROJECT, Service
@@ -30,7 +30,7 @@ Hole = Callable[[Service, str], bool]
 def service_without(step: str, folder: Path) -> Iterator[Service]:
     """From a copy of the program in which the step is not in the list."""
     shutil.copytree(PROJECT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    page = folder / "app/launcher/confine.py"
+    page = folder / "app/launcher/sandbox/confine.py"
     text, count = re.subn(rf"^    (steps|lockdown)\.{step},.*\n", "", page.read_text(), flags=re.MULTILINE)
     assert count == 1
     page.write_text(text)

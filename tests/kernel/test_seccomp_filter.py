@@ -28,8 +28,8 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher import bpf, seccomp
-from app.launcher.syscall_table import HIGHEST_KNOWN, NUMBERS
+from app.launcher.kernel import bpf, seccomp
+from app.launcher.kernel.syscall_table import HIGHEST_KNOWN, NUMBERS
 from tests.require import require
 from tests.unit.launcher.test_seccomp import DENIED
 

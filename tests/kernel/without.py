@@ -12,9 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from app.launcher import bpf, cgroup, seccomp
-from app.launcher.syscall_table import NUMBERS
-from app.launcher.syscalls import (
+from app.launcher.daemon import cgroup
+from app.launcher.kernel import bpf, seccomp
+from app.launcher.kernel.syscall_table import NUMBERS
+from app.launcher.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     MNT_DETACH,

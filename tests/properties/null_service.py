@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from app.core.policy import DEFAULT_PROFILES
-from app.gateway import bind, build, open_spill
+from app.serving.gateway import bind, build, open_spill
 from app.settings import load_settings
 from tests.null_backend import NullBackend
 

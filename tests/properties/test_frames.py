@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.frames import CHANNEL_BYTE, StdinEof, gap_frame, problem_frame, understand
+from app.api.streams.frames import CHANNEL_BYTE, StdinEof, gap_frame, problem_frame, understand
 from app.client.errors import ClientError
 from app.client.stream import Exited, Gap, Output, Stream
 from app.core import follow

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.api.deps import Edge
-from app.api.request_schemas import CreateSandbox
-from app.api.specs import sandbox_spec
+from app.api.context import Edge
+from app.api.schemas.requests import CreateSandbox
+from app.api.schemas.specs import sandbox_spec
 from app.backends.boxlite.network import narrowed
 from app.backends.process.plan import MIB, create_plan
 from app.core.backend import Capability

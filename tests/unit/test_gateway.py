@@ -17,16 +17,23 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from app import gateway
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
 from app.core.policy import DEFAULT_PROFILES
-from app.gateway import AnnouncedServer, StartRefused, build, descriptors_needed, open_spill, raise_descriptor_limit
-from app.http_bounds import BoundedHttp
+from app.serving import gateway
+from app.serving.gateway import (
+    AnnouncedServer,
+    StartRefused,
+    build,
+    descriptors_needed,
+    open_spill,
+    raise_descriptor_limit,
+)
+from app.serving.http_bounds import BoundedHttp
+from app.serving.ws_bounds import BoundedWebSocket
 from app.settings import load_settings
 from app.spill import MIB, SpillFolder
 from app.telemetry import Telemetry
-from app.ws_bounds import BoundedWebSocket
 from tests.unit.api.service import Service, create, start
 
 INFINITE = resource.RLIM_INFINITY

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app import http_bounds, http_slices
-from app.http_bounds import BoundedHttp
+from app.serving import http_bounds, http_slices
+from app.serving.http_bounds import BoundedHttp
 
 
 async def application(scope: object, receive: object, send: object) -> None:

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import pytest
 
-from app import http_slices
-from app.http_slices import CHUNK_COST, FEW_PIECES, LEAST_BYTES, MOST_BYTES, SlicedHttp
-from app.pacing import SliceSize, TokenBucket
+from app.serving import http_slices
+from app.serving.http_slices import CHUNK_COST, FEW_PIECES, LEAST_BYTES, MOST_BYTES, SlicedHttp
+from app.serving.pacing import SliceSize, TokenBucket
 from tests.unit.test_http_bounds import GET, answer_to, echo, served
 
 CHUNKED = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app.http_bounds import BoundedHttp
-from app.ws_bounds import BoundedWebSocket
+from app.serving.http_bounds import BoundedHttp
+from app.serving.ws_bounds import BoundedWebSocket
 
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
 LAST = b"GET /last HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.instance import FILE, Instance, InstanceError
+from app.backends.boxlite.instance import FILE, Instance, InstanceError
 
 
 def _release(instance: Instance) -> None:
@@ -52,7 +52,7 @@ def test_two_services_with_one_folder_would_take_each_others_boxes(tmp_path: Pat
 
 
 def test_another_process_holds_it_until_it_ends(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from app.instance import Instance\n"
+    program = "import sys; from pathlib import Path; from app.backends.boxlite.instance import Instance\n"
     program += "i = Instance(Path(sys.argv[1])); print(i.word, flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -14,7 +14,7 @@ import http.client, sys, threading
 from pathlib import Path
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
-from app.gateway import bind, build
+from app.serving.gateway import bind, build
 from app.core.policy import DEFAULT_PROFILES
 from app.settings import load_settings
 from app.spill import SpillFolder

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.core.policy import DEFAULT_PROFILES, Filesystem
-from app.profiles import ProfilesError, load_profiles
+from app.settings.profiles import ProfilesError, load_profiles
 
 
 def test_without_a_file_the_built_in_profiles_hold() -> None:

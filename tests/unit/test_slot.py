@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.slot import UIDS, NoSlot, release, take_slot
+from app.serving.slot import UIDS, NoSlot, release, take_slot
 
 BASE = 1_000_000
 
@@ -64,7 +64,7 @@ def test_a_small_range_is_one_slot(tmp_path: Path) -> None:
 
 
 def test_the_slot_of_a_killed_service_is_free_again_and_its_folder_is_found(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from app.slot import take_slot\n"
+    code = "import sys; from pathlib import Path; from app.serving.slot import take_slot\n"
     code += f"s = take_slot({BASE}, {UIDS}, Path(sys.argv[1]))\n"
     code += "(s.folder / 'root').mkdir(); s.launcher_socket.touch(); print('up', flush=True); input()"
     child = subprocess.Popen(

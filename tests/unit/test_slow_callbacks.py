@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from app.slow_callbacks import SlowCallbacks
+from app.serving.slow_callbacks import SlowCallbacks
 
 LIMIT_MS = 40
 Told = tuple[float, list[str]]
@@ -52,7 +52,9 @@ def hold_in_c() -> None:
 def test_what_holds_the_loop_is_told_with_its_place(
     new_loop: Callable[[], asyncio.AbstractEventLoop], work: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.slow_callbacks._Delays.since_last", lambda _: 0.0)  # a busy machine hides what C holds
+    monkeypatch.setattr(
+        "app.serving.slow_callbacks._Delays.since_last", lambda _: 0.0
+    )  # a busy machine hides what C holds
     with asyncio.Runner(loop_factory=new_loop) as runner:
         told = runner.run(told_about(work))
     assert told[0][0] > LIMIT_MS

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from app import supervisor
 from app.launcher.config import Config
-from app.serve import serve
+from app.serving import supervisor
+from app.serving.serve import serve
+from app.serving.slot import NoSlot, Slot
+from app.serving.supervisor import StartFailed, launcher_config, start_launcher
 from app.settings import load_settings
-from app.slot import NoSlot, Slot
-from app.supervisor import StartFailed, launcher_config, start_launcher
 
 MIB = 1 << 20
 SLOT = Slot(-1, 5000, 4096, Path("/run/x"))

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app import ws_bounds
-from app.http_bounds import BoundedHttp
-from app.ws_bounds import (
+from app.serving import ws_bounds
+from app.serving.http_bounds import BoundedHttp
+from app.serving.ws_bounds import (
     FEW_FRAMES,
     FRAGMENTS,
     LEAST_BYTES,

@@ -1,4 +1,4 @@
-"""The files of a process sandbox: each operation is a file agent's, inside (`app/launcher/agent.py`)."""
+"""The files of a process sandbox: each operation is a file agent's, inside (`app/launcher/sandbox/file_agent.py`)."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def prey(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield {
             "SECRET": str(folder / "secret"),
             "LINK": str(folder / "secret"),
-            "SOURCE": str(PROJECT / "app" / "gateway.py"),
+            "SOURCE": str(PROJECT / "app" / "serving" / "gateway.py"),
             "DATA": str(service.process.args[-1]),  # type: ignore[index]
             "TARGET": str(victim.pid),
             "GATEWAY": str(service.children()["gateway"]),

@@ -13,11 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from app.launcher import landlock, lockdown, mounts, seccomp, steps
-from app.launcher.birth import _CLONE
 from app.launcher.config import Config
-from app.launcher.protocol import CreatePlan
-from app.launcher.syscalls import (
+from app.launcher.daemon.zygote import _CLONE
+from app.launcher.kernel import landlock, seccomp
+from app.launcher.kernel.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -29,6 +28,8 @@ from app.launcher.syscalls import (
     mount,
     unshare,
 )
+from app.launcher.protocol import CreatePlan
+from app.launcher.sandbox import lockdown, mounts, steps
 
 LAYERS = ("none", "seccomp", "landlock", "namespaces")
 UID = 1_890_000_000  # of nobody on the host, and outside of any service's range

@@ -14,8 +14,9 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv.pop(1))
 
 from app.launcher import __main__ as launcher
-from app.launcher import birth, bpf, confine, landlock, mounts, seccomp, worker
-from app.launcher.syscalls import (
+from app.launcher.daemon import zygote
+from app.launcher.kernel import bpf, landlock, seccomp
+from app.launcher.kernel.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
     CLONE_NEWPID,
@@ -30,6 +31,7 @@ from app.launcher.syscalls import (
     clone3,
     prctl,
 )
+from app.launcher.sandbox import confine, mounts, worker
 
 
 def nothing(*_: Any, **__: Any) -> None:
@@ -51,8 +53,8 @@ def without_step(name: str, instead: Callable[..., Any] = nothing) -> Callable[[
 
 def without_clone_flag(flag: int) -> Callable[[], None]:
     def mutate() -> None:
-        clone = vars(birth)["clone_owned_by"]
-        replaced(birth, "clone_owned_by", lambda uid, flags: clone(uid, flags & ~flag))()
+        clone = vars(zygote)["clone_owned_by"]
+        replaced(zygote, "clone_owned_by", lambda uid, flags: clone(uid, flags & ~flag))()
 
     return mutate
 
@@ -100,7 +102,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "capabilities_kept": without_step("drop_all_capabilities"),
     "bounding_set_kept": without_step("empty_bounding_set"),
     "identity_kept": without_step("take_identity"),
-    "user_namespace_of_root": replaced(birth, "clone_owned_by", lambda _, flags: clone3(flags)),
+    "user_namespace_of_root": replaced(zygote, "clone_owned_by", lambda _, flags: clone3(flags)),
     "no_user_namespace": without_clone_flag(CLONE_NEWUSER),
     "no_mount_namespace": without_clone_flag(CLONE_NEWNS),
     "no_pid_namespace": without_clone_flag(CLONE_NEWPID),

@@ -18,9 +18,9 @@ from app.core.backend import Logs
 from app.core.models import Command, SandboxSpec
 from app.core.output import OutputLog
 from app.core.policy import Limits, Policy
+from app.serving.slot import release, take_slot
+from app.serving.supervisor import launcher_config
 from app.settings import Settings
-from app.slot import release, take_slot
-from app.supervisor import launcher_config
 from tests.service import PROJECT
 
 SCRIPT = Path(__file__).with_name("mutant_launcher.py")
@@ -64,7 +64,7 @@ class Launcher:
         self._process.terminate()
         _, said = self._process.communicate(timeout=30)
         # In a process of its own: it leaves descriptors open, as it is the last that a supervisor does.
-        code = "import sys; from app.supervisor import remove_groups; remove_groups(sys.argv[1])"
+        code = "import sys; from app.serving.supervisor import remove_groups; remove_groups(sys.argv[1])"
         subprocess.run([sys.executable, "-c", code, self.cgroup], cwd=PROJECT, check=True)
         release(self._slot)
         return said

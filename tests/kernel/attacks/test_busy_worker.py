@@ -10,7 +10,7 @@ from app.core.backend import Logs, SandboxHandle
 from app.core.models import Command, ExitReason, SandboxSpec
 from app.core.output import OutputLog
 from app.core.policy import Limits, Policy
-from app.launcher import cgroup
+from app.launcher.daemon import cgroup
 from tests.kernel.attacks.mutants import Launcher
 
 STORM = "import os\nfor _ in range(6): os.fork()\nwhile True: os.kill(1, 17)"

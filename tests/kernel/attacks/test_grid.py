@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher import landlock
+from app.launcher.kernel import landlock
 from tests.kernel.attacks.catalog import BY_NAME
 from tests.kernel.attacks.conftest import Results, run_layer
 from tests.kernel.attacks.layers import LAYERS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.core.errors import LaunchFailed
-from app.launcher import landlock
+from app.launcher.kernel import landlock
 from tests.kernel.attacks.catalog import ALL, BY_NAME
 from tests.kernel.attacks.mutant_launcher import MUTATIONS
 from tests.kernel.attacks.mutants import Launcher

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.mounts import MASKED_FILES, MASKED_FOLDERS
+from app.launcher.sandbox.mounts import MASKED_FILES, MASKED_FOLDERS
 from tests.kernel import host
 from tests.require import require_program
 from tests.service import PROJECT, Service

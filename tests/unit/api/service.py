@@ -14,17 +14,17 @@ import httpx
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from app.api.deps import Patience
+from app.api.context import Patience
 from app.core.backend import Capability
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
-from app.gateway import bind
-from app.http_bounds import BoundedHttp
 from app.main import create_app
+from app.serving.gateway import bind
+from app.serving.http_bounds import BoundedHttp
+from app.serving.ws_bounds import BoundedWebSocket
 from app.settings import Settings, load_settings
 from app.telemetry import Telemetry
-from app.ws_bounds import BoundedWebSocket
 from tests.null_backend import CAPABILITIES, NullBackend
 
 PROFILES = {

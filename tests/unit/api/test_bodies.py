@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.api.deps import BODY_LIMIT, Patience
+from app.api.context import BODY_LIMIT, Patience
 from app.settings import load_settings
 from tests.null_backend import Gate
 from tests.unit.api.service import Service, call

@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from app.core.sandboxes import Capacity
-from app.gateway import UNSENT_BYTES
-from app.http_bounds import BoundedHttp
+from app.serving.gateway import UNSENT_BYTES
+from app.serving.http_bounds import BoundedHttp
 from app.settings import Settings
 from tests.unit.api.service import Door, Service
 from tests.unit.api.test_shares import HASHES, KEYS, reaches

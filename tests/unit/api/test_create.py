@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.api import schemas
+from app.api.schemas import answers
 from app.core.errors import (
     BackendRefused,
     BackendTimeout,
@@ -28,7 +28,7 @@ async def test_create_answers_201_with_location_and_the_whole_sandbox() -> None:
         body = answer.json()
         assert answer.headers["location"] == f"/sandboxes/{body['id']}"
         assert body["id"].startswith("sbx_")
-        schemas.Sandbox.model_validate_json(answer.content)
+        answers.Sandbox.model_validate_json(answer.content)
         assert body["runtime"] == "process"
         assert body["state"] == "running"
         assert body["limits"] == {

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.deps import Patience
+from app.api.context import Patience
 from app.core.models import Channel
 from app.core.sandboxes import Capacity
 from app.settings import Settings

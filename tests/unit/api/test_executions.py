@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.api import schemas
+from app.api.schemas import answers
 from app.core.backend import Capability, CommandLimits
 from app.core.errors import BackendUnavailable
 from app.core.sandboxes import Capacity
@@ -21,7 +21,7 @@ async def test_start_answers_201_with_location_and_no_exit_while_it_runs() -> No
         assert answer.status_code == 201
         body = answer.json()
         assert answer.headers["location"] == f"/sandboxes/{sandbox}/executions/{body['id']}"
-        schemas.Execution.model_validate_json(answer.content)
+        answers.Execution.model_validate_json(answer.content)
         assert "exit" not in body
         assert (body["state"], body["ended_at"], body["sandbox_id"]) == ("running", None, sandbox)
         assert (await client.get(f"/sandboxes/{sandbox}")).json()["executions"] == {"running": 1, "total": 1}
@@ -31,7 +31,7 @@ async def test_an_ended_execution_has_exit_and_byte_counts() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "echo", "hello")
         answer = await client.get(f"{path}?wait_seconds=10")
-        schemas.Execution.model_validate_json(answer.content)
+        answers.Execution.model_validate_json(answer.content)
         body = answer.json()
         assert body["state"] == "ended"
         assert (body["exit"]["reason"], body["exit"]["code"], body["exit"]["signal"]) == ("exited", 0, None)
@@ -42,7 +42,7 @@ async def test_what_a_runtime_may_have_lost_is_null_and_not_zero() -> None:
     async with Service([vm()], default="boxlite").client() as client:
         path = await start(client, await create(client), "echo", "hello")
         answer = await client.get(f"{path}?wait_seconds=10")
-        schemas.Execution.model_validate_json(answer.content)
+        answers.Execution.model_validate_json(answer.content)
         assert answer.json()["output"] == {
             "stdout": {"bytes": 6, "dropped_bytes": None},
             "stderr": {"bytes": 0, "dropped_bytes": None},
@@ -233,7 +233,7 @@ async def test_executions_are_listed_oldest_first_in_pages() -> None:
         rest = (await client.get(f"{path}?limit=3&cursor={first['next_cursor']}")).json()
         assert [i["id"] for i in first["items"] + rest["items"]] == ids
         assert rest["next_cursor"] is None
-        schemas.ExecutionList.model_validate_json(json.dumps(first))
+        answers.ExecutionList.model_validate_json(json.dumps(first))
 
 
 async def test_wait_seconds_of_an_execution_is_at_most_60() -> None:

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.guard import Door, Guard
-from app.api.tickets import Tickets
+from app.api.http.access import Door, Guard
+from app.api.http.tickets import Tickets
 from app.core.budget import Budget
 from app.core.fair_queue import EACH_TURN
 from app.core.registry import Registry

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.api.hangup import ClientGone, until_disconnect
+from app.api.http.disconnect import ClientGone, until_disconnect
 
 
 class Client:

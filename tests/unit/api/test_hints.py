@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.api.strict import ONE_TEXT
+from app.api.schemas.strict import ONE_TEXT
 from app.core.commands import hint_for
 from app.core.models import now
 from tests.unit.api.service import Service, create, kernel, vm

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.api.complexity import DIGITS, MOST, check_complexity
-from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT
-from app.api.run import OUTPUT_CEILING, response_of
+from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
+from app.api.http.complexity import DIGITS, MOST, check_complexity
+from app.api.routes.run import OUTPUT_CEILING, response_of
 from app.core.errors import InvalidRequest
 from app.core.files import ArchiveEntry, EntryKind
 from app.core.models import Exit, ExitReason

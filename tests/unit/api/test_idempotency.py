@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT, Patience
+from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, Patience
 from app.core.errors import BackendUnavailable
 from app.core.sandboxes import Capacity
 from app.settings import load_settings

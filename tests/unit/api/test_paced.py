@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from starlette.types import Message
 
-from app.api.paced import PIECE, Paced
+from app.api.http.paced import PIECE, Paced
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded
 from app.core.fair_queue import FairQueue

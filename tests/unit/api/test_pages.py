@@ -8,8 +8,8 @@ import re
 import httpx
 import pytest
 
-from app.api.problem_types import PROBLEMS
-from app.api.strict_route import StrictRoute
+from app.api.http.problem_types import PROBLEMS
+from app.api.http.strict_route import StrictRoute
 from tests.unit.api.service import Service, create, start
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.paging import PageQuery, cursor_at, page, sequence_of
+from app.api.http.paging import PageQuery, cursor_at, page, sequence_of
 from app.core.errors import InvalidRequest
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.deps import BODY_LIMIT, RUN_BODY_LIMIT
-from app.api.run import text_of
-from app.api.run_schemas import RunResult
+from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
+from app.api.routes.run import text_of
+from app.api.schemas.runs import RunResult
 from app.core.backend import Capability
 from app.core.oneshot import Captured
 from app.core.policy import Limits

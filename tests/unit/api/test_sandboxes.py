@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.api import schemas
+from app.api.schemas import answers
 from app.core.errors import (
     BackendUnavailable,
 )
@@ -23,7 +23,7 @@ async def test_lists_are_paged_oldest_first_and_miss_nothing() -> None:
         pages = 0
         while True:
             page = (await client.get(f"/sandboxes?limit=3{cursor}")).json()
-            schemas.SandboxList.model_validate_json(json.dumps(page))
+            answers.SandboxList.model_validate_json(json.dumps(page))
             seen += [item["id"] for item in page["items"]]
             pages += 1
             if page["next_cursor"] is None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from app.api.deps import Patience
+from app.api.context import Patience
 from app.core.errors import BackendUnavailable
 from app.core.stdin import StdinGrip
 from tests.null_backend import pattern

@@ -7,7 +7,7 @@ import json
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from app.api.deps import Patience
+from app.api.context import Patience
 from app.core.models import Channel
 from tests.null_backend import pattern
 from tests.unit.api.service import Service, frames_of, text_of, vm

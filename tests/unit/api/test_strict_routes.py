@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.api.strict_route import StrictRoute
-from app.api.validation import OBJECTS
+from app.api.http.strict_route import StrictRoute
+from app.api.http.validation import OBJECTS
 from app.core.backend import Capability
 from tests.null_backend import CAPABILITIES, NullBackend
 from tests.unit.api.service import Service

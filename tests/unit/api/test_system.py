@@ -5,9 +5,9 @@ import html
 
 import pytest
 
-from app.api import schemas
-from app.api.problem_types import PROBLEMS
-from app.api.readiness import Readiness
+from app.api.http.problem_types import PROBLEMS
+from app.api.http.readiness import Readiness
+from app.api.schemas import answers
 from app.core.errors import BackendUnavailable, BulkheadError, IsolationUnavailable
 from app.core.registry import Registry
 from tests.null_backend import NullBackend
@@ -46,7 +46,7 @@ async def test_runtimes_say_what_they_can_do_and_how_much() -> None:
     )
     async with service.client() as client:
         answer = await client.get("/runtimes")
-        schemas.RuntimeList.model_validate_json(answer.content)
+        answers.RuntimeList.model_validate_json(answer.content)
         process, boxlite = answer.json()["items"]
     assert (process["name"], process["aliases"], process["tier"]) == ("process", ["kernel", "linux"], "kernel")
     assert (process["enabled"], process["available"], process["reason"]) == (True, True, None)
@@ -95,7 +95,7 @@ async def test_readyz_is_200_while_only_another_runtime_does_not_work() -> None:
     async with service.client() as client:
         answer = await client.get("/readyz")
     assert answer.status_code == 200
-    schemas.Ready.model_validate_json(answer.content)
+    answers.Ready.model_validate_json(answer.content)
     assert [r["ready"] for r in answer.json()["runtimes"]] == [True, False]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.tickets import FIELDS, LIFE_SECONDS, Ticket, Tickets
+from app.api.http.tickets import FIELDS, LIFE_SECONDS, Ticket, Tickets
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded, Unauthenticated
 from app.settings import Settings

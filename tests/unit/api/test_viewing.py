@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from starlette.types import Message
 
-from app.api.deps import PIECES_EACH_TURN
-from app.api.paced import PIECE, Paced
-from app.api.viewing import View
+from app.api.context import PIECES_EACH_TURN
+from app.api.http.paced import PIECE, Paced
+from app.api.streams.viewing import View
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded
 from app.core.executions import Execution

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.frames import FRAMES, StdinEof, number_of, understand
-from app.api.problem_types import PROBLEMS
-from app.api.problems import TRANSLATION, problem_of
+from app.api.http.problem_types import PROBLEMS
+from app.api.http.problems import TRANSLATION, problem_of
+from app.api.streams.frames import FRAMES, StdinEof, number_of, understand
 from app.core.errors import BulkheadError, FieldError, InvalidRequest, Refused
 from app.core.models import Terminal
 

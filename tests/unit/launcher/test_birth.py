@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from app.launcher import birth
-from app.launcher.birth import BirthError, Copy, Nursery, _last_words
-from app.launcher.connection import Connection
+from app.launcher.daemon import zygote
+from app.launcher.daemon.connection import Connection
+from app.launcher.daemon.zygote import BirthError, Copy, Nursery, _last_words
 from app.launcher.protocol import NETWORK_UP, STEP_FAILED, CreatePlan, Writer
 
 PLAN = CreatePlan("one", "host", "default", 1000, 1 << 28, 1 << 26, 64, False, ["/usr"], ["/tmp"])
@@ -97,8 +97,8 @@ def test_copy_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
     ours, theirs = ends
     theirs.close()
     made = SimpleNamespace(make=lambda *_: None, remove=list, close=list, processes_file=-1, entrances=[], home=[])
-    monkeypatch.setattr(birth, "Groups", lambda *_: made)
-    monkeypatch.setattr(birth, "Freezer", lambda *_: None)
+    monkeypatch.setattr(zygote, "Groups", lambda *_: made)
+    monkeypatch.setattr(zygote, "Freezer", lambda *_: None)
     copy = Copy(1, -1, ours, 1)
     nursery = Ended(copy)
     nursery._tree = cast(Any, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.cgroup import Hierarchy, Tree, field, locate, number_of
+from app.launcher.daemon.cgroup import Hierarchy, Tree, field, locate, number_of
 
 # Lines of proc_pid_mountinfo(5) as hosts show them; {root} is where the fake host's trees lie.
 V1 = """\

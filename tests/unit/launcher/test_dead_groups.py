@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.cgroup import Hierarchy, Tree
-from app.launcher.dead_groups import MOST, DeadGroups
+from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.dead_groups import MOST, DeadGroups
 from tests.kernel import host
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from app.core.models import ExitReason
-from app.launcher import file_locks
-from app.launcher.file_locks import LockHolders, beyond
-from app.launcher.watch import Verdict
+from app.launcher.daemon import file_locks
+from app.launcher.daemon.file_locks import LockHolders, beyond
+from app.launcher.daemon.watch import Verdict
 from tests.kernel import host
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.cgroup import Hierarchy, Tree
-from app.launcher.freezer import Freezer, end_frozen
+from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.freezer import Freezer, end_frozen
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.launcher import cgroup, groups
-from app.launcher.cgroup import Hierarchy, Tree
-from app.launcher.groups import Groups
+from app.launcher.daemon import cgroup, groups
+from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.groups import Groups
 from tests.kernel.host import own_descriptors
 
 FILES_1 = {

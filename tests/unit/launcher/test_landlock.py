@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.launcher import landlock
+from app.launcher.kernel import landlock
 
 FILES = {0: 0, 1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 20: 16}
 

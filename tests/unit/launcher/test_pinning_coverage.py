@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher import allowed_arguments, seccomp
-from app.launcher.bpf import ALLOW, Node
+from app.launcher.kernel import allowed_arguments, seccomp
+from app.launcher.kernel.bpf import ALLOW, Node
 from tests.kernel.pinning import coverage
 
 SOURCES = Path(coverage.__file__).parent

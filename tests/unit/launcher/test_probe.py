@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from app.launcher import probe
 from app.launcher.config import OPTIONAL_LAYERS
+from app.launcher.daemon import probe
 
 GOOD = {
     "Uid": "1900000001\t1900000001\t1900000001\t1900000001", "Gid": "1900000001\t1900000001\t1900000001\t1900000001",

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.launcher import bpf, seccomp
-from app.launcher.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
-from app.launcher.syscall_table import HIGHEST_KNOWN, NUMBERS
+from app.launcher.kernel import bpf, seccomp
+from app.launcher.kernel.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
+from app.launcher.kernel.syscall_table import HIGHEST_KNOWN, NUMBERS
 from tests.require import require
 
 X86_64, AARCH64, I386, ARM, RISCV64 = 0xC000003E, 0xC00000B7, 0x40000003, 0x40000028, 0xC00000F3

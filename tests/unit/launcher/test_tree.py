@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.tree import resolved
+from app.launcher.sandbox.tree import resolved
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.launcher.oom import MOST_KILLS, killed_too_often
-from app.launcher.watch import Verdict, Watch
+from app.launcher.daemon.oom import MOST_KILLS, killed_too_often
+from app.launcher.daemon.watch import Verdict, Watch
 
 
 class Clock:

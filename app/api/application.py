@@ -1,0 +1,101 @@
+"""The routes and the translation of errors, put into an application."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.api.context import Edge, edge_of, request_id_of
+from app.api.http.access import Door, Guard
+from app.api.http.idempotency import Idempotency, Recorded
+from app.api.http.problems import problem_of
+from app.api.http.strict_route import StrictRoute
+from app.api.openapi import document
+from app.api.routes import (
+    archives,
+    directories,
+    docs_page,
+    executions,
+    files,
+    output,
+    pages,
+    pause,
+    run,
+    sandboxes,
+    stdin,
+    stream,
+    stream_tickets,
+    system,
+)
+from app.core.answers import Answers
+from app.core.errors import BulkheadError
+
+METHOD_NOT_ALLOWED = 405
+MODULES = (  # the busiest first: they are tried in turn
+    executions,
+    sandboxes,
+    output,
+    stdin,
+    stream,
+    run,
+    archives,
+    directories,
+    files,
+    stream_tickets,
+    pause,
+    system,
+    pages,
+)
+
+
+async def _answer(connection: HTTPConnection, error: Exception) -> Response:
+    problem = problem_of(error)
+    edge_of(connection).journal.refused(error)
+    if problem.type.slug == "internal_error":
+        edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
+    if problem.type.status == METHOD_NOT_ALLOWED:
+        methods = ", ".join(sorted(_methods(connection)))
+        problem = replace(problem, detail=f"{problem.detail}; it takes {methods}", headers={"allow": methods})
+    response = problem.response(request_id_of(connection))
+    if connection.scope["state"].get("close_after_problem"):
+        response.headers["connection"] = "close"
+    return response
+
+
+def _methods(connection: HTTPConnection) -> set[str]:
+    """Of all routes with this path: the router names only those of the first."""
+    path = connection.scope["path"]
+    routes = [r for r in connection.scope["app"].router.routes if isinstance(r, Route)]
+    found = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return found | {"HEAD"} if "GET" in found else found
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD works wherever GET does. Files have a HEAD of their own."""
+    routes = [r for r in app.router.routes if isinstance(r, Route)]
+    own = {r.path for r in routes if "HEAD" in (r.methods or ())}
+    for route in routes:
+        if isinstance(route, StrictRoute) and "GET" in (route.methods or ()):
+            route.answers_head = route.path not in own
+
+
+def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) -> None:
+    app.state.edge = edge
+    for module in MODULES:
+        # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
+        app.router.routes.extend(module.router.routes)
+    app.router.routes.extend(stream.routes)
+    app.router.routes.extend(docs_page.routes())
+    app.router.routes.extend(pages.routes)
+    _answer_head(app)
+    for kind in (BulkheadError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
+    app.add_middleware(Idempotency, answers=answers)
+    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal, shares=edge.shares)
+    app.openapi = lambda: document.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -1,0 +1,1 @@
+"""What surrounds every request: access, bodies, queries, idempotency, problems, paced answers."""

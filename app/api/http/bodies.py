@@ -1,0 +1,86 @@
+"""Request bodies: JSON, at most 4 MiB (`/run`: 8 MiB), within 30 seconds, checked by a schema."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, RUN_PATH, edge_of, visitor_of
+from app.api.http.complexity import check_complexity
+from app.api.http.disconnect import ClientGone
+from app.api.http.problems import BodyTooSlow, UnsupportedMediaType
+from app.api.http.validation import invalid_request, refuse_doubled_keys
+from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
+from app.core.timeslices import TimeSlices
+
+M = TypeVar("M", bound=BaseModel)
+_LARGE = 256 * 1024
+
+
+async def read_json(request: Request, model: type[M]) -> M:
+    """Raises UnsupportedMediaType, PayloadTooLarge, InvalidRequest; ClientGone when the client hangs up."""
+    _check_media_type(request)
+    body = await read_body(request)
+    await check_complexity(body)
+    try:
+        found = model.model_validate_json(body)
+    except ValidationError as error:
+        if not body:
+            raise InvalidRequest.at("", "the body is empty; send a JSON object, {} for all defaults") from None
+        raise invalid_request(error, model) from None
+    if len(body) > _LARGE:  # each of the two takes a slice of its own
+        await TimeSlices.of_loop().next()
+    refuse_doubled_keys(body)
+    return found
+
+
+async def read_body(request: Request) -> bytes:
+    """Up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow, CapacityExceeded; ClientGone when the client
+    hangs up."""
+    limit, patience = body_limit(request.scope["path"]), edge_of(request).patience.body
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        raise PayloadTooLarge(limit)
+    try:
+        async with asyncio.timeout(patience):
+            with edge_of(request).shares.bodies.taking(visitor_of(request).client) as take:
+                return await _read(request, limit, take)
+    except TimeoutError:
+        sentence = f"the body did not arrive within {patience:g} seconds"
+        raise BodyTooSlow([FieldError("", sentence)]) from None
+
+
+def body_limit(path: str) -> int:
+    return RUN_BODY_LIMIT if path == RUN_PATH else BODY_LIMIT
+
+
+def media_type_of(request: Request) -> str:
+    """Of the body, in lower case and without parameters; empty when the request does not say."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_media_type(request: Request) -> None:
+    media_type = media_type_of(request)
+    if media_type != "application/json" and not (media_type.startswith("application/") and media_type[-5:] == "+json"):
+        raise UnsupportedMediaType(f"the body is {media_type or 'of no stated type'}; send application/json")
+
+
+async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise PayloadTooLarge(limit)
+        take(len(piece))
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return b"".join(pieces)

@@ -1,0 +1,82 @@
+"""Answers that are not held in memory: piece by piece to a client that may be slow, or leave, at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.context import edge_of, request_id_of
+from app.api.http.disconnect import ClientGone, until_disconnect
+from app.core.errors import BackendFailure
+from app.core.transfers import closing
+
+_EXTENSION = "bulkhead.cut"  # app/serving/http_bounds.py puts it into the scope
+
+
+class Outlet:
+    """The way to one client. Nothing is sent before the first piece is there, so what goes wrong until then is a
+    problem body; what goes wrong later can only cut the connection."""
+
+    def __init__(self, send: Send, *, head: bool = False) -> None:
+        """`head`: the client asked with HEAD, so nothing is read for it."""
+        self.begun = False
+        self._send = send
+        self._head = head
+
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self.begun = True
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def deliver(self, status: int, headers: Mapping[str, str], pieces: AsyncIterator[bytes]) -> None:
+        async with closing(pieces):
+            if self._head:
+                return await self.begin(status, headers)
+            async for piece in pieces:
+                if not self.begun:
+                    await self.begin(status, headers)
+                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            if not self.begun:
+                await self.begin(status, headers)
+        return None
+
+    async def finish(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Download(Response):
+    """`work` sends an answer through the outlet, in the task of the request. It is cancelled when the client hangs up.
+    What it raises before it began is answered as a problem."""
+
+    def __init__(self, request: Request, work: Callable[[Outlet], Awaitable[None]]) -> None:
+        super().__init__()
+        self._request = request
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outlet = Outlet(send, head=scope["method"] == "HEAD")
+        try:
+            await until_disconnect(receive, self._work(outlet))
+            await outlet.finish()  # here, as a server calls a client gone once the answer is complete
+        except ClientGone:
+            raise
+        except Exception as error:  # whatever it is, what was sent must not look complete
+            if not outlet.begun:
+                raise
+            if isinstance(error, BackendFailure):
+                edge_of(self._request).journal.failure(request_id=request_id_of(self._request), error=error)
+            await _cut(scope, receive)
+            raise ClientGone from error
+
+
+async def _cut(scope: Scope, receive: Receive) -> None:
+    """Never a well-formed end. Another server than ours does it when it sees an answer that is not complete."""
+    cut = scope.get("extensions", {}).get(_EXTENSION, {}).get("cut")
+    if cut is None:
+        return
+    cut()
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,121 @@
+"""openapi.yaml from the code: FastAPI's routes, plus what it cannot know: bodies that we read ourselves, and frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from app.api.http.access import OPEN_PATHS, OPEN_PREFIX
+from app.api.http.idempotency import PATTERN
+from app.api.openapi.documents import REF, keyed
+from app.api.openapi.examples import EXAMPLES
+from app.api.openapi.links import link
+from app.api.openapi.plain import make_plain
+from app.api.openapi.problem_schema import Problem
+from app.api.schemas import requests, runs
+from app.api.streams.frames import FRAMES
+
+_REQUESTS = (
+    requests.CreateSandbox,
+    requests.UpdateSandbox,
+    requests.CreateExecution,
+    requests.SignalExecution,
+    requests.CreateStreamTicket,
+    runs.Run,
+)
+_DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
+
+
+_TAGS = [
+    {"name": "sandboxes", "description": "Rooms in which commands run."},
+    {"name": "executions", "description": "Commands in a sandbox, and their output."},
+    {"name": "files", "description": "What is in a sandbox's file system, as its commands see it."},
+    {"name": "service", "description": "What the service says about itself."},
+]
+_REQUEST_ID, _RETRY, _AUTHENTICATE = "X-Request-Id", "Retry-After", "WWW-Authenticate"
+_REPLAYED = "Idempotency-Replayed"
+FIRST_ERROR = 400
+_HEADERS = {
+    _REPLAYED: {
+        "description": "`true` when this is the answer to an earlier request with the same Idempotency-Key",
+        "schema": {"type": "string", "const": "true"},
+    },
+    _REQUEST_ID: {"description": "the client's own or a new one; stands in the log", "schema": {"type": "string"}},
+    _RETRY: {"description": "seconds to wait before trying again", "schema": {"type": "integer"}},
+    _AUTHENTICATE: {"description": "always `Bearer`", "schema": {"type": "string"}},
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "chosen by the client, one for each thing that it wants done once: a repeated request with the same "
+    "key, query and body gets the first answer again, for 24 hours; answers of 5xx and 429 are not kept",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{PATTERN}$"},
+}
+_ONLY_WITH = {"401": _AUTHENTICATE, "429": _RETRY, "503": _RETRY}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The document, made once per application."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title="Bulkhead", version=app.version, description=_DESCRIPTION, routes=app.routes, tags=_TAGS
+        )
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        components.update(_components())
+        components["Capability"]["description"] = "What a runtime may promise."
+        document["components"]["headers"] = _HEADERS
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["info"]["license"] = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
+        document["servers"] = [{"url": "/", "description": "the service that this document came from"}]
+        document["security"] = [{"key": []}, {}]  # a service without keys asks for none
+        document["components"]["parameters"] = {"IdempotencyKey": _IDEMPOTENCY_KEY}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if method == "post":
+                    _take_key(operation)
+                _correct(path, operation)
+        link(document)
+        for name, example in EXAMPLES.items():
+            components[name]["examples"] = [example]
+        for name in ("HTTPValidationError", "ValidationError"):
+            components.pop(name, None)
+        make_plain(document)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _take_key(operation: dict[str, Any]) -> None:
+    operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
+    keyed(operation["responses"])
+    for status, answer in operation["responses"].items():
+        if int(status) < FIRST_ERROR:
+            answer.setdefault("headers", {})[_REPLAYED] = {"$ref": f"#/components/headers/{_REPLAYED}"}
+
+
+def _correct(path: str, operation: dict[str, Any]) -> None:
+    answers = operation["responses"]
+    if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+        operation["security"] = []
+        answers.pop("401")
+    if "application/json" in answers.get("422", {}).get("content", {}):
+        answers.pop("422")  # FastAPI adds it for every path parameter, and an id of any text is at most not found
+    for status, answer in answers.items():
+        names = [_REQUEST_ID, *([_ONLY_WITH[status]] if status in _ONLY_WITH else ())]
+        answer["headers"] = {
+            **answer.get("headers", {}),
+            **{name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        }
+
+
+def _components() -> dict[str, Any]:
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
+    wanted += [(model, "serialization") for model in FRAMES]
+    wanted.append((Problem, "serialization"))
+    _, definitions = models_json_schema(wanted, ref_template=REF + "{model}")
+    found: dict[str, Any] = definitions["$defs"]
+    return found

@@ -1,0 +1,100 @@
+"""What the routes say about themselves in OpenAPI: bodies, answers and the problems that each can end in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.api.http.problem_types import PROBLEMS
+from app.api.http.problems import MEDIA_TYPE
+
+REF = "#/components/schemas/"
+EVERYWHERE = ("unauthenticated", "forbidden", "internal_error")
+
+_EXTRAS: dict[str, Any] = {
+    "errors": [{"pointer": "/limits/memory_mib", "detail": "input should be a valid integer"}],
+    "runtime": "process",
+    "known": ["kernel", "linux", "process"],
+    "pointer": "/limits/memory_mib",
+    "ceiling": 4096,
+    "missing": ["pause"],
+    "state": "destroyed",
+    "limit": 4194304,
+    "found": "directory",
+    "entry": "../etc/passwd",
+    "budget": "running executions",
+    "holder": "service",
+    "step": "mount_proc",
+    "errno": "EPERM",
+    "layer": "landlock",
+    "upstream_status": 503,
+    "upstream_code": "engine_unavailable",
+}
+
+Answers = dict[int | str, dict[str, Any]]
+
+
+def example_of(slug: str) -> dict[str, Any]:
+    kind = PROBLEMS[slug]
+    return {
+        "type": f"/problems/{slug}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": kind.meaning.partition(". ")[0].rstrip("."),
+        "instance": "req_06fa2c8q0gsbsd9e2y5k8w1m3c",
+        **{name: _EXTRAS[name] for name in kind.extras},
+    }
+
+
+def problems(*slugs: str) -> Answers:
+    """The `responses` of a route: one entry per status, one example per type of problem."""
+    by_status: defaultdict[int, list[str]] = defaultdict(list)
+    for slug in (*slugs, *EVERYWHERE):
+        by_status[PROBLEMS[slug].status].append(slug)
+    return {status: _answer(found) for status, found in sorted(by_status.items())}
+
+
+def _answer(slugs: Iterable[str]) -> dict[str, Any]:
+    return {
+        "description": ", ".join(f"`{slug}`" for slug in sorted(slugs)),
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"$ref": f"{REF}Problem"},
+                "examples": {slug: {"value": example_of(slug)} for slug in sorted(slugs)},
+            }
+        },
+    }
+
+
+def keyed(responses: dict[str, Any]) -> None:
+    """Adds what a request with an Idempotency-Key can end in, whatever its route."""
+    for slug in ("invalid_request", "idempotency_mismatch", "conflict", "payload_too_large", "capacity_exceeded"):
+        status = str(PROBLEMS[slug].status)
+        known = responses.get(status, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+        responses[status] = _answer({slug, *known})
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads its body with `read_json`."""
+    examples = model.model_json_schema().get("examples", [])
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": REF + model.__name__},
+                    "examples": {f"example_{n}": {"value": value} for n, value in enumerate(examples, 1)},
+                }
+            },
+        }
+    }
+
+
+def created(what: str) -> dict[str, Any]:
+    return {
+        "description": f"the new {what}",
+        "headers": {"Location": {"description": f"path of the {what}", "schema": {"type": "string"}}},
+    }

@@ -1,0 +1,171 @@
+"""Routes of executions: start, list, show, signal, resize, kill."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.context import edge_of, held
+from app.api.http.bodies import read_json
+from app.api.http.disconnect import until_disconnect
+from app.api.http.paging import PageQuery, page
+from app.api.http.strict_route import StrictRoute
+from app.api.openapi.documents import created, json_body, problems
+from app.api.schemas import answers, requests
+from app.api.schemas.specs import command_of
+from app.api.schemas.views import execution_body, json_page, json_response
+from app.core.commands import number_of_signal
+from app.core.models import Terminal
+
+TOLD_TO_A_RUNNING_ONE = (
+    "invalid_request",
+    "not_found",
+    "wrong_state",
+    "unsupported_media_type",
+    "payload_too_large",
+    "backend_error",
+    "backend_unavailable",
+    "backend_timeout",
+)
+
+router = APIRouter(prefix="/sandboxes/{sandbox_id}/executions", tags=["executions"], route_class=StrictRoute)
+
+
+class StartQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    wait_seconds: Annotated[
+        float, Field(ge=0, le=300, description="wait for a sandbox that is still `creating`, at most so long")
+    ] = 60
+
+
+class ShowQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    wait_seconds: Annotated[float, Field(ge=0, le=60, description="hold the answer until it ends, at most so long")] = 0
+
+
+class ListQuery(PageQuery):
+    pass
+
+
+@router.post(
+    "",
+    operation_id="create_execution",
+    summary="Start a command",
+    status_code=201,
+    response_model=answers.Execution,
+    responses={
+        200: {"model": answers.Execution, "description": "the id was taken by the same command: that execution"},
+        201: created("execution"),
+        **problems(
+            "invalid_request",
+            "limit_too_high",
+            "capability_missing",
+            "not_found",
+            "conflict",
+            "wrong_state",
+            "unsupported_media_type",
+            "payload_too_large",
+            "capacity_exceeded",
+            "backend_error",
+            "backend_unavailable",
+            "backend_timeout",
+        ),
+    },
+    openapi_extra=json_body(requests.CreateExecution),
+)
+async def create_execution(request: Request, sandbox_id: str, query: Annotated[StartQuery, Query()]) -> Response:
+    """A command that cannot be started is not an error here: it is an execution that ended with `start_failed`. An
+    execution that its client hangs up on runs and is listed."""
+    edge = edge_of(request)
+    sandbox = edge.sandboxes.use(sandbox_id)
+    asked = await read_json(request, requests.CreateExecution)
+    with held(request):
+        command = command_of(asked, sandbox, edge)
+        execution, new = await edge.sandboxes.execute(sandbox, command, asked.id, query.wait_seconds)
+    location = f"/sandboxes/{sandbox.id}/executions/{execution.id}"
+    return json_response(execution_body(execution), 201 if new else 200, {"location": location} if new else None)
+
+
+@router.get(
+    "",
+    operation_id="list_executions",
+    summary="List the executions of a sandbox",
+    response_model=answers.ExecutionList,
+    responses=problems("invalid_request", "not_found"),
+)
+async def list_executions(request: Request, sandbox_id: str, query: Annotated[ListQuery, Query()]) -> Response:
+    """Oldest first."""
+    sandbox = edge_of(request).sandboxes.use(sandbox_id)
+    items, next_cursor = await page(sandbox.executions.values(), query)
+    return await json_page(map(execution_body, items), next_cursor)
+
+
+@router.get(
+    "/{execution_id}",
+    operation_id="get_execution",
+    summary="Show an execution",
+    response_model=answers.Execution,
+    responses=problems("invalid_request", "not_found", "capacity_exceeded"),
+)
+async def get_execution(
+    request: Request, sandbox_id: str, execution_id: str, query: Annotated[ShowQuery, Query()]
+) -> Response:
+    execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
+    if query.wait_seconds and execution.exit is None:
+        with held(request):
+            await until_disconnect(request.receive, execution.wait(query.wait_seconds))
+    return json_response(execution_body(execution))
+
+
+@router.delete(
+    "/{execution_id}",
+    operation_id="delete_execution",
+    summary="Kill everything that an execution started",
+    status_code=204,
+    response_class=Response,
+    responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
+)
+async def delete_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
+    """Daemons too, where the runtime has `kill_tree`; else what it can reach, and the exit's `detail` says what may
+    live on. Repeatable; the record stays."""
+    edge = edge_of(request)
+    await edge.sandboxes.kill_execution(edge.sandboxes.execution(sandbox_id, execution_id))
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{execution_id}/signal",
+    operation_id="signal_execution",
+    summary="Send a signal to an execution's process group",
+    status_code=204,
+    response_class=Response,
+    responses=problems(*TOLD_TO_A_RUNNING_ONE),
+    openapi_extra=json_body(requests.SignalExecution),
+)
+async def signal_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
+    """As Ctrl-C does. A runtime without `signal_group` reaches its first process only."""
+    execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
+    asked = await read_json(request, requests.SignalExecution)
+    await execution.signal(number_of_signal(asked.signal))
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{execution_id}/resize",
+    operation_id="resize_execution",
+    summary="Give an execution's terminal another size",
+    status_code=204,
+    response_class=Response,
+    responses=problems(*TOLD_TO_A_RUNNING_ONE),
+    openapi_extra=json_body(requests.Terminal),
+)
+async def resize_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
+    """Its programs get SIGWINCH."""
+    execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
+    asked = await read_json(request, requests.Terminal)
+    await execution.resize(Terminal(asked.rows, asked.cols))
+    return Response(status_code=204)

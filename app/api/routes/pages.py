@@ -1,0 +1,127 @@
+"""The pages for people: the front page, and what each type of problem means."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
+
+from app import __version__
+from app.api.http.problem_types import PROBLEMS, ProblemType
+from app.api.http.strict_route import StrictRoute
+from app.api.openapi.documents import problems
+from app.core.errors import NotFound
+
+FRONT, INDEX = "/", "/problems"
+PATHS = frozenset({FRONT, INDEX})
+
+router = APIRouter(tags=["service"], route_class=StrictRoute)
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2.5rem auto; padding: 0 1rem }
+h1 { line-height: 1.2 } h2 { font-size: 1.1rem; margin-top: 2rem }
+pre { padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; background: rgb(128 128 128 / .15) }
+code, pre { font: 14px/1.5 ui-monospace, monospace }
+table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .3rem .8rem .3rem 0;
+vertical-align: top; border-bottom: 1px solid rgb(128 128 128 / .3) }
+"""
+
+_LINKS = (
+    ("/docs", "The API, to read and to try"),
+    ("/openapi.json", "The API as an OpenAPI document, for generators of clients"),
+    (INDEX, "Every type of problem, and what helps"),
+    ("/runtimes", "The runtimes, what they can do and their limits"),
+    ("/readyz", "Whether the service can make sandboxes"),
+    ("/metrics", "Numbers for Prometheus"),
+)
+
+
+def _page(title: str, body: str) -> HTMLResponse:
+    return HTMLResponse(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<link rel=icon href=/docs/favicon.png><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1>{body}</html>"
+    )
+
+
+def _with_code(text: str) -> str:
+    """Names stand between backticks in our sentences."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+# --- the front page
+
+
+async def _front(request: Request) -> Response:
+    url = html.escape(str(request.base_url).rstrip("/"))
+    commands = (
+        ("Run one command in a sandbox of its own", f"export BULKHEAD_CLIENT_URL={url}\nbulkhead run -- echo hello"),
+        (
+            "The same by HTTP",
+            f"curl -s {url}/run -H 'Content-Type: application/json' \\\n"
+            """     -d '{"command": ["echo", "hello"]}'""",
+        ),
+        (
+            "Keep a sandbox, and run several commands in it",
+            "sandbox=$(bulkhead create)\nbulkhead exec $sandbox -- sh -c 'echo hello > note'\n"
+            "bulkhead exec $sandbox -- cat note\nbulkhead rm $sandbox",
+        ),
+    )
+    links = "".join(f"<tr><td><a href={path}>{path}</a><td>{sentence}" for path, sentence in _LINKS)
+    blocks = "".join(f"<h2>{title}</h2><pre>{text}</pre>" for title, text in commands)
+    return _page(
+        "Bulkhead",
+        f"<p>This service runs code that nobody trusts, and streams its output live. Version {__version__}.</p>"
+        f"<table>{links}</table>{blocks}<p>A service with keys wants one with every command: "
+        "<code>export BULKHEAD_CLIENT_KEY=…</code> for <code>bulkhead</code>, the header "
+        "<code>Authorization: Bearer …</code> for <code>curl</code>.</p>",
+    )
+
+
+# --- problems
+
+
+async def _index(_: Request) -> Response:
+    rows = "".join(
+        f"<tr><td><a href={INDEX}/{kind.slug}><code>{kind.slug}</code></a><td>{kind.status}"
+        f"<td>{html.escape(kind.title)}"
+        for kind in sorted(PROBLEMS.values(), key=lambda kind: (kind.status, kind.slug))
+    )
+    return _page(
+        "Problems",
+        "<p>An answer that is an error has one of these types. Its body is JSON, as RFC 9457 describes it.</p>"
+        f"<table><tr><th>Type<th>Status<th>Title{rows}</table>",
+    )
+
+
+@router.get(
+    "/problems/{slug}",
+    operation_id="explain_problem",
+    summary="What a type of problem means, for people",
+    response_class=HTMLResponse,
+    responses=problems("not_found"),
+)
+async def explain_problem(slug: str) -> Response:
+    kind = PROBLEMS.get(slug)
+    if kind is None:
+        raise NotFound("problem type", slug[:64])
+    return _page(kind.title, _explanation(kind))
+
+
+def _explanation(kind: ProblemType) -> str:
+    members = "".join(f"<li><code>{html.escape(name)}</code>" for name in kind.extras)
+    return (
+        f"<p><code>{kind.slug}</code>, status {kind.status}</p><p>{_with_code(kind.meaning)}</p>"
+        + (f"<p>It has these members of its own:</p><ul>{members}</ul>" if members else "")
+        + f"<p><a href={INDEX}>All types of problems</a></p>"
+    )
+
+
+routes = [
+    Route(FRONT, _front, include_in_schema=False),
+    Route(INDEX, _index, include_in_schema=False),
+]

@@ -1,0 +1,49 @@
+"""Routes that stop a sandbox where it is, and let it go on."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.context import edge_of
+from app.api.http.strict_route import StrictRoute
+from app.api.openapi.documents import problems
+from app.api.routes.sandboxes import body_of
+from app.api.schemas import answers
+from app.api.schemas.views import json_response
+
+router = APIRouter(tags=["sandboxes"], route_class=StrictRoute)
+
+PROBLEMS = (
+    "not_found", "wrong_state", "unsupported_by_runtime", "backend_error", "backend_unavailable", "backend_timeout",
+)  # fmt: skip
+
+
+@router.post(
+    "/sandboxes/{sandbox_id}/pause",
+    operation_id="pause_sandbox",
+    summary="Stop every process of a sandbox where it is",
+    response_model=answers.Sandbox,
+    responses=problems(*PROBLEMS),
+)
+async def pause_sandbox(request: Request, sandbox_id: str) -> Response:
+    """When it answers, none of them runs. Files, memory, stdin and output stay as they are; no clock stops, neither
+    the sandbox's nor those of its executions. Repeatable."""
+    edge = edge_of(request)
+    sandbox = edge.sandboxes.use(sandbox_id)
+    await edge.sandboxes.pausing.pause(sandbox)
+    return json_response(body_of(sandbox, edge))
+
+
+@router.post(
+    "/sandboxes/{sandbox_id}/resume",
+    operation_id="resume_sandbox",
+    summary="Let a paused sandbox go on",
+    response_model=answers.Sandbox,
+    responses=problems(*PROBLEMS),
+)
+async def resume_sandbox(request: Request, sandbox_id: str) -> Response:
+    """Signals that were sent meanwhile arrive now. Repeatable, also on a sandbox that was never paused."""
+    edge = edge_of(request)
+    sandbox = edge.sandboxes.use(sandbox_id)
+    await edge.sandboxes.pausing.resume(sandbox)
+    return json_response(body_of(sandbox, edge))

@@ -1,0 +1,200 @@
+"""Routes of sandboxes: create, list, show, change, destroy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.context import Edge, edge_of, held, visitor_of
+from app.api.http.bodies import read_json
+from app.api.http.disconnect import ClientGone, until_disconnect
+from app.api.http.paging import PageQuery, page
+from app.api.http.strict_route import StrictRoute
+from app.api.openapi.documents import created, json_body, problems
+from app.api.schemas import answers, requests
+from app.api.schemas.specs import lifetime, sandbox_spec, ttl_of
+from app.api.schemas.views import Body, json_page, json_response, sandbox_body
+from app.core.errors import InvalidRequest
+from app.core.models import SandboxState
+from app.core.sandboxes import Sandbox
+
+OF_A_CREATE = (
+    "invalid_request",
+    "unknown_runtime",
+    "runtime_not_enabled",
+    "unknown_image",
+    "unknown_profile",
+    "policy_too_broad",
+    "limit_too_high",
+    "policy_not_supported",
+    "capability_missing",
+    "unsupported_media_type",
+    "payload_too_large",
+    "capacity_exceeded",
+    "launch_failed",
+    "backend_error",
+    "backend_unavailable",
+    "isolation_unavailable",
+    "backend_timeout",
+)
+
+router = APIRouter(tags=["sandboxes"], route_class=StrictRoute)
+
+
+class CreateQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    wait_seconds: Annotated[
+        float, Field(ge=0, le=300, description="hold the answer until it runs, at most so long")
+    ] = 60
+
+
+class ShowQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    wait_seconds: Annotated[
+        float, Field(ge=0, le=300, description="hold the answer while it is `creating`, at most so long")
+    ] = 0
+
+
+class ListQuery(PageQuery):
+    state: SandboxState | None = None
+    runtime: str | None = None
+    label: list[Annotated[str, Field(json_schema_extra={"pattern": "^[^:]+:"})]] = Field(
+        [], description="key:value; repeated: all must match"
+    )
+
+
+def body_of(sandbox: Sandbox, edge: Edge) -> Body:
+    # By its name in the spec, which is canonical; a runtime that was switched off meanwhile cannot be.
+    return sandbox_body(sandbox, edge.registry.get(sandbox.spec.runtime).info.capabilities)
+
+
+@router.post(
+    "/sandboxes",
+    operation_id="create_sandbox",
+    summary="Create a sandbox",
+    status_code=201,
+    response_model=answers.Sandbox,
+    responses={
+        200: {"model": answers.Sandbox, "description": "the id was taken by a sandbox with the same body: that one"},
+        201: created("sandbox"),
+        **problems(*OF_A_CREATE, "conflict"),
+    },
+    openapi_extra=json_body(requests.CreateSandbox),
+)
+async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()]) -> Response:
+    """Begins a sandbox and holds the answer until it runs. A boot that fails meanwhile is a problem, and nothing of
+    the sandbox is left. A client that hangs up while it waits finds its sandbox again by an `id` of its own choice
+    or an Idempotency-Key; without either the sandbox is destroyed."""
+    edge = edge_of(request)
+    asked = await read_json(request, requests.CreateSandbox)
+    client = visitor_of(request).client
+    with held(request):
+        sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id, client)
+        try:
+            await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
+        except ClientGone:
+            await edge.sandboxes.abandon(sandbox)
+            raise
+    return json_response(
+        body_of(sandbox, edge), 201 if new else 200, {"location": f"/sandboxes/{sandbox.id}"} if new else None
+    )
+
+
+@router.get(
+    "/sandboxes",
+    operation_id="list_sandboxes",
+    summary="List sandboxes",
+    response_model=answers.SandboxList,
+    responses=problems("invalid_request", "unknown_runtime", "runtime_not_enabled"),
+)
+async def list_sandboxes(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
+    """Oldest first. Records of destroyed sandboxes are listed for a while too."""
+    edge = edge_of(request)
+    runtime = None if query.runtime is None else edge.registry.canonical(query.runtime)
+    labels = [_label(text) for text in query.label]
+
+    def wanted(sandbox: Sandbox) -> bool:
+        return (
+            (query.state is None or sandbox.state is query.state)
+            and (runtime is None or sandbox.spec.runtime == runtime)
+            and all(sandbox.labels.get(key) == value for key, value in labels)
+        )
+
+    items, next_cursor = await page(edge.sandboxes, query, wanted)
+    return await json_page((body_of(sandbox, edge) for sandbox in items), next_cursor)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, colon, value = text.partition(":")
+    if not colon or not key:
+        meant = text[:64].replace("=", ":", 1)
+        raise InvalidRequest.at(
+            "query/label", f"must be key:value, such as {meant if '=' in text[1:64] else 'team:ci'}"
+        )
+    return key, value
+
+
+@router.get(
+    "/sandboxes/{sandbox_id}",
+    operation_id="get_sandbox",
+    summary="Show a sandbox",
+    response_model=answers.Sandbox,
+    responses=problems("invalid_request", "not_found", "capacity_exceeded"),
+)
+async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQuery, Query()]) -> Response:
+    edge = edge_of(request)
+    sandbox = edge.sandboxes.use(sandbox_id)
+    if query.wait_seconds and sandbox.state is SandboxState.CREATING:
+        with held(request):
+            await until_disconnect(request.receive, edge.sandboxes.wait(sandbox, query.wait_seconds))
+    return json_response(body_of(sandbox, edge))
+
+
+@router.patch(
+    "/sandboxes/{sandbox_id}",
+    operation_id="update_sandbox",
+    summary="Change how long a sandbox lives, and its labels",
+    response_model=answers.Sandbox,
+    responses=problems(
+        "invalid_request",
+        "limit_too_high",
+        "not_found",
+        "wrong_state",
+        "unsupported_media_type",
+        "payload_too_large",
+        "capacity_exceeded",
+    ),
+    openapi_extra=json_body(requests.UpdateSandbox),
+)
+async def update_sandbox(request: Request, sandbox_id: str) -> Response:
+    edge = edge_of(request)
+    sandbox = edge.sandboxes.use(sandbox_id)
+    asked = await read_json(request, requests.UpdateSandbox)
+    given = asked.model_fields_set
+    edge.sandboxes.update(
+        sandbox,
+        ttl_seconds=ttl_of(asked.ttl_seconds, edge) if "ttl_seconds" in given else None,
+        idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
+        set_idle="idle_seconds" in given,
+        labels=asked.labels if "labels" in given else None,
+    )
+    return json_response(body_of(sandbox, edge))
+
+
+@router.delete(
+    "/sandboxes/{sandbox_id}",
+    operation_id="delete_sandbox",
+    summary="Destroy a sandbox",
+    status_code=204,
+    response_class=Response,
+    responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
+)
+async def delete_sandbox(request: Request, sandbox_id: str) -> Response:
+    """When it answers, no process of the sandbox exists. Repeatable while the record is kept."""
+    edge = edge_of(request)
+    await edge.sandboxes.destroy(edge.sandboxes.get(sandbox_id))
+    return Response(status_code=204)

@@ -1,0 +1,150 @@
+"""Stdin as the body of a request: it goes to the program as it comes in, and no faster than the program reads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.context import edge_of, held
+from app.api.http.disconnect import ClientGone
+from app.api.http.strict_route import StrictRoute
+from app.api.openapi.documents import problems
+from app.core.backend import settle
+from app.core.errors import Conflict, WrongState
+from app.core.executions import Execution
+
+router = APIRouter(
+    prefix="/sandboxes/{sandbox_id}/executions/{execution_id}", tags=["executions"], route_class=StrictRoute
+)
+
+AHEAD = 64 * 1024  # beyond it the server's own bounded buffer fills, then the client's
+
+_END_SECONDS = 1.0
+
+
+class StdinQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    eof: Annotated[bool, Field(description="close stdin after the body")] = False
+
+
+@router.put(
+    "/stdin",
+    operation_id="write_stdin",
+    summary="Feed an execution's stdin",
+    status_code=204,
+    response_class=Response,
+    responses=problems(
+        "invalid_request",
+        "not_found",
+        "conflict",
+        "wrong_state",
+        "capacity_exceeded",
+        "backend_error",
+        "backend_unavailable",
+        "backend_timeout",
+    ),
+    openapi_extra={
+        "requestBody": {
+            "description": "raw bytes; of any length, and as slow as you like",
+            "required": False,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def write_stdin(
+    request: Request, sandbox_id: str, execution_id: str, query: Annotated[StdinQuery, Query()]
+) -> Response:
+    """Of any media type. The body is passed on while it arrives, at the program's pace: the answer comes when all of it
+    is in. What arrived before a hang-up is in stdin, which then stays open."""
+    edge = edge_of(request)
+    # Refused before it was told to go on, a client may leave the body out: nobody knows what comes next then.
+    request.scope["state"]["close_after_problem"] = "expect" in request.headers
+    execution = edge.sandboxes.execution(sandbox_id, execution_id)
+    with held(request):
+        await _Upload(execution, request, edge.patience.close).run(eof=query.eof)
+    return Response(status_code=204)
+
+
+class _Upload:
+    """Reads a little ahead of the program, so that a hang-up shows while the program does not read."""
+
+    def __init__(self, execution: Execution, request: Request, farewell: float) -> None:
+        """Raises Conflict, WrongState. `farewell`: seconds for the program to read what a client that left has sent."""
+        self._execution = execution
+        self._grip = execution.grip_stdin(take=False)
+        self._request = request
+        self._farewell = farewell
+        self._ahead = bytearray()
+        self._whole = self._gone = False
+        self._came, self._room = asyncio.Event(), asyncio.Event()
+
+    async def run(self, *, eof: bool) -> None:
+        """Raises WrongState, Conflict, what the runtime raised, and ClientGone when the client left before the end."""
+        loop = asyncio.get_running_loop()
+        feeding, reading = loop.create_task(self._feed(eof)), loop.create_task(self._read())
+        taken = loop.create_task(self._grip.taken_over.wait())
+        tasks: list[asyncio.Task[Any]] = [feeding, reading, taken]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+                await asyncio.wait([feeding, taken], timeout=self._farewell, return_when=asyncio.FIRST_COMPLETED)
+                if not feeding.done():
+                    raise ClientGone
+            if taken.done():
+                raise Conflict("a stream has taken stdin over; its `stdin_bytes` counts what went in before")
+            feeding.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                await settle(task)
+                if not task.cancelled():
+                    task.exception()  # looked at, or asyncio reports one that another task's outcome outweighs
+            self._grip.release()
+
+    async def _read(self) -> None:
+        """Returns when the client has hung up."""
+        self._request.scope["state"]["close_after_problem"] = False
+        while (message := await self._request.receive())["type"] != "http.disconnect":
+            self._ahead += message.get("body", b"")
+            self._whole = not message.get("more_body", False)
+            self._came.set()
+            while len(self._ahead) >= AHEAD:
+                self._room.clear()
+                await self._room.wait()
+        self._gone = True
+        self._came.set()
+
+    async def _feed(self, eof: bool) -> None:
+        while self._ahead or not (self._whole or self._gone):
+            if self._ahead:
+                data, self._ahead = bytes(self._ahead), bytearray()
+                self._room.set()
+                await self._grip.write(data)
+                if not self._execution.reads_stdin:
+                    await self._refuse_the_rest()
+            else:
+                self._came.clear()
+                await self._came.wait()
+        if not self._whole:
+            raise ClientGone
+        if eof:
+            await self._end()
+
+    async def _refuse_the_rest(self) -> None:
+        """The kernel closes the stdin of a program that ends a moment before the end itself is known."""
+        await self._execution.wait(_END_SECONDS)
+        ended = self._execution.exit is not None
+        raise WrongState(self._execution.state, "the execution has ended" if ended else "the program reads no stdin")
+
+    async def _end(self) -> None:
+        try:
+            await self._grip.close()
+        except WrongState:
+            if self._execution.exit is None:  # else it took the whole body, and needs no end of it any more
+                raise

@@ -1,0 +1,127 @@
+"""What the service says about itself: runtimes, health, metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.context import Edge, edge_of, request_id_of, visitor_of
+from app.api.http.problems import problem_of
+from app.api.http.strict_route import StrictRoute
+from app.api.openapi.documents import problems
+from app.api.schemas import answers
+from app.api.schemas.views import ENFORCED_BY, Body, json_response, limit_number
+from app.core.backend import Backend
+from app.core.errors import BackendUnavailable, BulkheadError, Refused
+from app.core.policy import lower
+from app.core.registry import AUTO
+
+router = APIRouter(tags=["service"], route_class=StrictRoute)
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@router.get(
+    "/runtimes",
+    operation_id="list_runtimes",
+    summary="The runtimes, what they can do, and whether they work now",
+    response_model=answers.RuntimeList,
+    responses=problems(),
+)
+async def list_runtimes(request: Request) -> Response:
+    edge = edge_of(request)
+    answers = await edge.readiness.all()
+    return json_response({"items": [_runtime(b, answers[b.info.name], edge) for b in edge.registry]})
+
+
+def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body:
+    info, own = backend.info, backend.info.command_limits
+    limits: Body = {}
+    for name, limit in lower(edge.ranges, info.ceilings).items():
+        if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities:
+            limits[name] = {
+                "default": limit_number(name, limit.default),
+                "ceiling": limit_number(name, limit.ceiling),
+            }
+    for name in ("argument_bytes", "arguments", "variables", "total_bytes"):
+        limits[name] = {"default": None, "ceiling": getattr(own, name)}
+    return {
+        "name": info.name,
+        "aliases": sorted(info.aliases),
+        "enabled": edge.registry.enabled(info.name),
+        "available": answer is None,
+        "reason": None if answer is None else str(answer),
+        "version": info.version,
+        "tier": info.tier,
+        "capabilities": sorted(info.capabilities),
+        "limits": limits,
+    }
+
+
+@router.get(
+    "/healthz",
+    operation_id="check_alive",
+    summary="The service is alive",
+    response_model=answers.Health,
+    responses=problems(),
+)
+async def check_alive() -> Response:
+    return json_response({"status": "alive"})
+
+
+@router.get(
+    "/readyz",
+    operation_id="check_ready",
+    summary="The default runtime works",
+    response_model=answers.Ready,
+    responses=problems("backend_unavailable", "isolation_unavailable"),
+)
+async def check_ready(request: Request) -> Response:
+    """With `auto` as the default: any runtime works. Asked of the runtimes at most once a second. When it is not ready
+    the problem has the member `runtimes` too."""
+    edge = edge_of(request)
+    answers = await edge.readiness.all()
+    runtimes: list[Body] = [
+        {"name": name, "ready": answer is None, "reason": None if answer is None else str(answer)}
+        for name, answer in answers.items()
+        if edge.registry.enabled(name)
+    ]
+    try:
+        default = edge.registry.default
+        error = _none_works(runtimes) if default == AUTO else answers[default]
+    except Refused as refused:  # the operator switched the default off, and nothing else
+        default, error = "", BackendUnavailable("", str(refused))
+    if visitor_of(request).foreign:
+        return _ready_or_not(request, error)
+    if error is None:
+        return json_response({"default": default, "runtimes": runtimes})
+    return problem_of(error).response(request_id_of(request), runtimes=runtimes)
+
+
+def _ready_or_not(request: Request, error: BulkheadError | None) -> Response:
+    """All that a load balancer has to know, and all that a page of somebody else gets to."""
+    if error is None:
+        return json_response({"default": "", "runtimes": []})
+    return problem_of(BackendUnavailable("", "the service is not ready")).response(request_id_of(request), runtimes=[])
+
+
+def _none_works(runtimes: list[Body]) -> BulkheadError | None:
+    """With `auto` as the default one runtime that works is enough."""
+    if any(runtime["ready"] for runtime in runtimes):
+        return None
+    reasons = "; ".join(f"{runtime['name']}: {runtime['reason']}" for runtime in runtimes)
+    return BackendUnavailable(AUTO, f"no runtime works: {reasons or 'none is enabled'}")
+
+
+@router.get(
+    "/metrics",
+    operation_id="read_metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(),
+    },
+)
+async def read_metrics(request: Request) -> Response:
+    edge = edge_of(request)
+    await edge.readiness.all()
+    return Response(edge.metrics(), headers={"content-type": METRICS_TYPE})

@@ -1,0 +1,1 @@
+"""What clients send and get, as schemas, and the way from there to the core and back."""

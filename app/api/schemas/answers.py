@@ -1,0 +1,163 @@
+"""What clients get, as schemas for the documents: the answers are built by `views.py`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from app.api.schemas.receipts import Isolation
+from app.core.backend import Capability
+from app.core.models import ExecutionState, ExitReason, SandboxState
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class StreamTicket(Answer):
+    ticket: str = Field(description="for `?ticket=` of the stream, once")
+    expires_at: datetime
+
+
+class Limits(Answer):
+    """As enforced; null where the runtime cannot."""
+
+    cpus: float | None = Field(description="cores")
+    memory_mib: int | None = Field(description="`process` enforces memory_mib + disk_mib: files count as memory")
+    processes: int | None = Field(description="processes and threads at one time")
+    disk_mib: int | None = Field(description="/workspace, /tmp and /dev/shm together")
+    output_bytes: int = Field(description="kept, per execution and channel")
+    wall_seconds: float = Field(description="per execution")
+
+
+class Filesystem(Answer):
+    """What may be read and written; all else is refused."""
+
+    read_only: list[str]
+    read_write: list[str]
+
+
+class Network(Answer):
+    mode: str
+    allow: list[str] = Field(description="the hosts that `direct` lets it reach")
+
+
+class Syscalls(Answer):
+    profile: str
+
+
+class Policy(Answer):
+    """As enforced; null for a part that the runtime does not enforce."""
+
+    profile: str
+    filesystem: Filesystem | None
+    network: Network
+    syscalls: Syscalls | None
+    loopback_tcp: bool | None = Field(description="programs may use TCP on the sandbox's own loopback")
+
+
+class ExecutionCounts(Answer):
+    running: int
+    total: int
+
+
+class Sandbox(Answer):
+    id: str
+    runtime: str
+    runtime_reason: str | None = Field(description="why `auto` came to this runtime; null when it was asked for")
+    image: str | None = Field(description="null: the host's own system directories")
+    state: SandboxState
+    state_reason: str | None
+    created_at: datetime
+    expires_at: datetime
+    idle_seconds: float | None
+    last_active_at: datetime
+    labels: dict[str, str]
+    limits: Limits
+    policy: Policy
+    isolation: Isolation | None = Field(description="the receipt, measured; null before and after its life")
+    executions: ExecutionCounts
+
+
+class SandboxList(Answer):
+    items: list[Sandbox]
+    next_cursor: str | None = Field(description="for the next page; null on the last one")
+
+
+class Exit(Answer):
+    reason: ExitReason
+    code: int | None = Field(description="only for `exited`")
+    signal: str | None = Field(description="a name such as SIGSEGV, when one ended the first process")
+    detail: str | None = Field(description="a sentence for people")
+    duration_seconds: float | None = Field(description="from the start to the end of the first process")
+    cpu_seconds: float | None = Field(description="of all processes of the execution")
+    max_memory_bytes: int | None = Field(description="peak of all its processes, files in the sandbox included")
+
+
+class ChannelCounts(Answer):
+    bytes: int
+    dropped_bytes: int | None = Field(
+        description="of them no longer stored; null where the runtime may lose output without a word"
+    )
+
+
+class Output(Answer):
+    stdout: ChannelCounts
+    stderr: ChannelCounts
+
+
+class Execution(Answer):
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
+    id: str
+    sandbox_id: str
+    command: list[str]
+    state: ExecutionState
+    started_at: datetime
+    ended_at: datetime | None
+    exit: Exit | SkipJsonSchema[None] = Field(default_factory=lambda: None, description="absent while it runs")
+    output: Output
+
+
+class ExecutionList(Answer):
+    items: list[Execution]
+    next_cursor: str | None
+
+
+class Range(Answer):
+    default: float | None
+    ceiling: float
+
+
+class Runtime(Answer):
+    name: str
+    aliases: list[str]
+    enabled: bool
+    available: bool
+    reason: str | None = Field(description="why it is not available")
+    version: str
+    tier: str
+    capabilities: list[Capability]
+    limits: dict[str, Range]
+
+
+class RuntimeList(Answer):
+    items: list[Runtime]
+
+
+class Health(Answer):
+    status: Literal["alive"]
+
+
+class RuntimeReady(Answer):
+    name: str
+    ready: bool
+    reason: str | None
+
+
+class Ready(Answer):
+    default: str
+    runtimes: list[RuntimeReady]

@@ -1,0 +1,157 @@
+"""What clients send, as schemas."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from app.api.schemas.limits import LimitsRequest
+from app.api.schemas.strict import (
+    WHOLE,
+    Arguments,
+    Directory,
+    Environment,
+    Host,
+    Id,
+    Labels,
+    Paths,
+    Seconds,
+    Strict,
+    documented,
+    spelled,
+)
+from app.core.backend import Capability
+from app.core.models import ID_PATTERN, OnOutputLimit, Stdin, Tier
+
+
+class FilesystemRequest(Strict):
+    """Absent or null: the profile's list. A path outside it is refused."""
+
+    read_only: Paths | None = None
+    read_write: Paths | None = None
+
+
+class NetworkRequest(Strict):
+    """`none`: the sandbox's own loopback. `direct`: the hosts of `allow`, where the operator permits them."""
+
+    mode: Literal["none", "direct"] = "none"
+    allow: Annotated[list[Host], Field(max_length=64, fail_fast=True)] = Field(
+        [], description="with `direct`: host names, *.name, IPv4 addresses or nets; the operator's list bounds them"
+    )
+
+
+class SyscallsRequest(Strict):
+    profile: Literal["default"] = "default"
+
+
+class PolicyRequest(Strict):
+    """An operator's profile, narrowed."""
+
+    profile: str = Field("default", description="name of an operator's profile")
+    filesystem: FilesystemRequest | None = None
+    network: NetworkRequest | None = None
+    syscalls: SyscallsRequest | None = None
+
+
+class SandboxFields(Strict):
+    """What a sandbox is to be; POST /sandboxes and POST /run take the same."""
+
+    runtime: str | None = Field(
+        None,
+        description="a runtime's name or alias; absent: the operator's default; `auto`: the cheapest that is available "
+        "and has all that the request needs",
+    )
+    isolation_min: Tier | None = Field(None, description="the weakest wall that is accepted")
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        None, description="root file system: a name of the operator's table, or a reference that the operator permits"
+    )
+    requires: Annotated[list[Capability], Field(max_length=64, fail_fast=True)] = Field(
+        [], description="refused unless the runtime has them all"
+    )
+    env: Environment = Field({}, description="for every execution")
+    workdir: Directory = Field("/workspace", description="for every execution")
+    limits: LimitsRequest = LimitsRequest()
+    policy: PolicyRequest = PolicyRequest()
+    ttl_seconds: Seconds | None = Field(None, description="destroyed when it passes; absent: 3600")
+    idle_seconds: Seconds | None = Field(
+        None, description="destroyed after this time without a running execution and without a request to it"
+    )
+    labels: Labels = Field({}, description="for finding and grouping")
+
+
+class CreateSandbox(SandboxFields):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"runtime": "process"},
+                {"runtime": "auto", "isolation_min": "vm", "image": "python"},
+                {"id": "build-7", "env": {"LANG": "C.UTF-8"}, "limits": {"memory_mib": 1024}, "labels": {"team": "ci"}},
+            ]
+        }
+    )
+
+    id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
+
+
+class UpdateSandbox(Strict):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_seconds": 7200}, {"idle_seconds": None}]})
+
+    ttl_seconds: Seconds | None = Field(
+        None, description="counts anew from now; null: as long as a sandbox lives by default; absent: unchanged"
+    )
+    idle_seconds: Seconds | None = Field(None, description="null removes it; absent: unchanged")
+    labels: Labels = Field(default_factory=dict, description="replaces all; absent: unchanged")
+
+
+class Terminal(Strict):
+    """The size of a terminal, in characters."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rows": 40, "cols": 120}]})
+
+    rows: Annotated[int, Field(ge=1, le=65_535), WHOLE]
+    cols: Annotated[int, Field(ge=1, le=65_535), WHOLE]
+
+
+_STREAM = f"/sandboxes/{ID_PATTERN}/executions/{ID_PATTERN}/stream"
+
+
+class CreateStreamTicket(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"path": "/sandboxes/demo/executions/hello/stream", "stdin": True}]}
+    )
+
+    path: Annotated[
+        str,
+        spelled(_STREAM, "must be the path of a stream without a query: /sandboxes/…/executions/…/stream"),
+        documented(pattern=f"^{_STREAM}$"),
+    ] = Field(description="of the stream, without a query")
+    stdin: bool = Field(
+        False, description="whether the stream may act: hold stdin, also by `take`, and send signals and sizes"
+    )
+
+
+class CreateExecution(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"command": ["python3", "-c", "print(1 + 1)"], "timeout_seconds": 10},
+                {"command": ["bash", "-i"], "tty": {"rows": 40, "cols": 120}},
+            ]
+        }
+    )
+
+    command: Arguments = Field(description="the exact argv, no shell")
+    env: Environment = Field({}, description="over the sandbox's")
+    workdir: Directory | None = Field(None, description="absent: the sandbox's")
+    timeout_seconds: Seconds | None = Field(None, description="at most and by default the limit wall_seconds")
+    stdin: Stdin = Field(Stdin.NONE, description="with `tty` always `open`")
+    tty: Terminal | None = Field(None, description="run it on a terminal of this size")
+    on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
+    id: Id | None = Field(None, description="chosen by the client: makes the start repeatable")
+
+
+class SignalExecution(Strict):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"signal": "SIGINT"}]})
+
+    signal: str = Field(description="a name such as SIGINT or INT")

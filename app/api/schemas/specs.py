@@ -1,0 +1,179 @@
+"""From request bodies to the core's specs: defaults, aliases, ceilings and narrowing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from app.api.context import Edge
+from app.api.schemas.limits import LimitsRequest
+from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
+from app.api.schemas.views import ENFORCED_BY
+from app.core.backend import Backend, Capability
+from app.core.choice import Wish, choose
+from app.core.commands import check_environment
+from app.core.errors import (
+    CapabilityMissing,
+    InvalidRequest,
+    LimitTooHigh,
+    PolicyNotSupported,
+    UnknownProfile,
+    plain_number,
+)
+from app.core.models import Command, SandboxSpec, Stdin, Terminal
+from app.core.policy import FilesystemRequest, Limits, Network, Policy, check_path, choose_limits, lower, narrow
+from app.core.sandboxes import Sandbox
+
+DEFAULT_PROFILE = "default"
+DEFAULT_TTL_SECONDS = 3600.0
+
+
+async def sandbox_spec(
+    asked: SandboxFields, edge: Edge, sandbox_id: str | None = None, more: frozenset[Capability] = frozenset()
+) -> SandboxSpec:
+    """Raises what a create is refused with; nothing is begun. `more`: capabilities that `auto` must look for beside
+    those of the fields."""
+    known = edge.sandboxes.find(sandbox_id) if sandbox_id else None
+    runtime = edge.registry.default if asked.runtime is None else asked.runtime
+    backend, reason = await choose(
+        Wish(runtime, asked.isolation_min, needs_of(asked) | more),
+        edge.registry,
+        edge.readiness.of,
+        settled_on=None if known is None else known.spec.runtime,
+    )
+    wrong = check_environment(asked.env, backend.info.command_limits)
+    if wrong:
+        raise InvalidRequest(wrong)
+    spec = backend.fit(
+        SandboxSpec(
+            runtime=backend.info.name,
+            limits=_limits(asked.limits, backend, edge),
+            policy=_policy(asked.policy, backend, edge),
+            env=asked.env,
+            workdir=check_path(asked.workdir, "/workdir"),
+            requires=frozenset(asked.requires),
+            ttl_seconds=ttl_of(asked.ttl_seconds, edge),
+            idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
+            labels=asked.labels,
+            image=_image(asked.image, backend),
+            runtime_reason=reason,
+        )
+    )
+    for name, limit in edge.ranges.items():  # what a runtime rounds up must not be more than the operator gives
+        if getattr(spec.limits, name) > limit.ceiling:
+            raise LimitTooHigh(f"/limits/{name}", getattr(spec.limits, name), limit.ceiling)
+    return spec
+
+
+def needs_of(asked: SandboxFields) -> frozenset[Capability]:
+    """What the runtime must be able to do: what is required by name, and what each field asks for."""
+    needs = set(asked.requires)
+    needs |= {capability for name, capability in ENFORCED_BY.items() if getattr(asked.limits, name) is not None}
+    if asked.image is not None:
+        needs.add(Capability.IMAGES)
+    if asked.policy.filesystem is not None or asked.policy.profile != DEFAULT_PROFILE:
+        needs.add(Capability.FILESYSTEM_POLICY)
+    if asked.policy.syscalls is not None:
+        needs.add(Capability.SYSCALL_PROFILES)
+    if asked.policy.network is not None and asked.policy.network.mode == "direct":
+        needs.add(Capability.NETWORK_DIRECT)
+    return frozenset(needs)
+
+
+def _image(asked: str | None, backend: Backend) -> str | None:
+    if asked is not None and Capability.IMAGES not in backend.info.capabilities:
+        raise CapabilityMissing([Capability.IMAGES], backend.info.name)
+    return asked
+
+
+def ttl_of(asked: float | None, edge: Edge) -> float:
+    """None: the default. Raises LimitTooHigh."""
+    if asked is None:
+        return min(DEFAULT_TTL_SECONDS, edge.ttl_ceiling_seconds)
+    lifetime("ttl_seconds", asked, edge)
+    return asked
+
+
+def lifetime(field: str, seconds: float | None, edge: Edge) -> float | None:
+    """Raises LimitTooHigh above the operator's ceiling."""
+    if seconds is not None and seconds > edge.ttl_ceiling_seconds:
+        raise LimitTooHigh(f"/{field}", seconds, edge.ttl_ceiling_seconds)
+    return seconds
+
+
+def _limits(asked: LimitsRequest, backend: Backend, edge: Edge) -> Limits:
+    values: dict[str, float | None] = {name: getattr(asked, name) for name in edge.ranges}
+    for name, capability in ENFORCED_BY.items():
+        if values[name] is not None and capability not in backend.info.capabilities:
+            raise PolicyNotSupported(
+                f"/limits/{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
+            )
+    return choose_limits(values, lower(edge.ranges, backend.info.ceilings))
+
+
+def _policy(asked: PolicyRequest, backend: Backend, edge: Edge) -> Policy:
+    profile = edge.profiles.get(asked.profile)
+    if profile is None:
+        raise UnknownProfile(asked.profile[:64], edge.profiles)
+    _check_enforced(asked, backend)
+    if asked.network is not None:
+        profile = replace(profile, network=_network(asked.network))
+    if asked.filesystem is None:
+        return profile
+    return narrow(profile, FilesystemRequest(asked.filesystem.read_only, asked.filesystem.read_write))
+
+
+def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
+    """A profile is its filesystem and its system calls: where neither is enforced, its name would be an empty word."""
+    name, capabilities = backend.info.name, backend.info.capabilities
+    network = asked.network
+    parts = (
+        ("profile", asked.profile != DEFAULT_PROFILE, Capability.FILESYSTEM_POLICY, "enforces no profile"),
+        ("filesystem", asked.filesystem is not None, Capability.FILESYSTEM_POLICY, "has no filesystem policy"),
+        ("syscalls", asked.syscalls is not None, Capability.SYSCALL_PROFILES, "has no system call profiles"),
+        (
+            "network/mode",
+            network is not None and network.mode == "direct",
+            Capability.NETWORK_DIRECT,
+            f"does not reach the network: {backend.info.no_network}",
+        ),
+    )
+    for part, is_asked, capability, lack in parts:
+        if is_asked and capability not in capabilities:
+            raise PolicyNotSupported(f"/policy/{part}", name, f"the runtime {name!r} {lack}")
+
+
+def _network(asked: NetworkRequest) -> Network:
+    if asked.mode == "direct" and not asked.allow:
+        raise InvalidRequest.at("/policy/network/allow", "must name the hosts that may be reached")
+    if asked.mode == "none" and asked.allow:
+        raise InvalidRequest.at("/policy/network/allow", "needs the mode `direct`")
+    return Network(asked.mode, tuple(asked.allow))
+
+
+def timeout_of(asked: float | None, spec: SandboxSpec, edge: Edge) -> float:
+    """Raises LimitTooHigh above the sandbox's wall time."""
+    wall = spec.limits.wall_seconds
+    if asked is None:
+        return wall
+    if asked > wall:
+        most = lower(edge.ranges, edge.registry.get(spec.runtime).info.ceilings)["wall_seconds"].ceiling
+        way_out = (
+            f"create the sandbox with a higher limits.wall_seconds (up to {plain_number(most)})" if most > wall else ""
+        )
+        raise LimitTooHigh("/timeout_seconds", asked, wall, way_out)
+    return asked
+
+
+def command_of(asked: CreateExecution, sandbox: Sandbox, edge: Edge) -> Command:
+    """The core checks argv and environment against the runtime's own limits."""
+    timeout = timeout_of(asked.timeout_seconds, sandbox.spec, edge)
+    terminal = None if asked.tty is None else Terminal(asked.tty.rows, asked.tty.cols)
+    return Command(
+        argv=tuple(asked.command),
+        env=asked.env,
+        workdir=sandbox.spec.workdir if asked.workdir is None else check_path(asked.workdir, "/workdir"),
+        timeout_seconds=timeout,
+        stdin=asked.stdin if terminal is None else Stdin.OPEN,
+        on_output_limit=asked.on_output_limit,
+        tty=terminal,
+    )

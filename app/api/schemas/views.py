@@ -1,0 +1,119 @@
+"""From the core's objects to the answers of `answers.py`, as plain dicts: to validate our own answers costs time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from app.core.backend import Capability
+from app.core.executions import Execution
+from app.core.models import Channel, Exit
+from app.core.policy import FLOORS, LIMIT_NAMES
+from app.core.sandboxes import Sandbox
+from app.core.timeslices import TimeSlices
+
+Body = dict[str, Any]
+
+WHOLE_LIMITS = frozenset(name for name in LIMIT_NAMES if isinstance(getattr(FLOORS, name), int))
+
+# A limit that the runtime does not enforce is shown as null. The two others are the core's own work.
+ENFORCED_BY = {
+    "cpus": Capability.LIMIT_CPUS,
+    "memory_mib": Capability.LIMIT_MEMORY,
+    "processes": Capability.LIMIT_PROCESSES,
+    "disk_mib": Capability.LIMIT_DISK,
+}
+
+
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(to_json(body), status, headers, "application/json")
+
+
+async def json_page(items: Iterable[Body], next_cursor: str | None) -> Response:
+    """`items` are made one by one: a page of 1,000 may take longer than anybody should wait."""
+    slices = TimeSlices.of_loop()
+    pieces: list[bytes] = []
+    for item in items:
+        pieces.append(to_json(item))
+        if slices.over:
+            await slices.next()
+    body = b'{"items":[%b],"next_cursor":%b}' % (b",".join(pieces), to_json(next_cursor))
+    return Response(body, media_type="application/json")
+
+
+def limit_number(name: str, value: float) -> float:
+    """An integer for a limit that counts something."""
+    return int(value) if name in WHOLE_LIMITS else value
+
+
+def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
+    spec, limits, policy = sandbox.spec, sandbox.spec.limits, sandbox.spec.policy
+    return {
+        "id": sandbox.id,
+        "runtime": spec.runtime,
+        "runtime_reason": spec.runtime_reason,
+        "image": spec.image,
+        "state": sandbox.state,
+        "state_reason": sandbox.state_reason,
+        "created_at": sandbox.created_at,
+        "expires_at": sandbox.expires_at,
+        "idle_seconds": sandbox.idle_seconds,
+        "last_active_at": sandbox.last_active_at,
+        "labels": sandbox.labels,
+        "limits": {
+            "cpus": limits.cpus if Capability.LIMIT_CPUS in capabilities else None,
+            "memory_mib": limits.memory_mib if Capability.LIMIT_MEMORY in capabilities else None,
+            "processes": limits.processes if Capability.LIMIT_PROCESSES in capabilities else None,
+            "disk_mib": limits.disk_mib if Capability.LIMIT_DISK in capabilities else None,
+            "output_bytes": limits.output_bytes,
+            "wall_seconds": limits.wall_seconds,
+        },
+        "policy": {
+            "profile": policy.profile,
+            "filesystem": {
+                "read_only": policy.filesystem.read_only,
+                "read_write": policy.filesystem.read_write,
+            }
+            if Capability.FILESYSTEM_POLICY in capabilities
+            else None,
+            "network": {"mode": policy.network.mode, "allow": policy.network.allow},
+            "syscalls": {"profile": policy.syscalls.profile} if Capability.SYSCALL_PROFILES in capabilities else None,
+            "loopback_tcp": policy.loopback_tcp if Capability.FILESYSTEM_POLICY in capabilities else None,
+        },
+        "isolation": None if sandbox.handle is None else dict(sandbox.handle.receipt),
+        "executions": {"running": sandbox.running, "total": len(sandbox.executions)},
+    }
+
+
+def execution_body(execution: Execution) -> Body:
+    stdout, stderr = execution.logs[Channel.STDOUT], execution.logs[Channel.STDERR]
+    body: Body = {
+        "id": execution.id,
+        "sandbox_id": execution.sandbox_id,
+        "command": execution.command.argv,
+        "state": execution.state,
+        "started_at": execution.started_at,
+        "ended_at": execution.ended_at,
+        "output": {
+            "stdout": {"bytes": stdout.total, "dropped_bytes": stdout.dropped},
+            "stderr": {"bytes": stderr.total, "dropped_bytes": stderr.dropped},
+        },
+    }
+    if execution.exit is not None:
+        body["exit"] = exit_body(execution.exit)
+    return body
+
+
+def exit_body(exit_: Exit) -> Body:
+    return {
+        "reason": exit_.reason,
+        "code": exit_.code,
+        "signal": exit_.signal,
+        "detail": exit_.detail,
+        "duration_seconds": exit_.duration_seconds,
+        "cpu_seconds": exit_.cpu_seconds,
+        "max_memory_bytes": exit_.max_memory_bytes,
+    }

@@ -1,0 +1,1 @@
+"""Live output: frames of a WebSocket and Server-Sent Events."""

@@ -1,0 +1,112 @@
+"""What every viewer is sent, in this order: the start, output and gaps, the exit. How it looks on the wire is the
+encoding's: frames of a WebSocket (`stream.py`) or Server-Sent Events (`events.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import HTTPConnection
+
+from app.api.context import edge_of, visitor_of
+from app.api.http.validation import invalid_request
+from app.api.routes.output import check_offset, check_readable
+from app.core.executions import Execution
+from app.core.fair_queue import FairQueue
+from app.core.follow import Gap, Output
+from app.core.models import Channel
+
+Offsets = dict[Channel, int]
+
+
+class StreamQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    stdout_offset: Annotated[int, Field(ge=0)] = 0
+    stderr_offset: Annotated[int, Field(ge=0)] = 0
+    stdin: Annotated[
+        Literal["false", "true", "take"],
+        Field(description="`true`: be the one that feeds stdin; `take`: also when somebody else is, who is cut off"),
+    ] = "false"
+
+    ticket: Annotated[
+        str | None,
+        Field(description="in place of a key, for clients that cannot send headers; POST /stream-tickets gives one"),
+    ] = None  # the guard has spent it by now
+
+    @property
+    def offsets(self) -> Offsets:
+        return {Channel.STDOUT: self.stdout_offset, Channel.STDERR: self.stderr_offset}
+
+
+def query_of(connection: HTTPConnection) -> StreamQuery:
+    """Raises InvalidRequest."""
+    try:
+        return StreamQuery.model_validate(dict(connection.query_params))
+    except ValidationError as error:
+        raise invalid_request(error, StreamQuery, "query") from None
+
+
+class Encoding(Protocol):
+    """One connection. Each call returns when the connection's buffer has room again: a viewer that does not read waits
+    here, alone."""
+
+    async def start(self, execution: Execution, offsets: Offsets) -> None: ...
+    async def output(self, item: Output) -> None: ...
+    async def gap(self, gap: Gap) -> None: ...
+    async def exit(self, execution: Execution) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An execution that somebody may look at from `offsets` on."""
+
+    execution: Execution
+    offsets: Offsets
+    count: Callable[[int], None]  # is told how many bytes were sent
+    client: str  # whose turn each piece is
+    turns: FairQueue
+    only: bool = False  # who looks may not send signals and sizes
+
+    async def send_to(self, encoding: Encoding) -> None:
+        """Everything from the start to the exit."""
+        await encoding.start(self.execution, self.offsets)
+        await self._follow(encoding)
+        await encoding.exit(self.execution)
+
+    async def _follow(self, encoding: Encoding) -> None:
+        """The server's `send` suspends only when its buffer is full, and output wakes all viewers in one run through
+        the loop: 200 with 8 pieces each held it for seconds. So the pieces of all of them go out in turn."""
+        with self.execution.follow(self.offsets) as follower:
+            while (item := follower.poll() or await follower.next()) is not None:
+                await self.turns.enter(self.client)
+                if isinstance(item, Gap):
+                    await encoding.gap(item)
+                else:
+                    await encoding.output(item)
+                    self.count(len(item.data))
+
+
+@contextmanager
+def admitted(connection: HTTPConnection, offsets: Offsets) -> Iterator[View]:
+    """One of the viewers of the execution that the path names, for as long as the block runs. Raises NotFound,
+    WrongState, RangeNotSatisfiable, CapacityExceeded."""
+    edge = edge_of(connection)
+    sandbox_id, execution_id = (connection.path_params[name] for name in ("sandbox_id", "execution_id"))
+    sandbox = edge.sandboxes.get(sandbox_id)
+    execution = edge.sandboxes.execution(sandbox_id, execution_id)
+    check_readable(sandbox)
+    for channel, offset in offsets.items():
+        check_offset(execution.logs[channel], offset, channel)
+    visitor = visitor_of(connection)
+    with edge.shares.streams.holding(visitor.client):
+        execution.enter_view(edge.sandboxes.capacity.viewers)
+        try:
+            count = partial(edge.streamed, sandbox.spec.runtime)
+            yield View(execution, offsets, count, visitor.client, edge.shares.pieces, visitor.view_only)
+        finally:
+            execution.leave_view()

@@ -1,0 +1,40 @@
+"""Killing what a control group lists, one by one, and never a stranger."""
+
+from __future__ import annotations
+
+import os
+
+from app.launcher.kernel.syscalls import kill_by_pidfd
+
+TYPE_CHECKING = False  # `typing` is heavy
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_AT_ONCE = 128  # descriptors
+
+
+def kill_each(pids: list[int], listed: Callable[[], list[int]]) -> None:
+    """A pid that is still listed after its pidfd was opened is the one that was meant: without this a number that was
+    used again meanwhile would make root kill a stranger."""
+    for begin in range(0, len(pids), _AT_ONCE):
+        _kill_some(pids[begin : begin + _AT_ONCE], listed)
+
+
+def _kill_some(pids: list[int], listed: Callable[[], list[int]]) -> None:
+    victims: list[tuple[int, int]] = []
+    try:
+        for pid in pids:
+            try:
+                victims.append((pid, os.pidfd_open(pid)))
+            except ProcessLookupError:
+                continue
+        still = set(listed()) if victims else set()
+        for pid, pidfd in victims:
+            if pid in still:
+                try:
+                    kill_by_pidfd(pidfd, 9)
+                except ProcessLookupError:
+                    continue
+    finally:
+        for _, pidfd in victims:
+            os.close(pidfd)

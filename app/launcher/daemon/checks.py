@@ -1,0 +1,52 @@
+"""The gateway is not trusted: what its requests may say, and how one is refused or answered."""
+
+from __future__ import annotations
+
+import errno
+
+from app.launcher.config import Config
+from app.launcher.daemon.connection import Connection
+from app.launcher.protocol import OK, REPLY, CreatePlan, Writer
+
+
+class Refusal(Exception):
+    """A request that is not carried out: the step (or `plan`), an errno, a sentence."""
+
+    def __init__(self, step: str, number: int, detail: str) -> None:
+        self.step, self.errno, self.detail = step, number, detail
+        super().__init__(detail)
+
+
+def reply(request: int, status: int = OK) -> Writer:
+    return Writer(REPLY).u32(request).u8(status)
+
+
+def answer(connection: Connection | None, record: Writer) -> None:
+    """To a gateway that may be gone by now."""
+    if connection is not None:
+        connection.send(bytes(record.data))
+
+
+def check_plan(plan: CreatePlan, config: Config, filters: dict[str, bytes]) -> None:
+    """Raises Refusal for a plan that the configuration does not allow, whoever sent it."""
+    if not is_name(plan.sandbox_id):
+        raise Refusal("plan", errno.EINVAL, "not a sandbox id")
+    if plan.template != "host" or plan.filter_name not in filters:
+        raise Refusal("plan", errno.ENOENT, "no such template or filter")
+    for name, value, most in (
+        ("cpu", plan.cpu_millis, config.max_cpu_millis),
+        ("memory", plan.memory_bytes, config.max_memory_bytes),
+        ("disk", plan.disk_bytes, config.max_disk_bytes),
+        ("processes", plan.processes, config.max_processes),
+    ):
+        if not 0 < value <= most:
+            raise Refusal("plan", errno.ERANGE, f"{name} is {value}, the ceiling {most}")
+    for path in plan.read_only + plan.read_write:
+        if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise Refusal("plan", errno.EINVAL, "not a clean path")
+
+
+def is_name(text: str) -> bool:
+    """An id of ours becomes a folder's name under the control groups."""
+    plain = all(c.isascii() and (c.isalnum() or c in "_-") for c in text)
+    return plain and 0 < len(text) <= 63 and text[0] not in "-_" and text == text.lower()

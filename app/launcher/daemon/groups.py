@@ -1,0 +1,270 @@
+"""The control groups of one sandbox: its limits, and one child per execution."""
+
+from __future__ import annotations
+
+import os
+
+from app.launcher.daemon.cgroup import (
+    ENABLE,
+    PERIOD_US,
+    SOCKET_BYTES,
+    WORKER_CPU_MILLIS,
+    Hierarchy,
+    Tree,
+    count_sockets,
+    field,
+    has,
+    number_of,
+    pids,
+    read,
+    write,
+)
+from app.launcher.daemon.cgroup_kill import kill_each
+from app.launcher.daemon.oom import OomEvents, can_tell_ooms, kills_of
+
+
+class Usage:
+    """What one execution has used so far: nanoseconds, bytes, kills by the kernel, whether a process of it lives."""
+
+    __slots__ = ("alive", "cpu_ns", "ooms", "peak_bytes")
+
+    def __init__(self, cpu_ns: int, peak_bytes: int, ooms: int, alive: bool) -> None:
+        self.cpu_ns, self.peak_bytes, self.ooms, self.alive = cpu_ns, peak_bytes, ooms, alive
+
+
+class Groups:
+    """The groups of one sandbox. Made by `make`; everything it opened or made goes with `remove`."""
+
+    def __init__(self, tree: Tree, name: str) -> None:
+        self._tree, self._name = tree, name
+        self._first = tree.version == 1
+        self._shared: list[int] = []  # where commands join the room itself, as no child of it is needed
+        self._executions: dict[int, None] = {}
+        self._memory_bytes = 0  # the room's limit
+        self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
+        self._homes: dict[Hierarchy, str] = {}  # where the worker lives, if not in the group of all workers
+        self._home_joins: dict[Hierarchy, int] = {}
+        self.entrances: list[int] = []  # where the worker joins the room for a moment; not to be closed
+        self._handed_down = False  # version 2: the room's controllers, to its executions
+        self.oom_events: OomEvents | None = None  # None: the host cannot tell
+
+    @property
+    def home(self) -> list[int]:
+        """Where the worker joins to be outside of the limits; not to be closed."""
+        return [self._home_joins.get(hierarchy, hierarchy.workers) for hierarchy in self._tree.hierarchies]
+
+    def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
+        """Raises OSError; then `remove` takes back what was made."""
+        self._memory_bytes = memory_bytes
+        for hierarchy in self._tree.hierarchies:
+            self._tree.make_group(hierarchy, self._name)
+            self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
+            self.entrances.append(self._tree.open_join(hierarchy, self._name))
+            if not hierarchy.accounts:
+                self._shared.append(self._tree.open_join(hierarchy, self._name))
+        memory = self._tree.hierarchy("memory")
+        if memory and can_tell_ooms(self._first, self._name, memory.parent):
+            self.oom_events = OomEvents(self._first, self._name, memory.parent)
+
+    def _limit(self, hierarchy: Hierarchy, room: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
+        at = hierarchy.parent
+        if "memory" in hierarchy.controllers:
+            write(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", at, str(memory_bytes))
+            if self._first:
+                count_sockets(room, at, SOCKET_BYTES)
+            if self._tree.has_swap_limit:
+                name, value = ("memory.memsw.limit_in_bytes", memory_bytes) if self._first else ("memory.swap.max", 0)
+                if self._first or has(f"{room}/{name}", at):  # not there, and no swap either: see can_limit_swap
+                    write(f"{room}/{name}", at, str(value))
+        if hierarchy.controllers == ("pids",):
+            # The worker is in an execution's group while it spawns. It lives in the room, where it counts always and
+            # the limit is one more, so that a command's first fork does not find it still counted.
+            write(f"{room}/pids.max", at, str(processes + 1))
+            self._settle(hierarchy, room)
+        elif "pids" in hierarchy.controllers:
+            write(f"{room}/pids.max", at, str(processes))
+            self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
+        if "cpu" in hierarchy.controllers:
+            self._limit_cpu(hierarchy, room, cpu_millis)
+            own = self._tree.worker_path(room)
+            self._tree.make_group(hierarchy, own)
+            self._settle(hierarchy, own)
+            self._limit_cpu(hierarchy, own, WORKER_CPU_MILLIS)
+
+    def _limit_cpu(self, hierarchy: Hierarchy, path: str, millis: int) -> None:
+        quota = max(1000, millis * PERIOD_US // 1000)
+        if self._first:
+            write(f"{path}/cpu.cfs_quota_us", hierarchy.parent, str(quota))
+        else:
+            write(f"{path}/cpu.max", hierarchy.parent, f"{quota} {PERIOD_US}")
+
+    def _settle(self, hierarchy: Hierarchy, path: str) -> None:
+        """The worker lives there, in a group that exists."""
+        self._homes[hierarchy] = path
+        self._home_joins[hierarchy] = self._tree.open_join(hierarchy, path)
+
+    def limits_in_force(self) -> dict[str, int]:
+        """Read back from the kernel; 0 for a limit that is not set. Bytes, processes, thousandths of a cpu."""
+        found: dict[str, int] = {}
+        room = self._name
+        if memory := self._tree.hierarchy("memory"):
+            found["memory_bytes"] = number_of(
+                read(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", memory.parent)
+            )
+        if pids := self._tree.hierarchy("pids"):
+            found["processes"] = number_of(read(f"{room}/pids.max", pids.parent)) - (self._homes.get(pids) == room)
+        if cpu := self._tree.hierarchy("cpu"):
+            for name, path in (("cpu_millis", room), ("worker_cpu_millis", self._homes[cpu])):
+                text = read(f"{path}/cpu.cfs_quota_us" if self._first else f"{path}/cpu.max", cpu.parent)
+                found[name] = number_of(text.split()[0]) * 1000 // PERIOD_US
+        return found
+
+    def not_with_workers(self, membership: dict[str, str]) -> list[str]:
+        """The controllers in whose tree the process of this membership (controller -> path) is not where this sandbox's
+        worker lives."""
+        wrong: list[str] = []
+        for hierarchy in self._tree.hierarchies:
+            end = self._tree.path_of(self._homes.get(hierarchy))
+            wrong += [n for n in hierarchy.controllers if not membership.get(n, membership.get("", "")).endswith(end)]
+        return sorted(wrong)
+
+    # --- executions
+
+    def open_execution(self, number: int) -> list[int]:
+        """Makes the execution's groups; returns descriptors to join them and the room, which are the caller's to
+        close. Raises OSError, leaves none."""
+        joins = [os.dup(descriptor) for descriptor in self._shared]
+        self._executions[number] = None
+        try:
+            self._hand_down()
+            for hierarchy in self._tree.hierarchies:
+                if hierarchy.accounts:
+                    path = self._path(number)
+                    self._tree.make_group(hierarchy, path)
+                    # Version 2 could kill the whole group when memory runs out (memory.oom.group). A program that
+                    # survives its child would then live on version 1 only, the worker would die with a command that
+                    # it is just starting, and the kernel counts the first victim twice (6 kills of 5, seen).
+                    if self._first and "memory" in hierarchy.controllers:
+                        count_sockets(path, hierarchy.parent)  # a child does not inherit that it is counted
+                    joins.append(self._tree.open_join(hierarchy, path))
+        except OSError:
+            for descriptor in joins:
+                os.close(descriptor)
+            self.remove_execution(number)
+            raise
+        return joins
+
+    def _hand_down(self) -> None:
+        """Version 2 hands controllers down only in a group without processes, and the worker was in the room for a
+        moment before it was ready."""
+        if not self._first and not self._handed_down:
+            for hierarchy in self._tree.hierarchies:
+                write(f"{self._name}/cgroup.subtree_control", hierarchy.parent, ENABLE)
+            self._handed_down = True
+
+    def _path(self, number: int) -> str:
+        return f"{self._name}/{number}"
+
+    def usage(self, number: int) -> Usage:
+        """Zeros for groups that are gone."""
+        try:
+            return self._read_usage(number)
+        except FileNotFoundError:
+            return Usage(0, 0, 0, False)
+
+    def oom_kills(self, number: int) -> int:
+        """Of this execution so far; 0 when its groups are gone."""
+        memory = self._tree.hierarchy("memory")
+        try:
+            return kills_of(self._first, f"{self._name}/{number}", memory.parent) if memory else 0
+        except FileNotFoundError:
+            return 0
+
+    def _read_usage(self, number: int) -> Usage:
+        path = f"{self._name}/{number}"
+        cpu_ns = peak = 0
+        if memory := self._tree.hierarchy("memory"):
+            if self._first:
+                peak = int(read(f"{path}/memory.max_usage_in_bytes", memory.parent))
+            else:
+                # The group is charged before the room above it refuses, so its peak may hold what it never got.
+                peak = min(_peak(path, memory.parent), self._memory_bytes)
+        if not self._first and self._tree.hierarchies:
+            cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000
+        elif account := self._tree.hierarchy("cpuacct"):
+            cpu_ns = int(read(f"{self._path(number)}/cpuacct.usage", account.parent))
+        return Usage(cpu_ns, peak, self.oom_kills(number), bool(self.alive(number)))
+
+    @property
+    def can_kill(self) -> bool:
+        """Whether an execution's processes can be told from others'."""
+        return any(hierarchy.accounts for hierarchy in self._tree.hierarchies)
+
+    def alive(self, number: int) -> list[int]:
+        """Its processes, as the kernel lists them now."""
+        for hierarchy in self._tree.hierarchies:
+            if hierarchy.accounts:
+                return pids(self._path(number), hierarchy.parent)
+        return []
+
+    def kill_execution(self, number: int, worker: int) -> bool:
+        """One round; True when no process of it is left. A fork bomb cannot outrun it: it may not fork any more.
+
+        The worker is in the group for as long as it starts the command, and is not to be killed for it.
+        """
+        alive = self.alive(number)
+        try:
+            if not self._first and worker not in alive:
+                write(f"{self._name}/{number}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
+            elif counted := self._tree.hierarchy("pids"):
+                write(f"{self._name}/{number}/pids.max", counted.parent, "0")
+        except FileNotFoundError:
+            pass  # an earlier round took this one away: it was empty
+        if self._first or worker in alive:
+            kill_each([pid for pid in alive if pid != worker], lambda: self.alive(number))
+        return not set(self.alive(number)) - {worker}
+
+    def remove_execution(self, number: int) -> bool:
+        """True when nothing of it is left. Where one group is busy the others stay too: they belong together."""
+        for hierarchy in self._tree.hierarchies:
+            if hierarchy.accounts and not self._tree.remove_group(hierarchy, self._path(number)):
+                return False
+        self._executions.pop(number, None)
+        return True
+
+    # --- the end
+
+    def close(self) -> None:
+        """The launcher's descriptors that only the worker needs."""
+        if self.processes_file >= 0:
+            os.close(self.processes_file)
+            self.processes_file = -1
+        for descriptor in (*self._home_joins.values(), *self.entrances):
+            os.close(descriptor)
+        self._home_joins.clear()
+        self.entrances.clear()
+
+    def remove(self) -> bool:
+        """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""
+        self.close()
+        if self.oom_events is not None:
+            self.oom_events.close()
+            self.oom_events = None
+        for descriptor in self._shared:
+            os.close(descriptor)
+        self._shared.clear()
+        gone = True
+        for number in tuple(self._executions):
+            gone = self.remove_execution(number) and gone
+        for hierarchy in self._tree.hierarchies:
+            gone = self._tree.remove_group(hierarchy, self._name) and gone
+            if "cpu" in hierarchy.controllers:
+                gone = self._tree.remove_group(hierarchy, self._tree.worker_path(self._name)) and gone
+        return gone
+
+
+def _peak(path: str, at: int) -> int:
+    try:
+        return int(read(f"{path}/memory.peak", at))  # Linux 5.19
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,37 @@
+"""What this host offers and the operator wants, found out once, when the launcher starts."""
+
+from __future__ import annotations
+
+import os
+
+from app.launcher.config import Config
+from app.launcher.daemon import cgroup, probe
+from app.launcher.kernel import landlock, seccomp
+from app.launcher.protocol import VERSION
+
+
+class Host:
+    """`missing`: layers that are not there and were not given up by name; nothing is made without them."""
+
+    def __init__(self, config: Config, tree: cgroup.Tree) -> None:
+        if not probe.knows_clone3():
+            raise SystemExit("bulkhead: this kernel has no clone3 (Linux 5.3), or something hides it")
+        self._config, self._tree = config, tree
+        self.layers = probe.available_layers(tree, config.uid_first)
+        self.missing = probe.missing_layers(self.layers, config.accept_missing)
+        self.filters = {name: seccomp.compile_filter(name, os.uname().machine) for name in seccomp.PROFILES}
+
+    def about(self) -> list[bytes]:
+        """NAME=VALUE: the host and the configuration, as far as a receipt tells them."""
+        facts = {
+            "protocol": str(VERSION),
+            "kernel": os.uname().release,
+            "landlock_abi": str(landlock.abi()),
+            "cgroup_version": str(self._tree.version),
+            # Hashed there: hashlib would bring all of OpenSSL in here.
+            **{f"filter_{name}": program.hex() for name, program in self.filters.items()},
+            "layers": ",".join(sorted(self.layers)),
+            "missing": ",".join(self.missing),
+            "accepted": ",".join(layer for layer in self._config.accept_missing if layer not in self.layers),
+        }
+        return [f"{name}={value}".encode() for name, value in facts.items()]

@@ -1,0 +1,159 @@
+"""The launcher's loop: one thread, never in the path of data. Takes plans from the gateway, makes sandboxes, ends them.
+
+The gateway is not trusted: every name is looked up, every number checked against the configuration's ceilings, every
+path resolved only inside the template. A connection owns the sandboxes that it made; when it ends, they end.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import struct
+
+from app.launcher.config import Config
+from app.launcher.daemon import cgroup
+from app.launcher.daemon.checks import Refusal, reply
+from app.launcher.daemon.connection import Connection
+from app.launcher.daemon.sandbox_table import Custody
+from app.launcher.protocol import (
+    AGENT,
+    CREATE,
+    DESTROY,
+    EXECUTE,
+    FINISH,
+    HELLO,
+    KILL,
+    PAUSE,
+    REFUSED,
+    RESUME,
+    CreatePlan,
+    ProtocolError,
+    Reader,
+)
+from app.launcher.protocol.packets import close, receive
+
+_SO_PEERCRED = 17
+_RETRY_MS = 2
+_MOST_CONNECTIONS = 32  # a gateway needs one
+
+
+class Server:
+    def __init__(self, config: Config, listener: _socket.socket, tree: cgroup.Tree, lock_counter: int) -> None:
+        self._config, self._listener = config, listener
+        self._connections: dict[int, Connection] = {}
+        self._poll = select.poll()
+        self._poll.register(listener.fileno(), select.POLLIN)
+        self._custody = Custody(config, tree, self._poll, lock_counter)
+        self.stopping = False
+
+    # --- the loop
+
+    def serve(self, wake: int) -> None:
+        """Until `stopping` is set (a signal handler writes to `wake`) and the last sandbox is gone."""
+        self._poll.register(wake, select.POLLIN)
+        while not self.stopping or len(self._custody):
+            to_prepare = self._connections and not self._custody.prepared
+            soon = self._custody.busy or to_prepare
+            happened = self._poll.poll(_RETRY_MS if soon else self._custody.milliseconds_left)
+            for descriptor, event in happened:
+                if descriptor == wake:
+                    os.read(wake, 4096)
+                elif descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor in self._connections:
+                    if event != select.POLLOUT:  # that there is room again is for `_flush`
+                        self._hear(self._connections[descriptor])
+                elif self._custody.knows(descriptor):
+                    self._custody.hear(descriptor)
+            self._custody.go_on()
+            self._flush()
+            if self.stopping:
+                self._custody.end_all()
+            elif not happened and to_prepare:
+                self._custody.prepare(next(iter(self._connections.values())))  # nobody asked for anything for a moment
+
+    def _flush(self) -> None:
+        """Answers that had no room, and gateways that are gone."""
+        for connection in tuple(self._connections.values()):
+            if connection.unsent or connection.blocked:
+                connection.flush()
+                connection.blocked = bool(connection.unsent)
+                wake_for = select.POLLIN | select.POLLOUT if connection.blocked else select.POLLIN
+                self._poll.modify(connection.socket.fileno(), wake_for)
+            if connection.broken:
+                self._hang_up(connection)
+
+    def _accept(self) -> None:
+        try:
+            descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # what socket.accept is made of
+        except OSError:
+            return
+        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
+        uid = struct.unpack("3i", socket.getsockopt(_socket.SOL_SOCKET, _SO_PEERCRED, 12))[1]
+        if uid not in (0, self._config.gateway_uid) or len(self._connections) >= _MOST_CONNECTIONS:
+            socket.close()
+            return
+        self._connections[descriptor] = Connection(socket)
+        self._poll.register(descriptor, select.POLLIN)
+
+    def _hang_up(self, connection: Connection) -> None:
+        descriptor = connection.socket.fileno()
+        self._poll.unregister(descriptor)
+        del self._connections[descriptor]
+        connection.close()
+        self._custody.abandon(connection)
+
+    # --- the gateway's requests
+
+    def _hear(self, connection: Connection) -> None:
+        descriptors: list[int] = []
+        try:
+            data, descriptors = receive(connection.socket)
+            if not data:
+                return self._hang_up(connection)
+            source = Reader(data)
+            kind, request = source.u8(), source.u32()
+            try:
+                self._carry_out(connection, kind, request, source, descriptors)
+            except Refusal as refusal:
+                record = reply(request, REFUSED).text(refusal.step).u32(refusal.errno).text(refusal.detail)
+                connection.send(bytes(record.data))
+        except (OSError, ProtocolError):
+            return self._hang_up(connection)  # it does not speak our protocol: it is not our gateway
+        finally:
+            close(descriptors)
+        return None
+
+    def _carry_out(
+        self, connection: Connection, kind: int, request: int, source: Reader, descriptors: list[int]
+    ) -> None:
+        if kind == HELLO:
+            source.end()
+            connection.send(bytes(reply(request).many(self._custody.host.about()).data))
+        elif kind == CREATE:
+            plan = CreatePlan.read(source)
+            source.end()
+            self._custody.create(connection, request, plan, descriptors)
+        elif kind in (EXECUTE, AGENT):
+            self._custody.execute(connection, kind, source, descriptors)
+        elif kind == DESTROY:
+            sandbox = self._custody.find(connection, source.text(64))
+            source.end()
+            sandbox.waiting.append(request)
+            sandbox.kill()
+        elif kind in (PAUSE, RESUME):
+            sandbox = self._custody.find(connection, source.text(64))
+            source.end()
+            change = self._custody.pauses.begin if kind == PAUSE else self._custody.pauses.end
+            change(sandbox, request)
+        elif kind in (FINISH, KILL):
+            sandbox_id, number = source.text(64), source.u32()
+            source.end()
+            sandbox = self._custody.find(connection, sandbox_id)
+            if kind == KILL:
+                self._custody.kill(sandbox, number, request)
+            else:
+                connection.send(bytes(self._custody.finish(sandbox, number, request).data))
+        else:
+            raise ProtocolError("an unknown request")

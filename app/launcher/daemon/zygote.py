@@ -1,0 +1,248 @@
+"""Making one sandbox: groups, clone, identity. The copy confines itself (`confine.py`) and becomes the worker."""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import errno
+import os
+
+from app.launcher.config import Config
+from app.launcher.daemon import cgroup, probe
+from app.launcher.daemon.cloning import clone_owned_by
+from app.launcher.daemon.connection import Connection
+from app.launcher.daemon.freezer import Freezer
+from app.launcher.daemon.groups import Groups
+from app.launcher.daemon.sandbox_process import HeldSandbox
+from app.launcher.kernel import landlock
+from app.launcher.kernel.syscalls import (
+    CLONE_NEWIPC,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    clone3,
+    kill_by_pidfd,
+)
+from app.launcher.protocol import (
+    GO,
+    IDENTITY,
+    MAX_PACKET,
+    NETWORK_UP,
+    READY,
+    STEP_FAILED,
+    CreatePlan,
+    ProtocolError,
+    Reader,
+    Writer,
+    packets,
+)
+from app.launcher.sandbox import confine
+from app.launcher.sandbox.mounts import INSIDE_ID
+from app.launcher.sandbox.setup import Room
+from app.launcher.sandbox.worker import Worker
+
+_CLONE = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
+
+
+# When the whole host runs out of memory, what nobody trusts goes first, whatever the service itself inherited.
+_OOM_SCORE = "500"
+
+
+class BirthError(OSError):
+    """An OSError that knows its step."""
+
+    def __init__(self, step: str, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.step = step
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+class Copy:
+    """A copy of the launcher that is on its way to become a worker, and belongs to nobody yet."""
+
+    __slots__ = ("channel", "pid", "pidfd", "shown_to", "uid")
+
+    def __init__(self, pid: int, pidfd: int, channel: _socket.socket, uid: int) -> None:
+        self.pid, self.pidfd, self.channel, self.uid = pid, pidfd, channel, uid
+        self.shown_to: Connection | None = None  # who has read its network namespace
+
+    def first_word(self) -> int | None:
+        """NETWORK_UP, or whatever it says before it ends; None as long as it says nothing. Asked until there is one."""
+        try:
+            return (self.channel.recv(1, _socket.MSG_DONTWAIT) or b"\0")[0]
+        except BlockingIOError:
+            return None
+        except OSError:
+            return 0
+
+
+class Nursery:
+    """Hands out uids and makes sandboxes in the template.
+
+    One copy is made ahead while the launcher has nothing to do (`prepare`): clone, namespaces and network are two
+    thirds of the time of a create, and the same for all. A second create at the same moment makes its own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tree: cgroup.Tree,
+        layers: set[str],
+        filters: dict[str, bytes],
+        masks: list[tuple[str, str]],
+    ) -> None:
+        self._config, self._tree, self._filters, self._masks = config, tree, filters, masks
+        self._user_namespace = "user_namespace" in layers
+        self._landlock_abi = landlock.abi()
+        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        # A uid that was given back goes to the end of the line, so that a number is used again as late as possible.
+        self._uids = list(range(config.uid_first, config.uid_first + config.uid_count))
+        self._ahead: Copy | None = None
+        self._tried = False  # to make one, since the last create
+        self.own_namespaces = probe.namespaces_of("self")
+        self.own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def take_back(self, uid: int) -> None:
+        self._uids.append(uid)
+
+    @property
+    def prepared(self) -> bool:
+        """Nothing is left to do ahead, or no use in trying before the next create."""
+        return self._tried and (self._ahead is None or self._ahead.shown_to is not None)
+
+    def prepare(self, connection: Connection) -> Copy | None:
+        """Makes the next copy, and when called again and its network is up, returns it to be shown to `connection`.
+        Whatever is wrong, the create that makes its own copy finds out and names it."""
+        if self._ahead is None:
+            self._tried = True
+            try:
+                self._ahead = self._make_copy()
+            except BirthError:
+                return None
+        elif self._ahead.shown_to is None and (word := self._ahead.first_word()) is not None:
+            if word == NETWORK_UP:
+                self._ahead.shown_to = connection
+                return self._ahead
+            self.discard()
+        return None
+
+    def discard(self) -> None:
+        if self._ahead is not None:
+            self._end(self._ahead)
+            self._ahead = None
+
+    def give_birth(self, plan: CreatePlan, owner: _socket.socket) -> HeldSandbox:
+        """Raises BirthError, and then nothing of the sandbox is left."""
+        self._tried = False
+        copy, self._ahead = self._ahead or self._make_copy(), None
+        name = f"s-{plan.sandbox_id}"  # no file of the kernel's, such as `tasks`, is called so
+        groups, freezer = Groups(self._tree, name), Freezer(self._tree, name)
+        try:
+            groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
+            copy = self._hand_over(copy, plan, owner, groups)
+        except BirthError:  # of a fresh copy; both are ended already
+            groups.remove()
+            raise
+        except OSError as error:
+            groups.remove()
+            self._end(copy)
+            raise BirthError("make_cgroup", error) from error
+        finally:
+            groups.close()
+        return HeldSandbox(plan, groups, freezer, copy.pid, copy.pidfd, copy.channel, copy.uid, copy.shown_to)
+
+    def _hand_over(self, copy: Copy, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Copy:
+        last = [groups.processes_file] if groups.processes_file >= 0 else []
+        packet = bytes(plan.write(Writer(GO).u8(len(groups.entrances)).u8(len(last))).data)
+        descriptors = [owner.fileno(), *groups.entrances, *groups.home, *last]
+        try:
+            packets.send(copy.channel, packet, descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            # A copy made ahead that did not get through its steps; a fresh one can tell its waiting client which.
+            self._end(copy)
+            copy = self._make_copy()
+            try:
+                packets.send(copy.channel, packet, descriptors)
+            except OSError as error:
+                refusal = _last_words(copy.channel) or BirthError("await_plan", error)
+                self._end(copy)
+                raise refusal from error
+        return copy
+
+    def _make_copy(self) -> Copy:
+        """Raises BirthError."""
+        if not self._uids:
+            raise BirthError("allocate_uid", OSError(errno.EDQUOT, "no host uid is free"))
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+        uid = self._uids.pop(0)
+        step, pid, pidfd = "clone", -1, -1
+        try:
+            pid, pidfd = clone_owned_by(uid, _CLONE | CLONE_NEWUSER) if self._user_namespace else clone3(_CLONE)
+            if pid == 0:
+                self._become_worker(theirs, uid)
+            step = "map_identity"
+            self._map_identity(pid, uid)
+            packets.send(ours, bytes((IDENTITY,)), [])
+        except OSError as error:
+            refusal = _last_words(ours) or BirthError(step, error)
+            self._end(Copy(pid, pidfd, ours, uid))
+            raise refusal from error
+        finally:
+            theirs.close()
+        return Copy(pid, pidfd, ours, uid)
+
+    def _end(self, copy: Copy) -> None:
+        if copy.pid > 0:
+            kill_by_pidfd(copy.pidfd, 9)  # not reaped yet, so it is there, if only as a zombie
+            os.waitpid(copy.pid, 0)
+            os.close(copy.pidfd)
+        copy.channel.close()
+        self._uids.append(copy.uid)
+
+    def _map_identity(self, pid: int, uid: int) -> None:
+        """One uid and one gid of the host, as 1000 inside. Nothing else exists in there, root least of all."""
+        if self._user_namespace:
+            for name in ("uid_map", "gid_map"):
+                _write(f"/proc/{pid}/{name}", f"{INSIDE_ID} {uid} 1")
+        _write(f"/proc/{pid}/oom_score_adj", _OOM_SCORE)
+
+    def _become_worker(self, channel: _socket.socket, uid: int) -> None:
+        """In the copy. Never returns: an exception must not run the launcher's loop a second time."""
+        try:
+            _signal.set_wakeup_fd(-1)
+            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+            room = Room(self._config, channel, self._null, INSIDE_ID if self._user_namespace else uid)
+            room.masks, room.filters, room.landlock_abi = self._masks, self._filters, self._landlock_abi
+            try:
+                confine.confine(room)
+            except confine.Refused as refused:
+                said = Writer(STEP_FAILED).text(refused.step).u32(refused.errno).text(refused.detail[:200])
+                room.channel.send(bytes(said.data))
+                os._exit(1)
+            room.channel.send(bytes((READY,)))
+            Worker(room).serve()
+        finally:
+            os._exit(0)
+
+
+def _last_words(channel: _socket.socket) -> BirthError | None:
+    """The step that a copy which has ended named, if it did: it may end before the launcher has done its part."""
+    for _ in range(4):  # that its network is up comes before, and a reset is told once, ahead of what was sent
+        try:
+            source = Reader(channel.recv(MAX_PACKET, _socket.MSG_DONTWAIT))
+            if source.u8() == STEP_FAILED:
+                step, number, detail = source.text(64), source.u32(), source.text(1024)
+                return BirthError(step, OSError(number, detail))
+        except ConnectionResetError:
+            continue
+        except (OSError, ProtocolError):
+            return None
+    return None

@@ -1,0 +1,213 @@
+"""PID 1 of a sandbox: starts commands, passes signals on, tells how they ended, reaps every orphan.
+
+It is confined exactly as what it starts, so vfork and exec are all that is left to do for a command. It has two
+sockets: the launcher's, from which commands come (with the descriptors that lead into their control groups), and the
+owner's, to the gateway. When either is gone it ends, and the kernel ends every process of the namespace with it.
+"""
+
+from __future__ import annotations
+
+import _signal
+import errno
+import os
+import select
+import time
+
+from app.launcher.kernel.syscalls import signalfd
+from app.launcher.protocol import (
+    EXITED,
+    HELD,
+    HOLD,
+    MAX_COMMAND,
+    RECORD,
+    RUN,
+    RUN_AGENT,
+    SIGNAL,
+    START_FAILED,
+    STARTED,
+    STEP_CGROUP,
+    STEP_EXEC,
+    STEP_WORKDIR,
+    STREAMS,
+    ProtocolError,
+    Reader,
+    unpack_command,
+)
+from app.launcher.protocol.packets import close, receive
+from app.launcher.sandbox.file_agent import become_agent
+from app.launcher.sandbox.setup import Room
+from app.launcher.sandbox.spawn import search_and_spawn
+
+TYPE_CHECKING = False  # `typing` is heavy
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The worker is outside of the sandbox's cpu limit, and any command may send it SIGCHLD, or leave it children to reap.
+# So after each look at its children it does not look again for nine times as long as that took: a tenth of a processor.
+_REST = 9
+_REAPED_AT_ONCE = 64
+
+
+class Worker:
+    def __init__(self, room: Room) -> None:
+        self._channel, self._owner = room.channel, room.owner
+        self._home, self._processes_file = room.home, room.processes_file
+        self._most_processes = room.plan.processes
+        self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
+        # Blocked, one SIGCHLD is pending however many come, and wakes nobody who does not poll for it: with a handler
+        # each would interrupt the worker wherever it waits.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGCHLD,))
+        self._children = signalfd(_signal.SIGCHLD)
+
+    def serve(self) -> None:
+        """Returns when the launcher or the owner is gone."""
+        commands, all_ = select.poll(), select.poll()
+        for descriptor in (self._channel.fileno(), self._owner.fileno()):
+            commands.register(descriptor, select.POLLIN)
+            all_.register(descriptor, select.POLLIN)
+        all_.register(self._children, select.POLLIN)
+        rested = 0.0
+        while True:
+            left = rested - time.monotonic()
+            for descriptor, _ in commands.poll(left * 1000) if left > 0 else all_.poll():
+                if descriptor == self._children:
+                    began = time.thread_time()
+                    self._reap()
+                    rested = time.monotonic() + _REST * (time.thread_time() - began)
+                elif descriptor == self._channel.fileno():
+                    if not self._take_command():
+                        return
+                elif not self._take_signal():
+                    return
+
+    def _tell(self, kind: int, number: int, first: int, second: int) -> None:
+        self._owner.send(RECORD.pack(kind, number, first, second))
+
+    # --- commands
+
+    def _take_command(self) -> bool:
+        data, descriptors = receive(self._channel)
+        if not data:
+            return False
+        if data == bytes((HOLD,)):  # all that came before was started, and no start is under way
+            self._channel.send(bytes((HELD,)))
+            return True
+        try:
+            source = Reader(data)
+            kind, number, in_memfd = source.u8(), source.u32(), source.u8()
+            streams = STREAMS.get(kind, 0)
+            if kind not in (RUN, RUN_AGENT) or len(descriptors) < streams + in_memfd:
+                raise ProtocolError("not a command")
+            body = _read_memfd(descriptors.pop(streams)) if in_memfd else source.rest()
+            if kind == RUN:
+                self._run(number, unpack_command(body), descriptors[:streams], descriptors[streams:])
+            else:
+                self._run_agent(number, body, descriptors[:streams], descriptors[streams:])
+        finally:
+            close(descriptors)
+        return True
+
+    def _run(
+        self, number: int, command: tuple[list[bytes], list[bytes], bytes], stdio: list[int], groups: list[int]
+    ) -> None:
+        argv, env, workdir = command
+        try:
+            os.chdir(workdir)
+        except OSError as error:
+            return self._tell(START_FAILED, number, error.errno or 0, STEP_WORKDIR)
+        return self._begin(number, groups, lambda: search_and_spawn(argv, env, stdio))
+
+    def _run_agent(self, number: int, body: bytes, sockets: list[int], groups: list[int]) -> None:
+        def fork() -> int:
+            pid = os.fork()
+            if pid == 0:
+                become_agent(sockets[0], sockets[1], body)
+            return pid
+
+        self._begin(number, groups, fork)
+
+    def _begin(self, number: int, groups: list[int], start: Callable[[], int]) -> None:
+        try:
+            _move_into(groups)
+            pid = self._past_own_count(start)
+        except OSError as error:
+            step = STEP_CGROUP if isinstance(error, GroupError) else STEP_EXEC
+            return self._tell(START_FAILED, number, error.errno or 0, step)
+        finally:
+            _move_into(self._home)
+        self._leaders[pid] = number
+        self._tell(STARTED, number, pid, 0)
+        return None
+
+    def _past_own_count(self, start: Callable[[], int]) -> int:
+        """Raises OSError with what fork or exec said."""
+        try:
+            return start()
+        except OSError as error:
+            if error.errno != errno.EAGAIN or self._processes_file < 0:
+                raise
+        # Version 2: while it spawns, the worker itself counts in the room's pids. Where that made the limit too small,
+        # it is one larger until the command runs; at no moment can more than the limit of other processes exist.
+        os.pwrite(self._processes_file, str(self._most_processes + 1).encode(), 0)
+        try:
+            return start()
+        finally:
+            os.pwrite(self._processes_file, str(self._most_processes).encode(), 0)
+
+    # --- signals and endings
+
+    def _take_signal(self) -> bool:
+        data, descriptors = receive(self._owner)
+        close(descriptors)
+        if not data:
+            return False
+        if len(data) == RECORD.size:
+            kind, number, signal_number, _ = RECORD.unpack(data)
+            for pid, execution in self._leaders.items():
+                if kind == SIGNAL and execution == number:
+                    _signal_group(pid, signal_number)
+        return True
+
+    def _reap(self) -> None:
+        os.read(self._children, 4096)
+        for _ in range(_REAPED_AT_ONCE):
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self._leaders.pop(pid, None)
+            if number is not None:
+                self._tell(EXITED, number, status, 0)
+        os.kill(os.getpid(), _signal.SIGCHLD)  # there may be more, and the next look comes after a rest
+
+
+class GroupError(OSError):
+    """The kernel refused a move between control groups."""
+
+
+def _move_into(groups: list[int]) -> None:
+    try:
+        for descriptor in groups:
+            os.write(descriptor, b"0")
+    except OSError as error:
+        raise GroupError(error.errno, error.strerror) from error
+
+
+def _signal_group(leader: int, number: int) -> None:
+    """The leader is not reaped yet, so the number is still its group's."""
+    try:
+        os.killpg(leader, number)
+    except OSError:
+        return  # it has just ended, or the number is no signal: the gateway checks both, and is told the ending
+
+
+def _read_memfd(descriptor: int) -> bytes:
+    """A command too long for a packet. One read is one copy, so nobody can change it between check and use."""
+    try:
+        return os.pread(descriptor, MAX_COMMAND, 0)
+    except OSError:
+        raise ProtocolError("not a memfd") from None
+    finally:
+        os.close(descriptor)

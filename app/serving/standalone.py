@@ -1,0 +1,107 @@
+"""Launcher and gateway as two services, each started by whoever runs services (systemd, a container engine).
+
+::
+
+    service 1   bulkhead launcher    root ── launcher      listens on BULKHEAD_PROCESS__LAUNCHER_SOCKET
+    service 2   bulkhead serve       the gateway, never root; the same setting says where it connects
+
+Each reads its own environment: what the launcher may do is never told by the gateway. The gateway starts nothing, so
+nothing of it is ever privileged. When the launcher is started again, the gateway finds it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from app.backends.process.link import LauncherLink
+from app.core.errors import BulkheadError
+from app.serving.messages import say
+from app.serving.slot import NoSlot
+from app.serving.supervisor import REFUSED, StartFailed, Supervisor, gateway_command
+from app.settings import Settings, SettingsError, load_settings
+
+
+def run_launcher(**options: Any) -> int:
+    """Until SIGTERM or SIGINT; the exit status for the shell. `options`: those of ProcessSettings."""
+    try:
+        settings = _settings(options)
+        check_folder(_socket_of(settings))
+        if settings.process.gateway_uid is None:
+            raise StartFailed("who may connect? Set BULKHEAD_PROCESS__GATEWAY_UID to the uid of the gateway's user")
+        return Supervisor(settings, {}, with_gateway=False).run()
+    except (SettingsError, NoSlot, StartFailed) as error:
+        say(str(error))
+        return REFUSED
+
+
+def check_launcher(**options: Any) -> int:
+    """0 when a launcher answers on the socket and lacks no layer; else 1 and a sentence. For health checks."""
+    try:
+        about = asyncio.run(_about(_socket_of(_settings(options))))
+    except (SettingsError, StartFailed, BulkheadError) as error:
+        say(str(error))
+        return 1
+    if about.get("missing"):
+        say(f"this host lacks {about['missing']}; `bulkhead probe` tells the cure")
+        return 1
+    return 0
+
+
+def become_gateway(settings: Settings, given: dict[str, Any]) -> NoReturn:
+    """This process is the gateway from here on. Raises StartFailed."""
+    if os.geteuid() == 0:
+        raise StartFailed(
+            "a gateway whose launcher is a service of its own (BULKHEAD_PROCESS__LAUNCHER_SOCKET) needs no root: start "
+            "it as the user whom that launcher knows as BULKHEAD_PROCESS__GATEWAY_UID"
+        )
+    enabled = settings.process.enabled
+    socket, reason = (_socket_of(settings), "") if enabled else (None, "the operator has not enabled it")
+    argv, environment = gateway_command(given, 0, -1, socket, reason)
+    os.execve(argv[0], argv, environment)  # noqa: S606 - this interpreter again
+
+
+def check_folder(socket: Path) -> None:
+    """Root makes the socket there and gives it away by name, so nobody else may be able to put something in its place,
+    or in that of a folder above it. Raises StartFailed."""
+    folder = socket.parent.absolute()
+    try:
+        above = {*folder.parents, *folder.resolve().parents}
+        bad = not _roots_own(folder) or not all(_roots_own(place, sticky=True) for place in above)
+    except OSError as error:
+        raise StartFailed(f"the socket's folder {folder} cannot be used: {error.strerror}") from error
+    if bad:
+        raise StartFailed(
+            f"the socket's folder {folder} and those above it must belong to root, and nobody else may write there"
+        )
+
+
+def _roots_own(folder: Path, *, sticky: bool = False) -> bool:
+    """`sticky`: others may have things of their own there, as in /tmp."""
+    found = folder.stat()
+    shared = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    return found.st_uid == 0 and (not shared or (sticky and bool(found.st_mode & stat.S_ISVTX)))
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    """The options of the command line go before the environment, one by one."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return load_settings(process=given) if given else load_settings()
+
+
+def _socket_of(settings: Settings) -> Path:
+    if settings.process.launcher_socket is None:
+        raise StartFailed("where is the launcher's socket? Set BULKHEAD_PROCESS__LAUNCHER_SOCKET, or use --socket")
+    return settings.process.launcher_socket
+
+
+async def _about(socket: Path) -> dict[str, str]:
+    link = LauncherLink(socket, lambda *_: None, lambda: None, lambda _, descriptor: os.close(descriptor))
+    try:
+        await link.greet()
+        return link.about
+    finally:
+        link.close()

@@ -1,0 +1,176 @@
+"""Launcher and gateway as two services: the gateway was never root, and each outlives the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.serving.slot import UIDS
+from app.settings.process import ProcessSettings
+from tests.kernel import host
+from tests.require import require
+from tests.service import PROJECT, Service
+
+GATEWAY = 64_123
+AS_GATEWAY = ("setpriv", f"--reuid={GATEWAY}", f"--regid={GATEWAY}", "--clear-groups")
+
+
+def clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
+
+
+def bulkhead(*arguments: str, prefix: tuple[str, ...] = (), **env: str) -> tuple[int, str]:
+    """(status, stderr) of a command that ends by itself."""
+    command = [*prefix, sys.executable, "-m", "app.cli", *arguments]
+    done = subprocess.run(command, cwd=PROJECT, env=clean() | env, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Of root, and everybody may go there: pytest's own are private."""
+    require("root", os.geteuid() == 0, "the launcher needs root")
+    with tempfile.TemporaryDirectory(prefix="bulkhead-apart-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def launcher(socket: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "app.cli", "launcher", "--socket", str(socket), "--gateway-uid", str(GATEWAY)]
+    process = subprocess.Popen(command, cwd=PROJECT, env=clean() | env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        assert process.stderr.readline() == f"bulkhead: the launcher listens on {socket}\n"
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0, process.stderr.read()
+        process.stderr.close()
+
+
+@contextmanager
+def gateway(folder: Path, socket: Path) -> Iterator[Service]:
+    data = folder / "data"
+    data.mkdir(parents=True)
+    os.chown(data, GATEWAY, GATEWAY)
+    with Service(data, {"BULKHEAD_PROCESS__LAUNCHER_SOCKET": str(socket)}, prefix=AS_GATEWAY) as service:
+        yield service
+
+
+def launcher_of(process: subprocess.Popen[str]) -> int:
+    (pid,) = host.children_of(process.pid)
+    return pid
+
+
+def test_a_gateway_that_was_never_root_makes_sandboxes_with_all_layers(folder: Path) -> None:
+    socket = folder / "launcher.sock"
+    with launcher(socket), gateway(folder, socket) as service:
+        pid = service.process.pid
+        assert host.children_of(pid) == [], "it starts nothing"
+        assert host.uids_of(pid) == (GATEWAY,) * 4
+        status, sandbox = service.call("POST", "/sandboxes", {})
+        assert status == 201, sandbox
+        assert sandbox["isolation"]["missing_layers"] == []
+        assert service.run(sandbox["id"], "id", "-u")["stdout"] == "1000\n"
+        assert (socket.stat().st_uid, socket.stat().st_mode & 0o777) == (GATEWAY, 0o600)
+
+
+def test_the_launcher_takes_its_ceilings_from_its_own_environment(folder: Path) -> None:
+    """The gateway believes in 4096 MiB, and may ask for them."""
+    socket = folder / "launcher.sock"
+    with launcher(socket, BULKHEAD_LIMITS__MEMORY_MIB__CEILING="600"), gateway(folder, socket) as service:
+        status, problem = service.call("POST", "/sandboxes", {"limits": {"memory_mib": 700}})
+        assert (status, problem["type"]) == (500, "/problems/launch_failed"), problem
+        assert "memory" in problem["detail"]
+        service.create(limits={"memory_mib": 600})
+
+
+def test_a_launcher_that_is_killed_is_found_again_and_its_sandboxes_are_lost(folder: Path) -> None:
+    socket = folder / "launcher.sock"
+    with launcher(socket) as process, gateway(folder, socket) as service:
+        sandbox = service.create()
+        os.kill(launcher_of(process), signal.SIGKILL)
+        host.until(lambda: service.call("GET", f"/sandboxes/{sandbox}")[1]["state"] == "failed", "it is lost")
+        host.until(lambda: service.call("GET", "/readyz")[0] == 200, "another one answers")
+        assert service.run(service.create(), "echo", "again")["stdout"] == "again\n"
+
+
+def test_a_gateway_that_is_killed_leaves_no_sandbox_and_a_launcher_that_serves_the_next(folder: Path) -> None:
+    socket = folder / "launcher.sock"
+    with launcher(socket) as process:
+        with gateway(folder / "one", socket) as service:
+            uid = host.host_uid(service, service.create())
+            service.process.kill()
+            service.process.wait(10)
+            host.until(lambda: not host.processes_of(uid), "its sandbox ends with it")
+        with gateway(folder / "two", socket) as service:
+            assert service.run(service.create(), "echo", "next")["stdout"] == "next\n"
+        assert process.poll() is None
+
+
+def test_nothing_is_left_of_a_launcher_that_ended(folder: Path) -> None:
+    socket = folder / "launcher.sock"
+    with launcher(socket), gateway(folder, socket) as service:
+        uid = host.host_uid(service, service.create())
+        first = uid - (uid - ProcessSettings().uid_base) % UIDS
+        assert host.left_of(first) != []
+    with host.kept(first):
+        assert host.left_of(first) == []
+
+
+def test_the_check_says_whether_a_launcher_answers(folder: Path) -> None:
+    socket = folder / "launcher.sock"
+    check = ("launcher", "--check", "--socket", str(socket))
+    status, said = bulkhead(*check)
+    assert (status, "does not answer" in said) == (1, True), said
+    with launcher(socket):
+        assert bulkhead(*check) == (0, "")
+        status, said = bulkhead(*check, prefix=("setpriv", "--reuid=64124", "--clear-groups"))
+        assert (status, "Permission denied" in said) == (1, True), said
+
+
+def test_a_root_gateway_of_another_service_is_refused(folder: Path) -> None:
+    status, said = bulkhead("serve", BULKHEAD_PROCESS__LAUNCHER_SOCKET=str(folder / "launcher.sock"))
+    assert (status, "needs no root" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o777), (0, 0o775), (GATEWAY, 0o755)])
+def test_a_folder_in_which_others_can_put_things_is_refused(folder: Path, owner: int, mode: int) -> None:
+    folder.chmod(mode)
+    os.chown(folder, owner, owner)
+    status, said = bulkhead("launcher", "--socket", str(folder / "launcher.sock"), "--gateway-uid", str(GATEWAY))
+    assert (status, "must belong to root" in said) == (2, True), said
+
+
+def test_a_folder_below_one_in_which_others_can_put_things_is_refused(folder: Path) -> None:
+    """Whoever owns the folder above can put another in its place, or a link to what root then gives away."""
+    (folder / "run").mkdir(mode=0o755)
+    os.chown(folder, GATEWAY, GATEWAY)
+    socket = str(folder / "run/launcher.sock")
+    status, said = bulkhead("launcher", "--socket", socket, "--gateway-uid", str(GATEWAY))
+    assert (status, "above it must belong to root" in said) == (2, True), said
+
+
+def test_a_launcher_that_does_not_know_its_gateway_or_socket_does_not_start(folder: Path) -> None:
+    status, said = bulkhead("launcher", "--socket", str(folder / "launcher.sock"))
+    assert (status, "BULKHEAD_PROCESS__GATEWAY_UID" in said) == (2, True), said
+    status, said = bulkhead("launcher", "--gateway-uid", str(GATEWAY))
+    assert (status, "BULKHEAD_PROCESS__LAUNCHER_SOCKET" in said) == (2, True), said
+    status, said = bulkhead("launcher", "--socket", str(folder / "no/launcher.sock"), "--gateway-uid", str(GATEWAY))
+    assert (status, "No such file" in said) == (2, True), said
+
+
+def test_a_launcher_that_is_not_root_says_so(folder: Path) -> None:
+    options = ("launcher", "--socket", str(folder / "launcher.sock"), "--gateway-uid", str(GATEWAY))
+    status, said = bulkhead(*options, prefix=AS_GATEWAY)
+    assert (status, "started as root" in said) == (2, True), said
