@@ -366,6 +366,7 @@ class NullSandbox:
         self.check_alive()
         execution = NullExecution(self, execution_id, command, logs)
         self.executions[execution_id] = execution
+        self.backend.commands.append(command)
         execution.start()
         try:
             await asyncio.sleep(0)
@@ -463,6 +464,7 @@ class NullBackend:
         self._info = RuntimeInfo(name, tier, "0", capabilities, aliases, own, ceilings or {})
         self.sandboxes: dict[str, NullSandbox] = {}
         self.created: list[str] = []
+        self.commands: list[Command] = []
         self.create_gate: Gate | None = None
         self.execute_gate: Gate | None = None
         self.kill_gate: Gate | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from app.core.backend import Capability, CommandLimits, RuntimeInfo
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
@@ -112,6 +113,13 @@ def command_bytes(command: Command) -> int:
 def spec_bytes(spec: SandboxSpec) -> int:
     files = spec.policy.filesystem
     return SANDBOX_BYTES + environment_bytes(spec.env) + sum(map(len, (*files.read_only, *files.read_write)))
+
+
+def with_environment(command: Command, spec: SandboxSpec) -> Command:
+    """The command with its whole environment: the sandbox's below its own. On a terminal programs ask TERM for what
+    it can draw, and without an answer some do not start."""
+    usual = {} if command.tty is None else {"TERM": "xterm"}
+    return replace(command, env={**usual, **spec.env, **command.env})
 
 
 def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str = "/env") -> list[FieldError]:

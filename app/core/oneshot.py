@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from app.core.backend import Capability
-from app.core.commands import check_start
+from app.core.commands import check_start, with_environment
 from app.core.errors import UnsupportedByRuntime, WrongState
 from app.core.executions import Execution
-from app.core.models import Channel, Command, Exit, SandboxSpec
+from app.core.models import Channel, Command, Exit, SandboxSpec, Stdin
 from app.core.output import OutputLog
 from app.core.placing import PlacedFile, Placement, place
 from app.core.sandboxes import Sandbox, Sandboxes
@@ -19,7 +19,7 @@ STDIN_PIECE = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class OneShot:
-    """`command.stdin` is open exactly when there is `stdin`."""
+    """Where `command.stdin` is open, `stdin` is all that comes."""
 
     spec: SandboxSpec
     command: Command
@@ -54,7 +54,7 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Out
     once, and the sandbox with it. Raises what a create, its files and a start raise; InvalidRequest, CapabilityMissing
     and UnsupportedByRuntime before anything is begun."""
     info = sandboxes.registry.get(shot.spec.runtime).info
-    check_start(replace(shot.command, env={**shot.spec.env, **shot.command.env}), info)
+    check_start(with_environment(shot.command, shot.spec), info)
     if shot.files and Capability.FILES not in info.capabilities:
         raise UnsupportedByRuntime("files", info.name)
     placement = await place(shot.files)
@@ -81,7 +81,7 @@ async def _execute(sandboxes: Sandboxes, sandbox: Sandbox, shot: OneShot) -> Out
     execution, _ = await sandboxes.execute(sandbox, shot.command)
     execution.enter_view(sandboxes.capacity.viewers)  # whoever deletes the sandbox now leaves us the output
     try:
-        if shot.stdin:
+        if shot.command.stdin is Stdin.OPEN:
             await _feed(execution, shot.stdin)
         await execution.wait()
         if execution.exit is None:

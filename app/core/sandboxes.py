@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import timedelta
 
-from app.core.commands import check_start
+from app.core.commands import check_start, with_environment
 from app.core.ended import EndedOutput
 from app.core.errors import CapabilityMissing, CapacityExceeded, Conflict, NotFound, WrongState
 from app.core.executions import Execution
@@ -164,7 +163,7 @@ class Sandboxes:
         Raises WrongState, Conflict, CapacityExceeded, InvalidRequest, or what the runtime raised.
         """
         sandbox.touch()
-        command = replace(command, env={**sandbox.spec.env, **command.env})
+        command = with_environment(command, sandbox.spec)
         check_start(command, self.registry.get(sandbox.spec.runtime).info)
         await self.wait(sandbox, wait_seconds)
         execution = sandbox.executions.get(execution_id) if execution_id else None

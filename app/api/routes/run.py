@@ -18,7 +18,7 @@ from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import json_body, problems
 from app.api.routes.sandboxes import OF_A_CREATE
 from app.api.schemas.runs import Run, RunFile, RunResult
-from app.api.schemas.specs import DEFAULT_TTL_SECONDS, sandbox_spec, timeout_of
+from app.api.schemas.specs import DEFAULT_TTL_SECONDS, sandbox_spec, terminal_of, timeout_of
 from app.api.schemas.views import Body, exit_body
 from app.core.backend import Capability
 from app.core.errors import InvalidRequest
@@ -65,6 +65,7 @@ async def _shot(asked: Run, edge: Edge) -> OneShot:
     files = [_file(file, f"/files/{number}") for number, file in enumerate(asked.files)]
     needs = {Capability.STDIN} if stdin else set()
     needs |= {Capability.FILES} if files else set()
+    needs |= {Capability.PTY} if asked.tty is not None else set()
     spec = await sandbox_spec(asked, _with_output_range(edge), more=frozenset(needs))
     timeout = timeout_of(asked.timeout_seconds, spec, edge)
     if asked.ttl_seconds is None:
@@ -83,8 +84,9 @@ def _command(asked: Run, spec: SandboxSpec, timeout: float, *, has_stdin: bool) 
         argv=tuple(asked.command),
         workdir=spec.workdir,
         timeout_seconds=timeout,
-        stdin=Stdin.OPEN if has_stdin else Stdin.NONE,
+        stdin=Stdin.OPEN if has_stdin or asked.tty is not None else Stdin.NONE,
         on_output_limit=asked.on_output_limit,
+        tty=terminal_of(asked.tty),
     )
 
 

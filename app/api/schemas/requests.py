@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from app.api.schemas.limits import LimitsRequest
 from app.api.schemas.strict import (
@@ -113,6 +113,26 @@ class Terminal(Strict):
     cols: Annotated[int, Field(ge=1, le=65_535), WHOLE]
 
 
+def _usual_size(value: Any) -> Any:
+    if isinstance(value, bool):
+        return {"rows": 24, "cols": 80} if value else None
+    return value
+
+
+def _or_boolean(schema: dict[str, Any]) -> None:
+    schema["anyOf"].insert(1, {"type": "boolean"})
+
+
+Tty = Annotated[
+    Terminal | None,
+    BeforeValidator(_usual_size),
+    Field(
+        description="run it on a terminal of this size; true: of 24 rows and 80 columns",
+        json_schema_extra=_or_boolean,
+    ),
+]
+
+
 _STREAM = f"/sandboxes/{ID_PATTERN}/executions/{ID_PATTERN}/stream"
 
 
@@ -146,7 +166,7 @@ class CreateExecution(Strict):
     workdir: Directory | None = Field(None, description="absent: the sandbox's")
     timeout_seconds: Seconds | None = Field(None, description="at most and by default the limit wall_seconds")
     stdin: Stdin = Field(Stdin.NONE, description="with `tty` always `open`")
-    tty: Terminal | None = Field(None, description="run it on a terminal of this size")
+    tty: Tty = None
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
     id: Id | None = Field(None, description="chosen by the client: makes the start repeatable")
 

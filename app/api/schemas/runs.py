@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from app.api.schemas.answers import Answer, Exit
 from app.api.schemas.limits import LimitsRequest
-from app.api.schemas.requests import SandboxFields
+from app.api.schemas.requests import SandboxFields, Tty
 from app.api.schemas.strict import Arguments, Mode, Seconds, Strict
 from app.core.models import OnOutputLimit
 
@@ -48,6 +48,7 @@ class Run(SandboxFields):
     )
     stdin: str | None = Field(None, description="text, fed as UTF-8; not beside `stdin_base64`")
     stdin_base64: Base64 | None = Field(None, description="bytes, fed as they are")
+    tty: Tty = None
 
 
 class RunResult(Answer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app.api.context import Edge
+from app.api.schemas import requests
 from app.api.schemas.limits import LimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
 from app.api.schemas.views import ENFORCED_BY
@@ -164,10 +165,14 @@ def timeout_of(asked: float | None, spec: SandboxSpec, edge: Edge) -> float:
     return asked
 
 
+def terminal_of(asked: requests.Terminal | None) -> Terminal | None:
+    return None if asked is None else Terminal(asked.rows, asked.cols)
+
+
 def command_of(asked: CreateExecution, sandbox: Sandbox, edge: Edge) -> Command:
     """The core checks argv and environment against the runtime's own limits."""
     timeout = timeout_of(asked.timeout_seconds, sandbox.spec, edge)
-    terminal = None if asked.tty is None else Terminal(asked.tty.rows, asked.tty.cols)
+    terminal = terminal_of(asked.tty)
     return Command(
         argv=tuple(asked.command),
         env=asked.env,

@@ -100,7 +100,7 @@ async def test_env_and_workdir_of_the_sandbox_are_defaults() -> None:
         ({"command": ["echo"], "timeout_seconds": "1"}, "/timeout_seconds"),
         ({"command": ["echo"], "stdin": "pipe"}, "/stdin"),
         ({"command": ["echo"], "stdin": True}, "/stdin"),
-        ({"command": ["echo"], "tty": True}, "/tty"),
+        ({"command": ["echo"], "tty": "80x24"}, "/tty"),
         ({"command": ["echo"], "id": "NO"}, "/id"),
         ({"command": ["echo"], "on_output_limit": "ignore"}, "/on_output_limit"),
     ],

@@ -16,7 +16,7 @@ from app.core.oneshot import Captured
 from app.core.policy import Limits
 from app.settings import load_settings
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
-from tests.unit.api.service import Service, call, vm
+from tests.unit.api.service import Service, call, kernel, vm
 from tests.unit.core.support import until
 
 MIB = 1024 * 1024
@@ -87,6 +87,25 @@ async def test_stdin_comes_as_text_or_as_bytes() -> None:
         assert (await run(client, "cat", stdin=""))["stdout"] == ""
 
 
+@pytest.mark.parametrize(
+    ("asked", "size"), [(True, (24, 80)), ({"rows": 1, "cols": 10_000}, (1, 10_000)), (False, None)], ids=repr
+)
+async def test_a_run_on_a_terminal_has_its_size_and_an_end_of_stdin(asked: Any, size: tuple[int, int] | None) -> None:
+    service = Service()
+    async with service.client() as client:
+        said = await run(client, "cat", tty=asked)  # cat ends when its stdin does
+    (command,) = service.backend.commands
+    assert (said["stdout"], said["exit"]["code"]) == ("", 0)
+    assert (command.tty and (command.tty.rows, command.tty.cols)) == size
+
+
+async def test_what_a_run_types_is_its_stdin() -> None:
+    async with Service().client() as client:
+        assert (await run(client, "cat", tty=True, stdin="typed\n"))["stdout"] == "typed\n"
+    problem = await refused(Service([kernel()]), 422, "capability_missing", tty=True)
+    assert problem["missing"] == ["pty"]
+
+
 async def test_files_are_put_below_workspace_or_where_their_path_says() -> None:
     service = Service()
     gate = service.backend.execute_gate = Gate()
@@ -129,7 +148,7 @@ async def test_files_are_put_below_workspace_or_where_their_path_says() -> None:
         ({"files": [{"content": ""}]}, "/files/0/path"),
         ({"files": [{"path": "a", "content": ""}, {"path": "../b", "content": ""}]}, "/files/1/path"),
         ({"files": [{"path": f"{n}", "content": ""} for n in range(1025)]}, "/files"),
-        ({"tty": {"rows": 1, "cols": 1}}, "/tty"),
+        ({"tty": {"rows": 0, "cols": 1}}, "/tty/rows"),
     ],
     ids=str,
 )

@@ -23,6 +23,32 @@ async def test_a_terminal_is_given_to_the_runtime_and_opens_stdin() -> None:
             assert (given.stdin, given.tty.rows, given.tty.cols) == ("open", 24, 80)
 
 
+async def test_true_is_a_terminal_of_24_by_80_and_false_is_none() -> None:
+    service = Service()
+    async with service.client() as client:
+        sandbox = await create(client)
+        for tty in (True, False, None):
+            await start(client, sandbox, "sleep", tty=tty)
+    first, *others = service.backend.commands
+    assert first.tty is not None
+    assert (first.tty.rows, first.tty.cols) == (24, 80)
+    assert [command.tty for command in others] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("above", "own", "term"), [({}, {}, "xterm"), ({"TERM": "a"}, {}, "a"), ({"TERM": "a"}, {"TERM": "b"}, "b")]
+)
+async def test_kind_of_terminal_is_xterm_unless_it_is_set(
+    above: dict[str, str], own: dict[str, str], term: str
+) -> None:
+    service = Service()
+    async with service.client() as client:
+        sandbox = await create(client, env=above)
+        for tty in (True, False):
+            await start(client, sandbox, "sleep", tty=tty, env=own)
+    assert [command.env for command in service.backend.commands] == [{"TERM": term}, {**above, **own}]
+
+
 async def test_a_terminal_on_a_runtime_without_one_is_refused_and_nothing_is_started() -> None:
     async with Service([kernel()]).client() as client:
         path = f"/sandboxes/{await create(client)}/executions"
