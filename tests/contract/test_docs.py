@@ -110,6 +110,17 @@ def test_every_file_that_is_named_exists(path: Path) -> None:
         assert (ROOT / name).exists(), f"{name} does not exist"
 
 
+def test_every_file_of_the_launcher_stands_in_the_architecture() -> None:
+    section = (ROOT / "docs/architecture.md").read_text().split("### The launcher's files\n", 1)[1].split("\n## ", 1)[0]
+    launcher = ROOT / "app/launcher"
+    files = {str(path.relative_to(launcher)) for path in launcher.rglob("*.py") if path.name != "__init__.py"}
+    assert set(re.findall(r"^\| `([\w/]+\.py)` \|", section, re.MULTILINE)) == files
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 # --- commands
 
 
