@@ -117,6 +117,12 @@ def test_every_file_of_the_launcher_stands_in_the_architecture() -> None:
     assert set(re.findall(r"^\| `([\w/]+\.py)` \|", section, re.MULTILINE)) == files
 
 
+@each_document
+def test_only_the_architecture_has_a_picture_of_the_processes(path: Path) -> None:
+    """A second one would be forgotten when the first one changes. Boxes and arrows are not in any other document."""
+    assert path.name == "architecture.md" or not set("─▶◀│┌└") & set(path.read_text())
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
