@@ -16,13 +16,13 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.box import Box
 from app.backends.boxlite.client import Client
 from app.backends.boxlite.images import Images
-from app.backends.boxlite.inside import WORKSPACE, Facts
+from app.backends.boxlite.inside import MAIN_COMMAND, WORKSPACE, Facts
 from app.backends.boxlite.limits import COMMAND_LIMITS, GIB, MOST_CPUS, whole
 from app.backends.boxlite.network import NOBODY_PERMITTED, narrowed
 from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.receipt import check, isolation
 from app.backends.boxlite.sandbox import BoxliteSandbox
-from app.backends.boxlite.server import Server, is_name_taken, is_slow_boot, main_command
+from app.backends.boxlite.server import Server, is_name_taken, is_slow_boot
 from app.backends.boxlite.times import Times
 from app.core.backend import Capability, RuntimeInfo, settle
 from app.core.errors import (
@@ -180,7 +180,7 @@ class BoxliteBackend:
             if network.mode == "none"
             else {"mode": "enabled", "allow_net": list(network.allow)},
             "detach": True,
-            "cmd": main_command(),
+            "cmd": MAIN_COMMAND,
             "auto_stop": 0,
             "auto_delete": 0,
         }

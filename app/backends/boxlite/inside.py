@@ -15,6 +15,7 @@ from enum import Enum
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Ended
 from app.backends.boxlite.client import shown
+from app.backends.boxlite.scripts import script
 from app.backends.boxlite.server import Server, SpawnFailed
 from app.core.errors import BackendTimeout, BackendUnavailable, Upstream
 from app.core.models import Channel
@@ -26,76 +27,8 @@ MOST_LINKS = 16  # a box has two
 _NOT_ALLOWED = 4
 _NAMES = frozenset({"kernel", "cpus", "memory_kib", "routes"})
 
-# Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a box without a network has routes of lo.
-PROVE = r"""
-mkdir -p "$1" || [ -z "$2" ] || exit 4
-read -r release </proc/sys/kernel/osrelease && echo "kernel=$release"
-cpus=0
-while read -r word rest; do [ "$word" = processor ] && cpus=$((cpus + 1)); done </proc/cpuinfo
-echo "cpus=$cpus"
-while read -r word size rest; do [ "$word" = MemTotal: ] && echo "memory_kib=$size"; done </proc/meminfo
-for link in /sys/class/net/*; do
-  read -r flags <$link/flags && echo "link=${link##*/} $((flags & 1))"
-done
-routes=-1
-while read -r rest; do routes=$((routes + 1)); done </proc/net/route
-if [ -r /proc/net/ipv6_route ]; then
-  while read -r rest; do [ "${rest##* }" = lo ] || routes=$((routes + 1)); done </proc/net/ipv6_route
-fi
-echo "routes=$routes"
-exit 0
-"""
-
-# `marked`: the processes with a mark. head names each file before it prints it, so three programs read all
-# environments, however many processes there are; busybox's grep alone stops at the first NUL of a file. A variable with
-# newlines in it can look like such a name, of any process of the box; but 0 and 1 mean others to kill(1).
-_MARKED = r"""
-for tool in head tr grep; do command -v $tool >/dev/null || exit 5; done
-marked() {
-  head -c 1000000 /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' |
-  grep -x -e '==> /proc/[0-9]*/environ <==' -e "$mark" |
-  while read -r line; do
-    case $line in
-      '==> '*) pid=${line#'==> /proc/'}; pid=${pid%%/*} ;;
-      *) [ "$pid" -gt 1 ] 2>/dev/null && echo $pid ;;
-    esac
-  done
-}
-"""
-
-# Stops what it finds before it kills it, so that nothing forks on meanwhile, and looks again until nothing is left:
-# what is dead and not reaped yet has an empty environment. 6: there was nothing from the start.
-_KILL = (
-    _MARKED
-    + r"""
-mark=$1 round=0
-while [ $round -lt 20 ]; do
-  found=$(marked)
-  [ -n "$found" ] || exit $((round ? 0 : 6))
-  kill -STOP $found 2>/dev/null
-  for pid in $found; do kill -9 -$pid 2>/dev/null; done
-  kill -9 $found 2>/dev/null
-  round=$((round + 1))
-done
-exit 3
-"""
-)
-
-# The first process has no parent in the box and leads its group (seen: `7 (sh) S 0 7 7`); a daemon's parent is PID 1.
-_SIGNAL = (
-    _MARKED
-    + r"""
-number=$1 mark=$2
-for pid in $(marked); do
-  read -r line 2>/dev/null </proc/$pid/stat || continue
-  set -- ${line##*) }
-  if [ "$1" != Z ] && [ "$2" = 0 ] && [ "$3" = "$pid" ]; then
-    kill -$number -$pid && exit 0
-  fi
-done
-exit 3
-"""
-)
+MAIN_COMMAND = ["sh", "-c", script("main")]
+PROVE, _KILL, _SIGNAL = script("prove"), script("kill"), script("signal")
 
 
 class Swept(Enum):

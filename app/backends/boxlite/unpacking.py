@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from app.backends.boxlite.dialogue import Dialogue
 from app.backends.boxlite.dialogues import Dialogues
 from app.backends.boxlite.file_facts import absolute, facts_of, name_of_ours, nonsense, only, there
-from app.backends.boxlite.file_scripts import MAKE, script
+from app.backends.boxlite.file_scripts import CLEAN_UNPACK, UNPACK
 from app.core.errors import BackendFailure, PayloadTooLarge, WrongType
 from app.core.files import ArchiveEntry, EntryKind, FileKind, shown
 from app.core.tar.header import BLOCK, FIELD, LARGEST, SECOND, TYPES, ZEROS, Header
@@ -23,75 +23,11 @@ _LONG_NAME = b"././@LongLink"
 _OWN = 0o700  # what a folder must allow while it is filled
 _IMPLIED = 0o755  # a directory of which the archive has no entry
 
-# A tree is built in a folder of its own in the directory, looked at whole, and then moved into place: a subtree that is
-# not there yet in one piece. Its digest is that of the archive which tar(1) has read.
-_HOLD = r"""
-hold=${path%/}/$2
-undo() { [ -z "$hold" ] || rm -rf -- "$hold"; unmake; }
-"""
-
-_UNPACK = script(
-    _HOLD
-    + MAKE
-    + r"""
-look "$path" || exit 1
-echo "$now"
-case $now in none | 'is 4'*) ;; *) hold=''; exit 0 ;; esac
-read -r word || { hold=''; exit 1; }
-make "${path%/}" && mkdir -m 700 -- "$hold" && mkdir -- "$hold/tree" && mkfifo -- "$hold/copy" || exit 1
-exec 5>"$hold/sum" # before: what is made late in a folder that goes away would keep it
-sha256sum <"$hold/copy" >&5 &
-feed | tee -- "$hold/copy" | (umask 0; tar -xof - -C "$hold/tree") || exit 1
-wait
-read -r sum word <"$hold/sum"
-echo "sum $sum"
-read -r word || exit 1
-each() {
-  for child in "$2"/* "$2"/.[!.]* "$2"/..?*; do
-    [ -e "$child" ] || [ -L "$child" ] || continue
-    $1 "$child" "${path%/}/${child#"$hold/tree/"}" || return
-  done
-}
-clash() {
-  echo "clash $(stat -c "$facts" -- "$1")" >&9
-  stream printf %s "$1"
-  exit 0
-}
-check() {
-  if [ -L "$1" ] || [ ! -d "$1" ]; then
-    [ -L "$2" ] || [ ! -d "$2" ] || clash "$2"
-  elif [ -d "$2" ]; then each check "$1"
-  elif [ -L "$2" ] || [ -e "$2" ]; then clash "$2"
-  fi
-}
-move() {
-  if [ ! -L "$1" ] && [ -d "$1" ] && [ -d "$2" ]; then each move "$1"; else mv -fT -- "$1" "$2"; fi
-}
-each check "$hold/tree"
-echo checked
-each move "$hold/tree" || exit 1
-cd -- "$path" || exit 1
-while read -r mode size && [ "$size" -gt 0 ]; do
-  dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 chmod "$mode" -- || exit 1
-done
-echo done
-made=$present
-""",
-    needs="tar tee mkfifo",
-)
-
-_CLEAN = script(
-    _HOLD
-    + r"""
-rm -rf -- "$hold"
-"""
-)
-
 
 async def unpack(dialogues: Dialogues, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
     whole = absolute(path).rstrip(b"/") or b"/"
     hold = name_of_ours()
-    async with dialogues.begin(_UNPACK, whole, hold, clean=_CLEAN) as dialogue:
+    async with dialogues.begin(UNPACK, whole, hold, clean=CLEAN_UNPACK) as dialogue:
         line = await dialogue.line()
         if line != b"none":
             only(FileKind.DIRECTORY, there(line, path), path)

@@ -1,0 +1,19 @@
+#!/bin/sh
+# What the box is, and a workspace in it. Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a
+# box without a network has routes of lo.
+mkdir -p "$1" || [ -z "$2" ] || exit 4
+read -r release </proc/sys/kernel/osrelease && echo "kernel=$release"
+cpus=0
+while read -r word rest; do [ "$word" = processor ] && cpus=$((cpus + 1)); done </proc/cpuinfo
+echo "cpus=$cpus"
+while read -r word size rest; do [ "$word" = MemTotal: ] && echo "memory_kib=$size"; done </proc/meminfo
+for link in /sys/class/net/*; do
+  read -r flags <"$link/flags" && echo "link=${link##*/} $((flags & 1))"
+done
+routes=-1
+while read -r rest; do routes=$((routes + 1)); done </proc/net/route
+if [ -r /proc/net/ipv6_route ]; then
+  while read -r rest; do [ "${rest##* }" = lo ] || routes=$((routes + 1)); done </proc/net/ipv6_route
+fi
+echo "routes=$routes"
+exit 0

@@ -1,0 +1,3 @@
+#!/bin/sh
+. ./start.sh
+look "$path" && echo "$now"

@@ -1,0 +1,4 @@
+#!/bin/sh
+. ./start.sh
+. ./hold.sh
+rm -rf -- "$hold"

@@ -1,0 +1,4 @@
+#!/bin/sh
+. ./start.sh
+. ./place.sh
+place "$2" && rm -f -- "$waiting"
