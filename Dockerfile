@@ -1,4 +1,4 @@
-# Two images from one file. `gateway` has no privilege from its first instruction on; `launcher` is what isolates.
+# Two images from one file. `gateway` never has a privilege. `launcher` isolates.
 #
 #   docker build --target gateway -t bulkhead-gateway .
 #   docker build --target launcher -t bulkhead-launcher .
@@ -20,13 +20,13 @@ COPY deploy/docker/bulkhead deploy/docker/gateway-start deploy/docker/launcher-s
     /opt/bulkhead/bin/
 RUN python3 -m compileall -q /opt/bulkhead/src
 
-# --- what both need
+# --- for both images
 FROM ${BASE} AS both
 RUN apt-get update -q && apt-get install -qy --no-install-recommends python3 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/bulkhead /opt/bulkhead
 ENV PATH=/opt/bulkhead/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 
-# --- the launcher. Sandboxes of the runtime `process` see this image's /usr, so PACKAGES is what they can run.
+# --- the launcher. Sandboxes of the runtime `process` see this image's /usr. PACKAGES adds programs for them.
 FROM both AS launcher
 ARG PACKAGES=""
 RUN if [ -n "$PACKAGES" ]; then \
@@ -34,7 +34,7 @@ RUN if [ -n "$PACKAGES" ]; then \
     fi
 ENTRYPOINT ["launcher-start"]
 
-# --- the gateway. Last, so that it is what a build without --target makes.
+# --- the gateway. It is last, so a build without --target makes it.
 FROM both AS gateway
 RUN groupadd --gid 10001 bulkhead && \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bulkhead && \
