@@ -85,3 +85,36 @@ class Budget:
             yield take
         finally:
             self.give_back(holder, held)
+
+
+class Account:
+    """What one holder has of a budget, until the account is closed."""
+
+    def __init__(self, budget: Budget, holder: Hashable) -> None:
+        self._budget, self._holder = budget, holder
+        self._is_closed = False
+
+    def fits(self, count: int) -> bool:
+        return self._budget.fits(self._holder, count)
+
+    def check(self, count: int) -> None:
+        """Raises CapacityExceeded where `take` would, and takes nothing."""
+        self._budget.check(self._holder, count)
+
+    def take(self, count: int) -> None:
+        """Raises CapacityExceeded."""
+        self._budget.take(self._holder, count)
+
+    def give_back(self, count: int) -> None:
+        """Does nothing once it is closed: all came back then, and the next holder may have the same name."""
+        if not self._is_closed:
+            self._budget.give_back(self._holder, count)
+
+    def close(self) -> int:
+        """Gives all back, and returns how much that was. Repeatable."""
+        if self._is_closed:
+            return 0
+        self._is_closed = True
+        held = self._budget.held(self._holder)
+        self._budget.give_back(self._holder, held)
+        return held

@@ -1,13 +1,19 @@
-"""One execution as the core sees it: its logs, its clock, who holds its stdin, and how it ended."""
+"""Executions as the core sees them: one with its logs, its clock, its stdin and its end; and all of one sandbox."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from types import MappingProxyType
 
-from app.core.backend import ExecutionHandle, Logs
+from app.core.backend import Capability, ExecutionHandle, Logs, RuntimeInfo, SandboxHandle
+from app.core.budget import Account
+from app.core.commands import command_bytes, environment_bytes
 from app.core.errors import BackendFailure, BulkheadError, CapacityExceeded, Conflict, WrongState
 from app.core.follow import Follower
 from app.core.models import (
@@ -17,13 +23,23 @@ from app.core.models import (
     Exit,
     ExitReason,
     OnOutputLimit,
+    SandboxSpec,
     Stdin,
     Terminal,
+    new_id,
     now,
 )
 from app.core.output import OutputLog
+from app.core.resources import HELD_EXECUTIONS, Resources
 from app.core.stdin import StdinGrip
 from app.core.tasks import Tasks
+
+
+def _digest(env: Mapping[str, str]) -> bytes:
+    digest = hashlib.sha256()
+    for name, value in sorted(env.items()):
+        digest.update(f"{name}={value}\0".encode())
+    return digest.digest()
 
 
 class Execution:
@@ -46,7 +62,7 @@ class Execution:
         self.over = False  # it has ended, and nothing holds its output: only the record is left
         self.reads_stdin = True  # False once bytes were discarded, as nobody can read them any more
         self.viewers = 0
-        self.env_digest = b""  # of the command's environment, which is kept until the end only
+        self._env_digest = b""  # of the command's environment, which is kept until the end only
         self._stdin_open = command.stdin is Stdin.OPEN
         self._grip: StdinGrip | None = None
         self._handle: ExecutionHandle | None = None
@@ -153,6 +169,17 @@ class Execution:
         except TimeoutError:
             return
 
+    def repeats(self, command: Command, *, with_env: bool) -> bool:
+        """Whether the command is the one that was started."""
+        if replace(self.command, env={}) != replace(command, env={}):
+            return False
+        return not with_env or _digest(command.env) == (self._env_digest or _digest(self.command.env))
+
+    def forget_environment(self) -> None:
+        """No answer tells it, and of each execution it may be 2 MiB. `repeats` goes on as before."""
+        self._env_digest = _digest(self.command.env)
+        self.command = replace(self.command, env={})
+
     # --- what clients do to it
 
     async def signal(self, number: int) -> None:
@@ -248,3 +275,112 @@ class Execution:
 
     def leave_view(self) -> None:
         self.viewers -= 1
+
+
+class Executions:
+    """The executions of one sandbox: those that run, and records of those that have ended, while there is room.
+
+    `commands`: bytes of what is kept of requests. `used` is called at each end.
+    """
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        spec: SandboxSpec,
+        runtime: RuntimeInfo,
+        resources: Resources,
+        commands: Account,
+        used: Callable[[], None],
+    ) -> None:
+        self._sandbox_id = sandbox_id
+        self._runtime = spec.runtime
+        self._output_bytes = spec.limits.output_bytes
+        self._exact = Capability.EXACT_OUTPUT in runtime.capabilities
+        self._resources = resources
+        self._commands = commands
+        self._used = used
+        self._spill = None if resources.spill_of is None else resources.spill_of(sandbox_id)
+        self._executions: dict[str, Execution] = {}
+        self._running = 0  # counted, as thousands of ended ones may be kept
+        self.known: Mapping[str, Execution] = MappingProxyType(self._executions)  # oldest first
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    def start(self, handle: SandboxHandle, command: Command, execution_id: str | None, sequence: int) -> Execution:
+        """Raises CapacityExceeded."""
+        self._admit(command_bytes(command) + environment_bytes(command.env))
+        logs = Logs(self._log(command), self._log(command))
+        execution = Execution(execution_id or new_id("exe_"), self._sandbox_id, sequence, command, logs)
+        self._executions[execution.id] = execution
+        self._running += 1
+        self._resources.tasks.spawn(self._run(handle, execution))
+        return execution
+
+    def _admit(self, size: int) -> None:
+        most, held = self._resources.capacity.executions_running, self._resources.executions
+        if held.held(self._sandbox_id) >= most:
+            raise CapacityExceeded(f"{HELD_EXECUTIONS} in one sandbox", most)
+        self._make_room(size)
+        if self._spill is not None:
+            self._spill.check()
+        held.check(self._sandbox_id)
+        self._commands.take(size)
+        held.take(self._sandbox_id)
+
+    def _make_room(self, size: int) -> None:
+        """Forgets the oldest records until another one of `size` bytes may be kept. Raises CapacityExceeded when the
+        rest runs or is watched."""
+        most = self._resources.capacity.executions_kept
+        while len(self._executions) >= most or not self._commands.fits(size):
+            oldest = next((known for known in self._executions.values() if known.over and not known.viewers), None)
+            if oldest is None:
+                self._commands.check(size)
+                raise CapacityExceeded("executions of one sandbox that run, hold their output or are watched", most)
+            for log in oldest.logs.values():
+                self._resources.ended_output.discard(self._sandbox_id, log)
+            self._forget(oldest)
+
+    def _forget(self, execution: Execution) -> None:
+        if self._executions.pop(execution.id, None) is not None:
+            self._commands.give_back(command_bytes(execution.command))
+
+    def _log(self, command: Command) -> OutputLog:
+        return OutputLog(
+            self._output_bytes,
+            keep_first=command.on_output_limit is OnOutputLimit.KILL,
+            exact=self._exact,
+            open_spill=None if self._spill is None else self._spill.open,
+        )
+
+    async def _run(self, handle: SandboxHandle, execution: Execution) -> None:
+        try:
+            try:
+                await execution.run(partial(self._start, handle, execution))
+            finally:
+                self._ended(execution)
+            await execution.output_ended()  # nearly always at once: whoever saw the end may begin another
+        finally:
+            self._resources.executions.give_back(self._sandbox_id)
+        await execution.settled()
+
+    async def _start(self, handle: SandboxHandle, execution: Execution) -> ExecutionHandle:
+        began = time.perf_counter()
+        started = await handle.execute(execution.id, execution.command, execution.outputs)
+        self._resources.observer.execution_started(self._runtime, time.perf_counter() - began)
+        return started
+
+    def _ended(self, execution: Execution) -> None:
+        self._running -= 1
+        self._commands.give_back(environment_bytes(execution.command.env))
+        execution.forget_environment()
+        if execution.failure is not None:  # nothing was started, whether or not its client is still there
+            self._forget(execution)
+        elif execution.exit is not None:
+            logs = execution.logs.values()
+            output = sum(log.total for log in logs)
+            self._resources.observer.execution_ended(self._runtime, execution.exit.reason, output)
+            for log in logs:
+                self._resources.ended_output.add(self._sandbox_id, log)
+        self._used()

@@ -58,8 +58,7 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Out
     if shot.files and Capability.FILES not in info.capabilities:
         raise UnsupportedByRuntime("files", info.name)
     placement = await place(shot.files)
-    sandbox, _ = sandboxes.create(shot.spec, client=client)
-    sandbox.fleeting = True
+    sandbox, _ = sandboxes.create(shot.spec, client=client, ephemeral=True)
     try:
         await sandboxes.wait_created(sandbox, shot.spec.ttl_seconds)
         await _put(sandboxes, sandbox, placement)
@@ -71,8 +70,7 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Out
 async def _put(sandboxes: Sandboxes, sandbox: Sandbox, placement: Placement) -> None:
     if placement.empty:
         return
-    if sandbox.handle is None:  # somebody deleted it, and with it its record
-        raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
+    sandbox.check_running()  # perhaps somebody deleted it, and with it its record
     async with sandboxes.transfers.files(sandbox.id) as files:
         await placement.put(files)
 

@@ -1,26 +1,21 @@
-"""The use cases: create, execute, destroy, expire. Everything that a client can do to a sandbox goes through here."""
+"""The use cases: create, find, execute, destroy. What happens to one sandbox is in `sandbox.py`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterator
 
 from app.core.commands import check_start, with_environment
-from app.core.ended import EndedOutput
-from app.core.errors import CapabilityMissing, CapacityExceeded, Conflict, NotFound, WrongState
+from app.core.errors import CapabilityMissing, CapacityExceeded, Conflict, NotFound
 from app.core.executions import Execution
-from app.core.lifetimes import Lifetimes
-from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, new_id, now
+from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, new_id
 from app.core.output import SandboxSpill
-from app.core.pausing import Pausing
-from app.core.records import Capacity, Observer, Records, Sandbox
+from app.core.records import Records
 from app.core.registry import Registry
-from app.core.starting import Starts, repeats
+from app.core.resources import Capacity, Observer, Resources
+from app.core.sandbox import Sandbox
 from app.core.tasks import Tasks
 from app.core.transfers import Transfers
-
-MIB = 1024 * 1024
 
 __all__ = ["Capacity", "Observer", "Sandbox", "Sandboxes"]
 
@@ -38,21 +33,20 @@ class Sandboxes:
         """`shared`: there are several clients, and each has a share of what all may have."""
         self.registry = registry
         self.capacity = capacity
-        self._spill_of = spill_of
         self._tasks = Tasks()
-        self._records = Records(capacity, shared=shared)
-        ended_output = EndedOutput(capacity.ended_output_mib * MIB)
-        self._lifetimes = Lifetimes(registry, capacity, observer, self._records, self._tasks, ended_output)
-        self._starts = Starts(registry, capacity, observer, self._records, self._lifetimes, self._tasks, ended_output)
-        self.pausing = Pausing(registry, self._tasks)
-        self.transfers = Transfers(registry, capacity, self._records, self._lifetimes)
+        self._resources = Resources(capacity, observer, self._tasks, spill_of)
+        self._records = Records(self._resources, shared=shared)
+        self.transfers = Transfers(registry, capacity, self._records)
         self._sequence = 0
         self._closing = False
 
     # --- create
 
-    def create(self, spec: SandboxSpec, sandbox_id: str | None = None, client: str = "") -> tuple[Sandbox, bool]:
+    def create(
+        self, spec: SandboxSpec, sandbox_id: str | None = None, client: str = "", *, ephemeral: bool = False
+    ) -> tuple[Sandbox, bool]:
         """Begins a sandbox; True when it is new. With an id that is taken: the same sandbox for the same spec.
+        `ephemeral`: no record of it is kept after its end.
 
         Raises CapabilityMissing, Conflict, CapacityExceeded; errors of the boot come from `wait_created`.
         """
@@ -62,7 +56,7 @@ class Sandboxes:
             raise CapabilityMissing(missing, backend.info.name)
         known = self._records.find(sandbox_id) if sandbox_id else None
         if known is not None:
-            if known.state is SandboxState.DESTROYED or known.ending is not None:
+            if known.ends:
                 raise Conflict(f"the id {known.id!r} is taken by a destroyed sandbox; {_when_free(known)}")
             if known.spec != spec:
                 raise Conflict(f"the id {known.id!r} is taken by a sandbox with another body")
@@ -72,17 +66,25 @@ class Sandboxes:
         self._records.admit(client)
         self._sequence += 1
         name = sandbox_id or new_id("sbx_")
-        sandbox = Sandbox(name, self._sequence, spec, named=sandbox_id is not None, client=client)
-        if self._spill_of is not None:
-            sandbox.spill = self._spill_of(sandbox.id)
+        sandbox = Sandbox(
+            name,
+            self._sequence,
+            spec,
+            backend,
+            self._resources,
+            self._records.retire,
+            named=sandbox_id is not None,
+            client=client,
+            ephemeral=ephemeral,
+        )
         self._records.add(sandbox)
-        self._lifetimes.begin(sandbox)
+        sandbox.begin()
         return sandbox, True
 
     async def wait_created(self, sandbox: Sandbox, seconds: float) -> None:
         """Returns when it runs, was destroyed or `seconds` passed. Raises the boot's error, and then no record of it
         is left."""
-        await self.wait(sandbox, seconds)
+        await sandbox.wait(seconds)
         if sandbox.failure is not None:
             self._records.forget(sandbox)
             raise sandbox.failure
@@ -91,7 +93,7 @@ class Sandboxes:
         """The client that asked for it hung up: without a chosen id nobody can ever find it again. (With an idempotency
         key nobody hangs up: api/idempotency.py.)"""
         if not sandbox.named:
-            await self.destroy(sandbox, "the client hung up before it knew the sandbox")
+            await sandbox.destroy("the client hung up before it knew the sandbox")
 
     # --- find
 
@@ -108,16 +110,6 @@ class Sandboxes:
         sandbox.touch()
         return sandbox
 
-    async def wait(self, sandbox: Sandbox, seconds: float) -> None:
-        """Returns when it is no longer `creating`, or after `seconds`."""
-        if sandbox.settled.is_set():
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await sandbox.settled.wait()
-        except TimeoutError:
-            return
-
     def __iter__(self) -> Iterator[Sandbox]:
         """Oldest first."""
         return iter(self._records)
@@ -128,30 +120,6 @@ class Sandboxes:
         if execution is None:
             raise NotFound("execution", execution_id)
         return execution
-
-    # --- change
-
-    def update(
-        self,
-        sandbox: Sandbox,
-        *,
-        ttl_seconds: float | None = None,
-        idle_seconds: float | None = None,
-        set_idle: bool = False,
-        labels: Mapping[str, str] | None = None,
-    ) -> None:
-        """Raises WrongState on a sandbox that has ended."""
-        if sandbox.state in {SandboxState.DESTROYED, SandboxState.FAILED} or sandbox.ending is not None:
-            raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
-        sandbox.touch()
-        if ttl_seconds is not None:
-            sandbox.ttl_seconds = ttl_seconds
-            sandbox.expires_at = now() + timedelta(seconds=ttl_seconds)
-        if set_idle:
-            sandbox.idle_seconds = idle_seconds
-        if labels is not None:
-            sandbox.labels = dict(labels)
-        self._lifetimes.arm(sandbox)
 
     # --- execute
 
@@ -165,13 +133,13 @@ class Sandboxes:
         sandbox.touch()
         command = with_environment(command, sandbox.spec)
         check_start(command, self.registry.get(sandbox.spec.runtime).info)
-        await self.wait(sandbox, wait_seconds)
+        await sandbox.wait(wait_seconds)
         execution = sandbox.executions.get(execution_id) if execution_id else None
         new = execution is None
         if execution is None:
             self._sequence += 1
-            execution = self._starts.begin(sandbox, command, execution_id, self._sequence)
-        elif not repeats(execution, command, with_env=sandbox.state is not SandboxState.DESTROYED):
+            execution = sandbox.start(command, execution_id, self._sequence)
+        elif not execution.repeats(command, with_env=sandbox.state is not SandboxState.DESTROYED):
             raise Conflict(f"the id {execution.id!r} is taken by another execution of this sandbox")
         await execution.started.wait()
         if execution.failure is not None:
@@ -188,15 +156,15 @@ class Sandboxes:
     # --- the end
 
     async def destroy(self, sandbox: Sandbox, why: str = "the sandbox was deleted") -> None:
-        """No process of the sandbox exists when this returns, whatever becomes of the caller. Idempotent."""
-        await self._lifetimes.destroy(sandbox, why)
+        """As `Sandbox.destroy`."""
+        await sandbox.destroy(why)
 
     async def aclose(self) -> None:
         """Destroys everything, and waits for it."""
         self._closing = True
         for _ in range(2):  # an attempt that was under way may fail for a reason that is over
             await asyncio.gather(
-                *(self.destroy(sandbox, "the service is stopping") for sandbox in self), return_exceptions=True
+                *(sandbox.destroy("the service is stopping") for sandbox in self), return_exceptions=True
             )
         for sandbox in self:
             self._records.forget(sandbox)
@@ -204,6 +172,6 @@ class Sandboxes:
 
 
 def _when_free(sandbox: Sandbox) -> str:
-    if sandbox.forgotten_at is None:
+    if sandbox.free_at is None:
         return "it is free some time after the sandbox has ended"
-    return f"it is free at {sandbox.forgotten_at:%Y-%m-%dT%H:%M:%SZ}"
+    return f"it is free at {sandbox.free_at:%Y-%m-%dT%H:%M:%SZ}"

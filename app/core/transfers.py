@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from app.core.backend import Capability, SandboxHandle
+from app.core.backend import Capability
 from app.core.budget import Budget
-from app.core.errors import UnsupportedByRuntime, WrongState
+from app.core.errors import UnsupportedByRuntime
 from app.core.files import Files
-from app.core.lifetimes import Lifetimes
-from app.core.models import SandboxState
-from app.core.records import Capacity, Records, Sandbox
+from app.core.records import Records
 from app.core.registry import Registry
+from app.core.resources import Capacity
 
 WAIT_SECONDS = 60  # for a sandbox that is still `creating`
 
@@ -22,10 +20,9 @@ T = TypeVar("T")
 
 
 class Transfers:
-    def __init__(self, registry: Registry, capacity: Capacity, records: Records, lifetimes: Lifetimes) -> None:
+    def __init__(self, registry: Registry, capacity: Capacity, records: Records) -> None:
         self._registry = registry
         self._records = records
-        self._lifetimes = lifetimes
         self._running = Budget("operations on files at one time", capacity.transfers, "sandbox")
         self._unpacking = Budget("archives that are unpacked at one time", capacity.archives, "sandbox")
 
@@ -48,39 +45,11 @@ class Transfers:
         runtime = self._registry.get(sandbox.spec.runtime).info
         if Capability.FILES not in runtime.capabilities:
             raise UnsupportedByRuntime(Capability.FILES, runtime.name)
-        await _wait_created(sandbox)
-        handle = _handle_of(sandbox)
-        self._running.take(sandbox_id)
-        end = asyncio.timeout(None)
-        try:
-            async with end:
-                sandbox.transfers.add(end)
-                try:
-                    yield handle.files
-                finally:
-                    sandbox.transfers.discard(end)
-        except TimeoutError:
-            if not end.expired():
-                raise
-            raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}") from None
-        finally:
-            self._running.give_back(sandbox_id)
-            sandbox.touch()
-            self._lifetimes.arm(sandbox)
-
-
-async def _wait_created(sandbox: Sandbox) -> None:
-    try:
-        async with asyncio.timeout(WAIT_SECONDS):
-            await sandbox.settled.wait()
-    except TimeoutError:
-        return
-
-
-def _handle_of(sandbox: Sandbox) -> SandboxHandle:
-    if sandbox.state is not SandboxState.RUNNING or sandbox.handle is None or sandbox.ending is not None:
-        raise WrongState(sandbox.state, f"the sandbox is {sandbox.describe()}")
-    return sandbox.handle
+        await sandbox.wait(WAIT_SECONDS)
+        sandbox.check_running()
+        with self._running.holding(sandbox_id):
+            async with sandbox.transferring() as handle:
+                yield handle.files
 
 
 @asynccontextmanager

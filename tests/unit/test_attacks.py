@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.core.records import Capacity
+from app.core.resources import Capacity
 from benchmarks import attacks, attacks_inside, attacks_outside
 from benchmarks.attacks_outside import Target
 from tests.unit.api.service import Service

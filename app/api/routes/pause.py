@@ -30,7 +30,7 @@ async def pause_sandbox(request: Request, sandbox_id: str) -> Response:
     the sandbox's nor those of its executions. Repeatable."""
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
-    await edge.sandboxes.pausing.pause(sandbox)
+    await sandbox.pause()
     return json_response(body_of(sandbox, edge))
 
 
@@ -45,5 +45,5 @@ async def resume_sandbox(request: Request, sandbox_id: str) -> Response:
     """Signals that were sent meanwhile arrive now. Repeatable, also on a sandbox that was never paused."""
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
-    await edge.sandboxes.pausing.resume(sandbox)
+    await sandbox.resume()
     return json_response(body_of(sandbox, edge))

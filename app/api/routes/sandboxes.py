@@ -150,7 +150,7 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQu
     sandbox = edge.sandboxes.use(sandbox_id)
     if query.wait_seconds and sandbox.state is SandboxState.CREATING:
         with held(request):
-            await until_disconnect(request.receive, edge.sandboxes.wait(sandbox, query.wait_seconds))
+            await until_disconnect(request.receive, sandbox.wait(query.wait_seconds))
     return json_response(body_of(sandbox, edge))
 
 
@@ -175,8 +175,7 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
     sandbox = edge.sandboxes.use(sandbox_id)
     asked = await read_json(request, requests.UpdateSandbox)
     given = asked.model_fields_set
-    edge.sandboxes.update(
-        sandbox,
+    sandbox.update(
         ttl_seconds=ttl_of(asked.ttl_seconds, edge) if "ttl_seconds" in given else None,
         idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
         set_idle="idle_seconds" in given,

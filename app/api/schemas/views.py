@@ -83,7 +83,7 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
             "syscalls": {"profile": policy.syscalls.profile} if Capability.SYSCALL_PROFILES in capabilities else None,
             "loopback_tcp": policy.loopback_tcp if Capability.FILESYSTEM_POLICY in capabilities else None,
         },
-        "isolation": None if sandbox.handle is None else dict(sandbox.handle.receipt),
+        "isolation": None if sandbox.receipt is None else dict(sandbox.receipt),
         "executions": {"running": sandbox.running, "total": len(sandbox.executions)},
     }
 

@@ -16,7 +16,7 @@ import pytest
 from app.core.backend import Capability
 from app.core.errors import BackendFailure, BackendUnavailable
 from app.core.files import FileKind
-from app.core.records import Capacity
+from app.core.resources import Capacity
 from app.settings import load_settings
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.null_files import NullFiles

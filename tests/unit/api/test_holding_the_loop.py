@@ -16,7 +16,7 @@ from app.core.errors import InvalidRequest
 from app.core.files import ArchiveEntry, EntryKind
 from app.core.models import Exit, ExitReason
 from app.core.oneshot import Captured, Outcome
-from app.core.records import Capacity
+from app.core.resources import Capacity
 from app.core.tar import archive, entries
 from tests.callbacks import CALLBACKS, own_work
 from tests.unit.api.service import Service

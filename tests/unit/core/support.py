@@ -93,10 +93,10 @@ class House:
 
 
 def timers() -> list[str]:
-    """What the records and lifetimes still have in the loop's clock; it has no public list of them."""
+    """What the sandboxes and their records still have in the loop's clock; it has no public list of them."""
     handles = getattr(asyncio.get_running_loop(), "_scheduled")  # noqa: B009 - not in the type either
     names = [getattr(handle._callback, "__qualname__", "") for handle in handles if not handle.cancelled()]
-    return [name for name in names if name.startswith(("Lifetimes", "Records"))]
+    return [name for name in names if name.startswith(("Sandbox.", "Records"))]
 
 
 async def no_tasks_left() -> None:

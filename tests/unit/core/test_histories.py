@@ -85,9 +85,9 @@ class History:
         elif action == "lose" and sandbox is not None and sandbox.id in backend.sandboxes:
             await backend.lose(sandbox.id)
         elif action == "update" and sandbox is not None:
-            house.sandboxes.update(sandbox, ttl_seconds=1000, idle_seconds=number * 0.001, set_idle=True)
+            sandbox.update(ttl_seconds=1000, idle_seconds=number * 0.001, set_idle=True)
         elif action in {"pause", "resume"} and sandbox is not None:
-            self.call(getattr(house.sandboxes.pausing, action)(sandbox))
+            self.call(getattr(sandbox, action)())
         elif action == "cancel" and self.calls:
             self.calls[number % len(self.calls)].cancel()
         elif action == "fail":
@@ -126,9 +126,9 @@ class History:
         assert self.house.backend.alive == []
         for sandbox in self.sandboxes:
             assert sandbox.state in {SandboxState.DESTROYED, SandboxState.FAILED}
-            assert sandbox.handle is None
+            assert sandbox._handle is None
             assert sandbox.running == 0
-            assert sandbox.settled.is_set()
+            assert sandbox._settled.is_set()
         for execution in self.executions:
             assert execution.state is ExecutionState.ENDED
             assert execution.exit is not None

@@ -14,10 +14,10 @@ import pytest
 
 from app.core.ended import LEAST, EndedOutput
 from app.core.errors import CapacityExceeded
-from app.core.lifetimes import AT_ONCE
 from app.core.models import SandboxState
 from app.core.output import CHUNK, MEMORY_WINDOW, OutputLog, Spill
 from app.core.registry import Registry
+from app.core.sandbox import AT_ONCE
 from app.core.sandboxes import Capacity, Sandboxes
 from app.spill import SpillFolder
 from tests.null_backend import NullBackend, pattern
@@ -149,7 +149,7 @@ async def test_commands_of_one_sandbox_leave_room_for_another_and_the_oldest_end
 
 async def test_what_is_not_kept_any_more_is_not_counted() -> None:
     async with House(commands_mib=1) as house:
-        kept = house.sandboxes._records.commands
+        kept = house.sandboxes._resources.commands
         sandbox = await house.create(spec(env={"A": "x" * 1000}))
         before = kept.used
         await (await house.start(sandbox, "exit", "0", env={"B": "y" * 100_000})).wait()

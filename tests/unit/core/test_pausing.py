@@ -10,7 +10,7 @@ from app.core.backend import Capability
 from app.core.errors import BackendTimeout, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution
 from app.core.models import Channel, ExecutionState, ExitReason, SandboxState
-from app.core.records import Sandbox
+from app.core.sandbox import Sandbox
 from tests.null_backend import CAPABILITIES, Gate, NullBackend
 from tests.unit.core.support import House, cancelled_after, command, spec, steps, text, until
 
@@ -23,7 +23,7 @@ def total(execution: Execution) -> int:
 
 async def paused(house: House) -> Sandbox:
     sandbox = await house.create()
-    await house.sandboxes.pausing.pause(sandbox)
+    await sandbox.pause()
     return sandbox
 
 
@@ -32,14 +32,14 @@ async def test_paused_sandbox_says_so_and_runs_again_after_resume() -> None:
         sandbox = await house.create()
         execution = await house.start(sandbox, "cat", stdin=True)
         for _ in range(2):
-            await house.sandboxes.pausing.pause(sandbox)
+            await sandbox.pause()
             assert sandbox.state is SandboxState.PAUSED
         await execution.feed(b"kept")
         await steps(20)
         assert text(execution) == b""
         assert execution.state is ExecutionState.RUNNING
         for _ in range(2):
-            await house.sandboxes.pausing.resume(sandbox)
+            await sandbox.resume()
             assert sandbox.state is SandboxState.RUNNING
         await until(lambda: text(execution) == b"kept")
 
@@ -47,7 +47,7 @@ async def test_paused_sandbox_says_so_and_runs_again_after_resume() -> None:
 async def test_resume_of_one_that_was_never_paused_is_nothing() -> None:
     async with House() as house:
         sandbox = await house.create()
-        await house.sandboxes.pausing.resume(sandbox)
+        await sandbox.resume()
         assert sandbox.state is SandboxState.RUNNING
 
 
@@ -58,9 +58,9 @@ async def test_paused_sandbox_starts_nothing_and_can_be_changed() -> None:
             await house.sandboxes.execute(sandbox, command("echo"))
         assert refusal.value.state == "paused"
         assert sandbox.executions == {}
-        house.sandboxes.update(sandbox, ttl_seconds=5, labels={"a": "b"})
+        sandbox.update(ttl_seconds=5, labels={"a": "b"})
         assert (sandbox.ttl_seconds, sandbox.labels) == (5, {"a": "b"})
-        await house.sandboxes.pausing.resume(sandbox)
+        await sandbox.resume()
         assert (await house.start(sandbox, "echo", "x")).failure is None
 
 
@@ -68,7 +68,7 @@ async def test_a_start_while_it_is_being_paused_is_refused_and_leaves_no_record(
     async with House() as house:
         sandbox = await house.create()
         house.backend.pause_gate = gate = Gate()
-        pausing = asyncio.ensure_future(house.sandboxes.pausing.pause(sandbox))
+        pausing = asyncio.ensure_future(sandbox.pause())
         await gate.reached.wait()
         with pytest.raises(WrongState) as refusal:
             await house.sandboxes.execute(sandbox, command("echo"))
@@ -89,7 +89,7 @@ async def test_creating_failed_and_destroyed_ones_are_in_the_wrong_state(change:
         creating, _ = house.sandboxes.create(spec())
         for sandbox, state in ((creating, "creating"), (destroyed, "destroyed"), (lost, "failed")):
             with pytest.raises(WrongState) as refusal:
-                await getattr(house.sandboxes.pausing, change)(sandbox)
+                await getattr(sandbox, change)()
             assert refusal.value.state == state
         house.backend.create_gate.open()
 
@@ -101,7 +101,7 @@ async def test_runtime_without_the_capability_is_not_even_asked(change: str) -> 
         sandbox = await house.create()
         backend.pause_gate = Gate()
         with pytest.raises(UnsupportedByRuntime):
-            await getattr(house.sandboxes.pausing, change)(sandbox)
+            await getattr(sandbox, change)()
         assert not backend.pause_gate.reached.is_set()
         assert sandbox.state is SandboxState.RUNNING
 
@@ -111,14 +111,14 @@ async def test_pause_that_fails_leaves_it_running_and_can_be_repeated() -> None:
         sandbox = await house.create()
         house.backend.pause_error = SLOW
         with pytest.raises(BackendTimeout):
-            await house.sandboxes.pausing.pause(sandbox)
+            await sandbox.pause()
         assert sandbox.state is SandboxState.RUNNING
         assert (await house.start(sandbox, "echo", "x")).failure is None
         house.backend.pause_error = None
-        await house.sandboxes.pausing.pause(sandbox)
+        await sandbox.pause()
         house.backend.pause_error = SLOW
         with pytest.raises(BackendTimeout):
-            await house.sandboxes.pausing.resume(sandbox)
+            await sandbox.resume()
         assert str(sandbox.state) == "paused"
         house.backend.pause_error = None
 
@@ -127,11 +127,11 @@ async def test_changes_come_in_the_order_of_the_calls_and_outlive_their_clients(
     async with House() as house:
         sandbox = await house.create()
         for number in range(8):
-            assert await cancelled_after(number, house.sandboxes.pausing.pause(sandbox)) in (True, False)
-            calls = [house.sandboxes.pausing.resume(sandbox), house.sandboxes.pausing.pause(sandbox)]
+            assert await cancelled_after(number, sandbox.pause()) in (True, False)
+            calls = [sandbox.resume(), sandbox.pause()]
             await asyncio.gather(*calls)
             assert str(sandbox.state) == "paused"
-            await house.sandboxes.pausing.resume(sandbox)
+            await sandbox.resume()
             assert str(sandbox.state) == "running"
 
 
@@ -139,8 +139,8 @@ async def test_destroy_does_not_wait_for_a_pause_which_then_says_what_became_of_
     async with House() as house:
         sandbox = await house.create()
         house.backend.pause_gate = gate = Gate()
-        pausing = asyncio.ensure_future(house.sandboxes.pausing.pause(sandbox))
-        behind = asyncio.ensure_future(house.sandboxes.pausing.resume(sandbox))
+        pausing = asyncio.ensure_future(sandbox.pause())
+        behind = asyncio.ensure_future(sandbox.resume())
         await gate.reached.wait()
         await house.sandboxes.destroy(sandbox)
         for call in (pausing, behind):
@@ -154,7 +154,7 @@ async def test_paused_sandbox_is_destroyed_with_all_that_is_in_it() -> None:
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "daemon", "sleep")
-        await house.sandboxes.pausing.pause(sandbox)
+        await sandbox.pause()
         await house.sandboxes.destroy(sandbox)
         assert (sandbox.state, house.backend.alive) == (SandboxState.DESTROYED, [])
         assert execution.exit is not None
@@ -165,7 +165,7 @@ async def test_execution_of_a_paused_sandbox_is_killed_and_its_neighbour_stays_a
     async with House() as house:
         sandbox = await house.create()
         first, second = await house.start(sandbox, "spew"), await house.start(sandbox, "spew")
-        await house.sandboxes.pausing.pause(sandbox)
+        await sandbox.pause()
         await house.sandboxes.kill_execution(first)
         assert first.exit is not None
         assert (first.exit.reason, sandbox.state) == (ExitReason.KILLED, SandboxState.PAUSED)
@@ -178,7 +178,7 @@ async def test_an_execution_times_out_while_it_is_paused() -> None:
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "sleep", timeout_seconds=0.02)
-        await house.sandboxes.pausing.pause(sandbox)
+        await sandbox.pause()
         await execution.wait()
         assert execution.exit is not None
         assert (execution.exit.reason, sandbox.state) == (ExitReason.TIMEOUT, SandboxState.PAUSED)
@@ -188,7 +188,7 @@ async def test_ttl_goes_on_while_paused() -> None:
     async with House() as house:
         sandbox = await house.create(spec(ttl_seconds=0.05))
         execution = await house.start(sandbox, "sleep")
-        await house.sandboxes.pausing.pause(sandbox)
+        await sandbox.pause()
         await execution.wait()
         await house.sandboxes.destroy(sandbox)
         assert sandbox.state_reason == "the sandbox expired: its ttl passed"
@@ -199,7 +199,7 @@ async def test_paused_sandbox_is_idle_only_without_an_execution() -> None:
         empty, busy = [await house.create(spec(idle_seconds=0.05)) for _ in range(2)]
         execution = await house.start(busy, "sleep")
         for sandbox in (empty, busy):
-            await house.sandboxes.pausing.pause(sandbox)
+            await sandbox.pause()
         while empty.state is not SandboxState.DESTROYED:  # noqa: ASYNC110 - a record has no event for its end
             await asyncio.sleep(0.005)
         assert empty.state_reason == "the sandbox expired: it was idle"
@@ -210,7 +210,7 @@ async def test_loss_while_paused_is_told() -> None:
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "sleep")
-        await house.sandboxes.pausing.pause(sandbox)
+        await sandbox.pause()
         await house.backend.lose(sandbox.id, "the launcher ended")
         await until(lambda: sandbox.over)
         assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, "the launcher ended")

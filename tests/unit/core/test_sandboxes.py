@@ -68,7 +68,7 @@ async def test_same_id_with_another_body_is_a_conflict() -> None:
 async def test_update_does_not_change_what_the_body_of_an_id_is() -> None:
     async with House() as house:
         sandbox = await house.create(spec(), "a")
-        house.sandboxes.update(sandbox, labels={"a": "b"}, ttl_seconds=9)
+        sandbox.update(labels={"a": "b"}, ttl_seconds=9)
         assert house.sandboxes.create(spec(), "a") == (sandbox, False)
 
 
@@ -129,7 +129,7 @@ async def test_failed_boot_that_nobody_waited_for_shows_its_reason() -> None:
         await house.sandboxes.wait_created(sandbox, 0)
         assert sandbox.state == "creating"
         house.backend.create_gate.open()
-        await house.sandboxes.wait(house.sandboxes.get(sandbox.id), 60)
+        await house.sandboxes.get(sandbox.id).wait(60)
         assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, str(FAILURE))
         await house.sandboxes.destroy(sandbox)
         assert sandbox.state is SandboxState.DESTROYED
@@ -159,7 +159,7 @@ async def test_capacity_of_sandboxes_counts_what_lives_and_not_what_is_over() ->
         await house.sandboxes.destroy(first)
         third = await house.create()
         await house.backend.lose(third.id)
-        await until(lambda: third.handle is None)
+        await until(lambda: third.over)
         assert third.state is SandboxState.FAILED
         await house.create()
 
@@ -220,10 +220,10 @@ async def test_update_changes_life_and_labels_and_leaves_the_rest() -> None:
     async with House() as house:
         sandbox = await house.create(spec(labels={"a": "1"}, idle_seconds=50))
         before, expires = sandbox.last_active_at, sandbox.expires_at
-        house.sandboxes.update(sandbox, ttl_seconds=10)
+        sandbox.update(ttl_seconds=10)
         assert sandbox.expires_at < expires
         assert (sandbox.labels, sandbox.idle_seconds) == ({"a": "1"}, 50)
-        house.sandboxes.update(sandbox, labels={"b": "2"}, set_idle=True)
+        sandbox.update(labels={"b": "2"}, set_idle=True)
         assert (sandbox.labels, sandbox.idle_seconds) == ({"b": "2"}, None)
         assert sandbox.last_active_at > before
 
@@ -236,7 +236,7 @@ async def test_update_of_an_ended_sandbox_is_wrong_state() -> None:
         await house.sandboxes.destroy(destroyed)
         for sandbox in (lost, destroyed):
             with pytest.raises(WrongState) as refusal:
-                house.sandboxes.update(sandbox, labels={})
+                sandbox.update(labels={})
             assert refusal.value.state == sandbox.state
 
 
@@ -247,7 +247,7 @@ async def test_destroy_is_idempotent_and_everybody_waits_for_the_same_end() -> N
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "sleep")
-        clock = sandbox.timer
+        clock = sandbox._timer
         house.backend.destroy_gate = Gate()
         both = asyncio.gather(house.sandboxes.destroy(sandbox, "first"), house.sandboxes.destroy(sandbox, "second"))
         await house.backend.destroy_gate.reached.wait()
@@ -256,7 +256,7 @@ async def test_destroy_is_idempotent_and_everybody_waits_for_the_same_end() -> N
         await both
         await house.sandboxes.destroy(sandbox)
         assert house.backend.alive == []
-        assert sandbox.handle is None
+        assert sandbox._handle is None
         assert clock is not None
         assert clock.cancelled()
         await steps(5)
@@ -299,8 +299,8 @@ async def test_failed_destroy_is_told_and_may_be_tried_again() -> None:
         with pytest.raises(BackendUnavailable):
             await house.sandboxes.destroy(sandbox)
         assert sandbox.state is SandboxState.RUNNING
-        assert sandbox.timer is not None, "nobody would ever end it"
-        assert not sandbox.timer.cancelled()
+        assert sandbox._timer is not None, "nobody would ever end it"
+        assert not sandbox._timer.cancelled()
         house.backend.destroy_error = None
         await house.sandboxes.destroy(sandbox)
         assert house.backend.alive == []
@@ -363,7 +363,7 @@ async def test_lost_sandbox_fails_with_its_reason_and_is_cleaned_up() -> None:
         await execution.wait()
         assert execution.exit is not None
         assert (execution.exit.reason, execution.exit.detail) == (ExitReason.LOST, "the worker was killed")
-        await until(lambda: sandbox.handle is None)
+        await until(lambda: sandbox._handle is None)
         assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, "the worker was killed")
         assert house.backend.alive == []
         with pytest.raises(WrongState, match="the worker was killed"):
@@ -393,7 +393,7 @@ async def test_lost_sandbox_that_cannot_be_cleaned_up_is_told_once_and_tried_aga
         with pytest.raises(BackendUnavailable):
             await house.sandboxes.destroy(sandbox)
         await steps(10)
-        assert sandbox.handle is not None, "it still holds what could not be given back"
+        assert sandbox._handle is not None, "it still holds what could not be given back"
         house.backend.destroy_error = None
         await house.sandboxes.destroy(sandbox)
         assert house.notes.sandboxes == ["created", "lost"]
@@ -429,12 +429,12 @@ async def test_renewal_in_the_very_turn_of_the_expiry_is_refused() -> None:
 
         def renew() -> None:
             try:
-                house.sandboxes.update(sandbox, ttl_seconds=300)
+                sandbox.update(ttl_seconds=300)
             except WrongState as error:
                 refused.append(error.state)
 
-        assert sandbox.timer is not None
-        asyncio.get_running_loop().call_at(sandbox.timer.when() + 0.001, renew)
+        assert sandbox._timer is not None
+        asyncio.get_running_loop().call_at(sandbox._timer.when() + 0.001, renew)
         time.sleep(0.06)  # noqa: ASYNC251 - both are due in one turn of the loop, the expiry first
         assert await expired(sandbox) == "the sandbox expired: its ttl passed"
         assert refused == ["running"]
@@ -454,13 +454,13 @@ async def test_ttl_counts_from_the_moment_at_which_the_sandbox_runs() -> None:
         house.backend.create_gate = gate = Gate()
         sandbox, _ = house.sandboxes.create(spec(ttl_seconds=5))
         sandbox.created_at -= timedelta(seconds=7)
-        sandbox.expires_at = sandbox.created_at + timedelta(seconds=5)
-        house.sandboxes._lifetimes.arm(sandbox)
-        assert sandbox.timer is not None
-        assert sandbox.timer.when() > asyncio.get_running_loop().time() + 1000
+        sandbox._expires_at = sandbox.created_at + timedelta(seconds=5)
+        sandbox._arm()
+        assert sandbox._timer is not None
+        assert sandbox._timer.when() > asyncio.get_running_loop().time() + 1000
         gate.open()
         await house.sandboxes.wait_created(sandbox, 10)
-        assert (sandbox.state, 4.5 < house.sandboxes._lifetimes._seconds_left(sandbox) <= 5) == ("running", True)
+        assert (sandbox.state, 4.5 < sandbox._seconds_left() <= 5) == ("running", True)
 
 
 async def test_idle_sandbox_is_destroyed() -> None:
@@ -473,9 +473,9 @@ async def test_running_program_keeps_a_sandbox_from_being_idle_and_its_end_start
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "silent-then", "echo")
-        house.sandboxes.update(sandbox, set_idle=True, idle_seconds=0.001)
-        assert sandbox.timer is not None
-        assert sandbox.timer.when() > asyncio.get_running_loop().time() + 1000
+        sandbox.update(set_idle=True, idle_seconds=0.001)
+        assert sandbox._timer is not None
+        assert sandbox._timer.when() > asyncio.get_running_loop().time() + 1000
         house.backend.release(execution.id)
         assert await expired(sandbox) == "the sandbox expired: it was idle"
 
@@ -483,18 +483,18 @@ async def test_running_program_keeps_a_sandbox_from_being_idle_and_its_end_start
 async def test_use_puts_the_idle_end_off() -> None:
     async with House() as house:
         sandbox = await house.create(spec(idle_seconds=1000))
-        first = house.sandboxes._lifetimes._seconds_left(sandbox)
+        first = sandbox._seconds_left()
         assert first <= 1000
         await steps(3)
-        before = house.sandboxes._lifetimes._seconds_left(sandbox)
+        before = sandbox._seconds_left()
         house.sandboxes.use(sandbox.id)
-        assert house.sandboxes._lifetimes._seconds_left(sandbox) > before
-        old = sandbox.timer
-        house.sandboxes._lifetimes._expire(sandbox)  # a timer that was set before the use
+        assert sandbox._seconds_left() > before
+        old = sandbox._timer
+        sandbox._expire()  # a timer that was set before the use
         await steps(5)
-        assert sandbox.ending is None
-        assert sandbox.timer is not None
-        assert sandbox.timer is not old
+        assert sandbox._end is None
+        assert sandbox._timer is not None
+        assert sandbox._timer is not old
 
 
 async def test_boot_is_not_idleness_and_the_idle_clock_starts_at_its_end() -> None:
@@ -502,7 +502,7 @@ async def test_boot_is_not_idleness_and_the_idle_clock_starts_at_its_end() -> No
         house.backend.create_gate = Gate()
         sandbox, _ = house.sandboxes.create(spec(idle_seconds=0.001))
         await house.backend.create_gate.reached.wait()
-        assert house.sandboxes._lifetimes._seconds_left(sandbox) > 1000
+        assert sandbox._seconds_left() > 1000
         house.backend.create_gate.open()
         await house.sandboxes.wait_created(sandbox, 60)
         assert sandbox.last_active_at > sandbox.created_at
@@ -530,25 +530,25 @@ async def test_expired_sandbox_that_cannot_be_destroyed_is_tried_again_without_h
     async with House() as house:
         sandbox = await house.create()
         house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
-        sandbox.expires_at = sandbox.created_at
-        house.sandboxes._lifetimes._expire(sandbox)
-        assert sandbox.timer is not None
-        first = sandbox.timer
-        await until(lambda: sandbox.timer is not first)
-        await until(lambda: sandbox.ending is None)
-        assert 4 < sandbox.timer.when() - asyncio.get_running_loop().time() < 6
+        sandbox._expires_at = sandbox.created_at
+        sandbox._expire()
+        assert sandbox._timer is not None
+        first = sandbox._timer
+        await until(lambda: sandbox._timer is not first)
+        await until(lambda: sandbox._end is None)
+        assert 4 < sandbox._timer.when() - asyncio.get_running_loop().time() < 6
         house.backend.destroy_error = None
-        house.sandboxes._lifetimes._expire(sandbox)
+        sandbox._expire()
         assert await expired(sandbox) == "the sandbox expired: its ttl passed"
 
 
 async def test_longer_ttl_counts_anew_from_now() -> None:
     async with House() as house:
         sandbox = await house.create(spec(ttl_seconds=0.02))
-        house.sandboxes.update(sandbox, ttl_seconds=1000)
-        house.sandboxes._lifetimes._expire(sandbox)
+        sandbox.update(ttl_seconds=1000)
+        sandbox._expire()
         await steps(5)
-        assert sandbox.ending is None
+        assert sandbox._end is None
 
 
 # --- stop

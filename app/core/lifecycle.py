@@ -1,0 +1,101 @@
+"""The states of a sandbox, and every change from one to another: one table, and the object that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from app.core.models import SandboxState
+
+CREATING, RUNNING, PAUSED = SandboxState.CREATING, SandboxState.RUNNING, SandboxState.PAUSED
+FAILED, DESTROYED = SandboxState.FAILED, SandboxState.DESTROYED
+
+ALIVE = (RUNNING, PAUSED)
+
+
+class Event(StrEnum):
+    """What happens to a sandbox. A runtime and its clients can cause these in any order."""
+
+    STARTED = "started"
+    CREATE_FAILED = "create_failed"
+    LOST = "lost"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    END_BEGUN = "end_begun"
+    END_FAILED = "end_failed"
+    DESTROYED = "destroyed"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """`target` None: the state stays. `while_ending`: whether the end must have begun, or not, or either (None)."""
+
+    sources: tuple[SandboxState, ...]  # short tuples: hashing a member of an enum costs more than comparing it twice
+    target: SandboxState | None
+    while_ending: bool | None
+
+
+_NOT_DESTROYED = (RUNNING, CREATING, PAUSED, FAILED)
+
+# A boot, and the loss of a sandbox, may still finish in the moment after its end has begun.
+TRANSITIONS: Mapping[Event, Transition] = {
+    Event.STARTED: Transition((CREATING,), RUNNING, None),
+    Event.CREATE_FAILED: Transition((CREATING,), FAILED, None),
+    Event.LOST: Transition(ALIVE, FAILED, None),
+    Event.PAUSED: Transition(ALIVE, PAUSED, False),
+    Event.RESUMED: Transition(ALIVE, RUNNING, False),
+    Event.END_BEGUN: Transition(_NOT_DESTROYED, None, False),
+    Event.END_FAILED: Transition(_NOT_DESTROYED, None, True),
+    Event.DESTROYED: Transition(_NOT_DESTROYED, DESTROYED, True),
+}
+
+
+class IllegalTransition(RuntimeError):
+    """An event came in a state in which it cannot come: a fault of ours, never a client's."""
+
+
+class Lifecycle:
+    """`state`, a sentence on why it came to that, and whether the sandbox is on its way to its end.
+
+    >>> life = Lifecycle()
+    >>> life.apply(Event.STARTED), str(life.state)
+    (None, 'running')
+    """
+
+    def __init__(self) -> None:
+        self._state = CREATING
+        self._reason: str | None = None
+        self._is_ending = False
+
+    @property
+    def state(self) -> SandboxState:
+        return self._state
+
+    @property
+    def reason(self) -> str | None:
+        return self._reason
+
+    @property
+    def is_ending(self) -> bool:
+        """The end has begun, and is not over."""
+        return self._is_ending
+
+    def apply(self, event: Event, reason: str | None = None) -> None:
+        """`reason`: kept until the next event that has one. Raises IllegalTransition, and changes nothing then."""
+        transition = TRANSITIONS[event]
+        wrong_time = transition.while_ending is not None and transition.while_ending is not self._is_ending
+        if wrong_time or self._state not in transition.sources:
+            raise IllegalTransition(f"{event} does not follow on a sandbox that is {self.describe()}")
+        self._state = transition.target or self._state
+        self._reason = self._reason if reason is None else reason
+        if event is Event.END_BEGUN:
+            self._is_ending = True
+        elif event is Event.END_FAILED or event is Event.DESTROYED:
+            self._is_ending = False
+
+    def describe(self) -> str:
+        """For a sentence that begins with: the sandbox is."""
+        if self._is_ending:
+            return "being destroyed"
+        return f"{self._state}: {self._reason}" if self._reason else str(self._state)

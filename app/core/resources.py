@@ -1,0 +1,68 @@
+"""What all sandboxes of the service share: the operator's numbers, the budgets, and who is told of what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.core.budget import Budget
+from app.core.ended import EndedOutput
+from app.core.output import SandboxSpill
+from app.core.tasks import Tasks
+
+MIB = 1024 * 1024
+HELD_EXECUTIONS = "running executions, and ended ones whose output something that they left behind holds,"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The operator's numbers; reaching one answers CapacityExceeded, never a slow death."""
+
+    sandboxes: int = 1000
+    executions: int = 2048
+    executions_running: int = 256
+    executions_kept: int = 10_000
+    viewers: int = 256
+    streams: int = 1024
+    tickets: int = 4096
+    waits: int = 1024
+    connections: int = 3072
+    strangers: int = 512
+    ended_output_mib: int = 64
+    commands_mib: int = 256
+    transfers: int = 256
+    archives: int = 16
+    records: int = 10_000
+    record_seconds: float = 3600
+    creating_seconds: float = 3600  # until it runs; only then its ttl begins
+    stream_end_seconds: float = 10
+
+
+class Observer(Protocol):
+    """Told about what happened; must not raise. Every sandbox and every execution ends once."""
+
+    def sandbox_created(self, runtime: str, seconds: float) -> None: ...
+    def sandbox_ended(self, runtime: str, reason: str) -> None: ...
+    def execution_started(self, runtime: str, seconds: float) -> None: ...
+    def execution_ended(self, runtime: str, reason: str, output_bytes: int) -> None: ...
+
+
+class Resources:
+    """`commands`: bytes of what is kept of the requests of sandboxes whose record is not retired. `executions`: those
+    that run, and ended ones whose output something still holds. `spill_of`: where a sandbox stores its output."""
+
+    def __init__(
+        self,
+        capacity: Capacity,
+        observer: Observer,
+        tasks: Tasks,
+        spill_of: Callable[[str], SandboxSpill] | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self.observer = observer
+        self.tasks = tasks
+        self.spill_of = spill_of
+        self.ended_output = EndedOutput(capacity.ended_output_mib * MIB)
+        self.commands = Budget("MiB of commands that are kept", capacity.commands_mib * MIB, "sandbox", unit=MIB)
+        self.executions = Budget(HELD_EXECUTIONS, capacity.executions, "sandbox")

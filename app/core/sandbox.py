@@ -1,0 +1,430 @@
+"""One sandbox: its state, its executions, its two clocks, and its end. Nobody else changes any of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.core.backend import Backend, Capability, SandboxHandle, settle
+from app.core.budget import Account
+from app.core.commands import environment_bytes
+from app.core.errors import BackendFailure, BulkheadError, UnsupportedByRuntime, WrongState
+from app.core.executions import Execution, Executions
+from app.core.lifecycle import ALIVE, DESTROYED, Event, Lifecycle
+from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, now
+from app.core.resources import Resources
+
+# A timer of the loop may come this much early: its clock and the wall clock are not the same.
+EARLY_SECONDS = 0.0005
+AT_ONCE = 500  # records whose output is given back in one turn of the loop: some 3 ms
+RETRY_SECONDS = 5.0  # between attempts to destroy what is past its end
+
+_RUNNING = (SandboxState.RUNNING,)
+
+
+class Sandbox:
+    """Made by `Sandboxes.create`. Its record is kept for a while after its end.
+
+    `named`: a client chose the id. `ephemeral`: no record of it is kept after its end. `retire` is called once, when it
+    is destroyed.
+    """
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        sequence: int,
+        spec: SandboxSpec,
+        backend: Backend,
+        resources: Resources,
+        retire: Callable[[Sandbox], None],
+        *,
+        named: bool,
+        client: str = "",
+        ephemeral: bool = False,
+    ) -> None:
+        self.id = sandbox_id
+        self.client = client
+        self.sequence = sequence
+        self.named = named
+        self.ephemeral = ephemeral
+        self.commands = Account(resources.commands, sandbox_id)  # bytes of what is kept of requests
+        self._backend = backend
+        self._resources = resources
+        self._retire = retire
+        self._spec = spec
+        self._labels = dict(spec.labels)
+        self._ttl_seconds, self._idle_seconds = spec.ttl_seconds, spec.idle_seconds
+        self.created_at = self._last_active_at = now()
+        self._expires_at: datetime = self.created_at + timedelta(seconds=spec.ttl_seconds)
+        self._lifecycle = Lifecycle()
+        self._failure: BulkheadError | None = None
+        self._handle: SandboxHandle | None = None
+        self._executions = Executions(sandbox_id, spec, backend.info, resources, self.commands, self._used)
+        self._transfers: set[asyncio.Timeout] = set()  # operations on its files; each with what ends it
+        self._settled = asyncio.Event()  # no longer `creating`
+        self._change = asyncio.Lock()  # one pause or resume at a time, in the order of the calls
+        self._boot: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._end: asyncio.Task[None] | None = None  # stays when it succeeded
+        self._timer: asyncio.TimerHandle | None = None
+        self._free_at: datetime | None = None
+        self._is_forgotten = False
+
+    # --- what it is
+
+    @property
+    def spec(self) -> SandboxSpec:
+        """What was asked for; after the end without the environment."""
+        return self._spec
+
+    @property
+    def state(self) -> SandboxState:
+        return self._lifecycle.state
+
+    @property
+    def state_reason(self) -> str | None:
+        return self._lifecycle.reason
+
+    @property
+    def failure(self) -> BulkheadError | None:
+        """Why it could not be created."""
+        return self._failure
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self._labels
+
+    @property
+    def ttl_seconds(self) -> float:
+        return self._ttl_seconds
+
+    @property
+    def idle_seconds(self) -> float | None:
+        return self._idle_seconds
+
+    @property
+    def last_active_at(self) -> datetime:
+        return self._last_active_at
+
+    @property
+    def expires_at(self) -> datetime:
+        return self._expires_at
+
+    @property
+    def free_at(self) -> datetime | None:
+        """When its record goes and its id is free again; None before its end."""
+        return self._free_at
+
+    @property
+    def receipt(self) -> Mapping[str, Any] | None:
+        """What is in force (`SandboxHandle.receipt`); None when nothing of it is there."""
+        return None if self._handle is None else self._handle.receipt
+
+    @property
+    def executions(self) -> Mapping[str, Execution]:
+        """Oldest first."""
+        return self._executions.known
+
+    @property
+    def running(self) -> int:
+        """Executions that run."""
+        return self._executions.running
+
+    @property
+    def over(self) -> bool:
+        """Nothing of it is left but this record."""
+        return self.state is DESTROYED or (self.state is SandboxState.FAILED and self._handle is None)
+
+    @property
+    def ends(self) -> bool:
+        """Its end has begun, or is over."""
+        return self._lifecycle.is_ending or self.state is DESTROYED
+
+    # --- is it there
+
+    def _require(self, states: tuple[SandboxState, ...]) -> SandboxHandle:
+        """The one place that asks whether the sandbox can be used. Raises WrongState."""
+        if self.state not in states or self._handle is None or self._lifecycle.is_ending:
+            raise self._wrong_state()
+        return self._handle
+
+    def _wrong_state(self) -> WrongState:
+        return WrongState(self.state, f"the sandbox is {self._lifecycle.describe()}")
+
+    def check_running(self) -> None:
+        """Raises WrongState unless it runs and nobody ends it."""
+        self._require(_RUNNING)
+
+    async def wait(self, seconds: float) -> None:
+        """Returns when it is no longer `creating`, or after `seconds`."""
+        if self._settled.is_set():
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._settled.wait()
+        except TimeoutError:
+            return
+
+    # --- the beginning
+
+    def begin(self) -> None:
+        self._boot = self._resources.tasks.spawn(self._create())
+        self._arm()
+
+    async def _create(self) -> None:
+        """Cancelled only by `_carry_out_end`, which then says what became of it."""
+        began = time.perf_counter()
+        try:
+            handle = await self._backend.create(self.id, self._spec)
+        except BulkheadError as error:
+            self._create_failed(error)
+        except Exception as error:  # a fault of ours must not leave a record that is `creating` for ever
+            self._create_failed(BackendFailure(f"the runtime failed: {type(error).__name__}"))
+            raise
+        else:
+            self._started(handle, time.perf_counter() - began)
+
+    def _started(self, handle: SandboxHandle, seconds: float) -> None:
+        self._handle = handle
+        self._lifecycle.apply(Event.STARTED)
+        self._last_active_at = now()
+        self._expires_at = self._last_active_at + timedelta(seconds=self._ttl_seconds)
+        self._watch_for_loss(handle)
+        self._resources.observer.sandbox_created(self._spec.runtime, seconds)
+        self._arm()
+        self._settled.set()
+
+    def _create_failed(self, error: BulkheadError) -> None:
+        self._failure = error
+        self._lifecycle.apply(Event.CREATE_FAILED, str(error))
+        self._resources.observer.sandbox_ended(self._spec.runtime, "create_failed")
+        self._settled.set()
+
+    # --- the loss
+
+    def _watch_for_loss(self, handle: SandboxHandle) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = self._resources.tasks.spawn(self._notice_loss(handle))
+
+    async def _notice_loss(self, handle: SandboxHandle) -> None:
+        why = await handle.lost()
+        self._lifecycle.apply(Event.LOST, why)
+        self._end_transfers()
+        self._resources.observer.sandbox_ended(self._spec.runtime, "lost")
+        await handle.destroy()
+        self._handle = None
+
+    # --- changes
+    #
+    # Neither of its clocks stops in a pause, nor those of its executions: each ends what is paused as it would what
+    # runs. An execution that is paused counts as running, so that its sandbox is not idle.
+
+    async def pause(self) -> None:
+        """No process of it runs when this returns. Idempotent. Carried to its end whatever becomes of the caller.
+
+        Raises UnsupportedByRuntime, WrongState (it is still created, or has ended), or what the runtime raised: then
+        it runs as before.
+        """
+        await self._change_to(Event.PAUSED)
+
+    async def resume(self) -> None:
+        """Idempotent. Raises as `pause`."""
+        await self._change_to(Event.RESUMED)
+
+    async def _change_to(self, event: Event) -> None:
+        info = self._backend.info
+        if Capability.PAUSE not in info.capabilities:
+            raise UnsupportedByRuntime(Capability.PAUSE, info.name)
+        await asyncio.shield(self._resources.tasks.spawn(self._carry_out_change(event)))
+
+    async def _carry_out_change(self, event: Event) -> None:
+        """The runtime is asked even when the record has the state already: it may have done what it did not confirm."""
+        async with self._change:
+            handle = self._require(ALIVE)
+            await (handle.pause() if event is Event.PAUSED else handle.resume())
+            self._require(ALIVE)  # its end does not wait for this
+            self._lifecycle.apply(event)
+
+    def update(
+        self,
+        *,
+        ttl_seconds: float | None = None,
+        idle_seconds: float | None = None,
+        set_idle: bool = False,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raises WrongState on a sandbox that has ended."""
+        if self.ends or self.state is SandboxState.FAILED:
+            raise self._wrong_state()
+        self.touch()
+        if ttl_seconds is not None:
+            self._ttl_seconds = ttl_seconds
+            self._expires_at = now() + timedelta(seconds=ttl_seconds)
+        if set_idle:
+            self._idle_seconds = idle_seconds
+        if labels is not None:
+            self._labels = dict(labels)
+        self._arm()
+
+    # --- its use
+
+    def touch(self) -> None:
+        """Counts as activity."""
+        self._last_active_at = now()
+
+    def _used(self) -> None:
+        """A use of it is over."""
+        self.touch()
+        self._arm()
+
+    def start(self, command: Command, execution_id: str | None, sequence: int) -> Execution:
+        """Raises WrongState, CapacityExceeded."""
+        return self._executions.start(self._require(_RUNNING), command, execution_id, sequence)
+
+    @asynccontextmanager
+    async def transferring(self) -> AsyncIterator[SandboxHandle]:
+        """For one operation on its files, in this task. It keeps the sandbox from being idle. Raises WrongState; when
+        the sandbox ends first, what runs in here is cancelled at once, and WrongState raised."""
+        handle = self._require(_RUNNING)
+        end = asyncio.timeout(None)
+        try:
+            async with end:
+                self._transfers.add(end)
+                try:
+                    yield handle
+                finally:
+                    self._transfers.discard(end)
+        except TimeoutError:
+            if not end.expired():
+                raise
+            raise self._wrong_state() from None
+        finally:
+            self._used()
+
+    def _end_transfers(self) -> None:
+        at_once = asyncio.get_running_loop().time()
+        for transfer in tuple(self._transfers):
+            if not transfer.expired():
+                transfer.reschedule(at_once)
+
+    # --- the end
+
+    async def destroy(self, why: str = "the sandbox was deleted") -> None:
+        """No process of the sandbox exists when this returns, whatever becomes of the caller. Idempotent."""
+        await asyncio.shield(self._begin_end(why))
+
+    def _begin_end(self, why: str) -> asyncio.Task[None]:
+        """From here on it is ending, before anybody else has a turn."""
+        if self._end is None:  # it stays, so the second to come finds the end behind it
+            self._lifecycle.apply(Event.END_BEGUN)
+            self._end = self._resources.tasks.spawn(self._carry_out_end(why))
+        return self._end
+
+    async def _carry_out_end(self, why: str) -> None:
+        try:
+            await self._end_handle(why)
+        except BaseException:
+            self._end_failed()
+            raise
+        if self.state is not SandboxState.FAILED:  # else its end has been told
+            self._resources.observer.sandbox_ended(self._spec.runtime, "destroyed")
+        self._lifecycle.apply(Event.DESTROYED, why)
+        self._handle = None
+        self._settled.set()
+        await self._let_go_of_output()
+        self.commands.give_back(environment_bytes(self._spec.env))
+        self._spec = replace(self._spec, env={})  # no answer tells it, and the record is kept for long
+        self._retire(self)
+
+    async def _end_handle(self, why: str) -> None:
+        self._disarm()
+        if self._boot is not None and not self._boot.done():
+            self._boot.cancel()
+            await settle(self._boot)
+        for execution in self.executions.values():
+            execution.mark(ExitReason.KILLED, why)
+        self._end_transfers()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._handle is not None:
+            await self._handle.destroy()
+        for execution in tuple(self.executions.values()):  # one that could not start leaves the record
+            await execution.wait()
+
+    def _end_failed(self) -> None:
+        """It may be tried again, and is, when its time is over."""
+        self._end = None
+        self._lifecycle.apply(Event.END_FAILED)
+        if self._handle is not None and self.state in ALIVE:
+            self._watch_for_loss(self._handle)
+        self._arm(at_least=RETRY_SECONDS)
+
+    async def _let_go_of_output(self) -> None:
+        """Open streams still get everything to their exit frame, for at most `stream_end_seconds`."""
+        loop = asyncio.get_running_loop()
+        ended_output, seconds = self._resources.ended_output, self._resources.capacity.stream_end_seconds
+        for number, execution in enumerate(tuple(self.executions.values())):
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            for log in execution.logs.values():
+                if execution.viewers:
+                    loop.call_later(seconds, ended_output.discard, self.id, log)
+                else:
+                    ended_output.discard(self.id, log)
+
+    # --- the clock
+
+    def _arm(self, at_least: float = 0.0) -> None:
+        """One timer per sandbox, at the earlier of its two ends."""
+        if self._end is not None or self._is_forgotten:
+            return
+        self._disarm()
+        delay = max(at_least, self._seconds_left())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ttl_left(self) -> float:
+        """The ttl counts from `running`; before that the sandbox has `creating_seconds`."""
+        if self.state is SandboxState.CREATING:
+            return self._resources.capacity.creating_seconds - (now() - self.created_at).total_seconds()
+        return (self._expires_at - now()).total_seconds()
+
+    def _seconds_left(self) -> float:
+        left = self._ttl_left()
+        busy = self.state is SandboxState.CREATING or self.running or self._transfers
+        if self._idle_seconds is not None and not busy:
+            idle = (now() - self._last_active_at).total_seconds()
+            left = min(left, self._idle_seconds - idle)
+        return left
+
+    def _expire(self) -> None:
+        if self._seconds_left() > EARLY_SECONDS:  # it was used, or it runs something, since the timer was set
+            self._arm()
+            return
+        why = "its ttl passed" if self._ttl_left() <= EARLY_SECONDS else "it was idle"
+        if self.state is SandboxState.CREATING:
+            why = f"it was not running after {self._resources.capacity.creating_seconds:g} seconds"
+        self._begin_end(f"the sandbox expired: {why}")
+
+    # --- its record
+
+    def forget_later(self, forget: Callable[[Sandbox], None]) -> None:
+        """Its record is kept for the operator's time from now on."""
+        seconds = self._resources.capacity.record_seconds
+        self._free_at = now() + timedelta(seconds=seconds)
+        self._timer = asyncio.get_running_loop().call_later(seconds, forget, self)
+
+    def forgotten(self) -> None:
+        """Its record is gone, so no clock of it runs any more."""
+        self._is_forgotten = True
+        self._disarm()
+        self.commands.close()
