@@ -42,9 +42,9 @@ def load_keys(data: Path) -> list[StoredKey]:
     except OSError as error:
         raise KeysError(f"the key file {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise KeysError(f"the key file {path} is not what `bulkhead key new` writes") from error
+        raise KeysError(f"the key file {path} was not written by `bulkhead key new`") from error
     if not all(len(k.sha256) == 64 and set(k.sha256) <= set("0123456789abcdef") for k in keys):
-        raise KeysError(f"the key file {path} holds something that is not a SHA-256")
+        raise KeysError(f"the key file {path} has an entry that is not a SHA-256")
     return keys
 
 
@@ -56,9 +56,9 @@ def new_key(data: Path, name: str) -> str:
     known = load_keys(data)
     path = data / FILE_NAME
     if not name.strip() or not name.isprintable():
-        raise KeysError("the name of a key is printable text in one line")
+        raise KeysError("the name of a key must be printable text in one line")
     if any(k.name == name for k in known):
-        raise KeysError(f"there is a key named {name!r}: choose another name, or delete its entry from {path}")
+        raise KeysError(f"a key named {name!r} exists: choose another name, or delete its entry from {path}")
     key = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     keys = [*known, StoredKey(name, hash_of(key), created)]

@@ -24,13 +24,13 @@ def _pairs(found: list[tuple[str, str]] | None) -> dict[str, str] | None:
 
 def _network(typed: Namespace) -> dict[str, Any] | None:
     if typed.allow and typed.network != "direct":
-        raise UsageError("--allow names hosts for --network direct")
+        raise UsageError("--allow needs --network direct")
     return {"mode": typed.network, **_said({"allow": typed.allow})} if typed.network is not None else None
 
 
 def _terminal(typed: Namespace) -> terminal.Size:
     if typed.json:
-        raise UsageError("--tty shows the output as it comes, --json collects it: one of them")
+        raise UsageError("--tty and --json exclude each other")
     if not terminal.there():
         raise UsageError("--tty needs a terminal on stdin")
     return terminal.size()

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from app.settings.boxlite import BoxliteSettings
 
 PATIENCE_SECONDS = 10.0
-KEY_CURE = "BULKHEAD_BOXLITE__API_KEY is to be the key that the server was started with"
-KVM_CURE = "only to run a BoxLite server here: nested virtualization, or the emulation of deploy/boxlite"
+KEY_CURE = "set BULKHEAD_BOXLITE__API_KEY to the key that the server was started with"
+KVM_CURE = "needed only for a BoxLite server on this host: enable nested virtualization, or use deploy/boxlite"
 
 
 def probe_boxlite(settings: BoxliteSettings) -> list[LayerReport]:
     if not settings.in_use or settings.url is None:
-        cure = "BULKHEAD_BOXLITE__URL is to name a BoxLite server, if there is to be one"
+        cure = "set BULKHEAD_BOXLITE__URL to use a BoxLite server"
         server = LayerReport("server", False, "not configured", cure, needed=False, runtime="boxlite")
     else:
         key = settings.api_key.get_secret_value() if settings.api_key is not None else None
@@ -34,7 +34,7 @@ def ask_server(url: str, key: str | None, path_prefix: str | None = None) -> Lay
     import httpx
 
     if key and not (key.isascii() and key.isprintable()):
-        return _server(False, "the key has characters that no header can carry", KEY_CURE)
+        return _server(False, "the key has characters that a header cannot have", KEY_CURE)
     boxes = "/".join(part for part in ("v1", path_prefix, "boxes") if part)
     try:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -44,9 +44,11 @@ def ask_server(url: str, key: str | None, path_prefix: str | None = None) -> Lay
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         from app.client.errors import reason_of
 
-        return _server(False, f"nobody answers at {url} ({reason_of(error)})", "start the BoxLite server")
+        return _server(False, f"nothing answers at {url} ({reason_of(error)})", "start the BoxLite server")
     if config is None or "capabilities" not in config:
-        return _server(False, f"what answers at {url} is no BoxLite server", "BULKHEAD_BOXLITE__URL is to name one")
+        return _server(
+            False, f"the server at {url} is not a BoxLite server", "set BULKHEAD_BOXLITE__URL to the address of one"
+        )
     if answer.status_code in {401, 403}:
         said = "refuses the key" if key else "wants a key"
         return _server(False, f"the server at {url} {said} ({answer.status_code})", KEY_CURE)
@@ -74,12 +76,12 @@ def look_at_kvm(device: str = kvm.DEVICE) -> LayerReport:
     if not Path(device).exists():
         return _kvm(False, f"there is no {device}", KVM_CURE)
     if not os.access(device, os.R_OK | os.W_OK):
-        return _kvm(False, f"{device} may not be opened", "root, or the group that owns it")
+        return _kvm(False, f"{device} cannot be opened", "start as root, or join the group that owns it")
     attempt = kvm.try_guest(device)
     steps = [kvm.STEPS[step] for step in attempt.reached]
     if attempt.refusal is None:
-        return _kvm(True, f"a small guest did all this, no whole kernel was booted: {', '.join(steps)}")
-    before = f"a guest came as far as {steps[-1]}" if steps else f"{device} runs no guest"
+        return _kvm(True, f"a small guest ran these steps (no whole kernel was booted): {', '.join(steps)}")
+    before = f"a guest stopped after {steps[-1]}" if steps else f"{device} cannot run a guest"
     return _kvm(False, f"{before}: {attempt.refusal}{_explanation()}", KVM_CURE)
 
 

@@ -39,4 +39,6 @@ def shell_line(exit_: Mapping[str, Any], status: int, command: Sequence[str]) ->
     if exit_.get("reason") != "start_failed" or status != NOT_FOUND or " " not in line:
         return None
     shown = shlex.quote(line) if len(command) == 1 and len(line) <= LINE_SHOWN else "'…'"
-    return f"start_failed: a command is a program and its arguments, no shell line; for one: sh -c {shown}"
+    return (
+        f"start_failed: a command is a program and its arguments, not a shell line. To run a shell line: sh -c {shown}"
+    )

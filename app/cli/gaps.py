@@ -25,9 +25,9 @@ class Gaps:
 
     def summary(self) -> list[str]:
         counted = [
-            f"{channel}: {size} bytes are missing in all, in {count} gaps"
+            f"{channel}: {size} bytes are missing in {count} gaps"
             for channel, (count, size) in self._seen.items()
             if count > 1
         ]
-        lost = "some output was lost by the runtime; how much cannot be known"
+        lost = "the runtime lost some output; nobody knows how much"
         return counted + [f"{channel}: {lost}" for channel in self._unknown]

@@ -49,7 +49,7 @@ _NAMESPACES = (
     ("cgroup", CLONE_NEWCGROUP),
 )
 _SOMEBODY = 65_534  # any uid of the host that is not root's
-_KERNEL_CURE = "a kernel of 6.12 or later with CONFIG_SECURITY_LANDLOCK=y and landlock in the lsm= list"
+_KERNEL_CURE = "boot Linux 6.12 or later with CONFIG_SECURITY_LANDLOCK=y and landlock in the lsm= list"
 
 
 def probe_host() -> list[LayerReport]:
@@ -76,23 +76,23 @@ def _in_child(attempt: Callable[[], object]) -> str:
 
 def _root() -> LayerReport:
     if os.geteuid() == 0:
-        return LayerReport("root", True, "started as root; the gateway gives it up before it listens")
+        return LayerReport("root", True, "started as root; the gateway gives root up before it listens")
     return LayerReport("root", False, f"started as uid {os.geteuid()}", "start the service with sudo or as a unit")
 
 
 def _user_namespace() -> LayerReport:
     if probe.can_make_user_namespaces(_SOMEBODY):
-        return LayerReport("user_namespace", True, "can be made", optional=True)
-    cure = "sysctl user.max_user_namespaces > 0; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or root"
-    return LayerReport("user_namespace", False, "the kernel refuses it", cure, optional=True)
+        return LayerReport("user_namespace", True, "available", optional=True)
+    cure = "raise user.max_user_namespaces above 0; on Ubuntu set kernel.apparmor_restrict_unprivileged_userns=0"
+    return LayerReport("user_namespace", False, "the kernel refuses to make one", cure, optional=True)
 
 
 def _namespaces() -> list[LayerReport]:
     reports = []
     for name, flag in _NAMESPACES:
         refused = _in_child(partial(unshare, flag))
-        cure = "root (CAP_SYS_ADMIN), and a container that allows unshare" if refused else None
-        reports.append(LayerReport(f"{name}_namespace", not refused, refused or "can be made", cure))
+        cure = "start as root (CAP_SYS_ADMIN), in a container that allows unshare" if refused else None
+        reports.append(LayerReport(f"{name}_namespace", not refused, refused or "available", cure))
     return reports
 
 
@@ -100,8 +100,8 @@ def _landlock() -> list[LayerReport]:
     version = landlock.abi()
     wants = (
         ("landlock", version >= 1, f"ABI {version}"),
-        ("landlock_tcp", bool(landlock.handled_network(version)), "TCP rights came with ABI 4 (Linux 6.7)"),
-        ("landlock_scopes", bool(landlock.handled_scopes(version)), "scopes came with ABI 6 (Linux 6.12)"),
+        ("landlock_tcp", bool(landlock.handled_network(version)), "needs ABI 4 (Linux 6.7)"),
+        ("landlock_scopes", bool(landlock.handled_scopes(version)), "needs ABI 6 (Linux 6.12)"),
     )
     return [
         LayerReport(name, there, f"ABI {version}" if there else detail, None if there else _KERNEL_CURE, optional=True)
@@ -113,7 +113,7 @@ def _seccomp() -> LayerReport:
     try:
         syscall(NR_SECCOMP, 2, 0, (0x7FFF0000).to_bytes(4, "little"))  # is the action ALLOW known?
     except OSError as error:
-        return LayerReport("seccomp", False, str(error.strerror), "a kernel with CONFIG_SECCOMP_FILTER=y")
+        return LayerReport("seccomp", False, str(error.strerror), "boot a kernel with CONFIG_SECCOMP_FILTER=y")
     return LayerReport("seccomp", True, "filters can be loaded")
 
 
@@ -123,12 +123,12 @@ def _cgroups() -> list[LayerReport]:
     reports = []
     for name in ("memory", "pids", "cpu"):
         there = writable.get(name, False)
-        detail = f"version {version}" if there else f"version {version}: not there, or not writable"
-        cure = None if there else "root with a writable cgroup mount (a unit with Delegate=yes)"
+        detail = f"version {version}" if there else f"version {version}: missing or not writable"
+        cure = None if there else "start as root with a writable cgroup mount (in a unit: Delegate=yes)"
         reports.append(LayerReport(f"cgroup_{name}", there, detail, cure, optional=True))
     freezes = any(writable.values()) if version == 2 else writable.get("freezer", False)  # every group, since Linux 5.2
-    detail = f"version {version}" if freezes else "not there, or not writable: sandboxes cannot be paused"
-    cure = None if freezes else "mount the freezer of version 1, writable, or use version 2"
+    detail = f"version {version}" if freezes else "missing or not writable, so sandboxes cannot be paused"
+    cure = None if freezes else "mount the freezer of version 1 writable, or use version 2"
     reports.append(LayerReport("cgroup_freezer", freezes, detail, cure, needed=False))
     memory = next((folder for names, folder in places if "memory" in names), None)
     swap = memory is not None and _swap_limited(version, memory)

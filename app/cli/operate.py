@@ -40,7 +40,7 @@ def new_key(typed: Namespace) -> int:
 
     try:
         put(make(Path(typed.data) if typed.data else load_settings().data, typed.name))
-        say("a service that runs reads its keys at its next start")
+        say("restart a running service: it reads keys when it starts")
     except (KeysError, SettingsError) as error:
         say(str(error))
         return FAILED
@@ -63,13 +63,14 @@ def probe(typed: Namespace) -> int:
         put_json([asdict(layer) for layer in layers])
     else:
         rows = [
-            [layer.runtime, layer.layer, _there(layer, accepted), layer.detail, layer.cure or ""] for layer in layers
+            [layer.runtime, layer.layer, _availability(layer, accepted), layer.detail, layer.cure or ""]
+            for layer in layers
         ]
-        put_table(["RUNTIME", "LAYER", "THERE", "DETAIL", "CURE"], rows, wrapped=["DETAIL", "CURE"])
+        put_table(["RUNTIME", "LAYER", "AVAILABLE", "DETAIL", "CURE"], rows, wrapped=["DETAIL", "CURE"])
     return 0 if all(layer.available or not layer.needed or layer.layer in accepted for layer in layers) else 1
 
 
-def _there(layer: LayerReport, accepted: set[str]) -> str:
+def _availability(layer: LayerReport, accepted: set[str]) -> str:
     if layer.available:
         return "yes"
     return "accepted" if layer.layer in accepted else "no"

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 from app import __version__
 from app.cli import FAILED, USAGE, commands, operate
 
-EPILOG = "The service is found by BULKHEAD_CLIENT_URL (http://127.0.0.1:8000) and BULKHEAD_CLIENT_KEY."
-STATUS = """Exit status: the command's own; 128+n when signal n ended it; 124 timeout; 137 out of memory or killed;
-126 or 127 when it could not be started; 125 when bulkhead itself failed."""
+EPILOG = (
+    "BULKHEAD_CLIENT_URL is the address of the service (default http://127.0.0.1:8000), BULKHEAD_CLIENT_KEY the key."
+)
+STATUS = """Exit status: that of the command; 128+n if signal n ended it; 124 timeout; 137 out of memory or killed;
+126 or 127 if it could not be started; 125 if bulkhead itself failed."""
 
 # A usage error of these must not be taken for the status of the command that they were to run.
 RUN: dict[str, Any] = {"usage": "bulkhead run [OPTIONS] [--] CMD ...", "epilog": STATUS, "usage_status": FAILED}
@@ -33,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             near = self._nearest(unknown[0].partition("=")[0])
-            self.error(f"not understood: {' '.join(unknown)}" + (f"; did you mean {near}?" if near else ""))
+            self.error(f"unknown argument: {' '.join(unknown)}" + (f"; did you mean {near}?" if near else ""))
         return found, []
 
     def _nearest(self, option: str) -> str | None:
@@ -49,44 +51,48 @@ class Parser(argparse.ArgumentParser):
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """`do` in the answer is the function to be called with it. Raises SystemExit."""
-    parser = Parser(prog="bulkhead", description="Run code nobody trusts, streamed live.", epilog=EPILOG)
+    parser = Parser(
+        prog="bulkhead", description="Run untrusted code in sandboxes, and stream its output live.", epilog=EPILOG
+    )
     parser.add_argument("--version", action="version", version=f"bulkhead {__version__}")
     kinds = parser.add_subparsers(metavar="COMMAND", required=True)
 
     run = _add(kinds, "run", commands.run, "run one command in a new sandbox, then destroy it", **RUN)
     _room_options(run)
-    run.add_argument("--id", metavar="ID", help="the sandbox's id, instead of one that the service chooses")
+    run.add_argument("--id", metavar="ID", help="id of the sandbox (default: the service chooses one)")
     _command_options(run)
-    run.add_argument("--keep", action="store_true", help="leave the sandbox behind; its id goes to stderr")
+    run.add_argument("--keep", action="store_true", help="do not destroy the sandbox; print its id on stderr")
     _command(run)
 
     create = _add(kinds, "create", commands.create, "create a sandbox and print its id")
     _room_options(create)
-    create.add_argument("--id", metavar="ID", help="its id, instead of one that the service chooses")
+    create.add_argument("--id", metavar="ID", help="id of the sandbox (default: the service chooses one)")
     _env_options(create)
 
     _json(_add(kinds, "ls", commands.list_sandboxes, "list sandboxes, or the executions of one"))
     listing = kinds.choices["ls"]
-    listing.add_argument("sandbox", metavar="SANDBOX", nargs="?", help="list its executions")
-    listing.add_argument("--all", "-a", action="store_true", help="destroyed ones too, while they are known")
-    listing.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="only with this label")
+    listing.add_argument("sandbox", metavar="SANDBOX", nargs="?", help="list the executions of this sandbox")
+    listing.add_argument("--all", "-a", action="store_true", help="include destroyed sandboxes that are still listed")
+    listing.add_argument(
+        "--label", "-l", metavar="K=V", type=pair, action="append", help="only sandboxes with this label; repeatable"
+    )
 
     _exec(kinds)
 
     logs = _add(kinds, "logs", commands.logs, "print the stored output of an execution")
     logs.add_argument(
-        "--follow", "-f", action="store_true", help="go on until the execution ends, and end with its status"
+        "--follow", "-f", action="store_true", help="continue until the execution ends, and exit with its status"
     )
     _execution(logs)
 
     kill = _add(kinds, "kill", commands.kill, "kill everything that an execution started, or send it a signal")
-    kill.add_argument("--signal", "-s", metavar="S", help="send this to its process group instead, such as SIGINT")
+    kill.add_argument("--signal", "-s", metavar="S", help="send this signal to its process group, such as SIGINT")
     _execution(kill)
 
     remove = _add(kinds, "rm", commands.remove, "destroy sandboxes; when it returns, no process of them exists")
     remove.add_argument("sandboxes", metavar="SANDBOX", nargs="+")
 
-    _json(_add(kinds, "runtimes", commands.runtimes, "show what the service can isolate with"))
+    _json(_add(kinds, "runtimes", commands.runtimes, "list the runtimes of the service and what they can do"))
     _operator(kinds)
     found = parser.parse_args(arguments)
     return _rest_of_exec(found) if "rest" in found else found
@@ -99,23 +105,28 @@ def _add(kinds: Any, name: str, do: Any, about: str, **options: Any) -> Parser:
 
 
 def _operator(kinds: Any) -> None:
-    serve = _add(kinds, "serve", operate.serve, "run the service: the launcher, and the gateway that listens")
+    serve = _add(kinds, "serve", operate.serve, "run the service: the launcher and the gateway")
     serve.add_argument("--host", help="address to listen on [BULKHEAD_HOST, else 127.0.0.1]")
     serve.add_argument("--port", type=int, help="[BULKHEAD_PORT, else 8000]")
     serve.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")
-    launcher = _add(
-        kinds, "launcher", operate.launcher, "run the privileged half alone, for a gateway that is not root"
-    )
-    launcher.add_argument("--socket", metavar="PATH", help="where to listen [BULKHEAD_PROCESS__LAUNCHER_SOCKET]")
+    launcher = _add(kinds, "launcher", operate.launcher, "run the launcher alone, for a gateway that is not root")
+    launcher.add_argument("--socket", metavar="PATH", help="socket to listen on [BULKHEAD_PROCESS__LAUNCHER_SOCKET]")
     launcher.add_argument(
         "--gateway-uid", metavar="N", type=int, help="the only user who may connect [BULKHEAD_PROCESS__GATEWAY_UID]"
     )
-    launcher.add_argument("--check", action="store_true", help="only ask one that runs; status 1 if it lacks something")
-    key = _add(kinds, "key", None, "keys that clients show to the service")
+    launcher.add_argument("--check", action="store_true", help="check a running launcher; status 1 if it lacks a layer")
+    key = _add(kinds, "key", None, "manage keys of clients")
     new = _add(key.add_subparsers(metavar="COMMAND", required=True), "new", operate.new_key, "make and print a key")
     new.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")
     new.add_argument("name", metavar="NAME")
-    _json(_add(kinds, "probe", operate.probe, "show what this host offers, layer by layer; status 1 if one is missing"))
+    _json(
+        _add(
+            kinds,
+            "probe",
+            operate.probe,
+            "show which isolation layers this host has; status 1 if a needed one is missing",
+        )
+    )
 
 
 # --- options that several commands share
@@ -143,46 +154,57 @@ def _json(parser: Parser) -> None:
 
 
 def _env_options(parser: Parser) -> None:
-    parser.add_argument("--env", "-e", metavar="K=V", type=pair, action="append", help="a variable; repeatable")
-    parser.add_argument("--workdir", "-w", metavar="DIR", help="where commands start")
+    parser.add_argument(
+        "--env", "-e", metavar="K=V", type=pair, action="append", help="an environment variable; repeatable"
+    )
+    parser.add_argument("--workdir", "-w", metavar="DIR", help="working directory of commands")
 
 
 def _command_options(parser: Parser) -> None:
-    parser.add_argument("--timeout", metavar="S", type=seconds, help="kill it after S seconds")
+    parser.add_argument("--timeout", metavar="S", type=seconds, help="kill the command after S seconds")
     parser.add_argument(
         "--on-output-limit",
         choices=("kill", "drop_oldest"),
-        help="what happens when it prints more than --output-bytes; drop_oldest when absent",
+        help="what to do when it prints more than --output-bytes (default: drop_oldest)",
     )
-    parser.add_argument("--tty", "-t", action="store_true", help="give it a terminal, shown on ours; keys go to it")
+    parser.add_argument(
+        "--tty", "-t", action="store_true", help="give the command a terminal, shown on this one; all keys go to it"
+    )
     _env_options(parser)
 
 
 def _room_options(parser: Parser) -> None:
-    parser.add_argument("--runtime", metavar="R", help="isolation, or auto [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
-    parser.add_argument("--isolation-min", choices=("kernel", "vm"), help="accept no runtime that isolates less")
-    parser.add_argument("--requires", metavar="CAP", action="append", help="a capability it must have; repeatable")
-    parser.add_argument("--image", metavar="IMAGE", help="its files, by a name that the operator gave")
+    parser.add_argument("--runtime", metavar="R", help="runtime, or auto [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
+    parser.add_argument("--isolation-min", choices=("kernel", "vm"), help="weakest isolation to accept")
+    parser.add_argument(
+        "--requires", metavar="CAP", action="append", help="a capability that the runtime must have; repeatable"
+    )
+    parser.add_argument("--image", metavar="IMAGE", help="image with the files of the sandbox")
     parser.add_argument("--profile", metavar="P", help="the operator's policy profile")
-    parser.add_argument("--network", choices=("none", "direct"), help="what it can reach; direct: what --allow names")
-    parser.add_argument("--allow", metavar="HOST", action="append", help="with --network direct; repeatable")
-    parser.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="repeatable")
+    parser.add_argument(
+        "--network", choices=("none", "direct"), help="network of the sandbox; direct: only the hosts of --allow"
+    )
+    parser.add_argument("--allow", metavar="HOST", action="append", help="a host for --network direct; repeatable")
+    parser.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="a label; repeatable")
     parser.add_argument("--ttl", metavar="S", type=seconds, help="destroy the sandbox after S seconds")
-    parser.add_argument("--idle", metavar="S", type=seconds, help="destroy it after S seconds without use")
+    parser.add_argument("--idle", metavar="S", type=seconds, help="destroy the sandbox after S seconds without use")
     _json(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--cpus", metavar="N", type=float, help="cores")
-    limits.add_argument("--memory-mib", metavar="N", type=int, help="memory; --disk-mib comes on top")
+    limits.add_argument("--memory-mib", metavar="N", type=int, help="memory; the limit in force also has --disk-mib")
     limits.add_argument("--processes", metavar="N", type=int, help="processes and threads")
     limits.add_argument(
         "--disk-mib",
         metavar="N",
         type=int,
-        help="files in /workspace and /tmp, which are memory [512]: N is added to --memory-mib",
+        help="files in /workspace and /tmp [512]; they are memory, so N is added to --memory-mib",
     )
-    limits.add_argument("--output-bytes", metavar="N", type=int, help="output kept, per channel")
+    limits.add_argument("--output-bytes", metavar="N", type=int, help="output to keep for each channel")
     limits.add_argument(
-        "--wall-seconds", metavar="S", type=seconds, help="the longest any command may run [3600; more with --timeout]"
+        "--wall-seconds",
+        metavar="S",
+        type=seconds,
+        help="longest time that any command may run [3600; more with --timeout]",
     )
 
 
@@ -200,13 +222,13 @@ def _command(parser: Parser) -> None:
 
 
 def _exec_options(parser: Parser) -> None:
-    parser.add_argument("--id", metavar="ID", help="the execution's id, instead of one that the service chooses")
+    parser.add_argument("--id", metavar="ID", help="id of the execution (default: the service chooses one)")
     _command_options(parser)
     _json(parser)
 
 
 def _exec(kinds: Any) -> None:
-    parser = _add(kinds, "exec", commands.execute, "run a command in a sandbox that is there", **EXEC)
+    parser = _add(kinds, "exec", commands.execute, "run a command in an existing sandbox", **EXEC)
     _exec_options(parser)
     parser.add_argument("sandbox", metavar="SANDBOX")
     parser.add_argument("rest", metavar="CMD", nargs=argparse.REMAINDER)

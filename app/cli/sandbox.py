@@ -63,6 +63,6 @@ async def destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> No
             await request
     except (ClientError, TimeoutError, asyncio.CancelledError) as error:
         if not isinstance(error, Problem) or error.slug != "not_found":
-            say(f"the sandbox {sandbox_id} may still be there: {str(error) or 'interrupted'}")
+            say(f"the sandbox {sandbox_id} may still exist: {str(error) or 'interrupted'}")
     finally:
         interrupts.react(None)

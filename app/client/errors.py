@@ -19,7 +19,7 @@ class ServiceUnreachable(ClientError):
         self.url = url
         super().__init__(
             f"no service answers at {url} ({reason}); start one with: bulkhead serve "
-            "(BULKHEAD_CLIENT_URL names another)"
+            "(or set BULKHEAD_CLIENT_URL to the address of another)"
         )
 
 
@@ -88,7 +88,7 @@ def _reason_of_tls(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {error.verify_message}"
     if error.reason == "WRONG_VERSION_NUMBER":  # the first bytes are no TLS, but "HTTP/1.1 400"
-        return "what is there does not speak TLS: try http://"
+        return "the server does not speak TLS: try http://"
     if isinstance(error, (ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError)):
-        return "it hung up when TLS was to begin"
+        return "the server closed the connection at the start of TLS"
     return f"TLS failed: {(error.reason or str(error)).replace('_', ' ').lower()}"

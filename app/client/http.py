@@ -48,7 +48,7 @@ def segment(text: str) -> str:
 
 def _checked_key(key: str | None) -> str | None:
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ClientError("the key has characters that no header can carry (a line break?)")
+        raise ClientError("the key has characters that a header cannot have (a line break?)")
     return key or None
 
 
@@ -132,7 +132,7 @@ class Client:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise ClientError(f"the answer of {self.url} is not what a Bulkhead service says; is it one?")
+            raise ClientError(f"the answer of {self.url} is not that of a Bulkhead service")
         return answer
 
     async def _items(self, path: str, params: list[tuple[str, str]]) -> AsyncIterator[Json]:

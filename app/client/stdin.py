@@ -54,7 +54,9 @@ class Outgoing:
         if self._position is None:
             self._position = self._first_kept = accepted
         if not self._first_kept <= accepted <= self._position:
-            raise ClientError(f"stdin cannot go on: the service has {accepted} bytes, {self._position} were sent")
+            raise ClientError(
+                f"stdin cannot be resumed: the service has {accepted} bytes, and {self._position} were sent"
+            )
         while self._position > accepted:
             piece = self._sent.pop()
             again = min(len(piece), self._position - accepted)

@@ -83,7 +83,7 @@ class Received:
         if total is not None and total != self.offset:
             raise OutputDamaged(f"{channel} is incomplete: {self.offset} of {total} bytes were received")
         if self.whole and expected is not None and expected != self._digest.hexdigest():
-            raise OutputDamaged(f"{channel} was damaged on its way: the digest of its {self.offset} bytes is wrong")
+            raise OutputDamaged(f"{channel} was damaged: the digest of its {self.offset} bytes is wrong")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class Stream:
         try:
             return self._obey(json.loads(message))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ClientError(f"a frame of the stream is not understood: {message[:100]}") from error
+            raise ClientError(f"a frame of the stream has an unknown form: {message[:100]}") from error
 
     def _obey(self, frame: Mapping[str, Any]) -> Event | None:
         match frame.get("type"):
@@ -241,7 +241,7 @@ class Stream:
     def _begin(self, frame: Mapping[str, Any]) -> None:
         for name, received in self.received.items():
             if frame.get(f"{name}_offset", received.offset) != received.offset:
-                raise OutputDamaged(f"{name} was to go on at byte {received.offset}: {frame[f'{name}_offset']} came")
+                raise OutputDamaged(f"{name} should continue at byte {received.offset}: {frame[f'{name}_offset']} came")
         if self._connection is None:
             return
         with_stdin = self._claim != "false" and not self._stdin.over

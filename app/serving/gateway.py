@@ -168,7 +168,7 @@ def build(
 
 
 def _check_default(registry: Registry) -> None:
-    """A slip of the pen is no runtime. One that is not enabled is told by /readyz. Raises StartRefused."""
+    """Refuses a default runtime that does not exist. /readyz reports one that is not enabled. Raises StartRefused."""
     try:
         registry.canonical(registry.default)
     except UnknownRuntime as error:

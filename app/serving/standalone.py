@@ -31,7 +31,9 @@ def run_launcher(**options: Any) -> int:
         settings = _settings(options)
         check_folder(_socket_of(settings))
         if settings.process.gateway_uid is None:
-            raise StartFailed("who may connect? Set BULKHEAD_PROCESS__GATEWAY_UID to the uid of the gateway's user")
+            raise StartFailed(
+                "set BULKHEAD_PROCESS__GATEWAY_UID to the uid of the gateway, the only user who may connect"
+            )
         return Supervisor(settings, {}, with_gateway=False).run()
     except (SettingsError, NoSlot, StartFailed) as error:
         say(str(error))
@@ -46,7 +48,7 @@ def check_launcher(**options: Any) -> int:
         say(str(error))
         return 1
     if about.get("missing"):
-        say(f"this host lacks {about['missing']}; `bulkhead probe` tells the cure")
+        say(f"this host lacks {about['missing']}; `bulkhead probe` says how to get it")
         return 1
     return 0
 
@@ -55,8 +57,8 @@ def become_gateway(settings: Settings, given: dict[str, Any]) -> NoReturn:
     """This process is the gateway from here on. Raises StartFailed."""
     if os.geteuid() == 0:
         raise StartFailed(
-            "a gateway whose launcher is a service of its own (BULKHEAD_PROCESS__LAUNCHER_SOCKET) needs no root: start "
-            "it as the user whom that launcher knows as BULKHEAD_PROCESS__GATEWAY_UID"
+            "with BULKHEAD_PROCESS__LAUNCHER_SOCKET the gateway must not run as root: start it as the user of the "
+            "launcher's BULKHEAD_PROCESS__GATEWAY_UID"
         )
     enabled = settings.process.enabled
     socket, reason = (_socket_of(settings), "") if enabled else (None, "the operator has not enabled it")
@@ -94,7 +96,7 @@ def _settings(options: dict[str, Any]) -> Settings:
 
 def _socket_of(settings: Settings) -> Path:
     if settings.process.launcher_socket is None:
-        raise StartFailed("where is the launcher's socket? Set BULKHEAD_PROCESS__LAUNCHER_SOCKET, or use --socket")
+        raise StartFailed("set BULKHEAD_PROCESS__LAUNCHER_SOCKET or --socket to the launcher's socket")
     return settings.process.launcher_socket
 
 

@@ -91,7 +91,7 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
     if said is None or not select.select([said], [], [], _READY_SECONDS)[0] or said.readline() != b"ready\n":
         child.kill()
         child.communicate()
-        raise StartFailed("the launcher did not start; what it said stands above")
+        raise StartFailed("the launcher did not start; its message is above")
     return child
 
 

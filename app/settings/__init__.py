@@ -47,30 +47,36 @@ _CAPACITY = Capacity()
 
 
 class CapacitySettings(Part):
-    sandboxes: int = Field(_CAPACITY.sandboxes, ge=1, description="alive at once")
-    executions: int = Field(_CAPACITY.executions, ge=1, description="running at once in all sandboxes")
-    executions_running: int = Field(_CAPACITY.executions_running, ge=1, description="at once in one sandbox")
+    sandboxes: int = Field(_CAPACITY.sandboxes, ge=1, description="sandboxes that are alive at once")
+    executions: int = Field(_CAPACITY.executions, ge=1, description="executions that run at once in all sandboxes")
+    executions_running: int = Field(
+        _CAPACITY.executions_running, ge=1, description="executions that run at once in one sandbox"
+    )
     executions_kept: int = Field(
         _CAPACITY.executions_kept,
         ge=1,
-        description="records of executions of one sandbox; the oldest that has ended is forgotten for a new one",
+        description="records of executions of one sandbox; a new one replaces the oldest that has ended",
     )
     viewers: int = Field(_CAPACITY.viewers, ge=1, description="streams of one execution")
-    streams: int = Field(_CAPACITY.streams, ge=1, description="of all executions, at once")
+    streams: int = Field(_CAPACITY.streams, ge=1, description="streams of all executions at once")
     tickets: int = Field(_CAPACITY.tickets, ge=1, description="stream tickets that wait to be used")
-    waits: int = Field(_CAPACITY.waits, ge=1, description="requests whose answer is held, at once")
-    connections: int = Field(_CAPACITY.connections, ge=1, description="of clients, at once")
-    strangers: int = Field(_CAPACITY.strangers, ge=1, description="connections on which no key was shown, at once")
+    waits: int = Field(_CAPACITY.waits, ge=1, description="requests that are held at once")
+    connections: int = Field(_CAPACITY.connections, ge=1, description="connections at once")
+    strangers: int = Field(_CAPACITY.strangers, ge=1, description="connections at once on which no key was shown")
     ended_output_mib: int = Field(
-        _CAPACITY.ended_output_mib, ge=0, description="memory for output of ended executions; beyond it goes to disk"
+        _CAPACITY.ended_output_mib, ge=0, description="memory for output of ended executions; more goes to disk"
     )
-    commands_mib: int = Field(_CAPACITY.commands_mib, ge=16, description="memory for what is kept of requests")
+    commands_mib: int = Field(
+        _CAPACITY.commands_mib, ge=16, description="memory for commands and environments of executions"
+    )
     transfers: int = Field(_CAPACITY.transfers, ge=1, description="operations on files at once in all sandboxes")
-    archives: int = Field(_CAPACITY.archives, ge=1, description="of them, archives that are unpacked")
-    records: int = Field(_CAPACITY.records, ge=1, description="sandboxes listed, destroyed ones included")
-    record_seconds: float = Field(_CAPACITY.record_seconds, ge=0, description="a destroyed sandbox stays listed")
+    archives: int = Field(_CAPACITY.archives, ge=1, description="archives that are unpacked at once")
+    records: int = Field(_CAPACITY.records, ge=1, description="sandboxes that are listed, with destroyed ones")
+    record_seconds: float = Field(
+        _CAPACITY.record_seconds, ge=0, description="how long a destroyed sandbox stays listed"
+    )
     stream_end_seconds: float = Field(
-        _CAPACITY.stream_end_seconds, ge=0, description="open streams of a destroyed sandbox may still read"
+        _CAPACITY.stream_end_seconds, ge=0, description="how long open streams of a destroyed sandbox may read"
     )
 
 
@@ -101,18 +107,18 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on; another than loopback needs a key")
-    port: int = Field(8000, ge=0, le=65_535, description="0: any free one")
+    host: str = Field("127.0.0.1", description="address to listen on; a key is needed beyond loopback")
+    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free port")
     data: Path = Field(default_factory=default_data, description="folder for keys and state")
-    api_keys: tuple[SecretStr, ...] = Field((), description="JSON list; beside the keys in the data folder")
+    api_keys: tuple[SecretStr, ...] = Field((), description="JSON list of keys, beside those in the data folder")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
-        (), description="names in the Host header, beside those of loopback; without a port: any port"
+        (), description="names that the Host header may have beside loopback; without a port: any port"
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="web pages that may call, as scheme://host[:port]"
     )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
-        (), description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed"
+        (), description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count"
     )
     runtime: str = Field(
         "process",
@@ -122,11 +128,18 @@ class Settings(BaseSettings):
     limits: LimitsSettings = Field(default_factory=LimitsSettings)
     capacity: CapacitySettings = Field(default_factory=CapacitySettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
-    ttl_ceiling_seconds: float = Field(604_800, gt=0, allow_inf_nan=False, description="longest life and idle time")
+    ttl_ceiling_seconds: float = Field(
+        604_800, gt=0, allow_inf_nan=False, description="longest lifetime and idle time that a client may ask for"
+    )
     profiles: Path | None = Field(None, description="TOML file with the operator's policy profiles")
-    spill_mib: int = Field(4096, ge=0, description="disk for output that does not fit into memory, in all")
+    spill_mib: int = Field(
+        4096, ge=0, description="disk for output that does not fit into memory, of all executions together"
+    )
     slow_callback_ms: float = Field(
-        0, ge=0, allow_inf_nan=False, description="logs what holds the event loop for longer, in processor time; 0: off"
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="logs a callback that holds the event loop for longer (processor time); 0: off",
     )
     transfers: TransferSettings = Field(default_factory=TransferSettings)
     process: ProcessSettings = Field(default_factory=ProcessSettings)

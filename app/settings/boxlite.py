@@ -29,34 +29,36 @@ class ImageSource(Part):
 
 
 class BoxliteSettings(Part):
-    enabled: bool = Field(True, description="takes effect once there is a url")
-    url: str | None = Field(None, description="of the BoxLite server, such as http://127.0.0.1:8100")
-    api_key: SecretStr | None = Field(None, description="what the server was started with")
-    path_prefix: str | None = Field(None, description="between /v1/ and /boxes; absent: asked of the server")
-    images: dict[str, ImageSource] = Field(
-        default_factory=dict, description='JSON: name to {"rootfs_path": ...} or {"reference": ...}'
+    enabled: bool = Field(True, description="false: requests for this runtime are refused")
+    url: str | None = Field(None, description="address of the BoxLite server, such as http://127.0.0.1:8100")
+    api_key: SecretStr | None = Field(None, description="the key that the server was started with")
+    path_prefix: str | None = Field(
+        None, description="part of the path between /v1/ and /boxes; absent: ask the server"
     )
-    default_image: str | None = Field(None, description="for a create that names none")
+    images: dict[str, ImageSource] = Field(
+        default_factory=dict, description='JSON object: names, each with {"rootfs_path": ...} or {"reference": ...}'
+    )
+    default_image: str | None = Field(None, description="image of a create that names none")
     image_patterns: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
         ("docker.io/*",), description="references that clients may name beside the table; `*` stands for anything"
     )
     direct_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
-        (), description="hosts that clients may let a box reach; empty: no network mode `direct`"
+        (), description="hosts that a box may reach by the network mode `direct`; empty: no such mode"
     )
-    boots: int = Field(4, ge=1, description="boots at one time; the server gives each 30 seconds")
+    boots: int = Field(4, ge=1, description="boots at one time; the server gives each guest 30 seconds")
     boot_seconds: float = Field(
-        300, ge=30, allow_inf_nan=False, description="for a boot, the image's download included"
+        300, ge=30, allow_inf_nan=False, description="time for a boot with the download of its image"
     )
     grace_seconds: float = Field(
-        60, ge=0, allow_inf_nan=False, description="how long the server may be gone before its sandboxes are failed"
+        60, ge=0, allow_inf_nan=False, description="how long the server may be away before its sandboxes are failed"
     )
-    stdin_mib: int = Field(64, ge=1, description="stdin of one execution: the server keeps what is not read in memory")
+    stdin_mib: int = Field(64, ge=1, description="stdin of one execution; the server keeps in memory what is not read")
 
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: str | None) -> str | None:
         if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", url):
-            raise ValueError("must be http://host[:port] or https://…, without a name, a query or spaces")
+            raise ValueError("must be http://host[:port] or https://…, without user name, query or spaces")
         return url
 
     @field_validator("direct_allow")

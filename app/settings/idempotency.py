@@ -12,8 +12,10 @@ _KEPT = KeptAnswers()
 
 
 class IdempotencySettings(Part):
-    keys: int = Field(_KEPT.keys, ge=1, description="known at once; the oldest one goes")
-    mib: int = Field(_KEPT.size // MIB, ge=0, description="memory for their answers; the oldest one goes, not its key")
+    keys: int = Field(_KEPT.keys, ge=1, description="keys that are known at once; the oldest is forgotten first")
+    mib: int = Field(
+        _KEPT.size // MIB, ge=0, description="memory for answers; the oldest is forgotten first, its key stays"
+    )
     seconds: float = Field(_KEPT.seconds, gt=0, allow_inf_nan=False, description="how long an answer is repeated")
 
     def kept_answers(self) -> KeptAnswers:

@@ -60,7 +60,7 @@ class LimitsSettings(Part):
             if limit.default > limit.ceiling:
                 raise ValueError(f"{name}: the default {limit.default:g} is above the ceiling {limit.ceiling:g}")
             if limit.default < getattr(FLOORS, name):
-                raise ValueError(f"{name}: the least that works is {getattr(FLOORS, name):g}")
+                raise ValueError(f"{name}: must be at least {getattr(FLOORS, name):g}")
             if name not in {"cpus", "wall_seconds"} and not (limit.default.is_integer() and limit.ceiling.is_integer()):
                 raise ValueError(f"{name}: must be whole numbers")
         return self

@@ -25,8 +25,8 @@ MissingLayer = Literal[
 class ProcessSettings(Part):
     enabled: bool = True
     uid_base: int = Field(1_900_000_000, ge=1, description="first host uid for sandboxes")
-    uid_count: int = Field(65_536, ge=1, description="how many of them")
-    cgroup_parent: str | None = Field(None, description="path below the cgroup mount; absent: found by itself")
+    uid_count: int = Field(65_536, ge=1, description="number of host uids for sandboxes")
+    cgroup_parent: str | None = Field(None, description="path below the cgroup mounts; absent: the service finds one")
     accept_missing: Annotated[tuple[MissingLayer, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="isolation layers that this host may lack"
     )
@@ -34,10 +34,10 @@ class ProcessSettings(Part):
         (), description="more read-only host directories for every sandbox"
     )
     max_file_locks: int = Field(
-        100_000, ge=0, le=2**31, description="that one sandbox may hold at once; 0 for any number"
+        100_000, ge=0, le=2**31, description="file locks that one sandbox may hold at once; 0: any number"
     )
-    launcher_socket: Path | None = Field(None, description="of a launcher that is a service of its own")
-    gateway_uid: int | None = Field(None, ge=1, description="the user of that launcher's gateway")
+    launcher_socket: Path | None = Field(None, description="socket of a launcher that is a service of its own")
+    gateway_uid: int | None = Field(None, ge=1, description="uid of the gateway that may connect to that launcher")
 
     @field_validator("root_paths")
     @classmethod

@@ -8,9 +8,9 @@ from app.settings.part import Part
 
 
 class TransferSettings(Part):
-    ceiling_mib: int = Field(16_384, ge=1, description="the largest body of a PUT")
+    ceiling_mib: int = Field(16_384, ge=1, description="largest body of a PUT")
     stall_seconds: float = Field(
-        60, gt=0, allow_inf_nan=False, description="a client that neither sends nor takes a byte is cut off"
+        60, gt=0, allow_inf_nan=False, description="a client that sends and reads nothing for so long is cut off"
     )
-    answers_mib: int = Field(256, ge=64, description="memory for answers on their way, all together")
-    bodies_mib: int = Field(512, ge=8, description="memory for request bodies that are read or run, all together")
+    answers_mib: int = Field(256, ge=64, description="memory for answers on their way to clients, all together")
+    bodies_mib: int = Field(512, ge=8, description="memory for request bodies, all together")

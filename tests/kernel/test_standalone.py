@@ -141,7 +141,7 @@ def test_the_check_says_whether_a_launcher_answers(folder: Path) -> None:
 
 def test_a_root_gateway_of_another_service_is_refused(folder: Path) -> None:
     status, said = bulkhead("serve", BULKHEAD_PROCESS__LAUNCHER_SOCKET=str(folder / "launcher.sock"))
-    assert (status, "needs no root" in said) == (2, True), said
+    assert (status, "must not run as root" in said) == (2, True), said
 
 
 @pytest.mark.parametrize(("owner", "mode"), [(0, 0o777), (0, 0o775), (GATEWAY, 0o755)])

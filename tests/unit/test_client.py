@@ -45,7 +45,7 @@ async def test_stdin_of_a_second_writer_begins_where_the_service_says() -> None:
     assert await taken(stdin, 3) == b"abc"
     stdin.rewind(101)
     assert await taken(stdin, 2) == b"bc"
-    with pytest.raises(ClientError, match="99 bytes, 103 were sent"):
+    with pytest.raises(ClientError, match="99 bytes, and 103 were sent"):
         stdin.rewind(99)
 
 
@@ -58,7 +58,7 @@ async def test_stdin_that_was_forgotten_cannot_go_on(monkeypatch: pytest.MonkeyP
     await taken(stdin, 9)
     stdin.rewind(3)
     assert await taken(stdin, 6) == b"defghi"
-    with pytest.raises(ClientError, match="stdin cannot go on"):
+    with pytest.raises(ClientError, match="stdin cannot be resumed"):
         stdin.rewind(2)
 
 

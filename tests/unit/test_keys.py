@@ -44,7 +44,7 @@ def test_a_broken_file_is_refused_by_name_and_never_read_as_no_keys(tmp_path: Pa
 
 def test_a_name_is_there_once(tmp_path: Path) -> None:
     new_key(tmp_path, "the laptop")
-    with pytest.raises(KeysError, match=r"there is a key named 'the laptop'.*keys\.json"):
+    with pytest.raises(KeysError, match=r"a key named 'the laptop' exists.*keys\.json"):
         new_key(tmp_path, "the laptop")
     assert [k.name for k in load_keys(tmp_path)] == ["the laptop"]
 

@@ -85,7 +85,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_PORT", "http", "BULKHEAD_PORT: "),
         ("BULKHEAD_PORT", "70000", "BULKHEAD_PORT: "),
         ("BULKHEAD_LIMITS__MEMORY_MIB__CEILING", "256", "memory_mib: the default 512 is above the ceiling 256"),
-        ("BULKHEAD_LIMITS__MEMORY_MIB__DEFAULT", "1", "memory_mib: the least that works is 16"),
+        ("BULKHEAD_LIMITS__MEMORY_MIB__DEFAULT", "1", "memory_mib: must be at least 16"),
         ("BULKHEAD_LIMITS__PROCESSES__DEFAULT", "1.5", "processes: must be whole numbers"),
         ("BULKHEAD_LIMITS__CPUS__CEILING", "inf", "BULKHEAD_LIMITS__CPUS__CEILING: "),
         ("BULKHEAD_LIMITS", "x", "BULKHEAD_LIMITS: must be JSON"),

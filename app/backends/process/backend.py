@@ -84,7 +84,7 @@ class ProcessBackend:
         missing = link.about.get("missing", "")
         if missing:
             layer = missing.split(",")[0]
-            raise IsolationUnavailable(layer, f"this host lacks {missing}; `bulkhead probe` tells the cure")
+            raise IsolationUnavailable(layer, f"this host lacks {missing}; `bulkhead probe` says how to get it")
 
     def _require_link(self) -> LauncherLink:
         if self._link is None:

@@ -49,15 +49,15 @@ async def test_no_service_is_told_with_the_url_and_the_cure() -> None:
         assert (
             ended.stderr
             == f"bulkhead: no service answers at {url} (Connection refused); start one with: bulkhead serve "
-            "(BULKHEAD_CLIENT_URL names another)\n"
+            "(or set BULKHEAD_CLIENT_URL to the address of another)\n"
         )
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what is there does not speak TLS: try http://"),
-        (b"", "it hung up when TLS was to begin"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "the server does not speak TLS: try http://"),
+        (b"", "the server closed the connection at the start of TLS"),
     ],
     ids=["HTTP", "nothing"],
 )
@@ -123,7 +123,7 @@ async def test_key_is_sent_as_a_header_and_never_shown() -> None:
             {"BULKHEAD_CLIENT_URL": "http://:pass@localhost"},
             "the service's URL must not hold a key or password: use BULKHEAD_CLIENT_KEY",
         ),
-        ({"BULKHEAD_CLIENT_KEY": "two\nlines"}, "the key has characters that no header can carry (a line break?)"),
+        ({"BULKHEAD_CLIENT_KEY": "two\nlines"}, "the key has characters that a header cannot have (a line break?)"),
     ],
 )
 async def test_client_settings_that_cannot_work_are_refused(env: dict[str, str], said: str) -> None:
@@ -139,7 +139,7 @@ async def test_something_else_than_a_bulkhead_service_is_noticed() -> None:
         proxy = await bulkhead(service.url, "runtimes")
         service.answers["GET /runtimes"] = (302, {"Location": "http://127.0.0.1:1/"}, b"")
         redirect = await bulkhead(service.url, "runtimes")
-    assert strange.stderr == f"bulkhead: the answer of {service.url} is not what a Bulkhead service says; is it one?\n"
+    assert strange.stderr == f"bulkhead: the answer of {service.url} is not that of a Bulkhead service\n"
     assert proxy.stderr == "bulkhead: the answer was 502 Said: <html>bad gateway</html>\n"
     assert redirect.stderr == "bulkhead: the answer was 302 Said\n"
     assert {strange.status, proxy.status, redirect.status} == {125}
@@ -175,7 +175,7 @@ async def test_usage_error_cannot_be_taken_for_the_programs_status(typed: list[s
     ids=lambda value: value if isinstance(value, str) else None,
 )
 async def test_option_that_is_not_known_names_the_nearest(typed: list[str], said: str) -> None:
-    assert (await bulkhead(NOWHERE, *typed)).stderr.endswith(f"\nbulkhead: not understood: {said}\n")
+    assert (await bulkhead(NOWHERE, *typed)).stderr.endswith(f"\nbulkhead: unknown argument: {said}\n")
 
 
 async def test_pair_without_a_value_is_refused_in_the_words_of_the_help() -> None:
@@ -473,7 +473,7 @@ async def test_runtimes_tells_the_reason_of_one_that_is_not_there() -> None:
 async def test_new_key_is_printed_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     ended = await bulkhead(NOWHERE, "key", "new", "laptop", "--data", str(tmp_path / "state"))
     key = ended.stdout.decode().strip()
-    assert (ended.status, ended.stderr) == (0, "bulkhead: a service that runs reads its keys at its next start\n")
+    assert (ended.status, ended.stderr) == (0, "bulkhead: restart a running service: it reads keys when it starts\n")
     assert len(key) > 40
     kept = "".join(path.read_text() for path in (tmp_path / "state").iterdir())
     assert "laptop" in kept

@@ -28,7 +28,11 @@ def test_missing_layer_is_shown_with_its_cure_and_fails(capfd: pytest.CaptureFix
     assert operate.probe(Namespace(json=False)) == 1
     shown = capfd.readouterr().out.splitlines()
     rows = [line.split()[:3] for line in shown]
-    assert rows[:3] == [["RUNTIME", "LAYER", "THERE"], ["process", "seccomp", "yes"], ["process", "swap_limit", "no"]]
+    assert rows[:3] == [
+        ["RUNTIME", "LAYER", "AVAILABLE"],
+        ["process", "seccomp", "yes"],
+        ["process", "swap_limit", "no"],
+    ]
     assert [row[:2] for row in rows[3:]] == [["boxlite", "server"], ["boxlite", "kvm"]]
     assert shown[2].endswith("boot with swapaccount=1")
 

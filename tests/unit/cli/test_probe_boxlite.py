@@ -55,7 +55,7 @@ async def test_something_else_is_no_boxlite_server(other: Answer) -> None:
     async with fake_service(kind=Server) as service:
         service.answers["GET /v1/config"] = other
         layer = await asked(service)
-    assert (layer.available, layer.detail) == (False, f"what answers at {service.url} is no BoxLite server")
+    assert (layer.available, layer.detail) == (False, f"the server at {service.url} is not a BoxLite server")
 
 
 async def test_server_that_cannot_list_its_boxes_is_not_there() -> None:
@@ -69,9 +69,9 @@ def test_silence_is_told_with_the_systems_word() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     layer = ask_server(url, KEY)
-    assert (layer.available, layer.detail) == (False, f"nobody answers at {url} (Connection refused)")
+    assert (layer.available, layer.detail) == (False, f"nothing answers at {url} (Connection refused)")
 
 
 def test_key_that_no_header_can_carry_is_told() -> None:
     layer = ask_server("http://127.0.0.1:1", "schlüssel")
-    assert (layer.available, layer.detail) == (False, "the key has characters that no header can carry")
+    assert (layer.available, layer.detail) == (False, "the key has characters that a header cannot have")

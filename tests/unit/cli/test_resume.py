@@ -127,7 +127,7 @@ def lie(received: bytes, claimed: bytes) -> Program:
 @pytest.mark.parametrize(
     ("claimed", "said"),
     [
-        (b"bytez", "stdout was damaged on its way: the digest of its 5 bytes is wrong"),
+        (b"bytez", "stdout was damaged: the digest of its 5 bytes is wrong"),
         (b"bytes and more", "stdout is incomplete: 5 of 14 bytes were received"),
     ],
 )

@@ -181,7 +181,7 @@ async def test_what_is_wanted_of_the_isolation_is_passed_on() -> None:
 async def test_hosts_without_the_mode_that_reaches_them_are_refused(mode: list[str]) -> None:
     async with fake_service() as service:
         ended = await bulkhead(service.url, "run", *mode, "--allow", "example.org", "true")
-    assert (ended.status, ended.stderr) == (125, "bulkhead: --allow names hosts for --network direct\n")
+    assert (ended.status, ended.stderr) == (125, "bulkhead: --allow needs --network direct\n")
     assert service.asked() == []
 
 
@@ -250,9 +250,12 @@ async def test_ids_are_of_what_is_made() -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["echo hi; ls"], "a command is a program and its arguments, no shell line; for one: sh -c 'echo hi; ls'"),
-        (["ls -l", "x"], "a command is a program and its arguments, no shell line; for one: sh -c '…'"),
-        (["x " * 99], "a command is a program and its arguments, no shell line; for one: sh -c '…'"),
+        (
+            ["echo hi; ls"],
+            "a command is a program and its arguments, not a shell line. To run a shell line: sh -c 'echo hi; ls'",
+        ),
+        (["ls -l", "x"], "a command is a program and its arguments, not a shell line. To run a shell line: sh -c '…'"),
+        (["x " * 99], "a command is a program and its arguments, not a shell line. To run a shell line: sh -c '…'"),
         (["nope"], "ENOENT"),
     ],
     ids=["line", "line and argument", "long line", "program"],
@@ -279,7 +282,7 @@ async def test_gaps_are_told_once_and_summed_up() -> None:
     assert ended.stderr.splitlines() == [
         "bulkhead: stdout: bytes 0 to 8 are missing: they were dropped before they were read",
         "bulkhead: stderr: bytes 0 to 4 are missing: they were dropped before they were read",
-        "bulkhead: stdout: 27 bytes are missing in all, in 3 gaps",
+        "bulkhead: stdout: 27 bytes are missing in 3 gaps",
     ]
     assert (as_json["stdout_truncated"], as_json["stderr_truncated"]) == (True, True)
 
@@ -297,7 +300,7 @@ async def test_loss_that_nobody_could_measure_is_told_without_a_number() -> None
         ended = await bulkhead(service.url, "run", "cmd")
         followed = await bulkhead(service.url, "logs", "-f", SANDBOX, EXECUTION)
         as_json = json.loads((await bulkhead(service.url, "run", "--json", "cmd")).stdout)
-    said = "bulkhead: stdout: some output was lost by the runtime; how much cannot be known\n"
+    said = "bulkhead: stdout: the runtime lost some output; nobody knows how much\n"
     assert (ended.status, ended.stdout, ended.stderr) == (3, b"abyz", said)
     assert (followed.status, followed.stdout, followed.stderr) == (3, b"abyz", said)
     assert (as_json["stdout_truncated"], as_json["stderr_truncated"]) == (True, False)
