@@ -55,7 +55,7 @@ def the_memory_limit_is_an_oom(product: Product) -> None:
     sandbox = product.create(runtime="process", limits={"memory_mib": 64, "disk_mib": 16})["id"]
     done = product.run(sandbox, "python3", "-c", "x = bytearray(200 << 20)")
     assert done["exit"]["reason"] == "oom", done
-    assert 60 * MIB < done["exit"]["max_memory_bytes"] <= 80 * MIB, "memory and disk are one pot"
+    assert 60 * MIB < done["exit"]["max_memory_bytes"] <= 80 * MIB, "memory and disk have one limit"
     assert product.run(sandbox, "echo", "lives on")["stdout"] == "lives on\n"
     product.delete(sandbox)
 

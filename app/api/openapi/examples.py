@@ -32,7 +32,7 @@ _receipt: dict[str, Any] = {
         "rules": 5,
     },
     "missing_layers": [],
-    "notes": ["memory and disk are one pot: the memory limit is memory_mib + disk_mib, as the tmpfs counts towards it"],
+    "notes": ["memory and disk have one limit, memory_mib + disk_mib, as files on the tmpfs count as memory"],
 }
 
 _sandbox: dict[str, Any] = {

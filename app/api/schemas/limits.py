@@ -11,12 +11,13 @@ from app.core.policy import FLOORS
 
 
 class LimitsRequest(Strict):
-    """Each absent or null: the operator's default. GET /runtimes lists defaults and ceilings. With the runtime
-    `process` files in /workspace, /tmp and /dev/shm count as memory: one pot of memory_mib + disk_mib is enforced."""
+    """A limit that is absent or null takes the operator's default. GET /runtimes lists defaults and ceilings. With the
+    runtime `process` files in /workspace, /tmp and /dev/shm count as memory, and the limit in force is the sum
+    memory_mib + disk_mib."""
 
-    cpus: Annotated[float, Field(ge=FLOORS.cpus)] | None = Field(None, description="cores; parts of one too")
+    cpus: Annotated[float, Field(ge=FLOORS.cpus)] | None = Field(None, description="cores; fractions are allowed")
     memory_mib: Annotated[int, Field(ge=FLOORS.memory_mib, le=EXACT_INTEGER), WHOLE] | None = Field(
-        None, description="memory; what `process` enforces is memory_mib + disk_mib, as files count as memory (one pot)"
+        None, description="memory; `process` enforces the sum memory_mib + disk_mib, as files count as memory"
     )
     processes: Annotated[int, Field(ge=FLOORS.processes, le=EXACT_INTEGER), WHOLE] | None = Field(
         None, description="processes and threads at one time, in the whole sandbox"
@@ -28,5 +29,5 @@ class LimitsRequest(Strict):
         None, description="output that is kept, per execution and channel; see `on_output_limit`"
     )
     wall_seconds: Annotated[float, Field(ge=FLOORS.wall_seconds)] | None = Field(
-        None, description="the longest that an execution may run, and its default timeout"
+        None, description="longest time that an execution may run, and its default timeout"
     )

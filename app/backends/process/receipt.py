@@ -81,8 +81,8 @@ def isolation(
         "network": {"mode": spec.policy.network.mode, **network},
         "missing_layers": _list(about.get("accepted", "")),
         "notes": [
-            "memory and disk are one pot: the memory limit is memory_mib + disk_mib, as the tmpfs counts towards it",
-            "Landlock and seccomp were proved by canaries inside the sandbox before the first command",
+            "memory and disk have one limit, memory_mib + disk_mib, as files on the tmpfs count as memory",
+            "Landlock and seccomp were tested inside the sandbox before the first command",
         ],
     }
 
