@@ -13,7 +13,8 @@ from app.api.http.readiness import Readiness
 from app.api.http.tickets import Tickets
 from app.core.budget import Budget
 from app.core.fair_queue import FairQueue
-from app.core.policy import LimitRange, Policy
+from app.core.limits import LimitRange
+from app.core.policy import Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 

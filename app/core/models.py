@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from app.core.policy import Limits, Policy
+    from app.core.limits import Limits
+    from app.core.policy import Policy
 
 ID_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 _ID = re.compile(ID_PATTERN)

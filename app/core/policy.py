@@ -1,4 +1,4 @@
-"""What a sandbox may do, set by the operator and narrowed by the client; and the numbers it may use.
+"""What a sandbox may do, set by the operator and narrowed by the client.
 
 Narrowing is a pure function: `narrow(profile, request)` returns a policy that is contained in the profile or raises.
 """
@@ -7,28 +7,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-from app.core.errors import InvalidRequest, LimitTooHigh, PolicyTooBroad
+from app.core.errors import InvalidRequest, PolicyTooBroad
 from app.core.text import byte_length
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """cpus in cores; sizes in MiB but `output_bytes` (per execution and channel); wall time in seconds."""
-
-    cpus: float = 1.0
-    memory_mib: int = 512
-    processes: int = 128
-    disk_mib: int = 512
-    output_bytes: int = 64 * 1024 * 1024
-    wall_seconds: float = 3600
-
-
-LIMIT_NAMES = tuple(f.name for f in fields(Limits))
-
-# The least that works, measured: below 16 MiB a dynamic program cannot be loaded beside its tmpfs pages.
-FLOORS = Limits(cpus=0.01, memory_mib=16, processes=1, disk_mib=1, output_bytes=1, wall_seconds=0.001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,42 +112,4 @@ def narrow(profile: Policy, request: FilesystemRequest | None) -> Policy:
             ),
             read_write=_narrow_list("read_write", request.read_write, allowed.read_write, allowed.read_write),
         ),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRange:
-    """An operator's default and ceiling for one limit."""
-
-    default: float
-    ceiling: float
-
-
-def lower(ranges: Mapping[str, LimitRange], ceilings: Mapping[str, float]) -> dict[str, LimitRange]:
-    """The operator's ranges under a runtime's own ceilings."""
-    tops = {name: min(limit.ceiling, ceilings.get(name, limit.ceiling)) for name, limit in ranges.items()}
-    return {name: LimitRange(min(limit.default, tops[name]), tops[name]) for name, limit in ranges.items()}
-
-
-def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitRange]) -> Limits:
-    """The limits of a sandbox: what was asked for, else the operator's defaults. LimitTooHigh, InvalidRequest."""
-    values: dict[str, float] = {}
-    for name in LIMIT_NAMES:
-        value = asked.get(name)
-        if value is None:
-            values[name] = ranges[name].default
-            continue
-        floor: float = getattr(FLOORS, name)
-        if not value >= floor:  # NaN too
-            raise InvalidRequest.at(f"/limits/{name}", f"must be at least {floor:g}")
-        if value > ranges[name].ceiling:
-            raise LimitTooHigh(f"/limits/{name}", value, ranges[name].ceiling)
-        values[name] = value
-    return Limits(
-        cpus=float(values["cpus"]),
-        memory_mib=int(values["memory_mib"]),
-        processes=int(values["processes"]),
-        disk_mib=int(values["disk_mib"]),
-        output_bytes=int(values["output_bytes"]),
-        wall_seconds=float(values["wall_seconds"]),
     )

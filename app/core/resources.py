@@ -8,10 +8,10 @@ from typing import Protocol
 
 from app.core.budget import Budget
 from app.core.ended import EndedOutput
+from app.core.limits import MIB
 from app.core.output import SandboxSpill
 from app.core.tasks import Tasks
 
-MIB = 1024 * 1024
 HELD_EXECUTIONS = "running executions, and ended ones whose output something that they left behind holds,"
 
 

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
-from app.core.policy import LIMIT_NAMES, LimitRange
+from app.core.limits import LIMITS, LimitRange
 from app.core.sandboxes import Capacity
 from app.settings.boxlite import BoxliteSettings
 from app.settings.idempotency import IdempotencySettings
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
         return {digest: f"{PREFIX}API_KEYS[{place}]" for place, digest in enumerate(hashes)}
 
     def limit_ranges(self) -> dict[str, LimitRange]:
-        chosen: dict[str, LimitSettings] = {name: getattr(self.limits, name) for name in LIMIT_NAMES}
+        chosen: dict[str, LimitSettings] = {name: getattr(self.limits, name) for name in LIMITS}
         return {name: LimitRange(limit.default, limit.ceiling) for name, limit in chosen.items()}
 
     def core_capacity(self) -> Capacity:

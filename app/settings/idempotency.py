@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from app.core.answers import KeptAnswers
-from app.settings.limits import MIB
+from app.core.limits import MIB
 from app.settings.part import Part
 
 _KEPT = KeptAnswers()

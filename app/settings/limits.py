@@ -8,10 +8,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from app.core.policy import FLOORS, LIMIT_NAMES, Limits
+from app.core.limits import LIMITS
 from app.settings.part import Part
-
-MIB = 1024 * 1024
 
 
 class LimitSettings(Part):
@@ -19,18 +17,10 @@ class LimitSettings(Part):
     ceiling: float = Field(gt=0, allow_inf_nan=False)
 
 
-_CEILINGS = Limits(
-    cpus=float(len(os.sched_getaffinity(0))),
-    memory_mib=4096,
-    processes=1024,
-    disk_mib=4096,
-    output_bytes=256 * MIB,
-    wall_seconds=86_400,
-)
-
-
 def _limit(name: str) -> LimitSettings:
-    return LimitSettings(default=getattr(Limits(), name), ceiling=getattr(_CEILINGS, name))
+    row = LIMITS[name]
+    ceiling = len(os.sched_getaffinity(0)) if row.ceiling is None else row.ceiling
+    return LimitSettings(default=row.default, ceiling=ceiling)
 
 
 class LimitsSettings(Part):
@@ -49,18 +39,18 @@ class LimitsSettings(Part):
         if not isinstance(value, Mapping):
             return value
         return {
-            name: {**_limit(name).model_dump(), **part} if name in LIMIT_NAMES and isinstance(part, Mapping) else part
+            name: {**_limit(name).model_dump(), **part} if name in LIMITS and isinstance(part, Mapping) else part
             for name, part in value.items()
         }
 
     @model_validator(mode="after")
     def _default_in_range(self) -> Self:
-        for name in LIMIT_NAMES:
+        for name, row in LIMITS.items():
             limit: LimitSettings = getattr(self, name)
             if limit.default > limit.ceiling:
                 raise ValueError(f"{name}: the default {limit.default:g} is above the ceiling {limit.ceiling:g}")
-            if limit.default < getattr(FLOORS, name):
-                raise ValueError(f"{name}: must be at least {getattr(FLOORS, name):g}")
-            if name not in {"cpus", "wall_seconds"} and not (limit.default.is_integer() and limit.ceiling.is_integer()):
+            if limit.default < row.floor:
+                raise ValueError(f"{name}: must be at least {row.floor:g}")
+            if row.is_whole and not (limit.default.is_integer() and limit.ceiling.is_integer()):
                 raise ValueError(f"{name}: must be whole numbers")
         return self

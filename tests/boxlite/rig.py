@@ -14,9 +14,10 @@ from app.backends.boxlite.inside import MARK
 from app.backends.boxlite.sandbox import BoxliteSandbox
 from app.backends.boxlite.times import Times
 from app.core.backend import ExecutionHandle, Logs
+from app.core.limits import Limits
 from app.core.models import Command, Exit, SandboxSpec, Stdin, Terminal
 from app.core.output import OutputLog
-from app.core.policy import Limits, Network, Policy
+from app.core.policy import Network, Policy
 from app.settings.boxlite import BoxliteSettings
 from tests.boxlite.client import box_double
 from tests.boxlite.double import Double, Route, Settings

@@ -15,7 +15,7 @@ from app.core.errors import (
     IsolationUnavailable,
     LaunchFailed,
 )
-from app.core.policy import Limits
+from app.core.limits import Limits
 from tests.boxlite.double import Answer, Attach, Drop, Route, Settings, Stall
 from tests.boxlite.double.http import Failure
 from tests.boxlite.rig import IMAGE, INSTANCE, SPEC, quick, rig, start, until, with_network

@@ -11,7 +11,7 @@ from app.backends.boxlite.images import Images, canonical
 from app.backends.boxlite.network import narrowed
 from app.core.backend import Capability
 from app.core.errors import InvalidRequest, LimitTooHigh, PolicyNotSupported, PolicyTooBroad, UnknownImage
-from app.core.policy import Limits
+from app.core.limits import Limits
 from app.settings import SettingsError, load_settings
 from app.settings.boxlite import ImageSource
 from tests.boxlite.rig import SPEC, rig, with_network

@@ -9,8 +9,9 @@ from pathlib import Path
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.boxlite.inside import MARK
 from app.core.backend import Backend
+from app.core.limits import Limits
 from app.core.models import SandboxSpec
-from app.core.policy import Limits, Policy
+from app.core.policy import Policy
 from app.settings.boxlite import BoxliteSettings
 from tests.boxlite.double import Answer, Double, Route
 from tests.boxlite.double.machine import Machine, NoGuest

@@ -13,8 +13,9 @@ from app.backends.boxlite.inside import MARK
 from app.backends.process.plan import BASE_ENVIRONMENT
 from app.core.backend import Backend
 from app.core.errors import LaunchFailed
+from app.core.limits import Limits
 from app.core.models import Command, OnOutputLimit, SandboxSpec, Stdin, Terminal
-from app.core.policy import Limits, Policy
+from app.core.policy import Policy
 from tests.contract.boxlite_kind import SPEC as BOXLITE_SPEC
 from tests.contract.boxlite_kind import BoxliteRuntime
 from tests.contract.machine_kind import MachineRuntime

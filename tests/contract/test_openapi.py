@@ -19,7 +19,7 @@ from app.api.openapi.problem_schema import Problem
 from app.api.routes import directories
 from app.api.schemas import answers, requests, runs
 from app.api.streams import frames
-from app.core.policy import FLOORS
+from app.core.limits import LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
@@ -183,8 +183,8 @@ def test_what_may_be_absent_is_not_required() -> None:
 
 def test_limits_have_the_floors_that_are_enforced_and_a_description() -> None:
     for name, limit in DOCUMENT["components"]["schemas"]["LimitsRequest"]["properties"].items():
-        assert limit["anyOf"][0]["minimum"] == getattr(FLOORS, name)
-        assert limit["description"]
+        assert limit["anyOf"][0]["minimum"] == LIMITS[name].floor
+        assert limit["description"] == LIMITS[name].meaning
 
 
 def test_groups_come_in_the_order_of_use() -> None:

@@ -29,9 +29,10 @@ from app.core.errors import (
     WrongType,
 )
 from app.core.files import ArchiveEntry, EntryKind, Files
+from app.core.limits import Limits
 from app.core.models import Command, SandboxSpec, Stdin
 from app.core.output import OutputLog
-from app.core.policy import Filesystem, Limits, Policy
+from app.core.policy import Filesystem, Policy
 from tests.contract.process_kind import ProcessRuntime
 from tests.kernel import host
 from tests.service import Service

@@ -24,13 +24,13 @@ from app.core.errors import (
     PolicyTooBroad,
     UnknownProfile,
 )
+from app.core.limits import LIMITS
 from app.core.models import SandboxSpec
-from app.core.policy import FLOORS, LIMIT_NAMES
 from tests.unit.api.service import PROFILES, Service, kernel
 
 SERVICE = Service([kernel(Capability.NETWORK_DIRECT)])
 EDGE: Edge = SERVICE.app.state.edge
-CEILINGS = {name: EDGE.ranges[name].ceiling for name in LIMIT_NAMES}
+CEILINGS = {name: EDGE.ranges[name].ceiling for name in LIMITS}
 
 part = st.sampled_from(
     ["usr", "usr2", "etc", "tmp", "workspace", "dev", "shm", "lib", "..", ".", "", "us", "usr ", "é"]
@@ -53,7 +53,7 @@ policies = optional(
     syscalls=st.none() | optional(profile=st.just("default")),
 )
 number = st.integers(-1, 2**53 - 1) | st.sampled_from([*CEILINGS.values(), *(c + 1 for c in CEILINGS.values())])
-limits = optional(**{name: st.none() | number.map(int) for name in LIMIT_NAMES})
+limits = optional(**{name: st.none() | number.map(int) for name in LIMITS})
 
 
 def spec_of(body: dict[str, Any]) -> SandboxSpec:
@@ -96,7 +96,7 @@ def test_a_policy_is_never_wider_than_its_profile(asked: dict[str, Any]) -> None
 
 @given(limits, st.none() | st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False))
 def test_limits_and_lifetimes_are_never_above_the_ceilings(asked: dict[str, Any], ttl: float | None) -> None:
-    body = {"limits": {k: v for k, v in asked.items() if v is None or v >= getattr(FLOORS, k)}, "ttl_seconds": ttl}
+    body = {"limits": {k: v for k, v in asked.items() if v is None or v >= LIMITS[k].floor}, "ttl_seconds": ttl}
     try:
         spec = spec_of(body)
     except LimitTooHigh as refusal:
@@ -112,7 +112,7 @@ def test_limits_and_lifetimes_are_never_above_the_ceilings(asked: dict[str, Any]
         "output_bytes": spec.limits.output_bytes,
         "wall_seconds": spec.limits.wall_seconds,
     }
-    assert all(0 < enforced[name] <= CEILINGS[name] for name in LIMIT_NAMES), enforced
+    assert all(0 < enforced[name] <= CEILINGS[name] for name in LIMITS), enforced
     assert 0 < spec.ttl_seconds <= EDGE.ttl_ceiling_seconds
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.core.policy import LIMIT_NAMES, Limits
+from app.core.limits import LIMITS, Limits
 from app.core.sandboxes import Capacity
 from app.keys import hash_of
 from app.settings import (
@@ -44,7 +44,7 @@ def test_without_an_environment_the_defaults_hold() -> None:
     assert (settings.host, settings.port, settings.runtime) == ("127.0.0.1", 8000, "process")
     assert settings.core_capacity() == Capacity()
     ranges = settings.limit_ranges()
-    assert {name: ranges[name].default for name in LIMIT_NAMES} == dataclasses.asdict(Limits())
+    assert {name: ranges[name].default for name in LIMITS} == dataclasses.asdict(Limits())
     assert all(limit.default <= limit.ceiling for limit in ranges.values())
 
 
@@ -156,7 +156,7 @@ def test_keys_are_secret_and_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_capacity_settings_are_those_of_the_core() -> None:
     assert set(CapacitySettings.model_fields) == {f.name for f in dataclasses.fields(Capacity)}
-    assert set(LimitsSettings.model_fields) == set(LIMIT_NAMES)
+    assert set(LimitsSettings.model_fields) == set(LIMITS)
 
 
 @pytest.mark.parametrize(

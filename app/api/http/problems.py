@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from app.api.http.problem_types import PROBLEMS, ProblemType
 from app.api.http.validation import field_errors
-from app.api.schemas.views import limit_number
 from app.core import errors as e
+from app.core.limits import LIMITS
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 32  # a body of 4 MiB can be wrong in a million places
@@ -45,7 +45,8 @@ def _attributes(*names: str) -> Callable[[Any], Extras]:
 
 
 def _ceiling(error: Any) -> Extras:
-    return {"pointer": error.pointer, "ceiling": limit_number(error.pointer.rpartition("/")[2], error.ceiling)}
+    row = LIMITS.get(error.pointer.rpartition("/")[2])
+    return {"pointer": error.pointer, "ceiling": error.ceiling if row is None else row.number(error.ceiling)}
 
 
 def _upstream(error: Any) -> Extras:

@@ -22,10 +22,10 @@ from app.api.schemas.specs import DEFAULT_TTL_SECONDS, sandbox_spec, terminal_of
 from app.api.schemas.views import Body, exit_body
 from app.core.backend import Capability
 from app.core.errors import InvalidRequest
+from app.core.limits import LimitRange
 from app.core.models import Command, SandboxSpec, Stdin
 from app.core.oneshot import Captured, OneShot, Outcome, run_once
 from app.core.placing import PlacedFile
-from app.core.policy import LimitRange
 from app.core.timeslices import TimeSlices
 
 router = APIRouter(tags=["executions"], route_class=StrictRoute)

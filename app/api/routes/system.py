@@ -9,10 +9,10 @@ from app.api.http.problems import problem_of
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.schemas import answers
-from app.api.schemas.views import ENFORCED_BY, Body, json_response, limit_number
+from app.api.schemas.views import Body, json_response
 from app.core.backend import Backend
 from app.core.errors import BackendUnavailable, BulkheadError, Refused
-from app.core.policy import lower
+from app.core.limits import LIMITS, lower
 from app.core.registry import AUTO
 
 router = APIRouter(tags=["service"], route_class=StrictRoute)
@@ -36,11 +36,9 @@ def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body
     info, own = backend.info, backend.info.command_limits
     limits: Body = {}
     for name, limit in lower(edge.ranges, info.ceilings).items():
-        if name not in ENFORCED_BY or ENFORCED_BY[name] in info.capabilities:
-            limits[name] = {
-                "default": limit_number(name, limit.default),
-                "ceiling": limit_number(name, limit.ceiling),
-            }
+        row = LIMITS[name]
+        if row.is_enforced(info.capabilities):
+            limits[name] = {"default": row.number(limit.default), "ceiling": row.number(limit.ceiling)}
     for name in ("argument_bytes", "arguments", "variables", "total_bytes"):
         limits[name] = {"default": None, "ceiling": getattr(own, name)}
     return {

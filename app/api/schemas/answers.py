@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.api.schemas.receipts import Isolation
 from app.core.backend import Capability
+from app.core.limits import LIMITS
 from app.core.models import ExecutionState, ExitReason, SandboxState
 
 
@@ -25,12 +26,12 @@ class StreamTicket(Answer):
 class Limits(Answer):
     """As enforced; null where the runtime cannot."""
 
-    cpus: float | None = Field(description="cores")
-    memory_mib: int | None = Field(description="`process` enforces memory_mib + disk_mib: files count as memory")
-    processes: int | None = Field(description="processes and threads at one time")
-    disk_mib: int | None = Field(description="/workspace, /tmp and /dev/shm together")
-    output_bytes: int = Field(description="kept, per execution and channel")
-    wall_seconds: float = Field(description="per execution")
+    cpus: float | None = Field(description=LIMITS["cpus"].meaning)
+    memory_mib: int | None = Field(description=LIMITS["memory_mib"].meaning)
+    processes: int | None = Field(description=LIMITS["processes"].meaning)
+    disk_mib: int | None = Field(description=LIMITS["disk_mib"].meaning)
+    output_bytes: int = Field(description=LIMITS["output_bytes"].meaning)
+    wall_seconds: float = Field(description=LIMITS["wall_seconds"].meaning)
 
 
 class Filesystem(Answer):

@@ -7,7 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from app.api.schemas.strict import EXACT_INTEGER, WHOLE, Strict
-from app.core.policy import FLOORS
+from app.core.limits import LIMITS
+
+Cpus = Annotated[float, Field(ge=LIMITS["cpus"].floor)]
+MemoryMib = Annotated[int, Field(ge=LIMITS["memory_mib"].floor, le=EXACT_INTEGER), WHOLE]
+Processes = Annotated[int, Field(ge=LIMITS["processes"].floor, le=EXACT_INTEGER), WHOLE]
+DiskMib = Annotated[int, Field(ge=LIMITS["disk_mib"].floor, le=EXACT_INTEGER), WHOLE]
+OutputBytes = Annotated[int, Field(ge=LIMITS["output_bytes"].floor, le=EXACT_INTEGER), WHOLE]
+WallSeconds = Annotated[float, Field(ge=LIMITS["wall_seconds"].floor)]
 
 
 class LimitsRequest(Strict):
@@ -15,19 +22,9 @@ class LimitsRequest(Strict):
     runtime `process` files in /workspace, /tmp and /dev/shm count as memory, and the limit in force is the sum
     memory_mib + disk_mib."""
 
-    cpus: Annotated[float, Field(ge=FLOORS.cpus)] | None = Field(None, description="cores; fractions are allowed")
-    memory_mib: Annotated[int, Field(ge=FLOORS.memory_mib, le=EXACT_INTEGER), WHOLE] | None = Field(
-        None, description="memory; `process` enforces the sum memory_mib + disk_mib, as files count as memory"
-    )
-    processes: Annotated[int, Field(ge=FLOORS.processes, le=EXACT_INTEGER), WHOLE] | None = Field(
-        None, description="processes and threads at one time, in the whole sandbox"
-    )
-    disk_mib: Annotated[int, Field(ge=FLOORS.disk_mib, le=EXACT_INTEGER), WHOLE] | None = Field(
-        None, description="files in /workspace, /tmp and /dev/shm together; with `process` they also count as memory"
-    )
-    output_bytes: Annotated[int, Field(ge=FLOORS.output_bytes, le=EXACT_INTEGER), WHOLE] | None = Field(
-        None, description="output that is kept, per execution and channel; see `on_output_limit`"
-    )
-    wall_seconds: Annotated[float, Field(ge=FLOORS.wall_seconds)] | None = Field(
-        None, description="longest time that an execution may run, and its default timeout"
-    )
+    cpus: Cpus | None = Field(None, description=LIMITS["cpus"].meaning)
+    memory_mib: MemoryMib | None = Field(None, description=LIMITS["memory_mib"].meaning)
+    processes: Processes | None = Field(None, description=LIMITS["processes"].meaning)
+    disk_mib: DiskMib | None = Field(None, description=LIMITS["disk_mib"].meaning)
+    output_bytes: OutputBytes | None = Field(None, description=LIMITS["output_bytes"].meaning)
+    wall_seconds: WallSeconds | None = Field(None, description=LIMITS["wall_seconds"].meaning)

@@ -8,7 +8,6 @@ from app.api.context import Edge
 from app.api.schemas import requests
 from app.api.schemas.limits import LimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
-from app.api.schemas.views import ENFORCED_BY
 from app.core.backend import Backend, Capability
 from app.core.choice import Wish, choose
 from app.core.commands import check_environment
@@ -20,8 +19,9 @@ from app.core.errors import (
     UnknownProfile,
     plain_number,
 )
+from app.core.limits import LIMITS, Limits, choose_limits, lower
 from app.core.models import Command, SandboxSpec, Stdin, Terminal
-from app.core.policy import FilesystemRequest, Limits, Network, Policy, check_path, choose_limits, lower, narrow
+from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow
 from app.core.sandboxes import Sandbox
 
 DEFAULT_PROFILE = "default"
@@ -68,7 +68,8 @@ async def sandbox_spec(
 def needs_of(asked: SandboxFields) -> frozenset[Capability]:
     """What the runtime must be able to do: what is required by name, and what each field asks for."""
     needs = set(asked.requires)
-    needs |= {capability for name, capability in ENFORCED_BY.items() if getattr(asked.limits, name) is not None}
+    limits = [row for row in LIMITS.values() if getattr(asked.limits, row.name) is not None]
+    needs |= {row.capability for row in limits if row.capability is not None}
     if asked.image is not None:
         needs.add(Capability.IMAGES)
     if asked.policy.filesystem is not None or asked.policy.profile != DEFAULT_PROFILE:
@@ -103,8 +104,8 @@ def lifetime(field: str, seconds: float | None, edge: Edge) -> float | None:
 
 def _limits(asked: LimitsRequest, backend: Backend, edge: Edge) -> Limits:
     values: dict[str, float | None] = {name: getattr(asked, name) for name in edge.ranges}
-    for name, capability in ENFORCED_BY.items():
-        if values[name] is not None and capability not in backend.info.capabilities:
+    for name, row in LIMITS.items():
+        if values[name] is not None and not row.is_enforced(backend.info.capabilities):
             raise PolicyNotSupported(
                 f"/limits/{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
             )

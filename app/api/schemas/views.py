@@ -11,21 +11,10 @@ from starlette.responses import Response
 from app.core.backend import Capability
 from app.core.executions import Execution
 from app.core.models import Channel, Exit
-from app.core.policy import FLOORS, LIMIT_NAMES
 from app.core.sandboxes import Sandbox
 from app.core.timeslices import TimeSlices
 
 Body = dict[str, Any]
-
-WHOLE_LIMITS = frozenset(name for name in LIMIT_NAMES if isinstance(getattr(FLOORS, name), int))
-
-# A limit that the runtime does not enforce is shown as null. The two others are the core's own work.
-ENFORCED_BY = {
-    "cpus": Capability.LIMIT_CPUS,
-    "memory_mib": Capability.LIMIT_MEMORY,
-    "processes": Capability.LIMIT_PROCESSES,
-    "disk_mib": Capability.LIMIT_DISK,
-}
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -44,13 +33,8 @@ async def json_page(items: Iterable[Body], next_cursor: str | None) -> Response:
     return Response(body, media_type="application/json")
 
 
-def limit_number(name: str, value: float) -> float:
-    """An integer for a limit that counts something."""
-    return int(value) if name in WHOLE_LIMITS else value
-
-
 def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
-    spec, limits, policy = sandbox.spec, sandbox.spec.limits, sandbox.spec.policy
+    spec, policy = sandbox.spec, sandbox.spec.policy
     return {
         "id": sandbox.id,
         "runtime": spec.runtime,
@@ -63,14 +47,7 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
         "idle_seconds": sandbox.idle_seconds,
         "last_active_at": sandbox.last_active_at,
         "labels": sandbox.labels,
-        "limits": {
-            "cpus": limits.cpus if Capability.LIMIT_CPUS in capabilities else None,
-            "memory_mib": limits.memory_mib if Capability.LIMIT_MEMORY in capabilities else None,
-            "processes": limits.processes if Capability.LIMIT_PROCESSES in capabilities else None,
-            "disk_mib": limits.disk_mib if Capability.LIMIT_DISK in capabilities else None,
-            "output_bytes": limits.output_bytes,
-            "wall_seconds": limits.wall_seconds,
-        },
+        "limits": spec.limits.enforced(capabilities),
         "policy": {
             "profile": policy.profile,
             "filesystem": {

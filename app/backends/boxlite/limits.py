@@ -8,7 +8,7 @@ from dataclasses import replace
 from app.backends.boxlite.inside import MARK
 from app.core.backend import CommandLimits
 from app.core.errors import InvalidRequest, LimitTooHigh
-from app.core.policy import Limits
+from app.core.limits import Limits
 
 # Seen: a string of 128 KiB hangs the request for ever, 200 KB of strings in all are too many for its message. The
 # variable BOXLITE_EXECUTOR=guest leads out of the container, to root in the guest.

@@ -15,9 +15,10 @@ from typing import Self
 
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Logs
+from app.core.limits import Limits
 from app.core.models import Command, SandboxSpec
 from app.core.output import OutputLog
-from app.core.policy import Limits, Policy
+from app.core.policy import Policy
 from app.serving.slot import release, take_slot
 from app.serving.supervisor import launcher_config
 from app.settings import Settings

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Logs, SandboxHandle
+from app.core.limits import Limits
 from app.core.models import Command, ExitReason, SandboxSpec
 from app.core.output import OutputLog
-from app.core.policy import Limits, Policy
+from app.core.policy import Policy
 from app.launcher.daemon import cgroup
 from tests.kernel.attacks.mutants import Launcher
 

@@ -12,8 +12,8 @@ from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
 from app.api.routes.run import text_of
 from app.api.schemas.runs import RunResult
 from app.core.backend import Capability
+from app.core.limits import Limits
 from app.core.oneshot import Captured
-from app.core.policy import Limits
 from app.settings import load_settings
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.unit.api.service import Service, call, kernel, vm

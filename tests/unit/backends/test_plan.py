@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from app.backends.process.plan import BASE_ENVIRONMENT, command_body, create_plan
+from app.core.limits import Limits
 from app.core.models import Command, SandboxSpec
-from app.core.policy import Filesystem, Limits, Policy
+from app.core.policy import Filesystem, Policy
 from app.launcher.protocol import unpack_command
 
 MIB = 1 << 20

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.core.executions import Execution
+from app.core.limits import Limits
 from app.core.models import Channel, Command, OnOutputLimit, SandboxSpec, Stdin
 from app.core.output import SandboxSpill
-from app.core.policy import Limits, Policy
+from app.core.policy import Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandbox, Sandboxes
 from tests.null_backend import NullBackend, NullExecution

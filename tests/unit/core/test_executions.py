@@ -20,8 +20,8 @@ from app.core.errors import (
 )
 from app.core.executions import Execution
 from app.core.follow import Output
+from app.core.limits import Limits
 from app.core.models import Channel, ExecutionState, Exit, ExitReason, SandboxState
-from app.core.policy import Limits
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 from app.spill import SpillFolder

@@ -1,27 +1,13 @@
 from __future__ import annotations
 
-import math
 import posixpath
-from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.errors import BulkheadError, InvalidRequest, LimitTooHigh, PolicyTooBroad
-from app.core.policy import (
-    FLOORS,
-    LIMIT_NAMES,
-    Filesystem,
-    FilesystemRequest,
-    LimitRange,
-    Limits,
-    Policy,
-    check_path,
-    choose_limits,
-    lower,
-    narrow,
-)
+from app.core.errors import InvalidRequest, PolicyTooBroad
+from app.core.policy import Filesystem, FilesystemRequest, Policy, check_path, narrow
 
 part = st.sampled_from(["usr", "usr2", "etc", "tmp", "workspace", "a", "..", ".", "", "us", "usr "])
 path = st.builds(
@@ -110,51 +96,3 @@ def test_unclean_path_is_refused_with_its_pointer(bad: str) -> None:
 @pytest.mark.parametrize(("raw", "kept"), [("/", "/"), ("//", "/"), ("//usr//bin/", "/usr/bin"), ("/a b", "/a b")])
 def test_clean_path_is_normalised(raw: str, kept: str) -> None:
     assert check_path(raw, "/x") == kept
-
-
-# --- limits
-
-RANGES = {name: LimitRange(getattr(Limits(), name), getattr(Limits(), name) * 2) for name in LIMIT_NAMES}
-
-
-def test_limits_that_are_not_asked_for_are_the_operators() -> None:
-    assert choose_limits({}, RANGES) == Limits()
-    assert choose_limits(dict.fromkeys(LIMIT_NAMES), RANGES) == Limits()
-    assert choose_limits({"cpus": 2}, RANGES).cpus == 2.0
-
-
-@given(st.dictionaries(st.sampled_from(LIMIT_NAMES), st.floats(allow_nan=True, allow_infinity=True)))
-def test_limits_are_always_between_floor_and_ceiling(asked: dict[str, float | None]) -> None:
-    try:
-        limits = choose_limits(asked, RANGES)
-    except (InvalidRequest, LimitTooHigh):
-        return
-    for field in fields(Limits):
-        value = getattr(limits, field.name)
-        assert getattr(FLOORS, field.name) <= value <= RANGES[field.name].ceiling
-        assert type(value) is type(getattr(Limits(), field.name)) or field.name == "wall_seconds"
-
-
-@pytest.mark.parametrize("name", LIMIT_NAMES)
-def test_limit_above_its_ceiling_or_below_its_floor_names_the_field(name: str) -> None:
-    ceiling, floor = RANGES[name].ceiling, getattr(FLOORS, name)
-    with pytest.raises(LimitTooHigh) as refusal:
-        choose_limits({name: math.nextafter(ceiling, math.inf)}, RANGES)
-    assert (refusal.value.pointer, refusal.value.ceiling) == (f"/limits/{name}", ceiling)
-    errors: list[BulkheadError] = []
-    for value in (math.nextafter(floor, 0), 0, -1, math.nan, -math.inf):
-        with pytest.raises(InvalidRequest) as wrong:
-            choose_limits({name: value}, RANGES)
-        assert [e.pointer for e in wrong.value.errors] == [f"/limits/{name}"]
-        errors.append(wrong.value)
-    assert len(errors) == 5
-
-
-def test_a_runtimes_own_ceiling_counts_where_it_is_below_the_operators() -> None:
-    ranges = {"cpus": LimitRange(2, 8), "memory_mib": LimitRange(512, 4096), "disk_mib": LimitRange(64, 128)}
-    assert lower(ranges, {"cpus": 1, "memory_mib": 1024, "disk_mib": 10_000, "other": 1}) == {
-        "cpus": LimitRange(1, 1),
-        "memory_mib": LimitRange(512, 1024),
-        "disk_mib": LimitRange(64, 128),
-    }
-    assert lower(ranges, {}) == ranges
