@@ -17,7 +17,7 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
-    cursor: Annotated[str | None, Field(max_length=64, description="next_cursor of the page before")] = None
+    cursor: Annotated[str | None, Field(max_length=64, description="`next_cursor` of the page before")] = None
 
 
 class Placed(Protocol):

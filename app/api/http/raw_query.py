@@ -69,7 +69,7 @@ def parameters(model: type[PathQuery]) -> list[dict[str, Any]]:
         "in": "query",
         "required": True,
         "description": f"absolute, or relative to /workspace; {LONGEST_PATH} bytes at most, not necessarily UTF-8; "
-        "percent-encode what a URL does not take",
+        "percent-encode what a URL cannot have",
         "schema": {"type": "string", "minLength": 1},
     }
     rest = [

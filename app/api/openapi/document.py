@@ -27,14 +27,14 @@ _REQUESTS = (
     requests.CreateStreamTicket,
     runs.Run,
 )
-_DESCRIPTION = "Run code nobody trusts on one Linux machine, with its output streamed live."
+_DESCRIPTION = "Runs untrusted code in sandboxes on one Linux machine and streams its output live."
 
 
 _TAGS = [
-    {"name": "sandboxes", "description": "Rooms in which commands run."},
+    {"name": "sandboxes", "description": "Sandboxes, in which commands run."},
     {"name": "executions", "description": "Commands in a sandbox, and their output."},
-    {"name": "files", "description": "What is in a sandbox's file system, as its commands see it."},
-    {"name": "service", "description": "What the service says about itself."},
+    {"name": "files", "description": "The file system of a sandbox, as its commands see it."},
+    {"name": "service", "description": "The service itself: runtimes, health, metrics, problems."},
 ]
 _REQUEST_ID, _RETRY, _AUTHENTICATE = "X-Request-Id", "Retry-After", "WWW-Authenticate"
 _REPLAYED = "Idempotency-Replayed"
@@ -44,7 +44,10 @@ _HEADERS = {
         "description": "`true` when this is the answer to an earlier request with the same Idempotency-Key",
         "schema": {"type": "string", "const": "true"},
     },
-    _REQUEST_ID: {"description": "the client's own or a new one; stands in the log", "schema": {"type": "string"}},
+    _REQUEST_ID: {
+        "description": "the client's own id or a new one; it is also in the log",
+        "schema": {"type": "string"},
+    },
     _RETRY: {"description": "seconds to wait before trying again", "schema": {"type": "integer"}},
     _AUTHENTICATE: {"description": "always `Bearer`", "schema": {"type": "string"}},
 }
@@ -52,7 +55,7 @@ _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "chosen by the client, one for each thing that it wants done once: a repeated request with the same "
+    "description": "chosen by the client, one for each thing to do once: a repeated request with the same "
     "key, query and body gets the first answer again, for 24 hours; answers of 5xx and 429 are not kept",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{PATTERN}$"},
 }
@@ -67,7 +70,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         )
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update(_components())
-        components["Capability"]["description"] = "What a runtime may promise."
+        components["Capability"]["description"] = "A promise of a runtime, by name."
         document["components"]["headers"] = _HEADERS
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["info"]["license"] = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}

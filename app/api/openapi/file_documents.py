@@ -13,7 +13,7 @@ ON_FILES = (
 ON_UPLOADS = (*ON_FILES, "unsupported_media_type", "payload_too_large", "disk_full")
 
 _HEADERS = {
-    "ETag": ("names this state of the file; strong, from its time, size and inode", "string"),
+    "ETag": ("identifies this state of the file; strong, made of its time, size and inode", "string"),
     "Last-Modified": ("when its content last changed, in whole seconds", "string"),
     "File-Mode": ("permissions in octal, such as 0644", "string"),
     "File-Type": ("file, directory, symlink, fifo, socket, character_device or block_device", "string"),
@@ -26,8 +26,8 @@ _CONDITIONS = {
     "If-None-Match": "only if the ETag is none of these; `*`: if there is no file",
     "If-Modified-Since": "only if it changed after this time",
     "If-Unmodified-Since": "only if it did not change after this time",
-    "Range": "one part, such as `bytes=0-99`, `bytes=100-` or `bytes=-100`; several are answered with the whole",
-    "If-Range": "the part only if this is still the ETag or the Last-Modified, else the whole",
+    "Range": "one part, such as `bytes=0-99`, `bytes=100-` or `bytes=-100`; several ranges return the whole file",
+    "If-Range": "return the part only if this is still the ETag or the Last-Modified, else the whole file",
 }
 FILE_HEADERS = ("ETag", "Last-Modified", "File-Mode", "File-Type", "Accept-Ranges", "Content-Length")
 BINARY = {"type": "string", "format": "binary"}

@@ -24,12 +24,12 @@ Texts = list[str] | SkipJsonSchema[None]
 
 
 class Problem(BaseModel):
-    """RFC 9457. The required members are in every problem, each other one only in the types that it names."""
+    """RFC 9457. The required members are in every problem. The description of each other member names its types."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="`/problems/<slug>`: what to tell problems apart by")
-    title: str = Field(description="of the type, always the same")
+    type: str = Field(description="`/problems/<slug>`: identifies the type of the problem")
+    title: str = Field(description="title of the type")
     status: int = Field(ge=400, le=599, description="the HTTP status")
     detail: str = Field(description="what happened this time, for people")
     instance: str = Field(description="the request id, also in the header X-Request-Id")

@@ -24,14 +24,14 @@ TAR = "application/x-tar"
 @router.get(
     "",
     operation_id="read_archive",
-    summary="A tree as a tar stream",
+    summary="Read a tree as a tar stream",
     response_class=Response,
     responses={200: raw_answer(TAR, "an uncompressed POSIX tar stream"), **problems(*ON_FILES)},
     openapi_extra=takes(PathQuery),
 )
 async def read_archive(request: Request, sandbox_id: str) -> Response:
-    """Names are relative to the tree's root. Links are links; sockets, FIFOs and devices are left out. What fails after
-    the first byte ends the connection, so that a part never looks like the whole."""
+    """Names are relative to the tree's root. Links are links. Sockets, FIFOs and devices are left out. A failure after
+    the first byte closes the connection, so that a part never looks like the whole."""
     path, _ = read_query(request, PathQuery)
     transfers = edge_of(request).sandboxes.transfers
 
@@ -52,8 +52,8 @@ async def read_archive(request: Request, sandbox_id: str) -> Response:
     openapi_extra={**takes(PathQuery), **raw_body(TAR, "an uncompressed tar stream: ustar, pax or GNU")},
 )
 async def write_archive(request: Request, sandbox_id: str) -> Response:
-    """Below a directory, which is made: directories are joined, files replaced. When an entry is refused, or anything
-    else fails, nothing of the archive is left."""
+    """Unpacks below a directory, which is made. Directories are joined, files are replaced. When an entry is refused,
+    or anything else fails, nothing of the archive is left."""
     upload = Upload(request)
     refuse_conditions(request.headers)
     path, _ = read_query(request, PathQuery)

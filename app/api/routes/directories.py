@@ -31,7 +31,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 class ListQuery(PathQuery):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
-    cursor: Annotated[str | None, Field(max_length=_LONGEST_CURSOR, description="next_cursor of the page before")] = (
+    cursor: Annotated[str | None, Field(max_length=_LONGEST_CURSOR, description="`next_cursor` of the page before")] = (
         None
     )
 
@@ -40,7 +40,7 @@ Absent = Field(default_factory=lambda: None, description="the bytes, where they 
 
 
 class DirectoryItem(Answer):
-    """What is in a directory: a link is a link here, wherever it leads."""
+    """The content of a directory. Links are not followed."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
@@ -62,13 +62,13 @@ class Directory(Answer):
 @router.get(
     "",
     operation_id="list_directory",
-    summary="What is in a directory",
+    summary="List a directory",
     response_model=Directory,
     responses=problems(*ON_FILES),
     openapi_extra=takes(ListQuery),
 )
 async def list_directory(request: Request, sandbox_id: str) -> Response:
-    """In the order of the names' bytes. What comes or goes between two pages shifts nothing."""
+    """Items are in the order of their names' bytes. Changes between two pages do not shift them."""
     path, query = read_query(request, ListQuery)
     after = None if query.cursor is None else _name_of(query.cursor)
     async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
@@ -86,13 +86,13 @@ async def list_directory(request: Request, sandbox_id: str) -> Response:
     response_class=Response,
     responses={
         201: {"description": "the directory is new"},
-        204: {"description": "it was there"},
+        204: {"description": "the directory exists already"},
         **problems(*ON_FILES, "disk_full"),
     },
     openapi_extra=takes(PathQuery),
 )
 async def make_directory(request: Request, sandbox_id: str) -> Response:
-    """With its parents. Repeatable."""
+    """Makes missing parents too. Repeatable."""
     refuse_conditions(request.headers)
     path, _ = read_query(request, PathQuery)
     async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:

@@ -37,14 +37,16 @@ class StartQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait_seconds: Annotated[
-        float, Field(ge=0, le=300, description="wait for a sandbox that is still `creating`, at most so long")
+        float, Field(ge=0, le=300, description="how long to wait for a sandbox that is still `creating`, in seconds")
     ] = 60
 
 
 class ShowQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    wait_seconds: Annotated[float, Field(ge=0, le=60, description="hold the answer until it ends, at most so long")] = 0
+    wait_seconds: Annotated[
+        float, Field(ge=0, le=60, description="how long to hold the answer until the execution ends, in seconds")
+    ] = 0
 
 
 class ListQuery(PageQuery):
@@ -58,7 +60,10 @@ class ListQuery(PageQuery):
     status_code=201,
     response_model=answers.Execution,
     responses={
-        200: {"model": answers.Execution, "description": "the id was taken by the same command: that execution"},
+        200: {
+            "model": answers.Execution,
+            "description": "an execution with this id and the same command exists; this is it",
+        },
         201: created("execution"),
         **problems(
             "invalid_request",
@@ -78,8 +83,8 @@ class ListQuery(PageQuery):
     openapi_extra=json_body(requests.CreateExecution),
 )
 async def create_execution(request: Request, sandbox_id: str, query: Annotated[StartQuery, Query()]) -> Response:
-    """A command that cannot be started is not an error here: it is an execution that ended with `start_failed`. An
-    execution that its client hangs up on runs and is listed."""
+    """A command that cannot be started is not an error here: it is an execution that ended with `start_failed`. If the
+    client disconnects, the execution runs and is listed."""
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
     asked = await read_json(request, requests.CreateExecution)
@@ -130,8 +135,8 @@ async def get_execution(
     responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
 )
 async def delete_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
-    """Daemons too, where the runtime has `kill_tree`; else what it can reach, and the exit's `detail` says what may
-    live on. Repeatable; the record stays."""
+    """Kills daemons too, where the runtime has `kill_tree`. Other runtimes kill what they can reach, and the exit's
+    `detail` says what may live on. Repeatable. The record stays."""
     edge = edge_of(request)
     await edge.sandboxes.kill_execution(edge.sandboxes.execution(sandbox_id, execution_id))
     return Response(status_code=204)
@@ -147,7 +152,7 @@ async def delete_execution(request: Request, sandbox_id: str, execution_id: str)
     openapi_extra=json_body(requests.SignalExecution),
 )
 async def signal_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
-    """As Ctrl-C does. A runtime without `signal_group` reaches its first process only."""
+    """Ctrl-C does the same. A runtime without `signal_group` reaches the first process only."""
     execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
     asked = await read_json(request, requests.SignalExecution)
     await execution.signal(number_of_signal(asked.signal))
@@ -157,14 +162,14 @@ async def signal_execution(request: Request, sandbox_id: str, execution_id: str)
 @router.post(
     "/{execution_id}/resize",
     operation_id="resize_execution",
-    summary="Give an execution's terminal another size",
+    summary="Change the size of an execution's terminal",
     status_code=204,
     response_class=Response,
     responses=problems(*TOLD_TO_A_RUNNING_ONE),
     openapi_extra=json_body(requests.Terminal),
 )
 async def resize_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
-    """Its programs get SIGWINCH."""
+    """The programs on the terminal get SIGWINCH."""
     execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
     asked = await read_json(request, requests.Terminal)
     await execution.resize(Terminal(asked.rows, asked.cols))

@@ -28,18 +28,18 @@ _OF_CONTENT = ("content-length", "content-type", "accept-ranges")
 class WriteQuery(PathQuery):
     mode: Annotated[
         Mode | None,
-        Field(description="permissions in octal; absent: those of the file that is replaced, 0644 for a new one"),
+        Field(description="permissions in octal (default: those of the file that is replaced, 0644 for a new file)"),
     ] = None
 
 
 class DeleteQuery(PathQuery):
-    recursive: Annotated[bool, Field(description="a directory with all that is in it")] = False
+    recursive: Annotated[bool, Field(description="delete a directory with everything in it")] = False
 
 
 @router.get(
     "",
     operation_id="read_file",
-    summary="The bytes of a file",
+    summary="Read a file",
     response_class=Response,
     responses={
         200: raw_answer(OCTETS, "the whole file", *FILE_HEADERS),
@@ -52,7 +52,7 @@ class DeleteQuery(PathQuery):
     ),
 )
 async def read_file(request: Request, sandbox_id: str) -> Response:
-    """A regular file, as it is at this moment. Links are followed, inside the sandbox."""
+    """Reads a regular file as it is at this moment. Links are followed, inside the sandbox."""
     path, _ = read_query(request, PathQuery)
     conditions = Conditions(request.headers)
     transfers = edge_of(request).sandboxes.transfers
@@ -75,18 +75,18 @@ async def read_file(request: Request, sandbox_id: str) -> Response:
 @router.head(
     "",
     operation_id="stat_file",
-    summary="What is at a path",
+    summary="Ask what is at a path",
     response_class=Response,
     responses={
-        200: {"description": "there is something; `File-Type` says what", "headers": sends(*FILE_HEADERS)},
+        200: {"description": "something is there; `File-Type` says what", "headers": sends(*FILE_HEADERS)},
         304: {"description": "the client knows it already", "headers": sends("ETag", "Last-Modified")},
         **problems(*ON_FILES, "precondition_failed"),
     },
     openapi_extra=takes(PathQuery, "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"),
 )
 async def stat_file(request: Request, sandbox_id: str) -> Response:
-    """For anything that exists, links followed. `Content-Length` and `Accept-Ranges` are there for a regular file
-    only."""
+    """Works for anything that exists. Links are followed. Only a regular file has `Content-Length` and
+    `Accept-Ranges`."""
     path, _ = read_query(request, PathQuery)
     conditions = Conditions(request.headers)
     async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
@@ -103,22 +103,23 @@ async def stat_file(request: Request, sandbox_id: str) -> Response:
 @router.put(
     "",
     operation_id="write_file",
-    summary="Replace a file, or make it",
+    summary="Write a file",
     status_code=204,
     response_class=Response,
     responses={
         201: {"description": "the file is new"},
-        204: {"description": "the file was there and is replaced"},
+        204: {"description": "the file existed and was replaced"},
         **problems(*ON_UPLOADS, "precondition_failed"),
     },
     openapi_extra={
         **takes(WriteQuery, "If-Match", "If-None-Match", "If-Unmodified-Since"),
-        **raw_body(OCTETS, "the content, of any media type but multipart/…; it is stored as it is sent"),
+        **raw_body(OCTETS, "the content, of any media type but multipart/…; it is stored as it is"),
     },
 )
 async def write_file(request: Request, sandbox_id: str) -> Response:
-    """As a whole or not at all: until the last byte is there, and whenever something fails, also when the client hangs
-    up, there is the old file or none. Missing parents are made. Preconditions hold at the moment of the replacement."""
+    """Replaces the file as a whole or not at all. Until the last byte has arrived the old file stays, or none. The same
+    holds when something fails or the client disconnects. Missing parents are made. Preconditions hold at the moment of
+    the replacement."""
     if media_type_of(request).startswith("multipart/"):
         raise UnsupportedMediaType("a form would be stored with its boundaries; send the bytes of the file themselves")
     upload = Upload(request)
@@ -139,7 +140,8 @@ async def write_file(request: Request, sandbox_id: str) -> Response:
     openapi_extra=takes(DeleteQuery),
 )
 async def delete_file(request: Request, sandbox_id: str) -> Response:
-    """What the path itself names: of a link the link. A directory that is not empty needs `recursive`."""
+    """Deletes what the path itself names: a link and not its target. A directory that is not empty needs
+    `recursive`."""
     refuse_conditions(request.headers)
     path, query = read_query(request, DeleteQuery)
     async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:

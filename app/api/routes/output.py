@@ -30,13 +30,13 @@ class OutputQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     channel: Channel = Channel.STDOUT
-    offset: Annotated[int, Field(ge=0, description="in bytes from the channel's begin")] = 0
-    limit: Annotated[int, Field(ge=1, le=LIMIT, description="bytes at most")] = DEFAULT_LIMIT
-    wait_seconds: Annotated[float, Field(ge=0, le=60, description="hold an empty answer, at most so long")] = 0
+    offset: Annotated[int, Field(ge=0, description="position in bytes from the beginning of the channel")] = 0
+    limit: Annotated[int, Field(ge=1, le=LIMIT, description="most bytes to return")] = DEFAULT_LIMIT
+    wait_seconds: Annotated[float, Field(ge=0, le=60, description="how long to hold an empty answer, in seconds")] = 0
 
 
 def check_readable(sandbox: Sandbox) -> None:
-    """Raises WrongState: the log goes with the sandbox."""
+    """Raises WrongState when the sandbox has ended, and its log with it."""
     if sandbox.state is SandboxState.DESTROYED:
         raise WrongState(sandbox.state, "the output went with the sandbox, which is destroyed")
 
@@ -53,16 +53,16 @@ def _header(description: str, kind: str = "integer") -> dict[str, object]:
 @router.get(
     "/output",
     operation_id="get_output",
-    summary="Stored output of one channel",
+    summary="Read stored output of one channel",
     response_class=Response,
     responses={
         200: {
             "description": "raw bytes, exactly as the program wrote them",
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
             "headers": {
-                "Output-Offset": _header("where this body begins: later than asked for when bytes were dropped"),
+                "Output-Offset": _header("offset of the first byte; later than asked for when bytes were dropped"),
                 "Output-Next-Offset": _header("the offset to ask for next"),
-                "Output-Total": _header("bytes that the channel took in so far"),
+                "Output-Total": _header("bytes that the program has printed on this channel so far"),
                 "Output-Complete": _header("true when nothing can come after this body", "boolean"),
             },
         },

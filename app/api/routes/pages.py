@@ -36,7 +36,7 @@ _LINKS = (
     (INDEX, "Every type of problem, and what helps"),
     ("/runtimes", "The runtimes, what they can do and their limits"),
     ("/readyz", "Whether the service can make sandboxes"),
-    ("/metrics", "Numbers for Prometheus"),
+    ("/metrics", "Metrics for Prometheus"),
 )
 
 
@@ -49,7 +49,7 @@ def _page(title: str, body: str) -> HTMLResponse:
 
 
 def _with_code(text: str) -> str:
-    """Names stand between backticks in our sentences."""
+    """Names are between backticks in these sentences."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
@@ -101,7 +101,7 @@ async def _index(_: Request) -> Response:
 @router.get(
     "/problems/{slug}",
     operation_id="explain_problem",
-    summary="What a type of problem means, for people",
+    summary="Explain a type of problem, for people",
     response_class=HTMLResponse,
     responses=problems("not_found"),
 )

@@ -1,4 +1,4 @@
-"""Routes that stop a sandbox where it is, and let it go on."""
+"""Routes that pause and resume a sandbox."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PROBLEMS = (
 @router.post(
     "/sandboxes/{sandbox_id}/pause",
     operation_id="pause_sandbox",
-    summary="Stop every process of a sandbox where it is",
+    summary="Stop every process of a sandbox",
     response_model=answers.Sandbox,
     responses=problems(*PROBLEMS),
 )
 async def pause_sandbox(request: Request, sandbox_id: str) -> Response:
-    """When it answers, none of them runs. Files, memory, stdin and output stay as they are; no clock stops, neither
-    the sandbox's nor those of its executions. Repeatable."""
+    """When the answer comes, none of them runs. Files, memory, stdin and output stay as they are. The time limits of
+    the sandbox and of its executions go on. Repeatable."""
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
     await sandbox.pause()
@@ -37,12 +37,12 @@ async def pause_sandbox(request: Request, sandbox_id: str) -> Response:
 @router.post(
     "/sandboxes/{sandbox_id}/resume",
     operation_id="resume_sandbox",
-    summary="Let a paused sandbox go on",
+    summary="Let a paused sandbox run again",
     response_model=answers.Sandbox,
     responses=problems(*PROBLEMS),
 )
 async def resume_sandbox(request: Request, sandbox_id: str) -> Response:
-    """Signals that were sent meanwhile arrive now. Repeatable, also on a sandbox that was never paused."""
+    """Signals that were sent during the pause arrive now. Repeatable, also on a sandbox that was never paused."""
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
     await sandbox.resume()

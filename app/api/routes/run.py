@@ -38,7 +38,7 @@ _CONTINUATION = 3  # bytes that a UTF-8 character has at most behind its first
 @router.post(
     "/run",
     operation_id="run_once",
-    summary="Run a command in a sandbox of its own, and get its output",
+    summary="Run one command in a sandbox of its own",
     response_model=RunResult,
     responses=problems(
         *OF_A_CREATE, "unsupported_by_runtime", "wrong_state", "wrong_type", "access_denied", "disk_full"
@@ -46,9 +46,9 @@ _CONTINUATION = 3  # bytes that a UTF-8 character has at most behind its first
     openapi_extra=json_body(Run),
 )
 async def run(request: Request) -> Response:
-    """Creates a sandbox, puts `files` into it, runs the command with `stdin`, and destroys the sandbox: it is gone when
-    the answer comes, whatever happened, and no record of it is kept. A command that fails, or cannot be started, is a
-    200 whose `exit` says so. A client that hangs up ends its run, unless it sent an Idempotency-Key."""
+    """Creates a sandbox, puts `files` into it, runs the command with `stdin`, and destroys the sandbox. The sandbox is
+    gone when the answer comes, and no record of it is kept. A command that fails, or cannot be started, is a 200 whose
+    `exit` says so. If the client disconnects, the run ends, unless the client sent an Idempotency-Key."""
     edge = edge_of(request)
     asked = await read_json(request, Run)
     await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
@@ -116,7 +116,7 @@ _TEXT_MOST = 24 * 1024 * 1024
 
 
 async def response_of(outcome: Outcome, runtime: str) -> Response:
-    """Made piece by piece: to turn two texts of 8 MiB into JSON takes longer than anybody should wait."""
+    """Made piece by piece: two texts of 8 MiB would hold the event loop for too long."""
     slices = TimeSlices.of_loop()
     channels = {"stdout": outcome.stdout, "stderr": outcome.stderr}
     encoding, pieces = "utf-8", None
@@ -149,7 +149,7 @@ def _base64_pieces(data: bytes) -> Iterator[bytes]:
 
 
 async def _members(texts: Mapping[str, Iterator[bytes]], most: int | None = None) -> list[bytes] | None:
-    """Further members of a JSON object; None for more than so many bytes."""
+    """Further members of a JSON object. None when they would have more bytes than allowed."""
     slices = TimeSlices.of_loop()
     pieces: list[bytes] = []
     size = 0
@@ -167,8 +167,8 @@ async def _members(texts: Mapping[str, Iterator[bytes]], most: int | None = None
 
 
 def text_of(channel: Captured) -> str:
-    """Raises UnicodeDecodeError for what is no UTF-8. A character that the output limit cut in two is left out: else
-    every second text that is too long would come as base64."""
+    """Raises UnicodeDecodeError for bytes that are not UTF-8. A character that the output limit cut in two is left out.
+    Otherwise every second text over the limit would come as base64."""
     data = channel.data
     if channel.cut_begin:
         whole = next((at for at in range(min(_CONTINUATION, len(data))) if not 0x80 <= data[at] < 0xC0), _CONTINUATION)

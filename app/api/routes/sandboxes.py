@@ -47,7 +47,7 @@ class CreateQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait_seconds: Annotated[
-        float, Field(ge=0, le=300, description="hold the answer until it runs, at most so long")
+        float, Field(ge=0, le=300, description="how long to hold the answer until the sandbox runs, in seconds")
     ] = 60
 
 
@@ -55,7 +55,8 @@ class ShowQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait_seconds: Annotated[
-        float, Field(ge=0, le=300, description="hold the answer while it is `creating`, at most so long")
+        float,
+        Field(ge=0, le=300, description="how long to hold the answer while the sandbox is `creating`, in seconds"),
     ] = 0
 
 
@@ -63,7 +64,7 @@ class ListQuery(PageQuery):
     state: SandboxState | None = None
     runtime: str | None = None
     label: list[Annotated[str, Field(json_schema_extra={"pattern": "^[^:]+:"})]] = Field(
-        [], description="key:value; repeated: all must match"
+        [], description="key:value; if repeated, all must match"
     )
 
 
@@ -79,16 +80,16 @@ def body_of(sandbox: Sandbox, edge: Edge) -> Body:
     status_code=201,
     response_model=answers.Sandbox,
     responses={
-        200: {"model": answers.Sandbox, "description": "the id was taken by a sandbox with the same body: that one"},
+        200: {"model": answers.Sandbox, "description": "a sandbox with this id and the same body exists; this is it"},
         201: created("sandbox"),
         **problems(*OF_A_CREATE, "conflict"),
     },
     openapi_extra=json_body(requests.CreateSandbox),
 )
 async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()]) -> Response:
-    """Begins a sandbox and holds the answer until it runs. A boot that fails meanwhile is a problem, and nothing of
-    the sandbox is left. A client that hangs up while it waits finds its sandbox again by an `id` of its own choice
-    or an Idempotency-Key; without either the sandbox is destroyed."""
+    """Creates a sandbox and holds the answer until it runs. If the boot fails meanwhile, the answer is a problem and
+    nothing of the sandbox is left. A client that disconnects while it waits finds its sandbox again by an `id` of its
+    own choice or an Idempotency-Key. Without either the sandbox is destroyed."""
     edge = edge_of(request)
     asked = await read_json(request, requests.CreateSandbox)
     client = visitor_of(request).client
@@ -112,7 +113,7 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     responses=problems("invalid_request", "unknown_runtime", "runtime_not_enabled"),
 )
 async def list_sandboxes(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
-    """Oldest first. Records of destroyed sandboxes are listed for a while too."""
+    """Oldest first. Destroyed sandboxes are listed too while their record is kept."""
     edge = edge_of(request)
     runtime = None if query.runtime is None else edge.registry.canonical(query.runtime)
     labels = [_label(text) for text in query.label]
@@ -157,7 +158,7 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQu
 @router.patch(
     "/sandboxes/{sandbox_id}",
     operation_id="update_sandbox",
-    summary="Change how long a sandbox lives, and its labels",
+    summary="Change the lifetime, idle time or labels of a sandbox",
     response_model=answers.Sandbox,
     responses=problems(
         "invalid_request",
@@ -193,7 +194,7 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
     responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
 )
 async def delete_sandbox(request: Request, sandbox_id: str) -> Response:
-    """When it answers, no process of the sandbox exists. Repeatable while the record is kept."""
+    """When the answer comes, no process of the sandbox exists. Repeatable while the record is kept."""
     edge = edge_of(request)
     await edge.sandboxes.destroy(edge.sandboxes.get(sandbox_id))
     return Response(status_code=204)

@@ -34,7 +34,7 @@ class StdinQuery(BaseModel):
 @router.put(
     "/stdin",
     operation_id="write_stdin",
-    summary="Feed an execution's stdin",
+    summary="Write to an execution's stdin",
     status_code=204,
     response_class=Response,
     responses=problems(
@@ -49,7 +49,7 @@ class StdinQuery(BaseModel):
     ),
     openapi_extra={
         "requestBody": {
-            "description": "raw bytes; of any length, and as slow as you like",
+            "description": "raw bytes, of any length and at any speed",
             "required": False,
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         }
@@ -58,8 +58,8 @@ class StdinQuery(BaseModel):
 async def write_stdin(
     request: Request, sandbox_id: str, execution_id: str, query: Annotated[StdinQuery, Query()]
 ) -> Response:
-    """Of any media type. The body is passed on while it arrives, at the program's pace: the answer comes when all of it
-    is in. What arrived before a hang-up is in stdin, which then stays open."""
+    """The body may have any media type. It is passed on while it arrives, as fast as the program reads. The answer
+    comes when all of it was accepted. If the client disconnects, stdin has what arrived and stays open."""
     edge = edge_of(request)
     # Refused before it was told to go on, a client may leave the body out: nobody knows what comes next then.
     request.scope["state"]["close_after_problem"] = "expect" in request.headers

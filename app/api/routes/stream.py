@@ -41,7 +41,7 @@ PARAMETERS.append(
         "in": "header",
         "required": False,
         "schema": {"type": "string", "pattern": "^[0-9]{1,16}-[0-9]{1,16}$"},
-        "description": "of Server-Sent Events: resumes after the event with this id, whatever offsets the query has",
+        "description": "for Server-Sent Events: resume after this event; the offsets of the query are ignored",
     }
 )
 

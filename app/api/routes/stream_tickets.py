@@ -21,16 +21,16 @@ router = APIRouter(tags=["executions"], route_class=StrictRoute)
 @router.post(
     "/stream-tickets",
     operation_id="create_stream_ticket",
-    summary="A right to open one stream once, without a header",
+    summary="Get a ticket that opens one stream once, without a key",
     status_code=201,
     response_model=answers.StreamTicket,
     responses=problems("invalid_request", "unsupported_media_type", "payload_too_large", "capacity_exceeded"),
     openapi_extra=json_body(requests.CreateStreamTicket),
 )
 async def create_stream_ticket(request: Request) -> Response:
-    """For 30 seconds and one use, whatever comes of it, as `?ticket=` of the stream. It stands in for a key, not for an
-    allowed origin. Nobody looks whether the execution exists. Without `stdin` it opens a stream that only looks on: its
-    signals and sizes are refused too."""
+    """A ticket is valid for 30 seconds and one use, as `?ticket=` of the stream. The first use spends it, even if that
+    use fails. It stands in for a key and not for an allowed origin. This request does not check whether the execution
+    exists. A ticket without `stdin` opens a stream that can only read: its signals and sizes are refused."""
     asked = await read_json(request, requests.CreateStreamTicket)
     expires_at = now() + timedelta(seconds=LIFE_SECONDS)
     ticket = edge_of(request).tickets.issue(asked.path, asked.stdin, visitor_of(request).client)

@@ -22,7 +22,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 @router.get(
     "/runtimes",
     operation_id="list_runtimes",
-    summary="The runtimes, what they can do, and whether they work now",
+    summary="List the runtimes and what they can do",
     response_model=answers.RuntimeList,
     responses=problems(),
 )
@@ -57,7 +57,7 @@ def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body
 @router.get(
     "/healthz",
     operation_id="check_alive",
-    summary="The service is alive",
+    summary="Ask whether the service is alive",
     response_model=answers.Health,
     responses=problems(),
 )
@@ -68,13 +68,13 @@ async def check_alive() -> Response:
 @router.get(
     "/readyz",
     operation_id="check_ready",
-    summary="The default runtime works",
+    summary="Ask whether the default runtime works",
     response_model=answers.Ready,
     responses=problems("backend_unavailable", "isolation_unavailable"),
 )
 async def check_ready(request: Request) -> Response:
-    """With `auto` as the default: any runtime works. Asked of the runtimes at most once a second. When it is not ready
-    the problem has the member `runtimes` too."""
+    """With the default `auto` one runtime that works is enough. The service asks the runtimes at most once a second. If
+    it is not ready, the problem also has the member `runtimes`."""
     edge = edge_of(request)
     answers = await edge.readiness.all()
     runtimes: list[Body] = [
@@ -95,14 +95,14 @@ async def check_ready(request: Request) -> Response:
 
 
 def _ready_or_not(request: Request, error: BulkheadError | None) -> Response:
-    """All that a load balancer has to know, and all that a page of somebody else gets to."""
+    """The least that a load balancer needs. A foreign web page gets no more than this."""
     if error is None:
         return json_response({"default": "", "runtimes": []})
     return problem_of(BackendUnavailable("", "the service is not ready")).response(request_id_of(request), runtimes=[])
 
 
 def _none_works(runtimes: list[Body]) -> BulkheadError | None:
-    """With `auto` as the default one runtime that works is enough."""
+    """With the default `auto` one runtime that works is enough."""
     if any(runtime["ready"] for runtime in runtimes):
         return None
     reasons = "; ".join(f"{runtime['name']}: {runtime['reason']}" for runtime in runtimes)
@@ -112,7 +112,7 @@ def _none_works(runtimes: list[Body]) -> BulkheadError | None:
 @router.get(
     "/metrics",
     operation_id="read_metrics",
-    summary="Numbers for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=Response,
     responses={
         200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},

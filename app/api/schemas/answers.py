@@ -19,12 +19,12 @@ class Answer(BaseModel):
 
 
 class StreamTicket(Answer):
-    ticket: str = Field(description="for `?ticket=` of the stream, once")
+    ticket: str = Field(description="use it once, as `?ticket=` of the stream")
     expires_at: datetime
 
 
 class Limits(Answer):
-    """As enforced; null where the runtime cannot."""
+    """The limits in force; null where the runtime cannot enforce one."""
 
     cpus: float | None = Field(description=LIMITS["cpus"].meaning)
     memory_mib: int | None = Field(description=LIMITS["memory_mib"].meaning)
@@ -35,7 +35,7 @@ class Limits(Answer):
 
 
 class Filesystem(Answer):
-    """What may be read and written; all else is refused."""
+    """The paths that may be read and written. Everything else is refused."""
 
     read_only: list[str]
     read_write: list[str]
@@ -43,7 +43,7 @@ class Filesystem(Answer):
 
 class Network(Answer):
     mode: str
-    allow: list[str] = Field(description="the hosts that `direct` lets it reach")
+    allow: list[str] = Field(description="hosts that the sandbox may reach with `direct`")
 
 
 class Syscalls(Answer):
@@ -51,7 +51,7 @@ class Syscalls(Answer):
 
 
 class Policy(Answer):
-    """As enforced; null for a part that the runtime does not enforce."""
+    """The policy in force; null for a part that the runtime does not enforce."""
 
     profile: str
     filesystem: Filesystem | None
@@ -68,8 +68,8 @@ class ExecutionCounts(Answer):
 class Sandbox(Answer):
     id: str
     runtime: str
-    runtime_reason: str | None = Field(description="why `auto` came to this runtime; null when it was asked for")
-    image: str | None = Field(description="null: the host's own system directories")
+    runtime_reason: str | None = Field(description="why `auto` chose this runtime; null if the request named it")
+    image: str | None = Field(description="null: the sandbox has the host's own system directories")
     state: SandboxState
     state_reason: str | None
     created_at: datetime
@@ -79,29 +79,33 @@ class Sandbox(Answer):
     labels: dict[str, str]
     limits: Limits
     policy: Policy
-    isolation: Isolation | None = Field(description="the receipt, measured; null before and after its life")
+    isolation: Isolation | None = Field(
+        description="the receipt: what was measured to be in force; null while `creating` and after the end"
+    )
     executions: ExecutionCounts
 
 
 class SandboxList(Answer):
     items: list[Sandbox]
-    next_cursor: str | None = Field(description="for the next page; null on the last one")
+    next_cursor: str | None = Field(description="the `cursor` of the next page; null on the last page")
 
 
 class Exit(Answer):
     reason: ExitReason
-    code: int | None = Field(description="only for `exited`")
-    signal: str | None = Field(description="a name such as SIGSEGV, when one ended the first process")
+    code: int | None = Field(description="exit code of the first process; only for `exited`")
+    signal: str | None = Field(description="the signal that ended the first process, such as SIGSEGV")
     detail: str | None = Field(description="a sentence for people")
-    duration_seconds: float | None = Field(description="from the start to the end of the first process")
-    cpu_seconds: float | None = Field(description="of all processes of the execution")
-    max_memory_bytes: int | None = Field(description="peak of all its processes, files in the sandbox included")
+    duration_seconds: float | None = Field(description="wall time from the start to the end of the first process")
+    cpu_seconds: float | None = Field(description="processor time of all processes of the execution")
+    max_memory_bytes: int | None = Field(
+        description="peak of all processes of the execution, with the files that they wrote"
+    )
 
 
 class ChannelCounts(Answer):
     bytes: int
     dropped_bytes: int | None = Field(
-        description="of them no longer stored; null where the runtime may lose output without a word"
+        description="bytes that are no longer stored; null where the runtime may lose output unnoticed"
     )
 
 

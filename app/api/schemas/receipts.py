@@ -14,22 +14,22 @@ class Receipt(BaseModel):
 
 class LandlockReceipt(Receipt):
     abi: int
-    files: list[str] = Field(description="kinds of access to files that are governed")
-    tcp: list[str] = Field(description="kinds of use of TCP that are governed")
+    files: list[str] = Field(description="kinds of access to files that Landlock controls")
+    tcp: list[str] = Field(description="kinds of use of TCP that Landlock controls")
     scopes: list[str]
 
 
 class SeccompReceipt(Receipt):
     mode: str
     profile: str
-    sha256: str = Field(description="of the filter's program")
+    sha256: str = Field(description="digest of the filter's program")
 
 
 class CgroupReceipt(Receipt):
-    """As the kernel gives the limits back; null where there is none."""
+    """The limits as read back from the kernel; null where there is none."""
 
     version: int
-    memory_bytes: int | None = Field(description="memory and disk together")
+    memory_bytes: int | None = Field(description="limit of memory and disk together")
     processes: int | None
     cpus: float | None
     swap: str
@@ -50,7 +50,7 @@ class NetworkReceipt(Receipt):
 
 
 class MeasuredReceipt(Receipt):
-    """Read from inside, by programs of the image, before any command ran."""
+    """Measured inside, by programs of the image, before any command ran."""
 
     kernel: str
     cpus: int
@@ -58,24 +58,26 @@ class MeasuredReceipt(Receipt):
 
 
 class Isolation(Receipt):
-    """The receipt: what is in force, measured. Which members there are depends on the runtime: those from
-    `namespaces` to `cgroup` are told by `process`, those from `box_id` to `claimed` by `boxlite`."""
+    """The receipt: what was measured to be in force. The members depend on the runtime: `process` has those from
+    `namespaces` to `cgroup`, `boxlite` has those from `box_id` to `claimed`."""
 
     tier: str
     box_id: str = Field(default_factory=str, description="the server's id of the box")
-    server_version: str | None = Field(None, description="null: the server does not tell it")
-    boot_seconds: float = Field(default_factory=float, description="of the boot, its image's download included")
+    server_version: str | None = Field(None, description="null if the server does not report it")
+    boot_seconds: float = Field(default_factory=float, description="time of the boot, with the download of the image")
     measured: MeasuredReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
-    reported: dict[str, Any] = Field(default_factory=dict, description="what the server says of the box")
-    claimed: list[str] = Field(default_factory=list, description="what is only the server's word")
+    reported: dict[str, Any] = Field(default_factory=dict, description="what the server reports about the box")
+    claimed: list[str] = Field(
+        default_factory=list, description="what only the server can know; Bulkhead did not verify it"
+    )
     namespaces: list[str] = Field(default_factory=list)
-    host_uid: int = Field(default_factory=int, description="the sandbox's user, as the host sees it")
-    root: str = Field(default_factory=str, description="where /usr and the like come from")
+    host_uid: int = Field(default_factory=int, description="uid of the sandbox's user on the host")
+    root: str = Field(default_factory=str, description="where /usr and the other system directories come from")
     no_new_privs: bool = Field(default_factory=bool)
     capabilities: dict[str, int] = Field(default_factory=dict, description="each set as a bit mask; 0: none")
     landlock: LandlockReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     seccomp: SeccompReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     cgroup: CgroupReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     network: NetworkReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
-    missing_layers: list[str] = Field(default_factory=list, description="given up by the operator, by name")
+    missing_layers: list[str] = Field(default_factory=list, description="layers that the operator accepted as missing")
     notes: list[str] = Field(default_factory=list)

@@ -26,18 +26,18 @@ from app.core.models import ID_PATTERN, OnOutputLimit, Stdin, Tier
 
 
 class FilesystemRequest(Strict):
-    """Absent or null: the profile's list. A path outside it is refused."""
+    """A list that is absent or null is the profile's. A path outside of the profile's list is refused."""
 
     read_only: Paths | None = None
     read_write: Paths | None = None
 
 
 class NetworkRequest(Strict):
-    """`none`: the sandbox's own loopback. `direct`: the hosts of `allow`, where the operator permits them."""
+    """`none`: only the sandbox's own loopback. `direct`: also the hosts of `allow`, if the operator permits them."""
 
     mode: Literal["none", "direct"] = "none"
     allow: Annotated[list[Host], Field(max_length=64, fail_fast=True)] = Field(
-        [], description="with `direct`: host names, *.name, IPv4 addresses or nets; the operator's list bounds them"
+        [], description="for `direct`: host names, *.name, IPv4 addresses or networks, within the operator's list"
     )
 
 
@@ -46,7 +46,7 @@ class SyscallsRequest(Strict):
 
 
 class PolicyRequest(Strict):
-    """An operator's profile, narrowed."""
+    """An operator's profile, which the request may narrow."""
 
     profile: str = Field("default", description="name of an operator's profile")
     filesystem: FilesystemRequest | None = None
@@ -55,29 +55,30 @@ class PolicyRequest(Strict):
 
 
 class SandboxFields(Strict):
-    """What a sandbox is to be; POST /sandboxes and POST /run take the same."""
+    """The fields of a new sandbox, for POST /sandboxes and POST /run."""
 
     runtime: str | None = Field(
         None,
-        description="a runtime's name or alias; absent: the operator's default; `auto`: the cheapest that is available "
-        "and has all that the request needs",
+        description="name or alias of a runtime (default: the operator's choice); `auto`: the cheapest available "
+        "runtime that can do what the request needs",
     )
-    isolation_min: Tier | None = Field(None, description="the weakest wall that is accepted")
+    isolation_min: Tier | None = Field(None, description="weakest wall to accept")
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         None, description="root file system: a name of the operator's table, or a reference that the operator permits"
     )
     requires: Annotated[list[Capability], Field(max_length=64, fail_fast=True)] = Field(
-        [], description="refused unless the runtime has them all"
+        [], description="capabilities that the runtime must have"
     )
-    env: Environment = Field({}, description="for every execution")
-    workdir: Directory = Field("/workspace", description="for every execution")
+    env: Environment = Field({}, description="environment of every execution")
+    workdir: Directory = Field("/workspace", description="working directory of every execution")
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()
-    ttl_seconds: Seconds | None = Field(None, description="destroyed when it passes; absent: 3600")
+    ttl_seconds: Seconds | None = Field(None, description="the sandbox is destroyed after this time; 3600 by default")
     idle_seconds: Seconds | None = Field(
-        None, description="destroyed after this time without a running execution and without a request to it"
+        None,
+        description="the sandbox is destroyed after this time without a running execution and without a request to it",
     )
-    labels: Labels = Field({}, description="for finding and grouping")
+    labels: Labels = Field({}, description="labels to find and group sandboxes")
 
 
 class CreateSandbox(SandboxFields):
@@ -91,17 +92,15 @@ class CreateSandbox(SandboxFields):
         }
     )
 
-    id: Id | None = Field(None, description="chosen by the client: makes create repeatable")
+    id: Id | None = Field(None, description="chosen by the client; makes the create repeatable")
 
 
 class UpdateSandbox(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_seconds": 7200}, {"idle_seconds": None}]})
 
-    ttl_seconds: Seconds | None = Field(
-        None, description="counts anew from now; null: as long as a sandbox lives by default; absent: unchanged"
-    )
+    ttl_seconds: Seconds | None = Field(None, description="counts anew from now; null: the default; absent: unchanged")
     idle_seconds: Seconds | None = Field(None, description="null removes it; absent: unchanged")
-    labels: Labels = Field(default_factory=dict, description="replaces all; absent: unchanged")
+    labels: Labels = Field(default_factory=dict, description="replaces all labels; absent: unchanged")
 
 
 class Terminal(Strict):
@@ -127,7 +126,7 @@ Tty = Annotated[
     Terminal | None,
     BeforeValidator(_usual_size),
     Field(
-        description="run it on a terminal of this size; true: of 24 rows and 80 columns",
+        description="run the command on a terminal of this size; true: 24 rows and 80 columns",
         json_schema_extra=_or_boolean,
     ),
 ]
@@ -145,9 +144,9 @@ class CreateStreamTicket(Strict):
         str,
         spelled(_STREAM, "must be the path of a stream without a query: /sandboxes/…/executions/…/stream"),
         documented(pattern=f"^{_STREAM}$"),
-    ] = Field(description="of the stream, without a query")
+    ] = Field(description="path of the stream, without a query")
     stdin: bool = Field(
-        False, description="whether the stream may act: hold stdin, also by `take`, and send signals and sizes"
+        False, description="whether the stream may hold stdin, also by `take`, and send signals and sizes"
     )
 
 
@@ -161,14 +160,14 @@ class CreateExecution(Strict):
         }
     )
 
-    command: Arguments = Field(description="the exact argv, no shell")
-    env: Environment = Field({}, description="over the sandbox's")
-    workdir: Directory | None = Field(None, description="absent: the sandbox's")
-    timeout_seconds: Seconds | None = Field(None, description="at most and by default the limit wall_seconds")
-    stdin: Stdin = Field(Stdin.NONE, description="with `tty` always `open`")
+    command: Arguments = Field(description="the exact argv; it is not a shell line")
+    env: Environment = Field({}, description="more variables, which replace those of the sandbox")
+    workdir: Directory | None = Field(None, description="working directory (default: that of the sandbox)")
+    timeout_seconds: Seconds | None = Field(None, description="at most, and by default, the limit wall_seconds")
+    stdin: Stdin = Field(Stdin.NONE, description="always `open` with `tty`")
     tty: Tty = None
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
-    id: Id | None = Field(None, description="chosen by the client: makes the start repeatable")
+    id: Id | None = Field(None, description="chosen by the client; makes the start repeatable")
 
 
 class SignalExecution(Strict):

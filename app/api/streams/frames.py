@@ -39,7 +39,9 @@ class StreamStart(Answer):
     type: Literal["start"]
     stdout_offset: int
     stderr_offset: int
-    stdin_bytes: int = Field(description="accepted so far, so that a writer can go on after a cut")
+    stdin_bytes: int = Field(
+        description="bytes of stdin accepted so far; a writer resumes here after a broken connection"
+    )
     state: ExecutionState
 
 
@@ -57,14 +59,14 @@ class StreamOutput(Answer):
     """Only as a Server-Sent Event: over a WebSocket output comes as binary frames."""
 
     channel: Channel
-    offset: int = Field(description="of the first byte")
+    offset: int = Field(description="offset of the first byte")
     base64: str = Field(description="at most 64 KiB of output")
 
 
 class StreamDigest(Answer):
     bytes: int
     dropped_bytes: int | None
-    sha256: str = Field(description="of all bytes that the channel took in, dropped ones included")
+    sha256: str = Field(description="digest of all bytes of the channel, dropped ones included")
 
 
 class StreamExit(Answer):
@@ -72,7 +74,7 @@ class StreamExit(Answer):
 
     type: Literal["exit"]
     exit_code: int = Field(
-        description="the code; minus the signal's number; 127 not found, 126 any other start_failed; -1 lost"
+        description="the exit code; or minus the signal's number; 127: not found; 126: any other start_failed; -1: lost"
     )
     exit: Exit
     stdout: StreamDigest
