@@ -181,8 +181,7 @@ class Telemetry:
 
     def refused(self, error: Exception) -> None:
         if isinstance(error, CapacityExceeded):
-            # In brackets some budgets say what happened this time: no label, of which there must be few.
-            self._refused.labels(error.budget.partition(" (")[0], error.holder).inc()
+            self._refused.labels(error.budget, error.holder).inc()
 
     def slow_callback(self, ms: float, where: list[str]) -> None:
         self._log.warning("slow_callback", ms=ms, where=where)

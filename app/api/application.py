@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -13,6 +11,7 @@ from starlette.routing import Route
 
 from app.api.context import Edge, edge_of, request_id_of
 from app.api.http.access import Door, Guard
+from app.api.http.errors import InternalError, MethodNotAllowed
 from app.api.http.idempotency import Idempotency, Recorded
 from app.api.http.problems import problem_of
 from app.api.http.strict_route import StrictRoute
@@ -36,7 +35,6 @@ from app.api.routes import (
 from app.core.answers import Answers
 from app.core.errors import BulkheadError
 
-METHOD_NOT_ALLOWED = 405
 MODULES = (  # the busiest first: they are tried in turn
     executions,
     sandboxes,
@@ -57,11 +55,10 @@ MODULES = (  # the busiest first: they are tried in turn
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     problem = problem_of(error)
     edge_of(connection).journal.refused(error)
-    if problem.type.slug == "internal_error":
+    if problem.type.error is InternalError:
         edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
-    if problem.type.status == METHOD_NOT_ALLOWED:
-        methods = ", ".join(sorted(_methods(connection)))
-        problem = replace(problem, detail=f"{problem.detail}; it takes {methods}", headers={"allow": methods})
+    if problem.type.error is MethodNotAllowed:
+        problem = problem_of(MethodNotAllowed(_methods(connection)))
     response = problem.response(request_id_of(connection))
     if connection.scope["state"].get("close_after_problem"):
         response.headers["connection"] = "close"

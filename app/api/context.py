@@ -106,7 +106,7 @@ class Shares:
 
         return cls(
             streams=budget("streams at one time", capacity.streams),
-            tickets=budget("stream tickets that wait to be used", capacity.tickets),
+            tickets=budget("unused stream tickets", capacity.tickets),
             waits=budget("requests that are held at one time", capacity.waits),
             connections=budget("connections at one time", capacity.connections),
             strangers=Budget("connections without a key at one time", capacity.strangers, "client"),

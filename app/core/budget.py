@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
-from app.core.errors import CapacityExceeded
+from app.core.errors import BoundExceeded, CapacityExceeded, Holder
 
 
 class Budget:
@@ -18,7 +18,7 @@ class Budget:
     """
 
     def __init__(
-        self, what: str, size: int, holders: str, *, shared: bool = True, retry_seconds: int = 1, unit: int = 1
+        self, what: str, size: int, holders: Holder, *, shared: bool = True, retry_seconds: int = 1, unit: int = 1
     ) -> None:
         """`holders`: what a holder is, `sandbox` or `client`. Not `shared`: there is one holder, who may have all.
         `unit`: what texts divide by, 1024 * 1024 where `size` is in bytes and `what` in MiB."""
@@ -32,22 +32,32 @@ class Budget:
 
     def share(self, holder: Hashable) -> int:
         """The most that this holder may hold now."""
-        left = self.size - self.used + self.held(holder)
+        return self._share_of(self.size - self.used + self.held(holder))
+
+    def _share_of(self, left: int) -> int:
         return (left + 1) // 2 if self._shared else left
 
     def fits(self, holder: Hashable, count: int = 1) -> bool:
         return self.held(holder) + count <= self.share(holder)
 
     def check(self, holder: Hashable, count: int = 1) -> None:
-        """Raises CapacityExceeded where `take` would, and takes nothing."""
+        """Raises what `take` would, and takes nothing."""
         if self.fits(holder, count):
             return
-        amounts = self.share(holder) // self._unit, self.held(holder) // self._unit
-        share = None if self.used + count > self.size else (self.holders, *amounts)
-        raise CapacityExceeded(self.what, self.size // self._unit, self._retry_seconds, share)
+        self._check_possible(count)
+        limit, retry_seconds = self.size // self._unit, self._retry_seconds
+        if self.used + count > self.size:
+            raise CapacityExceeded(self.what, limit, retry_after_seconds=retry_seconds)
+        share = self.share(holder) // self._unit, self.held(holder) // self._unit
+        raise CapacityExceeded(self.what, limit, self.holders, share=share, retry_after_seconds=retry_seconds)
+
+    def _check_possible(self, count: int) -> None:
+        """Raises BoundExceeded for more than a holder could have if nothing were held."""
+        if count > (most := self._share_of(self.size)):
+            raise BoundExceeded(self.what.replace("MiB", "bytes", 1), most, "send less at once")
 
     def take(self, holder: Hashable, count: int = 1) -> None:
-        """Raises CapacityExceeded."""
+        """Raises CapacityExceeded; BoundExceeded for more than any holder can ever have."""
         self.check(holder, count)
         self.used += count
         self._held[holder] = self.held(holder) + count
@@ -64,7 +74,7 @@ class Budget:
 
     @contextmanager
     def holding(self, holder: Hashable, count: int = 1) -> Iterator[None]:
-        """Raises CapacityExceeded."""
+        """Raises what `take` raises."""
         self.take(holder, count)
         try:
             yield
@@ -73,11 +83,12 @@ class Budget:
 
     @contextmanager
     def taking(self, holder: Hashable) -> Iterator[Callable[[int], None]]:
-        """Yields what takes so many units more, and raises CapacityExceeded. All of them come back at the end."""
+        """Yields what takes so many units more, and raises what `take` raises. All of them come back at the end."""
         held = 0
 
         def take(count: int) -> None:
             nonlocal held
+            self._check_possible(held + count)
             self.take(holder, count)
             held += count
 

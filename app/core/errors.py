@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree. Only `api/http/problems.py` knows status codes.
+"""Everything that can go wrong, as one tree. Only `api/http/problem_types.py` knows status codes.
 
 ::
 
@@ -8,7 +8,9 @@
     │   ├── UnknownRuntime  RuntimeNotEnabled  UnknownProfile  UnknownImage
     │   ├── PolicyTooBroad  LimitTooHigh  PolicyNotSupported  CapabilityMissing
     │   ├── Unauthenticated  Forbidden
-    │   └── CapacityExceeded       an operator's limit is reached; try again later
+    │   ├── CapacityExceeded       a limit is reached now; to try again later helps
+    │   ├── BoundExceeded          a fixed bound is exceeded; to try again never helps
+    │   └── ServiceStopping        nothing new begins any more
     ├── NotFound
     ├── Conflict                   an id or stdin is taken
     ├── IdempotencyMismatch        a key that stands for another request
@@ -20,7 +22,7 @@
     ├── InvalidArchive             an entry of an archive is refused
     ├── PreconditionFailed
     ├── RangeNotSatisfiable        an offset beyond the end
-    ├── PayloadTooLarge
+    ├── PayloadTooLarge            more bytes than may ever be sent there
     └── BackendFailure             the runtime could not do it
         ├── LaunchFailed           a named isolation step was refused by the kernel
         ├── IsolationUnavailable   the host lacks a layer that was not given up by name
@@ -35,6 +37,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Holder = Literal["service", "client", "sandbox", "execution"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +138,56 @@ class Forbidden(Refused):
 
 
 class CapacityExceeded(Refused):
-    """`share`: whose, `sandbox` or `client`, how much that is, and how much of it is held; None: all of the budget is
-    used up."""
+    """A limit is reached for now. What it counts comes back when something ends.
+
+    `budget`: what is counted, in the plural. `holder`: whose limit or share is used up. `share`: how much of the
+    service's `limit` this holder may have now, and how much it has.
+    """
 
     def __init__(
-        self, what: str, limit: int, retry_seconds: int = 1, share: tuple[str, int, int] | None = None
+        self,
+        budget: str,
+        limit: int = 0,
+        holder: Holder = "service",
+        *,
+        share: tuple[int, int] | None = None,
+        retry_after_seconds: int = 1,
+        detail: str = "",
     ) -> None:
-        self.budget, self.retry_after_seconds = what, retry_seconds
-        self.holder, most, held = share or ("service", 0, 0)
-        whose = f"leaves this {self.holder} {most}, and it has {held}; others get theirs" if share else "is reached"
-        super().__init__(f"the operator's limit of {limit} {what} {whose}")
+        self.budget, self.holder, self.retry_after_seconds = budget, holder, retry_after_seconds
+        super().__init__(detail or self._sentence(limit, share))
+
+    def _sentence(self, limit: int, share: tuple[int, int] | None) -> str:
+        if share is not None:
+            most, held = share
+            return (
+                f"this {self.holder} has {held} of the service's {limit} {self.budget} and may have at most {most} "
+                "now; free some, or try again later"
+            )
+        if self.holder == "service":
+            return f"the service's limit of {limit} {self.budget} is reached; try again later"
+        return f"this {self.holder}'s limit of {limit} {self.budget} is reached; free some, or try again later"
+
+
+class BoundExceeded(Refused):
+    """The request needs more than there can ever be. `bound`: what is counted, in the plural. `way_out`: what the
+    client can do instead."""
+
+    def __init__(self, bound: str, limit: int, way_out: str) -> None:
+        self.bound, self.limit = bound, limit
+        super().__init__(f"the request needs more than {limit} {bound}, which is the most that it can have; {way_out}")
+
+
+class ServiceStopping(Refused):
+    retry_after_seconds: ClassVar[int] = 5
+
+    def __init__(self) -> None:
+        super().__init__("the service is stopping and makes no sandbox any more; try again when it has been started")
 
 
 class NotFound(BulkheadError):
-    def __init__(self, what: str, name: str) -> None:
-        super().__init__(f"there is no {what} {name!r}")
+    def __init__(self, what: str, name: str, detail: str = "") -> None:
+        super().__init__(detail or f"there is no {what} {name!r}")
 
 
 class Conflict(BulkheadError):
@@ -156,7 +196,7 @@ class Conflict(BulkheadError):
 
 class IdempotencyMismatch(BulkheadError):
     def __init__(self) -> None:
-        super().__init__("this Idempotency-Key was used here with another body or query")
+        super().__init__("an earlier request with this Idempotency-Key had another body or query; use a new key")
 
 
 class WrongState(BulkheadError):
@@ -185,7 +225,7 @@ class DiskFull(BulkheadError):
 
     def __init__(self, limit: int, detail: str = "") -> None:
         self.limit = limit
-        super().__init__(detail or f"the sandbox's disk of {limit} bytes has no room for it")
+        super().__init__(detail or f"the sandbox's disk of {limit} bytes is full; delete files to make room")
 
 
 class InvalidArchive(BulkheadError):
@@ -207,9 +247,11 @@ class RangeNotSatisfiable(BulkheadError):
 
 
 class PayloadTooLarge(BulkheadError):
-    def __init__(self, limit: int) -> None:
+    """`limit`: bytes. `what`: what was sent. `way_out`: what the client can do instead."""
+
+    def __init__(self, limit: int, what: str = "the request body", way_out: str = "") -> None:
         self.limit = limit
-        super().__init__(f"the request body is larger than {limit} bytes")
+        super().__init__(f"{what} is larger than {limit} bytes, which is the most" + (way_out and f"; {way_out}"))
 
 
 class BackendFailure(BulkheadError):
@@ -223,6 +265,8 @@ class LaunchFailed(BackendFailure):
 
 
 class IsolationUnavailable(BackendFailure):
+    retry_after_seconds: ClassVar[int] = 60  # the layer comes back with an operator's work, not with time
+
     def __init__(self, layer: str, detail: str) -> None:
         self.layer = layer
         super().__init__(detail)

@@ -270,7 +270,7 @@ class Execution:
 
     def enter_view(self, limit: int) -> None:
         if self.viewers >= limit:
-            raise CapacityExceeded("viewers of one execution", limit)
+            raise CapacityExceeded("viewers", limit, "execution")
         self.viewers += 1
 
     def leave_view(self) -> None:
@@ -309,7 +309,7 @@ class Executions:
         return self._running
 
     def start(self, handle: SandboxHandle, command: Command, execution_id: str | None, sequence: int) -> Execution:
-        """Raises CapacityExceeded."""
+        """Raises CapacityExceeded, BoundExceeded."""
         self._admit(command_bytes(command) + environment_bytes(command.env))
         logs = Logs(self._log(command), self._log(command))
         execution = Execution(execution_id or new_id("exe_"), self._sandbox_id, sequence, command, logs)
@@ -321,7 +321,7 @@ class Executions:
     def _admit(self, size: int) -> None:
         most, held = self._resources.capacity.executions_running, self._resources.executions
         if held.held(self._sandbox_id) >= most:
-            raise CapacityExceeded(f"{HELD_EXECUTIONS} in one sandbox", most)
+            raise CapacityExceeded(HELD_EXECUTIONS, most, "sandbox")
         self._make_room(size)
         if self._spill is not None:
             self._spill.check()
@@ -337,7 +337,9 @@ class Executions:
             oldest = next((known for known in self._executions.values() if known.over and not known.viewers), None)
             if oldest is None:
                 self._commands.check(size)
-                raise CapacityExceeded("executions of one sandbox that run, hold their output or are watched", most)
+                raise CapacityExceeded(
+                    "executions that run, have left processes behind or are watched", most, "sandbox"
+                )
             for log in oldest.logs.values():
                 self._resources.ended_output.discard(self._sandbox_id, log)
             self._forget(oldest)

@@ -12,7 +12,7 @@ from app.core.limits import MIB
 from app.core.output import SandboxSpill
 from app.core.tasks import Tasks
 
-HELD_EXECUTIONS = "running executions, and ended ones whose output something that they left behind holds,"
+HELD_EXECUTIONS = "executions that run or have left processes behind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +64,5 @@ class Resources:
         self.tasks = tasks
         self.spill_of = spill_of
         self.ended_output = EndedOutput(capacity.ended_output_mib * MIB)
-        self.commands = Budget("MiB of commands that are kept", capacity.commands_mib * MIB, "sandbox", unit=MIB)
+        self.commands = Budget("MiB of stored commands", capacity.commands_mib * MIB, "sandbox", unit=MIB)
         self.executions = Budget(HELD_EXECUTIONS, capacity.executions, "sandbox")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from app.core.commands import check_start, with_environment
-from app.core.errors import CapabilityMissing, CapacityExceeded, Conflict, NotFound
+from app.core.errors import CapabilityMissing, Conflict, NotFound, ServiceStopping
 from app.core.executions import Execution
 from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, new_id
 from app.core.output import SandboxSpill
@@ -48,7 +48,8 @@ class Sandboxes:
         """Begins a sandbox; True when it is new. With an id that is taken: the same sandbox for the same spec.
         `ephemeral`: no record of it is kept after its end.
 
-        Raises CapabilityMissing, Conflict, CapacityExceeded; errors of the boot come from `wait_created`.
+        Raises CapabilityMissing, Conflict, CapacityExceeded, BoundExceeded, ServiceStopping; errors of the boot come
+        from `wait_created`.
         """
         backend = self.registry.get(spec.runtime)
         missing = spec.requires - backend.info.capabilities
@@ -62,7 +63,7 @@ class Sandboxes:
                 raise Conflict(f"the id {known.id!r} is taken by a sandbox with another body")
             return known, False
         if self._closing:
-            raise CapacityExceeded("sandboxes, as the service is stopping,", 0)
+            raise ServiceStopping
         self._records.admit(client)
         self._sequence += 1
         name = sandbox_id or new_id("sbx_")

@@ -17,15 +17,19 @@ from app.core.errors import (
     BackendFailure,
     BackendTimeout,
     BackendUnavailable,
+    BoundExceeded,
     BulkheadError,
     CapacityExceeded,
+    PayloadTooLarge,
     UnsupportedByRuntime,
     WrongState,
 )
 from app.core.files import ArchiveEntry, EntryKind, Files
+from app.core.tar.header import LARGEST
 from tests.boxlite.double import Attach, Drop, Route, Settings
 from tests.boxlite.rig import Rig, numbers, quick, rig, start, until
 from tests.boxlite.test_files import content_of, left_over, pieces, run
+from tests.told import told
 
 USUAL = "/usr/bin:/bin"
 REPLACE = r"""
@@ -122,7 +126,7 @@ PROGRAMS: dict[str, tuple[str, str, type[BulkheadError]]] = {
     "a dd that fails": ("list", "dd:exit 1", BackendFailure),
     "no base64": ("read", "base64:cat >/dev/null; echo %%", BackendFailure),
     "a file that is longer than it says": ("read", "base64:head -c 73728 /dev/zero | /usr/bin/base64", BackendFailure),
-    "names without end": ("list", "find:exec yes ./aaaaaaaaaaaaaaaa", CapacityExceeded),
+    "names without end": ("list", "find:exec yes ./aaaaaaaaaaaaaaaa", BoundExceeded),
     "names of elsewhere": ("list", "find:printf '/etc/passwd\\0'", BackendFailure),
     "names that are cut": ("list", "find:printf ./x", BackendFailure),
     "names that are not there": ("list", "find:printf './x\\0./y\\0'", BulkheadError),
@@ -151,6 +155,47 @@ async def test_program_that_lies_is_a_failure_and_leaves_nothing(lie: str, monke
             return
         with pytest.raises(error):
             await OPERATIONS[operation](sandbox.files)
+        await until_clean(sandbox)
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "operation", "bound"),
+    [
+        ("MOST_ENTRIES", 1, "pack", "entries in one archive"),
+        ("NAMES_BYTES", 8, "pack", "bytes of names in one directory or archive"),
+        ("NAMES_BYTES", 8, "list", "bytes of names in one directory or archive"),
+    ],
+)
+async def test_tree_that_is_too_large_is_never_read_however_long_one_waits(
+    number: str, most: int, operation: str, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig() as made:
+        sandbox = await made.sandbox()
+        await run(sandbox, "touch first second")
+        await OPERATIONS[operation](sandbox.files)
+        monkeypatch.setattr(tree, number, most)
+        with pytest.raises(BoundExceeded) as refused:
+            await OPERATIONS[operation](sandbox.files)
+        assert told(refused.value) == (
+            *(422, "bound_exceeded", None),
+            f"the request needs more than {most} {bound}, which is the most that it can have; ask for parts of the "
+            "tree one by one",
+        )
+
+
+async def test_file_that_is_too_large_for_the_archive_of_a_box_is_named() -> None:
+    async with rig() as made:
+        sandbox = await made.sandbox()
+
+        async def content() -> AsyncIterator[ArchiveEntry | bytes]:
+            yield ArchiveEntry(EntryKind.FILE, b"d/large", size=LARGEST)
+
+        with pytest.raises(PayloadTooLarge) as refused:
+            await sandbox.files.unpack(b".", content())
+        assert told(refused.value) == (
+            *(413, "payload_too_large", None),
+            "the entry 'd/large' is larger than 8589934591 bytes, which is the most; send it with PUT …/files",
+        )
         await until_clean(sandbox)
 
 
@@ -333,8 +378,12 @@ async def test_so_many_at_one_time_and_no_more() -> None:
 
         tasks = [asyncio.ensure_future(hold()) for _ in range(AT_ONCE)]
         await until(lambda: opened == AT_ONCE)
-        with pytest.raises(CapacityExceeded):
+        with pytest.raises(CapacityExceeded) as refused:
             await sandbox.files.stat(b"f")
+        assert told(refused.value) == (
+            *(429, "capacity_exceeded", "1"),
+            "this sandbox's limit of 16 operations on files at one time is reached; free some, or try again later",
+        )
         let_go.set()
         await asyncio.gather(*tasks)
         assert (await sandbox.files.stat(b"f")).size == 1

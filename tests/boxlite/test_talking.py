@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.errors import CapacityExceeded, WrongState
+from app.core.errors import PayloadTooLarge, WrongState
 from tests.boxlite.double import Answer, Attach, Route
 from tests.boxlite.rig import rig, start, until
+from tests.told import told
 
 
 def script(text: str) -> tuple[str, str, str]:
@@ -31,8 +32,13 @@ async def test_stdin_of_one_execution_has_an_end() -> None:
         run = await start(await r.sandbox(), *script("wc -c"), stdin=True)
         await run.handle.write(b"x" * (1024 * 1024 - 1))
         for refused in (b"xx", b"x"):
-            with pytest.raises(CapacityExceeded, match="stdin"):
+            with pytest.raises(PayloadTooLarge) as error:
                 await run.handle.write(refused)
+            assert told(error.value) == (
+                *(413, "payload_too_large", None),
+                "all stdin of this execution is larger than 1048576 bytes, which is the most; write it to a file of "
+                "the sandbox",
+            )
         await run.handle.close_stdin()
         assert (await run.end()).code == 0 and run.out == b"1048575\n"
 
@@ -40,7 +46,7 @@ async def test_stdin_of_one_execution_has_an_end() -> None:
 async def test_the_bound_of_stdin_is_64_mib_where_the_operator_says_nothing() -> None:
     async with rig() as r:
         run = await start(await r.sandbox(), *script("sleep 1000"), stdin=True)
-        with pytest.raises(CapacityExceeded):
+        with pytest.raises(PayloadTooLarge, match="67108864 bytes"):
             await run.handle.write(bytes(64 * 1024 * 1024 + 1))
         await run.handle.kill()
         await run.handle.write(bytes(64 * 1024 * 1024 + 1))  # discarded, like everything after the end

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from app.api.http.problem_types import PROBLEMS
+from app.api.http.problem_types import PROBLEMS, TABLE
+from app.api.http.problems import problem_of
+from app.api.openapi.documents import EXAMPLE_ID
 from app.api.openapi.examples import EXAMPLES
 from app.api.openapi.problem_schema import Problem
 from app.api.routes import directories
@@ -108,9 +110,22 @@ def test_every_reference_leads_somewhere() -> None:
             assert name in DOCUMENT["components"][kind], value
 
 
-def test_every_extra_of_a_problem_is_a_member_of_its_schema() -> None:
-    extras = {name for kind in PROBLEMS.values() for name in kind.extras}
-    assert extras == set(Problem.model_fields) - {"type", "title", "status", "detail", "instance"}
+def test_the_schema_of_a_problem_has_exactly_the_members_of_the_table() -> None:
+    members = {member.name for row in TABLE for member in row.members}
+    standard = {"type", "title", "status", "detail", "instance"}
+    schema = DOCUMENT["components"]["schemas"]["Problem"]
+    assert set(schema["properties"]) == members | standard
+    assert set(schema["required"]) == standard
+    for row in TABLE:
+        for member in row.members:
+            described = schema["properties"][member.name]["description"]
+            assert f"`{row.slug}`" in described and member.meaning in described, (row.slug, member.name)
+
+
+def test_an_example_of_a_problem_is_what_the_translation_makes_of_its_error() -> None:
+    examples = (node.get("examples", {}) for node in nodes(DOCUMENT["paths"]))
+    shown = {slug: found["value"] for each in examples for slug, found in each.items() if slug in PROBLEMS}
+    assert shown == {slug: problem_of(PROBLEMS[slug].example).body(EXAMPLE_ID) for slug in shown}
 
 
 def test_every_number_has_its_width_and_no_title_names_a_class() -> None:
@@ -209,7 +224,7 @@ def test_every_answer_that_is_not_a_success_is_a_problem_with_an_example() -> No
             assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
             for slug, example in content["examples"].items():
                 assert PROBLEMS[slug].status == int(status)
-                assert set(PROBLEMS[slug].extras) <= set(example["value"])
+                assert {member.name for member in PROBLEMS[slug].members} <= set(example["value"])
                 Problem.model_validate(example["value"])
 
 

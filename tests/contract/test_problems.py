@@ -2,79 +2,85 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
-from collections.abc import Iterator
+import string
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.exceptions import HTTPException
 
-from app.api.http.problem_types import PROBLEMS
-from app.api.http.problems import TRANSLATION, problem_of
+from app.api.application import MODULES
+from app.api.http.problem_types import PROBLEMS, TABLE, FieldProblem, Member, ProblemType
+from app.api.http.problems import problem_of, row_of
+from app.backends.boxlite import client, turns
 from app.core import errors as e
 from tests.unit.api.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOTS = {e.BulkheadError, e.Refused}  # never raised themselves
+NEVER_RAISED = {e.BulkheadError, e.Refused}
+IMPORTED = (MODULES, client, turns)  # what has errors of its own
 
-SAMPLES: list[e.BulkheadError] = [
-    e.InvalidRequest.at("/env", "is wrong"),
-    e.UnknownRuntime("x", ["process"]),
-    e.RuntimeNotEnabled("x", ["process"]),
-    e.UnknownProfile("x", ["default"]),
-    e.UnknownImage("x", ["python"]),
-    e.PolicyTooBroad("f", "c", "d"),
-    e.LimitTooHigh("f", 2, 1),
-    e.PolicyNotSupported("f", "process", "d"),
-    e.CapabilityMissing(["pty"], "process"),
-    e.Unauthenticated("d"),
-    e.Forbidden("d"),
-    e.CapacityExceeded("sandboxes", 1),
-    e.NotFound("sandbox", "x"),
-    e.Conflict("d"),
-    e.IdempotencyMismatch(),
-    e.WrongState("ended", "d"),
-    e.UnsupportedByRuntime("pause", "boxlite"),
-    e.WrongType("directory", "d"),
-    e.AccessDenied("d"),
-    e.DiskFull(1024),
-    e.InvalidArchive("", "d"),
-    e.PreconditionFailed("d"),
-    e.RangeNotSatisfiable("d"),
-    e.PayloadTooLarge(1),
-    e.BackendFailure("d"),
-    e.LaunchFailed("mount_proc", "EPERM", "d"),
-    e.IsolationUnavailable("landlock", "d"),
-    e.BackendRefused("boxlite", "d", e.Upstream(400, "invalid")),
-    e.BackendUnavailable("process", "d"),
-    e.BackendTimeout("process", "d"),
-]
+KINDS: dict[Any, Callable[[Any], bool]] = {
+    str: lambda value: type(value) is str,
+    int: lambda value: type(value) is int,
+    float: lambda value: type(value) in (int, float),
+    int | None: lambda value: value is None or type(value) is int,
+    str | None: lambda value: value is None or type(value) is str,
+    list[str]: lambda value: all(type(item) is str for item in value),
+    list[FieldProblem]: lambda value: all(FieldProblem.model_validate(item) for item in value),
+}
 
 
 def classes(parent: type[e.BulkheadError]) -> Iterator[type[e.BulkheadError]]:
     for child in parent.__subclasses__():
-        if child.__module__ == e.__name__:
-            yield child
-            yield from classes(child)
+        yield child
+        yield from classes(child)
 
 
-def test_every_error_of_the_core_is_translated() -> None:
-    assert set(classes(e.BulkheadError)) - set(TRANSLATION) == ROOTS - {e.BulkheadError}
-    assert {type(sample) for sample in SAMPLES} == set(classes(e.BulkheadError)) - ROOTS
+def rows() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("row", TABLE, ids=lambda row: row.slug)
 
 
-@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
-def test_an_error_becomes_a_problem_with_the_members_that_its_type_promises(error: e.BulkheadError) -> None:
-    problem = problem_of(error)
+def test_every_error_has_one_row_or_inherits_one() -> None:
+    errors = [row.error for row in TABLE]
+    assert len(set(errors)) == len(errors)
+    assert len(PROBLEMS) == len(TABLE)
+    for kind in {*classes(e.BulkheadError)} - NEVER_RAISED:
+        assert row_of(kind) is not None, kind
+    assert all(row_of(kind) is None for kind in NEVER_RAISED)
+
+
+def test_errors_outside_the_core_are_among_those() -> None:
+    found = {kind.__module__ for kind in classes(e.BulkheadError)}
+    assert {"app.api.http.errors", "app.backends.boxlite.client", "app.backends.boxlite.turns"} <= found
+
+
+@rows()
+def test_an_error_becomes_a_problem_with_exactly_the_members_of_its_row(row: ProblemType) -> None:
+    problem = problem_of(row.example)
     body = problem.body("req_1")
-    assert list(body)[:5] == ["type", "title", "status", "detail", "instance"]
-    assert body["type"] == f"/problems/{problem.type.slug}"
-    assert body["detail"] == str(error)
+    assert problem.type is row
+    assert list(body) == [*("type", "title", "status", "detail", "instance"), *(member.name for member in row.members)]
+    assert body["type"] == f"/problems/{row.slug}"
     assert body["instance"] == "req_1"
-    if not isinstance(error, e.BackendFailure) or type(error) is not e.BackendFailure:
-        assert set(list(body)[5:]) == set(problem.type.extras)
-    assert ("retry-after" in problem.headers) == (problem.type.status in {429, 503})
+    assert body["detail"].endswith(str(row.example))
+    for member in row.members:
+        assert KINDS[member.type](body[member.name]), member.name
+    assert ("retry-after" in problem.headers) == (row.status in {429, 503})
+
+
+def test_one_name_is_one_member_for_clients() -> None:
+    """But the ceiling, which is a number for a limit and a text for a policy."""
+    kinds: dict[str, set[Any]] = {}
+    for row in TABLE:
+        for member in row.members:
+            kinds.setdefault(member.name, set()).add(member.type)
+    assert {name for name, types in kinds.items() if len(types) > 1} == {"ceiling"}
 
 
 @pytest.mark.parametrize(
@@ -88,13 +94,13 @@ def test_an_error_becomes_a_problem_with_the_members_that_its_type_promises(erro
 )
 def test_what_the_runtimes_server_answered_travels_to_the_client_but_not_as_our_status(error: e.BulkheadError) -> None:
     problem = problem_of(error)
-    assert problem.extras == {"runtime": "boxlite", "upstream_status": 409, "upstream_code": "taken"}
+    assert problem.members == {"runtime": "boxlite", "upstream_status": 409, "upstream_code": "taken"}
     assert problem.body("req_1")["status"] in {502, 503, 504}
 
 
 def test_a_runtime_without_an_answer_of_its_server_says_null() -> None:
     for error in (e.BackendUnavailable("process", "d"), e.BackendTimeout("process", "d")):
-        assert problem_of(error).extras == {"runtime": "process", "upstream_status": None, "upstream_code": None}
+        assert problem_of(error).members == {"runtime": "process", "upstream_status": None, "upstream_code": None}
 
 
 def test_an_image_that_was_not_named_is_told_from_an_unknown_one() -> None:
@@ -110,35 +116,72 @@ def test_an_error_of_the_whole_body_begins_with_its_sentence() -> None:
 
 def test_a_ceiling_of_whole_numbers_is_one() -> None:
     for field, kind in (("/limits/memory_mib", int), ("/limits/cpus", float)):
-        assert type(problem_of(e.LimitTooHigh(field, 8192.0, 4096.0)).extras["ceiling"]) is kind
+        assert type(problem_of(e.LimitTooHigh(field, 8192.0, 4096.0)).members["ceiling"]) is kind
 
 
-def test_every_problem_has_a_status_a_title_and_a_meaning() -> None:
-    for slug, kind in PROBLEMS.items():
-        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", slug)
-        assert HTTPStatus(kind.status) >= HTTPStatus.BAD_REQUEST
-        assert kind.title[0].isupper()
-        assert kind.meaning.endswith(".")
+@rows()
+def test_every_problem_says_in_sentences_what_happened_and_what_helps(row: ProblemType) -> None:
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", row.slug)
+    assert HTTPStatus(row.status) >= HTTPStatus.BAD_REQUEST
+    assert row.title[0].isupper() and not row.title.endswith(".")
+    assert row.meaning[0] in string.ascii_uppercase + "`"
+    assert row.meaning.endswith(".")
+    for member in row.members:
+        assert f"`{member.name}`" in row.meaning or member.meaning
 
 
-def test_every_problem_can_happen() -> None:
-    errors = [HTTPException(404), HTTPException(405), RuntimeError()]
-    happens = {slug for slug, _ in TRANSLATION.values()} | {problem_of(error).type.slug for error in errors}
-    assert happens == set(PROBLEMS)
+def test_what_the_router_and_faults_end_in_has_a_row_too() -> None:
+    for error, slug in (
+        (HTTPException(404), "not_found"),
+        (HTTPException(405, headers={"Allow": "GET"}), "method_not_allowed"),
+        (HTTPException(500, "secret"), "internal_error"),
+        (RuntimeError("secret"), "internal_error"),
+    ):
+        problem = problem_of(error)
+        assert problem.type.slug == slug
+        assert "secret" not in problem.detail
+    assert problem_of(HTTPException(405, headers={"Allow": "GET"})).headers == {"allow": "GET"}
 
 
-async def test_every_problem_is_explained_at_its_own_address() -> None:
+@rows()
+async def test_the_page_of_a_problem_shows_all_of_its_row(row: ProblemType) -> None:
     async with Service().client() as client:
-        for slug in PROBLEMS:
-            answer = await client.get(f"/problems/{slug}")
-            assert answer.status_code == 200
-            assert slug in answer.text
+        answer = await client.get(f"/problems/{row.slug}")
+    assert answer.status_code == 200
+    text = html.unescape(re.sub(r"</?code>", "", answer.text))
+    assert f"{row.slug}, status {row.status}" in text
+    assert f"<h1>{row.title}</h1>" in text
+    assert row.meaning.replace("`", "") in text
+    body = problem_of(row.example).body("req_1")
+    for member in row.members:
+        cells = (member.name, member.json_type, member.meaning, json.dumps(body[member.name], ensure_ascii=False))
+        assert "<td>".join(cell.replace("`", "") for cell in cells) in text.replace("`", ""), member.name
 
 
 def test_every_problem_stands_in_the_documents_with_its_status_members_and_title() -> None:
     text = (ROOT / "docs/api.md").read_text()
     rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \| ([^|]*) \| ([^|]+) \|$", text, re.MULTILINE)
     assert rows == [
-        (slug, str(kind.status), ", ".join(f"`{name}`" for name in kind.extras) or "-", kind.title)
-        for slug, kind in PROBLEMS.items()
+        (row.slug, str(row.status), ", ".join(f"`{member.name}`" for member in row.members) or "-", row.title)
+        for row in TABLE
+    ]
+
+
+def test_every_member_stands_in_the_documents_with_its_type_and_an_example() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    section = text.partition("\n| Member | Type |")[2].partition("\n## ")[0]
+    written = re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \| `([^|]+)` \| ([^|]+) \|$", section, re.MULTILINE)
+    found: dict[str, list[tuple[Member, Any]]] = {}
+    for row in TABLE:
+        members = problem_of(row.example).members
+        for member in row.members:
+            found.setdefault(member.name, []).append((member, members[member.name]))
+    assert written == [
+        (
+            name,
+            " or ".join(dict.fromkeys(member.json_type for member, _ in uses)),
+            json.dumps(uses[0][1]),
+            "; ".join(dict.fromkeys(member.meaning for member, _ in uses)),
+        )
+        for name, uses in found.items()
     ]

@@ -36,6 +36,7 @@ from app.core.policy import Filesystem, Policy
 from tests.contract.process_kind import ProcessRuntime
 from tests.kernel import host
 from tests.service import Service
+from tests.told import told
 
 MIB = 1024 * 1024
 SPEC = SandboxSpec("process", Limits(memory_mib=64, processes=32, disk_mib=32), Policy())
@@ -364,8 +365,13 @@ async def test_a_sandbox_without_room_for_a_process_says_so() -> None:
     async with room() as made:
         for _ in range(SPEC.limits.processes + 1):
             await made.start("/bin/sleep", "100")
-        with pytest.raises(CapacityExceeded):
+        with pytest.raises(CapacityExceeded) as refused:
             await made.files.stat(b".")
+        assert told(refused.value) == (
+            *(429, "capacity_exceeded", "1"),
+            "the sandbox has no room for the process of an operation on files: Resource temporarily unavailable; end "
+            "something that runs in it, or create a sandbox with more limits.processes or limits.memory_mib",
+        )
 
 
 async def test_the_end_of_the_sandbox_ends_what_goes_on() -> None:

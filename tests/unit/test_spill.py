@@ -107,7 +107,7 @@ def test_output_that_ended_makes_room_for_newer_output_of_its_sandbox_the_oldest
 def test_one_sandbox_at_its_share_is_refused_by_name_and_others_go_on(folder: SpillFolder) -> None:
     greedy, other = folder.of("a"), folder.of("b")
     outputs = [fill(greedy, 2 * STEP) for _ in range(4)]
-    with pytest.raises(CapacityExceeded, match="MiB of stored output leaves this sandbox") as refused:
+    with pytest.raises(CapacityExceeded, match="this sandbox has 0 of the service's 1 MiB of stored output") as refused:
         greedy.check()
     assert (refused.value.budget, refused.value.holder) == ("MiB of stored output", "sandbox")
     other.check()

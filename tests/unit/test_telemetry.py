@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 
-from app.core.errors import BackendUnavailable, CapacityExceeded
+from app.core.errors import BackendUnavailable, BoundExceeded, CapacityExceeded
 from app.telemetry import Telemetry
 
 
@@ -27,7 +27,8 @@ def test_a_runtime_that_goes_and_comes_back_is_told_once_each() -> None:
 def test_budget_that_tells_what_happened_is_counted_under_its_name_alone() -> None:
     telemetry = Telemetry(stream=io.StringIO())
     for sentence in ("Too many open files", "Cannot allocate memory"):
-        telemetry.refused(CapacityExceeded(f"resources of the sandbox ({sentence})", 0))
+        telemetry.refused(CapacityExceeded("processes", holder="sandbox", detail=sentence))
+    telemetry.refused(BoundExceeded("entries in one archive", 1, "send less"))
     telemetry.refused(BackendUnavailable("boxlite", "nobody answers"))
     lines = [line for line in telemetry.render().decode().splitlines() if line.startswith("bulkhead_capacity_ref")]
-    assert lines == ['bulkhead_capacity_refusals_total{budget="resources of the sandbox",holder="service"} 2.0']
+    assert lines == ['bulkhead_capacity_refusals_total{budget="processes",holder="sandbox"} 2.0']

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, RUN_PATH, edge_of, visitor_of
 from app.api.http.complexity import check_complexity
 from app.api.http.disconnect import ClientGone
-from app.api.http.problems import BodyTooSlow, UnsupportedMediaType
+from app.api.http.errors import BodyTooSlow, UnsupportedMediaType
 from app.api.http.validation import invalid_request, refuse_doubled_keys
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 from app.core.timeslices import TimeSlices

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from starlette.types import Message, Send
 
 from app.core.budget import Budget
-from app.core.errors import CapacityExceeded
+from app.core.errors import Refused
 from app.core.fair_queue import FairQueue
 
 PIECE = 128 * 1024
@@ -23,7 +23,7 @@ class Paced:
         send: Send,
         budget: Budget,
         holder: Hashable,
-        refuse: Callable[[CapacityExceeded], Awaitable[None]],
+        refuse: Callable[[Refused], Awaitable[None]],
         turns: FairQueue,
     ) -> None:
         self._turns = turns
@@ -51,7 +51,7 @@ class Paced:
     async def _whole(self, start: Message, body: bytes) -> None:
         try:
             self._budget.take(self._holder, len(body))
-        except CapacityExceeded as error:
+        except Refused as error:
             self._refused = True
             await self._refuse(error)
             return

@@ -1,252 +1,465 @@
-"""Every type of problem a client can meet: `/problems/{slug}` shows this table, `problems.py` fills it in."""
+"""The table of problems (RFC 9457): one row for each error that a client can meet.
+
+The translation of errors, the schema `Problem`, the pages below /problems, openapi.yaml and the list in docs/api.md all
+come from here. No other module knows which status an error has.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.http import errors as h
+from app.core import errors as e
+from app.core.limits import LIMITS
+
+ERRORS_SHOWN = 32  # a body of 4 MiB can be wrong in a million places
+
+
+class FieldProblem(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+    pointer: str = Field(description="a JSON pointer into the body, or query/NAME, path/NAME or header/NAME")
+    detail: str
+
+
+_JSON_TYPES: dict[Any, str] = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    int | None: "integer or null",
+    str | None: "string or null",
+    list[str]: "array of strings",
+    list[FieldProblem]: "array of objects with `pointer` and `detail`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member beside those that every problem has. `type`: of Python, as the schema is made from it. `read`: its
+    value, from the error."""
+
+    name: str
+    type: Any
+    meaning: str
+    read: Callable[[Any], Any]
+
+    @property
+    def json_type(self) -> str:
+        """For people."""
+        return _JSON_TYPES[self.type]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHeader:
+    """`read`: its value, from the error; None: it is not sent. Without a `meaning` it is of no use to clients, and is
+    not described."""
+
+    name: str
+    meaning: str
+    read: Callable[[Any], str | None]
+    type: str = "string"
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """`meaning` says what happened and what helps; `extras` are the members beside the standard ones."""
+    """`example`: its class is the error that the row is for. `meaning` says what happened and what helps."""
 
+    example: e.BulkheadError
     slug: str
     status: int
     title: str
     meaning: str
-    extras: tuple[str, ...] = ()
+    members: tuple[Member, ...] = ()
+    headers: tuple[ResponseHeader, ...] = ()
+
+    @property
+    def error(self) -> type[e.BulkheadError]:
+        return type(self.example)
 
 
-_TABLE = (
+def _member(name: str, kind: Any, meaning: str, attribute: str = "") -> Member:
+    return Member(name, kind, meaning, attrgetter(attribute or name))
+
+
+def _errors(error: Any) -> list[dict[str, str]]:
+    return [{"pointer": field.pointer, "detail": field.detail} for field in error.errors[:ERRORS_SHOWN]]
+
+
+def _ceiling(error: Any) -> float:
+    row = LIMITS.get(error.pointer.rpartition("/")[2])
+    ceiling: float = error.ceiling if row is None else row.number(error.ceiling)
+    return ceiling
+
+
+def _close(error: Any) -> str | None:
+    return "close" if isinstance(error, h.BodyTooSlow) else None
+
+
+def _content_range(error: Any) -> str | None:
+    return None if error.size is None else f"bytes */{error.size}"
+
+
+_RUNTIME = _member("runtime", str, "the runtime's name")
+_KNOWN = _member("known", list[str], "the names that exist")
+_POINTER = _member("pointer", str, "the field, as a JSON pointer into the body")
+_BYTES = _member("limit", int, "the most bytes that are taken")
+_OF_SERVER = (
+    _RUNTIME,
+    _member(
+        "upstream_status",
+        int | None,
+        "the HTTP status that the runtime's server gave; null: it gave none",
+        "upstream.status",
+    ),
+    _member(
+        "upstream_code", str | None, "the code that the runtime's server gave; null: it gave none", "upstream.code"
+    ),
+)
+_RETRY_AFTER = ResponseHeader(
+    "Retry-After",
+    "seconds to wait before trying again",
+    lambda error: str(error.retry_after_seconds),
+    "integer",
+)
+
+TABLE = (
     ProblemType(
+        e.InvalidRequest.at("/limits/memory_mib", "input should be a valid integer"),
         "invalid_request",
         422,
         "The request is not valid",
-        "A field, a query parameter or the whole body is not what the API takes. Every wrong place is in `errors` as "
-        "a pointer and a sentence. Nothing was created or changed. Correct the named places and send it again.",
-        ("errors",),
+        "A field, a query parameter or the whole body is not what the API takes. `errors` names every wrong place, "
+        "with a pointer and a sentence. Nothing was created or changed. Correct the named places and send the request "
+        "again.",
+        (Member("errors", list[FieldProblem], f"every wrong place, {ERRORS_SHOWN} at most", _errors),),
+        (ResponseHeader("Connection", "", _close),),
     ),
     ProblemType(
+        e.UnknownRuntime("docker", ["boxlite", "kernel", "linux", "process"]),
         "unknown_runtime",
         422,
         "There is no such runtime",
-        "The runtime is none of `known`. GET /runtimes lists them with their aliases.",
-        ("runtime", "known"),
+        "The request names a runtime that the service does not have. Use one of `known`. GET /runtimes lists them with "
+        "their aliases.",
+        (_RUNTIME, _KNOWN),
     ),
     ProblemType(
+        e.RuntimeNotEnabled("boxlite", ["kernel", "linux", "process"]),
         "runtime_not_enabled",
         422,
         "The runtime is not enabled",
-        "The service knows the runtime, and its operator has switched it off. No other runtime is used in its place. "
-        "For `auto`: none that is switched on isolates by what the request accepts at least.",
-        ("runtime", "known"),
+        "The service has this runtime, but its operator has switched it off. The service never uses another runtime in "
+        "its place. With `auto`: no runtime that is switched on isolates as strongly as the request asks for.",
+        (_RUNTIME, _KNOWN),
     ),
     ProblemType(
+        e.UnknownImage("ubuntu", ["python"]),
         "unknown_image",
         422,
         "There is no such image",
-        "The image is not in the operator's table, or none was named and there is no default.",
-        ("known",),
+        "The image is not in the operator's table, or the request names none and there is no default. Use one of "
+        "`known`.",
+        (_KNOWN,),
     ),
     ProblemType(
+        e.UnknownProfile("strict", ["default"]),
         "unknown_profile",
         422,
         "There is no such policy profile",
-        "Profiles are written by the operator; the names that exist are in `known`.",
-        ("known",),
+        "The operator writes the profiles. Use one of `known`.",
+        (_KNOWN,),
     ),
     ProblemType(
+        e.PolicyTooBroad("/policy/network/mode", "none", "the profile allows no network"),
         "policy_too_broad",
         422,
         "The policy asks for more than the profile allows",
-        "A client may only narrow the operator's profile. `pointer` names the part that goes beyond it, `ceiling` what "
-        "the profile allows there.",
-        ("pointer", "ceiling"),
+        "A client may only narrow the operator's profile. `pointer` names the part that is too broad, and `ceiling` "
+        "says what the profile allows there.",
+        (_POINTER, _member("ceiling", str, "what the profile allows")),
     ),
     ProblemType(
+        e.LimitTooHigh("/limits/memory_mib", 8192, 4096),
         "limit_too_high",
         422,
         "The limit is above the ceiling",
-        "Ask for `ceiling` or less: the operator's, or the runtime's own where that is lower. GET /runtimes lists the "
-        "default and the ceiling of every limit.",
-        ("pointer", "ceiling"),
+        "Ask for `ceiling` or less. The ceiling is the operator's, or the runtime's own where that is lower. "
+        "GET /runtimes lists the default and the ceiling of every limit.",
+        (_POINTER, Member("ceiling", float, "the highest value that can be had", _ceiling)),
     ),
     ProblemType(
+        e.PolicyNotSupported("/limits/processes", "boxlite", "the runtime 'boxlite' cannot limit processes"),
         "policy_not_supported",
         422,
         "The runtime cannot enforce this",
-        "What a runtime cannot enforce is refused, never ignored. Leave out what `pointer` names, or choose another "
-        "runtime.",
-        ("pointer", "runtime"),
+        "The service refuses what a runtime cannot enforce; it never ignores it. Leave out what `pointer` names, or "
+        "choose another runtime.",
+        (_POINTER, _RUNTIME),
     ),
     ProblemType(
+        e.CapabilityMissing(["pause"], "boxlite"),
         "capability_missing",
         422,
         "The runtime lacks a required capability",
-        "The request needs `missing`, which the runtime does not promise. GET /runtimes lists what each one does.",
-        ("missing", "runtime"),
+        "The request needs `missing`, and the runtime does not have it. GET /runtimes lists what each runtime can do.",
+        (_member("missing", list[str], "the capabilities that the runtime lacks"), _RUNTIME),
     ),
     ProblemType(
+        e.IdempotencyMismatch(),
         "idempotency_mismatch",
         422,
-        "The key was used with another body",
-        "An Idempotency-Key repeats one answer to one request. Use a new key for a new request.",
+        "The key was used with another request",
+        "An Idempotency-Key stands for one request: the same method, path, query and body. Use a new key for a new "
+        "request.",
     ),
     ProblemType(
+        e.InvalidArchive("../etc/passwd", "a name must not hold '..'"),
         "invalid_archive",
         422,
-        "The archive holds an entry that is refused",
-        "`entry` names it: a path that leaves the tree, an absolute path, a device or the like. Nothing of the "
-        "archive is left.",
-        ("entry",),
+        "The archive is refused",
+        "`entry` names the entry at fault: its path leaves the tree or is absolute, or it is a device or another "
+        "file that an archive may not bring. It is empty when the archive as a whole is at fault. Nothing of the "
+        "archive was kept.",
+        (_member("entry", str, "the name of the entry; empty: the archive as a whole"),),
     ),
     ProblemType(
+        e.BoundExceeded("entries in one archive", 100_000, "ask for parts of the tree one by one"),
+        "bound_exceeded",
+        422,
+        "The request needs more than is possible",
+        "`limit` is the most that one request or its sandbox can have of what `bound` names. The same request fails "
+        "again however long you wait. Ask for less, or split the request.",
+        (
+            _member("bound", str, "what is counted"),
+            _member("limit", int, "the most that is possible of what `bound` names"),
+        ),
+    ),
+    ProblemType(
+        e.NotFound("sandbox", "sbx_06fa2c8q0gsbsd9e2y5k8w1m3c"),
         "not_found",
         404,
         "There is nothing here",
-        "The id or path does not exist, or its record has been forgotten: that of a destroyed sandbox is kept for an "
-        "hour unless the operator says otherwise.",
+        "Nothing has this id or path now. The service forgets a destroyed sandbox after an hour, unless its operator "
+        "has set another time.",
     ),
     ProblemType(
+        h.MethodNotAllowed({"GET", "HEAD"}),
         "method_not_allowed",
         405,
         "The method is not allowed here",
-        "The path exists, not with this method. The Allow header and the detail name those that it takes.",
+        "The path exists, but does not take this method. The header Allow and the detail name the methods that it "
+        "takes.",
+        headers=(ResponseHeader("Allow", "the methods that the path takes", attrgetter("allow")),),
     ),
     ProblemType(
+        h.UnsupportedMediaType("the body is text/plain; send application/json"),
         "unsupported_media_type",
         415,
         "The body has the wrong media type",
-        "Send JSON, with the header Content-Type: application/json. Files and archives are taken as they are, without "
-        "a Content-Encoding.",
+        "Send JSON with the header Content-Type: application/json. Send files and archives as they are, without a "
+        "Content-Encoding.",
     ),
     ProblemType(
+        e.PreconditionFailed("the file has another ETag"),
         "precondition_failed",
         412,
         "The precondition does not hold",
-        "What If-Match or If-None-Match names is not what is there now.",
+        "The file is not, or is no longer, what If-Match, If-None-Match or If-Unmodified-Since names. Read it again "
+        "before you change it.",
     ),
     ProblemType(
+        e.RangeNotSatisfiable("the file has 1000 bytes", 1000),
         "range_not_satisfiable",
         416,
         "The offset is beyond the end",
-        "Nothing has been written there. Of an execution, `output` says how many bytes each channel has; of a file, "
-        "the header Content-Range does.",
+        "There are fewer bytes than the offset. For an execution, its member `output` says how many bytes each channel "
+        "has. For a file, the header Content-Range says how many bytes it has.",
+        headers=(ResponseHeader("Content-Range", "the file's size, as `bytes */1000`", _content_range),),
     ),
     ProblemType(
+        h.UpgradeRequired("this path speaks WebSocket"),
         "upgrade_required",
         426,
         "This path speaks WebSocket",
-        "Open it with a WebSocket client: a GET request with Upgrade: websocket. Or ask for Server-Sent Events, with "
+        "Open the path with a WebSocket client. Or ask for Server-Sent Events with the header "
         "Accept: text/event-stream.",
+        headers=(
+            ResponseHeader("Upgrade", "always `websocket`", lambda _: "websocket"),
+            ResponseHeader("Connection", "", lambda _: "upgrade"),
+        ),
     ),
     ProblemType(
+        e.Conflict("the id 'build-1' is taken by a sandbox with another body"),
         "conflict",
         409,
-        "Another request has this id or this place",
-        "Another sandbox or execution has the id, somebody else feeds the stdin, or a directory that is to be deleted "
-        "is not empty.",
+        "Something else is in the way",
+        "Another sandbox or execution has the id, another client feeds the stdin, the answer to a repeated request is "
+        "no longer stored, or the directory to be deleted is not empty. The detail says which.",
     ),
     ProblemType(
+        e.UnsupportedByRuntime("pause", "boxlite"),
         "unsupported_by_runtime",
         409,
         "The runtime cannot do this",
-        "GET /runtimes lists what each runtime can do.",
+        "The sandbox's runtime lacks what the request needs. GET /runtimes lists what each runtime can do.",
     ),
     ProblemType(
+        e.WrongState("destroyed", "the sandbox is destroyed"),
         "wrong_state",
         409,
-        "Its state does not allow this",
-        "The sandbox or execution is in the state `state`, in which this cannot be done.",
-        ("state",),
+        "The state does not allow this",
+        "The sandbox or execution is in the state `state`, and cannot do this there.",
+        (_member("state", str, "the state of the sandbox or execution"),),
     ),
     ProblemType(
+        e.WrongType("directory", "'src' is a directory; a file is needed there"),
         "wrong_type",
         409,
         "The file is of another type",
-        "`found` says what is there: file, directory, symlink, fifo, socket, character_device or block_device.",
-        ("found",),
+        "The request needs a file of another type than the one at the path. `found` says what is there.",
+        (
+            _member(
+                "found",
+                str,
+                "what is at the path: file, directory, symlink, fifo, socket, character_device or block_device",
+            ),
+        ),
     ),
     ProblemType(
+        e.Unauthenticated("the key is not known here"),
         "unauthenticated",
         401,
         "A key is needed",
-        "Send Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one. A stream "
-        "ticket works once, within 30 seconds, for the path and the right to stdin that it was asked for.",
+        "Send the header Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one. A "
+        "stream ticket works once, within 30 seconds, and only for the path and the right to stdin that it was made "
+        "for.",
+        headers=(ResponseHeader("WWW-Authenticate", "always `Bearer`", lambda _: "Bearer"),),
     ),
     ProblemType(
+        e.Forbidden("the host 'example.org' is not allowed"),
         "forbidden",
         403,
-        "The host or the origin is not allowed",
-        "The Host header or the Origin of the request is not on the operator's list. This keeps web pages from "
-        "driving a local service; BULKHEAD_ALLOWED_HOSTS and BULKHEAD_ALLOWED_ORIGINS add to the lists.",
+        "The request is not allowed",
+        "The operator's list does not have the request's Host or Origin: otherwise any web page could drive a local "
+        "service. BULKHEAD_ALLOWED_HOSTS and BULKHEAD_ALLOWED_ORIGINS extend the lists. Or the stream was opened with "
+        "a ticket that only allows watching.",
     ),
     ProblemType(
+        e.AccessDenied("'/etc/passwd': Permission denied"),
         "access_denied",
         403,
         "The sandbox may not do this with the file",
-        "The path is read-only or closed for the sandbox's own commands too: by its policy, or by the file's mode. "
-        "Nobody reaches more through the file routes than a command of the sandbox could.",
+        "The sandbox's own commands could not do this either: the policy or the file's mode forbids it. The file "
+        "routes never reach more than a command in the sandbox does.",
     ),
     ProblemType(
+        e.PayloadTooLarge(4 * 1024 * 1024),
         "payload_too_large",
         413,
-        "The body is too large",
-        "`limit` is the largest size in bytes.",
-        ("limit",),
+        "Too many bytes were sent",
+        "The detail says what is too large, and `limit` how many bytes it may have. The same bytes are refused again "
+        "however long you wait. Send less.",
+        (_BYTES,),
     ),
     ProblemType(
+        e.CapacityExceeded("sandboxes", 1000),
         "capacity_exceeded",
         429,
-        "The operator's limit is reached",
-        "There is no more of `budget` now: not in the service (`holder` is `service`), or not for this `sandbox` or "
-        "`client`, while others go on. Something must end first. Retry-After gives the seconds to wait before trying "
-        "again.",
-        ("budget", "holder"),
+        "A limit is reached for now",
+        "All of `budget` is in use: in the whole service, or the part that this `client`, `sandbox` or `execution` may "
+        "have, as `holder` says. End something that uses it, or try again after the seconds in Retry-After.",
+        (
+            _member("budget", str, "what is used up"),
+            _member("holder", str, "whose limit or part is used up: `service`, `client`, `sandbox` or `execution`"),
+        ),
+        (_RETRY_AFTER,),
     ),
-    ProblemType("disk_full", 507, "The disk is full", "`limit` is the size of the sandbox's disk.", ("limit",)),
     ProblemType(
+        e.DiskFull(1024**3),
+        "disk_full",
+        507,
+        "The sandbox's disk is full",
+        "Delete files in the sandbox, or create a sandbox with a higher `limits.disk_mib`.",
+        (_member("limit", int, "the size of the sandbox's disk in bytes"),),
+    ),
+    ProblemType(
+        e.LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM"),
         "launch_failed",
         500,
         "An isolation step failed",
-        "The kernel refused `step` with `errno`. Nothing was started: a half isolated sandbox is never handed out.",
-        ("step", "errno"),
+        "The kernel refused the step `step` with the error `errno`. Nothing was started: the service never hands out a "
+        "sandbox that is only partly isolated.",
+        (
+            _member("step", str, "the isolation step"),
+            _member("errno", str, "the kernel's reason, such as EPERM; empty: there is none", "errno_name"),
+        ),
     ),
     ProblemType(
+        h.InternalError(),
         "internal_error",
         500,
         "The service has a fault",
-        "It is in the service's log under the request id that `instance` gives. Please report it.",
+        "The service's log has the reason, beside the request id that `instance` gives. Please report it.",
     ),
     ProblemType(
+        e.BackendFailure("a file has become shorter while it was read"),
+        "runtime_failed",
+        502,
+        "The runtime could not do this",
+        "The runtime began, and something in the sandbox or on the host kept it from finishing. The detail says what.",
+    ),
+    ProblemType(
+        e.BackendRefused(
+            "boxlite", "the BoxLite server answers 400: no such image", e.Upstream(400, "invalid_argument")
+        ),
         "backend_error",
         502,
-        "The runtime answered with an error",
-        "What it said is in the detail, with its own status and code where it gave them.",
-        ("runtime", "upstream_status", "upstream_code"),
+        "The runtime's server answered with an error",
+        "The detail has what it said.",
+        _OF_SERVER,
     ),
     ProblemType(
+        e.BackendUnavailable(
+            "boxlite", "the BoxLite server answers 503: not now", upstream=e.Upstream(503, "engine_unavailable")
+        ),
         "backend_unavailable",
         503,
-        "The runtime is not reachable",
-        "The service that carries out this runtime is not there, or says that it cannot now. GET /runtimes has the "
-        "reason.",
-        ("runtime", "upstream_status", "upstream_code"),
+        "The runtime is not available",
+        "What carries out this runtime does not answer, or says that it cannot work now. GET /runtimes has the reason.",
+        _OF_SERVER,
+        (_RETRY_AFTER,),
     ),
     ProblemType(
+        e.IsolationUnavailable("landlock", "this host lacks landlock"),
         "isolation_unavailable",
         503,
         "The host lacks an isolation layer",
-        "`layer` is missing, and its operator has not given it up by name: nothing is downgraded silently. "
-        "`bulkhead probe` shows what the host offers and the cure.",
-        ("layer",),
+        "The host does not have `layer`, and the operator has not agreed to do without it. The service never weakens "
+        "isolation silently. On the host, `bulkhead probe` shows what is missing and how to get it.",
+        (_member("layer", str, "the isolation layer that the host lacks"),),
+        (_RETRY_AFTER,),
     ),
     ProblemType(
+        e.ServiceStopping(),
+        "service_stopping",
+        503,
+        "The service is stopping",
+        "The service destroys its sandboxes and makes no new ones. Try again when it has been started again.",
+        headers=(_RETRY_AFTER,),
+    ),
+    ProblemType(
+        e.BackendTimeout("boxlite", "the BoxLite server answers 504: too slow", e.Upstream(504, "request_timeout")),
         "backend_timeout",
         504,
         "The runtime did not answer in time",
-        "What was begun is undone or shows in the lists.",
-        ("runtime", "upstream_status", "upstream_code"),
+        "The service undoes what was begun. What it could not undo shows in the lists.",
+        _OF_SERVER,
     ),
 )
 
-PROBLEMS = {problem.slug: problem for problem in _TABLE}
+PROBLEMS = {row.slug: row for row in TABLE}

@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from app.api.context import edge_of
 from app.api.http.disconnect import ClientGone
-from app.api.http.problems import BodyTooSlow, UnsupportedMediaType
+from app.api.http.errors import BodyTooSlow, UnsupportedMediaType
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,6 +12,8 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from app.api.http.access import OPEN_PATHS, OPEN_PREFIX
 from app.api.http.idempotency import PATTERN
+from app.api.http.problem_types import PROBLEMS, TABLE
+from app.api.http.problems import MEDIA_TYPE
 from app.api.openapi.documents import REF, keyed
 from app.api.openapi.examples import EXAMPLES
 from app.api.openapi.links import link
@@ -36,7 +39,7 @@ _TAGS = [
     {"name": "files", "description": "The file system of a sandbox, as its commands see it."},
     {"name": "service", "description": "The service itself: runtimes, health, metrics, problems."},
 ]
-_REQUEST_ID, _RETRY, _AUTHENTICATE = "X-Request-Id", "Retry-After", "WWW-Authenticate"
+_REQUEST_ID = "X-Request-Id"
 _REPLAYED = "Idempotency-Replayed"
 FIRST_ERROR = 400
 _HEADERS = {
@@ -48,8 +51,12 @@ _HEADERS = {
         "description": "the client's own id or a new one; it is also in the log",
         "schema": {"type": "string"},
     },
-    _RETRY: {"description": "seconds to wait before trying again", "schema": {"type": "integer"}},
-    _AUTHENTICATE: {"description": "always `Bearer`", "schema": {"type": "string"}},
+    **{
+        header.name: {"description": header.meaning, "schema": {"type": header.type}}
+        for row in TABLE
+        for header in row.headers
+        if header.meaning
+    },
 }
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -59,7 +66,6 @@ _IDEMPOTENCY_KEY = {
     "key, query and body gets the first answer again, for 24 hours; answers of 5xx and 429 are not kept",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{PATTERN}$"},
 }
-_ONLY_WITH = {"401": _AUTHENTICATE, "429": _RETRY, "503": _RETRY}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -82,6 +88,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 if method == "post":
                     _take_key(operation)
                 _correct(path, operation)
+        _drop_unused_headers(document)
         link(document)
         for name, example in EXAMPLES.items():
             components[name]["examples"] = [example]
@@ -107,12 +114,29 @@ def _correct(path: str, operation: dict[str, Any]) -> None:
         answers.pop("401")
     if "application/json" in answers.get("422", {}).get("content", {}):
         answers.pop("422")  # FastAPI adds it for every path parameter, and an id of any text is at most not found
-    for status, answer in answers.items():
-        names = [_REQUEST_ID, *([_ONLY_WITH[status]] if status in _ONLY_WITH else ())]
+    for answer in answers.values():
+        names = [_REQUEST_ID, *_headers_of(answer)]
         answer["headers"] = {
             **answer.get("headers", {}),
             **{name: {"$ref": f"#/components/headers/{name}"} for name in names},
         }
+
+
+def _drop_unused_headers(document: dict[str, Any]) -> None:
+    answers = (answer for o in _operations(document) for answer in o["responses"].values())
+    used = {name for answer in answers for name in answer["headers"]}
+    headers = document["components"]["headers"]
+    document["components"]["headers"] = {name: header for name, header in headers.items() if name in used}
+
+
+def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return (operation for operations in document["paths"].values() for operation in operations.values())
+
+
+def _headers_of(answer: dict[str, Any]) -> list[str]:
+    """Of the problems that the answer may be."""
+    slugs = answer.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+    return sorted({header.name for slug in slugs for header in PROBLEMS[slug].headers if header.meaning})
 
 
 def _components() -> dict[str, Any]:

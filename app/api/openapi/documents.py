@@ -8,45 +8,23 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.api.http.problem_types import PROBLEMS
-from app.api.http.problems import MEDIA_TYPE
+from app.api.http.problem_types import PROBLEMS, ProblemType
+from app.api.http.problems import MEDIA_TYPE, problem_of
 
 REF = "#/components/schemas/"
+EXAMPLE_ID = "req_06fa2c8q0gsbsd9e2y5k8w1m3c"
 EVERYWHERE = ("unauthenticated", "forbidden", "internal_error")
 
-_EXTRAS: dict[str, Any] = {
-    "errors": [{"pointer": "/limits/memory_mib", "detail": "input should be a valid integer"}],
-    "runtime": "process",
-    "known": ["kernel", "linux", "process"],
-    "pointer": "/limits/memory_mib",
-    "ceiling": 4096,
-    "missing": ["pause"],
-    "state": "destroyed",
-    "limit": 4194304,
-    "found": "directory",
-    "entry": "../etc/passwd",
-    "budget": "running executions",
-    "holder": "service",
-    "step": "mount_proc",
-    "errno": "EPERM",
-    "layer": "landlock",
-    "upstream_status": 503,
-    "upstream_code": "engine_unavailable",
-}
+_OF_A_KEY = (
+    *("invalid_request", "idempotency_mismatch", "conflict"),
+    *("payload_too_large", "bound_exceeded", "capacity_exceeded"),
+)
 
 Answers = dict[int | str, dict[str, Any]]
 
 
-def example_of(slug: str) -> dict[str, Any]:
-    kind = PROBLEMS[slug]
-    return {
-        "type": f"/problems/{slug}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": kind.meaning.partition(". ")[0].rstrip("."),
-        "instance": "req_06fa2c8q0gsbsd9e2y5k8w1m3c",
-        **{name: _EXTRAS[name] for name in kind.extras},
-    }
+def example_of(kind: ProblemType) -> dict[str, Any]:
+    return problem_of(kind.example).body(EXAMPLE_ID)
 
 
 def problems(*slugs: str) -> Answers:
@@ -63,7 +41,7 @@ def _answer(slugs: Iterable[str]) -> dict[str, Any]:
         "content": {
             MEDIA_TYPE: {
                 "schema": {"$ref": f"{REF}Problem"},
-                "examples": {slug: {"value": example_of(slug)} for slug in sorted(slugs)},
+                "examples": {slug: {"value": example_of(PROBLEMS[slug])} for slug in sorted(slugs)},
             }
         },
     }
@@ -71,7 +49,7 @@ def _answer(slugs: Iterable[str]) -> dict[str, Any]:
 
 def keyed(responses: dict[str, Any]) -> None:
     """Adds what a request with an Idempotency-Key can end in, whatever its route."""
-    for slug in ("invalid_request", "idempotency_mismatch", "conflict", "payload_too_large", "capacity_exceeded"):
+    for slug in _OF_A_KEY:
         status = str(PROBLEMS[slug].status)
         known = responses.get(status, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
         responses[status] = _answer({slug, *known})

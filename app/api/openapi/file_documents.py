@@ -8,7 +8,8 @@ from app.api.http.raw_query import PathQuery, parameters
 
 ON_FILES = (
     *("invalid_request", "not_found", "wrong_state", "unsupported_by_runtime", "wrong_type", "access_denied"),
-    *("capacity_exceeded", "backend_error", "backend_unavailable", "backend_timeout"),
+    *("bound_exceeded", "capacity_exceeded"),
+    *("runtime_failed", "backend_error", "backend_unavailable", "backend_timeout"),
 )
 ON_UPLOADS = (*ON_FILES, "unsupported_media_type", "payload_too_large", "disk_full")
 

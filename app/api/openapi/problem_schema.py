@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.json_schema import SkipJsonSchema
 
+from app.api.http.problem_types import TABLE, Member
 
-class FieldProblem(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
-
-    pointer: str = Field(description="a JSON pointer into the body, or query/NAME")
-    detail: str
+_Absent = SkipJsonSchema[None]
 
 
-def _only(of: str, what: str) -> object:
-    return Field(default_factory=lambda: None, description=f"{what}; only in {of}")
-
-
-Text = str | SkipJsonSchema[None]
-Texts = list[str] | SkipJsonSchema[None]
-
-
-class Problem(BaseModel):
+class StandardMembers(BaseModel):
     """RFC 9457. The required members are in every problem. The description of each other member names its types."""
 
     model_config = ConfigDict(extra="allow")
@@ -34,29 +25,37 @@ class Problem(BaseModel):
     detail: str = Field(description="what happened this time, for people")
     instance: str = Field(description="the request id, also in the header X-Request-Id")
 
-    errors: Annotated[
-        list[FieldProblem] | SkipJsonSchema[None], _only("`invalid_request`", "every wrong place of the request")
-    ]
-    runtime: Annotated[Text, _only("problems with a runtime", "its name")]
-    known: Annotated[Texts, _only("`unknown_…` and `runtime_not_enabled`", "the names that exist")]
-    pointer: Annotated[
-        Text, _only("`policy_too_broad`, `limit_too_high`, `policy_not_supported`", "the field, as `/limits/cpus`")
-    ]
-    # Without a type: of a union of two, one generator in four makes a class that holds nothing.
-    ceiling: Annotated[
-        Any, _only("`limit_too_high` (a number) and `policy_too_broad` (a text)", "the most that can be had")
-    ]
-    missing: Annotated[Texts, _only("`capability_missing`", "capabilities that the runtime lacks")]
-    state: Annotated[Text, _only("`wrong_state`", "the state that it is in")]
-    found: Annotated[Text, _only("`wrong_type`", "what is at the path")]
-    entry: Annotated[Text, _only("`invalid_archive`", "the entry's name")]
-    limit: Annotated[int | SkipJsonSchema[None], _only("`payload_too_large`, `disk_full`", "bytes")]
-    budget: Annotated[Text, _only("`capacity_exceeded`", "what there is no more of")]
-    holder: Annotated[
-        Text, _only("`capacity_exceeded`", "whose part is used up: `client`, `sandbox`, or all of the `service`")
-    ]
-    step: Annotated[Text, _only("`launch_failed`", "the isolation step")]
-    errno: Annotated[Text, _only("`launch_failed`", "the kernel's reason, as `EPERM`")]
-    layer: Annotated[Text, _only("`isolation_unavailable`", "the isolation layer that the host lacks")]
-    upstream_status: Annotated[int | None, _only("`backend_…`", "the HTTP status that the runtime's server gave")]
-    upstream_code: Annotated[str | None, _only("`backend_…`", "the code that the runtime's server gave")]
+
+def _members() -> dict[str, dict[str, Member]]:
+    """All members of the table: name -> slug -> member."""
+    found: defaultdict[str, dict[str, Member]] = defaultdict(dict)
+    for row in TABLE:
+        for member in row.members:
+            found[member.name][row.slug] = member
+    return found
+
+
+def _description(uses: dict[str, Member]) -> str:
+    """Of a member, from its rows: what it means, and in which problems it is."""
+    slugs: defaultdict[str, list[str]] = defaultdict(list)
+    for slug, member in uses.items():
+        slugs[member.meaning].append(f"`{slug}`")
+    return "; ".join(f"{meaning} (only in {', '.join(found)})" for meaning, found in slugs.items())
+
+
+def _fields() -> Iterator[tuple[str, Any]]:
+    for name, uses in _members().items():
+        kinds = {member.type for member in uses.values()}
+        # Without a type where there are several: of a union of two, one generator in four makes a class that holds
+        # nothing.
+        kind = kinds.pop() if len(kinds) == 1 else Any
+        field = Field(default_factory=lambda: None, description=_description(uses))
+        yield name, (kind | _Absent, field)
+
+
+if TYPE_CHECKING:
+    Problem = StandardMembers
+else:
+    Problem = create_model(
+        "Problem", __base__=StandardMembers, __doc__=StandardMembers.__doc__, __module__=__name__, **dict(_fields())
+    )

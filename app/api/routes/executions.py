@@ -25,6 +25,7 @@ TOLD_TO_A_RUNNING_ONE = (
     "wrong_state",
     "unsupported_media_type",
     "payload_too_large",
+    "runtime_failed",
     "backend_error",
     "backend_unavailable",
     "backend_timeout",
@@ -74,7 +75,9 @@ class ListQuery(PageQuery):
             "wrong_state",
             "unsupported_media_type",
             "payload_too_large",
+            "bound_exceeded",
             "capacity_exceeded",
+            "runtime_failed",
             "backend_error",
             "backend_unavailable",
             "backend_timeout",
@@ -132,7 +135,7 @@ async def get_execution(
     summary="Kill everything that an execution started",
     status_code=204,
     response_class=Response,
-    responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
+    responses=problems("not_found", "runtime_failed", "backend_error", "backend_unavailable", "backend_timeout"),
 )
 async def delete_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
     """Kills daemons too, where the runtime has `kill_tree`. Other runtimes kill what they can reach, and the exit's

@@ -11,7 +11,7 @@ from app.api.context import edge_of
 from app.api.http.bodies import media_type_of
 from app.api.http.conditions import Conditions, describe, refuse_conditions
 from app.api.http.downloads import Download, Outlet
-from app.api.http.problems import UnsupportedMediaType
+from app.api.http.errors import UnsupportedMediaType
 from app.api.http.raw_query import PathQuery, read_query
 from app.api.http.strict_route import StrictRoute
 from app.api.http.uploads import Upload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +13,7 @@ from starlette.routing import Route
 from app import __version__
 from app.api.http.problem_types import PROBLEMS, ProblemType
 from app.api.http.strict_route import StrictRoute
-from app.api.openapi.documents import problems
+from app.api.openapi.documents import example_of, problems
 from app.core.errors import NotFound
 
 FRONT, INDEX = "/", "/problems"
@@ -113,12 +114,23 @@ async def explain_problem(slug: str) -> Response:
 
 
 def _explanation(kind: ProblemType) -> str:
-    members = "".join(f"<li><code>{html.escape(name)}</code>" for name in kind.extras)
+    example = example_of(kind)
+    rows = "".join(
+        f"<tr><td><code>{member.name}</code><td>{_with_code(member.json_type)}<td>{_with_code(member.meaning)}"
+        f"<td><code>{html.escape(_json(example[member.name]))}</code>"
+        for member in kind.members
+    )
+    table = f"<h2>Its own members</h2><table><tr><th>Name<th>Type<th>Meaning<th>Example{rows}</table>"
     return (
         f"<p><code>{kind.slug}</code>, status {kind.status}</p><p>{_with_code(kind.meaning)}</p>"
-        + (f"<p>It has these members of its own:</p><ul>{members}</ul>" if members else "")
+        + (table if rows else "")
+        + f"<h2>Example</h2><pre>{html.escape(_json(example, indent=2))}</pre>"
         + f"<p><a href={INDEX}>All types of problems</a></p>"
     )
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 routes = [

@@ -14,8 +14,9 @@ from app.api.schemas.views import json_response
 router = APIRouter(tags=["sandboxes"], route_class=StrictRoute)
 
 PROBLEMS = (
-    "not_found", "wrong_state", "unsupported_by_runtime", "backend_error", "backend_unavailable", "backend_timeout",
-)  # fmt: skip
+    *("not_found", "wrong_state", "unsupported_by_runtime"),
+    *("runtime_failed", "backend_error", "backend_unavailable", "backend_timeout"),
+)
 
 
 @router.post(

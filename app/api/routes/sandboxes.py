@@ -32,8 +32,11 @@ OF_A_CREATE = (
     "capability_missing",
     "unsupported_media_type",
     "payload_too_large",
+    "bound_exceeded",
     "capacity_exceeded",
+    "service_stopping",
     "launch_failed",
+    "runtime_failed",
     "backend_error",
     "backend_unavailable",
     "isolation_unavailable",
@@ -191,7 +194,7 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
     summary="Destroy a sandbox",
     status_code=204,
     response_class=Response,
-    responses=problems("not_found", "backend_error", "backend_unavailable", "backend_timeout"),
+    responses=problems("not_found", "runtime_failed", "backend_error", "backend_unavailable", "backend_timeout"),
 )
 async def delete_sandbox(request: Request, sandbox_id: str) -> Response:
     """When the answer comes, no process of the sandbox exists. Repeatable while the record is kept."""

@@ -8,7 +8,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from app.api.context import edge_of, request_id_of
-from app.api.http.problems import UpgradeRequired
+from app.api.http.errors import UpgradeRequired
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.streams.events import LAST_EVENT_ID, MEDIA_TYPE, EventStream, wants_events

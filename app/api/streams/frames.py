@@ -180,7 +180,7 @@ def problem_frame(error: Exception, request_id: str) -> str:
 def understand(text: str) -> StdinEof | Size | int:
     """A signal's number, a terminal's new size, or the end of stdin. Raises InvalidRequest or PayloadTooLarge."""
     if len(text) > TEXT_LIMIT or len(text.encode()) > TEXT_LIMIT:
-        raise PayloadTooLarge(TEXT_LIMIT)
+        raise PayloadTooLarge(TEXT_LIMIT, "the text frame")
     try:
         frame = from_json(text)
     except ValueError as error:

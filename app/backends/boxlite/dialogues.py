@@ -67,7 +67,7 @@ class Dialogues:
         try:
             await take(self._turns, self._server.times.shell)
         except Busy:
-            raise CapacityExceeded("operations on files of one sandbox at one time", AT_ONCE) from None
+            raise CapacityExceeded("operations on files at one time", AT_ONCE, "sandbox") from None
         try:
             async with self._talk(script, (escaped(path), *arguments), clean) as dialogue:
                 yield dialogue

@@ -24,7 +24,7 @@ from app.backends.boxlite.output import Intake
 from app.backends.boxlite.server import Server
 from app.core.backend import Logs
 from app.core.commands import signal_name
-from app.core.errors import BackendFailure, BackendTimeout, CapacityExceeded, WrongState
+from app.core.errors import BackendFailure, BackendTimeout, PayloadTooLarge, WrongState
 from app.core.models import Command, Exit, ExitReason, Stdin
 
 BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
@@ -160,7 +160,7 @@ class BoxliteExecution:
             # The server takes in what the program does not read, without limit, and says nothing. Nothing smaller may
             # follow: it would go on behind a hole.
             self._stdin_left = 0
-            raise CapacityExceeded("bytes of stdin of one execution of this runtime", self._stdin_limit)
+            raise PayloadTooLarge(self._stdin_limit, "all stdin of this execution", "write it to a file of the sandbox")
         self._stdin_left -= len(data)
         await self._to_socket(lambda socket: socket.write(data))
         return not self._exit.done()

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from app.backends.boxlite.dialogue import Dialogue
 from app.backends.boxlite.file_facts import Node, is_ours, node_of, nonsense, records
 from app.backends.boxlite.file_scripts import PIECE_BYTES
-from app.core.errors import BackendFailure, CapacityExceeded
+from app.core.errors import BackendFailure, BoundExceeded
 from app.core.files import ArchiveEntry, EntryKind, FileKind, FileStat
 from app.core.timeslices import TimeSlices
 
 NAMES_BYTES = 16 * 1024 * 1024  # of all names of one directory, or one tree: each page reads them all
 MOST_ENTRIES = 100_000  # of a tree
+_PARTS = "ask for parts of the tree one by one"
 QUESTION_BYTES = 64 * 1024  # names in one question: less than what xargs gives to one program
 FILES_AT_ONCE = 256  # whose contents come in one answer
 RECORD_BYTES = 8192  # of what is said about one name
@@ -43,7 +44,7 @@ class Tree:
         async for some in self._names():
             names += some
             if len(names) > MOST_ENTRIES:
-                raise CapacityExceeded("files in one tree", MOST_ENTRIES)
+                raise BoundExceeded("entries in one archive", MOST_ENTRIES, _PARTS)
         nodes = [node for node in await self.nodes(names) if node.stat.kind in PACKED]
         for batch in _batches([node.name for node in nodes if node.stat.kind is FileKind.FILE]):
             await self._answer("readable", batch, 0)
@@ -56,7 +57,7 @@ class Tree:
         async for piece in self._dialogue.stream(NAMES_BYTES + PIECE_BYTES):
             total += len(piece)
             if total > NAMES_BYTES:
-                raise CapacityExceeded("bytes of names in one directory or tree", NAMES_BYTES)
+                raise BoundExceeded("bytes of names in one directory or archive", NAMES_BYTES, _PARTS)
             *paths, rest = (rest + piece).split(b"\0")
             yield [name for name in map(_below, paths) if not is_ours(name)]
         if rest:

@@ -73,7 +73,7 @@ class _Archive:
             padding = -item.size % BLOCK
             self.entries += 1
             if item.size >= LARGEST:
-                raise PayloadTooLarge(LARGEST - 1)
+                raise PayloadTooLarge(LARGEST - 1, f"the entry {shown(item.name)!r}", "send it with PUT …/files")
             for header in self._headers(item):
                 if slices.over:
                     await slices.next()

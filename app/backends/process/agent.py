@@ -49,6 +49,19 @@ class Failed(Exception):
         super().__init__(os.strerror(number))
 
 
+def _refused_by_launcher(reason: str) -> CapacityExceeded:
+    detail = f"the launcher starts no operation on files: {reason}; try again when one has ended"
+    return CapacityExceeded("executions of the launcher", holder="sandbox", detail=detail)
+
+
+def _no_process(number: int) -> CapacityExceeded:
+    detail = (
+        f"the sandbox has no room for the process of an operation on files: {os.strerror(number)}; end something that "
+        "runs in it, or create a sandbox with more limits.processes or limits.memory_mib"
+    )
+    return CapacityExceeded("processes", holder="sandbox", detail=detail)
+
+
 class FileAgent:
     """Fed by the sandbox's owner socket, as a command is. `on_over` is called once, when nothing of it is left."""
 
@@ -99,7 +112,7 @@ class FileAgent:
             return
         if isinstance(error, LauncherRefused):
             if error.errno == errno.EDQUOT:
-                return self._end(CapacityExceeded("executions and file operations of one sandbox", 0))
+                return self._end(_refused_by_launcher(error.detail))
             return self._end(BackendFailure(f"step {error.step} failed: {error.detail}"))
         return self._end(BackendUnavailable("process", str(error)))
 
@@ -114,7 +127,7 @@ class FileAgent:
         if self._begun or self._finishing is not None:
             raise ProtocolError("failed to start after the start")
         if number in (errno.EAGAIN, errno.ENOMEM) and step != STEP_CGROUP:
-            why: Exception = CapacityExceeded("processes of the sandbox, which a file operation needs one of,", 0)
+            why: Exception = _no_process(number)
         else:
             why = BackendFailure(f"no file agent could be started: {os.strerror(number)}")
         self._finishing = self._loop.create_task(self._finish(why))

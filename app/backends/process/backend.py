@@ -151,7 +151,8 @@ def _translate(refused: LauncherRefused) -> BulkheadError:
     if refused.step.startswith("layer:"):
         return IsolationUnavailable(refused.step.partition(":")[2], refused.detail)
     if refused.errno == errno.EDQUOT:
-        return CapacityExceeded(f"sandboxes of the launcher ({refused.detail})", 0)
+        detail = f"the launcher cannot make another sandbox: {refused.detail}; try again when one has ended"
+        return CapacityExceeded("sandboxes of the launcher", detail=detail)
     if refused.step == "restrict_files" and refused.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         return InvalidRequest.at("/policy/filesystem", f"a path does not exist in the sandbox: {refused.detail}")
     return LaunchFailed(refused.step, name, f"step {refused.step} failed: {name} ({refused.detail})")

@@ -104,9 +104,14 @@ def _error(failed: Failed, disk_bytes: int) -> BulkheadError:
         (failed.errno in _NOT_TAKEN, lambda: InvalidRequest.at("query/path", what)),
         (failed.errno == errno.ENOTEMPTY, lambda: Conflict(f"{what}; recursive=true deletes all that is in it")),
         (failed.errno in _CHANGED, lambda: PreconditionFailed(f"{path!r} was changed by somebody else meanwhile")),
-        (failed.errno in _SCARCE, lambda: CapacityExceeded(f"resources of the sandbox ({sentence})", 0)),
+        (failed.errno in _SCARCE, lambda: _scarce(sentence)),
     ]
     return next((make() for applies, make in errors if applies), BackendFailure(what))
+
+
+def _scarce(sentence: str) -> CapacityExceeded:
+    detail = f"the sandbox has no room for this operation on files: {sentence}; end something that runs in it"
+    return CapacityExceeded("memory, processes or descriptors", holder="sandbox", detail=detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ class ProcessFiles:
             async with asyncio.timeout(_WAIT_SECONDS):
                 await self._places.acquire()
         except TimeoutError:
-            raise CapacityExceeded("file operations at once in one sandbox", MOST_AT_ONCE) from None
+            raise CapacityExceeded("operations on files at one time", MOST_AT_ONCE, "sandbox") from None
         try:
             agent = self._start(asked)
             undone = True

@@ -182,7 +182,8 @@ class Custody:
         if len(descriptors) != STREAMS[kind] + in_memfd or in_memfd > (kind == EXECUTE):
             raise ProtocolError("a command comes with its streams, and a memfd when it says so")
         if sandbox.executions_held >= self._config.max_executions:
-            raise Refusal("plan", errno.EDQUOT, "too many executions")
+            limit = self._config.max_executions
+            raise Refusal("plan", errno.EDQUOT, f"the limit of {limit} executions in one sandbox is reached")
         if not sandbox.is_new(number):
             raise Refusal("plan", errno.EEXIST, "an execution number is used once")
         try:

@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from app.api.http.paced import PIECE, Paced
 from app.core.budget import Budget
-from app.core.errors import CapacityExceeded
+from app.core.errors import Refused
 from app.core.fair_queue import FairQueue
 
 
@@ -23,7 +23,7 @@ class Client:
 
     def __init__(self, budget: Budget, name: str) -> None:
         self.got: list[Message] = []
-        self.refused: list[CapacityExceeded] = []
+        self.refused: list[Refused] = []
         self.taking = asyncio.Event()
         self.paced = Paced(self.take, budget, name, self.refuse, FairQueue())
 
@@ -32,7 +32,7 @@ class Client:
             await self.taking.wait()
         self.got.append(message)
 
-    async def refuse(self, error: CapacityExceeded) -> None:
+    async def refuse(self, error: Refused) -> None:
         self.refused.append(error)
 
     async def ask(self, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ import pytest
 from app.core.budget import Budget
 from app.core.sandboxes import Capacity
 from app.settings import Settings, load_settings
+from tests.null_backend import Gate
 from tests.unit.api.service import Service, create, start
 
 KEYS = ("bh_" + "a" * 43, "bh_" + "b" * 43)
@@ -152,7 +154,7 @@ async def test_tickets_count_for_the_client_that_asked_and_so_do_their_streams()
         door.client.headers.update(headers[0])
         path = await door.start("sleep")
         asked = [await ticket(door.client, path, headers[0]) for _ in range(3)]
-        assert is_refused(asked[2], "stream tickets that wait to be used", "client")
+        assert is_refused(asked[2], "unused stream tickets", "client")
         assert (await ticket(door.client, path, headers[1])).status_code == 201
         async with door.stream(path, f"?ticket={asked[0].json()['ticket']}") as socket:
             await socket.recv()
@@ -171,17 +173,50 @@ async def test_a_client_that_is_alone_may_hold_all() -> None:
     async with service.client() as client:
         answers = [await ticket(client, "/sandboxes/a/executions/b", {}) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
-        assert is_refused(answers[3], "stream tickets that wait to be used", "service")
+        assert is_refused(answers[3], "unused stream tickets", "service")
 
 
 async def test_bodies_and_sandboxes_of_one_client_leave_room_for_another() -> None:
-    async with two_clients(settings=load_settings(transfers={"bodies_mib": 8}), sandboxes=2) as (_, first, second):
-        large = {"command": ["true"], "stdin": "x" * 4_500_000}
-        assert is_refused(await first.post("/run", json=large), "MiB of request bodies at one time", "client")
+    async with two_clients(settings=load_settings(transfers={"bodies_mib": 8}), sandboxes=2) as (
+        service,
+        first,
+        second,
+    ):
+        half = {"command": ["sleep"], "stdin": "x" * 3_000_000}
+        service.backend.execute_gate = gate = Gate()
+        running = asyncio.create_task(first.post("/run", json=half))
+        await gate.reached.wait()
+        assert is_refused(await first.post("/run", json=half), "MiB of request bodies at one time", "client")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await reaches(service.app.state.edge.shares.bodies, 0)
+        service.backend.execute_gate = None
         assert (await first.post("/sandboxes", json={})).status_code == 201
         assert is_refused(await first.post("/sandboxes", json={}), "sandboxes", "client")
         assert is_refused(await first.post("/run", json={"command": ["true"]}), "sandboxes", "client")
         assert (await second.post("/sandboxes", json={})).status_code == 201
+
+
+@pytest.mark.parametrize("pieces", [1, 60])
+async def test_body_that_no_client_could_ever_hold_is_refused_without_a_word_of_trying_again(pieces: int) -> None:
+    body = json.dumps({"command": ["true"], "stdin": "x" * 4_500_000}).encode()
+    step = -(-len(body) // pieces)
+
+    async def content() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), step):
+            yield body[at : at + step]
+
+    async with two_clients(settings=load_settings(transfers={"bodies_mib": 8})) as (service, first, _):
+        refused = await first.post("/run", content=content(), headers={"content-type": "application/json"})
+        problem = refused.json()
+        assert (refused.status_code, problem["type"]) == (422, "/problems/bound_exceeded")
+        assert (problem["bound"], problem["limit"]) == ("bytes of request bodies at one time", 4 << 20)
+        assert problem["detail"] == (
+            "the request needs more than 4194304 bytes of request bodies at one time, which is the most that it can "
+            "have; send less at once"
+        )
+        assert "retry-after" not in refused.headers
+        assert service.app.state.edge.shares.bodies.used == 0
 
 
 async def test_request_of_one_client_does_not_wait_for_hundreds_of_another() -> None:

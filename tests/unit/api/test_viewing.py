@@ -13,7 +13,7 @@ from app.api.context import PIECES_EACH_TURN
 from app.api.http.paced import PIECE, Paced
 from app.api.streams.viewing import View
 from app.core.budget import Budget
-from app.core.errors import CapacityExceeded
+from app.core.errors import Refused
 from app.core.executions import Execution
 from app.core.fair_queue import FairQueue
 from app.core.follow import Gap, Output
@@ -82,7 +82,7 @@ def answers(count: int, pieces: int, sent: Sent, turns: FairQueue) -> list[Await
         if message["type"] == "http.response.body":
             sent.pieces.append("a")
 
-    async def refuse(error: CapacityExceeded) -> None:
+    async def refuse(error: Refused) -> None:
         raise error
 
     async def answer(budget: Budget) -> None:

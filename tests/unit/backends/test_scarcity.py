@@ -14,16 +14,20 @@ from typing import Any, NoReturn
 
 import pytest
 
+from app.backends.process import files as files_module
 from app.backends.process import link as link_module
+from app.backends.process.agent import Failed
 from app.backends.process.backend import ProcessBackend
-from app.backends.process.files import ProcessFiles
+from app.backends.process.files import ProcessFiles, translated
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs
-from app.core.errors import BackendTimeout, BackendUnavailable
+from app.core.errors import BackendTimeout, BackendUnavailable, CapacityExceeded
 from app.core.output import OutputLog
-from app.launcher.protocol import DESTROY, EXECUTE, FINISH, OK, REPLY, Writer
+from app.launcher.protocol import DESTROY, EXECUTE, FINISH, OK, REFUSED, REPLY, Writer
+from app.launcher.protocol.files import UNKNOWN_KIND
 from tests.kernel import host
+from tests.told import told
 from tests.unit.backends.test_link import Noted, Played, stage
 from tests.unit.core.support import command, spec
 
@@ -165,6 +169,73 @@ async def test_create_without_descriptors_is_the_runtimes_failure(
     await backend.aclose()
     launcher.hang_up()
     launcher.listener.close()
+
+
+async def test_sandbox_that_the_launcher_has_no_room_for_may_be_asked_for_again(tmp_path: Path) -> None:
+    launcher, backend = Played(tmp_path / "sock"), ProcessBackend(tmp_path / "sock")
+    creating = asyncio.create_task(backend.create("sbx_1", spec()))
+    await launcher.greet()
+    _, request, _ = await launcher.hear()
+    launcher.say(refusal(request, "the limit of 4 sandboxes is reached"))
+    with pytest.raises(CapacityExceeded) as refused:
+        await creating
+    assert told(refused.value) == (
+        *(429, "capacity_exceeded", "1"),
+        "the launcher cannot make another sandbox: the limit of 4 sandboxes is reached; try again when one has ended",
+    )
+    await backend.aclose()
+    launcher.hang_up()
+    launcher.listener.close()
+
+
+async def test_file_operation_that_the_launcher_has_no_room_for_may_be_asked_for_again(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            asking = asyncio.create_task(sandbox.files.stat(b"f"))
+            _, request, _ = await launcher.hear()
+            launcher.say(refusal(request, "the limit of 4 executions in one sandbox is reached"))
+            with pytest.raises(CapacityExceeded) as refused:
+                await asking
+    assert told(refused.value) == (
+        *(429, "capacity_exceeded", "1"),
+        "the launcher starts no operation on files: the limit of 4 executions in one sandbox is reached; try again "
+        "when one has ended",
+    )
+
+
+def refusal(request: int, detail: str) -> Writer:
+    return Writer(REPLY).u32(request).u8(REFUSED).text("plan").u32(errno.EDQUOT).text(detail)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_file_operation_that_the_sandbox_has_no_room_for_may_be_asked_for_again(number: int) -> None:
+    with pytest.raises(CapacityExceeded) as refused, translated(1):
+        raise Failed(number, UNKNOWN_KIND, b"f")
+    assert told(refused.value) == (
+        *(429, "capacity_exceeded", "1"),
+        f"the sandbox has no room for this operation on files: {os.strerror(number)}; end something that runs in it",
+    )
+    assert refused.value.holder == "sandbox"
+
+
+async def test_seventeenth_file_operation_of_a_sandbox_may_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "_WAIT_SECONDS", 0.05)
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            asking = [asyncio.create_task(sandbox.files.stat(b"f")) for _ in range(17)]
+            (first, *_), waiting = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            error = first.exception()
+            assert isinstance(error, CapacityExceeded)
+            assert told(error) == (
+                *(429, "capacity_exceeded", "1"),
+                "this sandbox's limit of 16 operations on files at one time is reached; free some, or try again later",
+            )
+            assert len(waiting) == 16
+        await asyncio.wait(waiting)
 
 
 async def test_destroy_that_nobody_answered_is_none_and_may_be_repeated(

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.budget import Budget
-from app.core.errors import CapacityExceeded
+from app.core.errors import BoundExceeded, CapacityExceeded
+
+
+def _share(holder: str, held: int, whole: str, most: int) -> str:
+    """The sentence, as a pattern."""
+    has = f"this {holder} has {held} of the service's {whole}"
+    return f"^{has} and may have at most {most} now; free some, or try again later$"
 
 
 def filled(budget: Budget, holder: str) -> int:
@@ -26,28 +32,48 @@ def test_one_owner_gets_half_and_each_next_half_of_what_is_left() -> None:
 def test_a_refusal_names_the_budget_and_whose_share_is_used_up() -> None:
     budget = Budget("streams", 16, "client", retry_seconds=7)
     filled(budget, "a")
-    with pytest.raises(CapacityExceeded, match="limit of 16 streams leaves this client 8, and it has 8;") as refused:
+    with pytest.raises(CapacityExceeded, match=_share("client", 8, "16 streams", 8)) as refused:
         budget.take("a")
     assert (refused.value.budget, refused.value.holder, refused.value.retry_after_seconds) == ("streams", "client", 7)
     for holder in "bcdef":
         filled(budget, holder)
-    with pytest.raises(CapacityExceeded, match="limit of 16 streams is reached") as refused:
+    with pytest.raises(
+        CapacityExceeded, match=r"^the service's limit of 16 streams is reached; try again later$"
+    ) as refused:
         budget.take("g")
     assert refused.value.holder == "service"
 
 
 def test_a_refusal_tells_its_numbers_in_the_unit_of_its_text() -> None:
     budget = Budget("MiB of output", 64 << 20, "sandbox", unit=1 << 20)
-    with pytest.raises(CapacityExceeded, match="limit of 64 MiB of output leaves this sandbox 32, and it has 0;"):
-        budget.check("a", 40 << 20)
+    budget.take("a", 8 << 20)
+    with pytest.raises(CapacityExceeded, match=_share("sandbox", 8, "64 MiB of output", 32)):
+        budget.check("a", 32 << 20)
+    assert budget.used == 8 << 20
+
+
+def test_what_no_holder_could_ever_have_is_no_matter_of_time() -> None:
+    budget = Budget("MiB of output", 64 << 20, "sandbox", unit=1 << 20)
+    budget.check("a", 32 << 20)
+    text = (
+        "^the request needs more than 33554432 bytes of output, which is the most that it can have; send less at once$"
+    )
+    with pytest.raises(BoundExceeded, match=text) as refused:
+        budget.check("a", (32 << 20) + 1)
+    assert (refused.value.bound, refused.value.limit) == ("bytes of output", 32 << 20)
+    with budget.taking("a") as take:
+        take(32 << 20)
+        with pytest.raises(BoundExceeded, match=text):
+            take(1)
     assert budget.used == 0
+    Budget("streams", 4, "client", shared=False).check("a", 4)
 
 
 def test_holder_who_has_more_than_what_the_others_leave_now_is_told_both_numbers() -> None:
     budget = Budget("streams", 16, "client")
     filled(budget, "a")
     filled(budget, "b")
-    with pytest.raises(CapacityExceeded, match="leaves this client 6, and it has 8; others get theirs"):
+    with pytest.raises(CapacityExceeded, match=_share("client", 8, "16 streams", 6)):
         budget.take("a")
 
 
@@ -73,12 +99,13 @@ def test_what_was_held_is_given_back_whatever_happens() -> None:
 
 def test_what_was_taken_little_by_little_is_given_back_as_a_whole() -> None:
     budget = Budget("bytes", 8, "client")
+    budget.take("b", 2)
     with pytest.raises(CapacityExceeded), budget.taking("a") as take:
         take(1)
-        take(3)
-        assert budget.held("a") == 4
+        take(2)
+        assert budget.held("a") == 3
         take(1)
-    assert (budget.used, budget.held("a")) == (0, 0)
+    assert (budget.used, budget.held("a")) == (2, 0)
 
 
 @given(st.integers(0, 40), st.lists(st.tuples(st.sampled_from("abc"), st.integers(-5, 9)), max_size=60))

@@ -138,7 +138,9 @@ async def test_commands_of_one_sandbox_leave_room_for_another_and_the_oldest_end
             await last.wait()
         assert 2 <= len(greedy.executions) <= 5
         assert list(greedy.executions.values())[-1] is last
-        with pytest.raises(CapacityExceeded, match="MiB of commands that are kept leaves this sandbox") as full:
+        with pytest.raises(
+            CapacityExceeded, match="this sandbox has 0 of the service's 1 MiB of stored commands and"
+        ) as full:
             for _ in range(10):
                 await house.start(greedy, "sleep", "x" * 100_000)
         assert full.value.holder == "sandbox"
@@ -194,7 +196,9 @@ async def test_sandboxes_of_one_client_leave_room_for_another() -> None:
     sandboxes = Sandboxes(Registry([NullBackend()], default="process"), Capacity(sandboxes=4), Notes(), shared=True)
     first, _ = sandboxes.create(spec(), client="a")
     sandboxes.create(spec(), client="a")
-    with pytest.raises(CapacityExceeded, match="limit of 4 sandboxes leaves this client 2"):
+    with pytest.raises(
+        CapacityExceeded, match="this client has 2 of the service's 4 sandboxes and may have at most 2 now"
+    ):
         sandboxes.create(spec(), client="a")
     sandboxes.create(spec(), client="b")
     await sandboxes.wait_created(first, 60)
@@ -208,12 +212,18 @@ async def test_a_file_operation_of_one_sandbox_leaves_room_for_another() -> None
         greedy, other = await house.create(), await house.create()
         transfers = house.sandboxes.transfers
         async with transfers.files(greedy.id), transfers.unpacking(greedy.id):
-            with pytest.raises(CapacityExceeded, match="operations on files at one time leaves this sandbox 2"):
+            with pytest.raises(
+                CapacityExceeded,
+                match="has 2 of the service's 4 operations on files at one time and may have at most 2 now",
+            ):
                 async with transfers.files(greedy.id):
                     pass
             async with transfers.files(other.id):
                 pass
-            with pytest.raises(CapacityExceeded, match="archives that are unpacked at one time leaves this sandbox 1"):
+            with pytest.raises(
+                CapacityExceeded,
+                match="has 1 of the service's 2 archives that are unpacked at one time and may have at most 1 now",
+            ):
                 async with transfers.unpacking(greedy.id):
                     pass
             async with transfers.unpacking(other.id):

@@ -17,6 +17,7 @@ from app.core.errors import (
     Conflict,
     LaunchFailed,
     NotFound,
+    ServiceStopping,
     UnknownRuntime,
     WrongState,
 )
@@ -568,7 +569,7 @@ async def test_stop_destroys_everything_in_every_state_and_takes_no_more() -> No
     await house.sandboxes.aclose()
     assert house.backend.alive == []
     assert list(house.sandboxes) == []
-    with pytest.raises(CapacityExceeded, match="stopping"):
+    with pytest.raises(ServiceStopping, match=r"^the service is stopping and makes no sandbox any more; try again"):
         house.sandboxes.create(spec())
     await house.sandboxes.aclose()
     await no_tasks_left()

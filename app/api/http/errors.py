@@ -1,0 +1,34 @@
+"""What can go wrong with a request before anybody but HTTP has looked at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from app.core.errors import BulkheadError, InvalidRequest
+
+
+class UnsupportedMediaType(BulkheadError):
+    pass
+
+
+class UpgradeRequired(BulkheadError):
+    pass
+
+
+class BodyTooSlow(InvalidRequest):
+    """The connection must be closed: what still arrives would be taken for the next request."""
+
+
+class MethodNotAllowed(BulkheadError):
+    """`methods`: those that the path takes."""
+
+    def __init__(self, methods: Iterable[str]) -> None:
+        self.allow = ", ".join(sorted(methods))
+        super().__init__(f"the path does not take this method; it takes {self.allow}")
+
+
+class InternalError(BulkheadError):
+    """Stands for an error that is not ours, whose text may hold a secret."""
+
+    def __init__(self) -> None:
+        super().__init__("the service could not do this because of a fault of its own; its log has the reason")
