@@ -56,7 +56,8 @@ class IllegalTransition(RuntimeError):
 
 
 class Lifecycle:
-    """`state`, a sentence on why it came to that, and whether the sandbox is on its way to its end.
+    """`state`, `reason` (a sentence on why it came to that), and `is_ending`: the end has begun, and is not over. Only
+    `apply` changes them.
 
     >>> life = Lifecycle()
     >>> life.apply(Event.STARTED), str(life.state)
@@ -64,38 +65,25 @@ class Lifecycle:
     """
 
     def __init__(self) -> None:
-        self._state = CREATING
-        self._reason: str | None = None
-        self._is_ending = False
-
-    @property
-    def state(self) -> SandboxState:
-        return self._state
-
-    @property
-    def reason(self) -> str | None:
-        return self._reason
-
-    @property
-    def is_ending(self) -> bool:
-        """The end has begun, and is not over."""
-        return self._is_ending
+        self.state = CREATING
+        self.reason: str | None = None
+        self.is_ending = False
 
     def apply(self, event: Event, reason: str | None = None) -> None:
         """`reason`: kept until the next event that has one. Raises IllegalTransition, and changes nothing then."""
         transition = TRANSITIONS[event]
-        wrong_time = transition.while_ending is not None and transition.while_ending is not self._is_ending
-        if wrong_time or self._state not in transition.sources:
+        wrong_time = transition.while_ending is not None and transition.while_ending is not self.is_ending
+        if wrong_time or self.state not in transition.sources:
             raise IllegalTransition(f"{event} does not follow on a sandbox that is {self.describe()}")
-        self._state = transition.target or self._state
-        self._reason = self._reason if reason is None else reason
+        self.state = transition.target or self.state
+        self.reason = self.reason if reason is None else reason
         if event is Event.END_BEGUN:
-            self._is_ending = True
+            self.is_ending = True
         elif event is Event.END_FAILED or event is Event.DESTROYED:
-            self._is_ending = False
+            self.is_ending = False
 
     def describe(self) -> str:
         """For a sentence that begins with: the sandbox is."""
-        if self._is_ending:
+        if self.is_ending:
             return "being destroyed"
-        return f"{self._state}: {self._reason}" if self._reason else str(self._state)
+        return f"{self.state}: {self.reason}" if self.reason else str(self.state)

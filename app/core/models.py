@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ID_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 _ID = re.compile(ID_PATTERN)
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's alphabet: its order is the order of ASCII
+_PAIRS = [first + second for first in _BASE32 for second in _BASE32]
 
 
 class _Clock:
@@ -42,7 +43,7 @@ _clock = _Clock()
 def new_id(prefix: str) -> str:
     """`prefix` + 26 characters that sort by creation."""
     number = _clock.next()
-    return prefix + "".join(_BASE32[number >> shift & 31] for shift in range(125, -1, -5))
+    return prefix + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def is_id(text: str) -> bool:

@@ -149,12 +149,12 @@ class Sandbox:
 
     def _require(self, states: tuple[SandboxState, ...]) -> SandboxHandle:
         """The one place that asks whether the sandbox can be used. Raises WrongState."""
-        if self.state not in states or self._handle is None or self._lifecycle.is_ending:
+        if self._lifecycle.state not in states or self._handle is None or self._lifecycle.is_ending:
             raise self._wrong_state()
         return self._handle
 
     def _wrong_state(self) -> WrongState:
-        return WrongState(self.state, f"the sandbox is {self._lifecycle.describe()}")
+        return WrongState(self._lifecycle.state, f"the sandbox is {self._lifecycle.describe()}")
 
     def check_running(self) -> None:
         """Raises WrongState unless it runs and nobody ends it."""
@@ -260,7 +260,7 @@ class Sandbox:
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """Raises WrongState on a sandbox that has ended."""
-        if self.ends or self.state is SandboxState.FAILED:
+        if self.ends or self._lifecycle.state is SandboxState.FAILED:
             raise self._wrong_state()
         self.touch()
         if ttl_seconds is not None:
@@ -332,7 +332,7 @@ class Sandbox:
         except BaseException:
             self._end_failed()
             raise
-        if self.state is not SandboxState.FAILED:  # else its end has been told
+        if self._lifecycle.state is not SandboxState.FAILED:  # else its end has been told
             self._resources.observer.sandbox_ended(self._spec.runtime, "destroyed")
         self._lifecycle.apply(Event.DESTROYED, why)
         self._handle = None
@@ -361,7 +361,7 @@ class Sandbox:
         """It may be tried again, and is, when its time is over."""
         self._end = None
         self._lifecycle.apply(Event.END_FAILED)
-        if self._handle is not None and self.state in ALIVE:
+        if self._handle is not None and self._lifecycle.state in ALIVE:
             self._watch_for_loss(self._handle)
         self._arm(at_least=RETRY_SECONDS)
 
@@ -394,24 +394,28 @@ class Sandbox:
 
     def _ttl_left(self) -> float:
         """The ttl counts from `running`; before that the sandbox has `creating_seconds`."""
-        if self.state is SandboxState.CREATING:
+        if self._lifecycle.state is SandboxState.CREATING:
             return self._resources.capacity.creating_seconds - (now() - self.created_at).total_seconds()
         return (self._expires_at - now()).total_seconds()
 
     def _seconds_left(self) -> float:
         left = self._ttl_left()
-        busy = self.state is SandboxState.CREATING or self.running or self._transfers
-        if self._idle_seconds is not None and not busy:
-            idle = (now() - self._last_active_at).total_seconds()
-            left = min(left, self._idle_seconds - idle)
-        return left
+        if self._idle_seconds is None or self._is_busy:
+            return left
+        idle = (now() - self._last_active_at).total_seconds()
+        return min(left, self._idle_seconds - idle)
+
+    @property
+    def _is_busy(self) -> bool:
+        """So it is not idle."""
+        return bool(self._lifecycle.state is SandboxState.CREATING or self.running or self._transfers)
 
     def _expire(self) -> None:
         if self._seconds_left() > EARLY_SECONDS:  # it was used, or it runs something, since the timer was set
             self._arm()
             return
         why = "its ttl passed" if self._ttl_left() <= EARLY_SECONDS else "it was idle"
-        if self.state is SandboxState.CREATING:
+        if self._lifecycle.state is SandboxState.CREATING:
             why = f"it was not running after {self._resources.capacity.creating_seconds:g} seconds"
         self._begin_end(f"the sandbox expired: {why}")
 
