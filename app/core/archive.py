@@ -81,7 +81,7 @@ class _Tree:
         elif entry.kind is EntryKind.HARD_LINK:
             target = clean(target)
             if self._kinds.get(target) is not EntryKind.FILE:
-                raise ValueError("a hard link to something else than an earlier file of the archive")
+                raise ValueError("a hard link that does not lead to an earlier file of the archive")
         self._add(name, entry.kind)
         if (name, target, entry.mode & ~MODE_BITS) == (entry.name, entry.target, 0):
             return entry
@@ -101,7 +101,7 @@ class _Tree:
             self._bytes += len(name)
             if len(self._kinds) > MOST_NAMES or self._bytes > MOST_NAME_BYTES:
                 raise ValueError(
-                    f"here the archive goes over the limit of {MOST_NAMES} names with {MOST_NAME_BYTES} bytes in all"
+                    f"with this entry the archive has more than {MOST_NAMES} names or {MOST_NAME_BYTES} bytes of names"
                 )
             name, kind = name.rpartition(b"/")[0], EntryKind.DIRECTORY
             known = self._kinds.get(name)

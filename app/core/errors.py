@@ -16,7 +16,7 @@
     ├── IdempotencyMismatch        a key that stands for another request
     ├── WrongState                 the sandbox or execution is past this
     ├── UnsupportedByRuntime       a request that needs a capability which the sandbox's runtime lacks
-    ├── WrongType                  a file is not what is needed there
+    ├── WrongType                  a file is not what is needed here
     ├── AccessDenied               the sandbox itself may not do this with a file
     ├── DiskFull                   the sandbox's own disk
     ├── InvalidArchive             an entry of an archive is refused

@@ -207,7 +207,7 @@ class Execution:
         if self._grip is not None:
             if not take:
                 raise Conflict(
-                    "somebody else feeds the stdin of this execution; a stream with stdin=take takes it over"
+                    "another client feeds the stdin of this execution; a stream with stdin=take takes it over"
                 )
             self._grip.taken_over.set()
         self._grip = StdinGrip(self)

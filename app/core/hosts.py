@@ -28,7 +28,7 @@ def check_rule(rule: str) -> str:
                 raise ValueError(f"{rule} reaches into {forbidden}, which no sandbox may reach")
         return str(net.network_address) if net.prefixlen == 32 else str(net)
     if not _NAME.fullmatch(text) or len(text) > 253:
-        raise ValueError(f"{rule} is no host name, *.name, IPv4 address or net")
+        raise ValueError(f"{rule} is not a host name, *.name, IPv4 address or network")
     if text.endswith(_LOCAL):
         raise ValueError(f"{rule} is a name of the machine or its network, which no sandbox may reach")
     return text

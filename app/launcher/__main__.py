@@ -30,7 +30,7 @@ def main(config_fd: int, parent: int) -> None:
             return
     missing = probe.missing_capabilities()
     if missing:  # without CAP_KILL it would start, and fail at the first end of a sandbox
-        raise SystemExit(f"bulkhead: the launcher needs {', '.join(missing)}, and was not given it")
+        raise SystemExit(f"bulkhead: the launcher needs {', '.join(missing)} and does not have it")
     for name in (_signal.SIGINT, _signal.SIGHUP):
         _signal.signal(name, _signal.SIG_DFL)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)

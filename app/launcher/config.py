@@ -62,5 +62,5 @@ def parse(text: str) -> Config:
             setattr(config, name, value)
     for layer in config.accept_missing:
         if layer not in OPTIONAL_LAYERS:
-            raise ValueError(f"no layer that may be given up: {layer!r}")
+            raise ValueError(f"not a layer that may be missing: {layer!r}")
     return config

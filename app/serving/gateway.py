@@ -220,7 +220,7 @@ def why_not_bound(error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.errno == errno.EACCES:
         # ip_unprivileged_port_start is 1024 unless somebody changed it, ip-sysctl.rst.
-        return f"{reason}; the gateway is not root: give a port above 1023, and put a proxy before it"
+        return f"{reason}; the gateway is not root: choose a port above 1023, and put a proxy in front of it"
     return reason
 
 

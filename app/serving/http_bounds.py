@@ -27,7 +27,7 @@ _WHY = {
     _TOO_LARGE: f"the head of a request takes at most {HEAD_BYTES} bytes",
     _TARGET_TOO_LONG: f"the target of a request, which is its path and its query, takes at most {TARGET_BYTES} bytes",
     _TOO_SLOW: f"the head of a request has to arrive within {HEAD_SECONDS:g} seconds",
-    _NOT_HTTP: "this is no request of HTTP/1.1: it has an unknown method, a byte in its target that is not "
+    _NOT_HTTP: "this is not a request of HTTP/1.1: it has an unknown method, a byte in its target that is not "
     "percent-encoded, or headers that contradict each other",
 }
 

@@ -149,10 +149,10 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             elif frame.opcode not in _CONTROL:
                 self._fragments = 1
             if self._fragments > FRAGMENTS:
-                return f"a message takes at most {FRAGMENTS} fragments"
+                return f"a message may have at most {FRAGMENTS} fragments"
         small = sum(frame.opcode in _CONTROL or not frame.data for frame in frames)
         if small and not self._small.take(small):
-            return f"at most {SMALL_FRAMES_EACH_SECOND} control frames and empty frames a second are taken"
+            return f"at most {SMALL_FRAMES_EACH_SECOND} control frames and empty frames a second are allowed"
         return None
 
     def _refuse(self, code: int, reason: str) -> None:

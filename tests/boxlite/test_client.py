@@ -142,7 +142,7 @@ async def test_what_is_no_envelope(answer: Any, kind: type[BackendFailure], code
 async def test_a_refused_key_is_told_without_the_key(json_: dict[str, Any]) -> None:
     error = await ask(status_code=401, json=json_)
     assert isinstance(error, BackendUnavailable) and error.retry_after_seconds == 60
-    assert str(error) == "the BoxLite server refuses our key" and upstream_of(error).status == 401
+    assert str(error) == "the BoxLite server refuses the key" and upstream_of(error).status == 401
 
 
 @pytest.mark.parametrize(

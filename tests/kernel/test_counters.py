@@ -222,5 +222,5 @@ def test_capabilities_of_the_deployed_launcher_are_enough_whatever_programs_may_
 def test_launcher_without_one_of_its_capabilities_refuses_to_start_and_names_it(missing: str) -> None:
     """CAP_KILL was missing once, and each launcher ended with the first sandbox that was deleted."""
     done = life_with(set(CAPABILITIES) - {missing})
-    assert f"bulkhead: the launcher needs CAP_{missing}, and was not given it\n" in done.stderr
+    assert f"bulkhead: the launcher needs CAP_{missing} and does not have it\n" in done.stderr
     assert done.stdout == ""

@@ -81,9 +81,9 @@ async def test_what_is_not_yet_in_its_place_is_not_listed_and_not_packed() -> No
 async def test_a_wrong_type_says_what_is_there_and_what_is_needed() -> None:
     async with room() as made:
         await made.sh("mkfifo p; echo x >f")
-        with pytest.raises(WrongType, match="'p' is a FIFO; a regular file is needed there"):
+        with pytest.raises(WrongType, match="'p' is a FIFO; a regular file is needed here"):
             await made.read(b"p")
-        with pytest.raises(WrongType, match="'f' is a regular file; a directory is needed there"):
+        with pytest.raises(WrongType, match="'f' is a regular file; a directory is needed here"):
             await made.files.list(b"f", None, 10)
-        with pytest.raises(WrongType, match="'/workspace' is a directory; a regular file is needed there"):
+        with pytest.raises(WrongType, match="'/workspace' is a directory; a regular file is needed here"):
             await made.read(b"/workspace")

@@ -121,7 +121,7 @@ def test_connections_inherit_bounds_on_what_waits_for_a_client() -> None:
 
 def test_port_that_is_for_root_is_refused_with_the_cure() -> None:
     assert gateway.why_not_bound(OSError(errno.EACCES, "Permission denied")) == (
-        "Permission denied; the gateway is not root: give a port above 1023, and put a proxy before it"
+        "Permission denied; the gateway is not root: choose a port above 1023, and put a proxy in front of it"
     )
 
 

@@ -55,7 +55,7 @@ def test_a_launcher_that_does_not_start_is_a_sentence_and_no_process(capfd: pyte
     config.accept_missing = ["seccomp"]  # which the launcher does not take
     with pytest.raises(StartFailed, match="the launcher did not start"):
         start_launcher(config)
-    assert "no layer that may be given up" in capfd.readouterr().err
+    assert "not a layer that may be missing" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("error", [NoSlot("none free"), StartFailed("no launcher")])

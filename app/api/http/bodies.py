@@ -66,7 +66,8 @@ def media_type_of(request: Request) -> str:
 def _check_media_type(request: Request) -> None:
     media_type = media_type_of(request)
     if media_type != "application/json" and not (media_type.startswith("application/") and media_type[-5:] == "+json"):
-        raise UnsupportedMediaType(f"the body is {media_type or 'of no stated type'}; send application/json")
+        found = f"is {media_type}" if media_type else "has no Content-Type"
+        raise UnsupportedMediaType(f"the body {found}; send application/json")
 
 
 async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes:

@@ -85,7 +85,7 @@ def refuse_conditions(headers: Headers) -> None:
     """For changes that nobody can make depend on what is there, in one step. Raises InvalidRequest."""
     for name in ("if-match", "if-none-match", "if-unmodified-since"):
         if name in headers:
-            raise InvalidRequest.at(f"header/{name}", "is taken only where one file is read or replaced")
+            raise InvalidRequest.at(f"header/{name}", "is allowed only where one file is read or replaced")
 
 
 class Conditions:
@@ -111,18 +111,18 @@ class Conditions:
         self._check_still(found)
         tags = self._none_match
         if tags is not None and found is not None and (tags.everything or etag_of(found) in tags.strong | tags.weak):
-            raise PreconditionFailed("If-None-Match: there is such a file")
+            raise PreconditionFailed("If-None-Match: the file exists")
 
     def _check_still(self, found: FileStat | None) -> None:
         if self._match is not None:
             if found is None:
-                raise PreconditionFailed("If-Match: there is no file")
+                raise PreconditionFailed("If-Match: the file does not exist")
             if not self._match.everything and etag_of(found) not in self._match.strong:
-                raise PreconditionFailed("If-Match: the file is another one by now")
+                raise PreconditionFailed("If-Match: the file has changed")
         elif self._unmodified_since is not None and (
             found is None or found.modified_ns // _SECOND > self._unmodified_since
         ):
-            raise PreconditionFailed("If-Unmodified-Since: the file is another one by now")
+            raise PreconditionFailed("If-Unmodified-Since: the file has changed")
 
     def not_modified(self, found: FileStat) -> bool:
         """For a read: the client has it already. Raises PreconditionFailed."""
@@ -152,7 +152,7 @@ class Conditions:
         if not wanted or size == 0:
             return None
         if int(wanted) == 0:
-            raise RangeNotSatisfiable("the last 0 bytes of a file are no range", size)
+            raise RangeNotSatisfiable("the last 0 bytes of a file are not a range", size)
         return max(0, size - int(wanted)), size
 
     def _is_same(self, found: FileStat) -> bool:

@@ -54,11 +54,11 @@ def _wrong_path(paths: list[bytes]) -> list[FieldError]:
     if len(paths) != 1:
         sentence = "must be given once" if paths else "is required"
     elif _NO_BYTE.search(paths[0]):
-        sentence = "has a % that begins no byte; a % itself is %25"
+        sentence = "has a % without two hexadecimal digits; write a % as %25"
     elif not 0 < len(path := unquote_to_bytes(paths[0])) <= LONGEST_PATH:
         sentence = f"must have 1 to {LONGEST_PATH} bytes"
     elif b"\0" in path:
-        sentence = "must not hold a NUL byte"
+        sentence = "must not have a NUL byte"
     return [FieldError("query/path", sentence)] if sentence else []
 
 

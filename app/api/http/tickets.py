@@ -61,7 +61,9 @@ class Tickets:
         """The one ticket that opens what the request asks for. Raises Unauthenticated."""
         stdin = _first_fields(scope).get("stdin", "false") != "false"
         if len(spent) != 1 or spent[0] is None or not spent[0].opens(scope["path"], stdin, self._clock()):
-            raise Unauthenticated("the stream ticket was used, is too old, or is not for this path and right to stdin")
+            raise Unauthenticated(
+                "the stream ticket was used, has expired, is for another path, or does not allow stdin"
+            )
         return spent[0]
 
     def _remove(self, text: str) -> Ticket | None:

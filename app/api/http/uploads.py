@@ -34,7 +34,7 @@ class Upload(AsyncIterator[bytes]):
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("Content-Encoding: files are stored as they are sent; send them unencoded")
         if "content-range" in headers:
-            raise InvalidRequest.at("header/content-range", "is not taken: a file is replaced as a whole")
+            raise InvalidRequest.at("header/content-range", "is not allowed: a file is replaced as a whole")
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._bounds.ceiling:
             raise PayloadTooLarge(self._bounds.ceiling)
@@ -60,5 +60,5 @@ class Upload(AsyncIterator[bytes]):
             async with asyncio.timeout(seconds):
                 return await self._receive()
         except TimeoutError:
-            sentence = f"no byte of the body came for {seconds:g} seconds"
+            sentence = f"no byte of the body arrived for {seconds:g} seconds"
             raise BodyTooSlow([FieldError("", sentence)]) from None

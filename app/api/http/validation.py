@@ -62,7 +62,7 @@ def refuse_doubled_keys(body: bytes | str) -> None:
         names = set()
         for name, _ in pairs:
             if name in names:
-                raise InvalidRequest.at("", f"the key {name[:KEY_SHOWN]!r} is there twice in one object")
+                raise InvalidRequest.at("", f"the key {name[:KEY_SHOWN]!r} occurs twice in one object")
             names.add(name)
         if objects > OBJECTS:
             raise InvalidRequest.at("", "the body has a key twice in one object")

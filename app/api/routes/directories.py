@@ -36,7 +36,7 @@ class ListQuery(PathQuery):
     )
 
 
-Absent = Field(default_factory=lambda: None, description="the bytes, where they are not UTF-8; else absent")
+Absent = Field(default_factory=lambda: None, description="the bytes of the name, if they are not UTF-8; else absent")
 
 
 class DirectoryItem(Answer):
@@ -44,7 +44,7 @@ class DirectoryItem(Answer):
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
-    name: str = Field(description="U+FFFD stands for what is not UTF-8")
+    name: str = Field(description="U+FFFD replaces what is not UTF-8")
     name_base64: str | SkipJsonSchema[None] = Absent
     type: FileKind
     size: int = Field(description="in bytes")

@@ -38,7 +38,7 @@ class OutputQuery(BaseModel):
 def check_readable(sandbox: Sandbox) -> None:
     """Raises WrongState when the sandbox has ended, and its log with it."""
     if sandbox.state is SandboxState.DESTROYED:
-        raise WrongState(sandbox.state, "the output went with the sandbox, which is destroyed")
+        raise WrongState(sandbox.state, "the sandbox was destroyed, and its output with it")
 
 
 def check_offset(log: OutputLog, offset: int, channel: Channel) -> None:

@@ -98,7 +98,7 @@ class _Upload:
                 if not feeding.done():
                     raise ClientGone
             if taken.done():
-                raise Conflict("a stream has taken stdin over; its `stdin_bytes` counts what went in before")
+                raise Conflict("a stream has taken stdin over; its `stdin_bytes` says how much was accepted before")
             feeding.result()
         finally:
             for task in tasks:
@@ -142,7 +142,9 @@ class _Upload:
         """The kernel closes the stdin of a program that ends a moment before the end itself is known."""
         await self._execution.wait(_END_SECONDS)
         ended = self._execution.exit is not None
-        raise WrongState(self._execution.state, "the execution has ended" if ended else "the program reads no stdin")
+        raise WrongState(
+            self._execution.state, "the execution has ended" if ended else "the program does not read stdin any more"
+        )
 
     async def _end(self) -> None:
         try:

@@ -56,7 +56,7 @@ def _look_at_few_wrong_values(value: Any) -> Any:
 
 def _few_labels(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > LABELS:
-        raise PydanticCustomError("too_many", "has {count} labels, at most {most} are taken", _counts(len(value)))
+        raise PydanticCustomError("too_many", "has {count} labels; at most {most} are allowed", _counts(len(value)))
     return value
 
 

@@ -70,13 +70,13 @@ def _offsets(request: Request) -> Offsets:
     """Where to begin: behind the last event that the client saw, else where the query says. Raises InvalidRequest."""
     query = query_of(request)
     if query.stdin != "false":
-        raise InvalidRequest.at("query/stdin", "events carry no stdin; PUT …/stdin feeds it")
+        raise InvalidRequest.at("query/stdin", "events carry no stdin; use PUT …/stdin")
     last = request.headers.get(LAST_EVENT_ID)
     if last is None:
         return query.offsets
     found = _EVENT_ID.fullmatch(last)
     if found is None:
-        raise InvalidRequest.at(f"header/{LAST_EVENT_ID}", "is not <stdout offset>-<stderr offset>")
+        raise InvalidRequest.at(f"header/{LAST_EVENT_ID}", "must be <stdout offset>-<stderr offset>")
     return {Channel.STDOUT: int(found[1]), Channel.STDERR: int(found[2])}
 
 

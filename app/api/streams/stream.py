@@ -143,7 +143,7 @@ class Stream:
 
     async def _obey(self, wish: StdinEof | Terminal | int) -> None:
         if self._view.only:
-            raise Forbidden("this stream was opened with a ticket without stdin: it may look, and not act")
+            raise Forbidden("this stream was opened with a ticket without stdin: it can only read")
         if isinstance(wish, int):
             await self._execution.signal(wish)
         elif isinstance(wish, Terminal):

@@ -27,7 +27,7 @@ class Box:
 
 def box_of(found: Any) -> Box:
     if not isinstance(found, dict) or not is_id(found.get("box_id")):
-        raise BackendRefused(RUNTIME, "the BoxLite server answers with no box", Upstream())
+        raise BackendRefused(RUNTIME, "the answer of the BoxLite server has no box", Upstream())
     name = found.get("name")
     return Box(found["box_id"], name if isinstance(name, str) else None, str(found.get("status")), found)
 
@@ -39,11 +39,11 @@ def is_id(found: Any) -> bool:
 def called(box: Box, name: str) -> Box:
     """What has another name is somebody else's, whatever the server says."""
     if box.name != name:
-        raise BackendRefused(RUNTIME, "the BoxLite server answers with another box than the one asked for", Upstream())
+        raise BackendRefused(RUNTIME, "the BoxLite server answered with another box than the requested one", Upstream())
     return box
 
 
 def with_id(box: Box, box_id: str) -> Box:
     if box.id != box_id:
-        raise BackendRefused(RUNTIME, "the BoxLite server answers with another box than the one asked for", Upstream())
+        raise BackendRefused(RUNTIME, "the BoxLite server answered with another box than the requested one", Upstream())
     return box

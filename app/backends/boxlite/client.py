@@ -167,7 +167,9 @@ class Client:
             try:
                 return Answer(status, _parsed(raw))
             except (ValueError, RecursionError):
-                raise BackendRefused(RUNTIME, "the BoxLite server answers with no JSON", Upstream(status)) from None
+                raise BackendRefused(
+                    RUNTIME, "the answer of the BoxLite server is not JSON", Upstream(status)
+                ) from None
         found: Any = None
         if response.headers.get("content-type", "").startswith("application/json"):
             with contextlib.suppress(ValueError, RecursionError):
@@ -186,7 +188,7 @@ class Client:
         text = message if isinstance(message, str) else raw.decode(errors="replace")
         upstream = Upstream(status, code)
         if status == 401 or code == "unauthenticated":
-            raise BackendUnavailable(RUNTIME, "the BoxLite server refuses our key", 60, upstream)
+            raise BackendUnavailable(RUNTIME, "the BoxLite server refuses the key", 60, upstream)
         said = self._shown(text) or "nothing more"
         request = f" (its request {self._shown(request_id)[:64]})" if request_id else ""
         detail = f"the BoxLite server answers {status} {code or ''}".rstrip() + f": {said}{request}"

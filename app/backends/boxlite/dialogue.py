@@ -63,7 +63,7 @@ class Dialogue:
                         raise nonsense()
                 self._news.set()
         except AttachCut as error:
-            self._failure = BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}")
+            self._failure = BackendUnavailable(RUNTIME, f"the BoxLite server closed the connection: {error}")
         except Exception as error:  # raised where somebody waits for what was to be read: nobody waits for this task
             self._failure = error
         finally:
@@ -80,7 +80,9 @@ class Dialogue:
             async with asyncio.timeout(seconds):
                 await self._news.wait()
         except TimeoutError:
-            raise BackendTimeout(RUNTIME, f"the box's programs are silent for {seconds:g} seconds") from None
+            raise BackendTimeout(
+                RUNTIME, f"the programs in the box have sent nothing for {seconds:g} seconds"
+            ) from None
 
     async def _take(self, size: int, seconds: float) -> bytes:
         while len(self._heard) < size:
@@ -109,7 +111,7 @@ class Dialogue:
             await self._socket.write(data)
         except AttachCut as error:
             await self._hear_out()
-            raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
+            raise BackendUnavailable(RUNTIME, f"the BoxLite server closed the connection: {error}") from error
 
     async def _hear_out(self) -> None:
         """Of a script that has ended the server closes the socket: why it ended is worth more than that."""
@@ -186,7 +188,7 @@ class Dialogue:
 
 def _decoded(text: bytes, digest: bytes) -> bytes:
     if hashlib.sha256(text).hexdigest().encode() != digest:
-        raise BackendUnavailable(RUNTIME, "a piece of the file arrived with another digest than it was sent with")
+        raise BackendUnavailable(RUNTIME, "a piece of the file was damaged: its digest is wrong")
     try:
         return base64.b64decode(text.replace(b"\n", b""), validate=True)
     except binascii.Error:

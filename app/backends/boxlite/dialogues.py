@@ -100,7 +100,7 @@ class Dialogues:
                     await settle(loop.create_task(self._end(dialogue, execution_id, mark, clean, arguments)))
         except (AttachCut, AttachRefused) as error:
             self._tasks.spawn(self._box.bury(mark))
-            raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
+            raise BackendUnavailable(RUNTIME, f"the BoxLite server closed the connection: {error}") from error
         except asyncio.CancelledError:
             self._tasks.spawn(self._box.bury(mark))
             raise

@@ -215,7 +215,7 @@ class BoxliteExecution:
                 return
         send = self._server.kill if number == _SIGKILL else partial(self._server.signal, number=number)
         if not await send(self._room.box_id, self._id):
-            raise WrongState("ended", f"nothing of the execution can be reached with {signal_name(number)}")
+            raise WrongState("ended", f"no process of the execution can be reached with {signal_name(number)}")
 
     async def kill(self) -> None:
         if self._killing is None or self._killing.done():
@@ -237,7 +237,9 @@ class BoxliteExecution:
         except BackendFailure as error:
             if self._exit.done():
                 return
-            raise BackendTimeout(RUNTIME, f"nobody says that it is dead: {error}", upstream_of(error)) from error
+            raise BackendTimeout(
+                RUNTIME, f"nothing confirms that the execution has ended: {error}", upstream_of(error)
+            ) from error
         if not await self._ended_within(self._times.leader):
             # A child that holds the pipes delays the exit frame for ever, and of a killed execution nothing can be
             # asked any more.

@@ -116,7 +116,7 @@ def there(line: bytes, path: bytes) -> FileStat:
 def only(kind: FileKind, stat: FileStat, path: bytes) -> FileStat:
     """Raises WrongType."""
     if stat.kind is not kind:
-        raise WrongType(stat.kind.value, f"{shown(path)} is {stat.kind.noun}; {kind.noun} is needed there")
+        raise WrongType(stat.kind.value, f"{shown(path)} is {stat.kind.noun}; {kind.noun} is needed here")
     return stat
 
 

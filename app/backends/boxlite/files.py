@@ -80,7 +80,7 @@ class BoxliteFiles:
             size, digest = await dialogue.feed(content)
             said = await dialogue.line(dialogue.seconds_for(size))
             if said != b"sum " + digest.encode():
-                raise BackendFailure("the content arrived in the box with another digest than it was sent with")
+                raise BackendFailure("the content was damaged on its way into the box: its digest is wrong")
             for _ in range(ROUNDS):
                 async with self._renaming:
                     await dialogue.say(line.decode() if check is not None else "any")
@@ -90,7 +90,7 @@ class BoxliteFiles:
                 if word != b"again":
                     raise nonsense()
                 _checked(line, path, check)
-        raise Conflict(f"{shown(path)} is changed by others again and again")
+        raise Conflict(f"{shown(path)} is changed by others all the time")
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
         token = secrets.token_hex(16)
@@ -169,7 +169,7 @@ class _Reading:
                 await again.aclose()
                 held = await again.enter_async_context(self._again())
                 if held.stat != self.stat:
-                    raise BackendFailure("the connection broke, and another file is there now")
+                    raise BackendFailure("the connection broke, and the file was replaced meanwhile")
 
 
 class _Held:
@@ -190,7 +190,7 @@ class _Held:
             if wanted:
                 yield wanted
         if left:
-            raise BackendFailure("the file has become shorter while it was read")
+            raise BackendFailure("the file became shorter while it was read")
 
 
 def _checked(line: bytes, path: bytes, check: Check | None) -> None:

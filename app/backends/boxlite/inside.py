@@ -107,7 +107,7 @@ class Inside:
         except AttachRefused as error:
             raise BackendUnavailable(RUNTIME, str(error), 1, Upstream(error.status)) from error
         except AttachCut as error:
-            raise BackendUnavailable(RUNTIME, f"the BoxLite server broke off: {error}") from error
+            raise BackendUnavailable(RUNTIME, f"the BoxLite server closed the connection: {error}") from error
         except TimeoutError:
             raise BackendTimeout(RUNTIME, "the box does not answer") from None
 

@@ -31,7 +31,7 @@ def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
         if not any(covers(wide, rule) for wide in permitted):
             ceiling = ", ".join(permitted)
             raise PolicyTooBroad(
-                "/policy/network/allow", ceiling, f"{rule} is not among what may be reached: {ceiling}"
+                "/policy/network/allow", ceiling, f"{rule} is not among the hosts that may be reached: {ceiling}"
             )
         rules.append(rule)
     if sum(map(len, rules)) > RULES_BYTES:

@@ -89,7 +89,7 @@ class Server:
         found = (await self.client.request("GET", path, seconds=self.times.beat_answer, beat=True)).body
         items = found.get("boxes") if isinstance(found, dict) else None
         if not isinstance(items, list):
-            raise BackendRefused(RUNTIME, "the BoxLite server answers with no list of boxes", Upstream(200))
+            raise BackendRefused(RUNTIME, "the answer of the BoxLite server has no list of boxes", Upstream(200))
         return [box_of(item) for item in items]
 
     async def find(self, box_id: str) -> Box | None:
@@ -183,7 +183,7 @@ class Server:
             raise
         execution_id = found.get("execution_id") if isinstance(found, dict) else None
         if not isinstance(execution_id, str) or not is_id(execution_id):
-            raise BackendRefused(RUNTIME, "the BoxLite server answers with no execution", Upstream(201))
+            raise BackendRefused(RUNTIME, "the answer of the BoxLite server has no execution", Upstream(201))
         return execution_id
 
     async def kill(self, box_id: str, execution_id: str) -> bool:
@@ -226,7 +226,7 @@ class Server:
 
 def _checked(prefix: str) -> str:
     if not _PREFIX.fullmatch(prefix) or ".." in prefix.split("/"):
-        raise BackendRefused(RUNTIME, "the BoxLite server names a path prefix that cannot be one", Upstream(200))
+        raise BackendRefused(RUNTIME, "the BoxLite server names an invalid path prefix", Upstream(200))
     return prefix
 
 

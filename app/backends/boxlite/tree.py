@@ -106,7 +106,7 @@ class Tree:
                     left -= len(piece)
                     yield piece
             if await source.take(len(self._token)) != self._token:
-                raise BackendFailure("a file has become shorter while it was read")
+                raise BackendFailure("a file became shorter while it was read")
         await source.finish()
 
 
@@ -121,7 +121,7 @@ class _Source:
             try:
                 self._piece = await anext(self._pieces)
             except StopAsyncIteration:
-                raise BackendFailure("a file has become shorter while it was read") from None
+                raise BackendFailure("a file became shorter while it was read") from None
         found, self._piece = self._piece[:most], self._piece[most:]
         return found
 

@@ -36,7 +36,7 @@ async def unpack(dialogues: Dialogues, path: bytes, content: AsyncIterator[Archi
         size, digest = await dialogue.feed(archive.of(content))
         patience = dialogue.seconds_for(size, archive.entries)
         if await dialogue.line(patience) != b"sum " + digest.encode():
-            raise BackendFailure("the archive arrived in the box with another digest than it was sent with")
+            raise BackendFailure("the archive was damaged on its way into the box: its digest is wrong")
         await dialogue.say("go")
         said = await dialogue.line(patience)
         if said.startswith(b"clash "):
@@ -53,7 +53,7 @@ async def unpack(dialogues: Dialogues, path: bytes, content: AsyncIterator[Archi
 async def _clash(dialogue: Dialogue, said: bytes) -> None:
     found = facts_of(said.partition(b" ")[2])
     where = b"".join([piece async for piece in dialogue.stream(PATH_BYTES * 2)])
-    raise WrongType(found.kind.value, f"{shown(where)} is {found.kind.noun}, and something else should take its place")
+    raise WrongType(found.kind.value, f"{shown(where)} is {found.kind.noun}, and the archive has another type there")
 
 
 class _Archive:

@@ -102,7 +102,9 @@ class FileAgent:
             self._hang_up()
             self._end(BackendUnavailable("process", f"no file agent could be started: {error}"))
             if isinstance(error, OSError):
-                raise BackendUnavailable("process", f"no descriptors for files: {error.strerror}") from error
+                raise BackendUnavailable(
+                    "process", f"no descriptors are left for a file operation: {error.strerror}"
+                ) from error
             raise
         refused.add_done_callback(self._on_refused)
 

@@ -100,7 +100,7 @@ class ProcessBackend:
         try:
             owner, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            raise BackendUnavailable(RUNTIME, f"no descriptors for a sandbox: {error.strerror}") from error
+            raise BackendUnavailable(RUNTIME, f"no descriptors are left for a sandbox: {error.strerror}") from error
         owner.setblocking(False)
         with workers_end:
             files = partial(ProcessFiles, disk_bytes=spec.limits.disk_mib * MIB)

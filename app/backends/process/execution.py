@@ -73,7 +73,9 @@ class ProcessExecution:
             self._fail_start(LOST)
             self._streams.close()
             if isinstance(error, OSError):
-                raise BackendUnavailable("process", f"no descriptors for the command: {error.strerror}") from error
+                raise BackendUnavailable(
+                    "process", f"no descriptors are left for a command: {error.strerror}"
+                ) from error
             raise
         refused.add_done_callback(self._on_refused)
         try:
@@ -109,7 +111,7 @@ class ProcessExecution:
             async with asyncio.timeout(_START_SECONDS):
                 await asyncio.shield(self._begun)
         except TimeoutError:
-            raise BackendTimeout("process", "the sandbox does not start commands any more; delete it") from None
+            raise BackendTimeout("process", "the sandbox cannot start commands any more; delete it") from None
         return None
 
     def _on_refused(self, answer: asyncio.Future[Answer]) -> None:

@@ -95,7 +95,7 @@ def _error(failed: Failed, disk_bytes: int) -> BulkheadError:
     wanted = FileKind.DIRECTORY if failed.errno == errno.ENOTDIR else FileKind.FILE
     what = f"{path!r}: {sentence}"
     if found is not None:
-        return WrongType(found.value, f"{path!r} is {found.noun}; {wanted.noun} is needed there")
+        return WrongType(found.value, f"{path!r} is {found.noun}; {wanted.noun} is needed here")
     errors: list[tuple[bool, Callable[[], BulkheadError]]] = [
         (failed.errno == errno.ENOENT, lambda: NotFound("file", path)),
         (failed.errno == errno.EBUSY, lambda: AccessDenied(f"{path!r} is a part of the sandbox and cannot be deleted")),
@@ -126,7 +126,7 @@ class _Opened:
             left -= len(piece)
             yield piece
         if left:
-            raise BackendFailure("the file has become shorter while it was read")
+            raise BackendFailure("the file became shorter while it was read")
 
 
 class ProcessFiles:

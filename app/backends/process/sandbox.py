@@ -233,4 +233,4 @@ class ProcessSandbox:
         try:
             self._owner.send(RECORD.pack(SIGNAL, number, signal_number, 0), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
-            raise BackendUnavailable("process", f"the sandbox does not take the signal: {error.strerror}") from error
+            raise BackendUnavailable("process", f"the sandbox did not accept the signal: {error.strerror}") from error

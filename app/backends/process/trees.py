@@ -44,7 +44,7 @@ class Entries:
         data = await self._data.exactly(size)
         if len(data) < size:
             await self._agent.hear()  # raises
-            raise BackendFailure("the entries end early: a file has become shorter while it was read")
+            raise BackendFailure("the entries end early: a file became shorter while it was read")
         return data
 
     async def _next(self) -> tuple[Node, bytes, bytes] | None:
@@ -82,7 +82,7 @@ class Entries:
                 left -= len(piece)
                 yield piece
             if left:
-                raise BackendFailure("the entries end early: a file has become shorter while it was read")
+                raise BackendFailure("the entries end early: a file became shorter while it was read")
 
 
 async def put_entries(data: Transfer, content: AsyncIterator[ArchiveEntry | bytes]) -> None:

@@ -87,10 +87,10 @@ def parse_records(data: bytes) -> dict[bytes, bytes]:
         length = _LENGTH.match(data, at)
         end = at + int(length[1]) if length else 0
         if length is None or not length.end() < end <= len(data) or data[end - 1] != ord("\n"):
-            raise ValueError("a pax header that makes no sense")
+            raise ValueError("an invalid pax header")
         key, equals, value = data[length.end() : end - 1].partition(b"=")
         if not equals:
-            raise ValueError("a pax header that makes no sense")
+            raise ValueError("an invalid pax header")
         if key.startswith(b"GNU.sparse."):
             raise ValueError("a sparse file")
         if key in _RECORDS:
@@ -109,7 +109,7 @@ def parse_time(value: bytes) -> int:
     """Nanoseconds, of a number of seconds such as 1.5 or -1.5; digits beyond them are cut off."""
     time = _TIME.fullmatch(value)
     if time is None:
-        raise ValueError("a time that is no number")
+        raise ValueError("a time that is not a number")
     sign, seconds, fraction = time.groups(b"")
     total = int(seconds) * SECOND + int(fraction[:9].ljust(9, b"0"))
     return -total if sign else total

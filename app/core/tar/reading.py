@@ -137,12 +137,12 @@ class _Reader:
         if given := special.get(b"size"):
             size = int(given) if _SIZE.fullmatch(given) else -1
         if not 0 <= size < _INT64:
-            raise ValueError("a size that is none")
+            raise ValueError("a size that is out of range")
         modified_ns = header.modified * SECOND
         if given := special.get(b"mtime"):
             modified_ns = parse_time(given)
         if not -_INT64 <= modified_ns < _INT64:
-            raise ValueError("a time that is too far away")
+            raise ValueError("a time that is out of range")
         mode = header.mode & 0o7777
         if kind is EntryKind.FILE:
             return ArchiveEntry(kind, name, mode, modified_ns, size)

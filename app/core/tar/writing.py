@@ -52,7 +52,7 @@ def _require_all(left: int) -> None:
 def _head(entry: ArchiveEntry) -> bytes:
     """All blocks before the content. Never setuid: root may unpack what a sandbox made."""
     if not _is_clean(entry):
-        raise BackendFailure(f"the tree has an entry {shown(entry.name)!r} as there cannot be")
+        raise BackendFailure(f"the tree has an entry {shown(entry.name)!r} that is impossible")
     name, size, modified_ns = entry.name, entry.size, entry.modified_ns
     if entry.kind is EntryKind.DIRECTORY:
         name = (name or b".") + b"/"

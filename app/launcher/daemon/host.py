@@ -15,7 +15,7 @@ class Host:
 
     def __init__(self, config: Config, tree: cgroup.Tree) -> None:
         if not probe.knows_clone3():
-            raise SystemExit("bulkhead: this kernel has no clone3 (Linux 5.3), or something hides it")
+            raise SystemExit("bulkhead: this kernel has no clone3 (it needs Linux 5.3), or a filter hides it")
         self._config, self._tree = config, tree
         self.layers = probe.available_layers(tree, config.uid_first)
         self.missing = probe.missing_layers(self.layers, config.accept_missing)

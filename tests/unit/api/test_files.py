@@ -213,7 +213,7 @@ async def test_upload_that_stalls_is_refused_and_leaves_the_old_file() -> None:
             answer, _ = await all_of(reader)
             assert answer.startswith(b"HTTP/1.1 422 ")
             assert b"connection: close" in answer
-            assert b"no byte of the body came for 0.1 seconds" in answer
+            assert b"no byte of the body arrived for 0.1 seconds" in answer
         assert (await room.call("GET", "a")).content == b"old"
 
 
@@ -365,4 +365,4 @@ async def test_method_that_is_not_there_names_the_others() -> None:
     async with served() as room:
         answer = await room.call("POST", "a")
         assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD, PUT")
-        assert answer.json()["detail"] == "the path does not take this method; it takes DELETE, GET, HEAD, PUT"
+        assert answer.json()["detail"] == "the path does not allow this method; it takes DELETE, GET, HEAD, PUT"

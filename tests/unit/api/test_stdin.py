@@ -208,7 +208,7 @@ async def test_a_program_that_closed_its_stdin_is_409() -> None:
     async with Service().served() as door:
         path = await door.start("close-stdin", stdin="open")
         answer = await door.client.put(f"{path}/stdin", content=b"x")
-        assert problem(answer, 409, "wrong_state", "running") == "the program reads no stdin"
+        assert problem(answer, 409, "wrong_state", "running") == "the program does not read stdin any more"
 
 
 async def test_a_program_that_ended_after_it_took_the_body_needs_no_eof() -> None:

@@ -97,7 +97,7 @@ async def test_body_of_no_bytes_is_none() -> None:
 )
 async def test_key_that_is_there_twice_is_refused(body: str, key: str) -> None:
     error = await refused("POST", "/sandboxes", content=body, headers={"content-type": "application/json"})
-    assert error == {"pointer": "", "detail": f"the key {key!r} is there twice in one object"}
+    assert error == {"pointer": "", "detail": f"the key {key!r} occurs twice in one object"}
 
 
 async def test_key_that_is_there_many_times_is_refused_before_all_of_them_are_looked_at() -> None:

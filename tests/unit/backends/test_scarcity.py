@@ -80,7 +80,9 @@ async def test_start_without_descriptors_leaves_none(
             before = host.own_descriptors()
             with monkeypatch.context() as patch:
                 patch.setattr(os, call, none_left)
-                with pytest.raises(BackendUnavailable, match="no descriptors for the command: Too many open files"):
+                with pytest.raises(
+                    BackendUnavailable, match="no descriptors are left for a command: Too many open files"
+                ):
                     await execute(sandbox)
             assert host.own_descriptors() == before
 
@@ -95,7 +97,9 @@ async def test_file_operation_without_descriptors_leaves_none(
             before = host.own_descriptors()
             with monkeypatch.context() as patch:
                 patch.setattr(module, call, none_left)
-                with pytest.raises(BackendUnavailable, match="no descriptors for files: Too many open files"):
+                with pytest.raises(
+                    BackendUnavailable, match="no descriptors are left for a file operation: Too many open files"
+                ):
                     await sandbox.files.stat(b"f")
             assert host.own_descriptors() == before
             assert sandbox._executions == {}

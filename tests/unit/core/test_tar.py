@@ -277,9 +277,9 @@ BROKEN: dict[str, tuple[bytes, str, str]] = {
     "a negative long name": (member(name="x", type=b"L", size=-1), "", "names and attributes of -1"),
     "pax too long": (member(name="x", type=b"x", size=2**40), "", "the limit is 65536"),
     "a name and no entry": (extension(b"L", b"name\0") + END, "", "is no header"),
-    "a time that is none": (pax(b"mtime=1e5") + member(name="a") + END, "a", "a time that is no number"),
-    "a time too far": (pax(b"mtime=99999999999") + member(name="a") + END, "a", "too far"),
-    "a time too far by number": (member(name="a", mtime=-(2**60)) + END, "a", "too far"),
+    "a time that is none": (pax(b"mtime=1e5") + member(name="a") + END, "a", "a time that is not a number"),
+    "a time too far": (pax(b"mtime=99999999999") + member(name="a") + END, "a", "out of range"),
+    "a time too far by number": (member(name="a", mtime=-(2**60)) + END, "a", "out of range"),
 }  # fmt: skip
 
 
@@ -302,7 +302,7 @@ def test_compressed_archive_is_known_however_its_bytes_arrive() -> None:
      b"\n", b"9" * 5000 + b" path=x\n"],
 )  # fmt: skip
 def test_records_that_make_no_sense_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidArchive, match="no sense"):
+    with pytest.raises(InvalidArchive, match="an invalid pax header"):
         read(extension(b"x", data) + member(name="a") + END)
 
 
@@ -326,7 +326,7 @@ def test_a_long_name_is_shown_bounded() -> None:
         (file(b"/a"), "'/a'"),
         (file(b"a//b"), "'a//b'"),
         (file(b""), "''"),
-        (file(b"a\0b"), "as there cannot be"),
+        (file(b"a\0b"), "that is impossible"),
         (symlink(b"a", b""), "'a'"),
         (symlink(b"a", b"b\0c"), "'a'"),
         (hard_link(b"a", b"../b"), "'a'"),
