@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.core.budget import Budget
-from app.core.ended import EndedOutput
 from app.core.limits import MIB
 from app.core.output import SandboxSpill
+from app.core.retention import EndedOutput
 from app.core.tasks import Tasks
 
 HELD_EXECUTIONS = "executions that run or have left processes behind"

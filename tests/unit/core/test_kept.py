@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from app.core.ended import LEAST, EndedOutput
 from app.core.errors import CapacityExceeded
 from app.core.models import SandboxState
 from app.core.output import CHUNK, MEMORY_WINDOW, OutputLog, Spill
 from app.core.registry import Registry
+from app.core.retention import LEAST, EndedOutput
 from app.core.sandbox import AT_ONCE
 from app.core.sandboxes import Capacity, Sandboxes
 from app.spill import SpillFolder
