@@ -19,8 +19,8 @@ from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
 
 BODY_LIMIT = 4 * 1024 * 1024
-# It brings files along. A text of 8 MiB takes up to 20 ms to parse, in one piece; more goes by PUT.
-RUN_PATH, RUN_BODY_LIMIT = "/run", 8 * 1024 * 1024
+# A run brings files along. A text of 8 MiB takes up to 20 ms to parse, in one piece; more goes by PUT.
+RUN_BODY_LIMIT = 8 * 1024 * 1024
 
 # Go out in one run through the event loop, to all viewers and clients together. One takes 0.1 to 0.3 ms.
 PIECES_EACH_TURN = 16

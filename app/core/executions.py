@@ -89,12 +89,12 @@ class Execution:
             self.started.set()
             deadline = asyncio.get_running_loop().call_later(
                 self.command.timeout_seconds,
-                self._end_soon,
+                self.end_soon,
                 ExitReason.TIMEOUT,
                 f"still running after {self.command.timeout_seconds:g} s",
             )
             if self._intent is not None:  # asked to end while it was being started
-                self._end_soon(*self._intent)
+                self.end_soon(*self._intent)
             self._finish(self._explain(await handle.wait()))
         except BulkheadError as error:
             self._finish(Exit(ExitReason.LOST, detail=str(error)))
@@ -146,7 +146,8 @@ class Execution:
         if self._intent is None and self.exit is None:
             self._intent = (reason, detail)
 
-    def _end_soon(self, reason: ExitReason, detail: str) -> None:
+    def end_soon(self, reason: ExitReason, detail: str) -> None:
+        """As `end`, and waits for nothing. One that is just being started is ended then."""
         self.mark(reason, detail)
         if self._handle is not None:
             # An error of the runtime is dropped: the runtime is gone, and then so is the execution: `wait` says so.
@@ -156,7 +157,7 @@ class Execution:
         if self.command.on_output_limit is OnOutputLimit.KILL and self._intent is None:
             for channel, log in self.logs.items():
                 if log.overflowed:
-                    self._end_soon(ExitReason.OUTPUT_LIMIT, f"{channel} passed {log.capacity} bytes")
+                    self.end_soon(ExitReason.OUTPUT_LIMIT, f"{channel} passed {log.capacity} bytes")
                     return
 
     async def wait(self, seconds: float | None = None) -> None:
@@ -349,8 +350,9 @@ class Executions:
             self._commands.give_back(command_bytes(execution.command))
 
     def _log(self, command: Command) -> OutputLog:
+        most = self._output_bytes
         return OutputLog(
-            self._output_bytes,
+            most if command.output_bytes is None else min(most, command.output_bytes),
             keep_first=command.on_output_limit is OnOutputLimit.KILL,
             exact=self._exact,
             open_spill=None if self._spill is None else self._spill.open,

@@ -131,7 +131,8 @@ class Terminal:
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command: an exact argv (no shell), and its environment, over what the runtime itself sets (HOME, PATH).
-    With `tty` it runs on a terminal, which is its stdin, stdout and stderr: all that it prints is stdout."""
+    With `tty` it runs on a terminal, which is its stdin, stdout and stderr: all that it prints is stdout.
+    `output_bytes`: what is kept of each channel where that is less than the sandbox's limit."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -140,6 +141,7 @@ class Command:
     stdin: Stdin = Stdin.NONE
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
     tty: Terminal | None = None
+    output_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ IN_REAL_BOXES = frozenset(
         "test_what_comes_after_the_program_closed_stdin_is_discarded",
         "test_kill_ends_daemons_too_and_nothing_of_other_executions",
         "test_kill_does_not_wait_for_readers_of_an_endless_program",
+        # test_run_in_sandbox.py
+        "test_run_puts_files_feeds_stdin_and_brings_output_and_files_back",
         # test_pausing.py
         "test_a_runtime_that_cannot_pause_says_so",
         # test_files.py, test_trees.py

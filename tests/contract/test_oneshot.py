@@ -12,9 +12,10 @@ import pytest
 from app.core.backend import Backend
 from app.core.errors import BulkheadError
 from app.core.models import Command, ExitReason, Stdin
-from app.core.oneshot import OneShot, Outcome, run_once
+from app.core.oneshot import OneShot, run_once
 from app.core.placing import PlacedFile
 from app.core.registry import Registry
+from app.core.running import Job, Outcome
 from app.core.sandboxes import Capacity, Sandboxes
 from tests.contract.kinds import KINDS, Kind
 from tests.null_backend import pattern
@@ -53,7 +54,7 @@ class Place:
         spec = self.backend.fit(self.kind.spec)
         opened = Stdin.OPEN if stdin else Stdin.NONE
         command = Command(argv, env=self.kind.env, workdir=spec.workdir, timeout_seconds=timeout, stdin=opened)
-        outcome = await run_once(self.sandboxes, OneShot(spec, command, files, stdin))
+        outcome = await run_once(self.sandboxes, OneShot(spec, Job(command, files, stdin)))
         assert self.kind.left(self.backend) == []
         assert list(self.sandboxes) == []
         return outcome
@@ -130,7 +131,8 @@ async def test_runs_at_the_same_time_are_apart(kind: Kind) -> None:
     async with place(kind) as at:
         spec = at.backend.fit(kind.spec)
         shots = [
-            OneShot(spec, Command(kind.programs.echo(str(n)), env=kind.env, workdir=spec.workdir)) for n in range(8)
+            OneShot(spec, Job(Command(kind.programs.echo(str(n)), env=kind.env, workdir=spec.workdir)))
+            for n in range(8)
         ]
         said = await asyncio.gather(*(run_once(at.sandboxes, shot) for shot in shots))
         assert [outcome.stdout.data for outcome in said] == [b"%d\n" % n for n in range(8)]

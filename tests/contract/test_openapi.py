@@ -87,6 +87,7 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("put", f"{execution}/stdin"): "write_stdin",
         ("post", "/stream-tickets"): "create_stream_ticket",
         ("post", "/run"): "run_once",
+        ("post", "/sandboxes/{sandbox_id}/run"): "run_in_sandbox",
         ("get", "/sandboxes/{sandbox_id}/files"): "read_file",
         ("head", "/sandboxes/{sandbox_id}/files"): "stat_file",
         ("put", "/sandboxes/{sandbox_id}/files"): "write_file",
@@ -241,7 +242,7 @@ def test_every_request_body_has_examples_that_it_takes() -> None:
     with_body = {o["operationId"]: o["requestBody"] for _, _, o in operations() if "requestBody" in o}
     assert set(with_body) == {
         *("create_sandbox", "update_sandbox", "create_execution", "signal_execution", "resize_execution"),
-        *("write_stdin", "create_stream_ticket", "run_once", "write_file", "write_archive"),
+        *("write_stdin", "create_stream_ticket", "run_once", "run_in_sandbox", "write_file", "write_archive"),
     }
     binary = {"write_stdin": "application/octet-stream", "write_file": "application/octet-stream"}
     for name, media_type in {**binary, "write_archive": "application/x-tar"}.items():

@@ -1,15 +1,16 @@
-"""Request bodies: JSON, at most 4 MiB (`/run`: 8 MiB), within 30 seconds, checked by a schema."""
+"""Request bodies: JSON, at most 4 MiB (of a run 8 MiB), within 30 seconds, checked by a schema."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, RUN_PATH, edge_of, visitor_of
+from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, edge_of, visitor_of
 from app.api.http.complexity import check_complexity
 from app.api.http.disconnect import ClientGone
 from app.api.http.errors import BodyTooSlow, UnsupportedMediaType
@@ -19,6 +20,7 @@ from app.core.timeslices import TimeSlices
 
 M = TypeVar("M", bound=BaseModel)
 _LARGE = 256 * 1024
+_RUN = re.compile(r"(/sandboxes/[^/]+)?/run")
 
 
 async def read_json(request: Request, model: type[M]) -> M:
@@ -55,7 +57,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def body_limit(path: str) -> int:
-    return RUN_BODY_LIMIT if path == RUN_PATH else BODY_LIMIT
+    return RUN_BODY_LIMIT if _RUN.fullmatch(path) else BODY_LIMIT
 
 
 def media_type_of(request: Request) -> str:

@@ -102,7 +102,8 @@ class _Recorder:
         if message["type"] == "http.response.start":
             self._start = message
         else:
-            self._body += message.get("body", b"")
+            piece = message.get("body", b"")
+            self._body = self._body + piece if self._body else piece  # one that comes as a whole is not copied
 
     def answer(self) -> Answer[Recorded]:
         status = self._start["status"]

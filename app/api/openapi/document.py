@@ -29,6 +29,7 @@ _REQUESTS = (
     requests.SignalExecution,
     requests.CreateStreamTicket,
     runs.Run,
+    runs.RunInSandbox,
 )
 _DESCRIPTION = "Runs untrusted code in sandboxes on one Linux machine and streams its output live."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+_EXECUTION = "exe_06fa2c8q9m4v0n7r1x3t5z8b2d"
 _SANDBOX = "sbx_06fa2c8q0gsbsd9e2y5k8w1m3c"
 _CREATED, _LATER = "2026-01-31T12:00:00.000000Z", "2026-01-31T13:00:00.000000Z"
 _DIGEST = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
@@ -77,7 +78,7 @@ _exit: dict[str, Any] = {
 }
 
 _execution: dict[str, Any] = {
-    "id": "exe_06fa2c8q9m4v0n7r1x3t5z8b2d",
+    "id": _EXECUTION,
     "sandbox_id": _SANDBOX,
     "command": ["echo", "hello"],
     "state": "ended",
@@ -89,22 +90,25 @@ _execution: dict[str, Any] = {
 
 _empty = {"bytes": 0, "dropped_bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 
-_run: dict[str, Any] = {
-    "sandbox_id": _SANDBOX,
-    "runtime": "process",
+_outputs: dict[str, Any] = {
     "exit": _exit,
     "stdout": "2\n",
     "stderr": "",
     "stdout_truncated": False,
     "stderr_truncated": False,
     "encoding": "utf-8",
+    "collected": [
+        {"path": "out/chart.svg", "content_base64": "PHN2Zy8+"},
+        {"path": "out/*.png", "error": "nothing in the sandbox matches it"},
+    ],
 }
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Sandbox": _sandbox,
     "SandboxList": {"items": [_sandbox], "next_cursor": "MTAw"},
     "Execution": _execution,
-    "RunResult": _run,
+    "RunResult": {"sandbox_id": _SANDBOX, "runtime": "process", **_outputs},
+    "RunInSandboxResult": {"sandbox_id": _SANDBOX, "execution_id": _EXECUTION, **_outputs},
     "ExecutionList": {"items": [_execution], "next_cursor": None},
     "Directory": {
         "items": [

@@ -1,15 +1,11 @@
-"""The one-shot route: create, execute, collect, destroy in one call."""
+"""Runs: a command with its files and stdin in one request, its end, output and files in the answer."""
 
 from __future__ import annotations
 
 import binascii
-import contextlib
-from base64 import b64encode
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
-from pydantic_core import to_json
 
 from app.api.context import Edge, edge_of, held, visitor_of
 from app.api.http.bodies import read_json
@@ -17,22 +13,24 @@ from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import json_body, problems
 from app.api.routes.sandboxes import OF_A_CREATE
-from app.api.schemas.runs import Run, RunFile, RunResult
-from app.api.schemas.specs import DEFAULT_TTL_SECONDS, sandbox_spec, terminal_of, timeout_of
-from app.api.schemas.views import Body, exit_body
+from app.api.schemas.run_answers import response_of
+from app.api.schemas.runs import JobFields, Run, RunFile, RunInSandbox, RunInSandboxResult, RunResult
+from app.api.schemas.specs import DEFAULT_TTL_SECONDS, sandbox_spec, terminal_of, timeout_of, workdir_of
 from app.core.backend import Capability
-from app.core.errors import InvalidRequest
+from app.core.collecting import patterns_of
+from app.core.errors import InvalidRequest, LimitTooHigh
 from app.core.limits import LimitRange
-from app.core.models import Command, SandboxSpec, Stdin
-from app.core.oneshot import Captured, OneShot, Outcome, run_once
+from app.core.models import Command, Stdin
+from app.core.oneshot import OneShot, run_once
 from app.core.placing import PlacedFile
+from app.core.running import Job, run_in
+from app.core.sandboxes import Sandbox
 from app.core.timeslices import TimeSlices
 
 router = APIRouter(tags=["executions"], route_class=StrictRoute)
 
 # Both channels are held in memory as a whole, and travel as one JSON document.
 OUTPUT_DEFAULT, OUTPUT_CEILING = 1024 * 1024, 8 * 1024 * 1024
-_CONTINUATION = 3  # bytes that a UTF-8 character has at most behind its first
 
 
 @router.post(
@@ -46,31 +44,70 @@ _CONTINUATION = 3  # bytes that a UTF-8 character has at most behind its first
     openapi_extra=json_body(Run),
 )
 async def run(request: Request) -> Response:
-    """Creates a sandbox, puts `files` into it, runs the command with `stdin`, and destroys the sandbox. The sandbox is
-    gone when the answer comes, and no record of it is kept. A command that fails, or cannot be started, is a 200 whose
-    `exit` says so. If the client disconnects, the run ends, unless the client sent an Idempotency-Key."""
+    """Creates a sandbox, puts `files` into it, runs the command with `stdin`, reads the files of `collect`, and
+    destroys the sandbox. The sandbox is gone when the answer comes, and no record of it is kept. A command that fails,
+    or cannot be started, is a 200 whose `exit` says so. If the client disconnects, the run ends, unless the client sent
+    an Idempotency-Key."""
     edge = edge_of(request)
     asked = await read_json(request, Run)
     await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
     shot = await _shot(asked, edge)
     client = visitor_of(request).client
     with held(request), edge.shares.bodies.taking(client) as take:
-        take(len(shot.stdin) + sum(len(file.content) for file in shot.files))
+        take(_bytes_of(shot.job))
         outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot, client))
-    return await response_of(outcome, shot.spec.runtime)
+    return await response_of(outcome, {"sandbox_id": outcome.sandbox_id, "runtime": shot.spec.runtime})
+
+
+@router.post(
+    "/sandboxes/{sandbox_id}/run",
+    operation_id="run_in_sandbox",
+    summary="Run one command in a sandbox that stays",
+    response_model=RunInSandboxResult,
+    responses=problems(
+        "invalid_request",
+        "limit_too_high",
+        "capability_missing",
+        "not_found",
+        "unsupported_by_runtime",
+        "wrong_state",
+        "wrong_type",
+        "access_denied",
+        "disk_full",
+        "unsupported_media_type",
+        "payload_too_large",
+        "capacity_exceeded",
+        "backend_error",
+        "backend_unavailable",
+        "backend_timeout",
+    ),
+    openapi_extra=json_body(RunInSandbox),
+)
+async def run_in_sandbox(request: Request, sandbox_id: str) -> Response:
+    """Puts `files` into the sandbox, runs the command with `stdin`, and reads the files of `collect`. The sandbox stays
+    as the command leaves it, and the execution is listed like any other. A sandbox that is `creating` is waited for. If
+    the client disconnects, its command ends, unless the client sent an Idempotency-Key."""
+    edge = edge_of(request)
+    sandbox = edge.sandboxes.use(sandbox_id)
+    asked = await read_json(request, RunInSandbox)
+    await TimeSlices.of_loop().next()
+    job = _job_in(asked, sandbox, edge)
+    with held(request), edge.shares.bodies.taking(visitor_of(request).client) as take:
+        take(_bytes_of(job))
+        outcome = await until_disconnect(request.receive, run_in(edge.sandboxes, sandbox, job))
+    return await response_of(outcome, {"sandbox_id": sandbox.id, "execution_id": outcome.execution_id})
 
 
 async def _shot(asked: Run, edge: Edge) -> OneShot:
-    stdin = _bytes(asked.stdin, asked.stdin_base64, "/stdin_base64", "stdin")
-    files = [_file(file, f"/files/{number}") for number, file in enumerate(asked.files)]
-    needs = {Capability.STDIN} if stdin else set()
-    needs |= {Capability.FILES} if files else set()
+    job = _job(asked)
+    needs = {Capability.STDIN} if job.stdin else set()
     needs |= {Capability.PTY} if asked.tty is not None else set()
+    needs |= {Capability.FILES} if job.files or job.collect else set()
     spec = await sandbox_spec(asked, _with_output_range(edge), more=frozenset(needs))
     timeout = timeout_of(asked.timeout_seconds, spec, edge)
     if asked.ttl_seconds is None:
         spec = replace(spec, ttl_seconds=min(timeout + DEFAULT_TTL_SECONDS, edge.ttl_ceiling_seconds))
-    return OneShot(spec, _command(asked, spec, timeout, has_stdin=bool(stdin)), files, stdin)
+    return OneShot(spec, replace(job, command=replace(job.command, workdir=spec.workdir, timeout_seconds=timeout)))
 
 
 def _with_output_range(edge: Edge) -> Edge:
@@ -79,15 +116,42 @@ def _with_output_range(edge: Edge) -> Edge:
     return replace(edge, ranges={**edge.ranges, "output_bytes": LimitRange(min(OUTPUT_DEFAULT, ceiling), ceiling)})
 
 
-def _command(asked: Run, spec: SandboxSpec, timeout: float, *, has_stdin: bool) -> Command:
-    return Command(
+def _job_in(asked: RunInSandbox, sandbox: Sandbox, edge: Edge) -> Job:
+    job = _job(asked)
+    return replace(
+        job,
+        command=replace(
+            job.command,
+            env=asked.env,
+            workdir=workdir_of(asked.workdir, sandbox.spec),
+            timeout_seconds=timeout_of(asked.timeout_seconds, sandbox.spec, edge),
+            output_bytes=_output_bytes(asked.limits.output_bytes, sandbox.spec.limits.output_bytes),
+        ),
+    )
+
+
+def _output_bytes(asked: int | None, sandboxes: int) -> int:
+    ceiling = min(OUTPUT_CEILING, sandboxes)
+    if asked is not None and asked > ceiling:
+        raise LimitTooHigh("/limits/output_bytes", asked, ceiling)
+    return min(OUTPUT_DEFAULT, ceiling) if asked is None else asked
+
+
+def _job(asked: JobFields) -> Job:
+    """With what both runs say in the same way; the rest of its command is not set yet."""
+    stdin = _bytes(asked.stdin, asked.stdin_base64, "/stdin_base64", "stdin")
+    command = Command(
         argv=tuple(asked.command),
-        workdir=spec.workdir,
-        timeout_seconds=timeout,
-        stdin=Stdin.OPEN if has_stdin or asked.tty is not None else Stdin.NONE,
+        stdin=Stdin.OPEN if stdin or asked.tty is not None else Stdin.NONE,
         on_output_limit=asked.on_output_limit,
         tty=terminal_of(asked.tty),
     )
+    files = [_file(file, f"/files/{number}") for number, file in enumerate(asked.files)]
+    return Job(command, files, stdin, patterns_of(asked.collect))
+
+
+def _bytes_of(job: Job) -> int:
+    return len(job.stdin) + sum(len(file.content) for file in job.files)
 
 
 def _file(file: RunFile, pointer: str) -> PlacedFile:
@@ -106,78 +170,3 @@ def _bytes(text: str | None, encoded: str | None, pointer: str, beside: str) -> 
         return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as error:  # not ASCII, or not base64
         raise InvalidRequest.at(pointer, f"is not base64: {error}") from None
-
-
-# --- the answer
-
-_PIECE = 48 * 1024  # a multiple of three, as base64 wants
-# Bytes of JSON. A control character becomes six; what is longer is shorter as base64, which is at most 22 MiB.
-_TEXT_MOST = 24 * 1024 * 1024
-
-
-async def response_of(outcome: Outcome, runtime: str) -> Response:
-    """Made piece by piece: two texts of 8 MiB would hold the event loop for too long."""
-    slices = TimeSlices.of_loop()
-    channels = {"stdout": outcome.stdout, "stderr": outcome.stderr}
-    encoding, pieces = "utf-8", None
-    with contextlib.suppress(UnicodeDecodeError):
-        texts: dict[str, Iterator[bytes]] = {}
-        for name, channel in channels.items():
-            texts[name] = _json_pieces(text_of(channel))
-            await slices.next()
-        pieces = await _members(texts, _TEXT_MOST)
-    if pieces is None:
-        encoding = "base64"
-        pieces = await _members({name: _base64_pieces(channel.data) for name, channel in channels.items()})
-    body: Body = {
-        "sandbox_id": outcome.sandbox_id,
-        "runtime": runtime,
-        "exit": exit_body(outcome.exit),
-        "stdout_truncated": outcome.stdout.truncated,
-        "stderr_truncated": outcome.stderr.truncated,
-        "encoding": encoding,
-    }
-    return Response(b"".join([to_json(body)[:-1], *(pieces or ()), b"}"]), media_type="application/json")
-
-
-def _json_pieces(text: str) -> Iterator[bytes]:
-    return (to_json(text[at : at + _PIECE])[1:-1] for at in range(0, len(text), _PIECE))
-
-
-def _base64_pieces(data: bytes) -> Iterator[bytes]:
-    return (b64encode(data[at : at + _PIECE]) for at in range(0, len(data), _PIECE))
-
-
-async def _members(texts: Mapping[str, Iterator[bytes]], most: int | None = None) -> list[bytes] | None:
-    """Further members of a JSON object. None when they would have more bytes than allowed."""
-    slices = TimeSlices.of_loop()
-    pieces: list[bytes] = []
-    size = 0
-    for name, text in texts.items():
-        pieces.append(b',"%b":"' % name.encode())
-        for piece in text:
-            pieces.append(piece)
-            size += len(piece)
-            if most is not None and size > most:
-                return None
-            if slices.over:
-                await slices.next()
-        pieces.append(b'"')
-    return pieces
-
-
-def text_of(channel: Captured) -> str:
-    """Raises UnicodeDecodeError for bytes that are not UTF-8. A character that the output limit cut in two is left out.
-    Otherwise every second text over the limit would come as base64."""
-    data = channel.data
-    if channel.cut_begin:
-        whole = next((at for at in range(min(_CONTINUATION, len(data))) if not 0x80 <= data[at] < 0xC0), _CONTINUATION)
-        data = data[whole:]
-    if not channel.cut_end:
-        return data.decode()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        if error.reason != "unexpected end of data":
-            raise
-        return data[: error.start].decode()

@@ -1,15 +1,18 @@
-"""What `POST /run` takes and gives, as schemas."""
+"""What the runs take and give, as schemas: `POST /run`, and `POST /sandboxes/{sandbox_id}/run`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from app.api.schemas.answers import Answer, Exit
-from app.api.schemas.limits import LimitsRequest
+from app.api.schemas.limits import LimitsRequest, OutputBytes
 from app.api.schemas.requests import SandboxFields, Tty
-from app.api.schemas.strict import Arguments, Mode, Seconds, Strict
+from app.api.schemas.strict import Arguments, Directory, Environment, Mode, Seconds, Strict
+from app.core.collecting import FILES as FILES_BACK
+from app.core.collecting import MIB, PATTERNS, TOTAL_BYTES
 from app.core.models import OnOutputLimit
 
 FILES = 1024
@@ -18,7 +21,7 @@ Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 
 
 class RunFile(Strict):
-    """A file with exactly one of `content` and `content_base64`. Its parents are made."""
+    """Exactly one of `content` and `content_base64`. Parents are made."""
 
     path: str = Field(description="absolute, or relative to /workspace; without ..")
     content: str | None = Field(None, description="text, written as UTF-8")
@@ -26,12 +29,32 @@ class RunFile(Strict):
     mode: Mode = Field("0644", description="permissions in octal, as in chmod(1)")
 
 
-class Run(SandboxFields):
+class JobFields(Strict):
+    """One command, with its input and what comes back. Both kinds of runs take the same."""
+
+    command: Arguments = Field(description="the exact argv; it is not a shell line")
+    timeout_seconds: Seconds | None = Field(None, description="at most, and by default, the limit wall_seconds")
+    on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
+    files: Annotated[list[RunFile], Field(max_length=FILES, fail_fast=True)] = Field(
+        [], description="files that are put into the sandbox before the command starts"
+    )
+    stdin: str | None = Field(None, description="stdin as text in UTF-8; excludes `stdin_base64`")
+    stdin_base64: Base64 | None = Field(None, description="stdin as bytes")
+    tty: Tty = None
+    collect: Annotated[list[str], Field(max_length=PATTERNS, fail_fast=True)] = Field(
+        [],
+        description="files to bring back: paths relative to /workspace, with *, ? and [...] as in a shell; "
+        f"{FILES_BACK} files and {TOTAL_BYTES // MIB} MiB at most",
+    )
+
+
+class Run(SandboxFields, JobFields):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"command": ["python3", "-c", "print(1 + 1)"], "timeout_seconds": 10},
                 {"command": ["sh", "main.sh"], "files": [{"path": "main.sh", "content": "cat"}], "stdin": "hello\n"},
+                {"command": ["sh", "-c", "echo 6 > result.txt"], "collect": ["*.txt"]},
             ]
         }
     )
@@ -42,25 +65,67 @@ class Run(SandboxFields):
     ttl_seconds: Seconds | None = Field(
         None, description="the sandbox is destroyed after this time (default: one hour more than the timeout)"
     )
-    command: Arguments = Field(description="the exact argv; it is not a shell line")
-    timeout_seconds: Seconds | None = Field(None, description="at most, and by default, the limit wall_seconds")
-    on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
-    files: Annotated[list[RunFile], Field(max_length=FILES, fail_fast=True)] = Field(
-        [], description="files that are put into the sandbox before the command starts"
+
+
+class RunLimits(Strict):
+    """The limits of one run in a sandbox. None is above the sandbox's own."""
+
+    output_bytes: OutputBytes | None = Field(
+        None, description="output that is kept of each channel, in bytes (default: 1 MiB; at most 8 MiB)"
     )
-    stdin: str | None = Field(None, description="stdin as text in UTF-8; excludes `stdin_base64`")
-    stdin_base64: Base64 | None = Field(None, description="stdin as bytes")
-    tty: Tty = None
 
 
-class RunResult(Answer):
-    """The result of a run. The sandbox is gone when it comes."""
+class RunInSandbox(JobFields):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"command": ["python3", "step.py"], "files": [{"path": "step.py", "content": "print(6 * 7)"}]},
+                {"command": ["sh", "-c", "mkdir out && date > out/now.txt"], "collect": ["out/*.txt"]},
+            ]
+        }
+    )
 
-    sandbox_id: str
-    runtime: str
+    env: Environment = Field({}, description="more variables, which replace those of the sandbox")
+    workdir: Directory | None = Field(None, description="working directory (default: that of the sandbox)")
+    limits: RunLimits = RunLimits()
+
+
+class CollectedFile(Answer):
+    """One file that was brought back, or the reason why it was not."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
+    path: str = Field(description="relative to /workspace; U+FFFD stands for what is not UTF-8")
+    path_base64: Base64 | SkipJsonSchema[None] = Field(
+        default_factory=lambda: None, description="its bytes; absent where they are UTF-8"
+    )
+    content_base64: Base64 | SkipJsonSchema[None] = Field(
+        default_factory=lambda: None, description="absent where there is an `error`"
+    )
+    error: str | SkipJsonSchema[None] = Field(
+        default_factory=lambda: None, description="why it was not brought back, or why nothing was"
+    )
+
+
+class Outputs(Answer):
     exit: Exit
     stdout: str
     stderr: str
     stdout_truncated: bool = Field(description="true if bytes are missing")
     stderr_truncated: bool = Field(description="true if bytes are missing")
     encoding: Literal["utf-8", "base64"] = Field(description="encoding of both stdout and stderr")
+    collected: list[CollectedFile] = Field(description="in the order of `collect`, then of their names")
+
+
+class RunResult(Outputs):
+    """The result of a run. The sandbox is gone when it comes."""
+
+    sandbox_id: str
+    runtime: str
+
+
+class RunInSandboxResult(Outputs):
+    """The result of a run in a sandbox that stays, as does the record of the execution."""
+
+    sandbox_id: str
+    execution_id: str

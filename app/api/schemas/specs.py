@@ -170,6 +170,11 @@ def terminal_of(asked: requests.Terminal | None) -> Terminal | None:
     return None if asked is None else Terminal(asked.rows, asked.cols)
 
 
+def workdir_of(asked: str | None, spec: SandboxSpec) -> str:
+    """Of an execution. Raises InvalidRequest."""
+    return spec.workdir if asked is None else check_path(asked, "/workdir")
+
+
 def command_of(asked: CreateExecution, sandbox: Sandbox, edge: Edge) -> Command:
     """The core checks argv and environment against the runtime's own limits."""
     timeout = timeout_of(asked.timeout_seconds, sandbox.spec, edge)
@@ -177,7 +182,7 @@ def command_of(asked: CreateExecution, sandbox: Sandbox, edge: Edge) -> Command:
     return Command(
         argv=tuple(asked.command),
         env=asked.env,
-        workdir=sandbox.spec.workdir if asked.workdir is None else check_path(asked.workdir, "/workdir"),
+        workdir=workdir_of(asked.workdir, sandbox.spec),
         timeout_seconds=timeout,
         stdin=asked.stdin if terminal is None else Stdin.OPEN,
         on_output_limit=asked.on_output_limit,

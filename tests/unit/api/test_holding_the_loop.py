@@ -11,12 +11,14 @@ import pytest
 
 from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
 from app.api.http.complexity import DIGITS, MOST, check_complexity
-from app.api.routes.run import OUTPUT_CEILING, response_of
+from app.api.routes.run import OUTPUT_CEILING
+from app.api.schemas.run_answers import response_of
+from app.core.collecting import FILES, TOTAL_BYTES, CollectedFile
 from app.core.errors import InvalidRequest
 from app.core.files import ArchiveEntry, EntryKind
 from app.core.models import Exit, ExitReason
-from app.core.oneshot import Captured, Outcome
 from app.core.resources import Capacity
+from app.core.running import Captured, Outcome
 from app.core.tar import archive, entries
 from tests.callbacks import CALLBACKS, own_work
 from tests.unit.api.service import Service
@@ -137,12 +139,16 @@ async def test_strings_end_where_the_parser_sees_their_end() -> None:
 async def test_output_of_a_run_becomes_json_by_slices(data: bytes) -> None:
     channel = Captured(data * (OUTPUT_CEILING // len(data)), cut_begin=False, cut_end=False, torn=False)
     exit_ = Exit(ExitReason.EXITED, code=0)
-    answer = await asyncio.create_task(response_of(Outcome("sbx", exit_, channel, channel), "process"))
+    files = [CollectedFile(b"a", data * (TOTAL_BYTES // len(data) // FILES)) for _ in range(FILES)]
+    answer = await asyncio.create_task(response_of(Outcome("sbx", "exe", exit_, channel, channel, files), {"a": "b"}))
     with own_work():
         body = json.loads(bytes(answer.body))
         found = body["stdout"].encode() if body["encoding"] == "utf-8" else base64.b64decode(body["stderr"])
         assert found == channel.data
-        assert (body["runtime"], body["exit"]["code"], body["stdout_truncated"]) == ("process", 0, False)
+        assert (body["a"], body["exit"]["code"], body["stdout_truncated"]) == ("b", 0, False)
+        assert [base64.b64decode(file["content_base64"]) for file in body["collected"]] == [
+            file.content for file in files
+        ]
 
 
 async def test_pages_of_a_thousand_sandboxes_are_made_by_slices() -> None:

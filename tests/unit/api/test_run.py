@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
-from app.api.routes.run import text_of
+from app.api.schemas.run_answers import text_of
 from app.api.schemas.runs import RunResult
 from app.core.backend import Capability
 from app.core.limits import Limits
-from app.core.oneshot import Captured
+from app.core.running import Captured
 from app.settings import load_settings
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.unit.api.service import Service, call, kernel, vm
@@ -53,6 +53,7 @@ async def test_a_run_answers_with_exit_and_text_and_its_sandbox_is_gone() -> Non
             "stdout_truncated": False,
             "stderr_truncated": False,
             "encoding": "utf-8",
+            "collected": [],
         }
         assert (said["exit"]["reason"], said["exit"]["code"]) == ("exited", 0)
         assert service.backend.alive == []

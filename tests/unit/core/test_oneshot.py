@@ -19,10 +19,11 @@ from app.core.errors import (
     UnsupportedByRuntime,
     WrongState,
 )
-from app.core.limits import Limits
 from app.core.models import ExitReason
-from app.core.oneshot import OneShot, Outcome, run_once
+from app.core.oneshot import OneShot, run_once
 from app.core.placing import PlacedFile
+from app.core.limits import Limits
+from app.core.running import Job, Outcome
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.unit.core.support import House, cancelled_after, command, spec, until
 
@@ -33,7 +34,7 @@ def shot(
     *argv: str, stdin: bytes = b"", files: tuple[PlacedFile, ...] = (), output: int = MIB, **options: Any
 ) -> OneShot:
     wanted = spec(limits=Limits(output_bytes=output), env={"GIVEN": "1"}, workdir="/tmp")
-    return OneShot(wanted, command(*argv, stdin=bool(stdin), **options), files, stdin)
+    return OneShot(wanted, Job(command(*argv, stdin=bool(stdin), **options), files, stdin))
 
 
 async def once(house: House, *argv: str, **options: Any) -> Outcome:

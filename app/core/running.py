@@ -1,0 +1,132 @@
+"""One command with what it brings and what it gives: files and stdin in, the end, its output and files out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.core.backend import Capability, RuntimeInfo
+from app.core.collecting import CollectedFile, Collection, Pattern
+from app.core.commands import check_start, with_environment
+from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
+from app.core.executions import Execution
+from app.core.models import Channel, Command, Exit, ExitReason, SandboxSpec, Stdin, new_id
+from app.core.output import OutputLog
+from app.core.placing import PlacedFile, Placement, place
+from app.core.sandboxes import Sandbox, Sandboxes
+
+STDIN_PIECE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where `command.stdin` is open, `stdin` is all that comes."""
+
+    command: Command
+    files: Sequence[PlacedFile] = ()
+    stdin: bytes = b""
+    collect: Sequence[Pattern] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What is stored of one channel, and where bytes of it are missing: before it, behind it, or somewhere inside."""
+
+    data: bytes
+    cut_begin: bool
+    cut_end: bool
+    torn: bool
+
+    @property
+    def truncated(self) -> bool:
+        return self.cut_begin or self.cut_end or self.torn
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    sandbox_id: str
+    execution_id: str
+    exit: Exit
+    stdout: Captured
+    stderr: Captured
+    collected: Sequence[CollectedFile] = ()
+
+
+async def check_job(job: Job, spec: SandboxSpec, runtime: RuntimeInfo) -> Placement:
+    """Before anything is begun. Raises InvalidRequest, CapabilityMissing and UnsupportedByRuntime."""
+    check_start(with_environment(job.command, spec), runtime)
+    if (job.files or job.collect) and Capability.FILES not in runtime.capabilities:
+        raise UnsupportedByRuntime("files", runtime.name)
+    return await place(job.files)
+
+
+async def run_in(sandboxes: Sandboxes, sandbox: Sandbox, job: Job) -> Outcome:
+    """In a sandbox that stays, and so does the execution's record. Cancelled, it ends its command with all that this
+    started, and nothing else. Raises what files and a start raise."""
+    sandbox.touch()
+    runtime = sandboxes.registry.get(sandbox.spec.runtime).info
+    return await carry_out(sandboxes, sandbox, job, await check_job(job, sandbox.spec, runtime))
+
+
+async def carry_out(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement: Placement) -> Outcome:
+    """`placement`: what `check_job` made of the job's files."""
+    if not placement.empty:
+        async with sandboxes.transfers.files(sandbox.id) as files:
+            await placement.put(files)
+    execution_id = new_id("exe_")
+    try:
+        execution, _ = await sandboxes.execute(sandbox, job.command, execution_id)
+        return await _see_through(sandboxes, sandbox, execution, job)
+    except asyncio.CancelledError:
+        begun = sandbox.executions.get(execution_id)
+        if begun is not None:
+            begun.end_soon(ExitReason.KILLED, "its client hung up")
+        raise
+
+
+async def _see_through(sandboxes: Sandboxes, sandbox: Sandbox, execution: Execution, job: Job) -> Outcome:
+    execution.enter_view(sandboxes.capacity.viewers)  # whoever deletes the sandbox now leaves us the output
+    try:
+        if job.command.stdin is Stdin.OPEN:
+            await _feed(execution, job.stdin)
+        await execution.wait()
+        if execution.exit is None:
+            raise AssertionError("it has ended")
+        stdout, stderr = (_capture(execution.logs[channel]) for channel in (Channel.STDOUT, Channel.STDERR))
+    finally:
+        execution.leave_view()
+    collected = await _collect(sandboxes, sandbox, job.collect)
+    return Outcome(sandbox.id, execution.id, execution.exit, stdout, stderr, collected)
+
+
+async def _feed(execution: Execution, data: bytes) -> None:
+    try:
+        for begin in range(0, len(data), STDIN_PIECE):
+            await execution.feed(data[begin : begin + STDIN_PIECE])
+        await execution.end_stdin()
+    except WrongState:
+        return  # it ended, or closed its stdin, before it had read all: its exit is the answer
+
+
+def _capture(log: OutputLog) -> Captured:
+    pieces: list[bytes] = []
+    begin = at = log.start
+    while piece := log.read(at):
+        pieces.append(piece)
+        at += len(piece)
+    if log.start > begin:  # the spill became unreadable meanwhile: only what memory still has is whole
+        return _capture(log)
+    return Captured(b"".join(pieces), begin > 0, log.overflowed, bool(log.holes))
+
+
+async def _collect(sandboxes: Sandboxes, sandbox: Sandbox, patterns: Sequence[Pattern]) -> Sequence[CollectedFile]:
+    """However the command ended; a sandbox that is gone by now is told for each pattern."""
+    collection = Collection(patterns)
+    if patterns:
+        try:
+            async with sandboxes.transfers.files(sandbox.id) as files:
+                await collection.run(files)
+        except BulkheadError as error:
+            collection.give_up(str(error))
+    return collection.files

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from app.core import collecting
+from app.core.collecting import FILES, NAMES, TOTAL_BYTES, Collection, patterns_of
+from app.core.errors import AccessDenied, NotFound
+from app.core.files import DirectoryEntry, FileKind, Files, FileStat, Listing
+from app.core.models import SandboxState
+from app.core.running import Job, run_in
+from tests.callbacks import own_work
+from tests.null_backend import Gate
+from tests.unit.core.support import House, command, until
+
+
+class Folder:
+    """Files by name; `reading` counts how many were opened."""
+
+    def __init__(self, files: dict[bytes, int], kind: FileKind = FileKind.FILE) -> None:
+        self.files, self.kind = files, kind
+        self.names = sorted(files)
+        self.opened: list[bytes] = []
+        self.gate: Gate | None = None
+
+    async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
+        if path != b".":
+            raise AccessDenied("'x' is not yours")
+        with own_work():
+            begin = 0 if after is None else self.names.index(after) + 1
+            names = self.names[begin : begin + limit]
+            entries = [DirectoryEntry(name, FileStat(self.kind, self.files[name], 0o644, 0, 1)) for name in names]
+        return Listing(entries, more=begin + limit < len(self.names))
+
+    @asynccontextmanager
+    async def open(self, path: bytes) -> AsyncIterator[Any]:
+        self.opened.append(path)
+        if self.gate is not None:
+            await self.gate.pass_through()
+        if path not in self.files:
+            raise NotFound("file", path.decode())
+        yield _Open(self.files[path])
+
+
+class _Open:
+    def __init__(self, size: int) -> None:
+        self.stat = FileStat(FileKind.FILE, size, 0o644, 0, 1)
+
+    async def read(self, begin: int, size: int) -> AsyncIterator[bytes]:
+        with own_work():
+            data = b"x" * size
+        yield data
+
+
+async def collect(folder: Folder, *patterns: str) -> list[tuple[bytes, int | str]]:
+    collection = Collection(patterns_of(patterns))
+    await collection.run(cast(Files, folder))
+    return [(file.path, file.error or "" if file.content is None else len(file.content)) for file in collection.files]
+
+
+async def test_a_hundred_thousand_matches_are_cut_by_their_number_and_hold_nobody_up() -> None:
+    folder = Folder({b"%06d" % number: 1 for number in range(100_000)})
+    found = await collect(folder, "*", "00*")
+    assert found[:FILES] == [(b"%06d" % number, 1) for number in range(FILES)]
+    assert found[FILES:] == [
+        (b"*", "matches more; one answer has 1024 files at most"),
+        (b"00*", "matches more; one answer has 1024 files at most"),
+    ]
+    assert len(folder.opened) == FILES
+
+
+async def test_names_that_are_looked_at_have_a_bound_for_all_patterns_together() -> None:
+    folder = Folder({b"%06d" % number: 1 for number in range(NAMES // 2 + 1)})
+    bound = f"needs a look at more than {NAMES} names, which is the most for one answer"
+    assert await collect(folder, "a*", "b*", "c*") == [
+        (b"a*", "nothing in the sandbox matches it"),
+        (b"b*", bound),
+        (b"c*", bound),
+    ]
+
+
+async def test_what_is_no_file_counts_and_is_not_opened() -> None:
+    folder = Folder({b"%06d" % number: 1 for number in range(FILES + 1)}, FileKind.FIFO)
+    found = await collect(folder, "*")
+    assert found[0] == (b"000000", "is a FIFO; only regular files are collected")
+    assert (len(found), folder.opened) == (FILES + 1, [])
+
+
+async def test_bytes_have_a_bound_and_a_gigabyte_is_not_read() -> None:
+    folder = Folder({b"a": 1 << 30, b"b": TOTAL_BYTES, b"c": 0, b"d": 1})
+    assert await collect(folder, "a", "b", "c", "d") == [
+        (b"a", f"has {1 << 30} bytes; all files of one answer have {TOTAL_BYTES} at most"),
+        (b"b", TOTAL_BYTES),
+        (b"c", 0),
+        (b"d", f"has 1 bytes; all files of one answer have {TOTAL_BYTES} at most; the files before it have 8388608"),
+    ]
+
+
+async def test_directory_that_cannot_be_listed_is_told() -> None:
+    assert await collect(Folder({}), "x/*") == [(b"x/*", "'x' cannot be listed: 'x' is not yours")]
+
+
+async def test_pattern_of_many_stars_is_matched_in_slices() -> None:
+    folder = Folder({b"a" * 120 + b"%06d" % number: 1 for number in range(2000)})
+    assert await collect(folder, "*a" * 120 + "*b") == [
+        (("*a" * 120 + "*b").encode(), "nothing in the sandbox matches it")
+    ]
+
+
+async def test_time_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "SECONDS", 0.05)
+    folder = Folder({b"a": 1, b"b": 1})
+    folder.gate = Gate()
+    late = "was not collected within 0.05 seconds"
+    assert await collect(folder, "a", "b") == [(b"a", late), (b"b", late)]
+
+
+@pytest.mark.parametrize("named", [b"caf\xe9", "caf\u00e9".encode()])
+async def test_names_of_any_bytes_are_matched_by_characters(named: bytes) -> None:
+    assert await collect(Folder({named: 2}), "caf?") == [(named, 2)]
+
+
+async def test_client_that_hangs_up_ends_its_command_and_nothing_else() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        other = await house.start(sandbox, "sleep")
+        running = asyncio.ensure_future(run_in(house.sandboxes, sandbox, Job(command("daemon", "sleep"))))
+        await until(lambda: len(sandbox.executions) == 2 and not running.done())
+        (mine,) = set(sandbox.executions.values()) - {other}
+        await mine.started.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await mine.wait()
+        assert mine.exit is not None
+        assert (mine.exit.reason, mine.exit.detail) == ("killed", "its client hung up")
+        assert (sandbox.state, other.exit) == (SandboxState.RUNNING, None)
+        assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{other.id}"]
+
+
+async def test_client_that_hangs_up_at_any_moment_leaves_no_command() -> None:
+    async with House() as house:
+        sandbox = await house.create()
+        for turns in range(12):
+            running = asyncio.ensure_future(run_in(house.sandboxes, sandbox, Job(command("sleep"))))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            for execution in tuple(sandbox.executions.values()):
+                await execution.wait()
+        assert house.backend.alive == [sandbox.id]
