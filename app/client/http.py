@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8000"
 USER_AGENT = f"bulkhead/{__version__}"
 READ_SECONDS = 30.0
+CREATING_SECONDS = 60.0  # the service waits so long for a sandbox that is to run a command
 GOODBYE_SECONDS = 0.05  # a WebSocket's goodbye is a courtesy: it must not cost the user a wait
 PAGE = 1000
 Json = dict[str, Any]
@@ -174,9 +175,10 @@ class Client:
         """Oldest first."""
         return self._items(f"/sandboxes/{segment(sandbox_id)}/executions", [])
 
-    async def start(self, sandbox_id: str, body: Json, wait_seconds: int = 300) -> Json:
-        path, params = f"/sandboxes/{segment(sandbox_id)}/executions", [("wait_seconds", wait_seconds)]
-        return await self._json("POST", path, json=body, params=params, wait_seconds=wait_seconds)
+    async def start(self, sandbox_id: str, body: Json) -> Json:
+        """As soon as it runs. The service waits for a sandbox that is `creating`."""
+        path = f"/sandboxes/{segment(sandbox_id)}/executions"
+        return await self._json("POST", path, json=body, wait_seconds=CREATING_SECONDS)
 
     async def signal(self, sandbox_id: str, execution_id: str, signal: str) -> None:
         await self.request("POST", execution_path(sandbox_id, execution_id) + "/signal", json={"signal": signal})

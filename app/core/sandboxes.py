@@ -15,7 +15,7 @@ from app.core.registry import Registry
 from app.core.resources import Capacity, Observer, Resources
 from app.core.sandbox import Sandbox
 from app.core.tasks import Tasks
-from app.core.transfers import Transfers
+from app.core.transfers import WAIT_SECONDS, Transfers
 
 __all__ = ["Capacity", "Observer", "Sandbox", "Sandboxes"]
 
@@ -125,16 +125,21 @@ class Sandboxes:
     # --- execute
 
     async def execute(
-        self, sandbox: Sandbox, command: Command, execution_id: str | None = None, wait_seconds: float = 60
+        self,
+        sandbox: Sandbox,
+        command: Command,
+        execution_id: str | None = None,
+        creating_seconds: float = WAIT_SECONDS,
     ) -> tuple[Execution, bool]:
-        """Starts a command; True when it is new. The execution goes on whatever becomes of the caller.
+        """Starts a command; True when it is new. Waits for a sandbox that is `creating`. The execution goes on whatever
+        becomes of the caller.
 
         Raises WrongState, Conflict, CapacityExceeded, InvalidRequest, or what the runtime raised.
         """
         sandbox.touch()
         command = with_environment(command, sandbox.spec)
         check_start(command, self.registry.get(sandbox.spec.runtime).info)
-        await sandbox.wait(wait_seconds)
+        await sandbox.wait(creating_seconds)
         execution = sandbox.executions.get(execution_id) if execution_id else None
         new = execution is None
         if execution is None:

@@ -38,8 +38,8 @@ class StartQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait_seconds: Annotated[
-        float, Field(ge=0, le=300, description="how long to wait for a sandbox that is still `creating`, in seconds")
-    ] = 60
+        float, Field(ge=0, le=60, description="how long the answer may be held until the execution ends, in seconds")
+    ] = 0
 
 
 class ShowQuery(BaseModel):
@@ -86,14 +86,17 @@ class ListQuery(PageQuery):
     openapi_extra=json_body(requests.CreateExecution),
 )
 async def create_execution(request: Request, sandbox_id: str, query: Annotated[StartQuery, Query()]) -> Response:
-    """A command that cannot be started is not an error here: it is an execution that ended with `start_failed`. If the
-    client disconnects, the execution runs and is listed."""
+    """A command that cannot be started is not an error here: it is an execution that ended with `start_failed`. A
+    sandbox that is `creating` is waited for, 60 seconds at most. If the client disconnects, the execution runs and is
+    listed."""
     edge = edge_of(request)
     sandbox = edge.sandboxes.use(sandbox_id)
     asked = await read_json(request, requests.CreateExecution)
     with held(request):
         command = command_of(asked, sandbox, edge)
-        execution, new = await edge.sandboxes.execute(sandbox, command, asked.id, query.wait_seconds)
+        execution, new = await edge.sandboxes.execute(sandbox, command, asked.id)
+        if query.wait_seconds and execution.exit is None:
+            await until_disconnect(request.receive, execution.wait(query.wait_seconds))
     location = f"/sandboxes/{sandbox.id}/executions/{execution.id}"
     return json_response(execution_body(execution), 201 if new else 200, {"location": location} if new else None)
 

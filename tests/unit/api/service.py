@@ -203,6 +203,7 @@ async def call(
     """One request by hand: what the server would hand over, message by message, then silence, or what
     `receive` gives; what was sent back."""
     sent: list[dict[str, Any]] = []
+    path, _, query = path.partition("?")
     waiting = iter(incoming)
 
     async def listed() -> Mapping[str, Any]:
@@ -222,7 +223,7 @@ async def call(
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": "",
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
         "client": ("127.0.0.1", 1),

@@ -12,6 +12,7 @@ from app.core.errors import BackendUnavailable
 from app.core.sandboxes import Capacity
 from tests.null_backend import CAPABILITIES, Gate, NullBackend
 from tests.unit.api.service import Service, call, create, start, vm
+from tests.unit.core.support import until
 
 
 async def test_start_answers_201_with_location_and_no_exit_while_it_runs() -> None:
@@ -168,17 +169,58 @@ async def test_open_stdin_on_a_runtime_without_it_is_refused() -> None:
         assert answer.json()["missing"] == ["stdin"]
 
 
-async def test_start_on_a_creating_sandbox_waits_and_then_is_409() -> None:
+async def test_start_on_a_creating_sandbox_waits_whatever_wait_seconds_says() -> None:
     service = Service()
     gate = service.backend.create_gate = Gate()
     async with service.client() as client:
         sandbox = (await client.post("/sandboxes?wait_seconds=0", json={})).json()["id"]
-        answer = await client.post(f"/sandboxes/{sandbox}/executions?wait_seconds=0", json={"command": ["echo"]})
-        assert (answer.status_code, answer.json()["state"]) == (409, "creating")
-        held = asyncio.create_task(client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["echo"]}))
+        path = f"/sandboxes/{sandbox}/executions"
+        held = [
+            asyncio.create_task(client.post(path + query, json={"command": ["echo"]}))
+            for query in ("", "?wait_seconds=0", "?wait_seconds=0.01")
+        ]
         await gate.reached.wait()
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in held)
         gate.open()
-        assert (await held).status_code == 201
+        assert [(await task).status_code for task in held] == [201] * 3
+
+
+async def test_start_waits_for_the_end_when_it_is_asked_to() -> None:
+    service = Service()
+    async with service.client() as client:
+        path = f"/sandboxes/{await create(client)}/executions"
+        assert "exit" not in (await client.post(path, json={"command": ["sleep"]})).json()
+        assert "exit" not in (await client.post(f"{path}?wait_seconds=0.01", json={"command": ["sleep"]})).json()
+        answer = await client.post(f"{path}?wait_seconds=60", json={"id": "mine", "command": ["print", "300000"]})
+        assert (answer.status_code, answer.json()["exit"]["code"]) == (201, 0)
+        assert answer.json()["output"]["stdout"]["bytes"] == 300_000
+        again = await client.post(f"{path}?wait_seconds=60", json={"id": "mine", "command": ["print", "300000"]})
+        assert (again.status_code, again.json()) == (200, answer.json())
+        for wrong in ("-1", "61", "300", "nan"):
+            refused = await client.post(f"{path}?wait_seconds={wrong}", json={"command": ["echo"]})
+            assert refused.json()["errors"][0]["pointer"] == "query/wait_seconds"
+
+
+async def test_client_that_hangs_up_while_it_waits_for_the_end_leaves_the_execution_running() -> None:
+    service = Service()
+    left = asyncio.Event()
+    messages = iter([{"type": "http.request", "body": b'{"command": ["sleep"]}'}])
+
+    async def receive() -> dict[str, Any]:
+        for message in messages:
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async with service.client() as client:
+        path = f"/sandboxes/{await create(client)}/executions"
+        waiting = asyncio.ensure_future(call(service.app, "POST", f"{path}?wait_seconds=60", [], receive=receive))
+        await until(lambda: any(room.executions for room in service.backend.sandboxes.values()))
+        left.set()
+        assert await waiting == []
+        (item,) = (await client.get(path)).json()["items"]
+        assert item["state"] == "running"
 
 
 async def test_start_in_a_destroyed_sandbox_is_409() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any, cast
 
 import pytest
@@ -17,24 +19,25 @@ from tests.callbacks import own_work
 from tests.null_backend import Gate
 from tests.unit.core.support import House, command, until
 
+MANY = {b"%06d" % number: 1 for number in range(100_000)}
+
 
 class Folder:
     """Files by name; `reading` counts how many were opened."""
 
     def __init__(self, files: dict[bytes, int], kind: FileKind = FileKind.FILE) -> None:
-        self.files, self.kind = files, kind
-        self.names = sorted(files)
+        self.files = files
+        with own_work():
+            self.names = sorted(files)
+            self.entries = [DirectoryEntry(name, FileStat(kind, files[name], 0o644, 0, 1)) for name in self.names]
         self.opened: list[bytes] = []
         self.gate: Gate | None = None
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
         if path != b".":
             raise AccessDenied("'x' is not yours")
-        with own_work():
-            begin = 0 if after is None else self.names.index(after) + 1
-            names = self.names[begin : begin + limit]
-            entries = [DirectoryEntry(name, FileStat(self.kind, self.files[name], 0o644, 0, 1)) for name in names]
-        return Listing(entries, more=begin + limit < len(self.names))
+        begin = 0 if after is None else bisect(self.names, after)
+        return Listing(self.entries[begin : begin + limit], more=begin + limit < len(self.names))
 
     @asynccontextmanager
     async def open(self, path: bytes) -> AsyncIterator[Any]:
@@ -63,7 +66,7 @@ async def collect(folder: Folder, *patterns: str) -> list[tuple[bytes, int | str
 
 
 async def test_a_hundred_thousand_matches_are_cut_by_their_number_and_hold_nobody_up() -> None:
-    folder = Folder({b"%06d" % number: 1 for number in range(100_000)})
+    folder = Folder(MANY)
     found = await collect(folder, "*", "00*")
     assert found[:FILES] == [(b"%06d" % number, 1) for number in range(FILES)]
     assert found[FILES:] == [
@@ -74,7 +77,7 @@ async def test_a_hundred_thousand_matches_are_cut_by_their_number_and_hold_nobod
 
 
 async def test_names_that_are_looked_at_have_a_bound_for_all_patterns_together() -> None:
-    folder = Folder({b"%06d" % number: 1 for number in range(NAMES // 2 + 1)})
+    folder = Folder(dict(islice(MANY.items(), NAMES // 2 + 1)))
     bound = f"needs a look at more than {NAMES} names, which is the most for one answer"
     assert await collect(folder, "a*", "b*", "c*") == [
         (b"a*", "nothing in the sandbox matches it"),

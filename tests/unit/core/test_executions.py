@@ -91,7 +91,7 @@ async def test_execute_waits_for_a_boot_and_gives_up_after_its_time() -> None:
         house.backend.create_gate = Gate()
         sandbox, _ = house.sandboxes.create(spec())
         with pytest.raises(WrongState) as refusal:
-            await house.sandboxes.execute(sandbox, command("echo"), wait_seconds=0)
+            await house.sandboxes.execute(sandbox, command("echo"), creating_seconds=0)
         assert refusal.value.state == "creating"
         waiting = asyncio.create_task(house.sandboxes.execute(sandbox, command("echo")))
         await steps(5)

@@ -19,10 +19,10 @@ from app.core.errors import (
     UnsupportedByRuntime,
     WrongState,
 )
+from app.core.limits import Limits
 from app.core.models import ExitReason
 from app.core.oneshot import OneShot, run_once
 from app.core.placing import PlacedFile
-from app.core.limits import Limits
 from app.core.running import Job, Outcome
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.unit.core.support import House, cancelled_after, command, spec, until
