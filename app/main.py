@@ -1,4 +1,4 @@
-"""create_app: settings, the core and the edge become one application. Who serves it stands in `gateway.py`."""
+"""create_app: settings, the core and the API become one application. Who serves it stands in `gateway.py`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.api.application import install
-from app.api.context import Edge, Patience, Shares, TransferBounds
-from app.api.http.access import Door
+from app.api.context import ApplicationContext, RequestTimeouts, Shares, TransferBounds
+from app.api.http.access import AccessPolicy
 from app.api.http.idempotency import Recorded
 from app.api.http.readiness import Readiness
 from app.api.http.tickets import Tickets
-from app.core.answers import Answers
+from app.core.idempotency import IdempotencyStore
 from app.core.policy import DEFAULT_PROFILES, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
@@ -32,7 +32,7 @@ def create_app(
     telemetry: Telemetry,
     key_hashes: Sequence[str] = (),
     profiles: Mapping[str, Policy] = DEFAULT_PROFILES,
-    patience: Patience | None = None,
+    timeouts: RequestTimeouts | None = None,
 ) -> FastAPI:
     """`key_hashes`: SHA-256 in hex, those of the settings and of the key file alike; empty: no key is asked for.
 
@@ -40,7 +40,7 @@ def create_app(
     """
 
     shared = len(key_hashes) > 1
-    answers: Answers[Recorded] = Answers(settings.idempotency.kept_answers(), shared=shared)
+    answers: IdempotencyStore[Recorded] = IdempotencyStore(settings.idempotency.kept_answers(), shared=shared)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +69,7 @@ def create_app(
     shares = Shares.of(
         sandboxes.capacity, shared=shared, answers_mib=transfers.answers_mib, bodies_mib=transfers.bodies_mib
     )
-    edge = Edge(
+    context = ApplicationContext(
         sandboxes=sandboxes,
         registry=registry,
         readiness=Readiness(registry, telemetry.runtime_ready),
@@ -81,9 +81,11 @@ def create_app(
         streamed=telemetry.streamed,
         shares=shares,
         tickets=Tickets(shares.tickets),
-        patience=patience or Patience(),
+        timeouts=timeouts or RequestTimeouts(),
         transfers=TransferBounds(transfers.ceiling_mib * MIB, transfers.stall_seconds),
     )
-    door = Door(frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes))
-    install(app, edge, door, answers)
+    access_policy = AccessPolicy(
+        frozenset(settings.allowed_hosts), frozenset(settings.allowed_origins), tuple(key_hashes)
+    )
+    install(app, context, access_policy, answers)
     return app

@@ -1,4 +1,4 @@
-"""Logs as JSON lines, and metrics for Prometheus. Told by the core (`Observer`) and by the edge (`Journal`)."""
+"""Logs as JSON lines, and metrics for Prometheus. Told by the core (`Observer`) and by the API (`Journal`)."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Telemetry:
         self._finished.labels(runtime, reason).inc()
         self._output.labels(runtime).inc(output_bytes)
 
-    # --- the edge
+    # --- the API
 
     def streamed(self, runtime: str, count: int) -> None:
         self._streamed.labels(runtime).inc(count)

@@ -252,7 +252,7 @@ class NullExecution:
     async def _torn(self, arguments: list[str]) -> int:
         before, after = (int(argument) for argument in arguments)
         self.logs.stdout.append(pattern(before))
-        self.logs.stdout.tear()
+        self.logs.stdout.add_gap()
         await asyncio.sleep(0)
         self.logs.stdout.append(pattern(after, before))
         return 0

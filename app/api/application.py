@@ -9,8 +9,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api.context import Edge, edge_of, request_id_of
-from app.api.http.access import Door, Guard
+from app.api.context import ApplicationContext, context_of, request_id_of
+from app.api.http.access import AccessMiddleware, AccessPolicy
 from app.api.http.errors import InternalError, MethodNotAllowed
 from app.api.http.idempotency import Idempotency, Recorded
 from app.api.http.problems import problem_of
@@ -32,8 +32,8 @@ from app.api.routes import (
     stream_tickets,
     system,
 )
-from app.core.answers import Answers
 from app.core.errors import BulkheadError
+from app.core.idempotency import IdempotencyStore
 
 MODULES = (  # the busiest first: they are tried in turn
     executions,
@@ -54,9 +54,9 @@ MODULES = (  # the busiest first: they are tried in turn
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     problem = problem_of(error)
-    edge_of(connection).journal.refused(error)
+    context_of(connection).journal.refused(error)
     if problem.type.error is InternalError:
-        edge_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
+        context_of(connection).journal.failure(request_id=request_id_of(connection), error=error)
     if problem.type.error is MethodNotAllowed:
         problem = problem_of(MethodNotAllowed(_methods(connection)))
     response = problem.response(request_id_of(connection))
@@ -82,8 +82,10 @@ def _answer_head(app: FastAPI) -> None:
             route.answers_head = route.path not in own
 
 
-def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) -> None:
-    app.state.edge = edge
+def install(
+    app: FastAPI, context: ApplicationContext, access_policy: AccessPolicy, answers: IdempotencyStore[Recorded]
+) -> None:
+    app.state.context = context
     for module in MODULES:
         # Not `include_router`: it keeps routers inside routers, and walking them costs 15 µs per request.
         app.router.routes.extend(module.router.routes)
@@ -94,5 +96,11 @@ def install(app: FastAPI, edge: Edge, door: Door, answers: Answers[Recorded]) ->
     for kind in (BulkheadError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Idempotency, answers=answers)
-    app.add_middleware(Guard, door=door, tickets=edge.tickets, journal=edge.journal, shares=edge.shares)
+    app.add_middleware(
+        AccessMiddleware,
+        access_policy=access_policy,
+        tickets=context.tickets,
+        journal=context.journal,
+        shares=context.shares,
+    )
     app.openapi = lambda: document.describe(app)  # type: ignore[method-assign]  # FastAPI's documented way

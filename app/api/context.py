@@ -27,7 +27,7 @@ PIECES_EACH_TURN = 16
 
 
 class Journal(Protocol):
-    """Where the edge writes down what it did. Never given a query string, a header's value or a body."""
+    """Where the API writes down what it did. Never given a query string, a header's value or a body."""
 
     def request(
         self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None, key: str
@@ -41,8 +41,8 @@ class Journal(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the edge waits for a client, in seconds.
+class RequestTimeouts:
+    """How long the API waits for a client, in seconds.
 
     `probe`: while a program does not read its stdin the socket is not read either, and a client that left is only
     noticed by writing to it. `close`: for the last frames of a stream that is being closed, and for a program to read
@@ -117,7 +117,7 @@ class Shares:
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class ApplicationContext:
     sandboxes: Sandboxes
     registry: Registry
     readiness: Readiness
@@ -129,13 +129,13 @@ class Edge:
     streamed: Callable[[str, int], None]
     shares: Shares
     tickets: Tickets
-    patience: Patience = field(default_factory=Patience)
+    timeouts: RequestTimeouts = field(default_factory=RequestTimeouts)
     transfers: TransferBounds = field(default_factory=TransferBounds)
 
 
-def edge_of(connection: HTTPConnection) -> Edge:
-    edge: Edge = connection.scope["app"].state.edge
-    return edge
+def context_of(connection: HTTPConnection) -> ApplicationContext:
+    context: ApplicationContext = connection.scope["app"].state.context
+    return context
 
 
 def visitor_of(connection: HTTPConnection) -> Visitor:
@@ -145,7 +145,7 @@ def visitor_of(connection: HTTPConnection) -> Visitor:
 
 def held(connection: HTTPConnection) -> AbstractContextManager[None]:
     """Around whatever may keep an answer waiting for long. Raises CapacityExceeded."""
-    return edge_of(connection).shares.waits.holding(visitor_of(connection).client)
+    return context_of(connection).shares.waits.holding(visitor_of(connection).client)
 
 
 def request_id_of(connection: HTTPConnection) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from app.settings.boxlite import BoxliteSettings
 
-PATIENCE_SECONDS = 10.0
+GRACE_SECONDS = 10.0
 KEY_CURE = "set BULKHEAD_BOXLITE__API_KEY to the key that the server was started with"
 KVM_CURE = "needed only for a BoxLite server on this host: enable nested virtualization, or use deploy/boxlite"
 
@@ -38,7 +38,7 @@ def ask_server(url: str, key: str | None, path_prefix: str | None = None) -> Lay
     boxes = "/".join(part for part in ("v1", path_prefix, "boxes") if part)
     try:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=GRACE_SECONDS, trust_env=False) as client:
             config = _object(client.get("v1/config"))
             answer = client.get(boxes, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 T = TypeVar("T")
 PASSED_ON = (signal.SIGINT, signal.SIGQUIT)  # what a terminal's keys send
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-PATIENCE_SECONDS = 5.0
+GRACE_SECONDS = 5.0
 
 
 class Stopped(Exception):
@@ -64,14 +64,14 @@ class Interrupts:
     def _note(self, number: signal.Signals) -> None:
         self.end_with(number)
 
-    async def wait_for(self, work: asyncio.Task[T], patience: float) -> T:
+    async def wait_for(self, work: asyncio.Task[T], grace: float) -> T:
         """The work's result, signal or not: what a request began must be known to be undone. A signal gives it
-        `patience` seconds, a second one none. Raises Stopped when it was given up."""
+        `grace` seconds, a second one none. Raises Stopped when it was given up."""
         loop = asyncio.get_running_loop()
 
         def give_up(number: signal.Signals) -> None:
-            if self.status is None and patience:
-                loop.call_later(patience, work.cancel)
+            if self.status is None and grace:
+                loop.call_later(grace, work.cancel)
             else:
                 work.cancel()
             self.end_with(number)

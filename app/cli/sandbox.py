@@ -8,9 +8,9 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from app.cli.interrupts import PATIENCE_SECONDS, Interrupts, Stopped
+from app.cli.interrupts import GRACE_SECONDS, Interrupts, Stopped
 from app.cli.show import say
-from app.client import Client, ClientError, Problem
+from app.client import Client, ClientError, ServiceProblem
 
 # The create is answered after this, whatever the boot does: then the id is known, and a Ctrl-C can name what is to go.
 CREATE_SECONDS = 2
@@ -23,7 +23,7 @@ async def create(client: Client, interrupts: Interrupts, body: Mapping[str, Any]
     slow = asyncio.get_running_loop().call_later(CREATE_SECONDS, _tell_that_it_boots)
     try:
         request = asyncio.create_task(client.create_sandbox(dict(body), CREATE_SECONDS))
-        sandbox = await interrupts.wait_for(request, PATIENCE_SECONDS)
+        sandbox = await interrupts.wait_for(request, GRACE_SECONDS)
         try:
             interrupts.check()
             return await _booted(client, interrupts, sandbox)
@@ -62,7 +62,7 @@ async def destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> No
         async with asyncio.timeout(DESTROY_SECONDS):
             await request
     except (ClientError, TimeoutError, asyncio.CancelledError) as error:
-        if not isinstance(error, Problem) or error.slug != "not_found":
+        if not isinstance(error, ServiceProblem) or error.slug != "not_found":
             say(f"the sandbox {sandbox_id} may still exist: {str(error) or 'interrupted'}")
     finally:
         interrupts.react(None)

@@ -13,10 +13,10 @@ from typing import Any
 from app.cli import BROKEN_PIPE, FAILED, sandbox
 from app.cli.endings import shell_line, status_of
 from app.cli.gaps import Gaps
-from app.cli.interrupts import ENDING, PATIENCE_SECONDS, Interrupts, Stopped
+from app.cli.interrupts import ENDING, GRACE_SECONDS, Interrupts, Stopped
 from app.cli.pipes import DESCRIPTORS, OutputClosed, Sink, pour
 from app.cli.show import message, put_json, say
-from app.client import Client, ClientError, Problem
+from app.client import Client, ClientError, ServiceProblem
 from app.client.stream import Exited, Gap, Output, Stream
 
 AGAIN_SECONDS = 2.0  # a second Ctrl-C within this time kills
@@ -75,7 +75,7 @@ class Session:
     async def run(self) -> int:
         start = asyncio.create_task(self.client.start(self.sandbox_id, dict(self.order.execution)))
         # Where the sandbox goes anyway, the answer need not be waited for.
-        execution = await self.interrupts.wait_for(start, PATIENCE_SECONDS if self._kept else 0)
+        execution = await self.interrupts.wait_for(start, GRACE_SECONDS if self._kept else 0)
         self.execution_id = execution["id"]
         try:
             self.interrupts.check()
@@ -192,7 +192,7 @@ class Session:
             self._killing = True
             if number in ENDING:
                 self.interrupts.end_with(number)
-            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._give_up, number)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up, number)
             self._run_errand(self.client.kill(self.sandbox_id, self.execution_id))
         else:
             self._run_errand(self.client.signal(self.sandbox_id, self.execution_id, number.name))
@@ -210,7 +210,7 @@ class Session:
     async def _errand(self, call: Coroutine[Any, Any, None]) -> None:
         try:
             await call
-        except Problem as problem:
+        except ServiceProblem as problem:
             if problem.slug not in {"wrong_state", "not_found"}:  # it ended first: the stream says how
                 say(str(problem), self._line_end)
         except ClientError as error:

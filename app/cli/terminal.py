@@ -66,7 +66,7 @@ class Raw:
 
     def _go_on(self) -> None:
         """At the beginning, and after a stop in which a shell had the terminal."""
-        with contextlib.suppress(termios.error):  # it hung up, and SIGHUP ends us
+        with contextlib.suppress(termios.error):  # it disconnected, and SIGHUP ends us
             tty.setraw(DESCRIPTOR, termios.TCSANOW)
         self._look()
 

@@ -3,12 +3,12 @@
 It knows nothing of the service's insides; what it may rely on stands in `docs/api.md`. The key travels in the
 Authorization header and nowhere else.
 
-``http``    one method per call; `Problem`, `ServiceUnreachable`
+``http``    one method per call; `ServiceProblem`, `ServiceUnreachable`
 ``stream``  the stream: resumes after a cut, checks counts and digests at the end
 ``stdin``   bytes on their way to the program: none is lost by a cut
 """
 
-from app.client.errors import ClientError, Problem, ServiceUnreachable
+from app.client.errors import ClientError, ServiceProblem, ServiceUnreachable
 from app.client.http import DEFAULT_URL, Client
 
-__all__ = ["DEFAULT_URL", "Client", "ClientError", "Problem", "ServiceUnreachable"]
+__all__ = ["DEFAULT_URL", "Client", "ClientError", "ServiceProblem", "ServiceUnreachable"]

@@ -23,7 +23,7 @@ class ServiceUnreachable(ClientError):
         )
 
 
-class Problem(ClientError):
+class ServiceProblem(ClientError):
     """The service refused or failed (RFC 9457): title, detail, and a pointer for every wrong field."""
 
     def __init__(self, problem: Mapping[str, Any]) -> None:
@@ -58,16 +58,16 @@ def _extras(problem: Mapping[str, Any], said: str) -> Iterator[str]:
         yield f"its server answered {' '.join(upstream)}"
 
 
-def problem_of(status: int, reason: str, body: bytes) -> Problem:
+def problem_of(status: int, reason: str, body: bytes) -> ServiceProblem:
     """The problem in an answer, or one made from what a proxy in between said."""
     try:
         found = json.loads(body)
     except ValueError:
         found = None
     if isinstance(found, dict) and ("title" in found or "type" in found):
-        return Problem({"status": status, **found})
+        return ServiceProblem({"status": status, **found})
     text = " ".join(body[:200].decode(errors="replace").split())
-    return Problem({"title": f"the answer was {status} {reason}".rstrip(), "status": status, "detail": text})
+    return ServiceProblem({"title": f"the answer was {status} {reason}".rstrip(), "status": status, "detail": text})
 
 
 def reason_of(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
-from app.client.errors import ClientError, Problem, ServiceUnreachable, problem_of, reason_of
+from app.client.errors import ClientError, ServiceProblem, ServiceUnreachable, problem_of, reason_of
 from app.client.stdin import Outgoing
 
 CHANNELS = {1: "stdout", 2: "stderr"}
@@ -127,7 +127,7 @@ class Stream:
         self._claim = "true" if stdin else "false"
         self._connection: ClientConnection | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._problem: Problem | None = None  # of the last frame: the close that follows makes it final
+        self._problem: ServiceProblem | None = None  # of the last frame: the close that follows makes it final
         self._reached = False
         self._size: dict[str, int] | None = None  # of the terminal, once it is not what it was at the start
 
@@ -157,7 +157,7 @@ class Stream:
             await connection.send(json.dumps({"type": "resize", **(self._size or {})}))
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Raises ServiceUnreachable, Problem, StreamCut, OutputDamaged."""
+        """Raises ServiceUnreachable, ServiceProblem, StreamCut, OutputDamaged."""
         clock, tries = asyncio.get_running_loop().time, 0
         while True:
             reason, began = "closed without an exit frame", clock()
@@ -177,7 +177,7 @@ class Stream:
                 reason = reason_of(error)
                 if not self._reached and isinstance(error, OSError) and not isinstance(error, CUT):
                     raise ServiceUnreachable(self._dial.url, reason) from error
-            except Problem as problem:
+            except ServiceProblem as problem:
                 if not isinstance(problem.status, int) or problem.status < 500:
                     raise
                 reason = str(problem)
@@ -229,7 +229,7 @@ class Stream:
                 return Gap(frame["channel"], frame["from"], frame["to"])
             case "problem":
                 # What we send can only come too late, stdin and sizes alike; the close that may follow says the rest.
-                self._problem = Problem(frame["problem"])
+                self._problem = ServiceProblem(frame["problem"])
                 if self._problem.slug == "wrong_state":
                     self._let_go_of_stdin()
             case "exit":
@@ -274,7 +274,7 @@ class Stream:
             self._pump = None
 
     async def _hang_up(self) -> None:
-        """After a cut. Raises Problem where coming again cannot mend it."""
+        """After a cut. Raises ServiceProblem where coming again cannot mend it."""
         await self._stop_sending()
         connection, self._connection = self._connection, None
         if connection is None:

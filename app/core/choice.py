@@ -17,7 +17,7 @@ _RANK = {tier: place for place, tier in enumerate(Tier)}
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RuntimeRequest:
     """`needs`: the capabilities that the request requires by name or by what it asks for."""
 
     runtime: str
@@ -30,7 +30,7 @@ def _meets(backend: Backend, floor: Tier | None) -> bool:
 
 
 async def choose(
-    wish: Wish,
+    request: RuntimeRequest,
     registry: Registry,
     failure_of: Callable[[Backend], Awaitable[BulkheadError | None]],
     settled_on: str | None = None,
@@ -40,36 +40,36 @@ async def choose(
 
     Raises UnknownRuntime, RuntimeNotEnabled, InvalidRequest, CapabilityMissing, BackendUnavailable.
     """
-    if wish.runtime != AUTO:
-        backend = registry.get(wish.runtime)
-        if not _meets(backend, wish.floor):
+    if request.runtime != AUTO:
+        backend = registry.get(request.runtime)
+        if not _meets(backend, request.floor):
             name, tier = backend.info.name, backend.info.tier
             hint = f"{AUTO!r} looks for one that does"  # who named no runtime may not know of it
-            detail = f"the runtime {name!r} isolates by {tier}, less than {wish.floor}; {hint}"
+            detail = f"the runtime {name!r} isolates by {tier}, less than {request.floor}; {hint}"
             raise InvalidRequest.at("/isolation_min", detail)
         return backend, None
     passed: list[str] = []
-    suitable = _suitable(wish, registry, passed)
+    suitable = _suitable(request, registry, passed)
     if settled_on is not None:
         suitable = [backend for backend in suitable if backend.info.name == settled_on] or suitable
     for backend in suitable:
         if backend.info.name == settled_on or (error := await failure_of(backend)) is None:
-            return backend, _reason(wish, backend, passed)
+            return backend, _reason(request, backend, passed)
         passed.append(f"{backend.info.name} is not available ({error})")
     detail = f"no runtime that meets the request is available: {'; '.join(passed)}"
     raise BackendUnavailable(suitable[0].info.name, detail)
 
 
-def _suitable(wish: Wish, registry: Registry, passed: list[str]) -> list[Backend]:
+def _suitable(request: RuntimeRequest, registry: Registry, passed: list[str]) -> list[Backend]:
     """Cheapest first, as the registry has them. Raises CapabilityMissing or RuntimeNotEnabled when there is none."""
     suitable: list[Backend] = []
     fewest: frozenset[Capability] | None = None
     for backend in registry:
         name = backend.info.name
-        missing = wish.needs - backend.info.capabilities
+        missing = request.needs - backend.info.capabilities
         if not registry.enabled(name):
             passed.append(f"{name} is not enabled")
-        elif not _meets(backend, wish.floor):
+        elif not _meets(backend, request.floor):
             passed.append(f"{name} isolates by {backend.info.tier} only")
         elif missing:
             passed.append(f"{name} lacks {', '.join(sorted(missing))}")
@@ -84,8 +84,8 @@ def _suitable(wish: Wish, registry: Registry, passed: list[str]) -> list[Backend
     raise RuntimeNotEnabled(AUTO, [b.info.name for b in registry if registry.enabled(b.info.name)], detail)
 
 
-def _reason(wish: Wish, chosen: Backend, passed: list[str]) -> str:
-    floor = f", isolates by {wish.floor} at least" if wish.floor else ""
-    needs = f", has {', '.join(sorted(wish.needs))}" if wish.needs else ""
+def _reason(request: RuntimeRequest, chosen: Backend, passed: list[str]) -> str:
+    floor = f", isolates by {request.floor} at least" if request.floor else ""
+    needs = f", has {', '.join(sorted(request.needs))}" if request.needs else ""
     beside = f"; {'; '.join(passed)}" if passed else ""
     return f"auto: {chosen.info.name} is the cheapest runtime that is available{floor}{needs}{beside}"

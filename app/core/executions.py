@@ -31,7 +31,7 @@ from app.core.models import (
 )
 from app.core.output import OutputLog
 from app.core.resources import HELD_EXECUTIONS, Resources
-from app.core.stdin import StdinGrip
+from app.core.stdin import StdinLease
 from app.core.tasks import Tasks
 
 
@@ -64,7 +64,7 @@ class Execution:
         self.viewers = 0
         self._env_digest = b""  # of the command's environment, which is kept until the end only
         self._stdin_open = command.stdin is Stdin.OPEN
-        self._grip: StdinGrip | None = None
+        self._lease: StdinLease | None = None
         self._handle: ExecutionHandle | None = None
         self._intent: tuple[ExitReason, str] | None = None
         self._tasks = Tasks()
@@ -202,36 +202,36 @@ class Execution:
     def follow(self, offsets: dict[Channel, int]) -> Follower:
         return Follower(self.logs, offsets)
 
-    def grip_stdin(self, *, take: bool) -> StdinGrip:
+    def lease_stdin(self, *, take: bool) -> StdinLease:
         """Raises WrongState when there is no stdin to feed, Conflict when somebody else holds it."""
         self._check_stdin()
-        if self._grip is not None:
+        if self._lease is not None:
             if not take:
                 raise Conflict(
                     "another client feeds the stdin of this execution; a stream with stdin=take takes it over"
                 )
-            self._grip.taken_over.set()
-        self._grip = StdinGrip(self)
-        return self._grip
+            self._lease.taken_over.set()
+        self._lease = StdinLease(self)
+        return self._lease
 
-    def release_stdin(self, grip: StdinGrip) -> None:
-        if self._grip is grip:
-            self._grip = None
+    def release_stdin(self, lease: StdinLease) -> None:
+        if self._lease is lease:
+            self._lease = None
 
-    def _check_stdin(self, grip: StdinGrip | None = None) -> None:
+    def _check_stdin(self, lease: StdinLease | None = None) -> None:
         if self.command.stdin is Stdin.NONE:
             raise WrongState(self.state, "the execution was started with stdin: none")
         if self.exit is not None:
             raise WrongState(self.state, "the execution has ended")
         if not self._stdin_open:
             raise WrongState(self.state, "stdin has been closed")
-        if grip is not None and grip is not self._grip:
+        if lease is not None and lease is not self._lease:
             raise WrongState(self.state, "another stream has taken stdin over")
 
-    async def feed(self, data: bytes, grip: StdinGrip | None = None) -> None:
+    async def feed(self, data: bytes, lease: StdinLease | None = None) -> None:
         """Bytes that were counted go in whatever becomes of the caller; nothing more is taken while they wait."""
         async with self._feeding:
-            handle = await self._stdin_ready(grip)
+            handle = await self._stdin_ready(lease)
             self.stdin_bytes += len(data)
             self._write = self._tasks.spawn(self._fed(handle, data))
             await asyncio.shield(self._write)
@@ -243,18 +243,18 @@ class Execution:
             self.stdin_bytes -= len(data)
             raise
 
-    async def end_stdin(self, grip: StdinGrip | None = None) -> None:
+    async def end_stdin(self, lease: StdinLease | None = None) -> None:
         async with self._feeding:
-            handle = await self._stdin_ready(grip)
+            handle = await self._stdin_ready(lease)
             self._stdin_open = False
             self._write = self._tasks.spawn(handle.close_stdin())
             await asyncio.shield(self._write)
 
-    async def _stdin_ready(self, grip: StdinGrip | None) -> ExecutionHandle:
+    async def _stdin_ready(self, lease: StdinLease | None) -> ExecutionHandle:
         await self.started.wait()
         if self._write is not None and not self._write.done():  # of a caller that was cancelled
             await asyncio.wait([self._write])
-        self._check_stdin(grip)
+        self._check_stdin(lease)
         if self._handle is None:
             raise WrongState(self.state, "the execution could not be started")
         return self._handle

@@ -11,14 +11,14 @@ from app.core.output import CHUNK, OutputLog
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputPiece:
     channel: Channel
     offset: int
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class OutputGap:
     """Bytes from `begin` up to, not including, `end` are no longer stored. `end` None: the runtime lost bytes here,
     nobody knows how many; they have no offsets."""
 
@@ -35,7 +35,7 @@ class Follower:
         self._logs = logs
         self._changed = asyncio.Event()
         self._turn = 0
-        self._holes = {channel: bisect_left(log.holes, self.offsets[channel]) for channel, log in logs.items()}
+        self._gaps = {channel: bisect_left(log.gaps, self.offsets[channel]) for channel, log in logs.items()}
 
     def __enter__(self) -> Follower:
         for log in self._logs.values():
@@ -46,7 +46,7 @@ class Follower:
         for log in self._logs.values():
             log.unwatch(self._changed.set)
 
-    def poll(self) -> Output | Gap | None:
+    def poll(self) -> OutputPiece | OutputGap | None:
         """What is there now, channels in turn so that neither starves the other; None when there is nothing."""
         channels = tuple(self._logs)
         for step in range(len(channels)):
@@ -57,26 +57,26 @@ class Follower:
                 return item
         return None
 
-    def _next_of(self, channel: Channel) -> Output | Gap | None:
+    def _next_of(self, channel: Channel) -> OutputPiece | OutputGap | None:
         log, offset = self._logs[channel], self.offsets[channel]
         if offset < log.start:
             self.offsets[channel] = log.start
-            self._holes[channel] = bisect_left(log.holes, log.start)
-            return Gap(channel, offset, log.start)
+            self._gaps[channel] = bisect_left(log.gaps, log.start)
+            return OutputGap(channel, offset, log.start)
         limit = CHUNK
-        if self._holes[channel] < len(log.holes):
-            hole = log.holes[self._holes[channel]]
-            if hole == offset:
-                self._holes[channel] += 1
-                return Gap(channel, hole, None)
-            limit = min(limit, hole - offset)
+        if self._gaps[channel] < len(log.gaps):
+            gap = log.gaps[self._gaps[channel]]
+            if gap == offset:
+                self._gaps[channel] += 1
+                return OutputGap(channel, gap, None)
+            limit = min(limit, gap - offset)
         data = log.read(offset, limit)
         if data:
             self.offsets[channel] = offset + len(data)
-            return Output(channel, offset, data)
+            return OutputPiece(channel, offset, data)
         return self._next_of(channel) if offset < log.start else None
 
-    async def next(self) -> Output | Gap | None:
+    async def next(self) -> OutputPiece | OutputGap | None:
         """The next piece, as soon as there is one; None when both channels are closed and read to their end."""
         while True:
             self._changed.clear()

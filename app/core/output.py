@@ -15,7 +15,7 @@ CHUNK = 64 * 1024
 MEMORY_WINDOW = 256 * 1024
 # Below this a chunk is appended to the one before it: a program that prints byte by byte must not cost an object each.
 SMALL = 8 * 1024
-MOST_HOLES = 1024  # a stream that breaks more often has no reader who wants to know
+MOST_GAPS = 1024  # a stream that breaks more often has no reader who wants to know
 
 
 class Spill(Protocol):
@@ -59,7 +59,7 @@ class OutputLog:
         self.capacity = capacity
         self.keep_first = keep_first
         self.exact = exact
-        self.holes: list[int] = []  # offsets at which the runtime is known to have lost bytes
+        self.gaps: list[int] = []  # offsets at which the runtime is known to have lost bytes
         self.total = 0
         self._start = 0
         self.closed = False
@@ -90,10 +90,10 @@ class OutputLog:
             wake()
         return len(data)
 
-    def tear(self) -> None:
+    def add_gap(self) -> None:
         """Bytes are missing from here on, and nobody knows how many."""
-        if not self.closed and self.total not in self.holes[-1:] and len(self.holes) < MOST_HOLES:
-            self.holes.append(self.total)
+        if not self.closed and self.total not in self.gaps[-1:] and len(self.gaps) < MOST_GAPS:
+            self.gaps.append(self.total)
             for wake in tuple(self._wakers):
                 wake()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from app.core.backend import Backend
 from app.core.errors import RuntimeNotEnabled, UnknownRuntime
 
-AUTO = "auto"  # no runtime, but the wish for the cheapest that will do: `choice.py`
+AUTO = "auto"  # no runtime, but the request for the cheapest that will do: `choice.py`
 
 
 class Registry:

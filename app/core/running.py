@@ -36,11 +36,11 @@ class Captured:
     data: bytes
     cut_begin: bool
     cut_end: bool
-    torn: bool
+    has_gap: bool
 
     @property
     def truncated(self) -> bool:
-        return self.cut_begin or self.cut_end or self.torn
+        return self.cut_begin or self.cut_end or self.has_gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ async def carry_out(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement:
     except asyncio.CancelledError:
         begun = sandbox.executions.get(execution_id)
         if begun is not None:
-            begun.end_soon(ExitReason.KILLED, "its client hung up")
+            begun.end_soon(ExitReason.KILLED, "its client disconnected")
         raise
 
 
@@ -117,7 +117,7 @@ def _capture(log: OutputLog) -> Captured:
         at += len(piece)
     if log.start > begin:  # the spill became unreadable meanwhile: only what memory still has is whole
         return _capture(log)
-    return Captured(b"".join(pieces), begin > 0, log.overflowed, bool(log.holes))
+    return Captured(b"".join(pieces), begin > 0, log.overflowed, bool(log.gaps))
 
 
 async def _collect(sandboxes: Sandboxes, sandbox: Sandbox, patterns: Sequence[Pattern]) -> Sequence[CollectedFile]:

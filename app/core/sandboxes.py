@@ -91,10 +91,10 @@ class Sandboxes:
             raise sandbox.failure
 
     async def abandon(self, sandbox: Sandbox) -> None:
-        """The client that asked for it hung up: without a chosen id nobody can ever find it again. (With an idempotency
-        key nobody hangs up: api/idempotency.py.)"""
+        """The client that asked for it disconnected: without a chosen id nobody can ever find it again. (With an
+        idempotency key nobody disconnects: api/idempotency.py.)"""
         if not sandbox.named:
-            await sandbox.destroy("the client hung up before it knew the sandbox")
+            await sandbox.destroy("the client disconnected before it knew the sandbox")
 
     # --- find
 

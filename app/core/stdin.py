@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from app.core.executions import Execution
 
 
-class StdinGrip:
+class StdinLease:
     """The right to feed one execution's stdin. One at a time; a new holder may take it over."""
 
     def __init__(self, execution: Execution) -> None:
@@ -17,7 +17,7 @@ class StdinGrip:
         self.taken_over = asyncio.Event()
 
     async def write(self, data: bytes) -> None:
-        """Raises WrongState after the end of stdin, of the execution or of this grip."""
+        """Raises WrongState after the end of stdin, of the execution or of this lease."""
         await self._execution.feed(data, self)
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ import sys
 
 from app.launcher import config
 from app.launcher.daemon import cgroup, file_locks, freezer, probe
-from app.launcher.daemon.server import Server
+from app.launcher.daemon.server import LauncherServer
 from app.launcher.kernel.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 from app.launcher.sandbox import mounts
 
@@ -47,7 +47,7 @@ def main(config_fd: int, parent: int) -> None:
     listener = _listen(settings)
     lock_counter = file_locks.open_counter()
     mounts.enter_template(settings)
-    server = Server(settings, listener, tree, lock_counter)
+    server = LauncherServer(settings, listener, tree, lock_counter)
     _forget_how_to_import()
     _empty_bounding_set()
     wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

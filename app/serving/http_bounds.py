@@ -113,8 +113,8 @@ class BoundedHttp(SlicedHttp):
         self._head_is_there()
         self._stop_waiting()
         self._stop_checking()
-        # uvicorn tells the request that came last. The one that is being answered waits for a hang-up too, or what it
-        # has begun for its client would be left.
+        # uvicorn tells the request that came last. The one that is being answered waits for a disconnect too, or what
+        # it has begun for its client would be left.
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -163,7 +163,7 @@ class BoundedHttp(SlicedHttp):
             self.pipeline.clear()
             raise ValueError("too many requests at once")
         if self.pipeline:
-            self.flow.resume_reading()  # uvicorn stops here, and would not see the client hang up
+            self.flow.resume_reading()  # uvicorn stops here, and would not see the client disconnect
 
     def on_body(self, body: bytes) -> None:
         """uvicorn gathers a body in a bytearray and hands a copy of that on. A piece before which nothing waits needs
@@ -185,7 +185,8 @@ class BoundedHttp(SlicedHttp):
 
     def _wait_for_its_turn(self) -> None:
         """A client may send a large body as soon as it has all of the answer before, while that request is still being
-        put away here. So the body is not read on until then; nor would a hang-up be seen, and so it is not for long."""
+        put away here. So the body is not read on until then; nor would a disconnect be seen, and so it is not for
+        long."""
         self.flow.pause_reading()
         if self._waiting is None:
             self._waiting = self.loop.call_later(WAITING_SECONDS, self.transport.abort)

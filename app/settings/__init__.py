@@ -75,6 +75,11 @@ class CapacitySettings(Part):
     record_seconds: float = Field(
         _CAPACITY.record_seconds, ge=0, description="how long a destroyed sandbox stays listed"
     )
+    creating_seconds: float = Field(
+        _CAPACITY.creating_seconds,
+        gt=0,
+        description="How long a sandbox may take until it runs. Its `ttl_seconds` counts from then.",
+    )
     stream_end_seconds: float = Field(
         _CAPACITY.stream_end_seconds, ge=0, description="how long open streams of a destroyed sandbox may read"
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from app.core.answers import KeptAnswers
+from app.core.idempotency import IdempotencyBounds
 from app.core.limits import MIB
 from app.settings.part import Part
 
-_KEPT = KeptAnswers()
+_KEPT = IdempotencyBounds()
 
 
 class IdempotencySettings(Part):
@@ -18,5 +18,5 @@ class IdempotencySettings(Part):
     )
     seconds: float = Field(_KEPT.seconds, gt=0, allow_inf_nan=False, description="how long an answer is repeated")
 
-    def kept_answers(self) -> KeptAnswers:
-        return KeptAnswers(self.keys, self.mib * MIB, self.seconds)
+    def kept_answers(self) -> IdempotencyBounds:
+        return IdempotencyBounds(self.keys, self.mib * MIB, self.seconds)

@@ -12,7 +12,7 @@ from typing import Any
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.boxlite.inside import MARK
 from app.backends.boxlite.sandbox import BoxliteSandbox
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.backend import ExecutionHandle, Logs
 from app.core.limits import Limits
 from app.core.models import Command, Exit, SandboxSpec, Stdin, Terminal
@@ -28,13 +28,13 @@ MOST = 64 * 1024 * 1024
 INSTANCE = "0123456789ab"
 SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE)
 # As short as a double on a busy machine allows.
-QUICK = Times(
+QUICK = ServerTimeouts(
     connect=2, control=10, stop=10, signal=5, shell=10, files=10, piece=5, undoing=5, opening=5, closing=1, beat=0.2,
     beat_answer=2, look=0.4, leader=0.5, again=5, steady=1, quiet=0.05, backoff=(0.01, 0.02, 0.05, 0.1),
 )  # fmt: skip
 
 
-def quick(**changes: Any) -> Times:
+def quick(**changes: Any) -> ServerTimeouts:
     return replace(QUICK, **changes)
 
 
@@ -180,12 +180,12 @@ def descriptors() -> int:
 
 @asynccontextmanager
 async def rig(
-    settings: Settings | None = None, times: Times = QUICK, *, opened: bool = True, **changes: Any
+    settings: Settings | None = None, timeouts: ServerTimeouts = QUICK, *, opened: bool = True, **changes: Any
 ) -> AsyncIterator[Rig]:
     """At its end no box of this instance is on the server, and of the backend no task and no descriptor is left."""
     async with box_double(settings or Settings()) as double:
         before, tasks = descriptors(), asyncio.all_tasks()
-        backend = BoxliteBackend(settings_for(double, **changes), INSTANCE, times)
+        backend = BoxliteBackend(settings_for(double, **changes), INSTANCE, timeouts)
         if opened:
             backend.open()
         try:

@@ -11,37 +11,37 @@ from typing import Any
 
 import pytest
 
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.sandboxes import Capacity
 from tests.boxlite.double import Answer, Attach, Drop, Route, Settings, Stall
 from tests.boxlite.double.http import Failure
 from tests.boxlite.rig import QUICK, Rig, quick, rig, until
 from tests.null_backend import NullBackend
-from tests.unit.api.service import Door, Service, create, frames_of
+from tests.unit.api.service import LiveService, Service, create, frames_of
 
 BODY: dict[str, Any] = {"limits": {"memory_mib": 64}}
 
 
 @asynccontextmanager
 async def service(
-    settings: Settings | None = None, times: Times = QUICK, *, default: str = "boxlite", **changes: Any
-) -> AsyncIterator[tuple[Rig, Door]]:
+    settings: Settings | None = None, timeouts: ServerTimeouts = QUICK, *, default: str = "boxlite", **changes: Any
+) -> AsyncIterator[tuple[Rig, LiveService]]:
     """Over HTTP and WebSocket on loopback; boxlite beside a process runtime that always works."""
-    async with rig(settings, times, opened=False, **changes) as r:
+    async with rig(settings, timeouts, opened=False, **changes) as r:
         whole = Service([NullBackend(), r.backend], default=default, capacity=Capacity(record_seconds=60))  # type: ignore[list-item]
-        async with whole.served() as door:
-            yield r, door
+        async with whole.served() as live:
+            yield r, live
 
 
-async def refused(door: Door, status: int, kind: str, **body: Any) -> dict[str, Any]:
-    answer = await door.client.post("/sandboxes", json={**BODY, **body}, timeout=30)
+async def refused(live: LiveService, status: int, kind: str, **body: Any) -> dict[str, Any]:
+    answer = await live.client.post("/sandboxes", json={**BODY, **body}, timeout=30)
     problem: dict[str, Any] = answer.json()
     assert (answer.status_code, problem["type"].rsplit("/", 1)[-1]) == (status, kind), problem
     return problem
 
 
-async def ended(door: Door, path: str) -> dict[str, Any]:
-    answer = await door.client.get(f"{path}?wait_seconds=20", timeout=30)
+async def ended(live: LiveService, path: str) -> dict[str, Any]:
+    answer = await live.client.get(f"{path}?wait_seconds=20", timeout=30)
     found: dict[str, Any] = answer.json()
     assert found["state"] == "ended", found
     return found
@@ -51,7 +51,7 @@ async def ended(door: Door, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("failure", "times", "status", "kind"),
+    ("failure", "timeouts", "status", "kind"),
     [
         (None, 2, 503, "backend_unavailable"),
         (Failure("engine_unavailable", "the VM failed to start"), 1, 503, "backend_unavailable"),
@@ -60,63 +60,63 @@ async def ended(door: Door, path: str) -> dict[str, Any]:
     ],
 )
 async def test_a_failed_boot_is_a_problem_with_the_upstreams_status_and_code(
-    failure: Failure | None, times: int, status: int, kind: str
+    failure: Failure | None, timeouts: int, status: int, kind: str
 ) -> None:
-    async with service() as (r, door):
-        r.double.faults.fail_boot(times, failure)
-        problem = await refused(door, status, kind)
+    async with service() as (r, live):
+        r.double.faults.fail_boot(timeouts, failure)
+        problem = await refused(live, status, kind)
         code = failure.code if failure else "engine_unavailable"
         upstream = {503: 503, 502: {"storage_error": 500}.get(code, 422)}[status]
         assert (problem["runtime"], problem["upstream_status"], problem["upstream_code"]) == ("boxlite", upstream, code)
-        assert not r.double.boxes and (await door.client.get("/sandboxes")).json()["items"] == []
+        assert not r.double.boxes and (await live.client.get("/sandboxes")).json()["items"] == []
 
 
 async def test_a_boot_without_an_answer_is_a_timeout() -> None:
-    async with service(boot_seconds=0.5) as (r, door):
-        r.double.faults.on(Route.START, Stall(), times=1)
-        problem = await refused(door, 504, "backend_timeout")
+    async with service(boot_seconds=0.5) as (r, live):
+        r.double.faults.on(Route.START, Stall(), timeouts=1)
+        problem = await refused(live, 504, "backend_timeout")
         assert (problem["upstream_status"], problem["upstream_code"]) == (None, None)
         await until(lambda: not r.double.boxes)
 
 
 async def test_a_dead_server_is_unavailable_and_says_when_to_come_back() -> None:
-    async with service() as (r, door):
+    async with service() as (r, live):
         await r.double.crash()
-        await until(lambda: r.backend._pulse._failure is not None)
-        problem = await refused(door, 503, "backend_unavailable")
+        await until(lambda: r.backend._health_check._failure is not None)
+        problem = await refused(live, 503, "backend_unavailable")
         assert problem["upstream_status"] is None and "cannot be reached" in problem["detail"]
-        answer = await door.client.post("/sandboxes", json=BODY)
+        answer = await live.client.post("/sandboxes", json=BODY)
         assert int(answer.headers["retry-after"]) >= 1
         await r.double.restart()
-        await until(lambda: r.backend._pulse._failure is None)
-        await create(door.client, **BODY)
+        await until(lambda: r.backend._health_check._failure is None)
+        await create(live.client, **BODY)
 
 
 @pytest.mark.parametrize("place", ["sandbox", "execution"])
 @pytest.mark.parametrize("name", ["BOXLITE_EXECUTOR", "BULKHEAD_EXECUTION"])
 async def test_a_name_that_means_something_to_the_server_never_comes_from_a_client(place: str, name: str) -> None:
-    async with service() as (r, door):
+    async with service() as (r, live):
         if place == "sandbox":
-            answer = await door.client.post("/sandboxes", json={**BODY, "env": {name: "guest"}})
+            answer = await live.client.post("/sandboxes", json={**BODY, "env": {name: "guest"}})
         else:
-            sandbox = await create(door.client, **BODY)
-            answer = await door.client.post(
+            sandbox = await create(live.client, **BODY)
+            answer = await live.client.post(
                 f"/sandboxes/{sandbox}/executions", json={"command": ["id"], "env": {name: "guest"}}
             )
         assert answer.status_code == 422 and name in answer.text
         assert all(name not in (request.json or {}).get("env", {}) or name == "BULKHEAD_EXECUTION"
                    for request in r.double.sent(Route.EXEC))  # fmt: skip
-        smuggled = await door.client.post("/sandboxes", json={**BODY, "env": {f"{name}=guest": ""}})
+        smuggled = await live.client.post("/sandboxes", json={**BODY, "env": {f"{name}=guest": ""}})
         assert smuggled.status_code == 422
 
 
 async def test_a_string_that_would_hang_the_server_is_refused_before_it() -> None:
-    async with service() as (r, door):
-        sandbox = await create(door.client, **BODY)
+    async with service() as (r, live):
+        sandbox = await create(live.client, **BODY)
         sent = len(r.double.sent(Route.EXEC))
         for command in (["echo", "x" * 131_072], ["echo", *["x" * 50_000] * 4], ["echo", "a\0b"], ["echo", "\ud800"]):
             text = json.dumps({"command": command})
-            answer = await door.client.post(
+            answer = await live.client.post(
                 f"/sandboxes/{sandbox}/executions", content=text, headers={"content-type": "application/json"}
             )
             assert answer.status_code == 422, answer.text
@@ -124,11 +124,11 @@ async def test_a_string_that_would_hang_the_server_is_refused_before_it() -> Non
 
 
 async def test_environment_and_working_directory_of_a_sandbox_are_part_of_every_command() -> None:
-    async with service() as (r, door):
-        sandbox = await create(door.client, **BODY, env={"A": "1", "B": "2"}, workdir="/tmp")
-        path = await door.start("sh", "-c", "echo $A $B $C; pwd", sandbox=sandbox, env={"B": "3", "C": "4"})
-        assert (await ended(door, path))["exit"]["code"] == 0
-        assert (await door.client.get(f"{path}/output?channel=stdout")).text == "1 3 4\n/tmp\n"
+    async with service() as (r, live):
+        sandbox = await create(live.client, **BODY, env={"A": "1", "B": "2"}, workdir="/tmp")
+        path = await live.start("sh", "-c", "echo $A $B $C; pwd", sandbox=sandbox, env={"B": "3", "C": "4"})
+        assert (await ended(live, path))["exit"]["code"] == 0
+        assert (await live.client.get(f"{path}/output?channel=stdout")).text == "1 3 4\n/tmp\n"
         assert "env" not in r.double.sent(Route.CREATE)[0].json
 
 
@@ -136,18 +136,18 @@ async def test_environment_and_working_directory_of_a_sandbox_are_part_of_every_
 
 
 async def test_a_sandbox_is_creating_until_its_box_runs_and_the_receipt_tells_how_long_that_was() -> None:
-    async with service(Settings(boot_seconds=0.4)) as (_, door):
-        answer = await door.client.post("/sandboxes?wait_seconds=0", json={**BODY, "id": "mine"})
+    async with service(Settings(boot_seconds=0.4)) as (_, live):
+        answer = await live.client.post("/sandboxes?wait_seconds=0", json={**BODY, "id": "mine"})
         assert answer.json()["state"] == "creating"
-        found = (await door.client.get("/sandboxes/mine?wait_seconds=20", timeout=30)).json()
+        found = (await live.client.get("/sandboxes/mine?wait_seconds=20", timeout=30)).json()
         assert found["state"] == "running" and found["isolation"]["boot_seconds"] >= 0.4
 
 
 async def test_a_client_that_hangs_up_during_a_boot_does_not_hang_up_on_the_server() -> None:
-    async with service() as (r, door):
+    async with service() as (r, live):
         boot = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.START, boot, times=1)
-        asking = asyncio.get_running_loop().create_task(door.client.post("/sandboxes", json=BODY, timeout=30))
+        r.double.faults.on(Route.START, boot, timeouts=1)
+        asking = asyncio.get_running_loop().create_task(live.client.post("/sandboxes", json=BODY, timeout=30))
         await boot.reached.wait()
         asking.cancel()
         await r.beats(2)
@@ -159,15 +159,15 @@ async def test_a_client_that_hangs_up_during_a_boot_does_not_hang_up_on_the_serv
 
 
 async def test_a_server_that_is_gone_for_long_fails_the_sandbox_with_the_reason() -> None:
-    async with service(grace_seconds=0.5) as (r, door):
-        sandbox = await create(door.client, **BODY)
-        path = await door.start("sleep", "1000", sandbox=sandbox)
+    async with service(grace_seconds=0.5) as (r, live):
+        sandbox = await create(live.client, **BODY)
+        path = await live.start("sleep", "1000", sandbox=sandbox)
         await r.double.crash()
-        exit_ = (await ended(door, path))["exit"]
+        exit_ = (await ended(live, path))["exit"]
         assert exit_["reason"] == "lost" and exit_["code"] is None
-        found = (await door.client.get(f"/sandboxes/{sandbox}")).json()
+        found = (await live.client.get(f"/sandboxes/{sandbox}")).json()
         assert found["state"] == "failed" and "has not worked for" in found["state_reason"]
-        assert (await door.client.delete(f"/sandboxes/{sandbox}")).status_code in {200, 204}
+        assert (await live.client.delete(f"/sandboxes/{sandbox}")).status_code in {200, 204}
         await r.double.restart()
         await until(lambda: not r.double.boxes)
 
@@ -176,83 +176,83 @@ async def test_a_server_that_is_gone_for_long_fails_the_sandbox_with_the_reason(
 
 
 async def test_readiness_is_the_truth_and_costs_the_other_runtime_nothing() -> None:
-    async with service(times=quick(beat_answer=0.3), default="process") as (r, door):
-        assert (await door.client.get("/readyz")).status_code == 200
+    async with service(timeouts=quick(beat_answer=0.3), default="process") as (r, live):
+        assert (await live.client.get("/readyz")).status_code == 200
         r.double.faults.on(Route.LIST, Stall())
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         await asyncio.sleep(1)  # how long the edge trusts an answer
         began = time.perf_counter()
-        runtimes = {item["name"]: item for item in (await door.client.get("/runtimes")).json()["items"]}
+        runtimes = {item["name"]: item for item in (await live.client.get("/runtimes")).json()["items"]}
         assert time.perf_counter() - began < 1
         assert runtimes["process"]["available"] and not runtimes["boxlite"]["available"]
         assert "did not answer" in runtimes["boxlite"]["reason"]
-        assert (await door.client.get("/readyz")).status_code == 200, "the default works"
+        assert (await live.client.get("/readyz")).status_code == 200, "the default works"
         began = time.perf_counter()
-        assert (await door.client.post("/sandboxes", json={})).status_code == 201
+        assert (await live.client.post("/sandboxes", json={})).status_code == 201
         assert time.perf_counter() - began < 1
         r.double.faults.clear()
 
 
 async def test_a_default_that_does_not_work_is_not_ready_and_is_ready_again() -> None:
-    async with service() as (r, door):
-        assert (await door.client.get("/readyz")).status_code == 200
+    async with service() as (r, live):
+        assert (await live.client.get("/readyz")).status_code == 200
         await r.double.crash()
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         await asyncio.sleep(1)  # how long the edge trusts an answer
-        answer = await door.client.get("/readyz")
+        answer = await live.client.get("/readyz")
         assert answer.status_code == 503 and "cannot be reached" in answer.text and r.double.key not in answer.text
         await r.double.restart()
-        await until(lambda: r.backend._pulse._failure is None)
+        await until(lambda: r.backend._health_check._failure is None)
         await asyncio.sleep(1)  # how long the edge trusts an answer
-        assert (await door.client.get("/readyz")).status_code == 200
+        assert (await live.client.get("/readyz")).status_code == 200
 
 
 # --- executions and streams
 
 
 async def test_the_deadline_is_our_own_clock() -> None:
-    async with service() as (r, door):
-        sandbox = await create(door.client, **BODY)
-        path = await door.start("sh", "-c", "trap '' TERM; sleep 1000", sandbox=sandbox, timeout_seconds=0.5)
-        exit_ = (await ended(door, path))["exit"]
+    async with service() as (r, live):
+        sandbox = await create(live.client, **BODY)
+        path = await live.start("sh", "-c", "trap '' TERM; sleep 1000", sandbox=sandbox, timeout_seconds=0.5)
+        exit_ = (await ended(live, path))["exit"]
         assert (exit_["reason"], exit_["signal"]) == ("timeout", "SIGKILL")
         assert "still running after 0.5 s" in exit_["detail"] and "may live on" in exit_["detail"]
         assert not r.marked()
 
 
 async def test_a_delete_ends_with_sigkill_and_says_what_may_live_on() -> None:
-    async with service() as (_, door):
-        sandbox = await create(door.client, **BODY)
+    async with service() as (_, live):
+        sandbox = await create(live.client, **BODY)
         hidden = "setsid env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
-        path = await door.start("sh", "-c", hidden, sandbox=sandbox)
-        async with door.stream(path) as socket:
+        path = await live.start("sh", "-c", hidden, sandbox=sandbox)
+        async with live.stream(path) as socket:
             await socket.recv()
-            assert (await door.client.delete(path, timeout=30)).status_code in {200, 204}
+            assert (await live.client.delete(path, timeout=30)).status_code in {200, 204}
             texts, _ = await frames_of(socket)
         assert texts[-1]["type"] == "exit"
-        exit_ = (await ended(door, path))["exit"]
+        exit_ = (await ended(live, path))["exit"]
         assert (exit_["reason"], exit_["signal"]) == ("killed", "SIGKILL") and "may live on" in exit_["detail"]
 
 
 async def test_a_stream_over_a_cut_has_every_byte_once() -> None:
-    async with service() as (r, door):
-        sandbox = await create(door.client, **BODY)
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=20), times=2)
-        path = await door.start("sh", "-c", "seq -w 1 20000", sandbox=sandbox)
-        async with door.stream(path) as socket:
+    async with service() as (r, live):
+        sandbox = await create(live.client, **BODY)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=20), timeouts=2)
+        path = await live.start("sh", "-c", "seq -w 1 20000", sandbox=sandbox)
+        async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         assert channels[1] == b"".join(b"%05d\n" % n for n in range(1, 20001))
         assert [text["type"] for text in texts if text["type"] in {"gap", "exit"}] == ["exit"]
-        dropped = (await ended(door, path))["output"]["stdout"]["dropped_bytes"]
+        dropped = (await ended(live, path))["output"]["stdout"]["dropped_bytes"]
         assert dropped is None, "nobody can know"
 
 
 async def test_a_cut_that_is_longer_than_the_backlog_is_a_gap_of_unknown_size() -> None:
-    async with service(times=quick(backoff=(1.0,))) as (r, door):
-        sandbox = await create(door.client, **BODY)
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=50), times=1)
-        path = await door.start("sh", "-c", "seq -w 1 200000", sandbox=sandbox)
-        async with door.stream(path) as socket:
+    async with service(timeouts=quick(backoff=(1.0,))) as (r, live):
+        sandbox = await create(live.client, **BODY)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=50), timeouts=1)
+        path = await live.start("sh", "-c", "seq -w 1 200000", sandbox=sandbox)
+        async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         gaps = [text for text in texts if text["type"] == "gap"]
         assert len(gaps) == 1 and channels[1].endswith(b"200000\n")
@@ -260,10 +260,10 @@ async def test_a_cut_that_is_longer_than_the_backlog_is_a_gap_of_unknown_size() 
 
 
 async def test_stdin_beyond_its_bound_is_a_problem_on_the_stream_and_not_the_end() -> None:
-    async with service(stdin_mib=1) as (_, door):
-        sandbox = await create(door.client, **BODY)
-        path = await door.start("wc", "-c", sandbox=sandbox, stdin="open")
-        async with door.stream(path, "?stdin=true") as socket:
+    async with service(stdin_mib=1) as (_, live):
+        sandbox = await create(live.client, **BODY)
+        path = await live.start("wc", "-c", sandbox=sandbox, stdin="open")
+        async with live.stream(path, "?stdin=true") as socket:
             for _ in range(17):
                 await socket.send(b"x" * 65536)
             await socket.send('{"type":"stdin_eof"}')
@@ -271,25 +271,25 @@ async def test_stdin_beyond_its_bound_is_a_problem_on_the_stream_and_not_the_end
         assert channels[1].split() == [b"1048576"]
         (problem,) = [text["problem"] for text in texts if text["type"] == "problem"]
         assert "stdin" in problem["detail"] and problem["status"] == 429
-        async with door.stream(path) as socket:  # what was refused was not fed
+        async with live.stream(path) as socket:  # what was refused was not fed
             assert (await frames_of(socket))[0][0]["stdin_bytes"] == 1048576
 
 
 async def test_answers_that_are_lost_leave_no_record_of_an_execution() -> None:
-    async with service() as (r, door):
-        sandbox = await create(door.client, **BODY)
-        r.double.faults.on(Route.EXEC, Drop(done=True), times=1)
-        answer = await door.client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["sleep", "1000"]})
+    async with service() as (r, live):
+        sandbox = await create(live.client, **BODY)
+        r.double.faults.on(Route.EXEC, Drop(done=True), timeouts=1)
+        answer = await live.client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["sleep", "1000"]})
         assert answer.status_code == 504
-        assert (await door.client.get(f"/sandboxes/{sandbox}/executions")).json()["items"] == []
+        assert (await live.client.get(f"/sandboxes/{sandbox}/executions")).json()["items"] == []
         await until(lambda: not r.marked())
 
 
 async def test_an_error_of_an_execute_carries_the_upstreams_code() -> None:
-    async with service() as (r, door):
-        sandbox = await create(door.client, **BODY)
-        r.double.faults.on(Route.EXEC, Answer.failure("invalid_argument", "no"), times=1)
-        answer = await door.client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["x"]})
+    async with service() as (r, live):
+        sandbox = await create(live.client, **BODY)
+        r.double.faults.on(Route.EXEC, Answer.failure("invalid_argument", "no"), timeouts=1)
+        answer = await live.client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["x"]})
         problem = answer.json()
         assert answer.status_code == 502
         assert (problem["upstream_status"], problem["upstream_code"]) == (400, "invalid_argument")

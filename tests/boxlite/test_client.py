@@ -13,8 +13,8 @@ import httpx
 import pytest
 import respx
 
-from app.backends.boxlite.client import ANSWER_BYTES, Client, Unanswered, Unreachable, upstream_of
-from app.backends.boxlite.server import Server, is_silent
+from app.backends.boxlite.client import ANSWER_BYTES, BoxliteClient, Unanswered, Unreachable, upstream_of
+from app.backends.boxlite.server import BoxliteServer, is_silent
 from app.backends.boxlite.turns import Busy
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable
 from tests.boxlite.rig import QUICK
@@ -23,8 +23,8 @@ URL = "http://boxlite.test:8100"
 KEY = "secret-key-0123456789"
 
 
-def client(key: str | None = KEY, url: str = URL) -> Client:
-    return Client(url, key, QUICK)
+def client(key: str | None = KEY, url: str = URL) -> BoxliteClient:
+    return BoxliteClient(url, key, QUICK)
 
 
 async def ask(**answer: Any) -> BackendFailure:
@@ -282,4 +282,4 @@ async def test_the_key_is_in_no_log_and_no_repr(caplog: pytest.LogCaptureFixture
     while error is not None:
         assert KEY not in repr(error) and KEY not in str(error)
         error = error.__cause__ or error.__context__
-    assert KEY not in caplog.text and KEY not in repr(ours) and KEY not in repr(Server(ours, None))
+    assert KEY not in caplog.text and KEY not in repr(ours) and KEY not in repr(BoxliteServer(ours, None))

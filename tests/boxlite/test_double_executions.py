@@ -142,9 +142,9 @@ async def test_completed_executions_are_forgotten_after_a_while() -> None:
 
 
 async def test_what_nobody_attaches_to_is_ended_step_by_step() -> None:
-    times = Settings(tick_seconds=0.05, reconnect_grace=0.2, shutdown_grace=0.2)
+    timeouts = Settings(tick_seconds=0.05, reconnect_grace=0.2, shutdown_grace=0.2)
     mark = some_seconds()
-    async with box_double(times) as double, Client(double) as client:
+    async with box_double(timeouts) as double, Client(double) as client:
         box = await client.box()
         mild = await client.execute(box, "sleep", "60")
         script = f"trap 'echo >>/root/told' HUP TERM; while :; do sleep 0.05; done # {mark}"
@@ -162,7 +162,7 @@ async def test_a_client_that_hangs_up_during_exec_leaves_a_process_without_an_ex
     mark = some_seconds()
     async with box_double() as double, Client(double) as client:
         box = await client.box()
-        double.faults.on(Route.EXEC, Stall(done=True), times=1)
+        double.faults.on(Route.EXEC, Stall(done=True), timeouts=1)
         with pytest.raises(httpx.ReadTimeout):
             await client.ask("POST", f"/v1/boxes/{box}/exec", {"command": "sleep", "args": [mark]}, timeout=0.3)
         assert alive(mark)

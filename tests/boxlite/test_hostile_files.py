@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from app.backends.boxlite import tree
-from app.backends.boxlite.dialogues import AT_ONCE
 from app.backends.boxlite.files import ATTEMPTS
 from app.backends.boxlite.sandbox import BoxliteSandbox
+from app.backends.boxlite.script_runner import AT_ONCE
 from app.core.errors import (
     BackendFailure,
     BackendTimeout,
@@ -71,8 +71,8 @@ OPERATIONS: dict[str, Operation] = {
 @asynccontextmanager
 async def hostile(**programs: str) -> AsyncIterator[tuple[Rig, BoxliteSandbox]]:
     """A box with a file `f`, whose programs of these names are replaced by these scripts."""
-    times = quick(files=1.0, shell=1.0, undoing=0.5, look=0.1)
-    async with rig(Settings(path=f"/opt/evil:{USUAL}"), times) as made:
+    timeouts = quick(files=1.0, shell=1.0, undoing=0.5, look=0.1)
+    async with rig(Settings(path=f"/opt/evil:{USUAL}"), timeouts) as made:
         sandbox = await made.sandbox()
         await sandbox.files.write(b"f", pieces(numbers(200_000)))
         await run(sandbox, "mkdir -p /opt/evil; ln -s f l")
@@ -364,7 +364,7 @@ async def test_read_does_not_go_on_in_another_file() -> None:
 
 
 async def test_so_many_at_one_time_and_no_more() -> None:
-    async with rig(times=quick(shell=0.3)) as made:
+    async with rig(timeouts=quick(shell=0.3)) as made:
         sandbox = await made.sandbox()
         await sandbox.files.write(b"f", pieces(b"x"))
         let_go = asyncio.Event()

@@ -28,28 +28,28 @@ async def test_output_over_a_cut_is_whole(cut_after: int) -> None:
     """100 KiB fit into the backlog, so nothing may be missing, and nothing be there twice."""
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=cut_after), times=3)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=cut_after), timeouts=3)
         text = 'i=0; while [ $i -lt 100 ]; do i=$((i+1)); printf "%01023d\\n" $i; done; echo error >&2'
         run = await start(sandbox, *script(text))
         assert (await run.end()).code == 0
         assert run.out == b"".join(b"%01023d\n" % n for n in range(1, 101)) and run.err == b"error\n"
-        assert not run.logs.stdout.holes and not run.logs.stderr.holes
+        assert not run.logs.stdout.gaps and not run.logs.stderr.gaps
 
 
 async def test_a_cut_that_is_longer_than_the_backlog_leaves_a_hole_and_no_byte_twice() -> None:
-    async with rig(times=quick(backoff=(1.0,))) as r:
+    async with rig(timeouts=quick(backoff=(1.0,))) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=100), times=1)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=100), timeouts=1)
         text = 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); printf "%07d\\n" $i; done'
         run = await start(sandbox, *script(text))
         assert (await run.end()).code == 0
         lines = run.out.split(b"\n")[1:-1]
         assert lines == sorted(set(lines)) and lines[-1] == b"0100000"
-        assert len(lines) < 99_999 and len(run.logs.stdout.holes) == 1
+        assert len(lines) < 99_999 and len(run.logs.stdout.gaps) == 1
 
 
 async def test_a_server_that_cuts_every_socket_is_not_hammered() -> None:
-    async with rig(times=quick(backoff=(0.05, 0.1, 0.5))) as r:
+    async with rig(timeouts=quick(backoff=(0.05, 0.1, 0.5))) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(cut_after=1))
         run = await start(sandbox, *script(TALK))
@@ -67,10 +67,10 @@ async def test_who_was_behind_at_the_end_is_shown_the_rest() -> None:
         text = 'i=0; while [ $i -lt 200 ]; do i=$((i+1)); printf "%01023d\\n" $i; done'
         frames = tuple(b"\x01" + b"%01023d\n" % n for n in range(1, 101))
         lagging = Attach(first=(*frames, '{"type":"exit","exit_code":0}'))
-        r.double.faults.on(Route.ATTACH, lagging, times=1)
+        r.double.faults.on(Route.ATTACH, lagging, timeouts=1)
         run = await start(sandbox, *script(text))
         assert (await run.end()).code == 0
-        assert run.out == b"".join(b"%01023d\n" % n for n in range(1, 201)) and not run.logs.stdout.holes
+        assert run.out == b"".join(b"%01023d\n" % n for n in range(1, 201)) and not run.logs.stdout.gaps
 
 
 async def test_a_quiet_end_is_not_looked_at_again() -> None:
@@ -81,9 +81,9 @@ async def test_a_quiet_end_is_not_looked_at_again() -> None:
 
 
 async def test_a_second_look_that_stalls_does_not_hold_the_end() -> None:
-    async with rig(times=quick(again=0.3)) as r:
+    async with rig(timeouts=quick(again=0.3)) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(), times=1)
+        r.double.faults.on(Route.ATTACH, Attach(), timeouts=1)
         r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False))
         run = await start(sandbox, "head", "-c", "100000", "/dev/zero")
         assert (await run.end()).code == 0 and len(run.out) == 100_000
@@ -94,7 +94,7 @@ async def test_a_large_output_is_in_order_to_its_end_whatever_is_missing() -> No
     async with rig() as r:
         run = await start(await r.sandbox(), *script("seq -w 1 100000"))
         assert (await run.end()).code == 0
-        bounds = [0, *run.logs.stdout.holes, len(run.out)]
+        bounds = [0, *run.logs.stdout.gaps, len(run.out)]
         pieces = [run.out[begin:end] for begin, end in itertools.pairwise(bounds)]
         lines = [line for piece in pieces for line in re.findall(rb"(?<![0-9])[0-9]{6}(?=\n)", piece)]
         assert lines == sorted(set(lines)) and lines[-1] == b"100000"
@@ -123,9 +123,9 @@ async def test_a_server_that_stops_says_minus_one_of_what_lives_on() -> None:
     """As on SIGINT: exit -1, Close, and then nobody is there. It is killed when the server is back."""
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(first=(b"\x01up", '{"type":"exit","exit_code":-1}')), times=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=(b"\x01up", '{"type":"exit","exit_code":-1}')), timeouts=1)
         asked = Stall()
-        r.double.faults.on(Route.GET, asked, times=1)
+        r.double.faults.on(Route.GET, asked, timeouts=1)
         run = await start(sandbox, *script("sleep 1000"))
         await asked.reached.wait()
         await r.double.crash()
@@ -159,7 +159,7 @@ async def test_a_server_that_is_back_in_time_fails_nothing() -> None:
     async with rig(grace_seconds=30) as r:
         sandbox = await r.sandbox()
         await r.double.crash()
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         await r.double.restart()
         await r.beats(2)
         assert (await (await start(sandbox, "true")).end()).code == 0
@@ -206,11 +206,11 @@ async def test_output_goes_on_after_an_outage_of_the_network() -> None:
         await r.double.refuse_connections()
         for writer in tuple(r.double._writers):
             writer.transport.abort()
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         await r.double.restart()
         await run.saw(b"\n200\n")
         numbers = run.out.split()[1:]
-        assert [int(n) for n in numbers] == list(range(1, len(numbers) + 1)) and not run.logs.stdout.holes
+        assert [int(n) for n in numbers] == list(range(1, len(numbers) + 1)) and not run.logs.stdout.gaps
         await run.handle.kill()
 
 
@@ -254,7 +254,7 @@ async def test_a_list_that_was_made_before_the_box_does_not_fail_its_sandbox() -
     async with rig() as r:
         await r.backend.ready()
         old = Stall(until=asyncio.Event(), done=True)
-        r.double.faults.on(Route.LIST, old, times=1)
+        r.double.faults.on(Route.LIST, old, timeouts=1)
         await old.reached.wait()
         sandbox = await r.sandbox()
         assert old.until is not None

@@ -18,7 +18,7 @@ from tests.boxlite.rig import INSTANCE, descriptors, quick, rig, start, until
 
 async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody() -> None:
     """It was: 600 signals took all connections, the pulse got none, and after the grace every sandbox was lost."""
-    async with rig(times=quick(control=2, beat_answer=0.5), grace_seconds=0.5) as r:
+    async with rig(timeouts=quick(control=2, beat_answer=0.5), grace_seconds=0.5) as r:
         neighbour, hung = await r.sandbox("neighbour"), await r.sandbox("hung")
         run, other = await start(hung, "sleep", "1000"), await start(neighbour, "sleep", "1000")
         before = len(r.double.sent(Route.EXEC)) + len(r.double.sent(Route.SIGNAL))
@@ -41,7 +41,7 @@ async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody(
 
 
 async def test_who_waits_too_long_for_the_turn_of_a_box_is_told_so_and_asks_nothing() -> None:
-    async with rig(times=quick(control=0.5)) as r:
+    async with rig(timeouts=quick(control=0.5)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.EXEC, Stall())
         r.double.requests.clear()
@@ -58,7 +58,7 @@ async def test_who_waits_too_long_for_the_turn_of_a_box_is_told_so_and_asks_noth
 async def test_a_create_that_is_given_up_while_it_waits_for_its_turn_boots_nothing() -> None:
     async with rig(boots=1) as r:
         stall = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.START, stall, times=1)
+        r.double.faults.on(Route.START, stall, timeouts=1)
         first = asyncio.create_task(r.sandbox("first"))
         await stall.reached.wait()
         given_up = [asyncio.create_task(r.sandbox(f"given-up-{n}")) for n in range(20)]
@@ -75,8 +75,8 @@ async def test_a_create_that_is_given_up_while_it_waits_for_its_turn_boots_nothi
 
 
 async def test_an_image_that_says_nothing_when_it_is_measured_keeps_no_turn() -> None:
-    async with rig(boots=1, times=quick(shell=2)) as r:
-        r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False), times=1)
+    async with rig(boots=1, timeouts=quick(shell=2)) as r:
+        r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False), timeouts=1)
         silent = asyncio.create_task(r.sandbox("silent"))
         await until(lambda: r.double.sent(Route.ATTACH))
         await r.sandbox("other")
@@ -105,7 +105,7 @@ def test_what_an_image_says_of_itself_is_bounded_and_nothing_that_a_terminal_obe
 async def test_what_an_image_says_when_it_refuses_the_workspace_is_one_plain_line() -> None:
     frames = (b"\x02mkdir: \x1b[31mno\x1b[0m\r\nbulkhead: a line of its own\x9b", '{"type":"exit","exit_code":4}')
     async with rig() as r:
-        r.double.faults.on(Route.ATTACH, Attach(first=frames), times=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=frames), timeouts=1)
         with pytest.raises(LaunchFailed) as caught:
             await r.sandbox()
         assert str(caught.value).isprintable() and "a line of its own" in str(caught.value)
@@ -114,7 +114,7 @@ async def test_what_an_image_says_when_it_refuses_the_workspace_is_one_plain_lin
 @pytest.mark.parametrize("pid", ["0", "1"])
 async def test_a_forged_name_in_an_environment_turns_no_kill_against_the_whole_box(pid: str) -> None:
     """To kill(1), 0 is the group of our own script, and minus 1 everybody."""
-    async with rig(times=quick(shell=5)) as r:
+    async with rig(timeouts=quick(shell=5)) as r:
         sandbox = await r.sandbox()
         other = await start(sandbox, "sleep", "1000", execution_id="exe_2")
         forged = f"\n==> /proc/{pid}/environ <==\n{MARK}=exe_1\n"
@@ -129,7 +129,7 @@ async def test_a_forged_name_in_an_environment_turns_no_kill_against_the_whole_b
 async def test_a_server_that_lists_thousands_of_boxes_as_ours_costs_a_few_requests_at_a_time() -> None:
     """20,000 at once stopped the whole gateway for minutes."""
     listed = {"boxes": [{"box_id": f"b{n}", "name": f"bh-{INSTANCE}-{n}", "status": "running"} for n in range(6000)]}
-    async with rig(times=quick(stop=0.5), opened=False) as r:
+    async with rig(timeouts=quick(stop=0.5), opened=False) as r:
         r.double.faults.on(Route.STOP, Stall())
         r.double.faults.on(Route.LIST, Answer.json(listed))
         r.backend.open()

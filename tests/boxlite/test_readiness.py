@@ -8,7 +8,7 @@ import time
 import pytest
 
 from app.api.http.readiness import FRESH_SECONDS
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.errors import BackendFailure, BackendUnavailable
 from tests.boxlite.double import Answer, Route, Stall
 from tests.boxlite.rig import INSTANCE, quick, rig, start, until
@@ -16,15 +16,15 @@ from tests.boxlite.rig import INSTANCE, quick, rig, start, until
 
 def test_a_change_is_known_within_five_seconds() -> None:
     """A server that stalls just after a beat, and the edge, which has asked just before that is noticed."""
-    times = Times()
-    assert times.beat + times.beat_answer + FRESH_SECONDS < 5
+    timeouts = ServerTimeouts()
+    assert timeouts.beat + timeouts.beat_answer + FRESH_SECONDS < 5
 
 
 async def test_a_dead_server_costs_every_create_nothing_and_no_request() -> None:
     async with rig() as r:
         await r.backend.ready()
         await r.double.crash()
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         asked = len(r.double.requests)
         began = time.perf_counter()
         for n in range(200):
@@ -34,7 +34,7 @@ async def test_a_dead_server_costs_every_create_nothing_and_no_request() -> None
                 await r.backend.ready()
         assert time.perf_counter() - began < 2 and len(r.double.requests) == asked
         await r.double.restart()
-        await until(lambda: r.backend._pulse._failure is None)
+        await until(lambda: r.backend._health_check._failure is None)
         await r.backend.ready()
 
 
@@ -52,10 +52,10 @@ async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many
     answer: Answer, status: int
 ) -> None:
     """And however it does not work, it is unavailable."""
-    async with rig(times=quick(beat=0.1)) as r:
+    async with rig(timeouts=quick(beat=0.1)) as r:
         await r.backend.ready()
         r.double.faults.on(Route.LIST, answer)
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         asked, began = len(r.double.requests), time.perf_counter()
         while time.perf_counter() - began < 0.5:
             with pytest.raises(BackendUnavailable) as caught:
@@ -66,24 +66,24 @@ async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many
         assert len(r.double.requests) - asked <= 6
         assert not r.double.sent(Route.CREATE)
         r.double.faults.clear()
-        await until(lambda: r.backend._pulse._failure is None)
+        await until(lambda: r.backend._health_check._failure is None)
 
 
 async def test_a_server_that_stalls_is_known_after_the_time_of_an_answer() -> None:
-    async with rig(times=quick(beat_answer=0.3)) as r:
+    async with rig(timeouts=quick(beat_answer=0.3)) as r:
         await r.backend.ready()
-        r.double.faults.on(Route.LIST, Stall(), times=2)
+        r.double.faults.on(Route.LIST, Stall(), timeouts=2)
         began = time.perf_counter()
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         assert time.perf_counter() - began < 2
         with pytest.raises(BackendUnavailable, match=r"within 0\.3 seconds"):
             await r.backend.ready()
-        await until(lambda: r.backend._pulse._failure is None)
+        await until(lambda: r.backend._health_check._failure is None)
 
 
 async def test_a_server_that_stalls_from_the_start_says_so_and_does_not_hold_anybody() -> None:
     """The prefix is asked for first."""
-    async with rig(times=quick(beat_answer=0.3), opened=False) as r:
+    async with rig(timeouts=quick(beat_answer=0.3), opened=False) as r:
         r.double.faults.on(Route.ME, Stall())
         r.backend.open()
         began = time.perf_counter()
@@ -93,7 +93,7 @@ async def test_a_server_that_stalls_from_the_start_says_so_and_does_not_hold_any
 
 
 async def test_many_who_meet_a_dead_server_do_not_make_it_asked_more_often() -> None:
-    async with rig(times=quick(beat=0.4)) as r:
+    async with rig(timeouts=quick(beat=0.4)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.EXEC, Answer.verbatim(b""))
         before, began = len(r.double.sent(Route.LIST)), time.perf_counter()
@@ -106,7 +106,7 @@ async def test_many_who_meet_a_dead_server_do_not_make_it_asked_more_often() -> 
 
 async def test_the_readers_of_output_leave_a_dead_server_alone() -> None:
     """Ten executions whose sockets broke: a few attempts each, and then the pulse alone asks."""
-    async with rig(times=quick(backoff=(0.01,), beat=0.4)) as r:
+    async with rig(timeouts=quick(backoff=(0.01,), beat=0.4)) as r:
         sandbox = await r.sandbox()
         runs = [await start(sandbox, "sh", "-c", "echo up; sleep 1000", execution_id=f"exe_{n}") for n in range(10)]
         for run in runs:
@@ -120,7 +120,7 @@ async def test_the_readers_of_output_leave_a_dead_server_alone() -> None:
             writer.transport.abort()
 
         server = await asyncio.start_server(refuse, "127.0.0.1", r.double.port)
-        await until(lambda: r.backend._pulse._failure is not None)
+        await until(lambda: r.backend._health_check._failure is not None)
         connections = 0
         await asyncio.sleep(1)  # the time in which connections are counted
         server.close()

@@ -32,9 +32,9 @@ def tail(data: bytes) -> Tail:
         (b"hello\n", b"hel", Known(3)),  # cut in the middle of the repetition
         (numbers(8000), numbers(8000)[4000:] + b"new", Known(4000)),
         (numbers(8000), numbers(8000)[4000:4100], Known(100)),
-        (numbers(8000), b"x" * 100 + numbers(8000)[-800:] + b"new", Known(900, torn=True)),
-        (numbers(8000), b"something else altogether", Known(0, torn=True)),
-        (numbers(8000), numbers(8800)[-810:], Known(10, torn=True)),  # ten bytes in common: known or by chance
+        (numbers(8000), b"x" * 100 + numbers(8000)[-800:] + b"new", Known(900, has_gap=True)),
+        (numbers(8000), b"something else altogether", Known(0, has_gap=True)),
+        (numbers(8000), numbers(8800)[-810:], Known(10, has_gap=True)),  # ten bytes in common: known or by chance
         (b"y\n" * 1000, b"y\n" * 1200, Known(2000)),
         (b"a" * 500 + b"b" + b"a" * 99, b"a" * 99 + b"c" * 10, Known(99)),
     ],
@@ -137,7 +137,7 @@ async def test_output_after_a_cut_is_not_held_back_while_a_slow_program_goes_on(
         yield Ended(0)
 
     await intake.take(live())
-    assert not log.holes
+    assert not log.gaps
 
 
 async def test_what_does_not_go_on_from_ours_is_shown_after_a_moment() -> None:
@@ -146,7 +146,7 @@ async def test_what_does_not_go_on_from_ours_is_shown_after_a_moment() -> None:
     async def live() -> AsyncIterator[Chunk | Ended]:
         yield Chunk(Channel.STDOUT, b"*" * 100)
         await changed(log)
-        assert log.total == 8100 and log.holes == [8000]
+        assert log.total == 8100 and log.gaps == [8000]
         yield Ended(0)
 
     await intake.take(live())
@@ -166,7 +166,7 @@ async def test_a_repetition_that_stops_in_the_middle_is_waited_for() -> None:
         yield Ended(0)
 
     await intake.take(live())
-    assert everything(log) == ours + b"new" and not log.holes
+    assert everything(log) == ours + b"new" and not log.gaps
 
 
 async def test_a_channel_that_had_nothing_yet_is_not_held() -> None:

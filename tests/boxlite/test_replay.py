@@ -102,7 +102,7 @@ async def follow(model: Model, story: list[tuple[int, int, int | None]]) -> None
 
 def pieces_of(log: OutputLog) -> list[bytes]:
     stream = everything(log)
-    edges = [0, *log.holes, log.total]
+    edges = [0, *log.gaps, log.total]
     return [stream[begin:end] for begin, end in pairwise(edges) if end > begin]
 
 
@@ -122,7 +122,7 @@ def test_what_comes_is_the_stream_with_at_most_holes_and_no_byte_twice(
         found = stream.find(piece, place)
         assert found >= 0, "a piece is no part of the stream, or was there before"
         place = found + len(piece)
-    if not model.log.holes:
+    if not model.log.gaps:
         assert stream.endswith(model.out) and (model.late or model.out == stream)
     assert model.out[-8:] == stream[-8:]
 
@@ -133,12 +133,12 @@ WORDS = st.binary(min_size=1, max_size=3) | st.sampled_from([b"y\n", b"aaaaab", 
 @settings(max_examples=30, deadline=None)
 @given(WORDS, st.integers(0, BACKLOG // 2), st.lists(st.integers(100, 1024), min_size=1, max_size=10), cuts())
 def test_a_stream_that_fits_the_backlog_is_whole_however_much_it_repeats_itself(
-    word: bytes, times: int, sizes: list[int], story: list[tuple[int, int, int | None]]
+    word: bytes, timeouts: int, sizes: list[int], story: list[tuple[int, int, int | None]]
 ) -> None:
-    stream = (word * times)[:BACKLOG]
+    stream = (word * timeouts)[:BACKLOG]
     model = Model(cut_up(stream, sizes))
     asyncio.run(follow(model, story))
-    assert model.out == stream and not model.log.holes
+    assert model.out == stream and not model.log.gaps
 
 
 @settings(max_examples=20, deadline=None)

@@ -27,8 +27,8 @@ def null_service(_: Path) -> Iterator[str]:
     async def serve() -> None:
         try:
             digest = hashlib.sha256(KEY.encode()).hexdigest()
-            async with null.Service([null.kernel()], key_hashes=(digest,)).served() as door:
-                port.set_result(door.port)
+            async with null.Service([null.kernel()], key_hashes=(digest,)).served() as live:
+                port.set_result(live.port)
                 await over.wait()
         except BaseException as error:
             if port.done():

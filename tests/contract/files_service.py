@@ -143,11 +143,11 @@ async def file_room(kind: Kind, **settings: Any) -> AsyncIterator[FileRoom]:
     )  # whatever it is: the service asks for a Backend
     reading = Reading(service.app)
     service.app = cast(FastAPI, reading)  # what serves it asks for no more than an ASGI application
-    async with service.served() as door:
-        door.client.timeout = httpx.Timeout(60)
-        created = await door.client.post("/sandboxes", json={"limits": {"disk_mib": DISK_MIB, "memory_mib": 64}})
+    async with service.served() as live:
+        live.client.timeout = httpx.Timeout(60)
+        created = await live.client.post("/sandboxes", json={"limits": {"disk_mib": DISK_MIB, "memory_mib": 64}})
         assert created.status_code == 201, created.text
-        yield FileRoom(kind, backend, door.client, door.port, created.json()["id"], reading)
+        yield FileRoom(kind, backend, live.client, live.port, created.json()["id"], reading)
     assert kind.left(backend) == []
 
 

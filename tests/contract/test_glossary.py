@@ -16,8 +16,8 @@ EMPTY = frozenset({"manager", "helper", "utils", "util", "handler", "base", "com
 
 HOUSE = (
     "backend capability channel chunk execution exit gateway launcher limits plan policy probe problem profile receipt"
-    " runtime sandbox slot spill step stream supervisor template worker confine create destroy follow kill narrow"
-    " refuse start"
+    " runtime sandbox slot spill step stream supervisor template worker zygote confine create destroy follow kill"
+    " narrow refuse start"
 )
 
 
@@ -62,6 +62,47 @@ def test_no_name_says_nothing(path: Path) -> None:
 )
 def test_empty_words_are_found_in_every_spelling(name: str, found: set[str]) -> None:
     assert empty_words(name) == found
+
+
+# What the API says of a thing has the thing's own name: it is the name in the document and in generated clients.
+TWINS = frozenset(
+    [
+        "Execution",
+        "Exit",
+        "Filesystem",
+        "FilesystemRequest",
+        "Limits",
+        "Network",
+        "Output",
+        "Policy",
+        "Sandbox",
+        "Syscalls",
+        "Terminal",
+    ]
+)
+
+
+def public_classes() -> dict[str, list[Path]]:
+    """Every class whose name has no leading underscore, with the files that define one of that name."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(APP.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(path.relative_to(APP))
+    return found
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    doubled = {name: paths for name, paths in public_classes().items() if len(paths) > 1}
+    assert {name: paths for name, paths in doubled.items() if name not in TWINS} == {}
+    for name, paths in doubled.items():
+        schemas = [path for path in paths if path.parts[:2] == ("api", "schemas")]
+        assert len(schemas) == 1, f"one of the classes {name} must be the API's schema: {paths}"
+        assert len(paths) == 2, f"{name} has more than one twin: {paths}"
+
+
+def test_list_of_twins_names_nothing_else() -> None:
+    assert {name for name, paths in public_classes().items() if len(paths) > 1} == TWINS
 
 
 def explained() -> dict[str, str]:

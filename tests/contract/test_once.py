@@ -21,7 +21,7 @@ from app.settings import load_settings
 from app.telemetry import Telemetry
 from tests.contract.kinds import KINDS, Kind
 from tests.null_backend import Gate, NullBackend
-from tests.unit.api.service import Door, Service
+from tests.unit.api.service import LiveService, Service
 
 ONES = [kind for kind in KINDS if kind.name != "machine"]  # a boot takes five seconds there, and promises no more
 KEY = {"idempotency-key": "one"}
@@ -120,29 +120,29 @@ class Gated:
 
 
 @asynccontextmanager
-async def served(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Door, Gated]]:
+async def served(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[LiveService, Gated]]:
     backend = await kind.open()
     gated = Gated(backend, monkeypatch)
     service = Service([cast(NullBackend, backend)], default=backend.info.name)  # it asks for a Backend, whichever it is
-    async with service.served() as door:
-        door.client.timeout = httpx.Timeout(60)
-        yield door, gated
+    async with service.served() as live:
+        live.client.timeout = httpx.Timeout(60)
+        yield live, gated
     assert kind.left(backend) == []
 
 
-async def lose_answer(door: Door, gated: Gated, path: str, body: Any, *, told: int) -> None:
+async def lose_answer(live: LiveService, gated: Gated, path: str, body: Any, *, told: int) -> None:
     """Sends the request and hangs up without reading a byte: before there is an answer, or when `told` was sent."""
 
     async def until_logged(status: int) -> None:
         async with asyncio.timeout(30):
             while True:
-                if (path, status) in {(line.get("path"), line.get("status")) for line in door.service.logged}:
+                if (path, status) in {(line.get("path"), line.get("status")) for line in live.service.logged}:
                     return
                 await asyncio.sleep(0.005)
 
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nIdempotency-Key: one\r\n"
-    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", live.port)
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     await gated.gate.reached.wait()
     if told == HUNG_UP:
@@ -158,22 +158,22 @@ async def lose_answer(door: Door, gated: Gated, path: str, body: Any, *, told: i
 async def test_a_create_whose_answer_is_lost_is_answered_to_the_retry(
     kind: Kind, told: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with served(kind, monkeypatch) as (door, gated):
-        await lose_answer(door, gated, "/sandboxes", limits(kind), told=told)
-        answer = await door.client.post("/sandboxes", content=json.dumps(limits(kind)), headers=JSON)
+    async with served(kind, monkeypatch) as (live, gated):
+        await lose_answer(live, gated, "/sandboxes", limits(kind), told=told)
+        answer = await live.client.post("/sandboxes", content=json.dumps(limits(kind)), headers=JSON)
         assert (answer.status_code, answer.json()["state"]) == (201, "running")
         assert [answer.json()["id"]] == gated.made
-        assert [sandbox.id for sandbox in door.service.sandboxes] == gated.made
+        assert [sandbox.id for sandbox in live.service.sandboxes] == gated.made
 
 
 @pytest.mark.parametrize("told", [HUNG_UP, 200])
 async def test_a_run_whose_answer_is_lost_is_answered_to_the_retry(
     kind: Kind, told: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with served(kind, monkeypatch) as (door, gated):
+    async with served(kind, monkeypatch) as (live, gated):
         body = {**limits(kind), "command": list(kind.programs.echo("hello")), "env": kind.env}
-        await lose_answer(door, gated, "/run", body, told=told)
-        answer = await door.client.post("/run", content=json.dumps(body), headers=JSON)
+        await lose_answer(live, gated, "/run", body, told=told)
+        answer = await live.client.post("/run", content=json.dumps(body), headers=JSON)
         assert (answer.status_code, answer.json()["stdout"]) == (200, "hello\n")
         assert [answer.json()["sandbox_id"]] == gated.made
-        assert list(door.service.sandboxes) == []
+        assert list(live.service.sandboxes) == []

@@ -67,8 +67,8 @@ def test_follower_goes_on_behind_what_it_has_after_a_gap(monkeypatch: pytest.Mon
 
 
 def test_follower_goes_on_at_a_hole_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    hole = {"type": "gap", "channel": "stdout", "from": 2, "to": None}
-    follower = Follower(monkeypatch, [printed(0, b"ab"), hole, printed(2, b"c"), CUT], [END])
+    gap = {"type": "gap", "channel": "stdout", "from": 2, "to": None}
+    follower = Follower(monkeypatch, [printed(0, b"ab"), gap, printed(2, b"c"), CUT], [END])
     assert follower.follow() == b"ab\n[output is missing here]\nc"
     assert follower.asked == [0, 3]
 

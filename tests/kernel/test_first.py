@@ -13,7 +13,7 @@ def test_a_command_runs_and_its_output_comes_back(service: Service, sandbox: str
 
 
 def test_no_client_chosen_id_can_take_the_name_of_a_group_of_ours(service: Service) -> None:
-    for name in ("workers", "0", "service", "room"):
+    for name in ("workers", "0", "service", "payload"):
         sandbox = service.create(id=name)
         assert service.run(sandbox, "true")["exit"]["code"] == 0
         assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
 from app.launcher.daemon.cgroup_kill import kill_each
 from app.launcher.daemon.freezer import Freezer, end_frozen
 from app.launcher.kernel.syscalls import clone3, kill_by_pidfd
@@ -64,9 +64,9 @@ class Counting:
 
 
 class Room:
-    """A room with two that count, in a tree of one version."""
+    """A payload with two that count, in a tree of one version."""
 
-    def __init__(self, tree: Tree, folder: Path) -> None:
+    def __init__(self, tree: CgroupTree, folder: Path) -> None:
         self.tree, self.folder = tree, folder
         self.freezer = Freezer(tree, folder.name)
         self.first, self.second = Counting(folder), Counting(folder)
@@ -89,7 +89,7 @@ def room(version: int) -> Iterator[Room]:
         folder.mkdir()
     descriptor, made = os.open(parent, os.O_RDONLY | os.O_DIRECTORY), None
     try:
-        made = Room(Tree(version, "x", [Hierarchy(("freezer",), descriptor)], False), parent / "s-one")
+        made = Room(CgroupTree(version, "x", [Hierarchy(("freezer",), descriptor)], False), parent / "s-one")
         yield made
     finally:
         if made is not None:
@@ -146,7 +146,7 @@ def test_one_that_is_killed_beside_another_ends_and_the_other_stays_frozen(versi
 
 
 def test_on_version_1_a_kill_alone_waits_for_the_thaw() -> None:
-    """The control: why the room is doomed before it is thawed, and the killed are let out."""
+    """The control: why the payload is doomed before it is thawed, and the killed are let out."""
     with room(1) as one:
         one.freeze()
         kill_each([one.first.pid], lambda: [one.first.pid])

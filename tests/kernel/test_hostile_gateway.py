@@ -27,7 +27,7 @@ def test_a_flood_without_reading_ends_that_connection_only(launched: Launched, h
 
 
 def test_answers_that_had_no_room_come_when_there_is_room_again(hostile: Gateway) -> None:
-    """Nothing else happens on the launcher meanwhile: it has to wake up for the room."""
+    """Nothing else happens on the launcher meanwhile: it has to wake up for the payload."""
     numbers = [hostile.post(FINISH, name("nobody") + bytes(4)) for _ in range(2000)]
     for number in numbers:
         with pytest.raises(Refused):

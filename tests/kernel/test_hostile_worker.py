@@ -19,7 +19,7 @@ from app.backends.process import execution as execution_module
 from app.backends.process import sandbox as sandbox_module
 from app.backends.process.execution import ProcessExecution
 from app.backends.process.files import ProcessFiles
-from app.backends.process.link import Answer, LauncherLink
+from app.backends.process.link import LauncherLink, LauncherReply
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs
@@ -49,12 +49,12 @@ class Launcher:
     def __init__(self) -> None:
         self.requests: list[int] = []
 
-    async def request(self, kind: int, body: bytes = b"", descriptors: object = ()) -> Answer:
+    async def request(self, kind: int, body: bytes = b"", descriptors: object = ()) -> LauncherReply:
         self.requests.append(kind)
         await asyncio.sleep(0)
-        return Answer(Reader(bytes(Writer(0).u64(1).u64(1).u32(0).u8(0).data[1:])))
+        return LauncherReply(Reader(bytes(Writer(0).u64(1).u64(1).u32(0).u8(0).data[1:])))
 
-    def post(self, writer: Writer, body: bytes, descriptors: object) -> tuple[int, asyncio.Future[Answer]]:
+    def post(self, writer: Writer, body: bytes, descriptors: object) -> tuple[int, asyncio.Future[LauncherReply]]:
         return 1, asyncio.get_running_loop().create_future()
 
     def forget(self, number: int) -> None: ...

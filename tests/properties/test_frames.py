@@ -95,7 +95,7 @@ def test_output_comes_back_as_it_was_sent(pieces: list[tuple[Channel, bytes]]) -
 @given(st.sampled_from(list(Channel)), st.integers(0, 2**60), st.integers(1, 2**60) | st.none())
 def test_a_gap_comes_back_as_it_was_sent(channel: Channel, begin: int, size: int | None) -> None:
     client, end = stream(), None if size is None else begin + size
-    assert client._understand(gap_frame(follow.Gap(channel, begin, end))) == Gap(channel.value, begin, end)
+    assert client._understand(gap_frame(follow.OutputGap(channel, begin, end))) == Gap(channel.value, begin, end)
     assert client.received[channel.value].offset == (end or 0)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.api.context import Edge
+from app.api.context import ApplicationContext
 from app.api.schemas.requests import CreateSandbox
 from app.api.schemas.specs import sandbox_spec
 from app.backends.boxlite.network import narrowed
@@ -29,7 +29,7 @@ from app.core.models import SandboxSpec
 from tests.unit.api.service import PROFILES, Service, kernel
 
 SERVICE = Service([kernel(Capability.NETWORK_DIRECT)])
-EDGE: Edge = SERVICE.app.state.edge
+EDGE: ApplicationContext = SERVICE.app.state.context
 CEILINGS = {name: EDGE.ranges[name].ceiling for name in LIMITS}
 
 part = st.sampled_from(

@@ -16,7 +16,7 @@ from app.launcher.protocol.files import (
     LONGEST,
     NODE,
     STAT,
-    Node,
+    FileRecord,
     end_of_entries,
     pack_head,
     request,
@@ -35,7 +35,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 fields = st.lists(
     st.sampled_from(sorted(VALUES)).flatmap(lambda kind: st.tuples(st.just(kind), VALUES[kind])), max_size=12
 )
-nodes = st.builds(Node, st.integers(0, len(KINDS) - 1), u64, u32, st.integers(-(2**63), 2**63 - 1), u64)
+nodes = st.builds(FileRecord, st.integers(0, len(KINDS) - 1), u64, u32, st.integers(-(2**63), 2**63 - 1), u64)
 READS = ("u8", "u32", "i32", "u64", "blob", "text", "rest", "end")
 
 
@@ -92,7 +92,7 @@ def test_any_bytes_are_a_command_or_a_protocol_error(data: bytes) -> None:
 
 
 @given(nodes, st.binary(max_size=300), st.binary(max_size=300))
-def test_an_entry_comes_back_with_its_names(node: Node, name: bytes, target: bytes) -> None:
+def test_an_entry_comes_back_with_its_names(node: FileRecord, name: bytes, target: bytes) -> None:
     packed = pack_head(node, name, target)
     *numbers, name_size, target_size = HEAD.unpack(packed[: HEAD.size])
     rest = packed[HEAD.size :]
@@ -110,7 +110,7 @@ def test_the_end_of_entries_is_no_entry_and_carries_its_number(number: int) -> N
 @given(st.binary(min_size=NODE.size - 1, max_size=NODE.size + 1))
 def test_any_bytes_are_a_node_or_a_protocol_error(data: bytes) -> None:
     with contextlib.suppress(ProtocolError):
-        node = Node.read(Reader(data))
+        node = FileRecord.read(Reader(data))
         assert node.kind < len(KINDS)
         assert NODE.pack(*node.fields()) == data[: NODE.size]
 

@@ -11,11 +11,11 @@ from tests.unit.api.service import Service
 
 
 async def test_attack_runs_for_its_time_and_both_honest_clients_are_measured() -> None:
-    async with Service().served() as door:
-        target = Target(door.port, "nobody", "nothing", seconds=0.5)
+    async with Service().served() as live:
+        target = Target(live.port, "nobody", "nothing", seconds=0.5)
         _, waited = await asyncio.gather(
             asyncio.to_thread(attacks_outside.send_refused_bodies, target),
-            asyncio.to_thread(attacks.observe, door.port, 0.5),
+            asyncio.to_thread(attacks.observe, live.port, 0.5),
         )
     assert min(len(waited.health), len(waited.creates)) > 0
     assert waited.refused == 0

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from app.client import Client, ClientError, Problem
+from app.client import Client, ClientError, ServiceProblem
 from app.client import stdin as outgoing
 from app.client.errors import problem_of
 from app.client.http import execution_path
@@ -116,7 +116,7 @@ def test_id_is_one_component_of_the_path() -> None:
 def test_any_refusal_becomes_a_sentence(body: bytes, said: str) -> None:
     problem = problem_of(404, "Missing", body)
     assert (str(problem), problem.status) == (said, 404)
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, ServiceProblem)
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "http://", "https://user:pass@x", "localhost:8000"])

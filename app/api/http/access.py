@@ -1,4 +1,5 @@
-"""The door, around everything else: request ids, who may come in, the access log, and faults that nobody translated."""
+"""Who may come in, around everything else: request ids, the access policy, the access log, and faults that nobody
+translated."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.context import Journal, Shares, Visitor
-from app.api.http.disconnect import ClientGone
+from app.api.http.disconnect import ClientDisconnected
 from app.api.http.paced import Paced
 from app.api.http.problems import problem_of
 from app.api.http.tickets import Tickets
@@ -27,7 +28,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *docs_page.PATHS, *pages.PATHS})
 OPEN_PREFIX = "/problems/"
 ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})  # a load balancer asks by address
-CLIENT_GONE = 499  # nobody sees it: the log's word for a client that hung up
+CLIENT_DISCONNECTED = 499  # nobody sees it: the log's word for a client that disconnected
 UVLOOP_CLOSED = "the handler is closed"  # how it says that a connection is gone
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@?#]+)(?::([0-9]{1,5}))?")
@@ -35,7 +36,7 @@ _WEB_SCHEME = {"ws": "http", "wss": "https"}
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class AccessPolicy:
     """Who may come in. Hosts with or without a port (without: any port), origins as `scheme://host[:port]`, keys as
     SHA-256 in hex; no keys: everybody who passes the two other checks."""
 
@@ -107,12 +108,14 @@ def _choose_id(scope: Scope) -> str:
     return asked if asked is not None and _REQUEST_ID.fullmatch(asked) else new_id("req_")
 
 
-class Guard:
+class AccessMiddleware:
     """Pure ASGI: the framework's middleware class would put a task and a queue around every request."""
 
-    def __init__(self, app: ASGIApp, door: Door, tickets: Tickets, journal: Journal, shares: Shares) -> None:
+    def __init__(
+        self, app: ASGIApp, access_policy: AccessPolicy, tickets: Tickets, journal: Journal, shares: Shares
+    ) -> None:
         self._app = app
-        self._door = door
+        self._access_policy = access_policy
         self._tickets = tickets
         self._journal = journal
         self._shares = shares
@@ -128,14 +131,14 @@ class Guard:
         address = _settle_address(scope)
         try:
             await self._serve(scope, receive, visit)
-        except ClientGone:
-            visit.status = CLIENT_GONE
+        except ClientDisconnected:
+            visit.status = CLIENT_DISCONNECTED
         finally:
             self._journal.request(
                 request_id=visit.request_id,
                 method=scope.get("method", "WEBSOCKET"),
                 path=scope["path"],
-                status=visit.status or CLIENT_GONE,
+                status=visit.status or CLIENT_DISCONNECTED,
                 seconds=time.perf_counter() - began,
                 client=address,
                 key=scope["state"].get("visitor", Visitor()).client,
@@ -157,7 +160,7 @@ class Guard:
             await self._app(scope, receive, Paced(visit.send, answers, holder, refuse, self._shares.pieces).send)
         except Refused as error:
             await refuse(error)
-        except ClientGone:
+        except ClientDisconnected:
             raise
         except Exception as error:  # the last place: nothing of it may reach the client
             self._journal.failure(request_id=visit.request_id, error=error)
@@ -168,7 +171,7 @@ class Guard:
     def _receive(self, scope: Scope, visit: _Visit) -> tuple[Hashable, Budget]:
         """Whose connection it is, and what its answer counts towards. Raises Refused."""
         try:
-            visitor = self._door.check(scope, self._tickets)
+            visitor = self._access_policy.check(scope, self._tickets)
         except Refused:
             self._assign(scope, visit, self._shares.strangers, _address(scope))
             raise
@@ -237,8 +240,8 @@ class _Visit:
         try:
             await self._send(message)
         except OSError as error:
-            raise ClientGone from error
+            raise ClientDisconnected from error
         except RuntimeError as error:
             if UVLOOP_CLOSED not in str(error):
                 raise
-            raise ClientGone from error
+            raise ClientDisconnected from error

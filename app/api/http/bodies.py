@@ -10,9 +10,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, edge_of, visitor_of
+from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, context_of, visitor_of
 from app.api.http.complexity import check_complexity
-from app.api.http.disconnect import ClientGone
+from app.api.http.disconnect import ClientDisconnected
 from app.api.http.errors import BodyTooSlow, UnsupportedMediaType
 from app.api.http.validation import invalid_request, refuse_doubled_keys
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
@@ -24,7 +24,7 @@ _RUN = re.compile(r"(/sandboxes/[^/]+)?/run")
 
 
 async def read_json(request: Request, model: type[M]) -> M:
-    """Raises UnsupportedMediaType, PayloadTooLarge, InvalidRequest; ClientGone when the client hangs up."""
+    """Raises UnsupportedMediaType, PayloadTooLarge, InvalidRequest; ClientDisconnected when the client disconnects."""
     _check_media_type(request)
     body = await read_body(request)
     await check_complexity(body)
@@ -41,18 +41,18 @@ async def read_json(request: Request, model: type[M]) -> M:
 
 
 async def read_body(request: Request) -> bytes:
-    """Up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow, CapacityExceeded; ClientGone when the client
-    hangs up."""
-    limit, patience = body_limit(request.scope["path"]), edge_of(request).patience.body
+    """Up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow, CapacityExceeded; ClientDisconnected when the
+    client disconnects."""
+    limit, seconds = body_limit(request.scope["path"]), context_of(request).timeouts.body
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise PayloadTooLarge(limit)
     try:
-        async with asyncio.timeout(patience):
-            with edge_of(request).shares.bodies.taking(visitor_of(request).client) as take:
+        async with asyncio.timeout(seconds):
+            with context_of(request).shares.bodies.taking(visitor_of(request).client) as take:
                 return await _read(request, limit, take)
     except TimeoutError:
-        sentence = f"the body did not arrive within {patience:g} seconds"
+        sentence = f"the body did not arrive within {seconds:g} seconds"
         raise BodyTooSlow([FieldError("", sentence)]) from None
 
 
@@ -78,7 +78,7 @@ async def _read(request: Request, limit: int, take: Callable[[int], None]) -> by
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnected
         piece = message.get("body", b"")
         size += len(piece)
         if size > limit:

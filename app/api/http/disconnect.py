@@ -1,4 +1,4 @@
-"""Noticing that a client has hung up while its answer is being worked out."""
+"""Noticing that a client has disconnected while its answer is being worked out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from starlette.types import Receive
 T = TypeVar("T")
 
 
-class ClientGone(OSError):
-    """The client hung up; there is nobody to answer. An OSError, as servers raise one for it from `send` (ASGI)."""
+class ClientDisconnected(OSError):
+    """The client disconnected; there is nobody to answer. An OSError, as servers raise one for it from `send`
+    (ASGI)."""
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -21,8 +22,8 @@ async def _disconnect(receive: Receive) -> None:
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`. When the client hangs up first, `work` is cancelled and ClientGone raised; also when
-    both happened at once. Runs `work` in the caller's task: a second task would cost every request 20 µs."""
+    """The result of `work`. When the client disconnects first, `work` is cancelled and ClientDisconnected raised; also
+    when both happened at once. Runs `work` in the caller's task: a second task would cost every request 20 µs."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     over = hung_up = False
@@ -40,11 +41,11 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.sleep(0)  # what happened in the same turn of the loop counts as at once
     except asyncio.CancelledError:
         if task is not None and hung_up and task.uncancel() == 0:
-            raise ClientGone from None
+            raise ClientDisconnected from None
         raise
     finally:
         over = True
         listener.cancel()
     if listener.done():
-        raise ClientGone
+        raise ClientDisconnected
     return result

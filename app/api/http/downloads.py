@@ -1,4 +1,5 @@
-"""Answers that are not held in memory: piece by piece to a client that may be slow, or leave, at any moment."""
+"""IdempotencyStore that are not held in memory: piece by piece to a client that may be slow, or leave, at any
+moment."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.context import edge_of, request_id_of
-from app.api.http.disconnect import ClientGone, until_disconnect
+from app.api.context import context_of, request_id_of
+from app.api.http.disconnect import ClientDisconnected, until_disconnect
 from app.core.errors import BackendFailure
 from app.core.transfers import closing
 
@@ -48,8 +49,8 @@ class Outlet:
 
 
 class Download(Response):
-    """`work` sends an answer through the outlet, in the task of the request. It is cancelled when the client hangs up.
-    What it raises before it began is answered as a problem."""
+    """`work` sends an answer through the outlet, in the task of the request. It is cancelled when the client
+    disconnects. What it raises before it began is answered as a problem."""
 
     def __init__(self, request: Request, work: Callable[[Outlet], Awaitable[None]]) -> None:
         super().__init__()
@@ -61,15 +62,15 @@ class Download(Response):
         try:
             await until_disconnect(receive, self._work(outlet))
             await outlet.finish()  # here, as a server calls a client gone once the answer is complete
-        except ClientGone:
+        except ClientDisconnected:
             raise
         except Exception as error:  # whatever it is, what was sent must not look complete
             if not outlet.begun:
                 raise
             if isinstance(error, BackendFailure):
-                edge_of(self._request).journal.failure(request_id=request_id_of(self._request), error=error)
+                context_of(self._request).journal.failure(request_id=request_id_of(self._request), error=error)
             await _cut(scope, receive)
-            raise ClientGone from error
+            raise ClientDisconnected from error
 
 
 async def _cut(scope: Scope, receive: Receive) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.context import edge_of, held, request_id_of, visitor_of
+from app.api.context import context_of, held, request_id_of, visitor_of
 from app.api.http.bodies import read_body
 from app.api.http.disconnect import until_disconnect
 from app.api.http.problems import problem_of
-from app.core.answers import Answer, Answers
 from app.core.errors import BulkheadError, InvalidRequest
+from app.core.idempotency import IdempotencyStore, StoredAnswer
 
 HEADER, REPLAYED = b"idempotency-key", b"idempotency-replayed"
 PATTERN = r"[ -~]{1,255}"
@@ -38,10 +38,10 @@ class Recorded:
 
 
 class Idempotency:
-    """Pure ASGI, between the door and the routes: a request with a key is carried out by a task of the store's, whose
-    client never hangs up; all who send it only wait for that."""
+    """Pure ASGI, between the access check and the routes: a request with a key is carried out by a task of the store's,
+    whose client never disconnects; all who send it only wait for that."""
 
-    def __init__(self, app: ASGIApp, answers: Answers[Recorded]) -> None:
+    def __init__(self, app: ASGIApp, answers: IdempotencyStore[Recorded]) -> None:
         self._app = app
         self._answers = answers
 
@@ -54,12 +54,12 @@ class Idempotency:
         try:
             answer, repeated = await self._answer(request, keys)
         except BulkheadError as error:
-            edge_of(request).journal.refused(error)
+            context_of(request).journal.refused(error)
             await problem_of(error).response(request_id_of(request))(scope, receive, send)
             return
         await answer.content.send(send, repeated=repeated)
 
-    async def _answer(self, request: Request, keys: list[bytes]) -> tuple[Answer[Recorded], bool]:
+    async def _answer(self, request: Request, keys: list[bytes]) -> tuple[StoredAnswer[Recorded], bool]:
         if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
             raise InvalidRequest.at("header/Idempotency-Key", "must be one of 1 to 255 printable ASCII characters")
         scope = request.scope
@@ -67,13 +67,13 @@ class Idempotency:
         key = _digest(scope["method"].encode(), scope["path"].encode(errors="surrogatepass"), keys[0])
         digest = _digest(scope["query_string"], body)
         client = visitor_of(request).client
-        with held(request), edge_of(request).shares.bodies.taking(client) as take:
+        with held(request), context_of(request).shares.bodies.taking(client) as take:
             take(len(body))  # whoever waits for the answer of another holds its own body meanwhile
             return await until_disconnect(
                 request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]), client)
             )
 
-    async def _work(self, scope: Scope, bodies: list[bytes]) -> Answer[Recorded]:
+    async def _work(self, scope: Scope, bodies: list[bytes]) -> StoredAnswer[Recorded]:
         """`bodies` holds the one body until it is read: what is kept for long must not hold 8 MiB."""
 
         async def receive() -> Message:
@@ -87,7 +87,7 @@ class Idempotency:
             await self._app(scope, receive, recorder)
         except Exception as error:  # nobody else may be there to tell it
             request = Request(scope)
-            edge_of(request).journal.failure(request_id=request_id_of(request), error=error)
+            context_of(request).journal.failure(request_id=request_id_of(request), error=error)
             recorder = _Recorder()
             await problem_of(error).response(request_id_of(request))(scope, receive, recorder)
         return recorder.answer()
@@ -105,10 +105,10 @@ class _Recorder:
             piece = message.get("body", b"")
             self._body = self._body + piece if self._body else piece  # one that comes as a whole is not copied
 
-    def answer(self) -> Answer[Recorded]:
+    def answer(self) -> StoredAnswer[Recorded]:
         status = self._start["status"]
         lasting = status < SERVER_ERROR and status != TOO_MANY_REQUESTS
-        return Answer(Recorded(self._start, self._body), len(self._body) + _OVERHEAD, lasting)
+        return StoredAnswer(Recorded(self._start, self._body), len(self._body) + _OVERHEAD, lasting)
 
 
 def _is_post(scope: Scope) -> bool:

@@ -24,7 +24,7 @@ _ROWS: Mapping[type, ProblemType] = {row.error: row for row in TABLE}
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ProblemResponse:
     """An error as the client sees it."""
 
     type: ProblemType
@@ -53,7 +53,7 @@ def row_of(kind: type) -> ProblemType | None:
     return next((_ROWS[ancestor] for ancestor in kind.__mro__ if ancestor in _ROWS), None)
 
 
-def problem_of(error: Exception) -> Problem:
+def problem_of(error: Exception) -> ProblemResponse:
     """Never shows the text of an error that is not ours."""
     error = _as_ours(error)
     row = row_of(type(error))
@@ -61,7 +61,7 @@ def problem_of(error: Exception) -> Problem:
         return problem_of(InternalError())
     members = {member.name: member.read(error) for member in row.members}
     headers = {header.name.lower(): header.read(error) for header in row.headers}
-    return Problem(row, _short(_detail(error)), members, {name: text for name, text in headers.items() if text})
+    return ProblemResponse(row, _short(_detail(error)), members, {name: text for name, text in headers.items() if text})
 
 
 def _as_ours(error: Exception) -> Exception:

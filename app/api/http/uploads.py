@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.api.context import edge_of
-from app.api.http.disconnect import ClientGone
+from app.api.context import context_of
+from app.api.http.disconnect import ClientDisconnected
 from app.api.http.errors import BodyTooSlow, UnsupportedMediaType
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 
@@ -17,14 +17,14 @@ from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 class Upload(AsyncIterator[bytes]):
     """The body of a request, once. Its pieces are what has come since the last one, some 250 KiB at most.
 
-    Raises PayloadTooLarge, BodyTooSlow; ClientGone when the client hangs up, so that a part is never taken for the
-    whole.
+    Raises PayloadTooLarge, BodyTooSlow; ClientDisconnected when the client disconnects, so that a part is never taken
+    for the whole.
     """
 
     def __init__(self, request: Request) -> None:
         """Raises PayloadTooLarge, UnsupportedMediaType, InvalidRequest."""
         self._receive = request.receive
-        self._bounds = edge_of(request).transfers
+        self._bounds = context_of(request).transfers
         self._state = request.scope["state"]
         self._taken = 0
         self._ended = False
@@ -43,7 +43,7 @@ class Upload(AsyncIterator[bytes]):
         while not self._ended:
             message = await self._next_message()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnected
             body: bytes = message.get("body", b"")
             self._taken += len(body)
             if self._taken > self._bounds.ceiling:

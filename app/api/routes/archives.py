@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.context import edge_of
+from app.api.context import context_of
 from app.api.http.conditions import refuse_conditions
 from app.api.http.downloads import Download, Outlet
 from app.api.http.raw_query import PathQuery, read_query
@@ -33,7 +33,7 @@ async def read_archive(request: Request, sandbox_id: str) -> Response:
     """Names are relative to the tree's root. Links are links. Sockets, FIFOs and devices are left out. A failure after
     the first byte closes the connection, so that a part never looks like the whole."""
     path, _ = read_query(request, PathQuery)
-    transfers = edge_of(request).sandboxes.transfers
+    transfers = context_of(request).sandboxes.transfers
 
     async def answer(outlet: Outlet) -> None:
         async with transfers.files(sandbox_id) as files, files.pack(path) as items, closing(items):
@@ -58,7 +58,7 @@ async def write_archive(request: Request, sandbox_id: str) -> Response:
     refuse_conditions(request.headers)
     path, _ = read_query(request, PathQuery)
     async with (
-        edge_of(request).sandboxes.transfers.unpacking(sandbox_id) as files,
+        context_of(request).sandboxes.transfers.unpacking(sandbox_id) as files,
         closing(entries(upload)) as read,
         closing(guarded(read)) as items,
     ):

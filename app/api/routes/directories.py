@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from app.api.context import edge_of
+from app.api.context import context_of
 from app.api.http.conditions import refuse_conditions
 from app.api.http.raw_query import PathQuery, read_query
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.openapi.file_documents import ON_FILES, takes
-from app.api.schemas.answers import Answer
+from app.api.schemas.answers import AnswerSchema
 from app.api.schemas.views import Body, json_page
 from app.core.errors import InvalidRequest
 from app.core.files import DirectoryEntry, FileKind
@@ -29,7 +29,7 @@ _LONGEST_CURSOR = 4 * LONGEST_NAME // 3 + 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class ListQuery(PathQuery):
+class DirectoryListQuery(PathQuery):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Annotated[str | None, Field(max_length=_LONGEST_CURSOR, description="`next_cursor` of the page before")] = (
         None
@@ -39,7 +39,7 @@ class ListQuery(PathQuery):
 Absent = Field(default_factory=lambda: None, description="the bytes of the name, if they are not UTF-8; else absent")
 
 
-class DirectoryItem(Answer):
+class DirectoryItem(AnswerSchema):
     """The content of a directory. Links are not followed."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
@@ -54,7 +54,7 @@ class DirectoryItem(Answer):
     target_base64: str | SkipJsonSchema[None] = Absent
 
 
-class Directory(Answer):
+class Directory(AnswerSchema):
     items: list[DirectoryItem]
     next_cursor: str | None
 
@@ -65,13 +65,13 @@ class Directory(Answer):
     summary="List a directory",
     response_model=Directory,
     responses=problems(*ON_FILES),
-    openapi_extra=takes(ListQuery),
+    openapi_extra=takes(DirectoryListQuery),
 )
 async def list_directory(request: Request, sandbox_id: str) -> Response:
     """Items are in the order of their names' bytes. Changes between two pages do not shift them."""
-    path, query = read_query(request, ListQuery)
+    path, query = read_query(request, DirectoryListQuery)
     after = None if query.cursor is None else _name_of(query.cursor)
-    async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
+    async with context_of(request).sandboxes.transfers.files(sandbox_id) as files:
         listing = await files.list(path, after, query.limit)
     last = listing.entries[-1].name if listing.entries else after
     next_cursor = _cursor_at(last) if listing.more and last is not None else None
@@ -95,7 +95,7 @@ async def make_directory(request: Request, sandbox_id: str) -> Response:
     """Makes missing parents too. Repeatable."""
     refuse_conditions(request.headers)
     path, _ = read_query(request, PathQuery)
-    async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
+    async with context_of(request).sandboxes.transfers.files(sandbox_id) as files:
         new = await files.make_directory(path)
     return Response(status_code=201 if new else 204)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import edge_of, held
+from app.api.context import context_of, held
 from app.api.http.bodies import read_json
 from app.api.http.disconnect import until_disconnect
 from app.api.http.paging import PageQuery, page
@@ -42,7 +42,7 @@ class StartQuery(BaseModel):
     ] = 0
 
 
-class ShowQuery(BaseModel):
+class ExecutionQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait_seconds: Annotated[
@@ -50,7 +50,7 @@ class ShowQuery(BaseModel):
     ] = 0
 
 
-class ListQuery(PageQuery):
+class ExecutionListQuery(PageQuery):
     pass
 
 
@@ -89,12 +89,12 @@ async def create_execution(request: Request, sandbox_id: str, query: Annotated[S
     """A command that cannot be started is not an error here: it is an execution that ended with `start_failed`. A
     sandbox that is `creating` is waited for, 60 seconds at most. If the client disconnects, the execution runs and is
     listed."""
-    edge = edge_of(request)
-    sandbox = edge.sandboxes.use(sandbox_id)
+    context = context_of(request)
+    sandbox = context.sandboxes.use(sandbox_id)
     asked = await read_json(request, requests.CreateExecution)
     with held(request):
-        command = command_of(asked, sandbox, edge)
-        execution, new = await edge.sandboxes.execute(sandbox, command, asked.id)
+        command = command_of(asked, sandbox, context)
+        execution, new = await context.sandboxes.execute(sandbox, command, asked.id)
         if query.wait_seconds and execution.exit is None:
             await until_disconnect(request.receive, execution.wait(query.wait_seconds))
     location = f"/sandboxes/{sandbox.id}/executions/{execution.id}"
@@ -108,9 +108,9 @@ async def create_execution(request: Request, sandbox_id: str, query: Annotated[S
     response_model=answers.ExecutionList,
     responses=problems("invalid_request", "not_found"),
 )
-async def list_executions(request: Request, sandbox_id: str, query: Annotated[ListQuery, Query()]) -> Response:
+async def list_executions(request: Request, sandbox_id: str, query: Annotated[ExecutionListQuery, Query()]) -> Response:
     """Oldest first."""
-    sandbox = edge_of(request).sandboxes.use(sandbox_id)
+    sandbox = context_of(request).sandboxes.use(sandbox_id)
     items, next_cursor = await page(sandbox.executions.values(), query)
     return await json_page(map(execution_body, items), next_cursor)
 
@@ -123,9 +123,9 @@ async def list_executions(request: Request, sandbox_id: str, query: Annotated[Li
     responses=problems("invalid_request", "not_found", "capacity_exceeded"),
 )
 async def get_execution(
-    request: Request, sandbox_id: str, execution_id: str, query: Annotated[ShowQuery, Query()]
+    request: Request, sandbox_id: str, execution_id: str, query: Annotated[ExecutionQuery, Query()]
 ) -> Response:
-    execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
+    execution = context_of(request).sandboxes.execution(sandbox_id, execution_id)
     if query.wait_seconds and execution.exit is None:
         with held(request):
             await until_disconnect(request.receive, execution.wait(query.wait_seconds))
@@ -143,8 +143,8 @@ async def get_execution(
 async def delete_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
     """Kills daemons too, where the runtime has `kill_tree`. Other runtimes kill what they can reach, and the exit's
     `detail` says what may live on. Repeatable. The record stays."""
-    edge = edge_of(request)
-    await edge.sandboxes.kill_execution(edge.sandboxes.execution(sandbox_id, execution_id))
+    context = context_of(request)
+    await context.sandboxes.kill_execution(context.sandboxes.execution(sandbox_id, execution_id))
     return Response(status_code=204)
 
 
@@ -159,7 +159,7 @@ async def delete_execution(request: Request, sandbox_id: str, execution_id: str)
 )
 async def signal_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
     """Ctrl-C does the same. A runtime without `signal_group` reaches the first process only."""
-    execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
+    execution = context_of(request).sandboxes.execution(sandbox_id, execution_id)
     asked = await read_json(request, requests.SignalExecution)
     await execution.signal(number_of_signal(asked.signal))
     return Response(status_code=204)
@@ -176,7 +176,7 @@ async def signal_execution(request: Request, sandbox_id: str, execution_id: str)
 )
 async def resize_execution(request: Request, sandbox_id: str, execution_id: str) -> Response:
     """The programs on the terminal get SIGWINCH."""
-    execution = edge_of(request).sandboxes.execution(sandbox_id, execution_id)
+    execution = context_of(request).sandboxes.execution(sandbox_id, execution_id)
     asked = await read_json(request, requests.Terminal)
     await execution.resize(Terminal(asked.rows, asked.cols))
     return Response(status_code=204)

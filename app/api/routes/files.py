@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from app.api.context import edge_of
+from app.api.context import context_of
 from app.api.http.bodies import media_type_of
 from app.api.http.conditions import Conditions, describe, refuse_conditions
 from app.api.http.downloads import Download, Outlet
@@ -55,7 +55,7 @@ async def read_file(request: Request, sandbox_id: str) -> Response:
     """Reads a regular file as it is at this moment. Links are followed, inside the sandbox."""
     path, _ = read_query(request, PathQuery)
     conditions = Conditions(request.headers)
-    transfers = edge_of(request).sandboxes.transfers
+    transfers = context_of(request).sandboxes.transfers
 
     async def answer(outlet: Outlet) -> None:
         async with transfers.files(sandbox_id) as files, files.open(path) as file:
@@ -89,7 +89,7 @@ async def stat_file(request: Request, sandbox_id: str) -> Response:
     `Accept-Ranges`."""
     path, _ = read_query(request, PathQuery)
     conditions = Conditions(request.headers)
-    async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
+    async with context_of(request).sandboxes.transfers.files(sandbox_id) as files:
         stat = await files.stat(path)
     known = conditions.not_modified(stat)
     headers = {name: v for name, v in describe(stat).items() if not known or name not in _OF_CONTENT}
@@ -125,7 +125,7 @@ async def write_file(request: Request, sandbox_id: str) -> Response:
     upload = Upload(request)
     path, query = read_query(request, WriteQuery)
     check = Conditions(request.headers).for_writes
-    async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
+    async with context_of(request).sandboxes.transfers.files(sandbox_id) as files:
         new = await files.write(path, upload, mode=None if query.mode is None else int(query.mode, 8), check=check)
     return Response(status_code=201 if new else 204)
 
@@ -144,6 +144,6 @@ async def delete_file(request: Request, sandbox_id: str) -> Response:
     `recursive`."""
     refuse_conditions(request.headers)
     path, query = read_query(request, DeleteQuery)
-    async with edge_of(request).sandboxes.transfers.files(sandbox_id) as files:
+    async with context_of(request).sandboxes.transfers.files(sandbox_id) as files:
         await files.delete(path, recursive=query.recursive)
     return Response(status_code=204)

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import edge_of, held
+from app.api.context import context_of, held
 from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
@@ -72,7 +72,7 @@ def _header(description: str, kind: str = "integer") -> dict[str, object]:
 async def get_output(
     request: Request, sandbox_id: str, execution_id: str, query: Annotated[OutputQuery, Query()]
 ) -> Response:
-    sandboxes = edge_of(request).sandboxes
+    sandboxes = context_of(request).sandboxes
     sandbox, execution = sandboxes.get(sandbox_id), sandboxes.execution(sandbox_id, execution_id)
     check_readable(sandbox)
     log = execution.logs[query.channel]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.context import edge_of
+from app.api.context import context_of
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.routes.sandboxes import body_of
@@ -29,10 +29,10 @@ PROBLEMS = (
 async def pause_sandbox(request: Request, sandbox_id: str) -> Response:
     """When the answer comes, none of them runs. Files, memory, stdin and output stay as they are. The time limits of
     the sandbox and of its executions go on. Repeatable."""
-    edge = edge_of(request)
-    sandbox = edge.sandboxes.use(sandbox_id)
+    context = context_of(request)
+    sandbox = context.sandboxes.use(sandbox_id)
     await sandbox.pause()
-    return json_response(body_of(sandbox, edge))
+    return json_response(body_of(sandbox, context))
 
 
 @router.post(
@@ -44,7 +44,7 @@ async def pause_sandbox(request: Request, sandbox_id: str) -> Response:
 )
 async def resume_sandbox(request: Request, sandbox_id: str) -> Response:
     """Signals that were sent during the pause arrive now. Repeatable, also on a sandbox that was never paused."""
-    edge = edge_of(request)
-    sandbox = edge.sandboxes.use(sandbox_id)
+    context = context_of(request)
+    sandbox = context.sandboxes.use(sandbox_id)
     await sandbox.resume()
-    return json_response(body_of(sandbox, edge))
+    return json_response(body_of(sandbox, context))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.context import Edge, edge_of, held, visitor_of
+from app.api.context import ApplicationContext, context_of, held, visitor_of
 from app.api.http.bodies import read_json
 from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
@@ -48,14 +48,14 @@ async def run(request: Request) -> Response:
     destroys the sandbox. The sandbox is gone when the answer comes, and no record of it is kept. A command that fails,
     or cannot be started, is a 200 whose `exit` says so. If the client disconnects, the run ends, unless the client sent
     an Idempotency-Key."""
-    edge = edge_of(request)
+    context = context_of(request)
     asked = await read_json(request, Run)
     await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
-    shot = await _shot(asked, edge)
+    shot = await _shot(asked, context)
     client = visitor_of(request).client
-    with held(request), edge.shares.bodies.taking(client) as take:
+    with held(request), context.shares.bodies.taking(client) as take:
         take(_bytes_of(shot.job))
-        outcome = await until_disconnect(request.receive, run_once(edge.sandboxes, shot, client))
+        outcome = await until_disconnect(request.receive, run_once(context.sandboxes, shot, client))
     return await response_of(outcome, {"sandbox_id": outcome.sandbox_id, "runtime": shot.spec.runtime})
 
 
@@ -87,36 +87,38 @@ async def run_in_sandbox(request: Request, sandbox_id: str) -> Response:
     """Puts `files` into the sandbox, runs the command with `stdin`, and reads the files of `collect`. The sandbox stays
     as the command leaves it, and the execution is listed like any other. A sandbox that is `creating` is waited for. If
     the client disconnects, its command ends, unless the client sent an Idempotency-Key."""
-    edge = edge_of(request)
-    sandbox = edge.sandboxes.use(sandbox_id)
+    context = context_of(request)
+    sandbox = context.sandboxes.use(sandbox_id)
     asked = await read_json(request, RunInSandbox)
     await TimeSlices.of_loop().next()
-    job = _job_in(asked, sandbox, edge)
-    with held(request), edge.shares.bodies.taking(visitor_of(request).client) as take:
+    job = _job_in(asked, sandbox, context)
+    with held(request), context.shares.bodies.taking(visitor_of(request).client) as take:
         take(_bytes_of(job))
-        outcome = await until_disconnect(request.receive, run_in(edge.sandboxes, sandbox, job))
+        outcome = await until_disconnect(request.receive, run_in(context.sandboxes, sandbox, job))
     return await response_of(outcome, {"sandbox_id": sandbox.id, "execution_id": outcome.execution_id})
 
 
-async def _shot(asked: Run, edge: Edge) -> OneShot:
+async def _shot(asked: Run, context: ApplicationContext) -> OneShot:
     job = _job(asked)
     needs = {Capability.STDIN} if job.stdin else set()
     needs |= {Capability.PTY} if asked.tty is not None else set()
     needs |= {Capability.FILES} if job.files or job.collect else set()
-    spec = await sandbox_spec(asked, _with_output_range(edge), more=frozenset(needs))
-    timeout = timeout_of(asked.timeout_seconds, spec, edge)
+    spec = await sandbox_spec(asked, _with_output_range(context), more=frozenset(needs))
+    timeout = timeout_of(asked.timeout_seconds, spec, context)
     if asked.ttl_seconds is None:
-        spec = replace(spec, ttl_seconds=min(timeout + DEFAULT_TTL_SECONDS, edge.ttl_ceiling_seconds))
+        spec = replace(spec, ttl_seconds=min(timeout + DEFAULT_TTL_SECONDS, context.ttl_ceiling_seconds))
     return OneShot(spec, replace(job, command=replace(job.command, workdir=spec.workdir, timeout_seconds=timeout)))
 
 
-def _with_output_range(edge: Edge) -> Edge:
-    operators = edge.ranges["output_bytes"]
+def _with_output_range(context: ApplicationContext) -> ApplicationContext:
+    operators = context.ranges["output_bytes"]
     ceiling = min(OUTPUT_CEILING, operators.ceiling)
-    return replace(edge, ranges={**edge.ranges, "output_bytes": LimitRange(min(OUTPUT_DEFAULT, ceiling), ceiling)})
+    return replace(
+        context, ranges={**context.ranges, "output_bytes": LimitRange(min(OUTPUT_DEFAULT, ceiling), ceiling)}
+    )
 
 
-def _job_in(asked: RunInSandbox, sandbox: Sandbox, edge: Edge) -> Job:
+def _job_in(asked: RunInSandbox, sandbox: Sandbox, context: ApplicationContext) -> Job:
     job = _job(asked)
     return replace(
         job,
@@ -124,7 +126,7 @@ def _job_in(asked: RunInSandbox, sandbox: Sandbox, edge: Edge) -> Job:
             job.command,
             env=asked.env,
             workdir=workdir_of(asked.workdir, sandbox.spec),
-            timeout_seconds=timeout_of(asked.timeout_seconds, sandbox.spec, edge),
+            timeout_seconds=timeout_of(asked.timeout_seconds, sandbox.spec, context),
             output_bytes=_output_bytes(asked.limits.output_bytes, sandbox.spec.limits.output_bytes),
         ),
     )

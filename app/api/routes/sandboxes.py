@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import Edge, edge_of, held, visitor_of
+from app.api.context import ApplicationContext, context_of, held, visitor_of
 from app.api.http.bodies import read_json
-from app.api.http.disconnect import ClientGone, until_disconnect
+from app.api.http.disconnect import ClientDisconnected, until_disconnect
 from app.api.http.paging import PageQuery, page
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import created, json_body, problems
@@ -54,7 +54,7 @@ class CreateQuery(BaseModel):
     ] = 60
 
 
-class ShowQuery(BaseModel):
+class SandboxQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait_seconds: Annotated[
@@ -63,7 +63,7 @@ class ShowQuery(BaseModel):
     ] = 0
 
 
-class ListQuery(PageQuery):
+class SandboxListQuery(PageQuery):
     state: SandboxState | None = None
     runtime: str | None = None
     label: list[Annotated[str, Field(json_schema_extra={"pattern": "^[^:]+:"})]] = Field(
@@ -71,9 +71,9 @@ class ListQuery(PageQuery):
     )
 
 
-def body_of(sandbox: Sandbox, edge: Edge) -> Body:
+def body_of(sandbox: Sandbox, context: ApplicationContext) -> Body:
     # By its name in the spec, which is canonical; a runtime that was switched off meanwhile cannot be.
-    return sandbox_body(sandbox, edge.registry.get(sandbox.spec.runtime).info.capabilities)
+    return sandbox_body(sandbox, context.registry.get(sandbox.spec.runtime).info.capabilities)
 
 
 @router.post(
@@ -93,18 +93,18 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     """Creates a sandbox and holds the answer until it runs. If the boot fails meanwhile, the answer is a problem and
     nothing of the sandbox is left. A client that disconnects while it waits finds its sandbox again by an `id` of its
     own choice or an Idempotency-Key. Without either the sandbox is destroyed."""
-    edge = edge_of(request)
+    context = context_of(request)
     asked = await read_json(request, requests.CreateSandbox)
     client = visitor_of(request).client
     with held(request):
-        sandbox, new = edge.sandboxes.create(await sandbox_spec(asked, edge, asked.id), asked.id, client)
+        sandbox, new = context.sandboxes.create(await sandbox_spec(asked, context, asked.id), asked.id, client)
         try:
-            await until_disconnect(request.receive, edge.sandboxes.wait_created(sandbox, query.wait_seconds))
-        except ClientGone:
-            await edge.sandboxes.abandon(sandbox)
+            await until_disconnect(request.receive, context.sandboxes.wait_created(sandbox, query.wait_seconds))
+        except ClientDisconnected:
+            await context.sandboxes.abandon(sandbox)
             raise
     return json_response(
-        body_of(sandbox, edge), 201 if new else 200, {"location": f"/sandboxes/{sandbox.id}"} if new else None
+        body_of(sandbox, context), 201 if new else 200, {"location": f"/sandboxes/{sandbox.id}"} if new else None
     )
 
 
@@ -115,10 +115,10 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     response_model=answers.SandboxList,
     responses=problems("invalid_request", "unknown_runtime", "runtime_not_enabled"),
 )
-async def list_sandboxes(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
+async def list_sandboxes(request: Request, query: Annotated[SandboxListQuery, Query()]) -> Response:
     """Oldest first. Destroyed sandboxes are listed too while their record is kept."""
-    edge = edge_of(request)
-    runtime = None if query.runtime is None else edge.registry.canonical(query.runtime)
+    context = context_of(request)
+    runtime = None if query.runtime is None else context.registry.canonical(query.runtime)
     labels = [_label(text) for text in query.label]
 
     def wanted(sandbox: Sandbox) -> bool:
@@ -128,8 +128,8 @@ async def list_sandboxes(request: Request, query: Annotated[ListQuery, Query()])
             and all(sandbox.labels.get(key) == value for key, value in labels)
         )
 
-    items, next_cursor = await page(edge.sandboxes, query, wanted)
-    return await json_page((body_of(sandbox, edge) for sandbox in items), next_cursor)
+    items, next_cursor = await page(context.sandboxes, query, wanted)
+    return await json_page((body_of(sandbox, context) for sandbox in items), next_cursor)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -149,13 +149,13 @@ def _label(text: str) -> tuple[str, str]:
     response_model=answers.Sandbox,
     responses=problems("invalid_request", "not_found", "capacity_exceeded"),
 )
-async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQuery, Query()]) -> Response:
-    edge = edge_of(request)
-    sandbox = edge.sandboxes.use(sandbox_id)
+async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[SandboxQuery, Query()]) -> Response:
+    context = context_of(request)
+    sandbox = context.sandboxes.use(sandbox_id)
     if query.wait_seconds and sandbox.state is SandboxState.CREATING:
         with held(request):
             await until_disconnect(request.receive, sandbox.wait(query.wait_seconds))
-    return json_response(body_of(sandbox, edge))
+    return json_response(body_of(sandbox, context))
 
 
 @router.patch(
@@ -175,17 +175,17 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[ShowQu
     openapi_extra=json_body(requests.UpdateSandbox),
 )
 async def update_sandbox(request: Request, sandbox_id: str) -> Response:
-    edge = edge_of(request)
-    sandbox = edge.sandboxes.use(sandbox_id)
+    context = context_of(request)
+    sandbox = context.sandboxes.use(sandbox_id)
     asked = await read_json(request, requests.UpdateSandbox)
     given = asked.model_fields_set
     sandbox.update(
-        ttl_seconds=ttl_of(asked.ttl_seconds, edge) if "ttl_seconds" in given else None,
-        idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
+        ttl_seconds=ttl_of(asked.ttl_seconds, context) if "ttl_seconds" in given else None,
+        idle_seconds=lifetime("idle_seconds", asked.idle_seconds, context),
         set_idle="idle_seconds" in given,
         labels=asked.labels if "labels" in given else None,
     )
-    return json_response(body_of(sandbox, edge))
+    return json_response(body_of(sandbox, context))
 
 
 @router.delete(
@@ -198,6 +198,6 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
 )
 async def delete_sandbox(request: Request, sandbox_id: str) -> Response:
     """When the answer comes, no process of the sandbox exists. Repeatable while the record is kept."""
-    edge = edge_of(request)
-    await edge.sandboxes.destroy(edge.sandboxes.get(sandbox_id))
+    context = context_of(request)
+    await context.sandboxes.destroy(context.sandboxes.get(sandbox_id))
     return Response(status_code=204)

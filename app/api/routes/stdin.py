@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import edge_of, held
-from app.api.http.disconnect import ClientGone
+from app.api.context import context_of, held
+from app.api.http.disconnect import ClientDisconnected
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.core.backend import settle
@@ -62,22 +62,22 @@ async def write_stdin(
 ) -> Response:
     """The body may have any media type. It is passed on while it arrives, as fast as the program reads. The answer
     comes when all of it was accepted. If the client disconnects, stdin has what arrived and stays open."""
-    edge = edge_of(request)
+    context = context_of(request)
     # Refused before it was told to go on, a client may leave the body out: nobody knows what comes next then.
     request.scope["state"]["close_after_problem"] = "expect" in request.headers
-    execution = edge.sandboxes.execution(sandbox_id, execution_id)
+    execution = context.sandboxes.execution(sandbox_id, execution_id)
     with held(request):
-        await _Upload(execution, request, edge.patience.close).run(eof=query.eof)
+        await _Upload(execution, request, context.timeouts.close).run(eof=query.eof)
     return Response(status_code=204)
 
 
 class _Upload:
-    """Reads a little ahead of the program, so that a hang-up shows while the program does not read."""
+    """Reads a little ahead of the program, so that a disconnect shows while the program does not read."""
 
     def __init__(self, execution: Execution, request: Request, farewell: float) -> None:
         """Raises Conflict, WrongState. `farewell`: seconds for the program to read what a client that left has sent."""
         self._execution = execution
-        self._grip = execution.grip_stdin(take=False)
+        self._lease = execution.lease_stdin(take=False)
         self._request = request
         self._farewell = farewell
         self._ahead = bytearray()
@@ -85,10 +85,11 @@ class _Upload:
         self._came, self._room = asyncio.Event(), asyncio.Event()
 
     async def run(self, *, eof: bool) -> None:
-        """Raises WrongState, Conflict, what the runtime raised, and ClientGone when the client left before the end."""
+        """Raises WrongState, Conflict, what the runtime raised, and ClientDisconnected when the client left before the
+        end."""
         loop = asyncio.get_running_loop()
         feeding, reading = loop.create_task(self._feed(eof)), loop.create_task(self._read())
-        taken = loop.create_task(self._grip.taken_over.wait())
+        taken = loop.create_task(self._lease.taken_over.wait())
         tasks: list[asyncio.Task[Any]] = [feeding, reading, taken]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -96,7 +97,7 @@ class _Upload:
                 reading.result()
                 await asyncio.wait([feeding, taken], timeout=self._farewell, return_when=asyncio.FIRST_COMPLETED)
                 if not feeding.done():
-                    raise ClientGone
+                    raise ClientDisconnected
             if taken.done():
                 raise Conflict("a stream has taken stdin over; its `stdin_bytes` says how much was accepted before")
             feeding.result()
@@ -107,10 +108,10 @@ class _Upload:
                 await settle(task)
                 if not task.cancelled():
                     task.exception()  # looked at, or asyncio reports one that another task's outcome outweighs
-            self._grip.release()
+            self._lease.release()
 
     async def _read(self) -> None:
-        """Returns when the client has hung up."""
+        """Returns when the client has disconnected."""
         self._request.scope["state"]["close_after_problem"] = False
         while (message := await self._request.receive())["type"] != "http.disconnect":
             self._ahead += message.get("body", b"")
@@ -127,14 +128,14 @@ class _Upload:
             if self._ahead:
                 data, self._ahead = bytes(self._ahead), bytearray()
                 self._room.set()
-                await self._grip.write(data)
+                await self._lease.write(data)
                 if not self._execution.reads_stdin:
                     await self._refuse_the_rest()
             else:
                 self._came.clear()
                 await self._came.wait()
         if not self._whole:
-            raise ClientGone
+            raise ClientDisconnected
         if eof:
             await self._end()
 
@@ -148,7 +149,7 @@ class _Upload:
 
     async def _end(self) -> None:
         try:
-            await self._grip.close()
+            await self._lease.close()
         except WrongState:
             if self._execution.exit is None:  # else it took the whole body, and needs no end of it any more
                 raise

@@ -1,5 +1,5 @@
-"""The stream of one execution: what can be refused is refused before the upgrade or the first event; then `Stream` runs
-it as a WebSocket, or `EventStream` as Server-Sent Events."""
+"""The stream of one execution: what can be refused is refused before the upgrade or the first event; then
+`StreamSession` runs it as a WebSocket, or `EventStream` as Server-Sent Events."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from fastapi import APIRouter, Request, Response, WebSocket
 from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from app.api.context import edge_of, request_id_of
+from app.api.context import context_of, request_id_of
 from app.api.http.errors import UpgradeRequired
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.streams.events import LAST_EVENT_ID, MEDIA_TYPE, EventStream, wants_events
-from app.api.streams.stream import Line, Stream
+from app.api.streams.stream import Line, StreamSession
 from app.api.streams.viewing import StreamQuery, admitted, query_of
 from app.core.errors import NotFound
 
@@ -87,13 +87,13 @@ class StreamEndpoint:
             return
         query = query_of(websocket)
         with admitted(websocket, query.offsets) as view:
-            grip = None if query.stdin == "false" else view.execution.grip_stdin(take=query.stdin == "take")
+            lease = None if query.stdin == "false" else view.execution.lease_stdin(take=query.stdin == "take")
             try:
                 line = Line(receive, send, request_id_of(websocket))
-                await Stream(edge_of(websocket), view, grip, line).run()
+                await StreamSession(context_of(websocket), view, lease, line).run()
             finally:
-                if grip is not None:
-                    grip.release()
+                if lease is not None:
+                    lease.release()
 
 
 class NothingHere:

@@ -1,4 +1,4 @@
-"""The route that gives out stream tickets. The guard takes them."""
+"""The route that gives out stream tickets. The access check takes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.context import edge_of, visitor_of
+from app.api.context import context_of, visitor_of
 from app.api.http.bodies import read_json
 from app.api.http.strict_route import StrictRoute
 from app.api.http.tickets import LIFE_SECONDS
@@ -33,5 +33,5 @@ async def create_stream_ticket(request: Request) -> Response:
     exists. A ticket without `stdin` opens a stream that can only read: its signals and sizes are refused."""
     asked = await read_json(request, requests.CreateStreamTicket)
     expires_at = now() + timedelta(seconds=LIFE_SECONDS)
-    ticket = edge_of(request).tickets.issue(asked.path, asked.stdin, visitor_of(request).client)
+    ticket = context_of(request).tickets.issue(asked.path, asked.stdin, visitor_of(request).client)
     return json_response({"ticket": ticket, "expires_at": expires_at}, 201)

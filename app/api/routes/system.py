@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.context import Edge, edge_of, request_id_of, visitor_of
+from app.api.context import ApplicationContext, context_of, request_id_of, visitor_of
 from app.api.http.problems import problem_of
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
@@ -27,15 +27,15 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
     responses=problems(),
 )
 async def list_runtimes(request: Request) -> Response:
-    edge = edge_of(request)
-    answers = await edge.readiness.all()
-    return json_response({"items": [_runtime(b, answers[b.info.name], edge) for b in edge.registry]})
+    context = context_of(request)
+    answers = await context.readiness.all()
+    return json_response({"items": [_runtime(b, answers[b.info.name], context) for b in context.registry]})
 
 
-def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body:
+def _runtime(backend: Backend, answer: BulkheadError | None, context: ApplicationContext) -> Body:
     info, own = backend.info, backend.info.command_limits
     limits: Body = {}
-    for name, limit in lower(edge.ranges, info.ceilings).items():
+    for name, limit in lower(context.ranges, info.ceilings).items():
         row = LIMITS[name]
         if row.is_enforced(info.capabilities):
             limits[name] = {"default": row.number(limit.default), "ceiling": row.number(limit.ceiling)}
@@ -44,7 +44,7 @@ def _runtime(backend: Backend, answer: BulkheadError | None, edge: Edge) -> Body
     return {
         "name": info.name,
         "aliases": sorted(info.aliases),
-        "enabled": edge.registry.enabled(info.name),
+        "enabled": context.registry.enabled(info.name),
         "available": answer is None,
         "reason": None if answer is None else str(answer),
         "version": info.version,
@@ -75,15 +75,15 @@ async def check_alive() -> Response:
 async def check_ready(request: Request) -> Response:
     """With the default `auto` one runtime that works is enough. The service asks the runtimes at most once a second. If
     it is not ready, the problem also has the member `runtimes`."""
-    edge = edge_of(request)
-    answers = await edge.readiness.all()
+    context = context_of(request)
+    answers = await context.readiness.all()
     runtimes: list[Body] = [
         {"name": name, "ready": answer is None, "reason": None if answer is None else str(answer)}
         for name, answer in answers.items()
-        if edge.registry.enabled(name)
+        if context.registry.enabled(name)
     ]
     try:
-        default = edge.registry.default
+        default = context.registry.default
         error = _none_works(runtimes) if default == AUTO else answers[default]
     except Refused as refused:  # the operator switched the default off, and nothing else
         default, error = "", BackendUnavailable("", str(refused))
@@ -120,6 +120,6 @@ def _none_works(runtimes: list[Body]) -> BulkheadError | None:
     },
 )
 async def read_metrics(request: Request) -> Response:
-    edge = edge_of(request)
-    await edge.readiness.all()
-    return Response(edge.metrics(), headers={"content-type": METRICS_TYPE})
+    context = context_of(request)
+    await context.readiness.all()
+    return Response(context.metrics(), headers={"content-type": METRICS_TYPE})

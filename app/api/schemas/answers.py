@@ -14,16 +14,16 @@ from app.core.limits import LIMITS
 from app.core.models import ExecutionState, ExitReason, SandboxState
 
 
-class Answer(BaseModel):
+class AnswerSchema(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
 
-class StreamTicket(Answer):
+class StreamTicket(AnswerSchema):
     ticket: str = Field(description="use it once, as `?ticket=` of the stream")
     expires_at: datetime
 
 
-class Limits(Answer):
+class Limits(AnswerSchema):
     """The limits in force; null where the runtime cannot enforce one."""
 
     cpus: float | None = Field(description=LIMITS["cpus"].meaning)
@@ -34,23 +34,23 @@ class Limits(Answer):
     wall_seconds: float = Field(description=LIMITS["wall_seconds"].meaning)
 
 
-class Filesystem(Answer):
+class Filesystem(AnswerSchema):
     """The paths that may be read and written. Everything else is refused."""
 
     read_only: list[str]
     read_write: list[str]
 
 
-class Network(Answer):
+class Network(AnswerSchema):
     mode: str
     allow: list[str] = Field(description="hosts that the sandbox may reach with `direct`")
 
 
-class Syscalls(Answer):
+class Syscalls(AnswerSchema):
     profile: str
 
 
-class Policy(Answer):
+class Policy(AnswerSchema):
     """The policy in force; null for a part that the runtime does not enforce."""
 
     profile: str
@@ -60,12 +60,12 @@ class Policy(Answer):
     loopback_tcp: bool | None = Field(description="programs may use TCP on the sandbox's own loopback")
 
 
-class ExecutionCounts(Answer):
+class ExecutionCounts(AnswerSchema):
     running: int
     total: int
 
 
-class Sandbox(Answer):
+class Sandbox(AnswerSchema):
     id: str
     runtime: str
     runtime_reason: str | None = Field(description="why `auto` chose this runtime; null if the request named it")
@@ -85,12 +85,12 @@ class Sandbox(Answer):
     executions: ExecutionCounts
 
 
-class SandboxList(Answer):
+class SandboxList(AnswerSchema):
     items: list[Sandbox]
     next_cursor: str | None = Field(description="the `cursor` of the next page; null on the last page")
 
 
-class Exit(Answer):
+class Exit(AnswerSchema):
     reason: ExitReason
     code: int | None = Field(description="exit code of the first process; only for `exited`")
     signal: str | None = Field(description="the signal that ended the first process, such as SIGSEGV")
@@ -102,19 +102,19 @@ class Exit(Answer):
     )
 
 
-class ChannelCounts(Answer):
+class ChannelCounts(AnswerSchema):
     bytes: int
     dropped_bytes: int | None = Field(
         description="bytes that are no longer stored; null where the runtime may lose output unnoticed"
     )
 
 
-class Output(Answer):
+class Output(AnswerSchema):
     stdout: ChannelCounts
     stderr: ChannelCounts
 
 
-class Execution(Answer):
+class Execution(AnswerSchema):
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     id: str
@@ -127,17 +127,17 @@ class Execution(Answer):
     output: Output
 
 
-class ExecutionList(Answer):
+class ExecutionList(AnswerSchema):
     items: list[Execution]
     next_cursor: str | None
 
 
-class Range(Answer):
+class Range(AnswerSchema):
     default: float | None
     ceiling: float
 
 
-class Runtime(Answer):
+class Runtime(AnswerSchema):
     name: str
     aliases: list[str]
     enabled: bool
@@ -149,20 +149,20 @@ class Runtime(Answer):
     limits: dict[str, Range]
 
 
-class RuntimeList(Answer):
+class RuntimeList(AnswerSchema):
     items: list[Runtime]
 
 
-class Health(Answer):
+class Health(AnswerSchema):
     status: Literal["alive"]
 
 
-class RuntimeReady(Answer):
+class RuntimeReady(AnswerSchema):
     name: str
     ready: bool
     reason: str | None
 
 
-class Ready(Answer):
+class Ready(AnswerSchema):
     default: str
     runtimes: list[RuntimeReady]

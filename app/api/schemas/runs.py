@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from app.api.schemas.answers import Answer, Exit
+from app.api.schemas.answers import AnswerSchema, Exit
 from app.api.schemas.limits import LimitsRequest, OutputBytes
 from app.api.schemas.requests import SandboxFields, Tty
 from app.api.schemas.strict import Arguments, Directory, Environment, Mode, Seconds, Strict
@@ -90,7 +90,7 @@ class RunInSandbox(JobFields):
     limits: RunLimits = RunLimits()
 
 
-class CollectedFile(Answer):
+class CollectedFile(AnswerSchema):
     """One file that was brought back, or the reason why it was not."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
@@ -107,7 +107,7 @@ class CollectedFile(Answer):
     )
 
 
-class Outputs(Answer):
+class Outputs(AnswerSchema):
     exit: Exit
     stdout: str
     stderr: str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from app.api.context import Edge
+from app.api.context import ApplicationContext
 from app.api.schemas import requests
 from app.api.schemas.limits import LimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
 from app.core.backend import Backend, Capability
-from app.core.choice import Wish, choose
+from app.core.choice import RuntimeRequest, choose
 from app.core.commands import check_environment
 from app.core.errors import (
     CapabilityMissing,
@@ -29,16 +29,19 @@ DEFAULT_TTL_SECONDS = 3600.0
 
 
 async def sandbox_spec(
-    asked: SandboxFields, edge: Edge, sandbox_id: str | None = None, more: frozenset[Capability] = frozenset()
+    asked: SandboxFields,
+    context: ApplicationContext,
+    sandbox_id: str | None = None,
+    more: frozenset[Capability] = frozenset(),
 ) -> SandboxSpec:
     """Raises what a create is refused with; nothing is begun. `more`: capabilities that `auto` must look for beside
     those of the fields."""
-    known = edge.sandboxes.find(sandbox_id) if sandbox_id else None
-    runtime = edge.registry.default if asked.runtime is None else asked.runtime
+    known = context.sandboxes.find(sandbox_id) if sandbox_id else None
+    runtime = context.registry.default if asked.runtime is None else asked.runtime
     backend, reason = await choose(
-        Wish(runtime, asked.isolation_min, needs_of(asked) | more),
-        edge.registry,
-        edge.readiness.of,
+        RuntimeRequest(runtime, asked.isolation_min, needs_of(asked) | more),
+        context.registry,
+        context.readiness.of,
         settled_on=None if known is None else known.spec.runtime,
     )
     wrong = check_environment(asked.env, backend.info.command_limits)
@@ -47,19 +50,19 @@ async def sandbox_spec(
     spec = backend.fit(
         SandboxSpec(
             runtime=backend.info.name,
-            limits=_limits(asked.limits, backend, edge),
-            policy=_policy(asked.policy, backend, edge),
+            limits=_limits(asked.limits, backend, context),
+            policy=_policy(asked.policy, backend, context),
             env=asked.env,
             workdir=check_path(asked.workdir, "/workdir"),
             requires=frozenset(asked.requires),
-            ttl_seconds=ttl_of(asked.ttl_seconds, edge),
-            idle_seconds=lifetime("idle_seconds", asked.idle_seconds, edge),
+            ttl_seconds=ttl_of(asked.ttl_seconds, context),
+            idle_seconds=lifetime("idle_seconds", asked.idle_seconds, context),
             labels=asked.labels,
             image=_image(asked.image, backend),
             runtime_reason=reason,
         )
     )
-    for name, limit in edge.ranges.items():  # what a runtime rounds up must not be more than the operator gives
+    for name, limit in context.ranges.items():  # what a runtime rounds up must not be more than the operator gives
         if getattr(spec.limits, name) > limit.ceiling:
             raise LimitTooHigh(f"/limits/{name}", getattr(spec.limits, name), limit.ceiling)
     return spec
@@ -87,35 +90,35 @@ def _image(asked: str | None, backend: Backend) -> str | None:
     return asked
 
 
-def ttl_of(asked: float | None, edge: Edge) -> float:
+def ttl_of(asked: float | None, context: ApplicationContext) -> float:
     """None: the default. Raises LimitTooHigh."""
     if asked is None:
-        return min(DEFAULT_TTL_SECONDS, edge.ttl_ceiling_seconds)
-    lifetime("ttl_seconds", asked, edge)
+        return min(DEFAULT_TTL_SECONDS, context.ttl_ceiling_seconds)
+    lifetime("ttl_seconds", asked, context)
     return asked
 
 
-def lifetime(field: str, seconds: float | None, edge: Edge) -> float | None:
+def lifetime(field: str, seconds: float | None, context: ApplicationContext) -> float | None:
     """Raises LimitTooHigh above the operator's ceiling."""
-    if seconds is not None and seconds > edge.ttl_ceiling_seconds:
-        raise LimitTooHigh(f"/{field}", seconds, edge.ttl_ceiling_seconds)
+    if seconds is not None and seconds > context.ttl_ceiling_seconds:
+        raise LimitTooHigh(f"/{field}", seconds, context.ttl_ceiling_seconds)
     return seconds
 
 
-def _limits(asked: LimitsRequest, backend: Backend, edge: Edge) -> Limits:
-    values: dict[str, float | None] = {name: getattr(asked, name) for name in edge.ranges}
+def _limits(asked: LimitsRequest, backend: Backend, context: ApplicationContext) -> Limits:
+    values: dict[str, float | None] = {name: getattr(asked, name) for name in context.ranges}
     for name, row in LIMITS.items():
         if values[name] is not None and not row.is_enforced(backend.info.capabilities):
             raise PolicyNotSupported(
                 f"/limits/{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
             )
-    return choose_limits(values, lower(edge.ranges, backend.info.ceilings))
+    return choose_limits(values, lower(context.ranges, backend.info.ceilings))
 
 
-def _policy(asked: PolicyRequest, backend: Backend, edge: Edge) -> Policy:
-    profile = edge.profiles.get(asked.profile)
+def _policy(asked: PolicyRequest, backend: Backend, context: ApplicationContext) -> Policy:
+    profile = context.profiles.get(asked.profile)
     if profile is None:
-        raise UnknownProfile(asked.profile[:64], edge.profiles)
+        raise UnknownProfile(asked.profile[:64], context.profiles)
     _check_enforced(asked, backend)
     if asked.network is not None:
         profile = replace(profile, network=_network(asked.network))
@@ -152,13 +155,13 @@ def _network(asked: NetworkRequest) -> Network:
     return Network(asked.mode, tuple(asked.allow))
 
 
-def timeout_of(asked: float | None, spec: SandboxSpec, edge: Edge) -> float:
+def timeout_of(asked: float | None, spec: SandboxSpec, context: ApplicationContext) -> float:
     """Raises LimitTooHigh above the sandbox's wall time."""
     wall = spec.limits.wall_seconds
     if asked is None:
         return wall
     if asked > wall:
-        most = lower(edge.ranges, edge.registry.get(spec.runtime).info.ceilings)["wall_seconds"].ceiling
+        most = lower(context.ranges, context.registry.get(spec.runtime).info.ceilings)["wall_seconds"].ceiling
         way_out = (
             f"create the sandbox with a higher limits.wall_seconds (up to {plain_number(most)})" if most > wall else ""
         )
@@ -175,9 +178,9 @@ def workdir_of(asked: str | None, spec: SandboxSpec) -> str:
     return spec.workdir if asked is None else check_path(asked, "/workdir")
 
 
-def command_of(asked: CreateExecution, sandbox: Sandbox, edge: Edge) -> Command:
+def command_of(asked: CreateExecution, sandbox: Sandbox, context: ApplicationContext) -> Command:
     """The core checks argv and environment against the runtime's own limits."""
-    timeout = timeout_of(asked.timeout_seconds, sandbox.spec, edge)
+    timeout = timeout_of(asked.timeout_seconds, sandbox.spec, context)
     terminal = terminal_of(asked.tty)
     return Command(
         argv=tuple(asked.command),

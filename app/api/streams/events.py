@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.context import edge_of, request_id_of
-from app.api.http.disconnect import ClientGone, until_disconnect
+from app.api.context import context_of, request_id_of
+from app.api.http.disconnect import ClientDisconnected, until_disconnect
 from app.api.streams.frames import exit_frame, gap_frame, problem_frame, start_frame
 from app.api.streams.viewing import Offsets, View, admitted, query_of
 from app.core.backend import settle
 from app.core.errors import InvalidRequest
 from app.core.executions import Execution
-from app.core.follow import Gap, Output
+from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Channel
 
 MEDIA_TYPE = "text/event-stream"
@@ -45,20 +45,20 @@ class EventStream(Response):
             if scope["method"] == "HEAD":
                 return await Response(media_type=MEDIA_TYPE)(scope, receive, send)
             events = Events(send, view.offsets, request_id_of(self._request))
-            with contextlib.suppress(ClientGone):  # hanging up is how a viewer leaves
+            with contextlib.suppress(ClientDisconnected):  # hanging up is how a viewer leaves
                 await until_disconnect(receive, self._tell(view, events))
         return None
 
     async def _tell(self, view: View, events: Events) -> None:
-        edge = edge_of(self._request)
+        context = context_of(self._request)
         await events.open(self._request.headers.get("origin"))
-        beating = asyncio.get_running_loop().create_task(events.beat(edge.patience.silence))
+        beating = asyncio.get_running_loop().create_task(events.beat(context.timeouts.silence))
         try:
             await view.send_to(events)
-        except ClientGone:
+        except ClientDisconnected:
             raise
         except Exception as error:  # whatever it is, the client is told that the stream cannot go on
-            edge.journal.failure(request_id=events.request_id, error=error)
+            context.journal.failure(request_id=events.request_id, error=error)
             await events.problem(error)
         finally:
             beating.cancel()
@@ -89,7 +89,7 @@ class Events:
         self.request_id = request_id
 
     async def open(self, origin: str | None) -> None:
-        """A page of another origin that the guard let in may also read, else its EventSource would be told nothing."""
+        """A page of another origin that may connect may also read, else its EventSource would be told nothing."""
         headers = [(b"content-type", MEDIA_TYPE.encode()), (b"x-accel-buffering", b"no")]
         if origin is not None:
             headers += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
@@ -100,7 +100,7 @@ class Events:
 
     async def beat(self, seconds: float) -> None:
         """A comment now and then, so that nobody on the way takes the silence of a program for a dead connection."""
-        with contextlib.suppress(ClientGone):  # who waits for the client notices it too, and ends the stream
+        with contextlib.suppress(ClientDisconnected):  # who waits for the client notices it too, and ends the stream
             while True:
                 await asyncio.sleep(seconds)
                 await self._write(b":\n\n")
@@ -108,12 +108,12 @@ class Events:
     async def start(self, execution: Execution, offsets: Offsets) -> None:
         await self._event(b"start", start_frame(execution, offsets).encode())
 
-    async def output(self, item: Output) -> None:
+    async def output(self, item: OutputPiece) -> None:
         self._at[item.channel] = item.offset + len(item.data)
         data = b'{"channel":"%b","offset":%d,"base64":"%b"}'
         await self._event(b"output", data % (item.channel.encode(), item.offset, b64encode(item.data)))
 
-    async def gap(self, gap: Gap) -> None:
+    async def gap(self, gap: OutputGap) -> None:
         self._at[gap.channel] = gap.begin if gap.end is None else gap.end
         await self._event(b"gap", gap_frame(gap).encode())
 

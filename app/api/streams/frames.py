@@ -15,14 +15,14 @@ from pydantic_core import from_json, to_json
 from app.api.http.problems import problem_of
 from app.api.http.validation import invalid_request, refuse_doubled_keys
 from app.api.openapi.problem_schema import Problem
-from app.api.schemas.answers import Answer, Exit
+from app.api.schemas.answers import AnswerSchema, Exit
 from app.api.schemas.requests import Terminal
 from app.api.schemas.strict import Strict
 from app.api.schemas.views import exit_body
 from app.core.commands import number_of_signal, signal_number
 from app.core.errors import InvalidRequest, PayloadTooLarge
 from app.core.executions import Execution
-from app.core.follow import Gap
+from app.core.follow import OutputGap
 from app.core.models import Channel, ExecutionState, exit_code_for_shells
 from app.core.models import Terminal as Size
 from app.core.output import OutputLog
@@ -33,7 +33,7 @@ F = TypeVar("F", bound=Strict)
 _REALTIME = re.compile(r"SIGRTMIN\+(\d+)")
 
 
-class StreamStart(Answer):
+class StreamStart(AnswerSchema):
     """The first frame."""
 
     type: Literal["start"]
@@ -45,7 +45,7 @@ class StreamStart(Answer):
     state: ExecutionState
 
 
-class StreamGap(Answer):
+class StreamGap(AnswerSchema):
     """Bytes that are no longer stored. `to` null: the runtime lost bytes at `from`, nobody knows how many; offsets go
     on at `from`."""
 
@@ -55,7 +55,7 @@ class StreamGap(Answer):
     to: int | None = Field(description="the first byte after the gap")
 
 
-class StreamOutput(Answer):
+class StreamOutput(AnswerSchema):
     """Only as a Server-Sent Event: over a WebSocket output comes as binary frames."""
 
     channel: Channel
@@ -63,13 +63,13 @@ class StreamOutput(Answer):
     base64: str = Field(description="at most 64 KiB of output")
 
 
-class StreamDigest(Answer):
+class StreamDigest(AnswerSchema):
     bytes: int
     dropped_bytes: int | None
     sha256: str = Field(description="digest of all bytes of the channel, dropped ones included")
 
 
-class StreamExit(Answer):
+class StreamExit(AnswerSchema):
     """The last frame. Then the server closes with 1000."""
 
     type: Literal["exit"]
@@ -81,7 +81,7 @@ class StreamExit(Answer):
     stderr: StreamDigest
 
 
-class StreamProblem(Answer):
+class StreamProblem(AnswerSchema):
     """Something that the client sent was refused, or the stream cannot go on (then close 1011)."""
 
     type: Literal["problem"]
@@ -140,7 +140,7 @@ def start_frame(execution: Execution, offsets: dict[Channel, int]) -> str:
     )
 
 
-def gap_frame(gap: Gap) -> str:
+def gap_frame(gap: OutputGap) -> str:
     return _text({"type": "gap", "channel": gap.channel, "from": gap.begin, "to": gap.end})
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
-from app.api.context import Edge
+from app.api.context import ApplicationContext
 from app.api.streams.frames import CHANNEL_BYTE, StdinEof, exit_frame, gap_frame, problem_frame, start_frame, understand
 from app.api.streams.viewing import Offsets, View
 from app.core.backend import settle
 from app.core.errors import BulkheadError, Conflict, Forbidden
 from app.core.executions import Execution
-from app.core.follow import Gap, Output
+from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Terminal
-from app.core.stdin import StdinGrip
+from app.core.stdin import StdinLease
 
 NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, TAKEN_OVER = 1000, 1008, 1011, 4001
 REASONS = {
@@ -45,25 +45,25 @@ class Line:
     async def start(self, execution: Execution, offsets: Offsets) -> None:
         await self.text(start_frame(execution, offsets))
 
-    async def output(self, item: Output) -> None:
+    async def output(self, item: OutputPiece) -> None:
         await self.send({"type": "websocket.send", "bytes": CHANNEL_BYTE[item.channel] + item.data})
 
-    async def gap(self, gap: Gap) -> None:
+    async def gap(self, gap: OutputGap) -> None:
         await self.text(gap_frame(gap))
 
     async def exit(self, execution: Execution) -> None:
         await self.text(exit_frame(execution))
 
 
-class Stream:
+class StreamSession:
     """Three tasks, and the first that has a close code ends it: output (1000 after the exit frame), input (1008 for
     stdin from a stream that does not hold it) and take-over (4001). Input also ends it when the client is gone."""
 
-    def __init__(self, edge: Edge, view: View, grip: StdinGrip | None, line: Line) -> None:
-        self._edge = edge
+    def __init__(self, context: ApplicationContext, view: View, lease: StdinLease | None, line: Line) -> None:
+        self._context = context
         self._view = view
         self._execution = view.execution
-        self._grip = grip
+        self._lease = lease
         self._line = line
 
     async def run(self) -> None:
@@ -71,7 +71,7 @@ class Stream:
         try:
             code = await self._until_over()
         except Exception as error:  # whatever it is, the client is told that the stream cannot go on
-            self._edge.journal.failure(request_id=self._line.request_id, error=error)
+            self._context.journal.failure(request_id=self._line.request_id, error=error)
             await self._close(INTERNAL_ERROR, error)
         else:
             if code is not None:
@@ -80,7 +80,7 @@ class Stream:
     async def _close(self, code: int, error: Exception | None = None) -> None:
         """A client that does not read may keep these frames waiting, not for ever."""
         try:
-            async with asyncio.timeout(self._edge.patience.close):
+            async with asyncio.timeout(self._context.timeouts.close):
                 if error is not None:
                     await self._line.problem(error)
                 await self._line.send({"type": "websocket.close", "code": code, "reason": REASONS[code]})
@@ -92,14 +92,15 @@ class Stream:
         loop = asyncio.get_running_loop()
         down, up = loop.create_task(self._output()), loop.create_task(self._input())
         tasks = {down, up}
-        if self._grip is not None:
-            tasks.add(loop.create_task(self._take_over(self._grip)))
+        if self._lease is not None:
+            tasks.add(loop.create_task(self._take_over(self._lease)))
         try:
             pending = tasks
             while True:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 codes = [code for task in done if (code := task.result()) is not None]
-                # Output that cannot be delivered alone ends nothing: stdin that came before the hang-up is still read.
+                # Output that cannot be delivered alone ends nothing: stdin that came before the disconnect is still
+                # read.
                 if codes or up in done:
                     return max(codes, default=None)
         finally:
@@ -108,8 +109,8 @@ class Stream:
             for task in tasks:
                 await settle(task)
 
-    async def _take_over(self, grip: StdinGrip) -> int | None:
-        await grip.taken_over.wait()
+    async def _take_over(self, lease: StdinLease) -> int | None:
+        await lease.taken_over.wait()
         return TAKEN_OVER
 
     # --- down
@@ -130,35 +131,35 @@ class Stream:
                 try:
                     if data is None:
                         await self._obey(understand(message.get("text") or ""))
-                    elif self._grip is None:
+                    elif self._lease is None:
                         await self._line.problem(Conflict(REASONS[POLICY_VIOLATION]))
                         return POLICY_VIOLATION
                     else:
-                        await self._feed(self._grip, data)
+                        await self._feed(self._lease, data)
                 except BulkheadError as error:
                     await self._line.problem(error)
         except OSError:
             return None
         return None
 
-    async def _obey(self, wish: StdinEof | Terminal | int) -> None:
+    async def _obey(self, request: StdinEof | Terminal | int) -> None:
         if self._view.only:
             raise Forbidden("this stream was opened with a ticket without stdin: it can only read")
-        if isinstance(wish, int):
-            await self._execution.signal(wish)
-        elif isinstance(wish, Terminal):
-            await self._execution.resize(wish)
-        elif self._grip is None:
+        if isinstance(request, int):
+            await self._execution.signal(request)
+        elif isinstance(request, Terminal):
+            await self._execution.resize(request)
+        elif self._lease is None:
             raise Conflict(REASONS[POLICY_VIOLATION])
         else:
-            await self._grip.close()
+            await self._lease.close()
 
-    async def _feed(self, grip: StdinGrip, data: bytes) -> None:
-        """While the program does not read, the socket is not read either, and so a hang-up would go unnoticed: a
+    async def _feed(self, lease: StdinLease, data: bytes) -> None:
+        """While the program does not read, the socket is not read either, and so a disconnect would go unnoticed: a
         message without content sends nothing, but raises once the connection is gone."""
-        write = asyncio.get_running_loop().create_task(grip.write(data))
+        write = asyncio.get_running_loop().create_task(lease.write(data))
         try:
-            while not (await asyncio.wait([write], timeout=self._edge.patience.probe))[0]:
+            while not (await asyncio.wait([write], timeout=self._context.timeouts.probe))[0]:
                 await self._line.send({"type": "websocket.send"})
             await write
         finally:

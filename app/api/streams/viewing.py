@@ -12,12 +12,12 @@ from typing import Annotated, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import HTTPConnection
 
-from app.api.context import edge_of, visitor_of
+from app.api.context import context_of, visitor_of
 from app.api.http.validation import invalid_request
 from app.api.routes.output import check_offset, check_readable
 from app.core.executions import Execution
 from app.core.fair_queue import FairQueue
-from app.core.follow import Gap, Output
+from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Channel
 
 Offsets = dict[Channel, int]
@@ -36,7 +36,7 @@ class StreamQuery(BaseModel):
     ticket: Annotated[
         str | None,
         Field(description="in place of a key, for clients that cannot send headers; POST /stream-tickets gives one"),
-    ] = None  # the guard has spent it by now
+    ] = None  # the access check has spent it by now
 
     @property
     def offsets(self) -> Offsets:
@@ -56,8 +56,8 @@ class Encoding(Protocol):
     here, alone."""
 
     async def start(self, execution: Execution, offsets: Offsets) -> None: ...
-    async def output(self, item: Output) -> None: ...
-    async def gap(self, gap: Gap) -> None: ...
+    async def output(self, item: OutputPiece) -> None: ...
+    async def gap(self, gap: OutputGap) -> None: ...
     async def exit(self, execution: Execution) -> None: ...
 
 
@@ -84,7 +84,7 @@ class View:
         with self.execution.follow(self.offsets) as follower:
             while (item := follower.poll() or await follower.next()) is not None:
                 await self.turns.enter(self.client)
-                if isinstance(item, Gap):
+                if isinstance(item, OutputGap):
                     await encoding.gap(item)
                 else:
                     await encoding.output(item)
@@ -95,18 +95,18 @@ class View:
 def admitted(connection: HTTPConnection, offsets: Offsets) -> Iterator[View]:
     """One of the viewers of the execution that the path names, for as long as the block runs. Raises NotFound,
     WrongState, RangeNotSatisfiable, CapacityExceeded."""
-    edge = edge_of(connection)
+    context = context_of(connection)
     sandbox_id, execution_id = (connection.path_params[name] for name in ("sandbox_id", "execution_id"))
-    sandbox = edge.sandboxes.get(sandbox_id)
-    execution = edge.sandboxes.execution(sandbox_id, execution_id)
+    sandbox = context.sandboxes.get(sandbox_id)
+    execution = context.sandboxes.execution(sandbox_id, execution_id)
     check_readable(sandbox)
     for channel, offset in offsets.items():
         check_offset(execution.logs[channel], offset, channel)
     visitor = visitor_of(connection)
-    with edge.shares.streams.holding(visitor.client):
-        execution.enter_view(edge.sandboxes.capacity.viewers)
+    with context.shares.streams.holding(visitor.client):
+        execution.enter_view(context.sandboxes.capacity.viewers)
         try:
-            count = partial(edge.streamed, sandbox.spec.runtime)
-            yield View(execution, offsets, count, visitor.client, edge.shares.pieces, visitor.view_only)
+            count = partial(context.streamed, sandbox.spec.runtime)
+            yield View(execution, offsets, count, visitor.client, context.shares.pieces, visitor.view_only)
         finally:
             execution.leave_view()

@@ -4,7 +4,7 @@
 
     backend ── fit, create ──▶ sandbox ── execute ──▶ execution ──▶ attach (WebSocket)
        │                          │                       │            └─ replay: what is new of a repeated stream
-       └─ pulse (is it there?) ───┴──────── server ───────┘
+       └─ health check         ───┴──────── server ───────┘
                                               └─ client (httpx; the one place where its errors become ours)
 
 What is written of BoxLite here was seen on a running server 0.10.8 or read in its source. Inside this folder, and only

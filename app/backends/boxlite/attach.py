@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.models import Channel
 
 FRAME_BYTES = 256 * 1024  # the server's are 1 KiB, or 3 where it replaced every byte; one that lies is cut off
@@ -129,8 +129,8 @@ class _Connect(connect):
 class Sockets:
     """`url`: the server's, http or https."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], times: Times) -> None:
-        self._url, self._headers, self._times = "ws" + url.removeprefix("http"), dict(headers), times
+    def __init__(self, url: str, headers: Mapping[str, str], timeouts: ServerTimeouts) -> None:
+        self._url, self._headers, self._timeouts = "ws" + url.removeprefix("http"), dict(headers), timeouts
         self._closing: set[asyncio.Task[None]] = set()
 
     def target(self, path: str) -> str:
@@ -148,8 +148,8 @@ class Sockets:
                 compression=None,
                 max_size=FRAME_BYTES,
                 max_queue=FRAMES_QUEUED,
-                open_timeout=self._times.opening,
-                close_timeout=self._times.closing,
+                open_timeout=self._timeouts.opening,
+                close_timeout=self._timeouts.closing,
                 ping_interval=PING_SECONDS,
                 ping_timeout=PONG_SECONDS,
                 logger=_UNHEARD,

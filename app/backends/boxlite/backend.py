@@ -14,16 +14,16 @@ from dataclasses import replace
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.box import Box
-from app.backends.boxlite.client import Client
+from app.backends.boxlite.client import BoxliteClient
+from app.backends.boxlite.health_check import HealthCheck
 from app.backends.boxlite.images import Images
 from app.backends.boxlite.inside import MAIN_COMMAND, WORKSPACE, Facts
 from app.backends.boxlite.limits import COMMAND_LIMITS, GIB, MOST_CPUS, whole
 from app.backends.boxlite.network import NOBODY_PERMITTED, narrowed
-from app.backends.boxlite.pulse import Pulse
 from app.backends.boxlite.receipt import check, isolation
 from app.backends.boxlite.sandbox import BoxliteSandbox
-from app.backends.boxlite.server import Server, is_name_taken, is_slow_boot
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.server import BoxliteServer, is_name_taken, is_slow_boot
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.backend import Capability, RuntimeInfo, settle
 from app.core.errors import (
     BackendFailure,
@@ -55,12 +55,12 @@ REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours m
 class BoxliteBackend:
     """`instance`: a random word of this installation, the same in every life of it."""
 
-    def __init__(self, settings: BoxliteSettings, instance: str, times: Times | None = None) -> None:
+    def __init__(self, settings: BoxliteSettings, instance: str, timeouts: ServerTimeouts | None = None) -> None:
         self._settings = settings
         key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-        self._client = Client(settings.url or "http://127.0.0.1:8100", key, times)
-        self._server = Server(self._client, settings.path_prefix)
-        self._pulse = Pulse(self._server, self._on_boxes, self._on_silence)
+        self._client = BoxliteClient(settings.url or "http://127.0.0.1:8100", key, timeouts)
+        self._server = BoxliteServer(self._client, settings.path_prefix)
+        self._health_check = HealthCheck(self._server, self._on_boxes, self._on_silence)
         self._images = Images(settings.images, settings.default_image, settings.image_patterns)
         if settings.default_image is not None:
             self._images.chosen(None)
@@ -86,10 +86,10 @@ class BoxliteBackend:
         )
 
     def open(self) -> None:
-        self._pulse.open()
+        self._health_check.open()
 
     async def ready(self) -> None:
-        await self._pulse.check()
+        await self._health_check.check()
 
     def fit(self, spec: SandboxSpec) -> SandboxSpec:
         network = spec.policy.network
@@ -105,46 +105,46 @@ class BoxliteBackend:
     # --- create
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
-        await self._pulse.check()
+        await self._health_check.check()
         await self._boots.acquire()  # whoever gives up while he waits has begun nothing
-        birth = asyncio.get_running_loop().create_task(self._birth(sandbox_id, spec))
+        boot = asyncio.get_running_loop().create_task(self._boot_when_there(sandbox_id, spec))
         try:
-            return await asyncio.shield(birth)
+            return await asyncio.shield(boot)
         except asyncio.CancelledError:
-            # To hang up on a boot breaks the box: it is waited for, and then undone.
-            await settle(asyncio.get_running_loop().create_task(self._undo(self._prefix + sandbox_id, birth)))
+            # To disconnect from a boot breaks the box: it is waited for, and then undone.
+            await settle(asyncio.get_running_loop().create_task(self._undo(self._prefix + sandbox_id, boot)))
             raise
 
-    async def _undo(self, name: str, birth: asyncio.Task[BoxliteSandbox]) -> None:
-        await asyncio.wait([birth])
-        if birth.cancelled() or birth.exception() is not None:
+    async def _undo(self, name: str, boot: asyncio.Task[BoxliteSandbox]) -> None:
+        await asyncio.wait([boot])
+        if boot.cancelled() or boot.exception() is not None:
             return
         try:
-            await birth.result().destroy()
+            await boot.result().destroy()
         except BackendFailure as error:  # then it is removed when it is next seen
-            self._pulse.note(error)
+            self._health_check.note(error)
             self._forget(name)
 
-    async def _birth(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
+    async def _boot_when_there(self, sandbox_id: str, spec: SandboxSpec) -> BoxliteSandbox:
         name = self._prefix + sandbox_id
         self._names.add(name)
         turn = contextlib.ExitStack()
         turn.callback(self._boots.release)
         try:
             with turn:
-                await self._pulse.check()
+                await self._health_check.check()
                 return await self._boot(sandbox_id, name, spec, turn)
         except BaseException as error:
             self._names.discard(name)
             if isinstance(error, BackendFailure):
-                self._pulse.note(error)
+                self._health_check.note(error)
             raise
 
     async def _boot(self, sandbox_id: str, name: str, spec: SandboxSpec, turn: contextlib.ExitStack) -> BoxliteSandbox:
         box = await self._made(name, spec)
         sandbox = BoxliteSandbox(
             self._server,
-            self._pulse,
+            self._health_check,
             self._tasks,
             sandbox_id,
             box.id,
@@ -234,7 +234,7 @@ class BoxliteBackend:
                 self._remove(box.id)
 
     def _remove(self, box_id: str) -> asyncio.Task[None]:
-        """One attempt at a time; those of the pulse are made again at its next beat."""
+        """One attempt at a time; those of the health check are made again at its next beat."""
         if box_id not in self._removing:
             task = asyncio.get_running_loop().create_task(self._server.remove(box_id))
             self._removing[box_id] = task
@@ -244,7 +244,7 @@ class BoxliteBackend:
 
     def _removed(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and isinstance(error := task.exception(), BackendFailure):
-            self._pulse.note(error)
+            self._health_check.note(error)
 
     def _on_silence(self, seconds: float, error: BackendFailure) -> None:
         if seconds > self._settings.grace_seconds:
@@ -255,7 +255,7 @@ class BoxliteBackend:
         """What cannot be removed now is removed by the next life of this instance."""
         sandboxes = tuple(self._sandboxes.values())
         await asyncio.gather(*(sandbox.destroy() for sandbox in sandboxes), return_exceptions=True)
-        await self._pulse.aclose()
+        await self._health_check.aclose()
         for task in tuple(self._removing.values()):
             await settle(task)
         await self._tasks.aclose()

@@ -1,6 +1,6 @@
 """HTTP to the BoxLite server: one connection pool, one bound on everything, one place where errors become ours.
 
-The server cancels the work of a client that hangs up, and that breaks a box (a boot becomes `failed`, a stop is left
+The server cancels the work of a client that disconnects, and that breaks a box (a boot becomes `failed`, a stop is left
 half way). So nothing here is ever cancelled from outside: every request is a task of its own, which goes on.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import httpx
 
 from app.backends.boxlite import RUNTIME
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.backends.boxlite.turns import Busy, take
 from app.core.backend import settle
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
@@ -37,7 +37,7 @@ class Unanswered(BackendTimeout):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerReply:
     status: int
     body: Any  # JSON, or None when there is none
 
@@ -59,15 +59,17 @@ def seen(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-class Client:
+class BoxliteClient:
     """`url`: scheme://host[:port][/path]; `key`: shown as a bearer token, never logged."""
 
-    def __init__(self, url: str, key: str | None, times: Times | None = None, *, connections: int = 256) -> None:
+    def __init__(
+        self, url: str, key: str | None, timeouts: ServerTimeouts | None = None, *, connections: int = 256
+    ) -> None:
         self.url = url.rstrip("/")
-        self.times = times or Times()
+        self.timeouts = timeouts or ServerTimeouts()
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
         self._key = key
-        self._requests: set[asyncio.Task[Answer]] = set()
+        self._requests: set[asyncio.Task[ServerReply]] = set()
         self._closed = False
         # What comes is counted as it comes, so nothing may be packed.
         self._sent = {**self.headers, "accept": "application/json", "accept-encoding": "identity"}
@@ -86,7 +88,7 @@ class Client:
         query: Mapping[str, str] | None = None,
         turns: asyncio.Semaphore | None = None,
         beat: bool = False,
-    ) -> Answer:
+    ) -> ServerReply:
         """The answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable, Busy), BackendTimeout
         (Unanswered). `seconds`: for all of it, however slowly the bytes come; before that as long for one of `turns`,
         which is held until the answer is there. `beat`: on connections of its own."""
@@ -113,10 +115,10 @@ class Client:
         seconds: float,
         body: Any,
         query: Mapping[str, str] | None,
-    ) -> Answer:
+    ) -> ServerReply:
         headers = self._sent if body is None else {**self._sent, "content-type": "application/json"}
         content = None if body is None else json.dumps(body).encode()
-        connect = min(self.times.connect, seconds)
+        connect = min(self.timeouts.connect, seconds)
         extensions = {"timeout": {"connect": connect, "read": seconds, "write": seconds, "pool": seconds}}
         try:
             request = httpx.Request(
@@ -142,7 +144,7 @@ class Client:
             raise BackendUnavailable(RUNTIME, f"the address of the BoxLite server is wrong: {error}", 60) from error
 
     async def aclose(self) -> None:
-        """Waits for what is under way: to hang up would break boxes."""
+        """Waits for what is under way: to disconnect would break boxes."""
         self._closed = True
         for task in tuple(self._requests):
             with contextlib.suppress(BackendFailure):
@@ -159,13 +161,13 @@ class Client:
         """And not the key, which a server may repeat."""
         return shown(text.replace(self._key, "…") if self._key else text)
 
-    def _understood(self, response: httpx.Response, raw: bytes) -> Answer:
+    def _understood(self, response: httpx.Response, raw: bytes) -> ServerReply:
         status = response.status_code
         if 200 <= status < 300:
             if not raw:
-                return Answer(status, None)
+                return ServerReply(status, None)
             try:
-                return Answer(status, _parsed(raw))
+                return ServerReply(status, _parsed(raw))
             except (ValueError, RecursionError):
                 raise BackendRefused(
                     RUNTIME, "the answer of the BoxLite server is not JSON", Upstream(status)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from app.backends.boxlite.inside import Inside
 from app.backends.boxlite.server import is_silent
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.backends.boxlite.turns import Asks
 from app.core.commands import signal_name
 from app.core.errors import BackendFailure
@@ -17,7 +17,7 @@ KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
 _SIGHUP = 1
 
 
-class Room(Protocol):
+class ExecutionBox(Protocol):
     """What an execution needs of its sandbox."""
 
     box_id: str
@@ -39,12 +39,12 @@ class Room(Protocol):
 
 
 class Ending:
-    def __init__(self, room: Room, mark: str, times: Times) -> None:
-        self._room, self._mark, self._times = room, mark, times
+    def __init__(self, box: ExecutionBox, mark: str, timeouts: ServerTimeouts) -> None:
+        self._box, self._mark, self._timeouts = box, mark, timeouts
 
     async def forgotten(self) -> Exit:
         """The server was started again: the program may run on in the box, out of everybody's reach but ours."""
-        await self._room.bury(self._mark)
+        await self._box.bury(self._mark)
         why = await self._why_lost()
         return Exit(ExitReason.LOST, detail=why or "the BoxLite server was started again and has forgotten it")
 
@@ -53,12 +53,12 @@ class Ending:
         failures = 0
         while True:
             try:
-                return await self._room.look(patient=patient)
+                return await self._box.look(patient=patient)
             except BackendFailure as error:
                 if not is_silent(error):
                     raise
-            await asyncio.sleep(self._times.pause(failures))
-            await self._room.server_there()
+            await asyncio.sleep(self._timeouts.pause(failures))
+            await self._box.server_there()
             failures += 1
 
     async def natural(self, code: int, *, hung_up: bool) -> Exit:
@@ -67,11 +67,11 @@ class Ending:
         if code < -1:
             return Exit(ExitReason.SIGNALED, signal=signal_name(-code))
         # The box ended, the server is stopping, or it died of SIGHUP: if we sent that, one look is enough.
-        why = None if self._room.ending else await self._why_lost(patient=not hung_up)
-        if self._room.ending:
+        why = None if self._box.ending else await self._why_lost(patient=not hung_up)
+        if self._box.ending:
             return KILLED
         if why is None and hung_up:
             return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
         if why is None:  # a server that is stopping says so of programs that live on
-            await self._room.bury(self._mark)
+            await self._box.bury(self._mark)
         return Exit(ExitReason.LOST, detail=why or "the BoxLite server does not tell how it ended; its box runs on")

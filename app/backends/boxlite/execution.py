@@ -18,10 +18,10 @@ from typing import Any
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Socket
 from app.backends.boxlite.client import seen, upstream_of
-from app.backends.boxlite.ending import KILLED, Ending, Room
+from app.backends.boxlite.ending import KILLED, Ending, ExecutionBox
 from app.backends.boxlite.inside import Swept
 from app.backends.boxlite.output import Intake
-from app.backends.boxlite.server import Server
+from app.backends.boxlite.server import BoxliteServer
 from app.core.backend import Logs
 from app.core.commands import signal_name
 from app.core.errors import BackendFailure, BackendTimeout, PayloadTooLarge, WrongState
@@ -33,12 +33,14 @@ _SIGHUP, _SIGKILL = 1, 9
 
 
 class BoxliteExecution:
-    def __init__(self, server: Server, room: Room, mark: str, command: Command, logs: Logs, stdin_limit: int) -> None:
-        self._server, self._room, self._mark, self._command = server, room, mark, command
+    def __init__(
+        self, server: BoxliteServer, box: ExecutionBox, mark: str, command: Command, logs: Logs, stdin_limit: int
+    ) -> None:
+        self._server, self._box, self._mark, self._command = server, box, mark, command
         self._stdin_limit, self._stdin_left = stdin_limit, stdin_limit
-        self._times = server.times
-        self._ending = Ending(room, mark, server.times)
-        self._intake = Intake(logs, server.times.quiet)
+        self._timeouts = server.timeouts
+        self._ending = Ending(box, mark, server.timeouts)
+        self._intake = Intake(logs, server.timeouts.quiet)
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._exit: asyncio.Future[Exit] = loop.create_future()
@@ -81,7 +83,7 @@ class BoxliteExecution:
         while not self._exit.done():
             opened = math.inf
             try:
-                async with self._server.attach(self._room.box_id, self._id) as socket:
+                async with self._server.attach(self._box.box_id, self._id) as socket:
                     opened = self._loop.time()
                     await self._introduce(socket)
                     return await self._intake.take(socket.frames())
@@ -94,9 +96,9 @@ class BoxliteExecution:
             finally:
                 self._socket = None
                 self._connected.clear()
-            failures = 0 if self._loop.time() - opened > self._times.steady else failures
-            await asyncio.sleep(self._times.pause(failures))
-            await self._room.server_there()
+            failures = 0 if self._loop.time() - opened > self._timeouts.steady else failures
+            await asyncio.sleep(self._timeouts.pause(failures))
+            await self._box.server_there()
             failures += 1
         return None
 
@@ -114,11 +116,11 @@ class BoxliteExecution:
         """A reader that was behind when the program ended has missed the end of its output without a word: the server
         repeats the last 256 KiB of a completed execution as often as it is asked."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._times.again):
-                for delay in (0.0, *self._times.backoff):
+            async with asyncio.timeout(self._timeouts.again):
+                for delay in (0.0, *self._timeouts.backoff):
                     await asyncio.sleep(delay)
                     try:
-                        async with self._server.attach(self._room.box_id, self._id) as socket:
+                        async with self._server.attach(self._box.box_id, self._id) as socket:
                             self._intake.begin_socket()
                             await self._intake.take(socket.frames())
                             return
@@ -143,7 +145,7 @@ class BoxliteExecution:
         elif self._in_doubt and detail is None:
             detail = "the connection to the BoxLite server broke while stdin was sent: some of it may be missing"
         duration = round(time.perf_counter() - self._began, 6) if exit_.reason is not ExitReason.START_FAILED else None
-        unprompted = self._killing is None and not self._room.ending
+        unprompted = self._killing is None and not self._box.ending
         self._exit.set_result(replace(exit_, detail=detail, duration_seconds=duration, unprompted=unprompted))
         self._connected.set()
 
@@ -158,7 +160,7 @@ class BoxliteExecution:
             return False
         if len(data) > self._stdin_left:
             # The server takes in what the program does not read, without limit, and says nothing. Nothing smaller may
-            # follow: it would go on behind a hole.
+            # follow: it would go on behind a gap.
             self._stdin_left = 0
             raise PayloadTooLarge(self._stdin_limit, "all stdin of this execution", "write it to a file of the sandbox")
         self._stdin_left -= len(data)
@@ -197,24 +199,24 @@ class BoxliteExecution:
             raise WrongState("ended", "the execution has ended")
         if self._size is not None:
             self._size = replace(self._size, rows=rows, cols=cols)
-        with self._room.asks:
-            if not await self._server.resize(self._room.box_id, self._id, rows, cols):
+        with self._box.asks:
+            if not await self._server.resize(self._box.box_id, self._id, rows, cols):
                 raise WrongState("ended", "the execution has ended")
 
     async def signal(self, number: int) -> None:
         """To the group, by the box's own shell; where that cannot, to the first process, by the server."""
         if self._exit.done():
             raise WrongState("ended", "the execution has ended")
-        with self._room.asks:
+        with self._box.asks:
             await self._signal(number)
 
     async def _signal(self, number: int) -> None:
         self._hung_up = self._hung_up or number == _SIGHUP
         with contextlib.suppress(BackendFailure):
-            if await self._room.inside.signal(self._mark, number):
+            if await self._box.inside.signal(self._mark, number):
                 return
         send = self._server.kill if number == _SIGKILL else partial(self._server.signal, number=number)
-        if not await send(self._room.box_id, self._id):
+        if not await send(self._box.box_id, self._id):
             raise WrongState("ended", f"no process of the execution can be reached with {signal_name(number)}")
 
     async def kill(self) -> None:
@@ -229,18 +231,18 @@ class BoxliteExecution:
             return
         swept = Swept.LEFT
         with contextlib.suppress(BackendFailure):
-            swept = await self._room.inside.kill(self._mark)
-        if await self._ended_within(0 if swept is Swept.LEFT else self._times.leader):
+            swept = await self._box.inside.kill(self._mark)
+        if await self._ended_within(0 if swept is Swept.LEFT else self._timeouts.leader):
             return
         try:
-            killed = await self._server.kill(self._room.box_id, self._id)
+            killed = await self._server.kill(self._box.box_id, self._id)
         except BackendFailure as error:
             if self._exit.done():
                 return
             raise BackendTimeout(
                 RUNTIME, f"nothing confirms that the execution has ended: {error}", upstream_of(error)
             ) from error
-        if not await self._ended_within(self._times.leader):
+        if not await self._ended_within(self._timeouts.leader):
             # A child that holds the pipes delays the exit frame for ever, and of a killed execution nothing can be
             # asked any more.
             dead = killed or swept is Swept.KILLED

@@ -74,7 +74,7 @@ def facts_of(line: bytes) -> FileStat:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class TreeNode:
     """One file of a tree. `links`: how many names it has; `device`: with its inode it tells files apart."""
 
     name: bytes
@@ -83,11 +83,11 @@ class Node:
     device: int
 
 
-def node_of(record: bytes) -> Node:
+def node_of(record: bytes) -> TreeNode:
     found = _RECORD.fullmatch(record)
     if found is None:
         raise nonsense()
-    return Node(found[8], _stat(found), int(found[6]), int(found[7]))
+    return TreeNode(found[8], _stat(found), int(found[6]), int(found[7]))
 
 
 def _stat(found: re.Match[bytes]) -> FileStat:

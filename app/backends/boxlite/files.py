@@ -12,11 +12,11 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
-from app.backends.boxlite.dialogue import Dialogue
-from app.backends.boxlite.dialogues import Dialogues
 from app.backends.boxlite.file_facts import absolute, facts_of, name_of_ours, nonsense, only, there
 from app.backends.boxlite.file_scripts import CLEAN_WRITE, DELETE, MAKE_DIRECTORY, OPEN, PAGE_BYTES, STAT, TREE, WRITE
-from app.backends.boxlite.tree import Tree, packed
+from app.backends.boxlite.script_runner import ScriptRunner
+from app.backends.boxlite.script_session import ScriptSession
+from app.backends.boxlite.tree import BoxTree, packed
 from app.backends.boxlite.unpacking import unpack
 from app.core.errors import (
     AccessDenied,
@@ -44,13 +44,13 @@ ROUNDS = 8  # how often a file may change between a check and the rename
 
 
 class BoxliteFiles:
-    def __init__(self, dialogues: Dialogues) -> None:
-        self._dialogues = dialogues
+    def __init__(self, scripts: ScriptRunner) -> None:
+        self._scripts = scripts
         self._renaming = asyncio.Lock()  # between two clients of ours a condition holds; see the script
 
     async def stat(self, path: bytes) -> FileStat:
-        async with self._dialogues.begin(STAT, absolute(path)) as dialogue:
-            return there(await dialogue.line(), path)
+        async with self._scripts.begin(STAT, absolute(path)) as session:
+            return there(await session.line(), path)
 
     @asynccontextmanager
     async def open(self, path: bytes) -> AsyncIterator[OpenFile]:
@@ -59,12 +59,12 @@ class BoxliteFiles:
 
     @asynccontextmanager
     async def _opened(self, path: bytes) -> AsyncIterator[_Held]:
-        async with self._dialogues.begin(OPEN, absolute(path)) as dialogue:
-            only(FileKind.FILE, there(await dialogue.line(), path), path)
-            word, _, facts = (await dialogue.line()).partition(b" ")
+        async with self._scripts.begin(OPEN, absolute(path)) as session:
+            only(FileKind.FILE, there(await session.line(), path), path)
+            word, _, facts = (await session.line()).partition(b" ")
             if word != b"open":
                 raise nonsense()
-            yield _Held(dialogue, only(FileKind.FILE, facts_of(facts), path))
+            yield _Held(session, only(FileKind.FILE, facts_of(facts), path))
 
     async def write(
         self, path: bytes, content: AsyncIterator[bytes], *, mode: int | None = None, check: Check | None = None
@@ -73,18 +73,18 @@ class BoxliteFiles:
         if whole.rpartition(b"/")[2] in {b"", b".", b".."}:
             raise WrongType(FileKind.DIRECTORY.value, f"{shown(path)} names a directory")
         options = (name_of_ours(), "" if mode is None else f"{mode:o}")
-        async with self._dialogues.begin(WRITE, whole, *options, clean=CLEAN_WRITE) as dialogue:
-            line = await dialogue.line()
+        async with self._scripts.begin(WRITE, whole, *options, clean=CLEAN_WRITE) as session:
+            line = await session.line()
             _checked(line, path, check)
-            await dialogue.say("go")
-            size, digest = await dialogue.feed(content)
-            said = await dialogue.line(dialogue.seconds_for(size))
+            await session.say("go")
+            size, digest = await session.feed(content)
+            said = await session.line(session.seconds_for(size))
             if said != b"sum " + digest.encode():
                 raise BackendFailure("the content was damaged on its way into the box: its digest is wrong")
             for _ in range(ROUNDS):
                 async with self._renaming:
-                    await dialogue.say(line.decode() if check is not None else "any")
-                    word, _, line = (await dialogue.line()).partition(b" ")
+                    await session.say(line.decode() if check is not None else "any")
+                    word, _, line = (await session.line()).partition(b" ")
                 if word == b"done":
                     return line == b"none"
                 if word != b"again":
@@ -94,9 +94,9 @@ class BoxliteFiles:
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
         token = secrets.token_hex(16)
-        async with self._dialogues.begin(TREE, absolute(path), token, "1") as dialogue:
-            only(FileKind.DIRECTORY, there(await dialogue.line(), path), path)
-            tree = Tree(dialogue, token)
+        async with self._scripts.begin(TREE, absolute(path), token, "1") as session:
+            only(FileKind.DIRECTORY, there(await session.line(), path), path)
+            tree = BoxTree(session, token)
             names = await tree.first_names(after, limit + 1)
             nodes = await tree.nodes(names[:limit])
             targets = await tree.targets(nodes)
@@ -105,8 +105,8 @@ class BoxliteFiles:
 
     async def make_directory(self, path: bytes) -> bool:
         whole = absolute(path).rstrip(b"/") or b"/"
-        async with self._dialogues.begin(MAKE_DIRECTORY, whole) as dialogue:
-            line = await dialogue.line()
+        async with self._scripts.begin(MAKE_DIRECTORY, whole) as session:
+            line = await session.line()
             if line == b"made":
                 return True
             if line != b"there":
@@ -117,24 +117,24 @@ class BoxliteFiles:
         if not path.strip(b"/"):
             raise AccessDenied("the root of a sandbox cannot be deleted")
         require_name(path)
-        async with self._dialogues.begin(DELETE, absolute(path), "recursive" if recursive else "") as dialogue:
-            if await dialogue.line() != b"gone":
+        async with self._scripts.begin(DELETE, absolute(path), "recursive" if recursive else "") as session:
+            if await session.line() != b"gone":
                 raise nonsense()
 
     @asynccontextmanager
     async def pack(self, path: bytes) -> AsyncIterator[AsyncIterator[ArchiveEntry | bytes]]:
         token = secrets.token_hex(16)
-        async with self._dialogues.begin(TREE, absolute(path), token, "") as dialogue:
-            root = there(await dialogue.line(), path)
+        async with self._scripts.begin(TREE, absolute(path), token, "") as session:
+            root = there(await session.line(), path)
             if root.kind is FileKind.DIRECTORY:
-                tree = Tree(dialogue, token)
+                tree = BoxTree(session, token)
                 yield packed(tree, root, await tree.survey())
                 return
         async with self.open(path) as file:
             yield _alone(file, path.rpartition(b"/")[2])
 
     async def unpack(self, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
-        await unpack(self._dialogues, path, content)
+        await unpack(self._scripts, path, content)
 
 
 async def _alone(file: OpenFile, name: bytes) -> AsyncIterator[ArchiveEntry | bytes]:
@@ -173,8 +173,8 @@ class _Reading:
 
 
 class _Held:
-    def __init__(self, dialogue: Dialogue, stat: FileStat) -> None:
-        self._dialogue, self.stat = dialogue, stat
+    def __init__(self, session: ScriptSession, stat: FileStat) -> None:
+        self._session, self.stat = session, stat
 
     async def read(self, begin: int, size: int) -> AsyncIterator[bytes]:
         if size == 0:
@@ -182,8 +182,8 @@ class _Held:
         skip = begin // PAGE_BYTES
         count = -(-(begin + size) // PAGE_BYTES) - skip
         before, left = begin - skip * PAGE_BYTES, size
-        await self._dialogue.say(f"{skip} {count}")
-        async for piece in self._dialogue.stream(count * PAGE_BYTES, self._dialogue.piece_seconds):
+        await self._session.say(f"{skip} {count}")
+        async for piece in self._session.stream(count * PAGE_BYTES, self._session.piece_seconds):
             wanted = piece[before : before + left]
             before = max(0, before - len(piece))
             left -= len(wanted)

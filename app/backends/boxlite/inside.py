@@ -16,7 +16,7 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Ended
 from app.backends.boxlite.client import shown
 from app.backends.boxlite.scripts import script
-from app.backends.boxlite.server import Server, SpawnFailed
+from app.backends.boxlite.server import BoxliteServer, SpawnFailed
 from app.core.errors import BackendTimeout, BackendUnavailable, Upstream
 from app.core.models import Channel
 
@@ -69,7 +69,7 @@ def shell_command(script: str, *arguments: str, seconds: float) -> dict[str, obj
 
 
 class Inside:
-    def __init__(self, server: Server, box_id: str) -> None:
+    def __init__(self, server: BoxliteServer, box_id: str) -> None:
         self._server, self._box_id = server, box_id
 
     async def prove(self, *, needs_workspace: bool) -> Facts:
@@ -97,9 +97,9 @@ class Inside:
 
     async def _shell(self, script: str, *arguments: str) -> Said:
         """Raises a BackendFailure."""
-        body = shell_command(script, *arguments, seconds=self._server.times.shell)
+        body = shell_command(script, *arguments, seconds=self._server.timeouts.shell)
         try:
-            async with asyncio.timeout(2 * self._server.times.shell):
+            async with asyncio.timeout(2 * self._server.timeouts.shell):
                 execution_id = await self._server.execute(self._box_id, body)
                 return await self._listen(execution_id)
         except SpawnFailed as error:

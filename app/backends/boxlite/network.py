@@ -13,7 +13,7 @@ from app.core.errors import InvalidRequest, PolicyNotSupported, PolicyTooBroad
 from app.core.hosts import check_rule, covers
 
 NOBODY_PERMITTED = "the operator permits no host; BULKHEAD_BOXLITE__DIRECT_ALLOW lists those that boxes may reach"
-RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which the pulse asks for at every beat
+RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which the health check asks for at every beat
 
 
 def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From the frames of one socket after another into the logs: each byte once, and a hole where bytes are known to be
+"""From the frames of one socket after another into the logs: each byte once, and a gap where bytes are known to be
 missing."""
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class _Lane:
             self._timer.cancel()
             self._timer = None
         self._repetition = None
-        if known.torn:
-            self._log.tear()
+        if known.has_gap:
+            self._log.add_gap()
         if len(repetition.held) > known.size:
             self._keep(bytes(repetition.held[known.size :]))
 

@@ -41,10 +41,11 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """So many bytes at the beginning of the repetition are known; `torn`: and before what follows bytes are missing."""
+    """So many bytes at the beginning of the repetition are known; `has_gap`: and before what follows bytes are
+    missing."""
 
     size: int
-    torn: bool = False
+    has_gap: bool = False
 
 
 class Repetition:
@@ -94,12 +95,12 @@ class Repetition:
 
     def _missed_earlier(self) -> Known | None:
         place = self.held.rfind(self._ours[-PROBE:]) if len(self._ours) >= PROBE else -1
-        return Known(place + PROBE, torn=True) if place >= 0 else None
+        return Known(place + PROBE, has_gap=True) if place >= 0 else None
 
     def _by_chance(self) -> Known:
         """A few bytes may be known, or look so: nothing is taken in twice."""
         sizes = range(min(PROBE, len(self._ours), len(self.held)), 0, -1)
-        return Known(next((size for size in sizes if self._ours.endswith(self.held[:size])), 0), torn=True)
+        return Known(next((size for size in sizes if self._ours.endswith(self.held[:size])), 0), has_gap=True)
 
 
 def _same(one: bytes, other: bytearray) -> int:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.backends.boxlite.client import seen, upstream_of
-from app.backends.boxlite.dialogues import Dialogues
 from app.backends.boxlite.ending import KILLED
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.files import BoxliteFiles
+from app.backends.boxlite.health_check import HealthCheck
 from app.backends.boxlite.inside import MARK, Inside
-from app.backends.boxlite.pulse import Pulse
-from app.backends.boxlite.server import Server, SpawnFailed, is_silent
+from app.backends.boxlite.script_runner import ScriptRunner
+from app.backends.boxlite.server import BoxliteServer, SpawnFailed, is_silent
 from app.backends.boxlite.turns import Asks
 from app.core.backend import Logs
 from app.core.commands import hint_for
@@ -32,8 +32,8 @@ class BoxliteSandbox:
 
     def __init__(
         self,
-        server: Server,
-        pulse: Pulse,
+        server: BoxliteServer,
+        health_check: HealthCheck,
         tasks: Tasks,
         sandbox_id: str,
         box_id: str,
@@ -42,10 +42,10 @@ class BoxliteSandbox:
         disk_bytes: int,
     ) -> None:
         self._tasks = tasks
-        self._server, self._pulse, self._stdin_limit, self._on_end = server, pulse, stdin_limit, on_end
+        self._server, self._health_check, self._stdin_limit, self._on_end = server, health_check, stdin_limit, on_end
         self.id, self.box_id = sandbox_id, box_id
         self.inside, self.asks = Inside(server, box_id), Asks()
-        self.files: Files = BoxliteFiles(Dialogues(server, self, tasks, disk_bytes))
+        self.files: Files = BoxliteFiles(ScriptRunner(server, self, tasks, disk_bytes))
         loop = asyncio.get_running_loop()
         self._loop = loop
         self.since = loop.time()
@@ -99,7 +99,7 @@ class BoxliteSandbox:
         except SpawnFailed as failed:
             execution.fail_start(_start_failed(command, str(failed)))
         except BackendFailure as error:
-            self._pulse.note(error)
+            self._health_check.note(error)
             execution.fail_start(Exit(ExitReason.LOST, detail=str(error)))
             if isinstance(error, BackendTimeout):  # it may have been started, and nobody would ever end it
                 await self.bury(mark)
@@ -120,7 +120,7 @@ class BoxliteSandbox:
 
     async def blamed(self, error: BackendFailure) -> BulkheadError:
         """WrongState when the box has ended, else the error itself."""
-        self._pulse.note(error)
+        self._health_check.note(error)
         try:
             if not is_silent(error):
                 await self._blame_box(error)
@@ -149,13 +149,13 @@ class BoxliteSandbox:
 
     async def look(self, *, patient: bool = True) -> str | None:
         """Why the box has ended, or None when it runs on. Raises a BackendFailure when nobody can say."""
-        seconds = self._server.times.look
+        seconds = self._server.timeouts.look
         until = self._loop.time() + (seconds if patient else 0)
         while not self._lost.done() and self._ending is None:
             try:
                 box = await self._server.find(self.box_id)
             except BackendFailure as error:
-                self._pulse.note(error)
+                self._health_check.note(error)
                 raise
             if box is None or box.over:
                 self.lose("its box is gone" if box is None else f"its box is {box.status}")
@@ -166,8 +166,8 @@ class BoxliteSandbox:
         return self._lost.result() if self._lost.done() else None
 
     async def server_there(self) -> None:
-        self._pulse.hurry()
-        await self._pulse.there()
+        self._health_check.hurry()
+        await self._health_check.there()
 
     async def bury(self, mark: str) -> None:
         """Returns after the first attempt, and goes on if that was in vain."""
@@ -176,14 +176,14 @@ class BoxliteSandbox:
         await tried.wait()
 
     async def _bury(self, mark: str, tried: asyncio.Event) -> None:
-        for pause in self._server.times.backoff:
+        for pause in self._server.timeouts.backoff:
             if self._over.is_set() or self._lost.done():
                 break
             try:
                 await self.inside.kill(mark)
                 break
             except BackendFailure as error:
-                self._pulse.note(error)
+                self._health_check.note(error)
             tried.set()
             await asyncio.sleep(pause)
             await self.server_there()
@@ -208,7 +208,7 @@ class BoxliteSandbox:
         try:
             await self._server.remove(self.box_id)
         except BackendFailure as error:
-            self._pulse.note(error)
+            self._health_check.note(error)
             if not self._lost.done():
                 self._ending = None
                 raise

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import Socket, Sockets
 from app.backends.boxlite.box import Box, box_of, called, is_id, with_id
-from app.backends.boxlite.client import Client, Unanswered, Unreachable, upstream_of
+from app.backends.boxlite.client import BoxliteClient, Unanswered, Unreachable, upstream_of
 from app.backends.boxlite.turns import Busy, Turns
 from app.core.errors import BackendFailure, BackendRefused, Upstream
 
@@ -28,12 +28,12 @@ class SpawnFailed(Exception):
     """The box could not start the program; `str(error)` is the server's reason."""
 
 
-class Server:
+class BoxliteServer:
     """`prefix`: what stands between /v1/ and /boxes; None: asked of the server, once."""
 
-    def __init__(self, client: Client, prefix: str | None) -> None:
-        self.client, self.times = client, client.times
-        self.sockets = Sockets(client.url, client.headers, client.times)
+    def __init__(self, client: BoxliteClient, prefix: str | None) -> None:
+        self.client, self.timeouts = client, client.timeouts
+        self.sockets = Sockets(client.url, client.headers, client.timeouts)
         self._prefix = prefix
         self._finding = asyncio.Lock()
         self._turns = Turns()
@@ -57,7 +57,7 @@ class Server:
     async def _discover(self) -> str:
         """`path_prefix` of /v1/me; servers up to 0.9.5 have only `prefix` there, which others send without meaning."""
         try:
-            found = (await self.client.request("GET", "/v1/me", seconds=self.times.beat_answer)).body
+            found = (await self.client.request("GET", "/v1/me", seconds=self.timeouts.beat_answer)).body
         except BackendRefused as refused:
             if refused.upstream.status != 404:
                 raise
@@ -74,7 +74,7 @@ class Server:
 
     async def _is_there(self, path: str) -> bool:
         try:
-            await self.client.request("GET", path, seconds=self.times.beat_answer)
+            await self.client.request("GET", path, seconds=self.timeouts.beat_answer)
         except BackendRefused as refused:
             if refused.upstream.status == 404:
                 return False
@@ -86,7 +86,7 @@ class Server:
     async def boxes(self) -> list[Box]:
         """All that the key can see: the server knows no pages and no filter."""
         path = await self.path("boxes")
-        found = (await self.client.request("GET", path, seconds=self.times.beat_answer, beat=True)).body
+        found = (await self.client.request("GET", path, seconds=self.timeouts.beat_answer, beat=True)).body
         items = found.get("boxes") if isinstance(found, dict) else None
         if not isinstance(items, list):
             raise BackendRefused(RUNTIME, "the answer of the BoxLite server has no list of boxes", Upstream(200))
@@ -111,7 +111,7 @@ class Server:
             raise
 
     async def _get(self, id_or_name: str) -> Box:
-        return box_of((await self._call("GET", self.times.control, "boxes", id_or_name)).body)
+        return box_of((await self._call("GET", self.timeouts.control, "boxes", id_or_name)).body)
 
     async def create(self, body: Mapping[str, Any]) -> Box:
         """Only a record on the server; nothing is pulled or booted. When the answer got lost, what has the name may be
@@ -127,7 +127,7 @@ class Server:
         return await self._create(body, name)
 
     async def _create(self, body: Mapping[str, Any], name: str) -> Box:
-        return called(box_of((await self._call("POST", self.times.control, "boxes", body=body)).body), name)
+        return called(box_of((await self._call("POST", self.timeouts.control, "boxes", body=body)).body), name)
 
     async def start(self, box_id: str, seconds: float) -> Box:
         """Pulls the image, boots: returns when the guest answers. Its main command starts a moment later."""
@@ -147,7 +147,7 @@ class Server:
         """False when there is none. A refusal by the server is no reason not to delete it."""
         for _ in range(2):  # a stop that was broken off wedges the box until it is sent again; so may a start
             try:
-                await self._call("POST", self.times.stop, "boxes", box_id, "stop")
+                await self._call("POST", self.timeouts.stop, "boxes", box_id, "stop")
             except Unanswered as error:
                 lost: BackendFailure | None = error
             except BackendFailure as error:
@@ -165,7 +165,7 @@ class Server:
 
     async def _delete(self, box_id: str) -> None:
         try:
-            await self._call("DELETE", self.times.stop, "boxes", box_id, query={"force": "true"})
+            await self._call("DELETE", self.timeouts.stop, "boxes", box_id, query={"force": "true"})
         except BackendRefused as refused:
             if refused.upstream.status != 404:
                 raise
@@ -175,7 +175,7 @@ class Server:
     async def execute(self, box_id: str, body: Mapping[str, Any]) -> str:
         """The execution's id. Raises SpawnFailed."""
         try:
-            found = (await self._talk("exec", "POST", self.times.control, box_id, "exec", body=body)).body
+            found = (await self._talk("exec", "POST", self.timeouts.control, box_id, "exec", body=body)).body
         except BackendRefused as refused:
             _, mark, reason = str(refused).partition("spawn_failed: ")
             if refused.upstream.status == 500 and mark:
@@ -189,7 +189,7 @@ class Server:
     async def kill(self, box_id: str, execution_id: str) -> bool:
         """SIGKILL to the first process. False when there is none to kill (any more)."""
         try:
-            await self._talk("kill", "DELETE", self.times.signal, box_id, "executions", execution_id)
+            await self._talk("kill", "DELETE", self.timeouts.signal, box_id, "executions", execution_id)
         except BackendRefused as refused:
             if refused.upstream.status in {404, 500}:
                 return False
@@ -206,7 +206,7 @@ class Server:
 
     async def _tell(self, box_id: str, execution_id: str, what: str, body: Mapping[str, Any]) -> bool:
         try:
-            await self._talk(what, "POST", self.times.signal, box_id, "executions", execution_id, what, body=body)
+            await self._talk(what, "POST", self.timeouts.signal, box_id, "executions", execution_id, what, body=body)
         except BackendRefused as refused:
             if refused.upstream.status in {404, 500}:  # 500: the guest knows no such process any more
                 return False

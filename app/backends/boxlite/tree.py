@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from app.backends.boxlite.dialogue import Dialogue
-from app.backends.boxlite.file_facts import Node, is_ours, node_of, nonsense, records
+from app.backends.boxlite.file_facts import TreeNode, is_ours, node_of, nonsense, records
 from app.backends.boxlite.file_scripts import PIECE_BYTES
+from app.backends.boxlite.script_session import ScriptSession
 from app.core.errors import BackendFailure, BoundExceeded
 from app.core.files import ArchiveEntry, EntryKind, FileKind, FileStat
 from app.core.timeslices import TimeSlices
@@ -24,11 +24,11 @@ PACKED = {
 }
 
 
-class Tree:
+class BoxTree:
     """`token`: a word that no name of the tree has in it, but by the will of its owner."""
 
-    def __init__(self, dialogue: Dialogue, token: str) -> None:
-        self._dialogue, self._token = dialogue, token.encode()
+    def __init__(self, session: ScriptSession, token: str) -> None:
+        self._session, self._token = session, token.encode()
 
     async def first_names(self, after: bytes | None, count: int) -> list[bytes]:
         """In the order of their bytes, behind `after`."""
@@ -37,7 +37,7 @@ class Tree:
             found = sorted([*found, *(name for name in names if after is None or name > after)])[:count]
         return found
 
-    async def survey(self) -> list[tuple[Node, bytes | None]]:
+    async def survey(self) -> list[tuple[TreeNode, bytes | None]]:
         """Everything that can be packed, parents before what is in them, with the targets of links. Raises
         AccessDenied for what could not be read later, when it is too late to tell why."""
         names: list[bytes] = []
@@ -54,7 +54,7 @@ class Tree:
 
     async def _names(self) -> AsyncIterator[list[bytes]]:
         rest, total = b"", 0
-        async for piece in self._dialogue.stream(NAMES_BYTES + PIECE_BYTES):
+        async for piece in self._session.stream(NAMES_BYTES + PIECE_BYTES):
             total += len(piece)
             if total > NAMES_BYTES:
                 raise BoundExceeded("bytes of names in one directory or archive", NAMES_BYTES, _PARTS)
@@ -63,7 +63,7 @@ class Tree:
         if rest:
             raise nonsense()
 
-    async def nodes(self, names: Sequence[bytes]) -> list[Node]:
+    async def nodes(self, names: Sequence[bytes]) -> list[TreeNode]:
         """What has gone meanwhile is left out."""
         found = {}
         slices = TimeSlices.of_loop()
@@ -77,7 +77,7 @@ class Tree:
             raise nonsense()
         return [found[name] for name in names if name in found]
 
-    async def targets(self, nodes: Sequence[Node]) -> dict[bytes, bytes]:
+    async def targets(self, nodes: Sequence[TreeNode]) -> dict[bytes, bytes]:
         """Of the links among them, as they are written; empty when a link has gone meanwhile."""
         found: dict[bytes, bytes] = {}
         for batch in _batches([node.name for node in nodes if node.stat.kind is FileKind.SYMLINK]):
@@ -87,16 +87,16 @@ class Tree:
             found.update(zip(batch, answers, strict=True))
         return found
 
-    async def _answer(self, wish: str, names: Sequence[bytes], limit: int = RECORD_BYTES) -> bytes:
-        await self._dialogue.ask(b"".join(b"./%b\0" % name for name in names), wish)
-        return b"".join([piece async for piece in self._dialogue.stream(limit * len(names))])
+    async def _answer(self, request: str, names: Sequence[bytes], limit: int = RECORD_BYTES) -> bytes:
+        await self._session.ask(b"".join(b"./%b\0" % name for name in names), request)
+        return b"".join([piece async for piece in self._session.stream(limit * len(names))])
 
-    async def contents(self, files: Sequence[Node]) -> AsyncIterator[Node | bytes]:
+    async def contents(self, files: Sequence[TreeNode]) -> AsyncIterator[TreeNode | bytes]:
         """Each one that is still there, with its bytes behind it. Raises BackendFailure for one that has become
         shorter, or cannot be read any more."""
-        await self._dialogue.ask(b"".join(b"%d ./%b\0" % (file.stat.size, file.name) for file in files), "contents")
+        await self._session.ask(b"".join(b"%d ./%b\0" % (file.stat.size, file.name) for file in files), "contents")
         limit = sum(file.stat.size + 1 + len(self._token) for file in files)
-        source = _Source(self._dialogue.stream(limit))
+        source = _Source(self._session.stream(limit))
         for file in files:
             if await source.take(1) == b"+":
                 yield file
@@ -137,7 +137,7 @@ class _Source:
 
 
 async def packed(
-    tree: Tree, root: FileStat, found: Sequence[tuple[Node, bytes | None]]
+    tree: BoxTree, root: FileStat, found: Sequence[tuple[TreeNode, bytes | None]]
 ) -> AsyncIterator[ArchiveEntry | bytes]:
     """What has gone since the survey is left out."""
     yield ArchiveEntry(EntryKind.DIRECTORY, b"", root.mode, root.modified_ns)
@@ -167,7 +167,7 @@ async def packed(
                     yield item
 
 
-def _entry(kind: EntryKind, node: Node, target: bytes = b"") -> ArchiveEntry:
+def _entry(kind: EntryKind, node: TreeNode, target: bytes = b"") -> ArchiveEntry:
     stat = node.stat
     return ArchiveEntry(
         kind, node.name, stat.mode, stat.modified_ns, stat.size if kind is EntryKind.FILE else 0, target

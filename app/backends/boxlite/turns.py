@@ -41,7 +41,7 @@ async def take(turns: asyncio.Semaphore, seconds: float) -> None:
 
 
 class Asks:
-    """A client that hangs up does not end what it asked for, so the answer to one too many is no."""
+    """A client that disconnects does not end what it asked for, so the answer to one too many is no."""
 
     def __init__(self) -> None:
         self._under_way = 0

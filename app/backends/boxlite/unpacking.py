@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 
-from app.backends.boxlite.dialogue import Dialogue
-from app.backends.boxlite.dialogues import Dialogues
 from app.backends.boxlite.file_facts import absolute, facts_of, name_of_ours, nonsense, only, there
 from app.backends.boxlite.file_scripts import CLEAN_UNPACK, UNPACK
+from app.backends.boxlite.script_runner import ScriptRunner
+from app.backends.boxlite.script_session import ScriptSession
 from app.core.errors import BackendFailure, PayloadTooLarge, WrongType
 from app.core.files import ArchiveEntry, EntryKind, FileKind, shown
 from app.core.tar.header import BLOCK, FIELD, LARGEST, SECOND, TYPES, ZEROS, Header
@@ -24,35 +24,35 @@ _OWN = 0o700  # what a folder must allow while it is filled
 _IMPLIED = 0o755  # a directory of which the archive has no entry
 
 
-async def unpack(dialogues: Dialogues, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
+async def unpack(scripts: ScriptRunner, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
     whole = absolute(path).rstrip(b"/") or b"/"
     hold = name_of_ours()
-    async with dialogues.begin(UNPACK, whole, hold, clean=CLEAN_UNPACK) as dialogue:
-        line = await dialogue.line()
+    async with scripts.begin(UNPACK, whole, hold, clean=CLEAN_UNPACK) as session:
+        line = await session.line()
         if line != b"none":
             only(FileKind.DIRECTORY, there(line, path), path)
-        await dialogue.say("go")
+        await session.say("go")
         archive = _Archive()
-        size, digest = await dialogue.feed(archive.of(content))
-        patience = dialogue.seconds_for(size, archive.entries)
-        if await dialogue.line(patience) != b"sum " + digest.encode():
+        size, digest = await session.feed(archive.of(content))
+        seconds = session.seconds_for(size, archive.entries)
+        if await session.line(seconds) != b"sum " + digest.encode():
             raise BackendFailure("the archive was damaged on its way into the box: its digest is wrong")
-        await dialogue.say("go")
-        said = await dialogue.line(patience)
+        await session.say("go")
+        said = await session.line(seconds)
         if said.startswith(b"clash "):
-            await _clash(dialogue, said)
+            await _clash(session, said)
         for mode, names in archive.modes.items():
             for begin in range(0, len(names), NAMES_AT_ONCE):
                 some = names[begin : begin + NAMES_AT_ONCE]
-                await dialogue.ask(b"".join(b"./%b\0" % name for name in some), f"{mode:o}")
-        await dialogue.say("0 0")
-        if (said, await dialogue.line(patience)) != (b"checked", b"done"):
+                await session.ask(b"".join(b"./%b\0" % name for name in some), f"{mode:o}")
+        await session.say("0 0")
+        if (said, await session.line(seconds)) != (b"checked", b"done"):
             raise nonsense()
 
 
-async def _clash(dialogue: Dialogue, said: bytes) -> None:
+async def _clash(session: ScriptSession, said: bytes) -> None:
     found = facts_of(said.partition(b" ")[2])
-    where = b"".join([piece async for piece in dialogue.stream(PATH_BYTES * 2)])
+    where = b"".join([piece async for piece in session.stream(PATH_BYTES * 2)])
     raise WrongType(found.kind.value, f"{shown(where)} is {found.kind.noun}, and the archive has another type there")
 
 

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from app.backends.process.link import Answer, LauncherLink, LauncherRefused
+from app.backends.process.link import LauncherLink, LauncherRefused, LauncherReply
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.transfer import Transfer, until_ready
 from app.core.errors import (
@@ -37,7 +37,7 @@ from app.launcher.protocol.files import FAILED, LONGEST, UNKNOWN_KIND, UNPACK, W
 
 ANSWER_SECONDS = 10.0
 _LAST_WORD_SECONDS = 5.0
-_UNDOING_SECONDS = 10.0  # for an agent that was hung up on to remove what it had begun
+_UNDOING_SECONDS = 10.0  # for an agent that was disconnected from to remove what it had begun
 _INTO = (WRITE, UNPACK)
 
 
@@ -62,7 +62,7 @@ def _no_process(number: int) -> CapacityExceeded:
     return CapacityExceeded("processes", holder="sandbox", detail=detail)
 
 
-class FileAgent:
+class FileAgentClient:
     """Fed by the sandbox's owner socket, as a command is. `on_over` is called once, when nothing of it is left."""
 
     def __init__(self, link: LauncherLink, sandbox_id: str, number: int, on_over: Callable[[], object]) -> None:
@@ -108,7 +108,7 @@ class FileAgent:
             raise
         refused.add_done_callback(self._on_refused)
 
-    def _on_refused(self, answer: asyncio.Future[Answer]) -> None:
+    def _on_refused(self, answer: asyncio.Future[LauncherReply]) -> None:
         """The launcher answers an AGENT only to refuse it."""
         if answer.cancelled() or (error := answer.exception()) is None:
             return

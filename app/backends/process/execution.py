@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from app.backends.process.link import Answer, LauncherLink, LauncherRefused, close_all
+from app.backends.process.link import LauncherLink, LauncherRefused, LauncherReply, close_all
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import command_body
 from app.backends.process.streams import Streams
@@ -83,7 +83,7 @@ class ProcessExecution:
         finally:
             self._link.forget(request)
 
-    def _hand_over(self, command: Command, logs: Logs, budget: PipeBudget) -> tuple[int, asyncio.Future[Answer]]:
+    def _hand_over(self, command: Command, logs: Logs, budget: PipeBudget) -> tuple[int, asyncio.Future[LauncherReply]]:
         """Raises OSError, BackendUnavailable."""
         with contextlib.ExitStack() as far_ends:
             descriptors = self._streams.open(command, logs, budget, far_ends)
@@ -114,7 +114,7 @@ class ProcessExecution:
             raise BackendTimeout("process", "the sandbox cannot start commands any more; delete it") from None
         return None
 
-    def _on_refused(self, answer: asyncio.Future[Answer]) -> None:
+    def _on_refused(self, answer: asyncio.Future[LauncherReply]) -> None:
         """The launcher answers an EXECUTE only to refuse it."""
         if answer.cancelled() or (error := answer.exception()) is None or self._begun.done():
             return

@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-from app.backends.process.agent import Failed, FileAgent
+from app.backends.process.agent import Failed, FileAgentClient
 from app.backends.process.trees import Entries, put_entries
 from app.core.errors import (
     AccessDenied,
@@ -55,7 +55,7 @@ from app.launcher.protocol.files import (
     THE_SAME,
     UNPACK,
     WRITE,
-    Node,
+    FileRecord,
     request,
 )
 
@@ -64,7 +64,7 @@ _WAIT_SECONDS = 10.0
 MOST_AT_ONCE = 16  # each is a process of the sandbox
 
 
-def stat_of(node: Node) -> FileStat:
+def stat_of(node: FileRecord) -> FileStat:
     """Raises ProtocolError."""
     if node.kind == HARD_LINK:
         raise ProtocolError("a hard link is no kind of file")
@@ -117,7 +117,7 @@ def _scarce(sentence: str) -> CapacityExceeded:
 @dataclass(frozen=True, slots=True)
 class _Opened:
     stat: FileStat
-    agent: FileAgent
+    agent: FileAgentClient
 
     async def read(self, begin: int, size: int) -> AsyncIterator[bytes]:
         self.agent.tell(Writer(SEND).u64(begin).u64(size))
@@ -132,12 +132,12 @@ class _Opened:
 class ProcessFiles:
     """`start` begins an agent with a request. At most 16 operations go on in a sandbox at once; others wait a while."""
 
-    def __init__(self, start: Callable[[Writer], FileAgent], disk_bytes: int) -> None:
+    def __init__(self, start: Callable[[Writer], FileAgentClient], disk_bytes: int) -> None:
         self._start, self._disk_bytes = start, disk_bytes
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
     @contextlib.asynccontextmanager
-    async def _agent(self, asked: Writer) -> AsyncIterator[FileAgent]:
+    async def _agent(self, asked: Writer) -> AsyncIterator[FileAgentClient]:
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
                 await self._places.acquire()
@@ -160,13 +160,13 @@ class ProcessFiles:
     async def stat(self, path: bytes) -> FileStat:
         async with self._agent(request(STAT, path)) as agent:
             _, source = await agent.hear(FOUND)
-            return stat_of(Node.read(source))
+            return stat_of(FileRecord.read(source))
 
     @contextlib.asynccontextmanager
     async def open(self, path: bytes) -> AsyncIterator[_Opened]:
         async with self._agent(request(READ, path)) as agent:
             _, source = await agent.hear(FOUND)
-            opened = _Opened(stat_of(Node.read(source)), agent)
+            opened = _Opened(stat_of(FileRecord.read(source)), agent)
             agent.data.grow()
             yield opened
 
@@ -187,9 +187,9 @@ class ProcessFiles:
             _, answer = await agent.hear(DONE)
             return bool(answer.u8())
 
-    async def _look(self, agent: FileAgent, check: Check | None) -> Node | None:
+    async def _look(self, agent: FileAgentClient, check: Check | None) -> FileRecord | None:
         kind, source = await agent.hear(FOUND, ABSENT)
-        found = Node.read(source) if kind == FOUND else None
+        found = FileRecord.read(source) if kind == FOUND else None
         if check is not None:
             check(stat_of(found) if found is not None else None)
         return found
@@ -226,7 +226,7 @@ class ProcessFiles:
             await agent.hear(DONE, seconds=_TREE_SECONDS)
 
 
-def _commit(found: Node | None, *, checked: bool) -> Writer:
+def _commit(found: FileRecord | None, *, checked: bool) -> Writer:
     if not checked:
         return Writer(COMMIT).u8(ANYTHING)
     if found is None:

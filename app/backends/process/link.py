@@ -28,7 +28,7 @@ class LauncherRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LauncherReply:
     """What the launcher said to one request."""
 
     source: Reader
@@ -83,7 +83,7 @@ class LauncherLink:
         self._socket: socket.socket | None = None
         self._greeted = False
         self._connecting = asyncio.Lock()
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, asyncio.Future[LauncherReply]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._next = 0
         self.about: dict[str, str] = {}
@@ -150,13 +150,13 @@ class LauncherLink:
 
     # --- requests
 
-    async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> Answer:
+    async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> LauncherReply:
         """Raises LauncherRefused, BackendUnavailable when the launcher is or goes away, and BackendTimeout when it is
         silent: then it may still do it."""
         await self.connect()
         return await self._ask(Writer(kind), descriptors, body)
 
-    async def _ask(self, writer: Writer, descriptors: Sequence[int], body: bytes = b"") -> Answer:
+    async def _ask(self, writer: Writer, descriptors: Sequence[int], body: bytes = b"") -> LauncherReply:
         number, future = self.post(writer, body, descriptors)
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -166,13 +166,15 @@ class LauncherLink:
         finally:
             self._waiting.pop(number, None)
 
-    def post(self, writer: Writer, body: bytes, descriptors: Sequence[int]) -> tuple[int, asyncio.Future[Answer]]:
+    def post(
+        self, writer: Writer, body: bytes, descriptors: Sequence[int]
+    ) -> tuple[int, asyncio.Future[LauncherReply]]:
         """Sends at once, in the order of the calls. `forget` the number when the answer is of no interest. Raises
         BackendUnavailable; then nothing waits to be sent."""
         if self._socket is None:
             raise BackendUnavailable(RUNTIME, "the launcher is gone")
         self._next = number = (self._next + 1) & 0xFFFFFFFF
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[LauncherReply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         packet = bytes(writer.u32(number).data) + body
         if self._unsent or not self._send(packet, descriptors):
@@ -252,7 +254,7 @@ class LauncherLink:
         if future is None or future.done():
             return None
         if refused is None:
-            future.set_result(Answer(source))
+            future.set_result(LauncherReply(source))
         else:
             future.set_exception(refused)
         return None

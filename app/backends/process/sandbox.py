@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from app.backends.process.agent import FileAgent
+from app.backends.process.agent import FileAgentClient
 from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
@@ -49,12 +49,12 @@ class ProcessSandbox:
         sandbox_id: str,
         owner: socket.socket,
         budget: PipeBudget,
-        files: Callable[[Callable[[Writer], FileAgent]], ProcessFiles],
+        files: Callable[[Callable[[Writer], FileAgentClient]], ProcessFiles],
         on_end: Callable[[], None],
     ) -> None:
         self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
         self._receipt: Mapping[str, Any] = {}
-        self._executions: dict[int, ProcessExecution | FileAgent] = {}
+        self._executions: dict[int, ProcessExecution | FileAgentClient] = {}
         self._files = files(self._start_agent)
         self._number = 0
         loop = asyncio.get_running_loop()
@@ -78,11 +78,11 @@ class ProcessSandbox:
     def files(self) -> Files:
         return self._files
 
-    def _start_agent(self, request: Writer) -> FileAgent:
+    def _start_agent(self, request: Writer) -> FileAgentClient:
         self._check_open()
         self._number += 1
         number = self._number
-        agent = FileAgent(self._link, self.id, number, partial(self._executions.pop, number, None))
+        agent = FileAgentClient(self._link, self.id, number, partial(self._executions.pop, number, None))
         self._executions[number] = agent
         agent.start(request, self._budget)
         return agent

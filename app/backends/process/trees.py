@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from app.backends.process.agent import FileAgent
+from app.backends.process.agent import FileAgentClient
 from app.backends.process.transfer import Transfer
 from app.core.errors import BackendFailure
 from app.core.files import ArchiveEntry, DirectoryEntry, EntryKind, FileKind, FileStat, Listing
@@ -18,7 +18,7 @@ from app.launcher.protocol.files import (
     HEAD,
     KINDS,
     SYMLINK,
-    Node,
+    FileRecord,
     checked,
     end_of_entries,
     pack_head,
@@ -36,7 +36,7 @@ _ENTRY_OF = {kind: entry for entry, kind in _KIND_OF.items()}
 class Entries:
     """What an agent sends. The end of its data before the end of the entries: it says why, or it is a failure."""
 
-    def __init__(self, agent: FileAgent) -> None:
+    def __init__(self, agent: FileAgentClient) -> None:
         self._agent, self._data = agent, agent.data
         self.number = 0  # what the end carried
 
@@ -47,7 +47,7 @@ class Entries:
             raise BackendFailure("the entries end early: a file became shorter while it was read")
         return data
 
-    async def _next(self) -> tuple[Node, bytes, bytes] | None:
+    async def _next(self) -> tuple[FileRecord, bytes, bytes] | None:
         """(what it is, name, target), or None at the end."""
         kind, size, mode, modified_ns, inode, name_size, target_size = HEAD.unpack(await self._exactly(HEAD.size))
         if kind == END:
@@ -96,5 +96,5 @@ async def put_entries(data: Transfer, content: AsyncIterator[ArchiveEntry | byte
 
 
 def _packed(entry: ArchiveEntry) -> bytes:
-    node = Node(_KIND_OF[entry.kind], entry.size, entry.mode, entry.modified_ns, 0)
+    node = FileRecord(_KIND_OF[entry.kind], entry.size, entry.mode, entry.modified_ns, 0)
     return pack_head(node, entry.name, entry.target)

@@ -145,7 +145,7 @@ def _available(folder: str) -> set[str]:
         return set()
 
 
-class Tree:
+class CgroupTree:
     """This instance's part of the host's control groups."""
 
     def __init__(self, version: int, parent: str, hierarchies: list[Hierarchy], has_swap_limit: bool) -> None:
@@ -183,7 +183,7 @@ class Tree:
         """Makes the group of all workers, with room for `most` of them, and opens the way into it. Raises OSError.
 
         The limits are wide and never met by workers that are ours: a worker has one thread and about 1 MiB. They are
-        for one that was taken over, which could otherwise do here what its commands may not do in their room.
+        for one that was taken over, which could otherwise do here what its commands may not do in their payload.
         """
         for hierarchy in self.hierarchies:
             os.mkdir(_WORKERS, dir_fd=hierarchy.parent)
@@ -220,9 +220,9 @@ class Tree:
             self.removed_groups += 1
         return True
 
-    def worker_path(self, room: str) -> str:
+    def worker_path(self, payload: str) -> str:
         """Where the worker of that room has its cpu time."""
-        return f"{_WORKERS}/{room}"
+        return f"{_WORKERS}/{payload}"
 
     def path_of(self, group: str | None) -> str:
         """The end of the path of a group of ours, or of the one of all workers."""
@@ -248,7 +248,7 @@ def _remove_tree(at: int, path: str) -> None:
     os.rmdir(path, dir_fd=at)
 
 
-def open_tree(parent: str) -> Tree:
+def open_tree(parent: str) -> CgroupTree:
     """Makes `parent` below our own group in every hierarchy and opens it. What the host lacks is simply not in
     `layers`; whoever needs it refuses."""
     with open("/proc/self/mountinfo") as file:
@@ -271,7 +271,7 @@ def open_tree(parent: str) -> Tree:
             has_swap_limit = can_limit_swap(version, descriptor)
             if version == 1:
                 count_sockets(".", descriptor)  # now, as the first group of a host that does so patches the kernel
-    return Tree(version, parent, hierarchies, has_swap_limit)
+    return CgroupTree(version, parent, hierarchies, has_swap_limit)
 
 
 def count_sockets(path: str, at: int, most: int = -1) -> None:

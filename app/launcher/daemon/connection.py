@@ -10,7 +10,8 @@ _MOST_UNSENT = 4096
 
 
 class Connection:
-    """One gateway. Answers that its socket has no room for wait here; a gateway that never reads is cut off."""
+    """One gateway. IdempotencyStore that its socket has no room for wait here; a gateway that never reads is cut
+    off."""
 
     def __init__(self, socket: _socket.socket) -> None:
         self.socket = socket

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from app.launcher.daemon.cgroup import Tree, field, read, write
+from app.launcher.daemon.cgroup import CgroupTree, field, read, write
 from app.launcher.kernel.syscalls import PR_SET_PDEATHSIG, close_range, prctl
 
 MOST = 128
@@ -22,7 +22,7 @@ _SECONDS = 5.0
 class DeadGroups:
     """Of this instance. `go_on` is to be called in every turn of the loop, and soon again while `reclaiming`."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: CgroupTree) -> None:
         self._tree, self._memory = tree, tree.hierarchy("memory")
         self._others = 0  # memory groups of the host that are not ours, or that nothing helps against
         self._others = self._number()

@@ -20,7 +20,7 @@ from app.launcher.kernel.syscalls import NR_KCMP, PR_SET_PDEATHSIG, prctl, sysca
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
-    from app.launcher.daemon.sandbox_process import HeldSandbox
+    from app.launcher.daemon.sandbox_process import SandboxProcess
 
 LOCK_BYTES = 192
 _COUNTER = "/sys/kernel/slab/file_lock_cache/total_objects"
@@ -65,7 +65,7 @@ class LockHolders:
         self._most, self._counter, self._poll, self._keep = most, counter, poll, keep
         self._known = on_host(counter)  # at the last search that was completed, or fewer since
         self._seen = self._known  # at the search that is under way
-        self._searched: dict[str, HeldSandbox] = {}
+        self._searched: dict[str, SandboxProcess] = {}
         self._began = self._rests_until = 0.0  # monotonic seconds
         self._child = 0
         self._killed = self._complete = False  # of the search under way
@@ -90,7 +90,7 @@ class LockHolders:
             return None
         return max(0, int((self._began + SECONDS - time.monotonic()) * 1000) + 1)
 
-    def sample(self, sandboxes: list[HeldSandbox]) -> list[Verdict]:
+    def sample(self, sandboxes: list[SandboxProcess]) -> list[Verdict]:
         """A rule. Its verdicts come later, from `take`: it begins a search when there are many more than before."""
         if self._child or time.monotonic() < self._rests_until:
             return []
@@ -103,7 +103,7 @@ class LockHolders:
                 return []  # no process or descriptor is left for it: the next sample tries again
         return []
 
-    def _search(self, sandboxes: list[HeldSandbox]) -> None:
+    def _search(self, sandboxes: list[SandboxProcess]) -> None:
         """Raises OSError."""
         at = next((at for at, sandbox in enumerate(sandboxes, 1) if sandbox.id == self._last), 0)
         sandboxes = sandboxes[at:] + sandboxes[:at]
@@ -181,7 +181,7 @@ class LockHolders:
         return found
 
 
-def _report(sandboxes: list[HeldSandbox], most: int, write: int, keep: list[int]) -> None:
+def _report(sandboxes: list[SandboxProcess], most: int, write: int, keep: list[int]) -> None:
     """In the child. Never returns."""
     try:
         prctl(PR_SET_PDEATHSIG, 9)
@@ -200,7 +200,7 @@ def _tell(write: int, *words: object) -> None:
     os.write(write, (" ".join(str(word) for word in words) + "\n").encode())
 
 
-def _look(sandbox: HeldSandbox, most: int, write: int) -> int:
+def _look(sandbox: SandboxProcess, most: int, write: int) -> int:
     """How many of its executions hide their locks: its budget was used up before they were counted. The smallest are
     counted first, so that one with many descriptors ends no other."""
     began = time.process_time()

@@ -1,7 +1,7 @@
-"""Stopping everything in a sandbox but its worker: the kernel freezes the room's control group.
+"""Stopping everything in a sandbox but its worker: the kernel freezes the payload's control group.
 
-The worker lives outside of the room on both versions, and stays awake: it reaps what is killed meanwhile and tells it,
-takes signals (the kernel keeps them for what is frozen), and ends with its owner.
+The worker lives outside of the payload on both versions, and stays awake: it reaps what is killed meanwhile and tells
+it, takes signals (the kernel keeps them for what is frozen), and ends with its owner.
 
 On version 2 (cgroup.freeze) a kill ends what is frozen. On version 1 (freezer.state) it counts only once the process
 is thawed, and so SIGKILL always goes first: what is killed runs not one instruction more.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import time
 
-from app.launcher.daemon.cgroup import Hierarchy, Tree, folders, pids, read, write
+from app.launcher.daemon.cgroup import CgroupTree, Hierarchy, folders, pids, read, write
 from app.launcher.daemon.cgroup import field as number_in
 from app.launcher.daemon.cgroup_kill import kill_each
 
@@ -22,11 +22,11 @@ _END_SECONDS = 2.0
 
 
 class Freezer:
-    """Of one sandbox, whose room is called `name`."""
+    """Of one sandbox, whose payload is called `name`."""
 
     __slots__ = ("_first", "_hierarchy", "_name", "frozen")
 
-    def __init__(self, tree: Tree, name: str) -> None:
+    def __init__(self, tree: CgroupTree, name: str) -> None:
         self._hierarchy, self._name, self._first = tree.freezer, name, tree.version == 1
         self.frozen = False  # asked for and not taken back, whether or not all have stopped yet
 
@@ -78,25 +78,27 @@ class Freezer:
                     continue
 
 
-def _kill_all(hierarchy: Hierarchy, room: str) -> None:
+def _kill_all(hierarchy: Hierarchy, payload: str) -> None:
     def listed() -> list[int]:
-        below = folders(room, hierarchy.parent)  # none, unless the tree has other controllers too
-        return [pid for path in (room, *(f"{room}/{name}" for name in below)) for pid in pids(path, hierarchy.parent)]
+        below = folders(payload, hierarchy.parent)  # none, unless the tree has other controllers too
+        return [
+            pid for path in (payload, *(f"{payload}/{name}" for name in below)) for pid in pids(path, hierarchy.parent)
+        ]
 
     kill_each(listed(), listed)
 
 
-def end_frozen(tree: Tree) -> None:
+def end_frozen(tree: CgroupTree) -> None:
     """Ends what a launcher that was killed left frozen: its worker is dead, and on version 1 the kernel waits for them
     until somebody thaws them. Returns when they are gone, or after 2 s. Raises OSError."""
     hierarchy = tree.freezer
     if hierarchy is None or tree.version != 1:
         return
     deadline = time.monotonic() + _END_SECONDS
-    for room in folders(".", hierarchy.parent):
-        if read(f"{room}/freezer.state", hierarchy.parent).strip() == "THAWED":
+    for payload in folders(".", hierarchy.parent):
+        if read(f"{payload}/freezer.state", hierarchy.parent).strip() == "THAWED":
             continue
-        _kill_all(hierarchy, room)
-        write(f"{room}/freezer.state", hierarchy.parent, "THAWED")
-        while pids(room, hierarchy.parent) and time.monotonic() < deadline:
+        _kill_all(hierarchy, payload)
+        write(f"{payload}/freezer.state", hierarchy.parent, "THAWED")
+        while pids(payload, hierarchy.parent) and time.monotonic() < deadline:
             time.sleep(0.002)  # at the start, before anybody is served; the kernel tells nobody that a group is empty

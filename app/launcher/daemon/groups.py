@@ -9,8 +9,8 @@ from app.launcher.daemon.cgroup import (
     PERIOD_US,
     SOCKET_BYTES,
     WORKER_CPU_MILLIS,
+    CgroupTree,
     Hierarchy,
-    Tree,
     count_sockets,
     field,
     has,
@@ -35,17 +35,17 @@ class Usage:
 class Groups:
     """The groups of one sandbox. Made by `make`; everything it opened or made goes with `remove`."""
 
-    def __init__(self, tree: Tree, name: str) -> None:
+    def __init__(self, tree: CgroupTree, name: str) -> None:
         self._tree, self._name = tree, name
         self._first = tree.version == 1
-        self._shared: list[int] = []  # where commands join the room itself, as no child of it is needed
+        self._shared: list[int] = []  # where commands join the payload itself, as no child of it is needed
         self._executions: dict[int, None] = {}
-        self._memory_bytes = 0  # the room's limit
+        self._memory_bytes = 0  # the payload's limit
         self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
         self._homes: dict[Hierarchy, str] = {}  # where the worker lives, if not in the group of all workers
         self._home_joins: dict[Hierarchy, int] = {}
         self.entrances: list[int] = []  # where the worker joins the room for a moment; not to be closed
-        self._handed_down = False  # version 2: the room's controllers, to its executions
+        self._handed_down = False  # version 2: the payload's controllers, to its executions
         self.oom_events: OomEvents | None = None  # None: the host cannot tell
 
     @property
@@ -66,27 +66,27 @@ class Groups:
         if memory and can_tell_ooms(self._first, self._name, memory.parent):
             self.oom_events = OomEvents(self._first, self._name, memory.parent)
 
-    def _limit(self, hierarchy: Hierarchy, room: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
+    def _limit(self, hierarchy: Hierarchy, payload: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
         at = hierarchy.parent
         if "memory" in hierarchy.controllers:
-            write(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", at, str(memory_bytes))
+            write(f"{payload}/memory.limit_in_bytes" if self._first else f"{payload}/memory.max", at, str(memory_bytes))
             if self._first:
-                count_sockets(room, at, SOCKET_BYTES)
+                count_sockets(payload, at, SOCKET_BYTES)
             if self._tree.has_swap_limit:
                 name, value = ("memory.memsw.limit_in_bytes", memory_bytes) if self._first else ("memory.swap.max", 0)
-                if self._first or has(f"{room}/{name}", at):  # not there, and no swap either: see can_limit_swap
-                    write(f"{room}/{name}", at, str(value))
+                if self._first or has(f"{payload}/{name}", at):  # not there, and no swap either: see can_limit_swap
+                    write(f"{payload}/{name}", at, str(value))
         if hierarchy.controllers == ("pids",):
-            # The worker is in an execution's group while it spawns. It lives in the room, where it counts always and
+            # The worker is in an execution's group while it spawns. It lives in the payload, where it counts always and
             # the limit is one more, so that a command's first fork does not find it still counted.
-            write(f"{room}/pids.max", at, str(processes + 1))
-            self._settle(hierarchy, room)
+            write(f"{payload}/pids.max", at, str(processes + 1))
+            self._settle(hierarchy, payload)
         elif "pids" in hierarchy.controllers:
-            write(f"{room}/pids.max", at, str(processes))
-            self.processes_file = os.open(f"{room}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
+            write(f"{payload}/pids.max", at, str(processes))
+            self.processes_file = os.open(f"{payload}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
         if "cpu" in hierarchy.controllers:
-            self._limit_cpu(hierarchy, room, cpu_millis)
-            own = self._tree.worker_path(room)
+            self._limit_cpu(hierarchy, payload, cpu_millis)
+            own = self._tree.worker_path(payload)
             self._tree.make_group(hierarchy, own)
             self._settle(hierarchy, own)
             self._limit_cpu(hierarchy, own, WORKER_CPU_MILLIS)
@@ -106,15 +106,17 @@ class Groups:
     def limits_in_force(self) -> dict[str, int]:
         """Read back from the kernel; 0 for a limit that is not set. Bytes, processes, thousandths of a cpu."""
         found: dict[str, int] = {}
-        room = self._name
+        payload = self._name
         if memory := self._tree.hierarchy("memory"):
             found["memory_bytes"] = number_of(
-                read(f"{room}/memory.limit_in_bytes" if self._first else f"{room}/memory.max", memory.parent)
+                read(f"{payload}/memory.limit_in_bytes" if self._first else f"{payload}/memory.max", memory.parent)
             )
         if pids := self._tree.hierarchy("pids"):
-            found["processes"] = number_of(read(f"{room}/pids.max", pids.parent)) - (self._homes.get(pids) == room)
+            found["processes"] = number_of(read(f"{payload}/pids.max", pids.parent)) - (
+                self._homes.get(pids) == payload
+            )
         if cpu := self._tree.hierarchy("cpu"):
-            for name, path in (("cpu_millis", room), ("worker_cpu_millis", self._homes[cpu])):
+            for name, path in (("cpu_millis", payload), ("worker_cpu_millis", self._homes[cpu])):
                 text = read(f"{path}/cpu.cfs_quota_us" if self._first else f"{path}/cpu.max", cpu.parent)
                 found[name] = number_of(text.split()[0]) * 1000 // PERIOD_US
         return found
@@ -131,7 +133,7 @@ class Groups:
     # --- executions
 
     def open_execution(self, number: int) -> list[int]:
-        """Makes the execution's groups; returns descriptors to join them and the room, which are the caller's to
+        """Makes the execution's groups; returns descriptors to join them and the payload, which are the caller's to
         close. Raises OSError, leaves none."""
         joins = [os.dup(descriptor) for descriptor in self._shared]
         self._executions[number] = None
@@ -187,7 +189,7 @@ class Groups:
             if self._first:
                 peak = int(read(f"{path}/memory.max_usage_in_bytes", memory.parent))
             else:
-                # The group is charged before the room above it refuses, so its peak may hold what it never got.
+                # The group is charged before the payload above it refuses, so its peak may hold what it never got.
                 peak = min(_peak(path, memory.parent), self._memory_bytes)
         if not self._first and self._tree.hierarchies:
             cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000

@@ -13,7 +13,7 @@ from app.launcher.protocol import VERSION
 class Host:
     """`missing`: layers that are not there and were not given up by name; nothing is made without them."""
 
-    def __init__(self, config: Config, tree: cgroup.Tree) -> None:
+    def __init__(self, config: Config, tree: cgroup.CgroupTree) -> None:
         if not probe.knows_clone3():
             raise SystemExit("bulkhead: this kernel has no clone3 (it needs Linux 5.3), or a filter hides it")
         self._config, self._tree = config, tree

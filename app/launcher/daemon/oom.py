@@ -3,8 +3,8 @@
 Each such kill makes the kernel write into its log, of which it keeps only the newest part: a loop of them would push
 out what the operator has to know. Programs survive the loss of some children, so only the loop is ended.
 
-The kernel says when it kills in a room, so nobody has to ask: on version 1 through an eventfd that is registered with
-the room's `memory.oom_control`, on version 2 by a change of its `memory.events`.
+The kernel says when it kills in a payload, so nobody has to ask: on version 1 through an eventfd that is registered
+with the payload's `memory.oom_control`, on version 2 by a change of its `memory.events`.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from app.launcher.daemon.watch import Verdict
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
-    from app.launcher.daemon.sandbox_process import HeldSandbox
+    from app.launcher.daemon.sandbox_process import SandboxProcess
 
 MOST_KILLS = 10
 
 
-def can_tell_ooms(first: bool, room: str, at: int) -> bool:
+def can_tell_ooms(first: bool, payload: str, at: int) -> bool:
     """Kernels announce since 6.12 that version 1 will give it up."""
-    return has(f"{room}/cgroup.event_control" if first else f"{room}/memory.events", at)
+    return has(f"{payload}/cgroup.event_control" if first else f"{payload}/memory.events", at)
 
 
 class OomEvents:
-    """Of one room. `descriptor` is to be polled for `events`; after each, `take`."""
+    """Of one payload. `descriptor` is to be polled for `events`; after each, `take`."""
 
     __slots__ = ("descriptor", "events")
 
-    def __init__(self, first: bool, room: str, at: int) -> None:
+    def __init__(self, first: bool, payload: str, at: int) -> None:
         """Raises OSError."""
         self.events = select.POLLIN if first else select.POLLPRI
         if not first:
-            self.descriptor = os.open(f"{room}/memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
+            self.descriptor = os.open(f"{payload}/memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
             self.take()  # the kernel tells of changes since the last read
             return
         self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            control = os.open(f"{room}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
+            control = os.open(f"{payload}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
             try:
-                write(f"{room}/cgroup.event_control", at, f"{self.descriptor} {control}")
+                write(f"{payload}/cgroup.event_control", at, f"{self.descriptor} {control}")
             finally:
                 os.close(control)
         except OSError:
@@ -65,7 +65,7 @@ def kills_of(first: bool, group: str, at: int) -> int:
     return field(read(f"{group}/memory.oom_control" if first else f"{group}/memory.events", at), "oom_kill")
 
 
-def killed_too_often(sandboxes: list[HeldSandbox]) -> list[Verdict]:
+def killed_too_often(sandboxes: list[SandboxProcess]) -> list[Verdict]:
     """A rule."""
     found: list[Verdict] = []
     for sandbox in sandboxes:

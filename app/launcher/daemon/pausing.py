@@ -1,7 +1,7 @@
-"""Sandboxes that are being paused: the worker holds still, the room freezes, and then the request is answered.
+"""Sandboxes that are being paused: the worker holds still, the payload freezes, and then the request is answered.
 
 The worker is told first, on the socket on which its commands come: when it answers, everything that came before was
-started, and it is outside of the room itself. Frozen in the middle of a start it could not tell of any end.
+started, and it is outside of the payload itself. Frozen in the middle of a start it could not tell of any end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import time
 
 from app.launcher.daemon.checks import Refusal, answer, reply
-from app.launcher.daemon.sandbox_process import HeldSandbox
+from app.launcher.daemon.sandbox_process import SandboxProcess
 from app.launcher.protocol import REFUSED, ProtocolError
 
 # A process stops when it next gets a processor; one that is above its share waits for that up to 100 ms.
@@ -29,12 +29,12 @@ class Pauses:
     """Those that are under way. What is paused already is in nobody's way, and so not here."""
 
     def __init__(self) -> None:
-        self._under_way: dict[HeldSandbox, _Pause] = {}
+        self._under_way: dict[SandboxProcess, _Pause] = {}
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def begin(self, sandbox: HeldSandbox, request: int) -> None:
+    def begin(self, sandbox: SandboxProcess, request: int) -> None:
         """The answer comes when everything in it has stopped. Raises Refusal."""
         _require(sandbox)
         if sandbox.creating is not None or sandbox.killed:
@@ -50,7 +50,7 @@ class Pauses:
                 raise Refusal("pause", error.errno or 0, f"its worker does not listen: {error.strerror}") from error
             self._under_way[sandbox] = _Pause(request)
 
-    def held(self, sandbox: HeldSandbox) -> None:
+    def held(self, sandbox: SandboxProcess) -> None:
         """Its worker holds still. Raises ProtocolError when it was not asked to, OSError."""
         if sandbox.holds == 0:
             raise ProtocolError("a worker that holds still unasked")
@@ -59,7 +59,7 @@ class Pauses:
             sandbox.freezer.freeze()
             self._look_at(sandbox)
 
-    def end(self, sandbox: HeldSandbox, request: int) -> None:
+    def end(self, sandbox: SandboxProcess, request: int) -> None:
         """Thaws it, also in the middle of a pause. Raises Refusal, OSError."""
         _require(sandbox)
         self._give_up(sandbox, errno.ECANCELED, "it was resumed before it was paused")
@@ -70,7 +70,7 @@ class Pauses:
         for sandbox in tuple(self._under_way):
             self._look_at(sandbox)
 
-    def _look_at(self, sandbox: HeldSandbox) -> None:
+    def _look_at(self, sandbox: SandboxProcess) -> None:
         pause = self._under_way[sandbox]
         if sandbox.freezer.settled:
             del self._under_way[sandbox]
@@ -80,17 +80,17 @@ class Pauses:
             what = "its processes did not all stop" if sandbox.freezer.frozen else "a start is in the way, not over"
             self._give_up(sandbox, errno.ETIMEDOUT, f"{what} within {_SECONDS:g} seconds")
 
-    def _give_up(self, sandbox: HeldSandbox, number: int, why: str) -> None:
+    def _give_up(self, sandbox: SandboxProcess, number: int, why: str) -> None:
         sandbox.freezer.thaw()
         self.forget(sandbox, number, why)
 
-    def forget(self, sandbox: HeldSandbox, number: int = errno.ESRCH, why: str = "the sandbox has ended") -> None:
+    def forget(self, sandbox: SandboxProcess, number: int = errno.ESRCH, why: str = "the sandbox has ended") -> None:
         """Whoever waits is refused."""
         pause = self._under_way.pop(sandbox, None)
         for request in pause.requests if pause is not None else ():
             answer(sandbox.connection, reply(request, REFUSED).text("pause").u32(number).text(why))
 
 
-def _require(sandbox: HeldSandbox) -> None:
+def _require(sandbox: SandboxProcess) -> None:
     if not sandbox.freezer.available:
         raise Refusal("layer:cgroup_freezer", errno.ENOSYS, "this host has no freezer among its control groups")

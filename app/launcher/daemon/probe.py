@@ -7,7 +7,7 @@ import fcntl
 import os
 
 from app.launcher.config import OPTIONAL_LAYERS
-from app.launcher.daemon.cgroup import Tree
+from app.launcher.daemon.cgroup import CgroupTree
 from app.launcher.daemon.cloning import clone_owned_by
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import (
@@ -66,7 +66,7 @@ def knows_clone3() -> bool:
     return True
 
 
-def available_layers(tree: Tree, owner: int) -> set[str]:
+def available_layers(tree: CgroupTree, owner: int) -> set[str]:
     """`owner`: a host uid of sandboxes."""
     version = landlock.abi()
     found = tree.layers

@@ -19,7 +19,7 @@ _OWN_DESCRIPTORS = 8
 _TRIED_AGAIN = 4  # a host has 65,535 memory groups, so none may be kept for nothing
 
 
-class HeldSandbox:
+class SandboxProcess:
     def __init__(
         self,
         plan: CreatePlan,
@@ -42,7 +42,7 @@ class HeldSandbox:
         self.killed = False
         self.shown_to = shown_to  # who has read its network namespace already
         self.status = 0
-        self.limits: dict[str, int] = {}  # of the room, read back from the kernel
+        self.limits: dict[str, int] = {}  # of the payload, read back from the kernel
         self.ended: list[int] = []  # finished, groups not yet removed
         self._left: dict[int, None] = {}  # finished, but something that they left behind still runs
         self._last = 0

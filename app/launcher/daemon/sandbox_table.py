@@ -15,9 +15,9 @@ from app.launcher.daemon.file_locks import LockHolders
 from app.launcher.daemon.host import Host
 from app.launcher.daemon.oom import killed_too_often
 from app.launcher.daemon.pausing import Pauses
-from app.launcher.daemon.sandbox_process import HeldSandbox
+from app.launcher.daemon.sandbox_process import SandboxProcess
 from app.launcher.daemon.watch import Verdict, Watch
-from app.launcher.daemon.zygote import Nursery
+from app.launcher.daemon.zygote import Spawner
 from app.launcher.protocol import (
     EXECUTE,
     HELD,
@@ -43,22 +43,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-class Custody:
+class SandboxTable:
     """`poll` is the loop's: workers' descriptors are registered there, and come back through `hear`."""
 
-    def __init__(self, config: Config, tree: cgroup.Tree, poll: select.poll, lock_counter: int) -> None:
+    def __init__(self, config: Config, tree: cgroup.CgroupTree, poll: select.poll, lock_counter: int) -> None:
         self._config, self._poll = config, poll
         self.host = Host(config, tree)
-        self._nursery = Nursery(config, tree, self.host.layers, self.host.filters, mounts.masks())
+        self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, mounts.masks())
         self.pauses = Pauses()
         trees = [hierarchy.parent for hierarchy in tree.hierarchies]
         self._locks = LockHolders(config.max_file_locks, lock_counter, poll, trees)
         self._watch = Watch((self._locks.sample,) if config.max_file_locks else ())
         self._dead_groups = DeadGroups(tree)
-        self._sandboxes: dict[str, HeldSandbox] = {}
-        self._by_descriptor: dict[int, HeldSandbox] = {}
-        self._unfinished: dict[HeldSandbox, None] = {}  # with groups to remove or executions to kill
-        self._leaving: dict[HeldSandbox, None] = {}  # reaped, but a group of theirs is still busy
+        self._sandboxes: dict[str, SandboxProcess] = {}
+        self._by_descriptor: dict[int, SandboxProcess] = {}
+        self._unfinished: dict[SandboxProcess, None] = {}  # with groups to remove or executions to kill
+        self._leaving: dict[SandboxProcess, None] = {}  # reaped, but a group of theirs is still busy
 
     def __len__(self) -> int:
         return len(self._sandboxes)
@@ -77,18 +77,18 @@ class Custody:
 
     @property
     def prepared(self) -> bool:
-        return bool(self.host.missing) or self._nursery.prepared
+        return bool(self.host.missing) or self._spawner.prepared
 
     def prepare(self, connection: Connection) -> None:
         """While nobody asks for anything: a copy made ahead, and its network shown to the one gateway there is."""
-        copy = None if self.host.missing else self._nursery.prepare(connection)
-        if copy is not None:
-            self._show_network(connection, copy.pid, copy.uid)
+        zygote = None if self.host.missing else self._spawner.prepare(connection)
+        if zygote is not None:
+            self._show_network(connection, zygote.pid, zygote.uid)
 
     def _show_network(self, connection: Connection, pid: int, uid: int) -> None:
         """The gateway reads a new namespace itself, while its worker goes on building."""
         try:
-            netlink = probe.open_netlink(pid, self._nursery.own_network)
+            netlink = probe.open_netlink(pid, self._spawner.own_network)
         except FileNotFoundError:
             return  # it is dead already: its pidfd tells, or the create that was to have it makes another
         connection.send(bytes(Writer(NETWORK).u32(uid).data), netlink)
@@ -124,13 +124,13 @@ class Custody:
                 sandbox.kill()
 
     def end_all(self) -> None:
-        self._nursery.discard()
+        self._spawner.discard()
         for sandbox in self._sandboxes.values():
             sandbox.kill()
 
     # --- the gateway's requests
 
-    def find(self, connection: Connection, sandbox_id: str) -> HeldSandbox:
+    def find(self, connection: Connection, sandbox_id: str) -> SandboxProcess:
         """Its own only. Raises Refusal."""
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.connection is not connection:
@@ -154,7 +154,7 @@ class Custody:
         owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors[0])
         descriptors.clear()  # it is the socket's now
         try:
-            sandbox = self._nursery.give_birth(plan, owner)
+            sandbox = self._spawner.spawn(plan, owner)
         except OSError as error:
             raise Refusal(getattr(error, "step", "clone"), error.errno or 0, str(error.strerror)) from error
         finally:
@@ -191,7 +191,7 @@ class Custody:
         except OSError as error:
             raise Refusal("join_cgroup", error.errno or 0, str(error.strerror)) from error
 
-    def finish(self, sandbox: HeldSandbox, number: int, request: int) -> Writer:
+    def finish(self, sandbox: SandboxProcess, number: int, request: int) -> Writer:
         finished = sandbox.finish(number)
         if finished is None:
             raise Refusal("plan", errno.ENOENT, "no such execution")
@@ -200,7 +200,7 @@ class Custody:
         numbers = reply(request).u64(usage.cpu_ns).u64(usage.peak_bytes).u32(usage.ooms).u8(usage.alive)
         return numbers.text(reason).text(detail)
 
-    def kill(self, sandbox: HeldSandbox, number: int, request: int) -> None:
+    def kill(self, sandbox: SandboxProcess, number: int, request: int) -> None:
         if not sandbox.groups.can_kill:
             raise Refusal("kill_execution", errno.ENOTSUP, "the host has no control groups")
         sandbox.kills.setdefault(number, []).append(request)
@@ -259,12 +259,12 @@ class Custody:
         if self._by_descriptor.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
 
-    def _welcome(self, sandbox: HeldSandbox) -> None:
+    def _welcome(self, sandbox: SandboxProcess) -> None:
         """Measured before it is handed out: what is not in force is not served."""
         request, connection = sandbox.creating, sandbox.connection
         if request is None or connection is None:
             return
-        facts, wrong = sandbox.measure(self._nursery.own_namespaces, self.host.layers)
+        facts, wrong = sandbox.measure(self._spawner.own_namespaces, self.host.layers)
         if wrong:
             sandbox.failure = ("prove", errno.ENOTSUP, "; ".join(wrong))
             return sandbox.kill()
@@ -273,7 +273,7 @@ class Custody:
         answer(connection, reply(request).many(lines))
         return None
 
-    def _bury(self, sandbox: HeldSandbox) -> None:
+    def _bury(self, sandbox: SandboxProcess) -> None:
         """The worker is gone, and with it every process of its namespace."""
         self._ignore(sandbox.pidfd)
         self._ignore(sandbox.channel.fileno())
@@ -294,7 +294,7 @@ class Custody:
         sandbox.reap()
         self._try_to_forget(sandbox)
 
-    def _try_to_forget(self, sandbox: HeldSandbox) -> None:
+    def _try_to_forget(self, sandbox: SandboxProcess) -> None:
         self._unfinished.pop(sandbox, None)
         self.pauses.forget(sandbox)
         if not sandbox.groups.remove():
@@ -302,7 +302,7 @@ class Custody:
             return
         self._leaving.pop(sandbox, None)
         del self._sandboxes[sandbox.id]
-        self._nursery.take_back(sandbox.uid)
+        self._spawner.take_back(sandbox.uid)
         connection = sandbox.connection
         if connection is None:
             return

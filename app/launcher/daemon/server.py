@@ -15,7 +15,7 @@ from app.launcher.config import Config
 from app.launcher.daemon import cgroup
 from app.launcher.daemon.checks import Refusal, reply
 from app.launcher.daemon.connection import Connection
-from app.launcher.daemon.sandbox_table import Custody
+from app.launcher.daemon.sandbox_table import SandboxTable
 from app.launcher.protocol import (
     AGENT,
     CREATE,
@@ -38,13 +38,13 @@ _RETRY_MS = 2
 _MOST_CONNECTIONS = 32  # a gateway needs one
 
 
-class Server:
-    def __init__(self, config: Config, listener: _socket.socket, tree: cgroup.Tree, lock_counter: int) -> None:
+class LauncherServer:
+    def __init__(self, config: Config, listener: _socket.socket, tree: cgroup.CgroupTree, lock_counter: int) -> None:
         self._config, self._listener = config, listener
         self._connections: dict[int, Connection] = {}
         self._poll = select.poll()
         self._poll.register(listener.fileno(), select.POLLIN)
-        self._custody = Custody(config, tree, self._poll, lock_counter)
+        self._sandboxes = SandboxTable(config, tree, self._poll, lock_counter)
         self.stopping = False
 
     # --- the loop
@@ -52,10 +52,10 @@ class Server:
     def serve(self, wake: int) -> None:
         """Until `stopping` is set (a signal handler writes to `wake`) and the last sandbox is gone."""
         self._poll.register(wake, select.POLLIN)
-        while not self.stopping or len(self._custody):
-            to_prepare = self._connections and not self._custody.prepared
-            soon = self._custody.busy or to_prepare
-            happened = self._poll.poll(_RETRY_MS if soon else self._custody.milliseconds_left)
+        while not self.stopping or len(self._sandboxes):
+            to_prepare = self._connections and not self._sandboxes.prepared
+            soon = self._sandboxes.busy or to_prepare
+            happened = self._poll.poll(_RETRY_MS if soon else self._sandboxes.milliseconds_left)
             for descriptor, event in happened:
                 if descriptor == wake:
                     os.read(wake, 4096)
@@ -64,17 +64,19 @@ class Server:
                 elif descriptor in self._connections:
                     if event != select.POLLOUT:  # that there is room again is for `_flush`
                         self._hear(self._connections[descriptor])
-                elif self._custody.knows(descriptor):
-                    self._custody.hear(descriptor)
-            self._custody.go_on()
+                elif self._sandboxes.knows(descriptor):
+                    self._sandboxes.hear(descriptor)
+            self._sandboxes.go_on()
             self._flush()
             if self.stopping:
-                self._custody.end_all()
+                self._sandboxes.end_all()
             elif not happened and to_prepare:
-                self._custody.prepare(next(iter(self._connections.values())))  # nobody asked for anything for a moment
+                self._sandboxes.prepare(
+                    next(iter(self._connections.values()))
+                )  # nobody asked for anything for a moment
 
     def _flush(self) -> None:
-        """Answers that had no room, and gateways that are gone."""
+        """IdempotencyStore that had no room, and gateways that are gone."""
         for connection in tuple(self._connections.values()):
             if connection.unsent or connection.blocked:
                 connection.flush()
@@ -102,7 +104,7 @@ class Server:
         self._poll.unregister(descriptor)
         del self._connections[descriptor]
         connection.close()
-        self._custody.abandon(connection)
+        self._sandboxes.abandon(connection)
 
     # --- the gateway's requests
 
@@ -130,30 +132,30 @@ class Server:
     ) -> None:
         if kind == HELLO:
             source.end()
-            connection.send(bytes(reply(request).many(self._custody.host.about()).data))
+            connection.send(bytes(reply(request).many(self._sandboxes.host.about()).data))
         elif kind == CREATE:
             plan = CreatePlan.read(source)
             source.end()
-            self._custody.create(connection, request, plan, descriptors)
+            self._sandboxes.create(connection, request, plan, descriptors)
         elif kind in (EXECUTE, AGENT):
-            self._custody.execute(connection, kind, source, descriptors)
+            self._sandboxes.execute(connection, kind, source, descriptors)
         elif kind == DESTROY:
-            sandbox = self._custody.find(connection, source.text(64))
+            sandbox = self._sandboxes.find(connection, source.text(64))
             source.end()
             sandbox.waiting.append(request)
             sandbox.kill()
         elif kind in (PAUSE, RESUME):
-            sandbox = self._custody.find(connection, source.text(64))
+            sandbox = self._sandboxes.find(connection, source.text(64))
             source.end()
-            change = self._custody.pauses.begin if kind == PAUSE else self._custody.pauses.end
+            change = self._sandboxes.pauses.begin if kind == PAUSE else self._sandboxes.pauses.end
             change(sandbox, request)
         elif kind in (FINISH, KILL):
             sandbox_id, number = source.text(64), source.u32()
             source.end()
-            sandbox = self._custody.find(connection, sandbox_id)
+            sandbox = self._sandboxes.find(connection, sandbox_id)
             if kind == KILL:
-                self._custody.kill(sandbox, number, request)
+                self._sandboxes.kill(sandbox, number, request)
             else:
-                connection.send(bytes(self._custody.finish(sandbox, number, request).data))
+                connection.send(bytes(self._sandboxes.finish(sandbox, number, request).data))
         else:
             raise ProtocolError("an unknown request")

@@ -13,9 +13,9 @@ TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from app.launcher.daemon.sandbox_process import HeldSandbox
+    from app.launcher.daemon.sandbox_process import SandboxProcess
 
-    Rule = Callable[[list[HeldSandbox]], list["Verdict"]]
+    Rule = Callable[[list[SandboxProcess]], list["Verdict"]]
 
 _INTERVAL_SECONDS = 0.1
 
@@ -25,7 +25,7 @@ class Verdict:
 
     __slots__ = ("detail", "number", "reason", "sandbox")
 
-    def __init__(self, sandbox: HeldSandbox, number: int, reason: str, detail: str) -> None:
+    def __init__(self, sandbox: SandboxProcess, number: int, reason: str, detail: str) -> None:
         self.sandbox, self.number, self.reason, self.detail = sandbox, number, reason, detail
 
 
@@ -36,13 +36,13 @@ class Watch:
         self._rules, self._clock = rules, clock
         self._due = clock() + _INTERVAL_SECONDS
 
-    def milliseconds_left(self, sandboxes: Iterable[HeldSandbox]) -> int | None:
+    def milliseconds_left(self, sandboxes: Iterable[SandboxProcess]) -> int | None:
         """Until `look` is due; None when it never is, as there is no rule or nothing runs."""
         if not self._rules or not any(sandbox.runs for sandbox in sandboxes):
             return None
         return max(0, int((self._due - self._clock()) * 1000) + 1)
 
-    def look(self, sandboxes: Iterable[HeldSandbox]) -> list[Verdict]:
+    def look(self, sandboxes: Iterable[SandboxProcess]) -> list[Verdict]:
         """Nothing before the interval has passed."""
         if not self._rules or self._clock() < self._due:
             return []

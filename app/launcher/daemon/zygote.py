@@ -13,7 +13,7 @@ from app.launcher.daemon.cloning import clone_owned_by
 from app.launcher.daemon.connection import Connection
 from app.launcher.daemon.freezer import Freezer
 from app.launcher.daemon.groups import Groups
-from app.launcher.daemon.sandbox_process import HeldSandbox
+from app.launcher.daemon.sandbox_process import SandboxProcess
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import (
     CLONE_NEWIPC,
@@ -39,7 +39,7 @@ from app.launcher.protocol import (
 )
 from app.launcher.sandbox import confine
 from app.launcher.sandbox.mounts import INSIDE_ID
-from app.launcher.sandbox.setup import Room
+from app.launcher.sandbox.setup import SandboxSetup
 from app.launcher.sandbox.worker import Worker
 
 _CLONE = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
@@ -49,7 +49,7 @@ _CLONE = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
 _OOM_SCORE = "500"
 
 
-class BirthError(OSError):
+class SpawnError(OSError):
     """An OSError that knows its step."""
 
     def __init__(self, step: str, error: OSError) -> None:
@@ -65,7 +65,7 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-class Copy:
+class Zygote:
     """A copy of the launcher that is on its way to become a worker, and belongs to nobody yet."""
 
     __slots__ = ("channel", "pid", "pidfd", "shown_to", "uid")
@@ -84,7 +84,7 @@ class Copy:
             return 0
 
 
-class Nursery:
+class Spawner:
     """Hands out uids and makes sandboxes in the template.
 
     One copy is made ahead while the launcher has nothing to do (`prepare`): clone, namespaces and network are two
@@ -94,7 +94,7 @@ class Nursery:
     def __init__(
         self,
         config: Config,
-        tree: cgroup.Tree,
+        tree: cgroup.CgroupTree,
         layers: set[str],
         filters: dict[str, bytes],
         masks: list[tuple[str, str]],
@@ -105,7 +105,7 @@ class Nursery:
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         # A uid that was given back goes to the end of the line, so that a number is used again as late as possible.
         self._uids = list(range(config.uid_first, config.uid_first + config.uid_count))
-        self._ahead: Copy | None = None
+        self._ahead: Zygote | None = None
         self._tried = False  # to make one, since the last create
         self.own_namespaces = probe.namespaces_of("self")
         self.own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -118,14 +118,14 @@ class Nursery:
         """Nothing is left to do ahead, or no use in trying before the next create."""
         return self._tried and (self._ahead is None or self._ahead.shown_to is not None)
 
-    def prepare(self, connection: Connection) -> Copy | None:
+    def prepare(self, connection: Connection) -> Zygote | None:
         """Makes the next copy, and when called again and its network is up, returns it to be shown to `connection`.
         Whatever is wrong, the create that makes its own copy finds out and names it."""
         if self._ahead is None:
             self._tried = True
             try:
-                self._ahead = self._make_copy()
-            except BirthError:
+                self._ahead = self._make_zygote()
+            except SpawnError:
                 return None
         elif self._ahead.shown_to is None and (word := self._ahead.first_word()) is not None:
             if word == NETWORK_UP:
@@ -139,48 +139,50 @@ class Nursery:
             self._end(self._ahead)
             self._ahead = None
 
-    def give_birth(self, plan: CreatePlan, owner: _socket.socket) -> HeldSandbox:
-        """Raises BirthError, and then nothing of the sandbox is left."""
+    def spawn(self, plan: CreatePlan, owner: _socket.socket) -> SandboxProcess:
+        """Raises SpawnError, and then nothing of the sandbox is left."""
         self._tried = False
-        copy, self._ahead = self._ahead or self._make_copy(), None
+        zygote, self._ahead = self._ahead or self._make_zygote(), None
         name = f"s-{plan.sandbox_id}"  # no file of the kernel's, such as `tasks`, is called so
         groups, freezer = Groups(self._tree, name), Freezer(self._tree, name)
         try:
             groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
-            copy = self._hand_over(copy, plan, owner, groups)
-        except BirthError:  # of a fresh copy; both are ended already
+            zygote = self._hand_over(zygote, plan, owner, groups)
+        except SpawnError:  # of a fresh copy; both are ended already
             groups.remove()
             raise
         except OSError as error:
             groups.remove()
-            self._end(copy)
-            raise BirthError("make_cgroup", error) from error
+            self._end(zygote)
+            raise SpawnError("make_cgroup", error) from error
         finally:
             groups.close()
-        return HeldSandbox(plan, groups, freezer, copy.pid, copy.pidfd, copy.channel, copy.uid, copy.shown_to)
+        return SandboxProcess(
+            plan, groups, freezer, zygote.pid, zygote.pidfd, zygote.channel, zygote.uid, zygote.shown_to
+        )
 
-    def _hand_over(self, copy: Copy, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Copy:
+    def _hand_over(self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Zygote:
         last = [groups.processes_file] if groups.processes_file >= 0 else []
         packet = bytes(plan.write(Writer(GO).u8(len(groups.entrances)).u8(len(last))).data)
         descriptors = [owner.fileno(), *groups.entrances, *groups.home, *last]
         try:
-            packets.send(copy.channel, packet, descriptors)
+            packets.send(zygote.channel, packet, descriptors)
         except (BrokenPipeError, ConnectionResetError):
             # A copy made ahead that did not get through its steps; a fresh one can tell its waiting client which.
-            self._end(copy)
-            copy = self._make_copy()
+            self._end(zygote)
+            zygote = self._make_zygote()
             try:
-                packets.send(copy.channel, packet, descriptors)
+                packets.send(zygote.channel, packet, descriptors)
             except OSError as error:
-                refusal = _last_words(copy.channel) or BirthError("await_plan", error)
-                self._end(copy)
+                refusal = _last_words(zygote.channel) or SpawnError("await_plan", error)
+                self._end(zygote)
                 raise refusal from error
-        return copy
+        return zygote
 
-    def _make_copy(self) -> Copy:
-        """Raises BirthError."""
+    def _make_zygote(self) -> Zygote:
+        """Raises SpawnError."""
         if not self._uids:
-            raise BirthError("allocate_uid", OSError(errno.EDQUOT, "no host uid is free"))
+            raise SpawnError("allocate_uid", OSError(errno.EDQUOT, "no host uid is free"))
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
         uid = self._uids.pop(0)
         step, pid, pidfd = "clone", -1, -1
@@ -192,20 +194,20 @@ class Nursery:
             self._map_identity(pid, uid)
             packets.send(ours, bytes((IDENTITY,)), [])
         except OSError as error:
-            refusal = _last_words(ours) or BirthError(step, error)
-            self._end(Copy(pid, pidfd, ours, uid))
+            refusal = _last_words(ours) or SpawnError(step, error)
+            self._end(Zygote(pid, pidfd, ours, uid))
             raise refusal from error
         finally:
             theirs.close()
-        return Copy(pid, pidfd, ours, uid)
+        return Zygote(pid, pidfd, ours, uid)
 
-    def _end(self, copy: Copy) -> None:
-        if copy.pid > 0:
-            kill_by_pidfd(copy.pidfd, 9)  # not reaped yet, so it is there, if only as a zombie
-            os.waitpid(copy.pid, 0)
-            os.close(copy.pidfd)
-        copy.channel.close()
-        self._uids.append(copy.uid)
+    def _end(self, zygote: Zygote) -> None:
+        if zygote.pid > 0:
+            kill_by_pidfd(zygote.pidfd, 9)  # not reaped yet, so it is there, if only as a zombie
+            os.waitpid(zygote.pid, 0)
+            os.close(zygote.pidfd)
+        zygote.channel.close()
+        self._uids.append(zygote.uid)
 
     def _map_identity(self, pid: int, uid: int) -> None:
         """One uid and one gid of the host, as 1000 inside. Nothing else exists in there, root least of all."""
@@ -219,28 +221,28 @@ class Nursery:
         try:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-            room = Room(self._config, channel, self._null, INSIDE_ID if self._user_namespace else uid)
-            room.masks, room.filters, room.landlock_abi = self._masks, self._filters, self._landlock_abi
+            setup = SandboxSetup(self._config, channel, self._null, INSIDE_ID if self._user_namespace else uid)
+            setup.masks, setup.filters, setup.landlock_abi = self._masks, self._filters, self._landlock_abi
             try:
-                confine.confine(room)
-            except confine.Refused as refused:
+                confine.confine(setup)
+            except confine.StepRefused as refused:
                 said = Writer(STEP_FAILED).text(refused.step).u32(refused.errno).text(refused.detail[:200])
-                room.channel.send(bytes(said.data))
+                setup.channel.send(bytes(said.data))
                 os._exit(1)
-            room.channel.send(bytes((READY,)))
-            Worker(room).serve()
+            setup.channel.send(bytes((READY,)))
+            Worker(setup).serve()
         finally:
             os._exit(0)
 
 
-def _last_words(channel: _socket.socket) -> BirthError | None:
+def _last_words(channel: _socket.socket) -> SpawnError | None:
     """The step that a copy which has ended named, if it did: it may end before the launcher has done its part."""
     for _ in range(4):  # that its network is up comes before, and a reset is told once, ahead of what was sent
         try:
             source = Reader(channel.recv(MAX_PACKET, _socket.MSG_DONTWAIT))
             if source.u8() == STEP_FAILED:
                 step, number, detail = source.text(64), source.u32(), source.text(1024)
-                return BirthError(step, OSError(number, detail))
+                return SpawnError(step, OSError(number, detail))
         except ConnectionResetError:
             continue
         except (OSError, ProtocolError):

@@ -37,7 +37,7 @@ NODE = struct.Struct("<BQIqQ")  # kind, size, mode, mtime in ns, inode
 HEAD = struct.Struct("<BQIqQHH")  # a NODE, then the lengths of name and target, which follow
 
 
-class Node:
+class FileRecord:
     """What is at a path: numbers only. `kind` is an index into KINDS."""
 
     __slots__ = ("inode", "kind", "mode", "modified_ns", "size")
@@ -50,18 +50,18 @@ class Node:
         return self.kind, self.size, self.mode, self.modified_ns, self.inode
 
     @classmethod
-    def read(cls, source: Reader) -> Node:
+    def read(cls, source: Reader) -> FileRecord:
         return checked(*NODE.unpack(source.take(NODE.size)))
 
 
-def checked(kind: int, size: int, mode: int, modified_ns: int, inode: int) -> Node:
+def checked(kind: int, size: int, mode: int, modified_ns: int, inode: int) -> FileRecord:
     """Raises ProtocolError for a kind that there is not."""
     if kind >= len(KINDS):
         raise ProtocolError("an unknown kind of file")
-    return Node(kind, size, mode, modified_ns, inode)
+    return FileRecord(kind, size, mode, modified_ns, inode)
 
 
-def pack_head(node: Node, name: bytes, target: bytes = b"") -> bytes:
+def pack_head(node: FileRecord, name: bytes, target: bytes = b"") -> bytes:
     return HEAD.pack(*node.fields(), len(name), len(target)) + name + target
 
 

@@ -7,7 +7,7 @@ stops at the first refusal and reports the step's name; half a sandbox is never 
 from __future__ import annotations
 
 from app.launcher.sandbox import lockdown, steps
-from app.launcher.sandbox.setup import Room
+from app.launcher.sandbox.setup import SandboxSetup
 
 # Ahead: the same for every sandbox, so the launcher lets its next copy do it while nobody waits for one.
 AHEAD = (
@@ -56,7 +56,7 @@ PROOF = (
 )
 
 
-class Refused(Exception):
+class StepRefused(Exception):
     """A step that the kernel refused."""
 
     def __init__(self, step: str, number: int, detail: str) -> None:
@@ -64,11 +64,11 @@ class Refused(Exception):
         super().__init__(step)
 
 
-def confine(room: Room) -> None:
-    """Raises Refused with the name of the step that failed."""
+def confine(setup: SandboxSetup) -> None:
+    """Raises StepRefused with the name of the step that failed."""
     for step in (*AHEAD, *ROOM, *LOCK, *PROOF):
         try:
-            step(room)
+            step(setup)
         except OSError as error:
             detail = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
-            raise Refused(step.__name__, error.errno or 0, detail) from error
+            raise StepRefused(step.__name__, error.errno or 0, detail) from error

@@ -38,7 +38,7 @@ from app.launcher.protocol.files import (
     UNKNOWN_KIND,
     UNPACK,
     WRITE,
-    Node,
+    FileRecord,
 )
 from app.launcher.sandbox import packing, tree
 from app.launcher.sandbox.tree import Obstacle, node_of
@@ -48,7 +48,7 @@ _PIECE = 1024 * 1024
 
 
 class GivenUp(Exception):
-    """The gateway has hung up: what was begun is undone."""
+    """The gateway has disconnected: what was begun is undone."""
 
 
 def become_agent(control: int, data: int, body: bytes) -> None:
@@ -82,7 +82,7 @@ def _without_our_names(where: object, path: bytes) -> bytes:
     return b"/".join(part for part in parts if not tree.is_ours(part))
 
 
-def _mode_of(asked: int, replaced: Node | None) -> int:
+def _mode_of(asked: int, replaced: FileRecord | None) -> int:
     if asked != KEEP_MODE:
         return asked
     return DEFAULT_MODE if replaced is None else replaced.mode
@@ -97,7 +97,7 @@ class FileAgent:
     def _tell(self, record: Writer) -> None:
         self._control.send(bytes(record.data))
 
-    def _tell_node(self, node: Node | None) -> None:
+    def _tell_node(self, node: FileRecord | None) -> None:
         if node is None:
             return self._tell(Writer(ABSENT))
         record = Writer(FOUND)
@@ -154,8 +154,8 @@ class FileAgent:
         found = os.fstat(file)
         tree.require_file(found, path)
         self._tell_node(node_of(found))
-        wish = self._hear(SEND)
-        begin, left = wish.u64(), wish.u64()
+        request = self._hear(SEND)
+        begin, left = request.u64(), request.u64()
         while left and (sent := os.sendfile(self._data, file, begin, min(left, _PIECE))):
             begin, left = begin + sent, left - sent
 
@@ -173,8 +173,8 @@ class FileAgent:
             os.fchmod(file, _mode_of(mode, found) & 0o777)
             os.close(file)
             self._tell_node(found)
-            wish = self._hear(COMMIT)
-            is_new = self._put_in_place(temporary, real, path, wish)
+            request = self._hear(COMMIT)
+            is_new = self._put_in_place(temporary, real, path, request)
             made.clear()
         finally:
             tree.forget(temporary)
@@ -182,7 +182,7 @@ class FileAgent:
                 tree.forget_directory(directory)
         self._tell(Writer(DONE).u8(is_new))
 
-    def _at(self, real: bytes, path: bytes) -> Node | None:
+    def _at(self, real: bytes, path: bytes) -> FileRecord | None:
         if path.endswith(b"/"):
             raise Obstacle(errno.EISDIR, path, DIRECTORY)
         try:
@@ -194,13 +194,13 @@ class FileAgent:
         tree.require_file(found, path)
         return node_of(found)
 
-    def _put_in_place(self, temporary: bytes, real: bytes, path: bytes, wish: Reader) -> bool:
-        expectation = wish.u8()
+    def _put_in_place(self, temporary: bytes, real: bytes, path: bytes, request: Reader) -> bool:
+        expectation = request.u8()
         if expectation == NOTHING:
             os.link(temporary, real)  # fails where there is something, which a rename would replace
             return True
         now = self._at(real, path)
-        if expectation == THE_SAME and (now is None or now.fields() != Node.read(wish).fields()):
+        if expectation == THE_SAME and (now is None or now.fields() != FileRecord.read(request).fields()):
             raise OSError(errno.ESTALE, "it has changed", path)
         os.rename(temporary, real)
         return now is None

@@ -22,7 +22,7 @@ from app.launcher.kernel.syscalls import (
 )
 from app.launcher.protocol import pack_command, unpack_command
 from app.launcher.sandbox import mounts
-from app.launcher.sandbox.setup import Room
+from app.launcher.sandbox.setup import SandboxSetup
 from app.launcher.sandbox.spawn import search_and_spawn
 
 # The table of open files is one for the host and charged to nobody: every process of every sandbox may fill this much.
@@ -40,7 +40,7 @@ _LIMITS = {
 }
 
 
-def set_limits(room: Room) -> None:
+def set_limits(setup: SandboxSetup) -> None:
     # Not 0: a core_pattern that is a pipe ignores that and would feed a program of the host, core(5); 1 stops both
     # kinds. The system call filter keeps commands from setting it to something else.
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
@@ -57,7 +57,7 @@ def set_limits(room: Room) -> None:
     os.umask(0o022)
 
 
-def empty_bounding_set(room: Room) -> None:
+def empty_bounding_set(setup: SandboxSetup) -> None:
     capability = 0
     while True:
         try:
@@ -69,28 +69,28 @@ def empty_bounding_set(room: Room) -> None:
         capability += 1
 
 
-def rehearse(room: Room) -> None:
+def rehearse(setup: SandboxSetup) -> None:
     """Does once, without effect, what somebody will wait for later: a rule set that is thrown away, a command that does
     not exist. The pages that this writes to become the copy's own now (measured: a first command in a copy that was
     made ahead takes 0.8 ms less)."""
-    if room.landlock_abi:
-        rules = _rules(room, loopback_tcp=False)
+    if setup.landlock_abi:
+        rules = _rules(setup, loopback_tcp=False)
         rules.allow("/usr", landlock.READ)
         rules.close()
     argv, env, _ = unpack_command(pack_command([b"/nonexistent"], [b"PATH=/nonexistent"], b"/"))
     try:
-        search_and_spawn(argv, env, [room.null] * 3)
+        search_and_spawn(argv, env, [setup.null] * 3)
     except OSError:
         return
 
 
-def drop_all_capabilities(room: Room) -> None:
+def drop_all_capabilities(setup: SandboxSetup) -> None:
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     set_capabilities(0)
 
 
-def prove_identity(room: Room) -> None:
-    if os.getresuid() != (room.uid,) * 3 or os.getresgid() != (room.uid,) * 3 or os.getgroups():
+def prove_identity(setup: SandboxSetup) -> None:
+    if os.getresuid() != (setup.uid,) * 3 or os.getresgid() != (setup.uid,) * 3 or os.getgroups():
         raise OSError(errno.EPERM, "the identity was not taken")
     try:
         set_user_ids(0)
@@ -99,24 +99,24 @@ def prove_identity(room: Room) -> None:
     raise OSError(errno.EPERM, "the way back to root is open")
 
 
-def die_with_the_launcher(room: Room) -> None:
+def die_with_the_launcher(setup: SandboxSetup) -> None:
     """Set again here: the kernel clears it at every change of credentials. That the launcher is still there the worker
     sees on its channel."""
     prctl(PR_SET_PDEATHSIG, 9)
 
 
-def forbid_new_privileges(room: Room) -> None:
+def forbid_new_privileges(setup: SandboxSetup) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def hide_from_commands(room: Room) -> None:
+def hide_from_commands(setup: SandboxSetup) -> None:
     """Commands share the worker's uid: not dumpable means no ptrace, no /proc/1/mem, no /proc/1/fd for them. It does
     not outlive exec, so commands themselves stay debuggable by nobody but their own kind."""
     prctl(PR_SET_DUMPABLE, 0)
 
 
-def _rules(room: Room, *, loopback_tcp: bool) -> landlock.Ruleset:
-    version = room.landlock_abi
+def _rules(setup: SandboxSetup, *, loopback_tcp: bool) -> landlock.Ruleset:
+    version = setup.landlock_abi
     return landlock.Ruleset(
         version,
         files=landlock.handled_files(version),
@@ -125,11 +125,11 @@ def _rules(room: Room, *, loopback_tcp: bool) -> landlock.Ruleset:
     )
 
 
-def restrict_files(room: Room) -> None:
-    version, plan = room.landlock_abi, room.plan
+def restrict_files(setup: SandboxSetup) -> None:
+    version, plan = setup.landlock_abi, setup.plan
     if version == 0:
         return  # only when the operator gave the layer up by name: the launcher checked
-    rules = _rules(room, loopback_tcp=plan.loopback_tcp)
+    rules = _rules(setup, loopback_tcp=plan.loopback_tcp)
     for path in plan.read_only:
         rules.allow(path, landlock.READ)
         if path == "/usr":  # on a host without merged /usr the rest of the system lies beside it
@@ -145,22 +145,22 @@ def restrict_files(room: Room) -> None:
     rules.enforce()
 
 
-def filter_system_calls(room: Room) -> None:
-    seccomp.load(room.filters[room.plan.filter_name])
+def filter_system_calls(setup: SandboxSetup) -> None:
+    seccomp.load(setup.filters[setup.plan.filter_name])
 
 
 # --- the proof
 
 
-def prove_read_only_root(room: Room) -> None:
+def prove_read_only_root(setup: SandboxSetup) -> None:
     for path in ("/", "/usr", "/proc"):
         if not os.statvfs(path).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, f"{path} is writable")
 
 
-def prove_landlock(room: Room) -> None:
+def prove_landlock(setup: SandboxSetup) -> None:
     """The canary may be read as far as owners and mounts are concerned; no rule names it."""
-    if room.landlock_abi:
+    if setup.landlock_abi:
         try:
             os.close(os.open(mounts.CANARY, os.O_RDONLY | os.O_CLOEXEC))
         except PermissionError:
@@ -168,7 +168,7 @@ def prove_landlock(room: Room) -> None:
         raise OSError(errno.ENOTSUP, "Landlock let a file through that no rule names")
 
 
-def prove_filter(room: Room) -> None:
+def prove_filter(setup: SandboxSetup) -> None:
     """clone3 with no arguments is EINVAL in every kernel that has it (5.3), so ENOSYS is the filter's word."""
     try:
         syscall(NR_CLONE3, None, 0)

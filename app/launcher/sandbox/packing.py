@@ -15,7 +15,7 @@ from app.launcher.protocol.files import (
     HEAD,
     LONGEST,
     SYMLINK,
-    Node,
+    FileRecord,
     end_of_entries,
     pack_head,
 )
@@ -79,7 +79,7 @@ def pack(pipe: int, root: bytes) -> None:
         else:
             first = seen.setdefault((found.st_dev, found.st_ino), name) if found.st_nlink > 1 else name
             if first is not name:
-                node = Node(HARD_LINK, 0, found.st_mode & 0o7777, found.st_mtime_ns, found.st_ino)
+                node = FileRecord(HARD_LINK, 0, found.st_mode & 0o7777, found.st_mtime_ns, found.st_ino)
                 tree.write_all(pipe, pack_head(node, name, first))
             elif not _pack_file(pipe, name, path):
                 return
@@ -115,7 +115,7 @@ class Unpacking:
     def __init__(self, pipe: int, target: bytes, staging_name: bytes) -> None:
         self._pipe, self._target = pipe, target
         self._staging = target + b"/" + staging_name
-        self._directories: list[tuple[bytes, Node]] = []
+        self._directories: list[tuple[bytes, FileRecord]] = []
 
     def run(self) -> None:
         """Raises OSError, or ProtocolError for a pipe that ends early; then nothing of it is there."""
@@ -146,10 +146,10 @@ class Unpacking:
             kind, size, mode, modified_ns, inode, name_size, target_size = HEAD.unpack(self._take(HEAD.size))
             if kind == END:
                 return
-            node = Node(kind, size, mode & 0o777, modified_ns, inode)
+            node = FileRecord(kind, size, mode & 0o777, modified_ns, inode)
             self._make(self._take(name_size), self._take(target_size), node)
 
-    def _make(self, name: bytes, target: bytes, node: Node) -> None:
+    def _make(self, name: bytes, target: bytes, node: FileRecord) -> None:
         path = self._staging + b"/" + name
         if node.kind == DIRECTORY:
             tree.make_directories(path)
@@ -164,7 +164,7 @@ class Unpacking:
         else:
             self._make_file(path, node)
 
-    def _make_file(self, path: bytes, node: Node) -> None:
+    def _make_file(self, path: bytes, node: FileRecord) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if tree.fill(file, self._pipe, node.size) < node.size:

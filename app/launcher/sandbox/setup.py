@@ -8,7 +8,7 @@ from app.launcher.config import Config
 from app.launcher.protocol import CreatePlan
 
 
-class Room:
+class SandboxSetup:
     """Everything that the steps of one sandbox need. Lives in the copy of the launcher that becomes the worker."""
 
     __slots__ = (

@@ -29,41 +29,41 @@ from app.launcher.kernel.syscalls import (
 from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, CreatePlan, Reader
 from app.launcher.protocol.packets import receive
 from app.launcher.sandbox import mounts
-from app.launcher.sandbox.setup import Room
+from app.launcher.sandbox.setup import SandboxSetup
 
 _TIME_STAMPS = "/proc/sys/net/core/tstamp_allow_data"
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
-def let_go_of_the_launcher(room: Room) -> None:
+def let_go_of_the_launcher(setup: SandboxSetup) -> None:
     """Every descriptor but ours: other sandboxes' sockets and groups must not be in reach even of the worker."""
     for number in range(3):
-        os.dup2(room.null, number)
+        os.dup2(setup.null, number)
     first = 3
-    for descriptor in sorted({room.channel.fileno(), room.null}):
+    for descriptor in sorted({setup.channel.fileno(), setup.null}):
         if descriptor > first:
             close_range(first, descriptor - 1)
         first = descriptor + 1
     close_range(first, 0xFFFFFFFF)
 
 
-def enter_own_cgroup(room: Room) -> None:
-    for descriptor in room.entrances:
+def enter_own_cgroup(setup: SandboxSetup) -> None:
+    for descriptor in setup.entrances:
         os.write(descriptor, b"0")
         os.close(descriptor)
 
 
-def join_cgroup(room: Room) -> None:
-    for descriptor in room.home:
+def join_cgroup(setup: SandboxSetup) -> None:
+    for descriptor in setup.home:
         os.write(descriptor, b"0")
 
 
-def enter_cgroup_namespace(room: Room) -> None:
+def enter_cgroup_namespace(setup: SandboxSetup) -> None:
     unshare(CLONE_NEWCGROUP)
 
 
-def enter_network_namespace(room: Room) -> None:
+def enter_network_namespace(setup: SandboxSetup) -> None:
     """Also forbids copies of what was sent to come back with a time stamp (net.core.tstamp_allow_data, sysctl/net.rst).
 
     A control message of sendmsg asks for them, which no filter sees, and they wait in the socket's error queue, charged
@@ -76,7 +76,7 @@ def enter_network_namespace(room: Room) -> None:
         os.close(descriptor)
 
 
-def raise_loopback(room: Room) -> None:
+def raise_loopback(setup: SandboxSetup) -> None:
     socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0)
     try:
         fcntl.ioctl(socket.fileno(), _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
@@ -84,37 +84,37 @@ def raise_loopback(room: Room) -> None:
         socket.close()
 
 
-def show_network(room: Room) -> None:
-    room.channel.send(bytes((NETWORK_UP,)))
+def show_network(setup: SandboxSetup) -> None:
+    setup.channel.send(bytes((NETWORK_UP,)))
 
 
-def name_host(room: Room) -> None:
-    sethostname(room.config.hostname.encode())
+def name_host(setup: SandboxSetup) -> None:
+    sethostname(setup.config.hostname.encode())
 
 
-def await_identity(room: Room) -> None:
+def await_identity(setup: SandboxSetup) -> None:
     """The launcher writes the uid and gid maps; until then nothing inside can have an owner."""
-    if room.channel.recv(1) != bytes((IDENTITY,)):
+    if setup.channel.recv(1) != bytes((IDENTITY,)):
         raise OSError(errno.EPIPE, "the launcher went away")
 
 
-def await_plan(room: Room) -> None:
+def await_plan(setup: SandboxSetup) -> None:
     """What this sandbox is to be, with the owner's socket, the ways into its control groups and out of them, and
     the room's pids.max."""
-    word, descriptors = receive(room.channel)
+    word, descriptors = receive(setup.channel)
     if not word:
         raise OSError(errno.EPIPE, "the launcher went away")
     source = Reader(word)
     if source.u8() != GO:
         raise OSError(errno.EPROTO, "not a plan")
     entrances, has_processes_file = source.u8(), source.u8()
-    room.plan = CreatePlan.read(source)
-    room.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
-    room.processes_file = descriptors.pop() if has_processes_file else -1
-    room.entrances, room.home = descriptors[:entrances], descriptors[entrances:]
+    setup.plan = CreatePlan.read(source)
+    setup.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
+    setup.processes_file = descriptors.pop() if has_processes_file else -1
+    setup.entrances, setup.home = descriptors[:entrances], descriptors[entrances:]
 
 
-def leave_keyring(room: Room) -> None:
+def leave_keyring(setup: SandboxSetup) -> None:
     """The session keyring is inherited from whoever started the service; a new, empty one takes its place."""
     try:
         syscall(NR_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
@@ -123,40 +123,40 @@ def leave_keyring(room: Room) -> None:
             raise
 
 
-def take_identity(room: Room) -> None:
+def take_identity(setup: SandboxSetup) -> None:
     """Supplementary groups first: without CAP_SETGID they would stay. Capabilities survive this, as uid 0 of the
     namespace is not mapped; they go in `drop_all_capabilities`."""
     os.setgroups([])
-    set_group_ids(room.uid)
-    if room.uid != mounts.INSIDE_ID:  # no user namespace: uid 0 is root, and leaving it would take them away here
+    set_group_ids(setup.uid)
+    if setup.uid != mounts.INSIDE_ID:  # no user namespace: uid 0 is root, and leaving it would take them away here
         prctl(PR_SET_KEEPCAPS, 1)
         held = permitted_capabilities()
-        set_user_ids(room.uid)
+        set_user_ids(setup.uid)
         set_capabilities(held)
     else:
-        set_user_ids(room.uid)
+        set_user_ids(setup.uid)
 
 
-def mount_proc(room: Room) -> None:
+def mount_proc(setup: SandboxSetup) -> None:
     mounts.mount_proc()
 
 
-def mask_proc(room: Room) -> None:
-    mounts.mask_proc(room.masks)
+def mask_proc(setup: SandboxSetup) -> None:
+    mounts.mask_proc(setup.masks)
 
 
-def prove_masks(room: Room) -> None:
-    if found := mounts.unmasked(room.masks):
+def prove_masks(setup: SandboxSetup) -> None:
+    if found := mounts.unmasked(setup.masks):
         raise OSError(errno.EACCES, f"{found[0]} can be read")
 
 
-def mount_storage(room: Room) -> None:
+def mount_storage(setup: SandboxSetup) -> None:
     mounts.mount_private_storage()
 
 
-def size_storage(room: Room) -> None:
-    mounts.size_private_storage(room.plan.disk_bytes)
+def size_storage(setup: SandboxSetup) -> None:
+    mounts.size_private_storage(setup.plan.disk_bytes)
 
 
-def mount_terminals(room: Room) -> None:
+def mount_terminals(setup: SandboxSetup) -> None:
     mounts.mount_terminals()

@@ -11,7 +11,7 @@ import stat
 
 from app.launcher.protocol.files import (
     UNKNOWN_KIND,
-    Node,
+    FileRecord,
     end_of_entries,
     pack_head,
 )
@@ -49,8 +49,8 @@ def kind_of(found: os.stat_result) -> int:
     return _MODE_OF_KIND.index(stat.S_IFMT(found.st_mode))
 
 
-def node_of(found: os.stat_result) -> Node:
-    return Node(kind_of(found), found.st_size, found.st_mode & 0o7777, found.st_mtime_ns, found.st_ino)
+def node_of(found: os.stat_result) -> FileRecord:
+    return FileRecord(kind_of(found), found.st_size, found.st_mode & 0o7777, found.st_mtime_ns, found.st_ino)
 
 
 def require_file(found: os.stat_result, path: bytes) -> None:

@@ -35,7 +35,7 @@ from app.launcher.protocol import (
 )
 from app.launcher.protocol.packets import close, receive
 from app.launcher.sandbox.file_agent import become_agent
-from app.launcher.sandbox.setup import Room
+from app.launcher.sandbox.setup import SandboxSetup
 from app.launcher.sandbox.spawn import search_and_spawn
 
 TYPE_CHECKING = False  # `typing` is heavy
@@ -49,10 +49,10 @@ _REAPED_AT_ONCE = 64
 
 
 class Worker:
-    def __init__(self, room: Room) -> None:
-        self._channel, self._owner = room.channel, room.owner
-        self._home, self._processes_file = room.home, room.processes_file
-        self._most_processes = room.plan.processes
+    def __init__(self, setup: SandboxSetup) -> None:
+        self._channel, self._owner = setup.channel, setup.owner
+        self._home, self._processes_file = setup.home, setup.processes_file
+        self._most_processes = setup.plan.processes
         self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
         # Blocked, one SIGCHLD is pending however many come, and wakes nobody who does not poll for it: with a handler
         # each would interrupt the worker wherever it waits.

@@ -141,18 +141,18 @@ func keepFiles(client *bulkhead.ClientWithResponses, sandbox string) []any {
 
 func runAtOnce(client *bulkhead.ClientWithResponses) []any {
 	// [run]
-	wish := bulkhead.Run{
+	request := bulkhead.Run{
 		Command: []string{"cat"},
 		Stdin:   pointer("hello\n"),
 		Files:   &[]bulkhead.RunFile{{Path: "data.txt", Content: pointer("beside it")}},
 	}
 	keyed := &bulkhead.RunOnceParams{IdempotencyKey: pointer("run-1-of-go")}
-	result := must(client.RunOnceWithResponse(ctx, keyed, wish)).JSON200
+	result := must(client.RunOnceWithResponse(ctx, keyed, request)).JSON200
 	fmt.Println(result.Exit.Reason, result.Stdout)
 	// [end]
-	again := must(client.RunOnceWithResponse(ctx, keyed, wish)).JSON200
-	wish.Stdin = pointer("something else")
-	other := must(client.RunOnceWithResponse(ctx, keyed, wish))
+	again := must(client.RunOnceWithResponse(ctx, keyed, request)).JSON200
+	request.Stdin = pointer("something else")
+	other := must(client.RunOnceWithResponse(ctx, keyed, request))
 	return []any{result.Stdout, again.SandboxId == result.SandboxId, refused(other.HTTPResponse, other.Body)}
 }
 
@@ -168,12 +168,12 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	wish := bulkhead.CreateSandbox{
+	request := bulkhead.CreateSandbox{
 		Id:     pointer("build-go"),
 		Labels: &map[string]string{"team": "ci"},
 		Limits: &bulkhead.LimitsRequest{MemoryMib: pointer(int64(64))},
 	}
-	created, err := client.CreateSandboxWithResponse(ctx, nil, wish)
+	created, err := client.CreateSandboxWithResponse(ctx, nil, request)
 	if err != nil {
 		panic(err)
 	}
@@ -203,7 +203,7 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	again := must(client.CreateSandboxWithResponse(ctx, nil, wish))
+	again := must(client.CreateSandboxWithResponse(ctx, nil, request))
 	tooHigh := must(client.CreateSandboxWithResponse(ctx, nil, bulkhead.CreateSandbox{Limits: &bulkhead.LimitsRequest{MemoryMib: pointer(int64(1 << 40))}}))
 	wrong := must(client.CreateSandboxWithResponse(ctx, nil, bulkhead.CreateSandbox{TtlSeconds: pointer(-1.0)}))
 	nobody := must(client.GetSandboxWithResponse(ctx, "nobody", nil))

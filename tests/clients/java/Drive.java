@@ -156,13 +156,13 @@ public final class Drive {
 
     static List<Object> runAtOnce(ExecutionsApi executions) throws Exception {
         // [run]
-        Run wish = new Run().command(List.of("cat")).stdin("hello\n")
+        Run request = new Run().command(List.of("cat")).stdin("hello\n")
                 .addFilesItem(new RunFile().path("data.txt").content("beside it"));
-        RunResult result = executions.runOnce(wish, "run-1-of-java");
+        RunResult result = executions.runOnce(request, "run-1-of-java");
         System.out.println(result.getExit().getReason() + " " + result.getStdout());
         // [end]
-        RunResult again = executions.runOnce(wish, "run-1-of-java");
-        Run other = wish.stdin("something else");
+        RunResult again = executions.runOnce(request, "run-1-of-java");
+        Run other = request.stdin("something else");
         return List.of(result.getStdout(), again.getSandboxId().equals(result.getSandboxId()),
                 refused(() -> executions.runOnce(other, "run-1-of-java")));
     }
@@ -172,9 +172,9 @@ public final class Drive {
         SandboxesApi sandboxes = new SandboxesApi(CLIENT); // new ApiClient().setBasePath(URL).setBearerToken(KEY)
         ExecutionsApi executions = new ExecutionsApi(CLIENT);
 
-        CreateSandbox wish = new CreateSandbox().id("build-java").putLabelsItem("team", "ci")
+        CreateSandbox request = new CreateSandbox().id("build-java").putLabelsItem("team", "ci")
                 .limits(new LimitsRequest().memoryMib(64L));
-        Sandbox sandbox = sandboxes.createSandbox(wish, null, null);
+        Sandbox sandbox = sandboxes.createSandbox(request, null, null);
         CreateExecution command = new CreateExecution().command(List.of("echo", "hello")).timeoutSeconds(10.0);
         Execution execution = executions.createExecution(sandbox.getId(), command, null, null);
         execution = executions.getExecution(sandbox.getId(), execution.getId(), 30.0);
@@ -197,7 +197,7 @@ public final class Drive {
 
         Map<String, Object> report = new TreeMap<>();
         report.put("sandbox", List.of(sandbox.getId(), sandbox.getState(), sandbox.getLabels(), sandbox.getLimits().getMemoryMib()));
-        sandboxes.createSandbox(wish, null, null);
+        sandboxes.createSandbox(request, null, null);
         report.put("again", CLIENT.getStatusCode());
         report.put("output", List.of(execution.getExit().getCode(), output));
         report.put("missing", missing.getExit().getReason());

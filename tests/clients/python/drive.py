@@ -100,13 +100,13 @@ def keep_files(client: AuthenticatedClient, sandbox: str) -> list[object]:
 
 def run_at_once(client: AuthenticatedClient) -> list[object]:
     # [run]
-    wish = Run(command=["cat"], stdin="hello\n", files=[RunFile(path="data.txt", content="beside it")])
-    result = taken(run_once.sync(client=client, body=wish, idempotency_key="run-1-of-python"))
+    request = Run(command=["cat"], stdin="hello\n", files=[RunFile(path="data.txt", content="beside it")])
+    result = taken(run_once.sync(client=client, body=request, idempotency_key="run-1-of-python"))
     print(result.exit_.reason, result.stdout)
     # [end]
-    again = taken(run_once.sync(client=client, body=wish, idempotency_key="run-1-of-python"))
-    wish.stdin = "something else"
-    other = run_once.sync(client=client, body=wish, idempotency_key="run-1-of-python")
+    again = taken(run_once.sync(client=client, body=request, idempotency_key="run-1-of-python"))
+    request.stdin = "something else"
+    other = run_once.sync(client=client, body=request, idempotency_key="run-1-of-python")
     return [result.stdout, again.sandbox_id == result.sandbox_id, refused(other)]
 
 
@@ -114,20 +114,20 @@ def main() -> None:
     report: dict[str, object] = {}
     # [use]
     with AuthenticatedClient(base_url=URL, token=KEY) as client:
-        wish = CreateSandbox(id="build-python", labels=labels(team="ci"), limits=LimitsRequest(memory_mib=64))
-        sandbox: Sandbox = taken(create_sandbox.sync(client=client, body=wish))
-        wish_execution = CreateExecution(command=["echo", "hello"], timeout_seconds=10)
-        execution: Execution = taken(create_execution.sync(sandbox.id, client=client, body=wish_execution))
+        request = CreateSandbox(id="build-python", labels=labels(team="ci"), limits=LimitsRequest(memory_mib=64))
+        sandbox: Sandbox = taken(create_sandbox.sync(client=client, body=request))
+        execution_request = CreateExecution(command=["echo", "hello"], timeout_seconds=10)
+        execution: Execution = taken(create_execution.sync(sandbox.id, client=client, body=execution_request))
         execution = taken(get_execution.sync(sandbox.id, execution.id, client=client, wait_seconds=30))
         output: File = taken(get_output.sync(sandbox.id, execution.id, client=client))
         print(execution.exit_.reason, execution.exit_.code, output.payload.read())
         # [end]
         output.payload.seek(0)
         report["sandbox"] = [sandbox.id, sandbox.state, sandbox.labels.additional_properties, sandbox.limits.memory_mib]
-        report["again"] = create_sandbox.sync_detailed(client=client, body=wish).status_code
+        report["again"] = create_sandbox.sync_detailed(client=client, body=request).status_code
         report["output"] = [execution.exit_.code, output.payload.read().decode()]
-        wish_execution = CreateExecution(command=["missing"])
-        missing = taken(create_execution.sync(sandbox.id, client=client, body=wish_execution))
+        execution_request = CreateExecution(command=["missing"])
+        missing = taken(create_execution.sync(sandbox.id, client=client, body=execution_request))
         missing = taken(get_execution.sync(sandbox.id, missing.id, client=client, wait_seconds=30))
         report["missing"] = missing.exit_.reason
         report["idle"] = [

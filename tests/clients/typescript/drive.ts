@@ -59,8 +59,8 @@ function talk(sandbox: string, execution: string, text: string): Promise<[Buffer
 
 // [use]
 const client = createClient<paths>({ baseUrl: url, headers: { Authorization: `Bearer ${key}` } });
-const wish: Schemas["CreateSandbox"] = { id: "build-typescript", labels: { team: "ci" }, limits: { memory_mib: 64 } };
-const sandbox = taken(await client.POST("/sandboxes", { body: wish }));
+const request: Schemas["CreateSandbox"] = { id: "build-typescript", labels: { team: "ci" }, limits: { memory_mib: 64 } };
+const sandbox = taken(await client.POST("/sandboxes", { body: request }));
 const started = taken(
   await client.POST("/sandboxes/{sandbox_id}/executions", {
     params: { path: { sandbox_id: sandbox.id } },
@@ -142,7 +142,7 @@ const nobody = { path: { sandbox_id: "nobody" } };
 const stranger = createClient<paths>({ baseUrl: url });
 const report = {
   sandbox: [sandbox.id, sandbox.state, sandbox.labels, sandbox.limits.memory_mib],
-  again: (await client.POST("/sandboxes", { body: wish })).response.status,
+  again: (await client.POST("/sandboxes", { body: request })).response.status,
   output: [execution.exit?.code, output],
   missing: missing.exit?.reason,
   idle,

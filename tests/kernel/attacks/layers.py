@@ -41,7 +41,7 @@ _NAMESPACES = (
 
 
 def _room(config: Config, read_only: list[str], read_write: list[str]) -> Any:
-    """As much of a `Room` as the steps below look at."""
+    """As much of a `SandboxSetup` as the steps below look at."""
     program = seccomp.compile_filter("default", os.uname().machine)
     return SimpleNamespace(
         config=config,
@@ -57,28 +57,28 @@ def apply(layer: str, folder: str, program: str) -> None:
     config = Config()
     config.run_dir = folder + "/run"
     config.root_paths = ["/usr"]
-    room = _room(config, ["/usr", "/etc", str(Path(program).parent)], [folder])
+    setup = _room(config, ["/usr", "/etc", str(Path(program).parent)], [folder])
     if layer == "seccomp":
-        lockdown.forbid_new_privileges(room)
-        lockdown.filter_system_calls(room)
+        lockdown.forbid_new_privileges(setup)
+        lockdown.filter_system_calls(setup)
     elif layer == "landlock":
-        lockdown.forbid_new_privileges(room)
-        lockdown.restrict_files(room)
+        lockdown.forbid_new_privileges(setup)
+        lockdown.restrict_files(setup)
     elif layer == "namespaces":
-        _enter_namespaces(config, room)
+        _enter_namespaces(config, setup)
         os.chdir("/workspace")
 
 
-def _enter_namespaces(config: Config, room: Any) -> None:
+def _enter_namespaces(config: Config, setup: Any) -> None:
     mounts.enter_template(config)
-    room.masks = mounts.masks()
+    setup.masks = mounts.masks()
     mapped, go = os.pipe()
     pid, _ = clone3(_CLONE | CLONE_NEWUSER)
     if pid == 0:
         os.read(mapped, 1)
         for name in _NAMESPACES:
             step = getattr(steps, name, None) or getattr(lockdown, name)
-            step(room)
+            step(setup)
         return
     for name in ("uid_map", "gid_map"):
         descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY)

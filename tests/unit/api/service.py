@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from app.api.context import Patience
+from app.api.context import RequestTimeouts
 from app.core.backend import Capability
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy
 from app.core.registry import Registry
@@ -65,7 +65,7 @@ class Service:
         capacity: Capacity | None = None,
         settings: Settings | None = None,
         key_hashes: tuple[str, ...] = (),
-        patience: Patience | None = None,
+        timeouts: RequestTimeouts | None = None,
         default: str = "process",
     ) -> None:
         self.backends = [NullBackend()] if backends is None else backends
@@ -82,7 +82,7 @@ class Service:
             telemetry=self.telemetry,
             key_hashes=key_hashes,
             profiles=PROFILES,
-            patience=patience,
+            timeouts=timeouts,
         )
 
     @property
@@ -103,7 +103,7 @@ class Service:
             await self.sandboxes.aclose()
 
     @asynccontextmanager
-    async def served(self, *, bounded: bool = False) -> AsyncIterator[Door]:
+    async def served(self, *, bounded: bool = False) -> AsyncIterator[LiveService]:
         """`bounded`: with the gateway's small send buffers. Behind those a reader that shares our loop loses output
         which is in memory alone, as here, where nothing is stored on disk."""
         listener = bind("127.0.0.1", 0) if bounded else socket.create_server(("127.0.0.1", 0))
@@ -127,14 +127,14 @@ class Service:
         port: int = listener.getsockname()[1]
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-                yield Door(self, client, port)
+                yield LiveService(self, client, port)
         finally:
             server.should_exit = True
             await serving
             listener.close()
 
 
-class Door:
+class LiveService:
     """A running service and its address."""
 
     def __init__(self, service: Service, client: httpx.AsyncClient, port: int) -> None:

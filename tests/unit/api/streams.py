@@ -9,28 +9,28 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.unit.api.service import Door
+from tests.unit.api.service import LiveService
 
 WINDOW = 1024 * 1024
 
 
-def execution_of(door: Door, path: str) -> Any:
+def execution_of(live: LiveService, path: str) -> Any:
     _, _, sandbox, _, execution = path.split("/")
-    return door.service.sandboxes.execution(sandbox, execution)
+    return live.service.sandboxes.execution(sandbox, execution)
 
 
-async def until(door: Door, path: str, **attributes: object) -> None:
+async def until(live: LiveService, path: str, **attributes: object) -> None:
     """Waits, turn by turn of the loop, until the execution has these attributes."""
-    execution = execution_of(door, path)
+    execution = execution_of(live, path)
     async with asyncio.timeout(10):
         # The edge has no event for its own bookkeeping, so the loop is turned until it is done.
         while any(getattr(execution, n) != v for n, v in attributes.items()):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0)
 
 
-async def refusal(door: Door, path: str, query: str = "", **options: Any) -> dict[str, Any]:
+async def refusal(live: LiveService, path: str, query: str = "", **options: Any) -> dict[str, Any]:
     with pytest.raises(InvalidStatus) as caught:
-        async with door.stream(path, query, **options):
+        async with live.stream(path, query, **options):
             pass
     response = caught.value.response
     assert response.headers["content-type"] == "application/problem+json"

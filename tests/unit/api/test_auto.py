@@ -136,9 +136,9 @@ async def test_a_runtime_that_was_asked_for_is_never_replaced_by_one_that_works(
 
 def always_asked(service: Service) -> Service:
     """A service that asks its runtimes anew for every request, so that a test can change what they say."""
-    edge = service.app.state.edge
+    context = service.app.state.context
     readiness = Readiness(service.registry, service.telemetry.runtime_ready, fresh_seconds=0)
-    service.app.state.edge = replace(edge, readiness=readiness)
+    service.app.state.context = replace(context, readiness=readiness)
     return service
 
 

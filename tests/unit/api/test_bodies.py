@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.api.context import BODY_LIMIT, Patience
+from app.api.context import BODY_LIMIT, RequestTimeouts
 from app.settings import load_settings
 from tests.null_backend import Gate
 from tests.unit.api.service import Service, call
@@ -130,7 +130,7 @@ async def test_a_body_of_exactly_4_mib_is_read() -> None:
 
 
 async def test_a_body_that_trickles_in_is_ended() -> None:
-    service = Service(patience=Patience(body=0.01))
+    service = Service(timeouts=RequestTimeouts(body=0.01))
     start, body = await call(
         service.app, "POST", "/sandboxes", [{"type": "http.request", "body": b"{", "more_body": True}]
     )
@@ -159,8 +159,8 @@ async def test_a_body_in_pieces_is_put_together() -> None:
 
 
 async def test_413_over_a_real_connection_ends_it() -> None:
-    async with Service().served() as door:
-        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    async with Service().served() as live:
+        reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
         writer.write(
             b"POST /sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 99999999\r\n\r\n{"

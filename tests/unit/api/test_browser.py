@@ -144,14 +144,14 @@ async def seen_from(host: str) -> tuple[dict[str, Any], Service]:
     site = Site()
     settings = Settings(allowed_origins=(f"http://127.0.0.1:{site.port}",))
     service = Service(settings=settings, key_hashes=(hashlib.sha256(KEY.encode()).hexdigest(),))
-    async with service.served() as door:
-        door.client.headers["authorization"] = f"Bearer {KEY}"
-        path = await door.start("cat", stdin="open") + "/stream"
+    async with service.served() as live:
+        live.client.headers["authorization"] = f"Bearer {KEY}"
+        path = await live.start("cat", stdin="open") + "/stream"
         tickets = [
-            (await door.client.post("/stream-tickets", json={"path": path, "stdin": stdin})).json()["ticket"]
+            (await live.client.post("/stream-tickets", json={"path": path, "stdin": stdin})).json()["ticket"]
             for stdin in (True, False)
         ]
-        given = {"service": f"127.0.0.1:{door.port}", "path": path, "tickets": tickets}
+        given = {"service": f"127.0.0.1:{live.port}", "path": path, "tickets": tickets}
         site.page = PAGE.replace("GIVEN", json.dumps(given))
         with site.served(), browser(f"http://{host}:{site.port}/"):
             return await site.report(60), service

@@ -20,19 +20,19 @@ from app.core.resources import Capacity
 from app.settings import load_settings
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.null_files import NullFiles
-from tests.unit.api.service import Door, Service, create
+from tests.unit.api.service import LiveService, Service, create
 
 MIB = 1024 * 1024
 
 
 @dataclass
 class Room:
-    door: Door
+    live: LiveService
     id: str
 
     @property
     def backend(self) -> NullBackend:
-        return self.door.service.backend
+        return self.live.service.backend
 
     @property
     def files(self) -> NullFiles:
@@ -46,7 +46,7 @@ class Room:
         return f"/sandboxes/{self.id}/{what}?path={path}"
 
     async def call(self, method: str, path: str, what: str = "files", **options: Any) -> httpx.Response:
-        return await self.door.client.request(method, self.url(path, what), **options)
+        return await self.live.client.request(method, self.url(path, what), **options)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -62,7 +62,7 @@ class Room:
         if receive_buffer is not None:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         plain.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", self.door.port))
+        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", self.live.port))
         reader, writer = await asyncio.open_connection(sock=plain, limit=4096)
         writer.write("\r\n".join([f"{method} {self.url(path, what)} HTTP/1.1", "Host: x", *headers, "", ""]).encode())
         writer.transport.set_write_buffer_limits(0)
@@ -76,9 +76,9 @@ class Room:
 async def served(*backends: NullBackend, **options: Any) -> AsyncIterator[Room]:
     settings = load_settings(allowed_hosts=("x",), transfers=options.pop("transfers", {}))
     sandbox = options.pop("sandbox", {})
-    async with Service(list(backends) or None, settings=settings, **options).served() as door:
-        yield Room(door, await create(door.client, **sandbox))
-    assert door.service.backend.alive == []
+    async with Service(list(backends) or None, settings=settings, **options).served() as live:
+        yield Room(live, await create(live.client, **sandbox))
+    assert live.service.backend.alive == []
 
 
 async def all_of(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
@@ -112,10 +112,10 @@ async def test_runtime_without_files_is_409_by_every_route() -> None:
 async def test_sandbox_that_is_being_created_is_waited_for() -> None:
     service = Service()
     service.backend.create_gate = gate = Gate()
-    async with service.served() as door:
-        created = await door.client.post("/sandboxes?wait_seconds=0", json={})
+    async with service.served() as live:
+        created = await live.client.post("/sandboxes?wait_seconds=0", json={})
         assert created.json()["state"] == "creating"
-        room = Room(door, created.json()["id"])
+        room = Room(live, created.json()["id"])
         writing = asyncio.create_task(room.call("PUT", "a", content=b"1"))
         await gate.reached.wait()
         await asyncio.sleep(0)
@@ -296,7 +296,7 @@ async def test_error_in_the_middle_cuts_the_connection_and_is_logged(what: str) 
             assert not got.endswith(b"0\r\n\r\n")
         with pytest.raises(httpx.TransportError):
             await room.call("GET", "a", what)
-        assert any("the pipe broke" in str(line) for line in room.door.service.logged)
+        assert any("the pipe broke" in str(line) for line in room.live.service.logged)
 
 
 async def test_file_that_becomes_shorter_is_never_a_whole_answer() -> None:
@@ -326,7 +326,7 @@ async def test_loss_of_the_sandbox_ends_what_runs() -> None:
 
 async def test_sandbox_is_not_idle_while_a_file_comes_in_and_is_afterwards() -> None:
     async with served(sandbox={"idle_seconds": 0.15}) as room:
-        sandbox = room.door.service.sandboxes.get(room.id)
+        sandbox = room.live.service.sandboxes.get(room.id)
         async with room.line("PUT", "a", "Content-Length: 10") as (reader, writer):
             writer.write(b"12345")
             await asyncio.sleep(0.5)

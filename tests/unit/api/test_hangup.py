@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.api.http.disconnect import ClientGone, until_disconnect
+from app.api.http.disconnect import ClientDisconnected, until_disconnect
 
 
 class Client:
@@ -43,7 +43,7 @@ async def test_the_work_is_cancelled_when_the_client_leaves() -> None:
         finally:
             cancelled.set()
 
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnected):
         await until_disconnect(client.receive, work())
     assert cancelled.is_set()
     task = asyncio.current_task()
@@ -58,7 +58,7 @@ async def test_a_client_that_leaves_as_the_work_ends_is_gone() -> None:
         await asyncio.sleep(0)  # let the listener begin
         client.left.set()
 
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnected):
         await until_disconnect(client.receive, work())
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # a late callback would cancel us here

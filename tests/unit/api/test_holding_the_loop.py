@@ -137,7 +137,7 @@ async def test_strings_end_where_the_parser_sees_their_end() -> None:
 
 @pytest.mark.parametrize("data", [b"\x01", "é".encode(), b"\xff"], ids=["control", "text", "binary"])
 async def test_output_of_a_run_becomes_json_by_slices(data: bytes) -> None:
-    channel = Captured(data * (OUTPUT_CEILING // len(data)), cut_begin=False, cut_end=False, torn=False)
+    channel = Captured(data * (OUTPUT_CEILING // len(data)), cut_begin=False, cut_end=False, has_gap=False)
     exit_ = Exit(ExitReason.EXITED, code=0)
     files = [CollectedFile(b"a", data * (TOTAL_BYTES // len(data) // FILES)) for _ in range(FILES)]
     answer = await asyncio.create_task(response_of(Outcome("sbx", "exe", exit_, channel, channel, files), {"a": "b"}))

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, Patience
+from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, RequestTimeouts
 from app.core.errors import BackendUnavailable
 from app.core.sandboxes import Capacity
 from app.settings import load_settings
@@ -239,7 +239,7 @@ async def test_the_body_is_bounded_by_its_route_before_the_key_counts() -> None:
 
 
 async def test_a_body_that_trickles_in_is_ended() -> None:
-    service = Service(patience=Patience(body=0.01))
+    service = Service(timeouts=RequestTimeouts(body=0.01))
     headers = (("host", "localhost"), ("idempotency-key", "one"))
     start, _ = await call(service.app, "POST", "/run", [{"type": "http.request", "more_body": True}], headers)
     assert start["status"] == 422

@@ -42,7 +42,7 @@ async def test_index_of_problems_leads_to_every_type() -> None:
 
 async def test_head_is_answered_wherever_get_is() -> None:
     service = Service()
-    async with service.served() as door, httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}") as client:
+    async with service.served() as live, httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}") as client:
         await create(client, id="demo")
         await start(client, "demo", "cat", stdin="open", id="one")
         paths = {
@@ -66,7 +66,7 @@ async def test_head_is_answered_wherever_get_is() -> None:
 
 async def test_head_of_events_ends_at_once() -> None:
     service = Service()
-    async with service.served() as door, httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}") as client:
+    async with service.served() as live, httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}") as client:
         await create(client, id="demo")
         await start(client, "demo", "cat", stdin="open", id="one")  # it runs on
         path = "/sandboxes/demo/executions/one/stream"

@@ -260,7 +260,7 @@ async def test_its_life_outlasts_its_timeout() -> None:
     ],
 )
 def test_a_character_that_the_limit_cut_is_left_out(data: bytes, cut_begin: bool, cut_end: bool, text: str) -> None:
-    assert text_of(Captured(data, cut_begin, cut_end, torn=False)) == text
+    assert text_of(Captured(data, cut_begin, cut_end, has_gap=False)) == text
 
 
 @pytest.mark.parametrize(
@@ -276,4 +276,4 @@ def test_a_character_that_the_limit_cut_is_left_out(data: bytes, cut_begin: bool
 )
 def test_what_is_no_text_is_not_made_one(data: bytes, cut_begin: bool, cut_end: bool) -> None:
     with pytest.raises(UnicodeDecodeError):
-        text_of(Captured(data, cut_begin, cut_end, torn=False))
+        text_of(Captured(data, cut_begin, cut_end, has_gap=False))

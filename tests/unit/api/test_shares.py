@@ -68,7 +68,7 @@ async def never() -> AsyncIterator[bytes]:
 @pytest.mark.parametrize("ask", HOLDING.values(), ids=HOLDING.keys())
 async def test_held_requests_of_one_client_leave_room_for_another(ask: Ask) -> None:
     async with two_clients(waits=8) as (service, first, second):
-        waits = service.app.state.edge.shares.waits
+        waits = service.app.state.context.shares.waits
         sandbox = await create(first)
         path = await start(first, sandbox, "cat", stdin="open")
         waiting = [asyncio.ensure_future(ask(first, sandbox, path))]
@@ -94,7 +94,7 @@ async def test_creates_and_starts_are_held_too() -> None:
         sandbox = await create(first)
         path = await start(first, sandbox, "sleep")
         waiting = asyncio.create_task(first.get(f"{path}?wait_seconds=60"))
-        await reaches(service.app.state.edge.shares.waits, 1)
+        await reaches(service.app.state.context.shares.waits, 1)
         before = len(service.backend.sandboxes)
         assert is_refused(await first.post("/sandboxes", json={}), "requests that are held at one time", "client")
         body = {"command": ["true"]}
@@ -110,14 +110,14 @@ async def test_refusals_are_counted_by_budget_and_holder_with_a_key_for_idempote
     async with two_clients(waits=2, sandboxes=3) as (service, first, second):
         path = await start(first, await create(first), "sleep")
         waiting = asyncio.create_task(first.get(f"{path}?wait_seconds=60"))
-        await reaches(service.app.state.edge.shares.waits, 1)
+        await reaches(service.app.state.context.shares.waits, 1)
         for headers in ({}, {"idempotency-key": "one"}):
             refused = await first.post("/sandboxes", json={}, headers=headers)
             assert is_refused(refused, "requests that are held at one time", "client")
         await create(second)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        await reaches(service.app.state.edge.shares.waits, 0)
+        await reaches(service.app.state.context.shares.waits, 0)
         assert is_refused(await second.post("/sandboxes", json={}), "sandboxes", "client")
         lines = service.telemetry.render().decode().splitlines()
     assert sorted(line for line in lines if line.startswith("bulkhead_capacity_refusals_total")) == [
@@ -127,39 +127,39 @@ async def test_refusals_are_counted_by_budget_and_holder_with_a_key_for_idempote
 
 
 async def test_streams_of_one_client_leave_room_for_another() -> None:
-    async with Service(capacity=Capacity(streams=4), key_hashes=HASHES).served() as door:
-        streams = door.service.app.state.edge.shares.streams
+    async with Service(capacity=Capacity(streams=4), key_hashes=HASHES).served() as live:
+        streams = live.service.app.state.context.shares.streams
         headers = [{"authorization": f"Bearer {key}"} for key in KEYS]
-        door.client.headers.update(headers[0])
-        path = await door.start("sleep")
+        live.client.headers.update(headers[0])
+        path = await live.start("sleep")
         async with (
-            door.stream(path, additional_headers=headers[0]) as socket,
-            door.client.stream("GET", f"{path}/stream", headers=EVENTS) as events,
+            live.stream(path, additional_headers=headers[0]) as socket,
+            live.client.stream("GET", f"{path}/stream", headers=EVENTS) as events,
         ):
             await socket.recv()
             assert (events.status_code, streams.used) == (200, 2)
-            refused = await door.client.get(f"{path}/stream", headers=EVENTS)
+            refused = await live.client.get(f"{path}/stream", headers=EVENTS)
             assert is_refused(refused, "streams at one time", "client")
-            async with door.stream(path, additional_headers=headers[1]) as other:
+            async with live.stream(path, additional_headers=headers[1]) as other:
                 await other.recv()
-                refused = await door.client.get(f"{path}/stream", headers=EVENTS | headers[1])
+                refused = await live.client.get(f"{path}/stream", headers=EVENTS | headers[1])
                 assert is_refused(refused, "streams at one time", "client")
         await reaches(streams, 0)
 
 
 async def test_tickets_count_for_the_client_that_asked_and_so_do_their_streams() -> None:
-    async with Service(capacity=Capacity(tickets=4, streams=2), key_hashes=HASHES).served() as door:
-        shares = door.service.app.state.edge.shares
+    async with Service(capacity=Capacity(tickets=4, streams=2), key_hashes=HASHES).served() as live:
+        shares = live.service.app.state.context.shares
         headers = [{"authorization": f"Bearer {key}"} for key in KEYS]
-        door.client.headers.update(headers[0])
-        path = await door.start("sleep")
-        asked = [await ticket(door.client, path, headers[0]) for _ in range(3)]
+        live.client.headers.update(headers[0])
+        path = await live.start("sleep")
+        asked = [await ticket(live.client, path, headers[0]) for _ in range(3)]
         assert is_refused(asked[2], "unused stream tickets", "client")
-        assert (await ticket(door.client, path, headers[1])).status_code == 201
-        async with door.stream(path, f"?ticket={asked[0].json()['ticket']}") as socket:
+        assert (await ticket(live.client, path, headers[1])).status_code == 201
+        async with live.stream(path, f"?ticket={asked[0].json()['ticket']}") as socket:
             await socket.recv()
             assert shares.streams.held(HASHES[0]) == 1
-            refused = await door.client.get(f"{path}/stream", headers=EVENTS | headers[0])
+            refused = await live.client.get(f"{path}/stream", headers=EVENTS | headers[0])
             assert is_refused(refused, "streams at one time", "client")
         await reaches(shares.streams, 0)
 
@@ -189,7 +189,7 @@ async def test_bodies_and_sandboxes_of_one_client_leave_room_for_another() -> No
         assert is_refused(await first.post("/run", json=half), "MiB of request bodies at one time", "client")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        await reaches(service.app.state.edge.shares.bodies, 0)
+        await reaches(service.app.state.context.shares.bodies, 0)
         service.backend.execute_gate = None
         assert (await first.post("/sandboxes", json={})).status_code == 201
         assert is_refused(await first.post("/sandboxes", json={}), "sandboxes", "client")
@@ -216,7 +216,7 @@ async def test_body_that_no_client_could_ever_hold_is_refused_without_a_word_of_
             "have; send less at once"
         )
         assert "retry-after" not in refused.headers
-        assert service.app.state.edge.shares.bodies.used == 0
+        assert service.app.state.context.shares.bodies.used == 0
 
 
 async def test_request_of_one_client_does_not_wait_for_hundreds_of_another() -> None:

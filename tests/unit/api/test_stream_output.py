@@ -7,7 +7,7 @@ import json
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from app.api.context import Patience
+from app.api.context import RequestTimeouts
 from app.core.models import Channel
 from tests.null_backend import pattern
 from tests.unit.api.service import Service, frames_of, text_of, vm
@@ -15,9 +15,9 @@ from tests.unit.api.streams import WINDOW, execution_of, until
 
 
 async def test_stream_starts_replays_and_ends_with_the_exit_frame() -> None:
-    async with Service().served() as door:
-        path = await door.start("echo", "hello")
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        path = await live.start("echo", "hello")
+        async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         assert socket.close_code == 1000
         start, exit_ = texts
@@ -39,10 +39,10 @@ async def test_stream_starts_replays_and_ends_with_the_exit_frame() -> None:
 
 async def test_many_viewers_get_every_byte_of_both_channels_in_order() -> None:
     size = 3_000_000
-    async with Service().served() as door:
-        path = await door.start("silent-then", "both", str(size))
-        sockets = [await door.stream(path) for _ in range(4)]
-        door.service.backend.release(path.rsplit("/", 1)[1])
+    async with Service().served() as live:
+        path = await live.start("silent-then", "both", str(size))
+        sockets = [await live.stream(path) for _ in range(4)]
+        live.service.backend.release(path.rsplit("/", 1)[1])
         for (texts, channels), socket in zip(
             await asyncio.gather(*(frames_of(s) for s in sockets)), sockets, strict=True
         ):
@@ -53,20 +53,20 @@ async def test_many_viewers_get_every_byte_of_both_channels_in_order() -> None:
 
 
 async def test_stream_resumes_from_an_offset_without_a_byte_twice() -> None:
-    async with Service().served() as door:
-        path = await door.start("print", "200000")
-        async with door.stream(path, "?stdout_offset=123456&stderr_offset=0") as socket:
+    async with Service().served() as live:
+        path = await live.start("print", "200000")
+        async with live.stream(path, "?stdout_offset=123456&stderr_offset=0") as socket:
             texts, channels = await frames_of(socket)
         assert channels[1] == pattern(200_000)[123_456:]
         assert texts[0]["stdout_offset"] == 123_456
 
 
 async def test_dropped_bytes_are_a_gap_frame_and_are_counted() -> None:
-    async with Service().served() as door:
-        sandbox = (await door.client.post("/sandboxes", json={"limits": {"output_bytes": 1000}})).json()["id"]
-        path = await door.start("print", "200000", sandbox=sandbox)
-        await door.client.get(f"{path}?wait_seconds=10")
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        sandbox = (await live.client.post("/sandboxes", json={"limits": {"output_bytes": 1000}})).json()["id"]
+        path = await live.start("print", "200000", sandbox=sandbox)
+        await live.client.get(f"{path}?wait_seconds=10")
+        async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         assert [t["type"] for t in texts] == ["start", "gap", "exit"]
         gap, exit_ = texts[1], texts[2]
@@ -77,9 +77,9 @@ async def test_dropped_bytes_are_a_gap_frame_and_are_counted() -> None:
 
 
 async def test_a_hole_is_a_gap_frame_without_an_end_and_dropped_bytes_are_null() -> None:
-    async with Service([vm()], default="boxlite").served() as door:
-        path = await door.start("torn", "16", "8")
-        async with door.stream(path) as socket:
+    async with Service([vm()], default="boxlite").served() as live:
+        path = await live.start("torn", "16", "8")
+        async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         assert [text["type"] for text in texts] == ["start", "gap", "exit"]
         assert texts[1] == {"type": "gap", "channel": "stdout", "from": 16, "to": None}
@@ -93,10 +93,10 @@ async def test_a_hole_is_a_gap_frame_without_an_end_and_dropped_bytes_are_null()
     ("offset", "kinds"), [(8, ["start", "gap", "exit"]), (16, ["start", "gap", "exit"]), (17, ["start", "exit"])]
 )
 async def test_a_stream_resumes_before_at_and_after_a_hole(offset: int, kinds: list[str]) -> None:
-    async with Service([vm()], default="boxlite").served() as door:
-        path = await door.start("torn", "16", "8")
-        await door.client.get(f"{path}?wait_seconds=10")
-        async with door.stream(path, f"?stdout_offset={offset}") as socket:
+    async with Service([vm()], default="boxlite").served() as live:
+        path = await live.start("torn", "16", "8")
+        await live.client.get(f"{path}?wait_seconds=10")
+        async with live.stream(path, f"?stdout_offset={offset}") as socket:
             texts, channels = await frames_of(socket)
         assert [text["type"] for text in texts] == kinds
         assert channels[1] == pattern(24)[offset:]
@@ -112,31 +112,31 @@ async def test_a_stream_resumes_before_at_and_after_a_hole(offset: int, kinds: l
     ],
 )
 async def test_exit_code_is_always_an_integer(command: list[str], code: int, reason: str) -> None:
-    async with Service().served() as door:
-        path = await door.start(*command)
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        path = await live.start(*command)
+        async with live.stream(path) as socket:
             texts, _ = await frames_of(socket)
         assert texts[-1]["exit_code"] == code
         assert texts[-1]["exit"]["reason"] == reason
 
 
 async def test_a_lost_sandbox_ends_its_streams_with_minus_one() -> None:
-    async with Service().served() as door:
-        path = await door.start("sleep")
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        path = await live.start("sleep")
+        async with live.stream(path) as socket:
             await text_of(socket)
-            await door.service.backend.lose(path.split("/")[2])
+            await live.service.backend.lose(path.split("/")[2])
             texts, _ = await frames_of(socket)
         assert texts[-1]["exit_code"] == -1
         assert texts[-1]["exit"]["reason"] == "lost"
 
 
 async def test_a_stream_open_while_its_sandbox_is_destroyed_gets_everything_to_the_exit_frame() -> None:
-    async with Service().served() as door:
-        path = await door.start("trap", "SIGINT")
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        path = await live.start("trap", "SIGINT")
+        async with live.stream(path) as socket:
             await text_of(socket)
-            assert (await door.client.delete("/" + "/".join(path.split("/")[1:3]))).status_code == 204
+            assert (await live.client.delete("/" + "/".join(path.split("/")[1:3]))).status_code == 204
             texts, channels = await frames_of(socket)
         assert channels[1] == b"ready\n"
         assert texts[-1]["exit"]["reason"] == "killed"
@@ -145,23 +145,23 @@ async def test_a_stream_open_while_its_sandbox_is_destroyed_gets_everything_to_t
 
 async def test_a_viewer_that_never_reads_holds_up_neither_the_program_nor_the_others() -> None:
     size = 30_000_000
-    async with Service().served() as door:
-        path = await door.start("silent-then", "print", str(size))
-        stalled = await door.stream(path, max_queue=1)
-        async with door.stream(path) as socket:
-            door.service.backend.release(path.rsplit("/", 1)[1])
+    async with Service().served() as live:
+        path = await live.start("silent-then", "print", str(size))
+        stalled = await live.stream(path, max_queue=1)
+        async with live.stream(path) as socket:
+            live.service.backend.release(path.rsplit("/", 1)[1])
             texts, channels = await frames_of(socket)
         assert hashlib.sha256(channels[1]).hexdigest() == texts[-1]["stdout"]["sha256"]
-        assert (await door.client.get(path)).json()["state"] == "ended"
-        assert execution_of(door, path).viewers == 1
+        assert (await live.client.get(path)).json()["state"] == "ended"
+        assert execution_of(live, path).viewers == 1
         stalled.transport.abort()
-        await until(door, path, viewers=0)
+        await until(live, path, viewers=0)
 
 
 async def test_a_fast_program_does_not_starve_the_rest_of_the_service() -> None:
-    async with Service().served() as door:
-        path = await door.start("spew")
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        path = await live.start("spew")
+        async with live.stream(path) as socket:
 
             async def read() -> None:
                 async for _ in socket:
@@ -170,53 +170,53 @@ async def test_a_fast_program_does_not_starve_the_rest_of_the_service() -> None:
             reader = asyncio.create_task(read())
             for _ in range(20):
                 async with asyncio.timeout(5):
-                    assert (await door.client.get("/healthz")).status_code == 200
-            await door.client.delete(path)
+                    assert (await live.client.get("/healthz")).status_code == 200
+            await live.client.delete(path)
             await reader
 
 
 async def test_a_client_that_leaves_while_the_program_is_silent_is_noticed() -> None:
-    async with Service().served() as door:
-        path = await door.start("sleep", stdin="open")
-        async with door.stream(path, "?stdin=true") as socket:
+    async with Service().served() as live:
+        path = await live.start("sleep", stdin="open")
+        async with live.stream(path, "?stdin=true") as socket:
             await text_of(socket)
-            assert execution_of(door, path).viewers == 1
-        await until(door, path, viewers=0, _grip=None)
-        assert (await door.client.get(path)).json()["state"] == "running"
+            assert execution_of(live, path).viewers == 1
+        await until(live, path, viewers=0, _lease=None)
+        assert (await live.client.get(path)).json()["state"] == "running"
 
 
 async def test_a_client_that_is_cut_off_while_its_stdin_is_not_read_is_noticed() -> None:
-    async with Service(patience=Patience(probe=0.01)).served() as door:
-        path = await door.start("sleep", stdin="open")
-        socket = await door.stream(path, "?stdin=true")
+    async with Service(timeouts=RequestTimeouts(probe=0.01)).served() as live:
+        path = await live.start("sleep", stdin="open")
+        socket = await live.stream(path, "?stdin=true")
         await socket.send(b"x" * WINDOW)
-        await until(door, path, stdin_bytes=WINDOW)
+        await until(live, path, stdin_bytes=WINDOW)
         await socket.close()
-        await until(door, path, viewers=0, _grip=None)
+        await until(live, path, viewers=0, _lease=None)
 
 
 async def test_stdin_sent_before_a_hang_up_still_arrives() -> None:
-    async with Service().served() as door:
-        path = await door.start("silent-then", "cat", stdin="open")
-        async with door.stream(path, "?stdin=true") as socket:
+    async with Service().served() as live:
+        path = await live.start("silent-then", "cat", stdin="open")
+        async with live.stream(path, "?stdin=true") as socket:
             for _ in range(20):
                 await socket.send(b"0123456789")
             await socket.send('{"type":"stdin_eof"}')
-        await until(door, path, viewers=0)
-        door.service.backend.release(path.rsplit("/", 1)[1])
-        assert (await door.client.get(f"{path}?wait_seconds=10")).json()["exit"]["code"] == 0
-        assert (await door.client.get(f"{path}/output")).content == b"0123456789" * 20
+        await until(live, path, viewers=0)
+        live.service.backend.release(path.rsplit("/", 1)[1])
+        assert (await live.client.get(f"{path}?wait_seconds=10")).json()["exit"]["code"] == 0
+        assert (await live.client.get(f"{path}/output")).content == b"0123456789" * 20
 
 
 async def test_a_fault_inside_is_a_problem_frame_and_close_1011_and_is_logged() -> None:
     service = Service()
-    async with service.served() as door:
-        path = await door.start("silent-then", "echo", "x")
-        async with door.stream(path) as socket:
+    async with service.served() as live:
+        path = await live.start("silent-then", "echo", "x")
+        async with live.stream(path) as socket:
             await text_of(socket)
-            log = execution_of(door, path).logs[Channel.STDOUT]
+            log = execution_of(live, path).logs[Channel.STDOUT]
             log.read = lambda *_: 1 / 0
-            door.service.backend.release(path.rsplit("/", 1)[1])
+            live.service.backend.release(path.rsplit("/", 1)[1])
             frame = await text_of(socket)
             assert frame["problem"]["type"] == "/problems/internal_error"
             assert "division" not in json.dumps(frame)
@@ -230,9 +230,9 @@ async def test_a_fault_inside_is_a_problem_frame_and_close_1011_and_is_logged() 
 
 async def test_stream_bytes_are_counted() -> None:
     service = Service()
-    async with service.served() as door:
-        path = await door.start("print", "100000")
-        async with door.stream(path) as socket:
+    async with service.served() as live:
+        path = await live.start("print", "100000")
+        async with live.stream(path) as socket:
             await frames_of(socket)
-        metrics = (await door.client.get("/metrics")).text
+        metrics = (await live.client.get("/metrics")).text
     assert 'bulkhead_stream_bytes_total{runtime="process"} 100000.0' in metrics

@@ -184,11 +184,11 @@ async def test_every_problem_has_a_page_for_people() -> None:
 async def test_each_enabled_runtime_is_opened_once_at_the_start_and_no_other() -> None:
     service = Service([kernel(), vm(), NullBackend("other", aliases=())], disabled=("boxlite",))
     assert [backend.opened for backend in service.backends] == [0, 0, 0]
-    async with service.served() as door:
-        assert (await door.client.get("/healthz")).status_code == 200
+    async with service.served() as live:
+        assert (await live.client.get("/healthz")).status_code == 200
         assert [backend.opened for backend in service.backends] == [1, 0, 1]
-        await door.start("sleep")
-        assert (await door.client.get("/runtimes")).status_code == 200
+        await live.start("sleep")
+        assert (await live.client.get("/runtimes")).status_code == 200
     assert [backend.opened for backend in service.backends] == [1, 0, 1]
 
 
@@ -203,8 +203,8 @@ async def test_a_runtime_that_cannot_be_opened_stops_the_start_and_closes_the_ot
 
 async def test_lifespan_end_destroys_everything() -> None:
     service = Service()
-    async with service.served() as door:
-        await door.start("daemon", "sleep")
+    async with service.served() as live:
+        await live.start("daemon", "sleep")
         assert len(service.backend.alive) == 3
     assert service.backend.alive == []
 

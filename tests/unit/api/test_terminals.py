@@ -74,9 +74,9 @@ async def test_the_terminal_is_part_of_the_command_that_an_id_repeats() -> None:
 
 
 async def test_what_is_typed_reaches_the_program() -> None:
-    async with Service().served() as door:
-        path = await door.start("cat", tty=TTY)
-        async with door.stream(path, "?stdin=true") as socket:
+    async with Service().served() as live:
+        path = await live.start("cat", tty=TTY)
+        async with live.stream(path, "?stdin=true") as socket:
             await socket.send(b"typed")
             await socket.send('{"type":"stdin_eof"}')
             _, channels = await frames_of(socket)
@@ -147,9 +147,9 @@ async def test_resize_of_an_unknown_execution_is_404() -> None:
 
 
 async def test_a_resize_frame_gives_the_terminal_another_size_from_any_viewer() -> None:
-    async with Service().served() as door:
-        path = await door.start("trap", tty=TTY)
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        path = await live.start("trap", tty=TTY)
+        async with live.stream(path) as socket:
             await socket.send('{"type":"resize","rows":40,"cols":120}')
             await socket.send('{"type":"signal","signal":"SIGKILL"}')
             texts, channels = await frames_of(socket)
@@ -158,9 +158,9 @@ async def test_a_resize_frame_gives_the_terminal_another_size_from_any_viewer() 
 
 
 async def test_a_resize_frame_without_a_terminal_gets_a_problem_frame_and_the_stream_goes_on() -> None:
-    async with Service().served() as door:
-        path = await door.start("sleep")
-        async with door.stream(path) as socket:
+    async with Service().served() as live:
+        path = await live.start("sleep")
+        async with live.stream(path) as socket:
             await text_of(socket)
             await socket.send('{"type":"resize","rows":40,"cols":120}')
             problem = (await text_of(socket))["problem"]
@@ -171,7 +171,7 @@ async def test_a_resize_frame_without_a_terminal_gets_a_problem_frame_and_the_st
 
 
 async def test_stdin_of_a_terminal_has_one_holder_too() -> None:
-    async with Service().served() as door:
-        path = await door.start("sleep", tty=TTY)
-        async with door.stream(path, "?stdin=true"):
-            assert (await refusal(door, path, "?stdin=true"))["type"] == "/problems/conflict"
+    async with Service().served() as live:
+        path = await live.start("sleep", tty=TTY)
+        async with live.stream(path, "?stdin=true"):
+            assert (await refusal(live, path, "?stdin=true"))["type"] == "/problems/conflict"

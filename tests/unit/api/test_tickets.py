@@ -14,7 +14,7 @@ from app.api.http.tickets import FIELDS, LIFE_SECONDS, Ticket, Tickets
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded, Unauthenticated
 from app.settings import Settings
-from tests.unit.api.service import Door, Service, frames_of, text_of
+from tests.unit.api.service import LiveService, Service, frames_of, text_of
 from tests.unit.api.streams import execution_of, refusal
 
 KEY = "bh_" + "k" * 43
@@ -27,21 +27,21 @@ def locked(**options: Any) -> Service:
     return Service(key_hashes=(hashlib.sha256(KEY.encode()).hexdigest(),), **options)
 
 
-async def started(door: Door, *command: str, **body: Any) -> str:
-    door.client.headers.update(BEARER)
-    return await door.start(*command, **body)
+async def started(live: LiveService, *command: str, **body: Any) -> str:
+    live.client.headers.update(BEARER)
+    return await live.start(*command, **body)
 
 
-async def ticket_for(door: Door, path: str, **body: Any) -> str:
-    answer = await door.client.post("/stream-tickets", json={"path": f"{path}/stream", **body})
+async def ticket_for(live: LiveService, path: str, **body: Any) -> str:
+    answer = await live.client.post("/stream-tickets", json={"path": f"{path}/stream", **body})
     assert answer.status_code == 201, answer.text
     assert set(answer.json()) == {"ticket", "expires_at"}
     found: str = answer.json()["ticket"]
     return found
 
 
-async def is_bad(door: Door, path: str, query: str, **options: Any) -> None:
-    problem = await refusal(door, path, query, **options)
+async def is_bad(live: LiveService, path: str, query: str, **options: Any) -> None:
+    problem = await refusal(live, path, query, **options)
     assert (problem["status"], problem["type"]) == (401, "/problems/unauthenticated")
     assert "ticket" in problem["detail"]
 
@@ -50,12 +50,12 @@ async def is_bad(door: Door, path: str, query: str, **options: Any) -> None:
 
 
 async def test_a_ticket_opens_its_stream_once_without_a_key() -> None:
-    async with locked().served() as door:
-        path = await started(door, "echo", "hi")
-        ticket = await ticket_for(door, path)
-        async with door.stream(path, f"?ticket={ticket}") as socket:
+    async with locked().served() as live:
+        path = await started(live, "echo", "hi")
+        ticket = await ticket_for(live, path)
+        async with live.stream(path, f"?ticket={ticket}") as socket:
             assert (await frames_of(socket))[1][1] == b"hi\n"
-        await is_bad(door, path, f"?ticket={ticket}")
+        await is_bad(live, path, f"?ticket={ticket}")
 
 
 async def test_a_ticket_says_when_it_expires() -> None:
@@ -67,10 +67,10 @@ async def test_a_ticket_says_when_it_expires() -> None:
 
 
 async def test_a_ticket_opens_events_too() -> None:
-    async with locked().served() as door:
-        path = await started(door, "echo", "hi")
-        ticket = await ticket_for(door, path)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", headers=EVENTS) as stranger:
+    async with locked().served() as live:
+        path = await started(live, "echo", "hi")
+        ticket = await ticket_for(live, path)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}", headers=EVENTS) as stranger:
             url = f"{path}/stream?stdout_offset=1&ticket={ticket}"
             assert "event: exit" in (await stranger.get(url)).text
             assert (await stranger.get(url)).status_code == 401
@@ -78,70 +78,70 @@ async def test_a_ticket_opens_events_too() -> None:
 
 @pytest.mark.parametrize("stdin", ["true", "take"])
 async def test_only_a_ticket_for_stdin_opens_a_stream_that_holds_it(stdin: str) -> None:
-    async with locked().served() as door:
-        path = await started(door, "cat", stdin="open")
-        ticket = await ticket_for(door, path)
-        await is_bad(door, path, f"?stdin={stdin}&ticket={ticket}")
-        await is_bad(door, path, f"?ticket={ticket}")  # spent by the attempt
-        ticket = await ticket_for(door, path, stdin=True)
-        async with door.stream(path, f"?stdin={stdin}&ticket={ticket}") as socket:
+    async with locked().served() as live:
+        path = await started(live, "cat", stdin="open")
+        ticket = await ticket_for(live, path)
+        await is_bad(live, path, f"?stdin={stdin}&ticket={ticket}")
+        await is_bad(live, path, f"?ticket={ticket}")  # spent by the attempt
+        ticket = await ticket_for(live, path, stdin=True)
+        async with live.stream(path, f"?stdin={stdin}&ticket={ticket}") as socket:
             await text_of(socket)
             await socket.send(b"mine")
             assert await socket.recv() == b"\x01mine"
 
 
 async def test_a_ticket_for_stdin_opens_a_stream_without_it() -> None:
-    async with locked().served() as door:
-        path = await started(door, "echo", "hi")
-        async with door.stream(path, f"?ticket={await ticket_for(door, path, stdin=True)}") as socket:
+    async with locked().served() as live:
+        path = await started(live, "echo", "hi")
+        async with live.stream(path, f"?ticket={await ticket_for(live, path, stdin=True)}") as socket:
             assert (await text_of(socket))["type"] == "start"
 
 
 async def test_a_refused_use_spends_it() -> None:
-    async with locked(settings=Settings(allowed_origins=("https://app.example",))).served() as door:
-        path = await started(door, "echo", "hi")
+    async with locked(settings=Settings(allowed_origins=("https://app.example",))).served() as live:
+        path = await started(live, "echo", "hi")
         for query, status, origin in (
             ("&stdout_offset=99", 416, None),
             ("&stdin=maybe", 401, None),
             ("&x=1", 422, None),
             ("", 403, "https://evil.example"),
         ):
-            await door.client.get(f"{path}?wait_seconds=10")
-            ticket = await ticket_for(door, path)
-            assert (await refusal(door, path, f"?ticket={ticket}{query}", origin=origin))["status"] == status
-            await is_bad(door, path, f"?ticket={ticket}", origin="https://app.example")
+            await live.client.get(f"{path}?wait_seconds=10")
+            ticket = await ticket_for(live, path)
+            assert (await refusal(live, path, f"?ticket={ticket}{query}", origin=origin))["status"] == status
+            await is_bad(live, path, f"?ticket={ticket}", origin="https://app.example")
 
 
 async def test_at_another_path_it_opens_nothing_and_is_spent() -> None:
-    async with locked().served() as door:
-        path, other = await started(door, "sleep"), await started(door, "sleep")
+    async with locked().served() as live:
+        path, other = await started(live, "sleep"), await started(live, "sleep")
         for wrong in (f"{other}/stream", f"{path}/output", "/sandboxes", "/healthz"):
-            ticket = await ticket_for(door, path)
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", headers=EVENTS) as stranger:
+            ticket = await ticket_for(live, path)
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}", headers=EVENTS) as stranger:
                 assert (await stranger.get(f"{wrong}?ticket={ticket}")).status_code == 401
-            await is_bad(door, path, f"?ticket={ticket}")
+            await is_bad(live, path, f"?ticket={ticket}")
 
 
 async def test_a_bad_ticket_is_401_also_with_a_key_and_without_configured_keys() -> None:
-    async with locked().served() as door:
-        path = await started(door, "sleep")
-        await is_bad(door, path, "?ticket=", additional_headers=BEARER)
-        first, second = await ticket_for(door, path), await ticket_for(door, path)
-        await is_bad(door, path, f"?ticket={first}&ticket={second}")
-        await is_bad(door, path, f"?ticket={second}")
-    async with Service().served() as door:
-        path = await door.start("sleep")
-        await is_bad(door, path, "?ticket=guessed")
-        await is_bad(door, path, "?%74icket=guessed")
-        async with door.stream(path, f"?ticket={await ticket_for(door, path)}") as socket:
+    async with locked().served() as live:
+        path = await started(live, "sleep")
+        await is_bad(live, path, "?ticket=", additional_headers=BEARER)
+        first, second = await ticket_for(live, path), await ticket_for(live, path)
+        await is_bad(live, path, f"?ticket={first}&ticket={second}")
+        await is_bad(live, path, f"?ticket={second}")
+    async with Service().served() as live:
+        path = await live.start("sleep")
+        await is_bad(live, path, "?ticket=guessed")
+        await is_bad(live, path, "?%74icket=guessed")
+        async with live.stream(path, f"?ticket={await ticket_for(live, path)}") as socket:
             assert (await text_of(socket))["type"] == "start"
 
 
 async def test_a_ticket_stands_in_for_no_origin() -> None:
-    async with Service().served() as door:
-        path = await door.start("sleep")
-        ticket = await ticket_for(door, path)
-        problem = await refusal(door, path, f"?ticket={ticket}", origin="https://evil.example")
+    async with Service().served() as live:
+        path = await live.start("sleep")
+        ticket = await ticket_for(live, path)
+        problem = await refusal(live, path, f"?ticket={ticket}", origin="https://evil.example")
         assert problem["type"] == "/problems/forbidden"
 
 
@@ -186,7 +186,7 @@ async def test_a_wrong_body_is_refused_by_name(body: dict[str, object], pointer:
 
 async def test_more_than_the_limit_are_429() -> None:
     service = Service()
-    tickets = service.app.state.edge.tickets
+    tickets = service.app.state.context.tickets
     while len(tickets) < 4096:
         tickets.issue(PATH, False, "")
     async with service.client() as client:
@@ -197,13 +197,13 @@ async def test_more_than_the_limit_are_429() -> None:
 
 async def test_tickets_are_not_in_the_log() -> None:
     service = Service()
-    async with service.served() as door:
-        path = await door.start("exit", "0")
-        ticket = await ticket_for(door, path)
-        async with door.stream(path, f"?ticket={ticket}") as socket:
+    async with service.served() as live:
+        path = await live.start("exit", "0")
+        ticket = await ticket_for(live, path)
+        async with live.stream(path, f"?ticket={ticket}") as socket:
             await frames_of(socket)
-        await refusal(door, path, f"?ticket={ticket}")
-        assert execution_of(door, path).viewers == 0
+        await refusal(live, path, f"?ticket={ticket}")
+        assert execution_of(live, path).viewers == 0
     log = service.log.getvalue()
     assert "/stream-tickets" in log
     assert ticket not in log
@@ -293,24 +293,24 @@ def test_to_look_for_one_in_a_long_query_costs_little(query: bytes) -> None:
     ['{"type": "signal", "signal": "SIGKILL"}', '{"type": "resize", "rows": 9, "cols": 9}', '{"type": "stdin_eof"}'],
 )
 async def test_who_may_not_type_may_not_act_in_another_way(frame: str) -> None:
-    async with locked().served() as door:
-        path = await started(door, "cat", stdin="open")
-        async with door.stream(path, f"?ticket={await ticket_for(door, path)}") as socket:
+    async with locked().served() as live:
+        path = await started(live, "cat", stdin="open")
+        async with live.stream(path, f"?ticket={await ticket_for(live, path)}") as socket:
             await text_of(socket)
             await socket.send(frame)
             problem = (await text_of(socket))["problem"]
             assert (problem["type"], problem["status"]) == ("/problems/forbidden", 403)
-            assert execution_of(door, path).exit is None
-            await door.client.delete(path)  # the stream goes on, and tells the end
+            assert execution_of(live, path).exit is None
+            await live.client.delete(path)  # the stream goes on, and tells the end
             assert (await frames_of(socket))[0][-1]["exit"]["reason"] == "killed"
 
 
 @pytest.mark.parametrize("how", ["key", "ticket"])
 async def test_with_a_key_or_a_ticket_for_stdin_signals_are_taken(how: str) -> None:
-    async with locked().served() as door:
-        path = await started(door, "cat", stdin="open")
-        query = f"?ticket={await ticket_for(door, path, stdin=True)}" if how == "ticket" else ""
-        async with door.stream(path, query, additional_headers=BEARER if how == "key" else {}) as socket:
+    async with locked().served() as live:
+        path = await started(live, "cat", stdin="open")
+        query = f"?ticket={await ticket_for(live, path, stdin=True)}" if how == "ticket" else ""
+        async with live.stream(path, query, additional_headers=BEARER if how == "key" else {}) as socket:
             await text_of(socket)
             await socket.send('{"signal": "TERM"}')
             assert (await frames_of(socket))[0][-1]["exit"]["signal"] == "SIGTERM"

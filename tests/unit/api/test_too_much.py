@@ -54,11 +54,11 @@ async def test_records_of_executions() -> None:
 
 
 async def test_viewers_of_one_execution() -> None:
-    async with Service(capacity=Capacity(viewers=1)).served() as door:
-        path = await door.start("sleep")
-        async with door.stream(path) as socket:
+    async with Service(capacity=Capacity(viewers=1)).served() as live:
+        path = await live.start("sleep")
+        async with live.stream(path) as socket:
             await socket.recv()
-            answer = await door.client.get(f"{path}/stream", headers={"accept": "text/event-stream"})
+            answer = await live.client.get(f"{path}/stream", headers={"accept": "text/event-stream"})
             assert told_by(answer) == later(
                 "this execution's limit of 1 viewers is reached; free some, or try again later"
             )
@@ -79,7 +79,7 @@ async def test_command_that_is_larger_than_all_that_is_stored_of_commands() -> N
 async def test_service_that_stops_makes_no_sandbox() -> None:
     service = Service()
     async with service.client() as client:
-        await service.app.state.edge.sandboxes.aclose()
+        await service.app.state.context.sandboxes.aclose()
         for path, body in (("/sandboxes", {}), ("/run", {"command": ["true"]})):
             assert told_by(await client.post(path, json=body)) == (
                 *(503, "service_stopping", "5"),

@@ -16,7 +16,7 @@ from app.core.budget import Budget
 from app.core.errors import Refused
 from app.core.executions import Execution
 from app.core.fair_queue import FairQueue
-from app.core.follow import Gap, Output
+from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Channel
 from tests.unit.api.service import Service
 
@@ -31,9 +31,9 @@ class Stored:
     def follow(self, _: object) -> Iterator[Stored]:
         yield self
 
-    def poll(self) -> Output | None:
+    def poll(self) -> OutputPiece | None:
         self._left -= 1
-        return Output(Channel.STDOUT, 0, self._client.encode()) if self._left >= 0 else None
+        return OutputPiece(Channel.STDOUT, 0, self._client.encode()) if self._left >= 0 else None
 
     async def next(self) -> None:
         return None
@@ -47,9 +47,9 @@ class Sent:
 
     async def start(self, *_: object) -> None: ...
     async def exit(self, *_: object) -> None: ...
-    async def gap(self, gap: Gap) -> None: ...
+    async def gap(self, gap: OutputGap) -> None: ...
 
-    async def output(self, item: Output) -> None:
+    async def output(self, item: OutputPiece) -> None:
         self.pieces.append(item.data.decode())
 
 
@@ -120,7 +120,7 @@ async def test_viewers_and_answers_of_the_service_share_their_turns() -> None:
     """The service hands both the same turns."""
     service = Service()
     entered: list[object] = []
-    turns = service.app.state.edge.shares.pieces
+    turns = service.app.state.context.shares.pieces
     enter = turns.enter
 
     async def noted(client: object) -> None:
@@ -128,10 +128,10 @@ async def test_viewers_and_answers_of_the_service_share_their_turns() -> None:
         await enter(client)
 
     turns.enter = noted
-    async with service.served() as door:
-        path = await door.start("print", "200000")
-        answer = await door.client.get(f"{path}/stream", headers={"accept": "text/event-stream"})
+    async with service.served() as live:
+        path = await live.start("print", "200000")
+        answer = await live.client.get(f"{path}/stream", headers={"accept": "text/event-stream"})
         viewed = len(entered)
         assert viewed >= answer.text.count("event: output") > 0
-        await door.client.get(f"{path}/output?channel=stdout")
+        await live.client.get(f"{path}/output?channel=stdout")
         assert len(entered) == viewed + 2, "200,000 bytes are two pieces"

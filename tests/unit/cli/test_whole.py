@@ -85,8 +85,8 @@ class Spilling(Service):
 async def served() -> AsyncIterator[tuple[Service, str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         service = Spilling(folder)
-        async with service.served() as door:
-            yield service, f"http://127.0.0.1:{door.port}", door.port
+        async with service.served() as live:
+            yield service, f"http://127.0.0.1:{live.port}", live.port
         assert service.backend.alive == []
 
 

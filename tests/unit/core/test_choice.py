@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from app.core.backend import Backend, Capability
-from app.core.choice import Wish, choose
+from app.core.choice import RuntimeRequest, choose
 from app.core.errors import (
     BackendUnavailable,
     BulkheadError,
@@ -49,8 +49,8 @@ class House:
     async def choose(
         self, runtime: str = "auto", floor: Tier | None = None, *needs: Capability, settled_on: str | None = None
     ) -> tuple[str, str | None]:
-        wish = Wish(runtime, floor, frozenset(needs))
-        backend, reason = await choose(wish, self.registry, self.failure_of, settled_on)
+        request = RuntimeRequest(runtime, floor, frozenset(needs))
+        backend, reason = await choose(request, self.registry, self.failure_of, settled_on)
         return backend.info.name, reason
 
 

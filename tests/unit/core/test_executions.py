@@ -20,7 +20,7 @@ from app.core.errors import (
     WrongState,
 )
 from app.core.executions import Execution
-from app.core.follow import Output
+from app.core.follow import OutputPiece
 from app.core.limits import Limits
 from app.core.models import Channel, ExecutionState, Exit, ExitReason, SandboxState
 from app.core.registry import Registry
@@ -421,7 +421,7 @@ async def test_signal_and_stdin_of_an_execution_that_is_still_starting_wait_for_
         call = asyncio.create_task(house.sandboxes.execute(sandbox, command("cat", stdin=True), "e1"))
         await house.backend.execute_gate.reached.wait()
         execution = sandbox.executions["e1"]
-        feeding = asyncio.create_task(execution.grip_stdin(take=False).write(b"early"))
+        feeding = asyncio.create_task(execution.lease_stdin(take=False).write(b"early"))
         await steps(3)
         assert not feeding.done()
         signalling = asyncio.create_task(execution.signal(15))
@@ -442,7 +442,7 @@ async def test_follower_of_an_execution_sees_all_of_it_and_then_its_end() -> Non
         with execution.follow({Channel.STDOUT: 0, Channel.STDERR: 100}) as follower:
             house.backend.release(execution.id)
             while (item := await follower.next()) is not None:
-                assert isinstance(item, Output)
+                assert isinstance(item, OutputPiece)
                 seen[item.channel] += item.data
         assert execution.exit is not None
         assert seen == {Channel.STDOUT: pattern(200_000), Channel.STDERR: pattern(200_000)[100:]}
@@ -489,38 +489,38 @@ async def test_wait_returns_at_the_end_or_after_its_time() -> None:
 async def test_stdin_reaches_the_program_in_order_and_ends() -> None:
     async with House() as house:
         execution = await house.start(await house.create(), "cat", stdin=True)
-        grip = execution.grip_stdin(take=False)
+        lease = execution.lease_stdin(take=False)
         for begin in range(0, 3 * STDIN_BUFFER, 2**18):
-            await grip.write(pattern(2**18, begin))
-        await grip.close()
+            await lease.write(pattern(2**18, begin))
+        await lease.close()
         await execution.wait()
         assert execution.stdin_bytes == 3 * STDIN_BUFFER
         log = execution.logs[Channel.STDOUT]
         assert log.total == 3 * STDIN_BUFFER
         assert log.read(log.start, 1000) == pattern(1000, log.start)
         with pytest.raises(WrongState, match="ended"):
-            await grip.write(b"x")
+            await lease.write(b"x")
 
 
 async def test_one_holder_of_stdin_and_taking_over_ends_the_old_ones_right() -> None:
     async with House() as house:
         execution = await house.start(await house.create(), "cat", stdin=True)
-        old = execution.grip_stdin(take=False)
+        old = execution.lease_stdin(take=False)
         with pytest.raises(Conflict):
-            execution.grip_stdin(take=False)
-        new = execution.grip_stdin(take=True)
+            execution.lease_stdin(take=False)
+        new = execution.lease_stdin(take=True)
         assert old.taken_over.is_set()
         assert not new.taken_over.is_set()
         old.release()
         with pytest.raises(Conflict):
-            execution.grip_stdin(take=False)
+            execution.lease_stdin(take=False)
         with pytest.raises(WrongState, match="taken stdin over"):
             await old.write(b"old")
         with pytest.raises(WrongState):
             await old.close()
         await new.write(b"new")
         new.release()
-        last = execution.grip_stdin(take=False)
+        last = execution.lease_stdin(take=False)
         await last.close()
         await execution.wait()
         assert text(execution) == b"new"
@@ -531,19 +531,19 @@ async def test_stdin_that_is_none_closed_or_over_cannot_be_gripped() -> None:
         sandbox = await house.create()
         none = await house.start(sandbox, "sleep")
         with pytest.raises(WrongState, match="stdin: none"):
-            none.grip_stdin(take=True)
+            none.lease_stdin(take=True)
         closed = await house.start(sandbox, "silent-then", "cat", stdin=True)
-        grip = closed.grip_stdin(take=False)
-        await grip.close()
-        grip.release()
+        lease = closed.lease_stdin(take=False)
+        await lease.close()
+        lease.release()
         with pytest.raises(WrongState, match="closed"):
-            closed.grip_stdin(take=True)
+            closed.lease_stdin(take=True)
         with pytest.raises(WrongState, match="closed"):
             await closed.feed(b"x")
         house.backend.release(closed.id)
         await closed.wait()
         with pytest.raises(WrongState, match="ended"):
-            closed.grip_stdin(take=True)
+            closed.lease_stdin(take=True)
 
 
 async def test_writer_that_hangs_up_while_stdin_is_full_loses_nothing_and_costs_one_piece_at_most() -> None:

@@ -1,4 +1,4 @@
-"""Followers: what is stored from an offset on, then live; a gap for what is gone, and one for each hole."""
+"""Followers: what is stored from an offset on, then live; a gap for what is gone, and one for each gap."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.follow import Follower, Gap, Output
+from app.core.follow import Follower, OutputGap, OutputPiece
 from app.core.models import Channel
 from app.core.output import CHUNK, MEMORY_WINDOW, OutputLog
 from tests.null_backend import pattern
@@ -52,10 +52,10 @@ async def test_follower_waits_for_bytes_and_ends_when_both_are_closed_and_read()
         await asyncio.sleep(0)
         assert not waiting.done()
         logs[Channel.STDERR].append(b"late")
-        assert await waiting == Output(Channel.STDERR, 0, b"late")
+        assert await waiting == OutputPiece(Channel.STDERR, 0, b"late")
         logs[Channel.STDOUT].append(b"last")
         logs[Channel.STDOUT].close()
-        assert await follower.next() == Output(Channel.STDOUT, 0, b"last")
+        assert await follower.next() == OutputPiece(Channel.STDOUT, 0, b"last")
         waiting = asyncio.create_task(follower.next())
         await asyncio.sleep(0)
         assert not waiting.done(), "stderr is still open"
@@ -69,8 +69,8 @@ async def test_follower_from_a_dropped_offset_is_told_the_exact_gap() -> None:
     logs = two_logs(4)
     logs[Channel.STDOUT].append(b"abcdef")
     with Follower(logs, {Channel.STDOUT: 1, Channel.STDERR: 0}) as follower:
-        assert follower.poll() == Gap(Channel.STDOUT, 1, 2)
-        assert follower.poll() == Output(Channel.STDOUT, 2, b"cdef")
+        assert follower.poll() == OutputGap(Channel.STDOUT, 1, 2)
+        assert follower.poll() == OutputPiece(Channel.STDOUT, 2, b"cdef")
         assert follower.poll() is None
 
 
@@ -84,35 +84,35 @@ async def test_follower_is_told_a_gap_when_the_spill_cannot_be_read(empty: bool)
     logs = {Channel.STDOUT: log}
     with Follower(logs, {Channel.STDOUT: 0}) as follower:
         gap = await follower.next()
-        assert isinstance(gap, Gap)
+        assert isinstance(gap, OutputGap)
         assert gap.begin == 0
         rest = b""
         while (item := await follower.next()) is not None:
-            assert isinstance(item, Output)
+            assert isinstance(item, OutputPiece)
             rest += item.data
     assert rest == pattern(2**19)[gap.end :]
     assert len(rest) >= MEMORY_WINDOW
 
 
-# --- holes: bytes that the runtime lost
+# --- gaps: bytes that the runtime lost
 
 OUT = Channel.STDOUT
 
 
-def torn(*pieces: bytes, capacity: int = 2**20) -> dict[Channel, OutputLog]:
-    """A closed stdout of these pieces, with a hole after each but the last."""
+def has_gap(*pieces: bytes, capacity: int = 2**20) -> dict[Channel, OutputLog]:
+    """A closed stdout of these pieces, with a gap after each but the last."""
     log = OutputLog(capacity, exact=False)
     for number, piece in enumerate(pieces):
         if number:
-            log.tear()
+            log.add_gap()
         log.append(piece)
     log.close()
     return {OUT: log}
 
 
-async def told(logs: dict[Channel, OutputLog], offset: int = 0) -> list[Output | Gap]:
+async def told(logs: dict[Channel, OutputLog], offset: int = 0) -> list[OutputPiece | OutputGap]:
     """All that a reader from `offset` is told until the end."""
-    found: list[Output | Gap] = []
+    found: list[OutputPiece | OutputGap] = []
     with Follower(logs, {OUT: offset}) as follower:
         while (item := await follower.next()) is not None:
             found.append(item)
@@ -120,26 +120,34 @@ async def told(logs: dict[Channel, OutputLog], offset: int = 0) -> list[Output |
 
 
 async def test_a_hole_is_a_gap_without_an_end_and_offsets_go_on_there() -> None:
-    assert await told(torn(b"abc", b"def")) == [Output(OUT, 0, b"abc"), Gap(OUT, 3, None), Output(OUT, 3, b"def")]
+    assert await told(has_gap(b"abc", b"def")) == [
+        OutputPiece(OUT, 0, b"abc"),
+        OutputGap(OUT, 3, None),
+        OutputPiece(OUT, 3, b"def"),
+    ]
 
 
 async def test_holes_at_the_beginning_and_at_the_end_are_told_too() -> None:
-    assert await told(torn(b"", b"abc", b"")) == [Gap(OUT, 0, None), Output(OUT, 0, b"abc"), Gap(OUT, 3, None)]
+    assert await told(has_gap(b"", b"abc", b"")) == [
+        OutputGap(OUT, 0, None),
+        OutputPiece(OUT, 0, b"abc"),
+        OutputGap(OUT, 3, None),
+    ]
 
 
 @pytest.mark.parametrize(
     ("offset", "expected"),
     [
-        (2, [Output(OUT, 2, b"c"), Gap(OUT, 3, None), Output(OUT, 3, b"def")]),
-        (3, [Gap(OUT, 3, None), Output(OUT, 3, b"def")]),
-        (4, [Output(OUT, 4, b"ef")]),
+        (2, [OutputPiece(OUT, 2, b"c"), OutputGap(OUT, 3, None), OutputPiece(OUT, 3, b"def")]),
+        (3, [OutputGap(OUT, 3, None), OutputPiece(OUT, 3, b"def")]),
+        (4, [OutputPiece(OUT, 4, b"ef")]),
     ],
     ids=["before", "at", "after"],
 )
 async def test_a_reader_that_resumes_is_told_of_the_holes_that_are_still_before_it(
-    offset: int, expected: list[Output | Gap]
+    offset: int, expected: list[OutputPiece | OutputGap]
 ) -> None:
-    assert await told(torn(b"abc", b"def"), offset) == expected
+    assert await told(has_gap(b"abc", b"def"), offset) == expected
 
 
 async def test_each_reader_is_told_of_a_hole_exactly_once() -> None:
@@ -147,38 +155,38 @@ async def test_each_reader_is_told_of_a_hole_exactly_once() -> None:
     logs = {OUT: log}
     with Follower(logs, {OUT: 0}) as early:
         log.append(b"abc")
-        assert early.poll() == Output(OUT, 0, b"abc")
+        assert early.poll() == OutputPiece(OUT, 0, b"abc")
         waiting = asyncio.create_task(early.next())
         await asyncio.sleep(0)
-        log.tear()
-        assert await waiting == Gap(OUT, 3, None), "a reader that waits is woken by the hole itself"
+        log.add_gap()
+        assert await waiting == OutputGap(OUT, 3, None), "a reader that waits is woken by the gap itself"
         assert early.poll() is None
-        log.tear()
+        log.add_gap()
         assert early.poll() is None
         with Follower(logs, {OUT: 3}) as late:
-            assert [late.poll(), late.poll()] == [Gap(OUT, 3, None), None]
+            assert [late.poll(), late.poll()] == [OutputGap(OUT, 3, None), None]
             log.append(b"def")
-            assert early.poll() == late.poll() == Output(OUT, 3, b"def")
+            assert early.poll() == late.poll() == OutputPiece(OUT, 3, b"def")
 
 
 async def test_holes_behind_dropped_bytes_are_part_of_that_gap() -> None:
-    logs = torn(b"abc", b"def", b"ghi", capacity=4)  # 5 to 9 are kept, the holes are at 3 and 6
+    logs = has_gap(b"abc", b"def", b"ghi", capacity=4)  # 5 to 9 are kept, the gaps are at 3 and 6
     assert logs[OUT].start == 5
     assert await told(logs) == [
-        Gap(OUT, 0, 5),
-        Output(OUT, 5, b"f"),
-        Gap(OUT, 6, None),
-        Output(OUT, 6, b"ghi"),
+        OutputGap(OUT, 0, 5),
+        OutputPiece(OUT, 5, b"f"),
+        OutputGap(OUT, 6, None),
+        OutputPiece(OUT, 6, b"ghi"),
     ]
 
 
 async def test_a_hole_where_the_dropped_bytes_end_is_still_told() -> None:
-    logs = torn(b"abc", b"def", capacity=3)
-    assert await told(logs) == [Gap(OUT, 0, 3), Gap(OUT, 3, None), Output(OUT, 3, b"def")]
+    logs = has_gap(b"abc", b"def", capacity=3)
+    assert await told(logs) == [OutputGap(OUT, 0, 3), OutputGap(OUT, 3, None), OutputPiece(OUT, 3, b"def")]
 
 
 async def test_no_piece_reaches_over_a_hole_though_it_is_stored_in_one() -> None:
-    log = torn(b"abc", b"def")[OUT]
+    log = has_gap(b"abc", b"def")[OUT]
     assert log.read(0) == b"abcdef"
 
 
@@ -189,7 +197,7 @@ class Told:
         self.logs = logs
         self.begin, self.places = dict(offsets), dict(offsets)
         self.follower = Follower(logs, offsets)
-        self.holes: dict[Channel, list[int]] = {channel: [] for channel in logs}
+        self.lost: dict[Channel, list[int]] = {channel: [] for channel in logs}
         self.gaps: dict[Channel, list[tuple[int, int]]] = {channel: [] for channel in logs}
 
     def take(self, models: dict[Channel, bytes]) -> bool:
@@ -197,13 +205,13 @@ class Told:
         if item is None:
             return False
         channel, log = item.channel, self.logs[item.channel]
-        place, holes = self.places[channel], self.holes[channel]
-        if isinstance(item, Gap) and item.end is None:
+        place, lost = self.places[channel], self.lost[channel]
+        if isinstance(item, OutputGap) and item.end is None:
             assert item.begin == place
-            assert item.begin in log.holes
-            assert item.begin not in holes, "a hole was told twice"
-            holes.append(item.begin)
-        elif isinstance(item, Gap):
+            assert item.begin in log.gaps
+            assert item.begin not in lost, "a gap was told twice"
+            lost.append(item.begin)
+        elif isinstance(item, OutputGap):
             assert item.end is not None
             assert item.begin == place < item.end == log.start
             self.gaps[channel].append((item.begin, item.end))
@@ -212,17 +220,17 @@ class Told:
             assert item.offset == place
             end = place + len(item.data)
             assert item.data == models[channel][place:end] != b""
-            assert [h for h in log.holes if place <= h < end and h not in holes] == [], "a hole was passed over"
-            assert [h for h in log.holes if place < h < end] == [], "a piece reaches over a hole"
+            assert [h for h in log.gaps if place <= h < end and h not in lost] == [], "a gap was passed over"
+            assert [h for h in log.gaps if place < h < end] == [], "a piece reaches over a gap"
             self.places[channel] = end
         return True
 
     def check(self) -> None:
-        """Every hole from the reader's beginning on was told, or lies in bytes that it was told are gone."""
+        """Every gap from the reader's beginning on was told, or lies in bytes that it was told are gone."""
         for channel, log in self.logs.items():
-            covered = {h for h in log.holes for begin, end in self.gaps[channel] if begin <= h < end}
-            due = {h for h in log.holes if h >= self.begin[channel]}
-            assert due == set(self.holes[channel]) | covered
+            covered = {h for h in log.gaps for begin, end in self.gaps[channel] if begin <= h < end}
+            due = {h for h in log.gaps if h >= self.begin[channel]}
+            assert due == set(self.lost[channel]) | covered
             assert self.places[channel] == log.total
 
 
@@ -250,7 +258,7 @@ def test_follower_delivers_each_channel_in_order_nothing_twice_and_every_hole_on
             models[channel] += data
             logs[channel].append(data)
         elif action == "tear":
-            logs[channel].tear()
+            logs[channel].add_gap()
         elif action == "take":
             for reader in readers:
                 reader.take(models)

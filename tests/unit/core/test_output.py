@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.output import CHUNK, MEMORY_WINDOW, MOST_HOLES, OutputLog
+from app.core.output import CHUNK, MEMORY_WINDOW, MOST_GAPS, OutputLog
 from tests.null_backend import pattern
 
 
@@ -232,26 +232,26 @@ def test_a_log_that_is_not_exact_cannot_tell_what_was_dropped() -> None:
 
 def test_a_hole_is_an_offset_once_however_often_it_is_torn() -> None:
     log = OutputLog(100)
-    log.tear()
+    log.add_gap()
     log.append(b"abc")
-    log.tear()
-    log.tear()
+    log.add_gap()
+    log.add_gap()
     log.append(b"d")
-    log.tear()
-    assert log.holes == [0, 3, 4]
+    log.add_gap()
+    assert log.gaps == [0, 3, 4]
     assert (log.total, log.read(0), log.sha256) == (4, b"abcd", hashlib.sha256(b"abcd").hexdigest())
 
 
 def test_holes_are_bounded_and_none_comes_after_the_end() -> None:
     log = OutputLog(10)
-    for _ in range(MOST_HOLES + 10):
+    for _ in range(MOST_GAPS + 10):
         log.append(b"x")
-        log.tear()
-    assert log.holes == list(range(1, MOST_HOLES + 1))
+        log.add_gap()
+    assert log.gaps == list(range(1, MOST_GAPS + 1))
     closed = OutputLog(10)
     closed.close()
-    closed.tear()
-    assert closed.holes == []
+    closed.add_gap()
+    assert closed.gaps == []
 
 
 def test_watchers_are_told_of_appends_holes_and_the_end_until_they_leave() -> None:
@@ -263,8 +263,8 @@ def test_watchers_are_told_of_appends_holes_and_the_end_until_they_leave() -> No
 
     log.watch(wake)
     log.append(b"ab")
-    log.tear()
-    log.tear()  # the same hole
+    log.add_gap()
+    log.add_gap()  # the same gap
     log.close()
     log.unwatch(wake)
     log.close()

@@ -1,5 +1,5 @@
 """Viewers of a running execution, in any order of what can happen to them: they wait, are slow, are cut off and come
-back, while bytes, holes and ends arrive and the spill folder, which is a real one, gets full. Held against a model that
+back, while bytes, gaps and ends arrive and the spill folder, which is a real one, gets full. Held against a model that
 is nothing but bytes. `test_output.py` and `test_follow.py` have the parts; here is the whole, with its wake-ups.
 """
 
@@ -16,7 +16,7 @@ from random import Random
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.core.follow import Follower, Gap, Output
+from app.core.follow import Follower, OutputGap, OutputPiece
 from app.core.models import Channel
 from app.core.output import CHUNK, MEMORY_WINDOW, OutputLog
 from app.spill import SpillFolder
@@ -39,7 +39,7 @@ class Viewer:
         self.scene = scene
         self.places = {channel: somewhere % (log.total + 1) for channel, log in scene.logs.items()}
         self.begin = dict(self.places)
-        self.holes: set[tuple[Channel, int]] = set()
+        self.gaps: set[tuple[Channel, int]] = set()
         self.lost: set[tuple[Channel, int, int]] = set()
         self.reads = asyncio.Event()  # while it is not set, the client's socket is full
         self.ended = False
@@ -68,20 +68,20 @@ class Viewer:
                     return
                 self._take(item)
 
-    def _take(self, item: Output | Gap) -> None:
+    def _take(self, item: OutputPiece | OutputGap) -> None:
         channel = item.channel
         place, log = self.places[channel], self.scene.logs[channel]
-        if isinstance(item, Output):
+        if isinstance(item, OutputPiece):
             end = place + len(item.data)
             assert item.offset == place
             assert 0 < len(item.data) <= CHUNK
             assert item.data == self.scene.whole[channel][place:end]
-            assert all((channel, hole) in self.holes for hole in log.holes if place <= hole < end), "a hole passed over"
+            assert all((channel, gap) in self.gaps for gap in log.gaps if place <= gap < end), "a gap passed over"
             self.places[channel] = end
         elif item.end is None:
             assert item.begin == place
-            assert place in log.holes
-            self.holes.add((channel, place))
+            assert place in log.gaps
+            self.gaps.add((channel, place))
         else:
             assert item.begin == place < item.end <= log.total
             self.lost.add((channel, item.begin, item.end))
@@ -89,13 +89,13 @@ class Viewer:
 
     def _untold(self) -> list[tuple[Channel, int]]:
         """Holes that it was not told, and that do not lie in what it was told is gone."""
-        holes = [(channel, hole) for channel, log in self.scene.logs.items() for hole in log.holes]
+        gaps = [(channel, gap) for channel, log in self.scene.logs.items() for gap in log.gaps]
         return [
-            (channel, hole)
-            for channel, hole in holes
-            if hole >= self.begin[channel]
-            and (channel, hole) not in self.holes
-            and not any(lost is channel and begin <= hole < end for lost, begin, end in self.lost)
+            (channel, gap)
+            for channel, gap in gaps
+            if gap >= self.begin[channel]
+            and (channel, gap) not in self.gaps
+            and not any(lost is channel and begin <= gap < end for lost, begin, end in self.lost)
         ]
 
     def check(self) -> None:
@@ -147,7 +147,7 @@ async def play(
                     for viewer in viewers:
                         viewer.missed_nothing_by_right = False
             case "tear":
-                log.tear()
+                log.add_gap()
             case "close":
                 log.close()
             case "view":

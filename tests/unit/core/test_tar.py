@@ -349,11 +349,11 @@ def test_setuid_is_never_written() -> None:
 @pytest.mark.parametrize("form", ["gnu", "posix"])
 @pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
 def test_sparse_files_of_gnu_tar_are_refused(tmp_path: Path, form: str, version: str) -> None:
-    with (tmp_path / "holes").open("wb") as sparse:
+    with (tmp_path / "gaps").open("wb") as sparse:
         sparse.seek(4 * MIB)
         sparse.write(b"end")
     options = ["--sparse", f"--format={form}", *([f"--sparse-version={version}"] if form == "posix" else [])]
-    packed = subprocess.run([gnu_tar(), *options, "-C", tmp_path, "-cf", "-", "holes"], capture_output=True, check=True)
+    packed = subprocess.run([gnu_tar(), *options, "-C", tmp_path, "-cf", "-", "gaps"], capture_output=True, check=True)
     with pytest.raises(InvalidArchive, match="a sparse file"):
         read(packed.stdout)
 

@@ -1,4 +1,4 @@
-"""Executions on a terminal, and executions of a runtime whose output may have holes."""
+"""Executions on a terminal, and executions of a runtime whose output may have gaps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from app.core.backend import Capability
 from app.core.errors import WrongState
-from app.core.follow import Gap, Output
+from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Channel, Terminal
 from tests.null_backend import CAPABILITIES, Gate, NullBackend
 from tests.unit.core.support import House, steps, text
@@ -67,9 +67,9 @@ async def test_output_of_a_runtime_without_exact_output_is_followed_over_its_hol
             while (item := await follower.next()) is not None:
                 found.append(item)
         assert found == [
-            Output(Channel.STDOUT, 0, b"0000000\n"),
-            Gap(Channel.STDOUT, 8, None),
-            Output(Channel.STDOUT, 8, b"0000001\n"),
+            OutputPiece(Channel.STDOUT, 0, b"0000000\n"),
+            OutputGap(Channel.STDOUT, 8, None),
+            OutputPiece(Channel.STDOUT, 8, b"0000001\n"),
         ]
         assert [log.dropped for log in execution.logs.values()] == [None, None]
 

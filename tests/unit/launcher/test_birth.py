@@ -13,7 +13,7 @@ import pytest
 
 from app.launcher.daemon import zygote
 from app.launcher.daemon.connection import Connection
-from app.launcher.daemon.zygote import BirthError, Copy, Nursery, _last_words
+from app.launcher.daemon.zygote import Spawner, SpawnError, Zygote, _last_words
 from app.launcher.protocol import NETWORK_UP, STEP_FAILED, CreatePlan, Writer
 
 PLAN = CreatePlan("one", "host", "default", 1000, 1 << 28, 1 << 26, 64, False, ["/usr"], ["/tmp"])
@@ -28,7 +28,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_nothing_is_heard_until_something_is_said(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
-    copy = Copy(1, -1, ours, 1)
+    copy = Zygote(1, -1, ours, 1)
     assert copy.first_word() is None
     theirs.send(bytes((NETWORK_UP,)))
     assert copy.first_word() == NETWORK_UP
@@ -40,7 +40,7 @@ def test_a_step_that_failed_and_an_end_without_a_word_are_told_apart_from_silenc
 ) -> None:
     ours, theirs = ends
     theirs.send(bytes(Writer(STEP_FAILED).text("enter_network_namespace").u32(1).text("no").data))
-    copy = Copy(1, -1, ours, 1)
+    copy = Zygote(1, -1, ours, 1)
     assert copy.first_word() == STEP_FAILED
     theirs.close()
     assert copy.first_word() not in (None, NETWORK_UP)
@@ -52,15 +52,15 @@ def test_a_copy_ahead_that_fails_is_given_up_and_not_asked_again() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0)
-    nursery = Nursery.__new__(Nursery)
-    nursery._tried, nursery._uids = True, []
-    nursery._ahead = Copy(pid, os.pidfd_open(pid), ours, 7)
+    spawner = Spawner.__new__(Spawner)
+    spawner._tried, spawner._uids = True, []
+    spawner._ahead = Zygote(pid, os.pidfd_open(pid), ours, 7)
     theirs.send(bytes(Writer(STEP_FAILED).text("step").u32(1).text("no").data))
     theirs.close()
-    assert not nursery.prepared
-    assert nursery.prepare(cast(Connection, None)) is None
-    assert nursery.prepared
-    assert nursery._uids == [7]
+    assert not spawner.prepared
+    assert spawner.prepare(cast(Connection, None)) is None
+    assert spawner.prepared
+    assert spawner._uids == [7]
     assert ours.fileno() < 0
 
 
@@ -77,17 +77,17 @@ def test_last_words_are_the_step_that_failed_whatever_was_said_before(
     assert (refusal.step, refusal.errno, refusal.strerror) == ("mount_proc", errno.EPERM, "no")
 
 
-class Ended(Nursery):
+class Ended(Spawner):
     """One whose copy made ahead has ended, and that cannot make another."""
 
-    def __init__(self, ahead: Copy) -> None:
+    def __init__(self, ahead: Zygote) -> None:
         self._ahead = ahead
-        self.ended: list[Copy] = []
+        self.ended: list[Zygote] = []
 
-    def _make_copy(self) -> Copy:
-        raise BirthError("clone", OSError(errno.EAGAIN, "no"))
+    def _make_zygote(self) -> Zygote:
+        raise SpawnError("clone", OSError(errno.EAGAIN, "no"))
 
-    def _end(self, copy: Copy) -> None:
+    def _end(self, copy: Zygote) -> None:
         self.ended.append(copy)
 
 
@@ -99,9 +99,9 @@ def test_copy_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
     made = SimpleNamespace(make=lambda *_: None, remove=list, close=list, processes_file=-1, entrances=[], home=[])
     monkeypatch.setattr(zygote, "Groups", lambda *_: made)
     monkeypatch.setattr(zygote, "Freezer", lambda *_: None)
-    copy = Copy(1, -1, ours, 1)
-    nursery = Ended(copy)
-    nursery._tree = cast(Any, None)
-    with socket.socket() as owner, pytest.raises(BirthError) as refusal:
-        nursery.give_birth(PLAN, owner)
-    assert (refusal.value.step, nursery.ended) == ("clone", [copy])
+    copy = Zygote(1, -1, ours, 1)
+    spawner = Ended(copy)
+    spawner._tree = cast(Any, None)
+    with socket.socket() as owner, pytest.raises(SpawnError) as refusal:
+        spawner.spawn(PLAN, owner)
+    assert (refusal.value.step, spawner.ended) == ("clone", [copy])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.daemon.cgroup import Hierarchy, Tree, field, locate, number_of
+from app.launcher.daemon.cgroup import CgroupTree, Hierarchy, field, locate, number_of
 
 # Lines of proc_pid_mountinfo(5) as hosts show them; {root} is where the fake host's trees lie.
 V1 = """\
@@ -70,7 +70,7 @@ def test_version_2_that_lacks_controllers_says_which_it_has(tmp_path: Path) -> N
     host(tmp_path, "cpuset pids")
     version, places = locate(V2.format(root=tmp_path), "0::/\n")
     assert (version, places) == (2, [(("pids",), str(tmp_path))])
-    assert Tree(2, "x", [Hierarchy(places[0][0], -1)], False).layers == {"cgroup_pids", "cgroup_freezer"}
+    assert CgroupTree(2, "x", [Hierarchy(places[0][0], -1)], False).layers == {"cgroup_pids", "cgroup_freezer"}
 
 
 def test_a_freezer_of_version_1_alone_does_not_hide_what_version_2_has(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_freezer_of_version_1_alone_does_not_hide_what_version_2_has(tmp_path:
 
 def test_version_1_can_freeze_only_where_the_freezer_is_mounted() -> None:
     memory, freezer = Hierarchy(("memory",), -1), Hierarchy(("freezer",), -1)
-    assert Tree(1, "x", [memory], False).freezer is None
-    assert "cgroup_freezer" not in Tree(1, "x", [memory], False).layers
-    assert Tree(1, "x", [memory, freezer], False).freezer is freezer
-    assert Tree(1, "x", [memory, freezer], False).layers == {"cgroup_memory", "cgroup_freezer"}
+    assert CgroupTree(1, "x", [memory], False).freezer is None
+    assert "cgroup_freezer" not in CgroupTree(1, "x", [memory], False).layers
+    assert CgroupTree(1, "x", [memory, freezer], False).freezer is freezer
+    assert CgroupTree(1, "x", [memory, freezer], False).layers == {"cgroup_memory", "cgroup_freezer"}
 
 
 def test_a_hybrid_host_is_version_1_as_its_unified_tree_is_empty(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_hybrid_host_whose_unified_tree_has_the_controllers_is_version_2(tmp_p
 
 def test_a_host_without_any_has_no_layer() -> None:
     assert locate("24 1 0:22 / / rw - ext4 /dev/vda rw\n", "") == (1, [])
-    assert Tree(1, "x", [], True).layers == set()
+    assert CgroupTree(1, "x", [], True).layers == set()
 
 
 @pytest.mark.parametrize(("text", "number"), [("max\n", 0), ("4096\n", 4096), ("1", 1)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
 from app.launcher.daemon.dead_groups import MOST, DeadGroups
 from tests.kernel import host
 
@@ -18,7 +18,7 @@ def test_pages_are_dropped_when_too_many_are_dead(tmp_path: Path, dead: int, rem
     (tmp_path / "memory.current").write_text("4096\n")
     (tmp_path / "memory.reclaim").write_text("")
     at = os.open(tmp_path, os.O_RDONLY)
-    tree = Tree(2, "x", [Hierarchy(("memory", "pids", "cpu"), at)], True)
+    tree = CgroupTree(2, "x", [Hierarchy(("memory", "pids", "cpu"), at)], True)
     groups = DeadGroups(tree)
     tree.removed_groups = removed
     groups.go_on()

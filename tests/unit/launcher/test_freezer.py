@@ -1,4 +1,4 @@
-"""What is written to freeze a room, on either version, on a fake tree of plain files."""
+"""What is written to freeze a payload, on either version, on a fake tree of plain files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
 from app.launcher.daemon.freezer import Freezer, end_frozen
 
 
@@ -21,10 +21,10 @@ def folder(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def test_version_1_is_frozen_once_the_kernel_says_so(folder: tuple[Path, int]) -> None:
-    room, descriptor = folder
-    state = room / "freezer.state"
+    payload, descriptor = folder
+    state = payload / "freezer.state"
     state.write_text("THAWED")
-    one = Freezer(Tree(1, "x", [Hierarchy(("freezer",), descriptor)], False), "one")
+    one = Freezer(CgroupTree(1, "x", [Hierarchy(("freezer",), descriptor)], False), "one")
     assert (one.available, one.frozen, one.settled) == (True, False, False)
     one.freeze()
     state.write_text("FREEZING\n")
@@ -37,27 +37,27 @@ def test_version_1_is_frozen_once_the_kernel_says_so(folder: tuple[Path, int]) -
 
 
 def test_version_2_is_frozen_once_its_events_say_so(folder: tuple[Path, int]) -> None:
-    room, descriptor = folder
-    (room / "cgroup.freeze").write_text("0")
-    (room / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    one = Freezer(Tree(2, "x", [Hierarchy(("memory", "pids", "cpu"), descriptor)], False), "one")
+    payload, descriptor = folder
+    (payload / "cgroup.freeze").write_text("0")
+    (payload / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    one = Freezer(CgroupTree(2, "x", [Hierarchy(("memory", "pids", "cpu"), descriptor)], False), "one")
     one.freeze()
-    assert ((room / "cgroup.freeze").read_text(), one.settled) == ("1", False)
-    (room / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    assert ((payload / "cgroup.freeze").read_text(), one.settled) == ("1", False)
+    (payload / "cgroup.events").write_text("populated 1\nfrozen 1\n")
     assert one.settled
     one.doom()  # there is no list of processes here: on this version a kill needs no help
     one.release([os.getpid()])
     one.thaw()
-    assert (room / "cgroup.freeze").read_text() == "0"
+    assert (payload / "cgroup.freeze").read_text() == "0"
 
 
 def test_a_host_without_a_freezer_cannot(folder: tuple[Path, int]) -> None:
-    one = Freezer(Tree(1, "x", [Hierarchy(("memory",), folder[1])], False), "one")
+    one = Freezer(CgroupTree(1, "x", [Hierarchy(("memory",), folder[1])], False), "one")
     assert not one.available
     with pytest.raises(OSError, match="no freezer"):
         one.freeze()
     one.thaw()
     one.doom()
     one.release([os.getpid()])
-    end_frozen(Tree(1, "x", [], False))
+    end_frozen(CgroupTree(1, "x", [], False))
     assert list(folder[0].iterdir()) == []

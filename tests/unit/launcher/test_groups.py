@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.launcher.daemon import cgroup, groups
-from app.launcher.daemon.cgroup import Hierarchy, Tree
+from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
 from app.launcher.daemon.groups import Groups
 from tests.kernel.host import own_descriptors
 
@@ -52,18 +52,18 @@ class Kernel:
 
 
 @pytest.fixture
-def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CgroupTree]:
     yield from _tree(1, tmp_path, monkeypatch, {name: ((name,), files) for name, files in FILES_1.items()})
 
 
 @pytest.fixture
-def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CgroupTree]:
     yield from _tree(2, tmp_path, monkeypatch, {"": (("memory", "pids", "cpu"), FILES_2)})
 
 
 def _tree(
     version: int, root: Path, patch: pytest.MonkeyPatch, trees: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
-) -> Iterator[Tree]:
+) -> Iterator[CgroupTree]:
     hierarchies, files = [], {}
     for name, (controllers, names) in trees.items():
         (root / name).mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def _tree(
     kernel = Kernel(files)
     patch.setattr(cgroup, "os", kernel)
     patch.setattr(groups, "os", kernel)
-    tree = Tree(version, "bulkhead/1", hierarchies, True)
+    tree = CgroupTree(version, "bulkhead/1", hierarchies, True)
     tree.house_workers(10)
     yield tree
     for hierarchy in hierarchies:
@@ -93,7 +93,7 @@ def written(root: Path) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def test_version_1_writes_every_limit_of_a_room(first: Tree, tmp_path: Path) -> None:
+def test_version_1_writes_every_limit_of_a_room(first: CgroupTree, tmp_path: Path) -> None:
     Groups(first, "one").make(1 << 30, 64, 1500)
     assert written(tmp_path) == {
         "memory/one/memory.limit_in_bytes": str(1 << 30),
@@ -104,7 +104,7 @@ def test_version_1_writes_every_limit_of_a_room(first: Tree, tmp_path: Path) -> 
     }
 
 
-def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: Tree, tmp_path: Path) -> None:
+def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: CgroupTree, tmp_path: Path) -> None:
     Groups(second, "one").make(1 << 30, 64, 250)
     assert written(tmp_path) == {
         "one/memory.max": str(1 << 30),
@@ -115,106 +115,106 @@ def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: 
     }
 
 
-def test_workers_come_before_commands_on_version_1(first: Tree, tmp_path: Path) -> None:
+def test_workers_come_before_commands_on_version_1(first: CgroupTree, tmp_path: Path) -> None:
     assert (tmp_path / "cpu/_workers/cpu.shares").read_text() == "10240"
 
 
-def test_workers_come_before_commands_on_version_2(second: Tree, tmp_path: Path) -> None:
+def test_workers_come_before_commands_on_version_2(second: CgroupTree, tmp_path: Path) -> None:
     assert (tmp_path / "_workers/cpu.weight").read_text() == "1000"
 
 
-def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(second: Tree, tmp_path: Path) -> None:
+def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(second: CgroupTree, tmp_path: Path) -> None:
     """In a group with processes the kernel refuses it, and with it no process may enter."""
-    room = Groups(second, "one")
-    room.make(1 << 30, 64, 250)
+    payload = Groups(second, "one")
+    payload.make(1 << 30, 64, 250)
     handed_down = tmp_path / "one/cgroup.subtree_control"
-    assert [led(fd) for fd in room.entrances] == [f"{tmp_path}/one/cgroup.procs"]
+    assert [led(fd) for fd in payload.entrances] == [f"{tmp_path}/one/cgroup.procs"]
     assert handed_down.read_text() == ""
     for number in (1, 2):
-        for descriptor in room.open_execution(number):
+        for descriptor in payload.open_execution(number):
             os.close(descriptor)
         assert handed_down.read_text() == "+cpu +memory +pids"
 
 
-def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(second: Tree, tmp_path: Path) -> None:
+def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(second: CgroupTree, tmp_path: Path) -> None:
     assert (tmp_path / "_workers/cgroup.subtree_control").read_text() == "+cpu"
-    room = Groups(second, "one")
-    room.make(1 << 30, 64, 250)
-    joins = room.open_execution(1)
+    payload = Groups(second, "one")
+    payload.make(1 << 30, 64, 250)
+    joins = payload.open_execution(1)
     assert len(joins) == 1
     assert led(joins[0]) == f"{tmp_path}/one/1/cgroup.procs"
     os.close(joins[0])
     assert not [name for name in written(tmp_path) if name.endswith("memory.oom.group")]
-    assert [led(fd) for fd in room.home] == [f"{tmp_path}/_workers/one/cgroup.procs"]
+    assert [led(fd) for fd in payload.home] == [f"{tmp_path}/_workers/one/cgroup.procs"]
 
 
-def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(first: Tree, tmp_path: Path) -> None:
-    room = Groups(first, "one")
-    room.make(1 << 30, 64, 250)
-    joins = room.open_execution(1)
+def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(first: CgroupTree, tmp_path: Path) -> None:
+    payload = Groups(first, "one")
+    payload.make(1 << 30, 64, 250)
+    joins = payload.open_execution(1)
     files = {led(fd).removeprefix(f"{tmp_path}/") for fd in joins}
     for descriptor in joins:
         os.close(descriptor)
     assert files == {"memory/one/1/tasks", "pids/one/1/tasks", "cpu/one/tasks", "cpuacct/one/1/tasks"}
 
 
-def test_usage_of_version_2_is_read_from_its_files(second: Tree, tmp_path: Path) -> None:
-    room = Groups(second, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+def test_usage_of_version_2_is_read_from_its_files(second: CgroupTree, tmp_path: Path) -> None:
+    payload = Groups(second, "one")
+    payload.make(1 << 30, 64, 250)
+    for descriptor in payload.open_execution(1):
         os.close(descriptor)
     folder = tmp_path / "one/1"
     (folder / "cpu.stat").write_text("usage_usec 1234\nuser_usec 1000\n")
     (folder / "memory.peak").write_text("4096\n")
     (folder / "memory.events").write_text("low 0\noom 2\noom_kill 1\noom_group_kill 0\n")
-    usage = room.usage(1)
+    usage = payload.usage(1)
     assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (1_234_000, 4096, 1, False)
     (folder / "memory.peak").write_text(f"{(1 << 30) + 8192}\n")
-    assert room.usage(1).peak_bytes == 1 << 30, "what was refused it never had"
+    assert payload.usage(1).peak_bytes == 1 << 30, "what was refused it never had"
     (folder / "memory.peak").unlink()
-    assert room.usage(1).peak_bytes == 0, "before Linux 5.19"
+    assert payload.usage(1).peak_bytes == 0, "before Linux 5.19"
 
 
-def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: Tree, tmp_path: Path) -> None:
-    room = Groups(second, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: CgroupTree, tmp_path: Path) -> None:
+    payload = Groups(second, "one")
+    payload.make(1 << 30, 64, 250)
+    for descriptor in payload.open_execution(1):
         os.close(descriptor)
     (tmp_path / "one/1/cgroup.procs").write_text("12\n13\n")
-    assert room.kill_execution(1, 99) is False
+    assert payload.kill_execution(1, 99) is False
     assert (tmp_path / "one/1/cgroup.kill").read_text() == "1"
-    assert room.remove_execution(1) is False
+    assert payload.remove_execution(1) is False
     (tmp_path / "one/1/cgroup.procs").write_text("")
-    assert room.kill_execution(1, 99) is True
-    assert room.remove_execution(1) is True
+    assert payload.kill_execution(1, 99) is True
+    assert payload.remove_execution(1) is True
 
 
-def test_one_busy_group_of_an_execution_keeps_the_others(first: Tree, tmp_path: Path) -> None:
+def test_one_busy_group_of_an_execution_keeps_the_others(first: CgroupTree, tmp_path: Path) -> None:
     """Its end comes between two of the calls at any time, and what is half gone cannot be killed or measured."""
-    room = Groups(first, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+    payload = Groups(first, "one")
+    payload.make(1 << 30, 64, 250)
+    for descriptor in payload.open_execution(1):
         os.close(descriptor)
     (tmp_path / "memory/one/1/cgroup.procs").write_text("12\n")
-    assert room.remove_execution(1) is False
+    assert payload.remove_execution(1) is False
     assert (tmp_path / "pids/one/1").is_dir()
     (tmp_path / "memory/one/1/cgroup.procs").write_text("")
-    assert room.remove_execution(1) is True
+    assert payload.remove_execution(1) is True
 
 
 @pytest.mark.parametrize("tree", ["first", "second"])
 def test_an_execution_that_is_gone_can_be_killed_measured_and_removed_again(
     tree: str, request: pytest.FixtureRequest
 ) -> None:
-    room = Groups(request.getfixturevalue(tree), "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+    payload = Groups(request.getfixturevalue(tree), "one")
+    payload.make(1 << 30, 64, 250)
+    for descriptor in payload.open_execution(1):
         os.close(descriptor)
-    assert room.remove_execution(1) is True
-    assert room.kill_execution(1, 99) is True
-    usage = room.usage(1)
+    assert payload.remove_execution(1) is True
+    assert payload.kill_execution(1, 99) is True
+    usage = payload.usage(1)
     assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (0, 0, 0, False)
-    assert room.remove_execution(1) is True
+    assert payload.remove_execution(1) is True
 
 
 @pytest.mark.parametrize("version", ["first", "second"])
@@ -223,29 +223,31 @@ def test_nothing_is_left_of_a_room_that_was_removed(
 ) -> None:
     tree = request.getfixturevalue(version)
     before = own_descriptors()
-    room = Groups(tree, "one")
-    room.make(1 << 30, 64, 250)
+    payload = Groups(tree, "one")
+    payload.make(1 << 30, 64, 250)
     for number in (1, 2):
-        for descriptor in room.open_execution(number):
+        for descriptor in payload.open_execution(number):
             os.close(descriptor)
-    assert room.remove() is True
+    assert payload.remove() is True
     assert [path for path in tmp_path.rglob("*") if "one" in path.name] == []
     assert own_descriptors() == before
 
 
 @pytest.mark.parametrize("version", ["first", "second"])
 def test_limits_that_are_in_force_are_read_back(version: str, request: pytest.FixtureRequest) -> None:
-    room = Groups(request.getfixturevalue(version), "one")
-    room.make(1 << 20, 7, 500)
+    payload = Groups(request.getfixturevalue(version), "one")
+    payload.make(1 << 20, 7, 500)
     limits = {"memory_bytes": 1 << 20, "processes": 7, "cpu_millis": 500, "worker_cpu_millis": 200}
-    assert room.limits_in_force() == limits
+    assert payload.limits_in_force() == limits
 
 
-def test_each_worker_has_a_cpu_group_of_its_own_and_lives_with_the_others_else(first: Tree, tmp_path: Path) -> None:
+def test_each_worker_has_a_cpu_group_of_its_own_and_lives_with_the_others_else(
+    first: CgroupTree, tmp_path: Path
+) -> None:
     rooms = [Groups(first, name) for name in ("one", "two")]
-    for room in rooms:
-        room.make(1 << 20, 7, 500)
-    homes = [[led(fd).removeprefix(f"{tmp_path}/") for fd in room.home] for room in rooms]
+    for payload in rooms:
+        payload.make(1 << 20, 7, 500)
+    homes = [[led(fd).removeprefix(f"{tmp_path}/") for fd in payload.home] for payload in rooms]
     assert homes == [
         ["memory/_workers/tasks", f"pids/{name}/tasks", f"cpu/_workers/{name}/tasks", "cpuacct/_workers/tasks"]
         for name in ("one", "two")

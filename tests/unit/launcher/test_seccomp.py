@@ -402,7 +402,7 @@ def test_search_finds_the_stretch_of_any_number(starts: set[int], probes: list[i
         bpf.looking_at(bpf.NUMBER, bpf.search([(first, (bpf.RETURN, first, None, None)) for first in firsts]))
     )
     check_as_the_kernel_does(program)
-    edges = [edge for first in firsts for edge in (first, max(first - 1, 0))]
+    edges = [context for first in firsts for context in (first, max(first - 1, 0))]
     for number in [*edges, *probes, 0xFFFFFFFF]:
         assert run(program, number, X86_64) == max(first for first in firsts if first <= number)
 

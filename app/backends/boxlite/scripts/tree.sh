@@ -10,17 +10,17 @@ cd -- "$path" 2>/dev/null || { echo "$path: Permission denied" >&2; exit 1; }
 stream find . -mindepth 1 ${3:+-maxdepth "$3"} -print0
 chosen() { dd bs="$size" count=1 iflag=fullblock status=none <&6 | xargs -0 "$@"; }
 # shellcheck disable=SC2016 # what stands in single quotes is for the inner shell
-while read -r wish size; do
-  case $wish in
+while read -r request size; do
+  case $request in
     facts) stream chosen sh -c 'stat -c "$0" -- "$@" 2>/dev/null; :' "$token $FACTS %h.%d %n" ;;
     readable) stream chosen sh -c '
       for name do [ -r "$name" ] || [ ! -e "$name" ] || { echo "$name: Permission denied" >&2; exit 1; }; done' sh ;;
     targets) stream chosen sh -c '
       for name do printf %s "$0"; readlink -- "$name" 2>/dev/null || echo; done' "$token" ;;
     contents) stream chosen sh -c '
-      for wish do
-        name=${wish#* }
-        if [ -f "$name" ]; then printf +; head -c "${wish%% *}" "$name" || exit; else printf -; fi
+      for request do
+        name=${request#* }
+        if [ -f "$name" ]; then printf +; head -c "${request%% *}" "$name" || exit; else printf -; fi
         printf %s "$0"
       done' "$token" ;;
   esac

@@ -14,16 +14,16 @@ from collections.abc import Callable
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.box import Box
 from app.backends.boxlite.client import Unreachable, upstream_of
-from app.backends.boxlite.server import Server, is_silent
+from app.backends.boxlite.server import BoxliteServer, is_silent
 from app.core.errors import BackendFailure, BackendUnavailable
 
 
-class Pulse:
+class HealthCheck:
     """`on_boxes(asked_at, boxes)`: asked_at by the loop. `on_silence(seconds, error)`: since the last answer."""
 
     def __init__(
         self,
-        server: Server,
+        server: BoxliteServer,
         on_boxes: Callable[[float, list[Box]], None],
         on_silence: Callable[[float, BackendFailure], None],
     ) -> None:
@@ -66,12 +66,12 @@ class Pulse:
             self._failure = None
             self._there.set()
         else:
-            retry = math.ceil(self._server.times.beat)
+            retry = math.ceil(self._server.timeouts.beat)
             self._failure = BackendUnavailable(RUNTIME, str(failure), retry, upstream_of(failure))
             self._there.clear()
 
     async def _beat(self) -> None:
-        loop, times = asyncio.get_running_loop(), self._server.times
+        loop, timeouts = asyncio.get_running_loop(), self._server.timeouts
         while True:
             asked_at = loop.time()
             self._hurry.clear()
@@ -83,13 +83,15 @@ class Pulse:
             except BackendFailure as error:
                 self._set(error)
                 self._on_silence(loop.time() - self._answered_at, error)
-            except Exception as error:  # a fault of ours must not end the pulse, nor leave its last word for true
+            except (
+                Exception
+            ) as error:  # a fault of ours must not end the health check, nor leave its last word for true
                 self._set(BackendUnavailable(RUNTIME, f"the runtime failed: {type(error).__name__}"))
-                loop.call_exception_handler({"message": "the pulse of boxlite failed", "exception": error})
+                loop.call_exception_handler({"message": "the health check of boxlite failed", "exception": error})
             self._asked.set()
-            await asyncio.sleep(times.beat / 4)  # many may hurry it at the same time
+            await asyncio.sleep(timeouts.beat / 4)  # many may hurry it at the same time
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(times.beat * 3 / 4):
+                async with asyncio.timeout(timeouts.beat * 3 / 4):
                     await self._hurry.wait()
 
     async def aclose(self) -> None:

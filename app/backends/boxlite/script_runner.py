@@ -13,10 +13,10 @@ from typing import Protocol
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused
 from app.backends.boxlite.client import seen
-from app.backends.boxlite.dialogue import Dialogue, ScriptEnded
 from app.backends.boxlite.file_facts import escaped, failure
 from app.backends.boxlite.inside import MARK, Inside, shell_command
-from app.backends.boxlite.server import Server, SpawnFailed
+from app.backends.boxlite.script_session import ScriptEnded, ScriptSession
+from app.backends.boxlite.server import BoxliteServer, SpawnFailed
 from app.backends.boxlite.turns import Busy, take
 from app.core.backend import settle
 from app.core.errors import (
@@ -36,7 +36,7 @@ DAY_SECONDS = 86_400.0  # the server's own limit; a script without a socket is e
 LANGUAGE = {"LC_ALL": "C", "TZ": "UTC0"}  # of what programs say, and of how they count bytes and time
 
 
-class DialogueBox(Protocol):
+class ScriptBox(Protocol):
     """What is needed of the box's sandbox."""
 
     box_id: str
@@ -52,25 +52,25 @@ class DialogueBox(Protocol):
         """WrongState when the box has ended, else the error itself."""
 
 
-class Dialogues:
+class ScriptRunner:
     """`disk_bytes`: of the box."""
 
-    def __init__(self, server: Server, box: DialogueBox, tasks: Tasks, disk_bytes: int) -> None:
+    def __init__(self, server: BoxliteServer, box: ScriptBox, tasks: Tasks, disk_bytes: int) -> None:
         self._server, self._box, self._tasks, self._disk_bytes = server, box, tasks, disk_bytes
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     @asynccontextmanager
-    async def begin(self, script: str, path: bytes, *arguments: str, clean: str = "") -> AsyncIterator[Dialogue]:
+    async def begin(self, script: str, path: bytes, *arguments: str, clean: str = "") -> AsyncIterator[ScriptSession]:
         """`clean`: the script, with the same arguments, for what this one left if it was killed. Raises what `Files`
         may raise, inside too."""
         self._box.check_alive()
         try:
-            await take(self._turns, self._server.times.shell)
+            await take(self._turns, self._server.timeouts.shell)
         except Busy:
             raise CapacityExceeded("operations on files at one time", AT_ONCE, "sandbox") from None
         try:
-            async with self._talk(script, (escaped(path), *arguments), clean) as dialogue:
-                yield dialogue
+            async with self._talk(script, (escaped(path), *arguments), clean) as session:
+                yield session
         except ScriptEnded as ended:
             if ended.code >= 0:
                 raise failure(ended.said, path, self._disk_bytes) from None
@@ -87,17 +87,17 @@ class Dialogues:
             self._turns.release()
 
     @asynccontextmanager
-    async def _talk(self, script: str, arguments: tuple[str, ...], clean: str) -> AsyncIterator[Dialogue]:
+    async def _talk(self, script: str, arguments: tuple[str, ...], clean: str) -> AsyncIterator[ScriptSession]:
         mark = f"files-{secrets.token_hex(8)}"
         execution_id = await self._start(script, arguments, mark)
         try:
             async with self._server.attach(self._box.box_id, execution_id) as socket:
-                dialogue = Dialogue(socket, self._server.times)
+                session = ScriptSession(socket, self._server.timeouts)
                 try:
-                    yield dialogue
+                    yield session
                 finally:
                     loop = asyncio.get_running_loop()
-                    await settle(loop.create_task(self._end(dialogue, execution_id, mark, clean, arguments)))
+                    await settle(loop.create_task(self._end(session, execution_id, mark, clean, arguments)))
         except (AttachCut, AttachRefused) as error:
             self._tasks.spawn(self._box.bury(mark))
             raise BackendUnavailable(RUNTIME, f"the BoxLite server closed the connection: {error}") from error
@@ -121,10 +121,10 @@ class Dialogues:
             raise
 
     async def _end(
-        self, dialogue: Dialogue, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]
+        self, session: ScriptSession, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]
     ) -> None:
-        ended = await dialogue.end()
-        if not ended or (dialogue.code is not None and dialogue.code < 0):
+        ended = await session.end()
+        if not ended or (session.code is not None and session.code < 0):
             self._tasks.spawn(self._clean(execution_id, mark, clean, arguments))
 
     async def _clean(self, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]) -> None:

@@ -1,4 +1,5 @@
-"""Answers by idempotency key: what a key stands for is done once, however often and by whomever it is asked for."""
+"""IdempotencyStore by idempotency key: what a key stands for is done once, however often and by whomever it is asked
+for."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ Digest = bytes
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAnswers:
+class IdempotencyBounds:
     """The operator's numbers. `size`: bytes of all answers together."""
 
     keys: int = 50_000
@@ -28,7 +29,7 @@ class KeptAnswers:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
+class StoredAnswer(Generic[T]):
     """`size` in bytes. Not `lasting`: it may be another one at the next try, so its key becomes free."""
 
     content: T
@@ -39,7 +40,7 @@ class Answer(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class _Work(Generic[T]):
     digest: Digest
-    task: asyncio.Task[Answer[T]]
+    task: asyncio.Task[StoredAnswer[T]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class _Ended:
     client: str
 
 
-class Answers(Generic[T]):
+class IdempotencyStore(Generic[T]):
     """Bounded twice, and both times it is the oldest that goes, never what is under way. Beyond the number of keys a
     key is forgotten. Beyond the bytes only an answer is: its key still keeps the work from being done twice. Each
     client has a share of both, and what goes is its own.
@@ -57,7 +58,9 @@ class Answers(Generic[T]):
     To refuse new keys instead would let ordinary use of a day lock everybody out; retries come within minutes.
     """
 
-    def __init__(self, most: KeptAnswers, clock: Callable[[], float] = time.monotonic, *, shared: bool = False) -> None:
+    def __init__(
+        self, most: IdempotencyBounds, clock: Callable[[], float] = time.monotonic, *, shared: bool = False
+    ) -> None:
         """`shared`: there are several clients."""
         self._seconds, self._clock = most.seconds, clock
         self._keys = Budget("requests with an idempotency key at one time", most.keys, "client", shared=shared)
@@ -66,11 +69,11 @@ class Answers(Generic[T]):
         # All in the order of their ends; the second and third by client.
         self._ended: dict[Key, _Ended] = {}
         self._of: defaultdict[str, dict[Key, None]] = defaultdict(dict)
-        self._stored: defaultdict[str, dict[Key, Answer[T]]] = defaultdict(dict)
+        self._stored: defaultdict[str, dict[Key, StoredAnswer[T]]] = defaultdict(dict)
 
     async def once(
-        self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]], client: str = ""
-    ) -> tuple[Answer[T], bool]:
+        self, key: Key, digest: Digest, work: Callable[[], Awaitable[StoredAnswer[T]]], client: str = ""
+    ) -> tuple[StoredAnswer[T], bool]:
         """The key's answer, and whether it is a repetition. `work` is called for the first to come and goes on whatever
         becomes of the callers; whoever comes meanwhile gets its answer too, or its error.
 
@@ -85,12 +88,12 @@ class Answers(Generic[T]):
         begun = known or self._begin(key, digest, work, client)
         return await asyncio.shield(begun.task), known is not None
 
-    def _repeat(self, key: Key, client: str) -> Answer[T]:
+    def _repeat(self, key: Key, client: str) -> StoredAnswer[T]:
         if key not in self._stored[client]:
             raise Conflict("the request with this key was carried out, and its answer is not stored any more")
         return self._stored[client][key]
 
-    def _begin(self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]], client: str) -> _Work[T]:
+    def _begin(self, key: Key, digest: Digest, work: Callable[[], Awaitable[StoredAnswer[T]]], client: str) -> _Work[T]:
         while not self._keys.fits(client) and self._of[client]:
             self._forget(next(iter(self._of[client])))
         self._keys.take(client)
@@ -99,8 +102,8 @@ class Answers(Generic[T]):
         return begun
 
     async def _carry_out(
-        self, key: Key, digest: Digest, work: Callable[[], Awaitable[Answer[T]]], client: str
-    ) -> Answer[T]:
+        self, key: Key, digest: Digest, work: Callable[[], Awaitable[StoredAnswer[T]]], client: str
+    ) -> StoredAnswer[T]:
         lasting = False
         try:
             answer = await work()
@@ -113,7 +116,7 @@ class Answers(Generic[T]):
             self._keep(key, digest, answer, client)
         return answer
 
-    def _keep(self, key: Key, digest: Digest, answer: Answer[T], client: str) -> None:
+    def _keep(self, key: Key, digest: Digest, answer: StoredAnswer[T], client: str) -> None:
         self._ended[key] = _Ended(digest, self._clock() + self._seconds, client)
         self._of[client][key] = None
         while not self._bytes.fits(client, answer.size) and self._stored[client]:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.http.access import Door, Guard
+from app.api.http.access import AccessMiddleware, AccessPolicy
 from app.api.http.tickets import Tickets
 from app.core.budget import Budget
 from app.core.fair_queue import EACH_TURN
@@ -262,8 +262,8 @@ async def test_a_send_after_the_client_is_gone_is_no_fault(error: Exception, gon
         raise error
 
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())]}
-    tickets, shares = Tickets(Budget("tickets", 4, "client")), service.app.state.edge.shares
-    guard = Guard(app, Door(), tickets, service.telemetry, shares)
+    tickets, shares = Tickets(Budget("tickets", 4, "client")), service.app.state.context.shares
+    guard = AccessMiddleware(app, AccessPolicy(), tickets, service.telemetry, shares)
     if gone:
         await guard(scope, receive, send)
         (line,) = service.logged

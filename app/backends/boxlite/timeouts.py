@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
+class ServerTimeouts:
     connect: float = 5.0
     control: float = 30.0  # any call that has no time of its own
     stop: float = 60.0  # up to 13 s by themselves; hanging up in the middle wedges the box
@@ -18,7 +18,7 @@ class Times:
     opening: float = 30.0  # a WebSocket
     closing: float = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile
     beat: float = 1.5
-    beat_answer: float = 2.4  # with a beat and the second for which the edge believes: less than 5 s to the truth
+    beat_answer: float = 2.4  # with a beat and the second for which the API believes: less than 5 s to the truth
     look: float = 4.0  # the server says `running` for up to 3 s after a box has ended
     leader: float = 2.0  # for an exit frame after a kill that the box carried out
     again: float = 10.0  # for the backlog of an execution that has ended

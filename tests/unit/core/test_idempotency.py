@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app.core.answers import Answer, Answers, KeptAnswers
 from app.core.errors import BackendUnavailable, CapacityExceeded, Conflict, IdempotencyMismatch
+from app.core.idempotency import IdempotencyBounds, IdempotencyStore, StoredAnswer
 from tests.unit.core.support import no_tasks_left, steps
 
 
@@ -26,25 +26,25 @@ class Works:
 
     def work(
         self, content: str = "done", *, lasting: bool = True, gate: asyncio.Event | None = None, size: int = 1
-    ) -> Callable[[], Awaitable[Answer[str]]]:
-        async def carried_out() -> Answer[str]:
+    ) -> Callable[[], Awaitable[StoredAnswer[str]]]:
+        async def carried_out() -> StoredAnswer[str]:
             self.begun += 1
             await (gate.wait() if gate is not None else asyncio.sleep(0))
-            return Answer(content, size, lasting)
+            return StoredAnswer(content, size, lasting)
 
         return carried_out
 
 
-def store(keys: int = 100, size: int = 100, seconds: float = 10) -> tuple[Answers[str], Works, Clock]:
+def store(keys: int = 100, size: int = 100, seconds: float = 10) -> tuple[IdempotencyStore[str], Works, Clock]:
     clock = Clock()
-    return Answers(KeptAnswers(keys, size, seconds), clock), Works(), clock
+    return IdempotencyStore(IdempotencyBounds(keys, size, seconds), clock), Works(), clock
 
 
 async def test_the_first_answer_is_repeated_until_its_time_is_over() -> None:
     answers, works, clock = store()
-    assert await answers.once(b"k", b"d", works.work("first")) == (Answer("first", 1, lasting=True), False)
+    assert await answers.once(b"k", b"d", works.work("first")) == (StoredAnswer("first", 1, lasting=True), False)
     clock.now = 9.9
-    assert await answers.once(b"k", b"d", works.work("second")) == (Answer("first", 1, lasting=True), True)
+    assert await answers.once(b"k", b"d", works.work("second")) == (StoredAnswer("first", 1, lasting=True), True)
     clock.now = 10
     assert (await answers.once(b"k", b"d", works.work("third")))[0].content == "third"
     assert works.begun == 2
@@ -101,7 +101,7 @@ async def test_an_answer_that_does_not_last_is_given_to_all_who_wait_and_frees_t
 async def test_an_error_is_told_to_all_who_wait_and_frees_the_key() -> None:
     answers, works, _ = store()
 
-    async def failing() -> Answer[str]:
+    async def failing() -> StoredAnswer[str]:
         await asyncio.sleep(0)
         raise BackendUnavailable("process", "gone")
 
@@ -174,7 +174,7 @@ async def test_closing_ends_what_is_under_way() -> None:
 
 
 async def test_one_client_pushes_no_key_and_no_answer_of_another_out() -> None:
-    answers, works = Answers[str](KeptAnswers(8, 160, 10), Clock(), shared=True), Works()
+    answers, works = IdempotencyStore[str](IdempotencyBounds(8, 160, 10), Clock(), shared=True), Works()
     await answers.once(b"mine", b"d", works.work("mine", size=10), "a")
     for number in range(20):
         await answers.once(b"%d" % number, b"d", works.work(size=10), "b")
@@ -186,7 +186,11 @@ async def test_one_client_pushes_no_key_and_no_answer_of_another_out() -> None:
 
 
 async def test_a_client_whose_share_is_under_way_is_refused_and_another_is_not() -> None:
-    answers, works, gate = Answers[str](KeptAnswers(4, 80, 10), Clock(), shared=True), Works(), asyncio.Event()
+    answers, works, gate = (
+        IdempotencyStore[str](IdempotencyBounds(4, 80, 10), Clock(), shared=True),
+        Works(),
+        asyncio.Event(),
+    )
     waiting = [asyncio.create_task(answers.once(b"%d" % n, b"d", works.work(gate=gate), "a")) for n in range(2)]
     await steps(2)
     with pytest.raises(CapacityExceeded, match=r"this client has 2 of the service's 4 .* may have at most 2 now"):
@@ -197,7 +201,7 @@ async def test_a_client_whose_share_is_under_way_is_refused_and_another_is_not()
 
 
 async def test_an_answer_that_is_not_kept_holds_nothing() -> None:
-    answers, works = Answers[str](KeptAnswers(2, 10, 10), Clock()), Works()
+    answers, works = IdempotencyStore[str](IdempotencyBounds(2, 10, 10), Clock()), Works()
     for number in range(5):
         await answers.once(b"%d" % number, b"d", works.work(lasting=False), "a")
     await answers.once(b"large", b"d", works.work(size=11), "a")

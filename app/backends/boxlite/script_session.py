@@ -18,7 +18,7 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, Ended, Socket
 from app.backends.boxlite.file_facts import nonsense
 from app.backends.boxlite.file_scripts import BLOCK_BYTES, PIECE_BYTES
-from app.backends.boxlite.times import Times
+from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.errors import BackendTimeout, BackendUnavailable, UnsupportedByRuntime
 from app.core.models import Channel
 
@@ -40,9 +40,9 @@ class ScriptEnded(Exception):
         super().__init__(f"the script ended with {code}")
 
 
-class Dialogue:
-    def __init__(self, socket: Socket, times: Times) -> None:
-        self._socket, self._times = socket, times
+class ScriptSession:
+    def __init__(self, socket: Socket, timeouts: ServerTimeouts) -> None:
+        self._socket, self._timeouts = socket, timeouts
         self._heard = bytearray()
         self._errors = bytearray()
         self._news = asyncio.Event()
@@ -96,7 +96,7 @@ class Dialogue:
         while (end := self._heard.find(b"\n", 0, LINE_BYTES)) < 0:
             if len(self._heard) >= LINE_BYTES:
                 raise nonsense()
-            await self._more(self._times.files if seconds is None else seconds)
+            await self._more(self._timeouts.files if seconds is None else seconds)
         line = (await self._take(end + 1, 0))[:-1]
         if line.startswith(b"lacks "):
             tool = line[6:22].decode(errors="replace")
@@ -116,14 +116,14 @@ class Dialogue:
     async def _hear_out(self) -> None:
         """Of a script that has ended the server closes the socket: why it ended is worth more than that."""
         while True:
-            await self._more(self._times.closing)
+            await self._more(self._timeouts.closing)
 
     # --- bytes of any kind
 
     async def stream(self, limit: int, seconds: float | None = None) -> AsyncIterator[bytes]:
         """What `stream` of a script sends, `limit` bytes at most; each piece is asked for when the one before was
         taken. `seconds`: of silence. Raises ScriptEnded where its program fails."""
-        received, seconds = 0, seconds or self._times.files
+        received, seconds = 0, seconds or self._timeouts.files
         while (piece := _PIECE.fullmatch(line := await self.line(seconds))) is not None:
             size = int(piece[1])
             if size > _TEXT_BYTES:
@@ -158,17 +158,17 @@ class Dialogue:
         await self.say("0")
         return total, digest.hexdigest()
 
-    async def ask(self, block: bytes, wish: str = "") -> None:
+    async def ask(self, block: bytes, request: str = "") -> None:
         """A block, before which the script reads a line: what is wished, and the size."""
-        await self._send(f"{wish} {len(block)}\n".lstrip().encode() + block)
+        await self._send(f"{request} {len(block)}\n".lstrip().encode() + block)
 
     @property
     def piece_seconds(self) -> float:
-        return self._times.piece
+        return self._timeouts.piece
 
     def seconds_for(self, size: int = 0, entries: int = 0) -> float:
         """For programs that work on so much before they say something."""
-        return self._times.files + size / SLOWEST + entries / FEWEST
+        return self._timeouts.files + size / SLOWEST + entries / FEWEST
 
     async def _fed(self) -> None:
         if await self.line() != b"fed":
@@ -180,7 +180,7 @@ class Dialogue:
         """Ends its stdin, which ends a script that listens. False when it goes on, or nobody knows."""
         await self._socket.end_stdin()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._times.undoing):
+            async with asyncio.timeout(self._timeouts.undoing):
                 await self._reader
         self._reader.cancel()
         return self.code is not None
