@@ -140,7 +140,7 @@ async def test_client_that_hangs_up_ends_its_command_and_nothing_else() -> None:
             await running
         await mine.wait()
         assert mine.exit is not None
-        assert (mine.exit.reason, mine.exit.detail) == ("killed", "its client hung up")
+        assert (mine.exit.reason, mine.exit.detail) == ("killed", "its client disconnected")
         assert (sandbox.state, other.exit) == (SandboxState.RUNNING, None)
         assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{other.id}"]
 
