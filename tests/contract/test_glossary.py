@@ -66,7 +66,20 @@ def test_empty_words_are_found_in_every_spelling(name: str, found: set[str]) -> 
 
 # What the API says of a thing has the thing's own name: it is the name in the document and in generated clients.
 TWINS = frozenset(
-    ["CollectedFile", "Execution", "Exit", "Filesystem", "FilesystemRequest", "Limits", "Network", "Output", "Policy", "Sandbox", "Syscalls", "Terminal"]
+    [
+        "CollectedFile",
+        "Execution",
+        "Exit",
+        "Filesystem",
+        "FilesystemRequest",
+        "Limits",
+        "Network",
+        "Output",
+        "Policy",
+        "Sandbox",
+        "Syscalls",
+        "Terminal",
+    ]
 )
 
 

@@ -172,7 +172,7 @@ async def test_client_that_hangs_up_ends_its_command_and_not_the_sandbox() -> No
         await hung_up(service, path)
         (item,) = (await client.get(f"{path}/executions")).json()["items"]
         ended = (await client.get(f"{path}/executions/{item['id']}?wait_seconds=10")).json()["exit"]
-        assert (ended["reason"], ended["detail"]) == ("killed", "its client hung up")
+        assert (ended["reason"], ended["detail"]) == ("killed", "its client disconnected")
         assert (await run(client, path, "echo", "still here"))["stdout"] == "still here\n"
 
 
