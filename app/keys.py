@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as SHA-256 in `<data>/keys.json`. Standard library only."""
+"""API keys: made once, shown once, and kept as SHA-256 in `<data>/keys.json`. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""create_app: settings, the core and the API become one application. Who serves it stands in `gateway.py`."""
+"""Makes the application from settings, the core and the API. `serving/gateway.py` serves it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Output that does not stay in memory: for each sandbox one unnamed file of blocks, within one budget for all.
+"""Output that does not stay in memory: one unnamed file of blocks for each sandbox, within one budget for all.
 
-An unnamed file (O_TMPFILE) is gone with its last descriptor, whatever ends the process, so nothing can be left over.
-Output of ended executions makes room for newer output of the same sandbox, never of another one.
+An unnamed file (O_TMPFILE) disappears with its last descriptor, however the process ends, so nothing is left over.
+Output of ended executions makes room for newer output of the same sandbox, and never for that of another one.
 """
 
 from __future__ import annotations

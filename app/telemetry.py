@@ -1,4 +1,4 @@
-"""Logs as JSON lines, and metrics for Prometheus. Told by the core (`Observer`) and by the API (`Journal`)."""
+"""Logs as JSON lines, and metrics for Prometheus. The core reports through `Observer`, the API through `Journal`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes and the translation of errors, put into an application."""
+"""Puts the routes and the translation of errors into an application."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The ways: one folder per runtime, each a translation of `core/backend.py`."""
+"""The runtimes: one folder each, which carries out what `core/backend.py` asks for."""

@@ -1,6 +1,6 @@
-"""The guard between an archive from outside and what unpacks it: what it lets pass can only be made below its root.
+"""Checks the names of an archive from outside, so that unpacking it can only make files below its root.
 
-It judges by names alone and asks no file system, so it holds for every runtime, whoever unpacks.
+It looks at names alone and asks no file system. So it holds for every runtime, whoever unpacks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The contract between the core and a runtime: three protocols, because there are three lifetimes.
+"""The contract between the core and a runtime: three protocols, as a backend, a sandbox and an execution live for
+different times.
 
-Every rule in these docstrings has a test in `tests/contract/test_backend.py`, which runs against every backend.
-A backend raises nothing but `core/errors.py`.
+Every rule in these docstrings has a test in `tests/contract/test_backend.py`, which runs against every backend. A
+backend raises only errors of `core/errors.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One number for the whole service, shared fairly: connections, streams, bytes on disk."""
+"""A budget: one number for the whole service, shared fairly. Connections, streams and bytes on disk are budgets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Which runtime: the one that was asked for, or with `auto` the cheapest that is available and meets the floor.
+"""Chooses the runtime: the one that was asked for, or with `auto` the cheapest that is available and strong enough.
 
-Never another than the one asked for, and never a weaker wall than the floor: what does not fit is refused by name.
+It never chooses another runtime than the one asked for, and never a weaker wall than the floor. It refuses a request
+that no runtime fits.
 """
 
 from __future__ import annotations

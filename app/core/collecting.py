@@ -1,7 +1,8 @@
-"""Which files of a sandbox a run brings back: patterns below /workspace, and the bytes of what they match.
+"""Collects the files of a sandbox that a run brings back: patterns below /workspace, and the bytes of what they match.
 
-Nothing here fails a run. What is not brought back is told for each path: no regular file, no right, no room in the
-answer. Names come from whoever runs in the sandbox, so their number and the time for them have bounds.
+Nothing here fails a run. The answer says for each path why it was not brought back: it is no regular file, it may not
+be read, or the answer has no room for it. Names come from whoever runs in the sandbox, so their number and the time for
+them have bounds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a command must look like before anything is started. Every refusal names its field."""
+"""Checks a command before anything is started. Every refusal names its field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who has the connections of the service: each client its share, and newcomers, who have not said yet who they are."""
+"""Counts the connections of the service. Each client has a share. Newcomers have not sent a request yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Executions as the core sees them: one with its logs, its clock, its stdin and its end; and all of one sandbox."""
+"""Executions as the core sees them: one execution with its logs, its time limit, its stdin and its exit; and all
+executions of one sandbox."""
 
 from __future__ import annotations
 

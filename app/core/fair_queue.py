@@ -1,5 +1,5 @@
-"""What many clients want begins in turn, so that one with a thousand requests holds up another by a few. Pieces of
-output and of large answers go out in the same way."""
+"""Lets clients take turns. Requests begin in turn, so a client with a thousand of them delays another client by a few.
+Pieces of output and of large answers go out in turn too."""
 
 from __future__ import annotations
 

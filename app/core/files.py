@@ -1,6 +1,6 @@
 """The contract for the files of a sandbox, for runtimes with the capability FILES.
 
-Paths are bytes, absolute or relative to /workspace, and mean what they mean to a command of the sandbox: links are
+Paths are bytes, absolute or relative to /workspace. They mean what they mean to a command of the sandbox: links are
 followed, inside, and nothing can be reached that a command could not reach. Whatever a path leads to, an answer or an
 error comes soon. Every rule here has a test in `tests/contract/test_files.py`, which runs against every runtime.
 """

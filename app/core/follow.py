@@ -1,4 +1,5 @@
-"""Readers of an execution's output: what is stored from an offset on, then live, and what is gone as a gap."""
+"""Readers of an execution's output. A reader gets what is stored from an offset on, then live output, and a gap for
+bytes that are no longer stored."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rules about hosts that may be reached directly: host names, `*.name`, IPv4 addresses and nets, without ports.
+"""Rules about hosts that may be reached directly: host names, `*.name`, IPv4 addresses and networks, without ports.
 
-No rule may name an address of the machine itself, or one that clouds answer secrets at. A name can be made to lead
-anywhere by whoever answers for it: so names are the operator's to permit, one by one.
+No rule may name an address of the machine itself, or an address at which clouds give out secrets. The owner of a name
+decides where it leads. So the operator permits names one by one.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""IdempotencyStore by idempotency key: what a key stands for is done once, however often and by whomever it is asked
-for."""
+"""Remembers answers by idempotency key, so that a request with a key is carried out once, however often it is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The states of a sandbox, and every change from one to another: one table, and the object that follows it."""
+"""The states of a sandbox and every change from one state to another: one table, and the object that follows it."""
 
 from __future__ import annotations
 

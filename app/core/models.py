@@ -1,4 +1,4 @@
-"""What the house talks about: specs, commands, endings, states and ids. Plain values, checked where they are made."""
+"""The values of the core: specs, commands, exits, states and ids. They are plain, and checked where they are made."""
 
 from __future__ import annotations
 

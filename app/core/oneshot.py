@@ -1,4 +1,4 @@
-"""The one shot: create, run, destroy, as one use case. Its sandbox never outlives it."""
+"""A one-shot run: create, run and destroy as one use case. Its sandbox never outlives it."""
 
 from __future__ import annotations
 

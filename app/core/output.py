@@ -1,8 +1,9 @@
-"""OutputLog: one channel of one execution. One writer, many readers, byte offsets, bounded memory, running digest.
+"""OutputLog: one channel of one execution, with one writer, many readers, byte offsets, bounded memory and a running
+digest.
 
-The newest bytes stay in memory, all that is kept is in a spill file once it does not fit there, and nothing is in
-memory after `leave_memory`. A reader is only an offset: it never holds the writer up, and what it finds gone it is told
-as a gap.
+The newest bytes stay in memory. When the output does not fit there, all of it that is kept goes to a spill file. After
+`leave_memory` nothing is in memory. A reader is only an offset. It never delays the writer, and gets a gap for bytes
+that are gone.
 """
 
 from __future__ import annotations

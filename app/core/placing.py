@@ -1,4 +1,4 @@
-"""The files that a one-shot brings along: checked as a list before anything is begun, then put into the sandbox."""
+"""Puts the files of a run into its sandbox. The list is checked before anything is begun."""
 
 from __future__ import annotations
 

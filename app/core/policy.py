@@ -1,6 +1,6 @@
-"""What a sandbox may do, set by the operator and narrowed by the client.
+"""What a sandbox may do. The operator sets it, and the client may narrow it.
 
-Narrowing is a pure function: `narrow(profile, request)` returns a policy that is contained in the profile or raises.
+Narrowing is a pure function: `narrow(profile, request)` returns a policy that is contained in the profile, or raises.
 """
 
 from __future__ import annotations

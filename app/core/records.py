@@ -1,4 +1,4 @@
-"""All sandboxes of the service: those that live, and records of those that are over, within the operator's numbers."""
+"""All sandboxes of the service: those that live, and records of those that have ended, within the operator's limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Runtime name or alias -> backend, the cheapest first. Never another runtime than the one asked for."""
+"""Finds the backend of a runtime by name or alias, cheapest first. It never finds another runtime than the one asked
+for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all sandboxes of the service share: the operator's numbers, the budgets, and who is told of what happens."""
+"""What all sandboxes of the service share: the operator's limits, the budgets, and the observer of events."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is kept of things that have ended, while there is room: one size for all, and the largest holder makes room.
+"""Keeps things that have ended while there is room. All share one size, and the largest holder makes room.
 
-`Retention` is for anything; `EndedOutput` is for the output of executions.
+`Retention` is for anything. `EndedOutput` is for the output of executions.
 """
 
 from __future__ import annotations

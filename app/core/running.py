@@ -1,4 +1,4 @@
-"""One command with what it brings and what it gives: files and stdin in, the end, its output and files out."""
+"""One command with everything around it: files and stdin go in; the exit, the output and files come out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One sandbox: its state, its executions, its two clocks, and its end. Nobody else changes any of it."""
+"""One sandbox: its state, its executions, its lifetime and idle time, and its end. Nothing else changes any of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who feeds an execution's stdin."""
+"""Decides which client feeds an execution's stdin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Background work with an owner: it is held while it runs, and what goes wrong in it is told."""
+"""Background work with an owner: the task is held while it runs, and its errors are reported."""
 
 from __future__ import annotations
 

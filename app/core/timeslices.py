@@ -1,14 +1,15 @@
 """Work that seldom waits shares the event loop by slices of processor time.
 
-A loop over what a client chose (entries of an archive, names of a directory, records of a list) may run for seconds
-without one `await` that waits. It asks at each step whether its slice is over, and then lets everybody else go first:
+A loop over things that a client chose (entries of an archive, names of a directory, records of a list) may run for
+seconds without one `await` that waits. It asks at each step whether its slice is over, and then lets everybody else go
+first:
 
     slices = TimeSlices.of_loop()
     for item in items:
         if slices.over:
             await slices.next()
 
-What is no task but a callback, as of a connection's input, hands each of its slices to `add`.
+Work that is a callback and not a task, such as that for a connection's input, hands each of its slices to `add`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What clients do with a sandbox's files: it keeps the sandbox from being idle, and ends with it."""
+"""Operations of clients on a sandbox's files. An operation keeps the sandbox from being idle, and ends with it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Starts the launcher: `python -I -S -c '…' CONFIG_FD`. The configuration comes on a descriptor, not from the gateway.
+"""Starts the launcher: `python -I -S -c '…' CONFIG_FD`. The configuration comes on a descriptor and not from the
+gateway.
 
-Order: what needs the host (groups, socket) first, then into the template, then nothing can be imported any more.
+First comes what needs the host (groups, socket). Then the launcher enters the template. After that nothing can be
+imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What the launcher may do, told once by whoever starts it (never by the gateway): lines of `name value`."""
+"""What the launcher may do: lines of `name value`. The process that starts the launcher sends them once, never the
+gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unprivileged half: builds the application, gives up root, then listens. Started by the supervisor."""
+"""The gateway: builds the application, gives up root, then listens. The supervisor starts it."""
 
 from __future__ import annotations
 

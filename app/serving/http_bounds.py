@@ -1,5 +1,5 @@
-"""HTTP/1.1 as uvicorn speaks it, with the bounds that it lacks: somebody without a key must not be able to lock others
-out by connecting and saying nothing, by a head without end, or by a thousand requests in one breath."""
+"""uvicorn's HTTP/1.1 with the bounds that it lacks. A client without a key must not lock others out by silent
+connections, by a head without end, or by a thousand requests at once."""
 
 from __future__ import annotations
 

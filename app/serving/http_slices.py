@@ -1,8 +1,8 @@
 """HTTP/1.1 whose input cannot hold the event loop.
 
 Measured: the parser takes 0.2 µs for a chunk of one byte. 256 KiB of them take 9 ms, and libuv reads up to 32 times as
-much from one connection before it looks at another (`uv__read`). So what consists of many pieces is parsed in slices
-that take turns, and nothing is read meanwhile.
+much from one connection before it looks at another (`uv__read`). So input of many pieces is parsed in slices that take
+turns, and nothing is read from that connection meanwhile.
 """
 
 from __future__ import annotations

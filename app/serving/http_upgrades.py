@@ -1,8 +1,8 @@
-"""A request that offers a protocol which is not spoken here is an ordinary request, body included (RFC 9110, 7.8).
+"""A request that offers a protocol which is not spoken here is an ordinary request, with its body (RFC 9110, 7.8).
 
-Java's own client offers `h2c` with every request. The parser ends such a message after its head: its body would be
-lost, and when it comes in a packet of its own it would be taken for the next request, which is how requests are
-smuggled past a proxy. So the head is parsed a second time, without its offer, and the rest after it.
+Java's own client offers `h2c` with every request. The parser ends such a message after its head. Its body would be
+lost. If the body came in a packet of its own, the parser would take it for the next request, and requests can be
+smuggled past a proxy that way. So the head is parsed a second time, without its offer, and the rest after it.
 """
 
 from __future__ import annotations

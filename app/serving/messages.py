@@ -1,4 +1,4 @@
-"""What the service tells the operator on stderr before its log is set up, or where it has none."""
+"""Messages to the operator on stderr, before the log is set up or where there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`bulkhead serve`: both halves under one supervisor, or, where the launcher is a service of its own, the gateway."""
+"""`bulkhead serve`: gateway and launcher under one supervisor, or the gateway alone where the launcher is a service of
+its own."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What one service on a host has for itself: a range of host uids, and named after its first: control groups and a
-run folder.
+"""The slot of one service on a host: a range of host uids, and control groups and a run folder that are named after the
+first uid.
 
-Two services never collide: the uids are locked as bytes of one file are, for as long as any process of the service
-lives, whatever ranges the services were given. The lowest free range is taken, so what a killed service left behind
-(empty groups) is found by the next start under its own name.
+Two services never have the same uids. The uids are locked as bytes of one file, while any process of the service lives,
+whatever ranges the services were given. A service takes the lowest free range. So the next start finds what a killed
+service left behind (empty groups) under its own name.
 """
 
 from __future__ import annotations

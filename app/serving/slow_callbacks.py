@@ -1,12 +1,13 @@
 """Finds callbacks that hold the event loop, in production: a thread looks at the loop's thread a few times per limit.
 
-A callback is one run of a handle by the loop. What counts is processor time of the loop's thread: a busy host does not
-make a callback slow. The thread sleeps nearly always. While the loop is idle it only reads a clock; when the loop was
-busy since the last look it leaves a mark in the loop's queue. The queue is in order, so as long as the mark has not
-come up every task runs at most once, and one that is seen at both ends of the limit is in one and the same callback.
+A callback is one run of a handle by the loop. What counts is processor time of the loop's thread, so a busy host does
+not make a callback slow. The thread sleeps nearly always. While the loop is idle, it only reads a clock. When the loop
+was busy since the last look, it leaves a mark in the loop's queue. The queue is in order. So until the mark is reached,
+every task runs at most once, and a task that is seen at both ends of the limit is in one and the same callback.
 
-A call into C may hold the interpreter's lock. Then this thread cannot look, and that it could not is what it goes by,
-unless the kernel says that it waited for a processor. Callbacks between the limit and one and a half may be missed.
+A call into C may hold the interpreter's lock. Then this thread cannot look. It takes that as a sign of a slow callback,
+unless the kernel says that the thread waited for a processor. Callbacks between the limit and one and a half times the
+limit may be missed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""Launcher and gateway as two services, each started by whoever runs services (systemd, a container engine).
+"""Launcher and gateway as two services, each started by a service manager (systemd, a container engine).
 
-::
+`bulkhead launcher` starts as root and listens on BULKHEAD_PROCESS__LAUNCHER_SOCKET. `bulkhead serve` is then the
+gateway, which is never root and connects to that socket.
 
-    service 1   bulkhead launcher    root ── launcher      listens on BULKHEAD_PROCESS__LAUNCHER_SOCKET
-    service 2   bulkhead serve       the gateway, never root; the same setting says where it connects
-
-Each reads its own environment: what the launcher may do is never told by the gateway. The gateway starts nothing, so
-nothing of it is ever privileged. When the launcher is started again, the gateway finds it again.
+Each reads its own environment, so the gateway never tells the launcher what it may do. The gateway starts no process,
+so nothing of it ever has a privilege. When the launcher is restarted, the gateway finds it again.
 """
 
 from __future__ import annotations

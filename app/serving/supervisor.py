@@ -1,12 +1,10 @@
-"""`bulkhead serve`: starts the privileged half and the unprivileged half, and lets neither outlive the other.
+"""`bulkhead serve`: starts launcher and gateway, and ends one when the other ends.
 
-::
+The supervisor and the launcher are root. The launcher is started again when it dies. The gateway becomes an
+unprivileged user before it listens. Its end is the end of the service. docs/architecture.md has a picture.
 
-    supervisor (root) ──┬── launcher (root; started again when it dies)
-                        └── gateway  (becomes an unprivileged user before it listens; its end is the service's end)
-
-Both children ask the kernel to be killed with this process, so a SIGKILL here leaves nothing behind either. Either
-half may also be a service of its own (`standalone.py`).
+Both children ask the kernel to be killed with this process, so a SIGKILL to it leaves nothing behind. Each of them may
+also be a service of its own (`standalone.py`).
 """
 
 from __future__ import annotations

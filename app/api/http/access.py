@@ -1,5 +1,4 @@
-"""Who may come in, around everything else: request ids, the access policy, the access log, and faults that nobody
-translated."""
+"""The outermost layer of the API: request ids, the checks of who may call, the access log, and unexpected errors."""
 
 from __future__ import annotations
 

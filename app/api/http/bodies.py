@@ -1,4 +1,4 @@
-"""Request bodies: JSON, at most 4 MiB (of a run 8 MiB), within 30 seconds, checked by a schema."""
+"""Request bodies: JSON of at most 4 MiB (8 MiB for a run), within 30 seconds, checked by a schema."""
 
 from __future__ import annotations
 

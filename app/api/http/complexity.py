@@ -1,8 +1,10 @@
-"""What a JSON body costs to read depends on its values, not on its bytes: 4 MiB of `[],` take half a second.
+"""Bounds the cost of reading a JSON body. It depends on the values and not on the bytes: 4 MiB of `[],` take half a
+second.
 
-The parser runs in one piece, in which nobody else is served, in a thread as well: it holds the interpreter's lock. So
-the values are counted before, in small pieces, and a body with too many of them is refused. A number costs by the
-square of its digits: 1,900 integers of 4,300 digits, in 8 MiB, take 54 ms. So these are bounded too, in every body.
+The parser runs in one piece and serves nobody else meanwhile. A thread would not help, as the parser holds the
+interpreter's lock. So the values are counted before, in small pieces, and a body with too many of them is refused. The
+cost of a number grows with the square of its digits: 1,900 integers of 4,300 digits, in 8 MiB, take 54 ms. So the
+digits of numbers are bounded too, in every body.
 """
 
 from __future__ import annotations

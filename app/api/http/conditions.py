@@ -1,4 +1,4 @@
-"""Conditional and partial requests as in RFC 9110, sections 13 and 14: pure functions over a file's stat."""
+"""Conditional and partial requests of RFC 9110, sections 13 and 14: pure functions over a file's stat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noticing that a client has disconnected while its answer is being worked out."""
+"""Notices that a client has disconnected before it has its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IdempotencyStore that are not held in memory: piece by piece to a client that may be slow, or leave, at any
+"""Answers that are not held in memory. They go piece by piece to a client that may be slow or may leave at any
 moment."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can go wrong with a request before anybody but HTTP has looked at it."""
+"""Errors of a request that HTTP itself finds, before the core sees the request."""
 
 from __future__ import annotations
 

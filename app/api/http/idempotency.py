@@ -1,4 +1,4 @@
-"""The header Idempotency-Key, on every POST: the first answer is repeated, and the work behind it is done once."""
+"""The header Idempotency-Key on every POST: the first answer is repeated, and the work behind it is done once."""
 
 from __future__ import annotations
 

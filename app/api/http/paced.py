@@ -1,4 +1,4 @@
-"""Large answers that are in memory: they go out piece by piece, and all of them together have one bound."""
+"""Large answers that are in memory. They go out piece by piece, and all of them together have one bound."""
 
 from __future__ import annotations
 

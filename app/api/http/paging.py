@@ -1,4 +1,4 @@
-"""Lists in pages. A cursor is the place of the last item seen: what comes or goes meanwhile shifts nothing."""
+"""Lists in pages. A cursor is the place of the last item seen, so changes between two pages do not shift the items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries with a `path`: names of files are bytes, so they are taken from the query as it came, before it is text."""
+"""Queries with a `path`. Names of files are bytes, so a path is read from the raw query and not from decoded text."""
 
 from __future__ import annotations
 

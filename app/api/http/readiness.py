@@ -1,4 +1,4 @@
-"""Whether each runtime works, asked at most once a second however many clients want to know."""
+"""Whether each runtime works. A runtime is asked at most once a second, however many clients want to know."""
 
 from __future__ import annotations
 

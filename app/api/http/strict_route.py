@@ -1,4 +1,4 @@
-"""A route that takes what it declares: no other parameter, none twice, and no body where it has none."""
+"""A route that takes only what it declares: no other parameter, no parameter twice, and no body where it has none."""
 
 from __future__ import annotations
 

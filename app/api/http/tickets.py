@@ -1,4 +1,4 @@
-"""Stream tickets: a right to open one stream once, for clients that cannot send headers, as pages in a browser."""
+"""Stream tickets: a right to open one stream once, for clients that cannot send headers, such as pages in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies that are not read into memory: they go to where they belong piece by piece, as the server hands them over."""
+"""Bodies that are not read into memory. They go to their destination piece by piece, as the server receives them."""
 
 from __future__ import annotations
 

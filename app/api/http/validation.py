@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, as the fields of a problem."""
+"""Turns pydantic's errors into the fields of a problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openapi.yaml from the code: FastAPI's routes, plus what it cannot know: bodies that we read ourselves, and frames."""
+"""Makes openapi.yaml from the code: FastAPI's routes, the bodies that the service reads itself, and the frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes say about themselves in OpenAPI: bodies, answers and the problems that each can end in."""
+"""What the routes state in OpenAPI: bodies, answers, and the problems that each can end in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes of files say about themselves in OpenAPI: raw bodies, and the headers of both directions."""
+"""What the routes of files state in OpenAPI: raw bodies, and the headers of both directions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""OpenAPI links: what can be done next with what an answer names. Computed from the paths, so a new route has them too.
+"""OpenAPI links from an answer to the operations on what it names. They are computed from the paths, so a new route has
+them too.
 
-Whoever has made a sandbox or an execution finds there every operation on it, with the parameters filled in.
+The answer that has made a sandbox or an execution links to every operation on it, with the parameters filled in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The document made plainer, for readers and for generators of clients (docs/clients.md has the list of what for)."""
+"""Simplifies the document for readers and for generators of clients (docs/clients.md lists the reasons)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""/docs without the internet: FastAPI's page, with Swagger UI from a package instead of a content delivery network.
+"""/docs without the internet: FastAPI's page, with Swagger UI from a package and not from a content delivery network.
 
-The files are read once: the gateway may not be able to open them later (see `import_what_comes_late` in gateway.py).
+The files are read once, as the gateway may not be able to open them later (see `import_what_comes_late` in gateway.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routes of single files: read, look, replace, delete."""
+"""Routes of single files: read, ask, write, delete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs: a command with its files and stdin in one request, its end, output and files in the answer."""
+"""Runs: a request has a command with its files and stdin, the answer has its exit, output and files."""
 
 from __future__ import annotations
 

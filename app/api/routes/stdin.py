@@ -1,4 +1,4 @@
-"""Stdin as the body of a request: it goes to the program as it comes in, and no faster than the program reads."""
+"""Stdin as the body of a request. It goes to the program as it arrives, and no faster than the program reads."""
 
 from __future__ import annotations
 

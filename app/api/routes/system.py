@@ -1,4 +1,4 @@
-"""What the service says about itself: runtimes, health, metrics."""
+"""The service itself: runtimes, health, metrics."""
 
 from __future__ import annotations
 

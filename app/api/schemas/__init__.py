@@ -1,1 +1,1 @@
-"""What clients send and get, as schemas, and the way from there to the core and back."""
+"""What clients send and get, as schemas, and the conversion to and from the core's values."""

@@ -1,4 +1,4 @@
-"""What clients get, as schemas for the documents: the answers are built by `views.py`."""
+"""What clients get, as schemas for the documents. `views.py` builds the answers."""
 
 from __future__ import annotations
 

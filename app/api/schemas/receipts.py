@@ -1,4 +1,4 @@
-"""The isolation receipt as a schema, for the documents: the runtime measures it, and nothing here checks it."""
+"""The isolation receipt as a schema for the documents. The runtime measures it, and nothing here checks it."""
 
 from __future__ import annotations
 

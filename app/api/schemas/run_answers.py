@@ -1,6 +1,6 @@
-"""The answer to a run: its end, both channels, and the files that were collected, as one JSON document.
+"""The answer to a run: its exit, both channels, and the files that were collected, as one JSON document.
 
-Made piece by piece: to turn two texts of 8 MiB into JSON takes longer than anybody should wait.
+It is made piece by piece, as two texts of 8 MiB would hold the event loop for too long.
 """
 
 from __future__ import annotations

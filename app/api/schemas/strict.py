@@ -1,7 +1,7 @@
-"""The schemas' ground: no unknown fields, no converted types, and a wrong body of 4 MiB costs milliseconds.
+"""The base of all schemas: no unknown fields, no converted types, and a wrong body of 4 MiB costs milliseconds.
 
-pydantic collects every error, and two million of them take eight seconds in which nobody else is served. So lists stop
-at their first error, and of the wrong entries of an object only the first few are looked at.
+pydantic collects every error. Two million errors take eight seconds, in which nobody else is served. So lists stop at
+their first error, and only the first few wrong entries of an object are looked at.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""From the core's objects to the answers of `answers.py`, as plain dicts: to validate our own answers costs time."""
+"""From the core's objects to the answers of `answers.py`, as plain dicts, since validating our own answers would cost
+time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The frames of a stream: their schemas, building ours and understanding the client's.
+"""The frames of a stream: their schemas, building the server's and parsing the client's.
 
-Binary frames have no schema: from the server byte 0 is the channel (1 stdout, 2 stderr) and the rest are at most 64 KiB
-of output; from the client they are stdin as it is.
+Binary frames have no schema. From the server byte 0 is the channel (1 stdout, 2 stderr) and the rest is at most 64 KiB
+of output. From the client they are stdin.
 """
 
 from __future__ import annotations

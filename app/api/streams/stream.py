@@ -1,4 +1,4 @@
-"""One open stream: output down, stdin, signals and sizes up, and who ends it."""
+"""One open stream. Output goes to the client. Stdin, signals and sizes come from it."""
 
 from __future__ import annotations
 

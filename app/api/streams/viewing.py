@@ -1,5 +1,5 @@
-"""What every viewer is sent, in this order: the start, output and gaps, the exit. How it looks on the wire is the
-encoding's: frames of a WebSocket (`stream.py`) or Server-Sent Events (`events.py`)."""
+"""What every viewer gets, in this order: the start, output and gaps, the exit. The encoding decides how it looks on the
+wire: frames of a WebSocket (`stream.py`) or Server-Sent Events (`events.py`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The WebSocket of one execution: its frames as the server sends them, within bounds, and what we may send.
+"""The WebSocket of one execution: the server's frames, within bounds, and the frames that may be sent.
 
-The server drops what a slow reader does not take, without a word. So whoever reads here does nothing else, and waits
-for nobody.
+The server silently drops what a slow reader does not take. So the reader here does nothing else, and waits for nobody.
 """
 
 from __future__ import annotations

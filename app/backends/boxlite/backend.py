@@ -1,8 +1,8 @@
-"""Runtime `boxlite`: a thin, honest passthrough. It creates boxes, removes them, and knows whether the server is there.
+"""Runtime `boxlite`: creates boxes on a BoxLite server, removes them, and knows whether the server is there.
 
-A box is named `bh-<instance>-<sandbox id>`. Whatever has the name of this instance and is no sandbox of this life is
-removed, whenever it is seen: what an earlier life left, what an answer that got lost made, what could not be removed
-when it should have been. Nobody else's box is ever touched.
+A box is named `bh-<instance>-<sandbox id>`. A box with the name of this instance that belongs to no current sandbox is
+removed whenever it is seen. It may be left from an earlier life of the service, made by a request whose answer was
+lost, or one that could not be removed before. Boxes of others are never touched.
 """
 
 from __future__ import annotations

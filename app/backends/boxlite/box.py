@@ -1,4 +1,4 @@
-"""A box as the server tells of it, and what must be true of that before we believe it is the one that we asked for."""
+"""A box as the server describes it, and the checks that it is the box that was asked for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""HTTP to the BoxLite server: one connection pool, one bound on everything, one place where errors become ours.
+"""HTTP to the BoxLite server: one connection pool, one bound on everything, one place where its errors become
+Bulkhead's.
 
 The server cancels the work of a client that disconnects, and that breaks a box (a boot becomes `failed`, a stop is left
-half way). So nothing here is ever cancelled from outside: every request is a task of its own, which goes on.
+half way). So no request here is ever cancelled from outside: every request is a task of its own, which goes on to its
+end.
 """
 
 from __future__ import annotations

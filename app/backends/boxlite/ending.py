@@ -1,4 +1,4 @@
-"""How an execution ended, where its exit frame does not tell or never comes: nothing is invented."""
+"""How an execution ended when its exit frame does not say so or never comes. Nothing is invented."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One command in a box: attached from its start to its end, on however many sockets that takes.
+"""One command in a box, attached from its start to its end, on however many sockets that takes.
 
-The reader does nothing but take frames into the logs. A socket that breaks is replaced and what is repeated skipped;
-when the server no longer knows the execution, its end is `lost`, never an invented code.
+The reader only moves frames into the logs. A broken socket is replaced, and output that is repeated is skipped. If the
+server no longer knows the execution, it is `lost`: no exit code is invented.
 """
 
 from __future__ import annotations

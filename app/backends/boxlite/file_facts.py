@@ -1,4 +1,4 @@
-"""What a box's programs say about files, read strictly: whoever owns the box may let them say anything."""
+"""Parses strictly what a box's programs say about files: a box can make them say anything."""
 
 from __future__ import annotations
 

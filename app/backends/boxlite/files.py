@@ -1,8 +1,8 @@
-"""The files of a box, by its own shell: what a path leads to is what it leads to for a command of the box.
+"""The files of a box, reached through its own shell. A path leads to what it leads to for a command of the box.
 
-Never by the server's download, which follows links on the server's machine, nor by its upload, which knows nothing of
-the box's mounts and takes 2 MiB at a time. The images's own programs answer; what they say is bounded and read
-strictly, and a box that lies, lies about its own files.
+The server's download is not used, as it follows links on the server's machine. Its upload is not used either: it does
+not know the box's mounts and takes 2 MiB at a time. The image's own programs answer. Their answers are bounded and
+parsed strictly. A box that lies only lies about its own files.
 """
 
 from __future__ import annotations

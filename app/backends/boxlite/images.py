@@ -1,6 +1,6 @@
-"""Which images a client may name: the operator's table, and references that match the operator's patterns.
+"""The images that a client may name: the operator's table, and references that match the operator's patterns.
 
-A path on the server (`rootfs_path`) comes from the table only. Whether a reference exists is seen at the boot.
+A path on the server (`rootfs_path`) comes only from the table. Whether a reference exists is known at the boot.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What we run inside a box ourselves, by its own shell. Nothing that it says is proof: the image is a stranger's.
+"""Bulkhead's own commands inside a box, run by its shell. What they say is no proof, as the image may be a stranger's.
 
-Every command of a client carries a mark in its environment, which children inherit, so a second execution can find all
-that an execution started: BoxLite itself ends or signals its first process only. A process can overwrite its own
-environment and so escape; that is why `kill_tree` is no capability of this runtime.
+Every command of a client carries a mark in its environment, which children inherit. So a second command can find all
+that an execution started, while BoxLite itself ends or signals only its first process. A process can overwrite its own
+environment and escape. This is why the runtime does not have the capability `kill_tree`.
 """
 
 from __future__ import annotations

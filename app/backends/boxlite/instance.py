@@ -1,7 +1,8 @@
-"""Who we are to a BoxLite server: a random word, made at the first start and kept in the data folder.
+"""The name of this installation towards a BoxLite server: a random word, made at the first start and kept in the data
+folder.
 
 Boxes carry it in their names, so that a later life of the same installation finds what an earlier one left. Two
-services with one data folder would take each other's boxes for leftovers: the word is locked while it is used.
+services with one data folder would remove each other's boxes. So the word is locked while it is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a box and a command in it may have: the server checks little of it, and keeps less than it takes."""
+"""What a box and a command in it may have. The server checks little of it, and keeps less than it accepts."""
 
 from __future__ import annotations
 

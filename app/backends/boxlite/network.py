@@ -1,7 +1,7 @@
-"""Which hosts a box may reach, where the operator permits any: the client's list must lie within the operator's.
+"""The hosts that a box may reach, where the operator permits any. The client's list must lie within the operator's.
 
 A box that has rules reaches nothing of its server's machine but what a rule names (seen: neither its loopback, nor its
-API, nor its network); a box without rules reaches all of it. So a list is never empty.
+API, nor its network). A box without rules reaches all of it. So a list is never empty.
 """
 
 from __future__ import annotations

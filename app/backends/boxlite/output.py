@@ -1,4 +1,4 @@
-"""From the frames of one socket after another into the logs: each byte once, and a gap where bytes are known to be
+"""Moves the frames of one socket after another into the logs: each byte once, and a gap where bytes are known to be
 missing."""
 
 from __future__ import annotations

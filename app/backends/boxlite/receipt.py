@@ -1,4 +1,4 @@
-"""The receipt of a box: what was measured from inside, what the server reports, and what is only its word."""
+"""The receipt of a box: what was measured from inside, what the server reports, and what only the server can know."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What is new of a stream that is repeated. Pure: bytes in, numbers out.
+"""Finds what is new in a stream that is repeated. Pure: bytes in, numbers out.
 
-Every attach repeats each channel's backlog, 256 KiB of whole chunks, from its start, and then goes on live; there are
-no offsets. So what comes is matched with the end of what we have:
+Every attach repeats each channel's backlog, 256 KiB of whole chunks, from its start, and then goes on live. There are
+no offsets. So the repetition is matched with the end of the output that is stored:
 
-- ours ends with what the repetition begins with: that is known. The longest such piece counts, so nothing is taken in
-  twice; a channel that repeats itself may lose what nobody could tell apart.
-- no such piece: something is missing in between. Where our last bytes stand inside the repetition, we missed something
-  earlier (a reader that was busy); else everything is new.
+- The stored output ends with the beginning of the repetition: that part is known. The longest such part counts, so
+  nothing is taken in twice. A channel that repeats itself may lose bytes that nobody could tell apart.
+- There is no such part: bytes are missing in between. If the last stored bytes are inside the repetition, something was
+  missed earlier (by a busy reader). Otherwise everything is new.
 """
 
 from __future__ import annotations

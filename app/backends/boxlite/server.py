@@ -1,6 +1,6 @@
-"""What we ask of a BoxLite server, call by call, with the time that each may take and what its answers mean.
+"""The calls to a BoxLite server, with the time that each may take and the meaning of its answers.
 
-Ids are the server's own and go into paths percent-encoded; a box is addressed by its id, never by its name: an
+Ids are the server's own and go into paths percent-encoded. A box is addressed by its id and never by its name: an
 execution is bound to the exact spelling of the box in the request that made it.
 """
 

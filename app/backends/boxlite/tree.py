@@ -1,4 +1,4 @@
-"""Directories of a box and what is in them, asked of the script TREE: all names first, then what is wanted of some."""
+"""Directories of a box, asked of the script TREE: all names first, then the wanted facts of some."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""How many requests about one box there may be at one time. A guest that hangs lets each hang for up to 30 seconds, and
-whoever owns it may ask as often as he likes: without a bound he takes all connections, and everybody else waits."""
+"""How many requests about one box there may be at one time. A guest that hangs lets each request hang for up to 30
+seconds, and its owner may send any number. Without a bound it would take all connections, and everybody else would
+wait."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A tree into a box: as a tar stream to the box's own tar, which unpacks it in a folder of its own; then it is moved.
+"""A tree into a box: the box's own tar unpacks a tar stream in a folder of its own, and then the tree is moved.
 
-GNU's form of an archive, as busybox passes over pax headers, long names among them. So times are whole seconds.
+The stream has GNU's form, as busybox ignores pax headers, long names among them. So times are whole seconds.
 """
 
 from __future__ import annotations

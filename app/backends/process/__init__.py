@@ -1,1 +1,2 @@
-"""Runtime `process`: Linux kernel isolation, made by the launcher. Here is its unprivileged half, in the gateway."""
+"""Runtime `process`: isolation by the Linux kernel, made by the launcher. This is its unprivileged part, in the
+gateway."""

@@ -1,7 +1,6 @@
 """The gateway's side of a file agent: starts it in the sandbox, speaks with it, and sees to its end.
 
-What an agent says is said from inside a sandbox, so it is read as the hostile thing that it may be, and waited for
-only so long.
+An agent speaks from inside a sandbox. So its messages are parsed as hostile, and waited for only for a limited time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One command in a process sandbox: from the packet that starts it to the kernel's word on its end."""
+"""One command in a process sandbox, from the packet that starts it to the status that the kernel reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The files of a process sandbox: each operation is a file agent's, inside (`app/launcher/sandbox/file_agent.py`)."""
+"""The files of a process sandbox. A file agent inside carries out each operation
+(`app/launcher/sandbox/file_agent.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The gateway's end of the launcher's socket: requests with descriptors out, answers in. No privilege, no data."""
+"""The gateway's end of the launcher's socket: requests with descriptors go out, answers come in. It has no privilege
+and carries no data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A command's three streams, seen from the gateway: two output pumps and one stdin pipe, all non-blocking.
+"""A command's three streams on the gateway's side: two output pumps and one stdin pipe, all non-blocking.
 
-The gateway made the pipes; launcher and worker only passed the far ends along.
+The gateway makes the pipes. Launcher and worker only pass the far ends along.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The isolation receipt: what is in force, as measured by the launcher, by canaries inside, and by netlink."""
+"""The isolation receipt: what is in force, as measured by the launcher, by tests inside, and through netlink."""
 
 from __future__ import annotations
 

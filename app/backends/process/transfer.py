@@ -1,6 +1,6 @@
 """The near end of a file agent's pipe: one direction, non-blocking, and never waiting for ever.
 
-Who stands at the other end may be stopped by a neighbour of its sandbox (kill(-1, SIGSTOP)), so silence has a bound.
+A neighbour in the sandbox may stop the agent (kill(-1, SIGSTOP)), so silence has a bound.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Tar streams, uncompressed: bytes to entries and back, with flat memory.
 
-Read are V7, ustar, GNU's long names and large numbers, and pax. An archive that is cut short, is followed by something
-else, or holds what cannot be made from it exactly (sparse files, devices, parts of other volumes) is refused, never
-read by half. Owners, and attributes beyond mode and time, are passed over: in a sandbox there is one user. Written is
-pax, which is ustar as long as that can say everything.
+The reader takes V7, ustar, GNU's long names and large numbers, and pax. It refuses an archive that is cut short, that
+is followed by something else, or that holds what cannot be made from it exactly (sparse files, devices, parts of other
+volumes). It never reads half an archive. It ignores owners, and attributes other than mode and time, as a sandbox has
+one user. The writer writes pax, which is plain ustar as long as ustar can express everything.
 
-The standard library's `tarfile` wants files to read from and to write to, with a thread for each, and takes what is
-cut short for the end. It is what the tests compare with.
+The standard library's `tarfile` needs files to read from and to write to, with a thread for each, and takes a cut
+archive for a complete one. The tests compare with it.
 """
 
 from app.core.tar.reading import entries

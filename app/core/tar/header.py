@@ -1,4 +1,4 @@
-"""The blocks that stand before a content, both ways. What does not decode is a ValueError that says why."""
+"""Header blocks of tar, decoded and encoded. Decoding raises ValueError with the reason."""
 
 from __future__ import annotations
 

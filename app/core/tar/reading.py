@@ -1,4 +1,4 @@
-"""From bytes to entries. Whatever comes, it is an archive or InvalidArchive."""
+"""From bytes to entries. Any input is an archive or raises InvalidArchive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killing what a control group lists, one by one, and never a stranger."""
+"""Kills the processes that a control group lists, one by one, and never a process of another group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway is not trusted: what its requests may say, and how one is refused or answered."""
+"""Checks what the requests of the gateway say, and builds refusals and answers. The gateway is not trusted."""
 
 from __future__ import annotations
 

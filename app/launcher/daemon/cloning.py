@@ -1,9 +1,9 @@
-"""A clone whose user namespace belongs to the sandbox's uid, and not to root.
+"""A clone whose user namespace belongs to the sandbox's uid and not to root.
 
 The kernel counts inotify instances and watches, queued signals, POSIX timers, bytes of message queues and namespaces
 for each user, and again for the owner of the user namespace that the user is in, user_namespaces(7). The owner is the
-effective uid of whoever makes the namespace. If that is root, all sandboxes share root's counts, and one of them can
-use them up for the whole host.
+effective uid of the process that makes the namespace. If that is root, all sandboxes share root's counts, and one of
+them can use them up for the whole host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One gateway at the other end of the launcher's socket."""
+"""The connection of one gateway to the launcher's socket."""
 
 from __future__ import annotations
 

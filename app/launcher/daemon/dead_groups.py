@@ -1,9 +1,10 @@
 """Memory groups that were removed and stay, because the kernel still keeps a page for them.
 
-A page of a file of the host is charged to the group whose process read it first, and a removed group lives on until its
-last page is dropped: 0.3 MiB each, and a host has 65,535. Such pages are mostly those that the next sandbox reads too,
-so a few groups may stay. When there are more, the kernel is told to drop what it can of all our groups, dead ones
-included. That takes 1 to 3 ms for 400 dead groups, and longer where living ones have read much: a child does it.
+A page of a file of the host is charged to the group whose process read it first. A removed group lives on until its
+last page is dropped. It takes 0.3 MiB, and a host has room for 65,535 groups. Such pages are mostly those that the next
+sandbox reads too, so a few groups may stay. When there are more, the launcher tells the kernel to drop what it can of
+all its groups, dead ones included. That takes 1 to 3 ms for 400 dead groups, and longer where living ones have read
+much, so a child does it.
 """
 
 from __future__ import annotations

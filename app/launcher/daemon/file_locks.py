@@ -1,10 +1,11 @@
-"""Who holds too many file locks. The kernel charges their memory (192 bytes each) to nobody, and has no limit on them.
+"""Finds who holds too many file locks. The kernel charges their memory (192 bytes each) to nobody, and has no limit on
+them.
 
-The launcher samples how many there are on the host, which takes 1 us. Only when there are many more than before does it
-look for the holder: /proc/PID/fdinfo lists the locks of each descriptor. A child of its own does that, as it may take a
-second: the kernel writes the whole list of a file before a reader gets the first byte. What the list of a descriptor
-costs is up to the sandbox. So each sandbox has a budget of processor time. An execution that could not be counted
-within it is treated as if it held too many.
+The launcher samples how many there are on the host, which takes 1 us. It looks for the holder only when there are many
+more than before: /proc/PID/fdinfo lists the locks of each descriptor. A child does that, as it may take a second: the
+kernel writes the whole list of a file before a reader gets the first byte. A sandbox can make the list of a descriptor
+expensive. So each sandbox has a budget of processor time. An execution that could not be counted within it is treated
+as if it held too many.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Stopping everything in a sandbox but its worker: the kernel freezes the payload's control group.
+"""Stops everything in a sandbox but its worker: the kernel freezes the sandbox's control group.
 
-The worker lives outside of the payload on both versions, and stays awake: it reaps what is killed meanwhile and tells
-it, takes signals (the kernel keeps them for what is frozen), and ends with its owner.
+The worker lives outside of that group on both versions, and stays awake. It reaps what is killed during the pause and
+reports it, takes signals (the kernel keeps them for frozen processes), and ends with its owner.
 
-On version 2 (cgroup.freeze) a kill ends what is frozen. On version 1 (freezer.state) it counts only once the process
-is thawed, and so SIGKILL always goes first: what is killed runs not one instruction more.
+On version 2 (cgroup.freeze) a kill ends a frozen process. On version 1 (freezer.state) a kill takes effect only after a
+thaw. So SIGKILL is always sent before the thaw: a killed process runs not one more instruction.
 """
 
 from __future__ import annotations

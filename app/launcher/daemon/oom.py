@@ -1,10 +1,10 @@
 """Executions whose processes the kernel kills for memory again and again.
 
-Each such kill makes the kernel write into its log, of which it keeps only the newest part: a loop of them would push
-out what the operator has to know. Programs survive the loss of some children, so only the loop is ended.
+At each such kill the kernel writes into its log, which keeps only the newest part. A loop of kills would push out what
+the operator has to know. Programs survive the loss of some children, so only the loop is ended.
 
-The kernel says when it kills in a payload, so nobody has to ask: on version 1 through an eventfd that is registered
-with the payload's `memory.oom_control`, on version 2 by a change of its `memory.events`.
+The kernel reports a kill in a sandbox's group, so the launcher need not poll: on version 1 through an eventfd that is
+registered with the group's `memory.oom_control`, on version 2 by a change of its `memory.events`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Sandboxes that are being paused: the worker holds still, the payload freezes, and then the request is answered.
+"""Sandboxes that are being paused: the worker holds still, the kernel freezes the group, and then the launcher answers.
 
-The worker is told first, on the socket on which its commands come: when it answers, everything that came before was
-started, and it is outside of the payload itself. Frozen in the middle of a start it could not tell of any end.
+The worker is asked first, on the socket on which its commands come. When it answers, everything that came before was
+started, and the worker is outside of the sandbox's group. If it were frozen in the middle of a start, it could not
+report any end.
 """
 
 from __future__ import annotations

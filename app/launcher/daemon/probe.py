@@ -1,4 +1,4 @@
-"""Finding out what the host offers, and measuring what a sandbox really got."""
+"""Finds out what the host offers, and measures what a sandbox really got."""
 
 from __future__ import annotations
 

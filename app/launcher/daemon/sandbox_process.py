@@ -1,4 +1,4 @@
-"""One living sandbox as the launcher holds it: its worker, its groups, and who waits for what."""
+"""One living sandbox as the launcher holds it: its worker, its groups, and the requests that wait for it."""
 
 from __future__ import annotations
 

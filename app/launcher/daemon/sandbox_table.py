@@ -1,4 +1,4 @@
-"""Every sandbox of this launcher, from the plan that is carried out to the answer that it is gone."""
+"""All sandboxes of this launcher, from the plan to the answer that the sandbox is gone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The launcher's loop: one thread, never in the path of data. Takes plans from the gateway, makes sandboxes, ends them.
+"""The launcher's loop. It takes plans from the gateway, makes sandboxes and ends them. It has one thread, and no data
+passes through it.
 
-The gateway is not trusted: every name is looked up, every number checked against the configuration's ceilings, every
-path resolved only inside the template. A connection owns the sandboxes that it made; when it ends, they end.
+The gateway is not trusted. Every name is looked up, every number is compared with the configuration's ceilings, and
+every path is resolved only inside the template. A connection owns the sandboxes that it made. When it ends, they end.
 """
 
 from __future__ import annotations

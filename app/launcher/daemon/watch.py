@@ -1,8 +1,8 @@
-"""Rules for what runs: an execution that breaks one is ended, and its exit tells why.
+"""Rules for what runs. An execution that breaks a rule is ended, and its exit says why.
 
-A rule is a function: of the sandboxes that it is given it names the executions that are to end. Where the kernel says
-when a sandbox needs to be looked at (see oom.py), the rule is asked then. Other rules are asked once per interval,
-about all sandboxes in which something runs.
+A rule is a function. It gets sandboxes and names the executions that are to end. Where the kernel reports that a
+sandbox needs to be looked at (see oom.py), the rule is asked then. Other rules are asked once per interval, about all
+sandboxes in which something runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Making one sandbox: groups, clone, identity. The copy confines itself (`confine.py`) and becomes the worker."""
+"""Makes one sandbox: groups, clone, identity. The clone confines itself (`sandbox/confine.py`) and becomes the
+worker."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Decisions as graphs, and the classic BPF instructions that they become.
 
-When a seccomp program is loaded, the kernel translates it and runs it once for every number, to learn which calls it
-need not ask about again. Its size and the length of the way to a number are prices that each sandbox pays: hence the
-search tree, and parts that are shared.
+When a seccomp program is loaded, the kernel translates it and runs it once for every call number, to learn which calls
+it need not ask about again. Each sandbox pays for the size of the program and for the length of the way to a number.
+This is why it is a search tree with shared parts.
 """
 
 from __future__ import annotations

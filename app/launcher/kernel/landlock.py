@@ -1,4 +1,5 @@
-"""Landlock: an unprivileged, irrevocable list of what may be touched. Facts: landlock(7) and the kernel's own docs."""
+"""Landlock: an unprivileged, irrevocable list of what a process may access. Facts: landlock(7) and the kernel's own
+docs."""
 
 from __future__ import annotations
 

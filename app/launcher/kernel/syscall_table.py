@@ -1,7 +1,7 @@
-"""Numbers of the system calls, by name, for the machines the launcher runs on.
+"""Numbers of the system calls by name, for the machines on which the launcher runs.
 
-Facts of the Linux ABI. A name stays at its number for ever, so this table only grows: from 424 on every machine shares
-the numbers, and the calls before that are numbered by each machine. One row holds consecutive numbers.
+These are facts of the Linux ABI. A name keeps its number for ever, so this table only grows. From 424 on all machines
+share the numbers. Each machine numbers the calls before that in its own way. One row holds consecutive numbers.
 """
 
 from __future__ import annotations

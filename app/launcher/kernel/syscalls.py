@@ -1,7 +1,8 @@
 """System calls that the standard library does not have. Each raises OSError with the kernel's errno.
 
-`ctypes.PyDLL` keeps the interpreter lock: this program has one thread, and dropping the lock costs two atomics a call.
-Numbers are those of x86_64 and aarch64 where both are the same, else a pair chosen at import.
+`ctypes.PyDLL` keeps the interpreter lock: this program has one thread, and dropping the lock costs two atomic
+operations a call. Numbers are those of x86_64 and aarch64 where both are the same, else a pair from which one is chosen
+at import.
 """
 
 from __future__ import annotations

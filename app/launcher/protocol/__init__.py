@@ -1,7 +1,8 @@
-"""What goes over the sockets, for both ends: gateway <-> launcher, launcher -> worker, worker <-> gateway.
+"""The messages on the sockets, for both ends: gateway <-> launcher, launcher -> worker, worker <-> gateway.
 
-Little-endian binary records in SOCK_SEQPACKET packets. Decoding never trusts the sender: a record that is too short,
-too long or out of range is a ProtocolError. Descriptors travel beside a packet (SCM_RIGHTS), in the order named here.
+They are little-endian binary records in SOCK_SEQPACKET packets. Decoding never trusts the sender: a record that is too
+short, too long or out of range is a ProtocolError. Descriptors travel beside a packet (SCM_RIGHTS), in the order named
+here.
 """
 
 from __future__ import annotations

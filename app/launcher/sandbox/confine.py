@@ -1,7 +1,8 @@
-"""The isolation story on one page: which steps turn a copy of the launcher into a confined worker, and why there.
+"""The isolation on one page: the steps that turn a clone of the launcher into a confined worker, and why they are in
+this order.
 
-Namespaces for users, mounts, processes, IPC and host name come with the clone itself (`daemon/zygote.py`). The runner
-stops at the first refusal and reports the step's name; half a sandbox is never served.
+The clone call itself makes the namespaces for users, mounts, processes, IPC and host name (`daemon/zygote.py`). The
+runner stops at the first step that is refused and reports its name. A sandbox without one step is never served.
 """
 
 from __future__ import annotations

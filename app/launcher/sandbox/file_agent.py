@@ -1,8 +1,8 @@
-"""The file agent: what clients want of a sandbox's files is done in here, by a child of the worker.
+"""The file agent: a child of the worker that carries out one operation on files for a client.
 
-It is confined as a command is, and in control groups of its own below the sandbox's limits, so whatever a path leads
-to it can only do what a command could do, and what it writes is charged to the sandbox. Nobody outside ever opens a
-path of a sandbox or holds a file of it: bytes go through a pipe. An agent carries out one operation and ends.
+It is confined as a command is, in control groups of its own below the sandbox's limits. So it can only do what a
+command could do, whatever a path leads to, and what it writes is charged to the sandbox. No process outside ever opens
+a path of a sandbox or holds a file of it: bytes go through a pipe. An agent carries out one operation and ends.
 """
 
 from __future__ import annotations

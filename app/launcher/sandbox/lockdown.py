@@ -1,4 +1,5 @@
-"""The steps that take away, and those that prove it. Like `steps.py`; none of these can be undone."""
+"""The steps that take rights away, and the steps that prove it. They have the form of `steps.py`. None of them can be
+undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whole trees through a pipe: out of the sandbox, and into it. Like `tree.py`, inside and with a command's rights."""
+"""Whole trees through a pipe, out of the sandbox and into it. Like `tree.py`, it runs inside with a command's
+rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting one command from a process that is already confined: vfork and exec, nothing in between."""
+"""Starts one command from a process that is already confined: vfork and exec, and nothing in between."""
 
 from __future__ import annotations
 

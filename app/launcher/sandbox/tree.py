@@ -1,6 +1,7 @@
 """Directories and trees, as a file agent sees them. Everything here runs inside the sandbox, with a command's rights.
 
-Names come from whoever runs there and may change at any moment; what is followed then is the sandbox's own.
+Commands of the sandbox choose the names and may change them at any moment. Whatever is followed then belongs to the
+sandbox.
 """
 
 from __future__ import annotations

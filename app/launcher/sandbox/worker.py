@@ -1,8 +1,8 @@
-"""PID 1 of a sandbox: starts commands, passes signals on, tells how they ended, reaps every orphan.
+"""PID 1 of a sandbox: starts commands, passes signals on, reports how they ended, and reaps every orphan.
 
-It is confined exactly as what it starts, so vfork and exec are all that is left to do for a command. It has two
-sockets: the launcher's, from which commands come (with the descriptors that lead into their control groups), and the
-owner's, to the gateway. When either is gone it ends, and the kernel ends every process of the namespace with it.
+It is confined exactly as its commands are, so a command needs only vfork and exec. It has two sockets: the launcher's,
+from which commands come (with the descriptors that lead into their control groups), and the owner's, to the gateway.
+When either is closed the worker ends, and the kernel ends every process of the namespace with it.
 """
 
 from __future__ import annotations
