@@ -30,9 +30,10 @@ from typing import Any
 
 from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
 from app.core.commands import signal_name, signal_number
-from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
+from app.core.errors import BulkheadError, InvalidRequest, UnsupportedByRuntime, WrongState
 from app.core.files import FileKind
 from app.core.models import Command, Exit, ExitReason, SandboxSpec, Stdin
+from app.core.workdirs import prepare_workdir
 from tests.null_files import NullFiles
 from tests.stopping import Ice
 
@@ -145,9 +146,11 @@ class NullExecution:
 
     # --- its life
 
-    def start(self) -> None:
+    def start(self, no_workdir: str = "") -> None:
         name, *arguments = self.command.argv
-        if name == "refused":
+        if no_workdir:
+            self._finish(Exit(ExitReason.START_FAILED, detail=no_workdir))
+        elif name == "refused":
             self._finish(Exit(ExitReason.START_FAILED, detail=f"step {arguments[0]} failed: EPERM"))
         elif name not in PROGRAMS:
             self._finish(Exit(ExitReason.START_FAILED, detail=f"exec {name}: ENOENT", not_found=True))
@@ -363,17 +366,26 @@ class NullSandbox:
         if self.ice.frozen:
             raise WrongState("paused", "the sandbox is paused")
         await self._unless_ended(self.backend.at(self.backend.execute_gate, self.backend.execute_error))
+        no_workdir = await self._enter(command.workdir)
         self.check_alive()
         execution = NullExecution(self, execution_id, command, logs)
         self.executions[execution_id] = execution
         self.backend.commands.append(command)
-        execution.start()
+        execution.start(no_workdir)
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:
             await execution.end_all(None)
             raise
         return execution
+
+    async def _enter(self, workdir: str) -> str:
+        """Why it cannot be, or nothing."""
+        try:
+            await prepare_workdir(self.files, workdir)
+        except InvalidRequest as error:
+            return f"{workdir} {error}"
+        return ""
 
     async def _unless_ended(self, call: Coroutine[Any, Any, None]) -> None:
         """The end of the sandbox ends what waits in it."""
@@ -502,6 +514,7 @@ class NullBackend:
         try:
             await self.at(self.create_gate, self.create_error)
             room = NullSandbox(self, sandbox_id, spec)
+            await prepare_workdir(room.files, spec.workdir)
             await asyncio.sleep(0)
         except BaseException:
             self.remove(sandbox_id)

@@ -106,8 +106,9 @@ class SandboxHandle(Protocol):
         """Of a runtime with FILES; others need not have it."""
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
-        """Starts a command; returns when it runs or could not be started (then `wait` says start_failed). Raises
-        WrongState after the end of the sandbox, which also answers an execute that is under way."""
+        """Starts a command; returns when it runs or could not be started (then `wait` says start_failed). A directory
+        below /workspace that it is to start in is made. Raises WrongState after the end of the sandbox, which also
+        answers an execute that is under way."""
 
     async def pause(self) -> None:
         """Stops every process of the sandbox where it is; none runs when this returns. Idempotent. `execute` raises
@@ -161,7 +162,8 @@ class Backend(Protocol):
         """Raises a BackendFailure (unavailable, too slow, isolation not in force) when a create could not succeed."""
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> SandboxHandle:
-        """A running, empty sandbox, or an error and nothing of it is left: also when cancelled at any await."""
+        """A running sandbox, empty but for the directory of its commands (`workdirs.py`), or an error and nothing of it
+        is left: also when cancelled at any await."""
 
     async def aclose(self) -> None:
         """Ends everything that the backend started. Idempotent."""

@@ -33,6 +33,7 @@ from app.core.errors import (
 )
 from app.core.models import SandboxSpec, Tier
 from app.core.tasks import Tasks
+from app.core.workdirs import prepare_workdir
 from app.settings.boxlite import BoxliteSettings
 
 CAPABILITIES = frozenset(
@@ -159,6 +160,7 @@ class BoxliteBackend:
             turn.close()  # an image that keeps us waiting from here on keeps nobody else
             facts = await self._proved(sandbox, spec)
             check(facts, spec)
+            await prepare_workdir(sandbox.files, spec.workdir)
         except BaseException:
             with contextlib.suppress(BackendFailure):  # then it is removed when it is next seen
                 await self._server.remove(box.id)

@@ -22,7 +22,9 @@ from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, Unsup
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason
 from app.core.tasks import Tasks
+from app.core.workdirs import may_be_made
 
+_NO_WORKDIR = "failed to unix syscall"  # how the server says so
 LATE_SECONDS = 15.0  # the server's own timeout comes after ours, and only if we are gone
 
 
@@ -95,7 +97,7 @@ class BoxliteSandbox:
             "timeout_seconds": command.timeout_seconds + LATE_SECONDS,
         }
         try:
-            execution.begin(await self._server.execute(self.box_id, body))
+            execution.begin(await self._spawned(body))
         except SpawnFailed as failed:
             execution.fail_start(_start_failed(command, str(failed)))
         except BackendFailure as error:
@@ -108,6 +110,20 @@ class BoxliteSandbox:
             raise
         if self._over.is_set():
             execution.on_sandbox_end(KILLED)
+
+    async def _spawned(self, body: Mapping[str, Any]) -> str:
+        """Its id on the server. Raises SpawnFailed, BackendFailure."""
+        try:
+            return await self._server.execute(self.box_id, body)
+        except SpawnFailed as failed:
+            workdir: str = body["working_dir"]
+            if _NO_WORKDIR not in str(failed) or not may_be_made(workdir):
+                raise
+        try:
+            await self.files.make_directory(workdir.encode())
+        except BulkheadError as error:
+            raise SpawnFailed(f"{_NO_WORKDIR}: {error}") from error
+        return await self._server.execute(self.box_id, body)
 
     async def _blame_box(self, error: BackendFailure) -> None:
         """Raises WrongState when the box has ended."""
@@ -234,7 +250,7 @@ def _start_failed(command: Command, said: str) -> Exit:
         return Exit(
             ExitReason.START_FAILED, detail=f"{program!r} cannot be executed: EACCES" + hint_for(program, errno.EACCES)
         )
-    if "failed to unix syscall" in said:
+    if _NO_WORKDIR in said:
         detail = f"{program!r} cannot be started; mostly the working directory {command.workdir!r} does not exist"
         return Exit(ExitReason.START_FAILED, detail=detail)
     return Exit(ExitReason.START_FAILED, detail=f"{program!r} cannot be started: {reason}")

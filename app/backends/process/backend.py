@@ -28,6 +28,7 @@ from app.core.errors import (
     LaunchFailed,
 )
 from app.core.models import SandboxSpec
+from app.core.workdirs import prepare_workdir
 from app.launcher.protocol import CREATE, ProtocolError, Writer
 
 CAPABILITIES = frozenset(
@@ -111,6 +112,7 @@ class ProcessBackend:
                 answer = await link.request(CREATE, body, [workers_end.fileno()])
                 facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
                 sandbox.prove(isolation(facts, link.about, spec, self._networks.take(int(facts["uid"]))))
+                await prepare_workdir(sandbox.files, spec.workdir)
             except LauncherRefused as refused:
                 await sandbox.abandon()
                 raise _translate(refused) from refused

@@ -37,6 +37,7 @@ from app.launcher.protocol.packets import close, receive
 from app.launcher.sandbox.file_agent import become_agent
 from app.launcher.sandbox.setup import SandboxSetup
 from app.launcher.sandbox.spawn import search_and_spawn
+from app.launcher.sandbox.workdir import WorkdirError, enter
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
@@ -111,11 +112,12 @@ class Worker:
         self, number: int, command: tuple[list[bytes], list[bytes], bytes], stdio: list[int], groups: list[int]
     ) -> None:
         argv, env, workdir = command
-        try:
-            os.chdir(workdir)
-        except OSError as error:
-            return self._tell(START_FAILED, number, error.errno or 0, STEP_WORKDIR)
-        return self._begin(number, groups, lambda: search_and_spawn(argv, env, stdio))
+
+        def start() -> int:
+            enter(workdir)
+            return search_and_spawn(argv, env, stdio)
+
+        self._begin(number, groups, start)
 
     def _run_agent(self, number: int, body: bytes, sockets: list[int], groups: list[int]) -> None:
         def fork() -> int:
@@ -131,8 +133,7 @@ class Worker:
             _move_into(groups)
             pid = self._past_own_count(start)
         except OSError as error:
-            step = STEP_CGROUP if isinstance(error, GroupError) else STEP_EXEC
-            return self._tell(START_FAILED, number, error.errno or 0, step)
+            return self._tell(START_FAILED, number, error.errno or 0, _step_of(error))
         finally:
             _move_into(self._home)
         self._leaders[pid] = number
@@ -185,6 +186,12 @@ class Worker:
 
 class GroupError(OSError):
     """The kernel refused a move between control groups."""
+
+
+def _step_of(error: OSError) -> int:
+    if isinstance(error, GroupError):
+        return STEP_CGROUP
+    return STEP_WORKDIR if isinstance(error, WorkdirError) else STEP_EXEC
 
 
 def _move_into(groups: list[int]) -> None:
