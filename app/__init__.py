@@ -1,4 +1,4 @@
-"""Bulkhead: one REST API with two walls, for code nobody trusts.
+"""Bulkhead runs untrusted code in sandboxes, with one REST API for two runtimes.
 
 These are the packages and modules of `app`. Each imports only what stands below it.
 
@@ -36,7 +36,7 @@ Four packages are sorted further, so that the path of a file tells what may be t
 - `backends.process` and `backends.boxlite` know nothing of each other.
 
 The gateway decides and the launcher confines. The gateway never needs a privilege, and the launcher does not trust it.
-A sandbox has one owner socket: when its last holder is gone, the kernel ends every process of the sandbox. When a step
+A sandbox has one owner socket. When its last holder is gone, the kernel ends every process of the sandbox. When a step
 of isolation fails, the request fails and names the step.
 
 ``docs/architecture.md`` has the picture; ``tests/contract/test_layering.py`` checks who imports whom, and this list.

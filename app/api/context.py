@@ -1,4 +1,5 @@
-"""What the routes need, in one container that `main.py` fills: the core, the operator's numbers, the wires out."""
+"""What the routes need, in one container that `main.py` fills: the core, the operator's limits, and the connections to
+the outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was typed, as the bodies of requests: only what was said, the rest is the service's to choose."""
+"""Turns what was typed into bodies of requests. A body has only what was typed, and the service chooses the rest."""
 
 from __future__ import annotations
 

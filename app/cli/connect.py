@@ -1,4 +1,4 @@
-"""From the environment to a client. Everything heavy is imported here, and only when a service is to be asked."""
+"""Makes a client from the environment. It imports everything heavy, and only when a service is to be asked."""
 
 from __future__ import annotations
 

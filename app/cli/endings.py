@@ -1,4 +1,4 @@
-"""How an execution's exit becomes our exit status and a sentence."""
+"""Turns an execution's exit into an exit status and a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said about bytes that were dropped before they could be read."""
+"""Messages about bytes that were dropped before they could be read."""
 
 from __future__ import annotations
 

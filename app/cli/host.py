@@ -1,6 +1,6 @@
-"""`bulkhead probe`: what this host offers to the process runtime, layer by layer, with the cure for what is missing.
+"""`bulkhead probe`: what this host offers to the runtime `process`, layer by layer, and how to get each missing layer.
 
-Everything is tried, in a child process that is thrown away; nothing is guessed from configuration files.
+It tries everything in a child process that then ends, and does not guess from configuration files.
 """
 
 from __future__ import annotations

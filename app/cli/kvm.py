@@ -1,10 +1,10 @@
-"""Can /dev/kvm boot a guest? A very small one is booted, in a child process with a time limit.
+"""Finds out whether /dev/kvm can boot a guest: it boots a very small one, in a child process with a time limit.
 
-The file alone says nothing. A KVM without help from the processor (`kvm_pvm`, for kernels made for it) opens,
-makes virtual machines, and runs a guest far into long mode: by interpreting each instruction, and it knows only some.
-So the guest goes the way of an ordinary kernel, and says a letter on a port at each step: real mode, protected mode,
-long mode with paging, memory through two addresses, a vector instruction (where such a KVM gives up, as it does in a
-kernel's decompressor), CPUID as it was set, a page fault, a timer's interrupt that ends a HLT. It is no whole kernel.
+That the file exists says nothing. A KVM without help from the processor (`kvm_pvm`, for kernels made for it) opens,
+makes virtual machines, and runs a guest far into long mode. It interprets each instruction, and knows only some. So the
+guest takes the steps of an ordinary kernel and sends a letter to a port at each: real mode, protected mode, long mode
+with paging, memory through two addresses, a vector instruction (where such a KVM gives up, as it does in a kernel's
+decompressor), CPUID as it was set, a page fault, a timer's interrupt that ends a HLT. It is not a whole kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operator's commands: these run on the service's own machine and ask no service."""
+"""The operator's commands. They run on the service's own machine and ask no service."""
 
 from __future__ import annotations
 

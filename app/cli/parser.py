@@ -1,4 +1,5 @@
-"""What can be typed. argparse, because importing what typer needs costs a third of a whole `bulkhead run -- true`."""
+"""The commands and options. It uses argparse, as importing what typer needs takes a third of a whole `bulkhead run --
+true`."""
 
 from __future__ import annotations
 

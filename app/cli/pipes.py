@@ -1,5 +1,5 @@
-"""Our own stdin, stdout and stderr. Each may block for hours (a pager, a terminal, a silent pipe), and O_NONBLOCK
-would be seen by every program that shares the descriptor: so a thread waits, and the event loop goes on."""
+"""The program's own stdin, stdout and stderr. Each may block for hours (a pager, a terminal, a silent pipe). O_NONBLOCK
+would affect every program that shares the descriptor. So a thread waits, and the event loop goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bulkhead logs`: stored output, and what comes after it."""
+"""`bulkhead logs`: prints the stored output, and with --follow what comes after it."""
 
 from __future__ import annotations
 

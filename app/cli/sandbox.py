@@ -1,4 +1,5 @@
-"""A sandbox of our own: created, waited for while it boots, destroyed. What never ran is not left behind."""
+"""The sandbox of `run` and `create`: creates it, waits while it boots, destroys it. A sandbox that never ran is not
+left behind."""
 
 from __future__ import annotations
 

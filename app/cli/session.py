@@ -1,4 +1,4 @@
-"""One command in a sandbox, from the first request to the exit status. Whatever happens, the sandbox goes."""
+"""One command in a sandbox, from the first request to the exit status. The sandbox is destroyed whatever happens."""
 
 from __future__ import annotations
 

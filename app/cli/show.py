@@ -1,4 +1,4 @@
-"""What we say ourselves: one-line errors, JSON, tables. A program's own output never passes here."""
+"""Bulkhead's own output: one-line errors, JSON, tables. A program's output never goes through here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The caller's own terminal, while a program in a sandbox has one: each key goes to the program as it was pressed."""
+"""The caller's terminal while a program in a sandbox uses it: each key goes to the program unchanged."""
 
 from __future__ import annotations
 

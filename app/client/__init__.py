@@ -1,7 +1,7 @@
 """A thin asynchronous client: HTTP for the calls, a WebSocket for the stream of one execution.
 
-It knows nothing of the service's insides; what it may rely on stands in `docs/api.md`. The key travels in the
-Authorization header and nowhere else.
+It relies only on what `docs/api.md` says, and knows nothing of the service's code. The key is sent in the Authorization
+header and nowhere else.
 
 ``http``    one method per call; `ServiceProblem`, `ServiceUnreachable`
 ``stream``  the stream: resumes after a cut, checks counts and digests at the end

@@ -1,4 +1,4 @@
-"""What can go wrong with any call of the client."""
+"""The errors that any call of the client may raise."""
 
 from __future__ import annotations
 

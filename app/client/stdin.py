@@ -1,5 +1,5 @@
-"""Bytes on their way to a program's stdin. What the service may not have accepted yet is kept, so that a cut
-connection loses nothing: its next `start` frame says how many bytes arrived, and the rest is sent again."""
+"""Bytes on their way to a program's stdin. Bytes that the service may not have accepted yet are kept, so that a broken
+connection loses nothing: the next `start` frame says how many bytes arrived, and the rest is sent again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream of one execution. A cut connection is resumed at the byte it was cut at; the end is checked."""
+"""The stream of one execution. After a broken connection it resumes at the same byte. The end is checked."""
 
 from __future__ import annotations
 

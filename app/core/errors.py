@@ -30,7 +30,7 @@
         ├── BackendUnavailable     the launcher (or server) is not there
         └── BackendTimeout
 
-A program that fails inside a sandbox is no error: it is an `Exit`.
+A program that fails inside a sandbox is not an error here: it is an `Exit`.
 """
 
 from __future__ import annotations

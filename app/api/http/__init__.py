@@ -1,1 +1,1 @@
-"""What surrounds every request: access, bodies, queries, idempotency, problems, paced answers."""
+"""HTTP around the routes: access, bodies, queries, idempotency, problems, paced answers."""

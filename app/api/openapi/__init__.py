@@ -1,1 +1,1 @@
-"""The OpenAPI document: what the code cannot say by itself, and the document's last changes."""
+"""The OpenAPI document: additions to what FastAPI finds in the code, and final changes."""

@@ -1,4 +1,4 @@
-"""The route that gives out stream tickets. The access check takes them."""
+"""The route that gives out stream tickets. `http/access.py` accepts them."""
 
 from __future__ import annotations
 

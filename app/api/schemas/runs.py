@@ -1,4 +1,4 @@
-"""What the runs take and give, as schemas: `POST /run`, and `POST /sandboxes/{sandbox_id}/run`."""
+"""The schemas of runs: `POST /run` and `POST /sandboxes/{sandbox_id}/run`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
        └─ health check         ───┴──────── server ───────┘
                                               └─ client (httpx; the one place where its errors become ours)
 
-What is written of BoxLite here was seen on a running server 0.10.8 or read in its source. Inside this folder, and only
+Facts about BoxLite in this folder were seen on a running server 0.10.8 or read in its source. In this folder, and only
 here, a sandbox on the server's side is called a box.
 """
 

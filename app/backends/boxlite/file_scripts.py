@@ -1,12 +1,12 @@
-"""The scripts by which we reach a box's files: POSIX sh and programs that busybox, coreutils and toybox all have.
+"""Builds the scripts that reach a box's files: POSIX sh and programs that busybox, coreutils and toybox all have.
 
-A script reads words of ours, a line each, on its stdin, and prints lines. What may be bytes of any kind goes
+A script reads lines of Bulkhead on its stdin and prints lines. Bytes of any kind go
 
-- in by `feed` of start.sh: a line with the size of a block, the block, an acknowledgement; a size of 0 is the end;
-- out by `pump`: a line with length and digest of a piece, the piece in base64; then its end, with a status.
+- in by `feed` of start.sh: a line with the size of a block, the block, an acknowledgement. A size of 0 is the end;
+- out by `pump`: a line with length and digest of a piece, the piece in base64, then its end with a status.
 
-Two pieces of 100 KB are under way at most: the server forgets what is more than 256 KiB behind, without a word.
-Words of ours are read by the shell, byte by byte, and blocks by a dd that fills them: both take no byte too many.
+At most two pieces of 100 KB are under way, as the server silently drops what is more than 256 KiB behind. The shell
+reads the lines byte by byte, and a dd reads a block until it is full. So neither reads a byte too many.
 """
 
 from __future__ import annotations

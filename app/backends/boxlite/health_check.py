@@ -1,7 +1,7 @@
-"""Whether the server is there, asked every one and a half seconds; and what it says of all boxes in that answer.
+"""The health check: asks the server every one and a half seconds whether it is there. The answer also lists all boxes.
 
-The one place that knows: a create or `GET /readyz` looks here and costs the server nothing, a dead server is asked no
-more often than a living one, and no other runtime waits for it.
+Only this module asks. A create or `GET /readyz` looks here and costs the server nothing, a dead server is asked no more
+often than a living one, and no other runtime waits for it.
 """
 
 from __future__ import annotations

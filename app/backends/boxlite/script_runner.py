@@ -1,5 +1,5 @@
-"""How a script of ours gets into a box and out again: begun, heard, ended, and what it left taken away; what goes wrong
-with it becomes what a client of files may be told."""
+"""Starts a script in a box, reads its answers, ends it, and removes what it left. Errors of a script become the errors
+that a client of files gets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One script of ours in a box, spoken to in lines: bounded in all that it may say, ended and cleaned up in any case.
+"""One script in a box that is spoken to in lines. Its answers are bounded, and it is ended and cleaned up in any case.
 
-Its socket is read all the time, as the server forgets what waits for long; a script that keeps to `file_scripts` never
-has more under way than is kept here.
+Its socket is read all the time, as the server drops what waits for long. A script that follows `file_scripts` never has
+more under way than this session keeps.
 """
 
 from __future__ import annotations

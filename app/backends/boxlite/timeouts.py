@@ -1,4 +1,4 @@
-"""How long we wait for what, in seconds. A real server needs the defaults; tests give what a double needs."""
+"""How long to wait for what, in seconds. A real server needs the defaults. Tests use shorter ones for a double."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runtime `process`: a backend that decides nothing about isolation and needs no privilege. It asks the launcher."""
+"""Runtime `process`: the backend needs no privilege and decides nothing about isolation. It asks the launcher."""
 
 from __future__ import annotations
 

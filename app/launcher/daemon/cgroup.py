@@ -7,13 +7,14 @@
     <parent>/<sandbox>        the limits                                            (groups.py)
     <parent>/<sandbox>/<n>    one execution: its kill list, cpu time, peak memory and out-of-memory count
 
-Joining is always "the caller writes 0 to a descriptor that root opened": on version 1 to `tasks` (one thread moves
+A process enters a group by writing 0 to a descriptor that root opened: on version 1 to `tasks` (one thread moves
 itself: 20 to 55 us measured; `cgroup.procs` takes a global lock and an RCU grace period: 10.8 ms), on version 2 to
-`cgroup.procs`. The kernel checks the opener's credentials, so such a descriptor goes to the worker and to nobody else.
+`cgroup.procs`. The kernel checks the opener's credentials, so only the worker gets such a descriptor.
 
 On version 1 each controller may be a tree of its own, and a group in one costs 30 to 90 us to make and remove. So an
-execution has a group only where it accounts: in memory, pids and cpuacct. A sandbox has one in every tree, as the root
-of its cgroup namespace: limits come from memory, pids and cpu, and it is frozen as a whole (freezer.py).
+execution has a group only in the trees that count something for it: memory, pids and cpuacct. A sandbox has a group in
+every tree, as the root of its cgroup namespace. Its limits come from memory, pids and cpu, and it is frozen as a whole
+(freezer.py).
 """
 
 from __future__ import annotations

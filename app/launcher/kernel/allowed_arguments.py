@@ -1,22 +1,21 @@
-"""What a sandbox may ask of the calls that take a number for what to do: setsockopt, ioctl, prctl and fcntl.
+"""The options and commands that a sandbox may use in setsockopt, ioctl, prctl and fcntl.
 
-All else is answered as by a kernel that lacks the feature. In a list is what real programs ask for, by traces of them
-(docs/isolation.md says of which), and what pins no memory and makes no work that the sandbox does not pay for. To the
-kernel each of these numbers is 32 bits wide, whatever the rest of the register holds. They are the same on x86_64 and
-aarch64.
+Everything else is answered as by a kernel that lacks the feature. An entry is in a list if real programs ask for it, as
+traces show (docs/isolation.md names the programs), and if it takes no memory and makes no work that the sandbox does
+not pay for. The kernel reads only 32 bits of each of these numbers, whatever the rest of the register holds. The
+numbers are the same on x86_64 and aarch64.
 
-Left out on purpose, of what programs do ask for:
-- joining a multicast group: 20 memberships a socket and more, charged to nobody. One process took 23 MiB in 3 s,
-  measured, and the source filters of a thousand sockets 169 MiB. Nothing inside is reached by multicast;
-- TCP_MD5SIG, TCP_AO_*: keys are charged to nobody, 37 MiB with 300 sockets, measured;
-- headers and options of packets (IP_OPTIONS, IPV6_HOPOPTS and the like), flow labels, SO_TIMESTAMP, SO_ZEROCOPY,
-  TCP_SAVE_SYN: memory that is charged to nobody, or switches of the whole kernel;
-- TCP_FASTOPEN and TCP_FASTOPEN_CONNECT: surface, and callers go on without;
-- locks of an open file description (F_OFD_*): in flight in a socket such a lock belongs to no process, so nobody finds
-  its holder. SQLite, git and the languages' libraries use F_SETLK or flock; QEMU falls back to F_SETLK;
-- FICLONE and FS_IOC_FIEMAP: they write dirty pages of the host's files. cp copies without them;
-- PR_SET_VMA names (charged to nobody), PR_SET_MM, PR_SET_SPECULATION_CTRL (slows the sibling hardware thread),
-  PR_SET_MEMORY_MERGE (work of a kernel thread), PR_SET_PTRACER. Go, PHP and allocators go on without names.
+Programs ask for these, and they are left out on purpose: - joining a multicast group: 20 memberships a socket and more,
+charged to nobody. One process took 23 MiB in 3 s, measured, and the source filters of a thousand sockets 169 MiB.
+Nothing inside is reached by multicast; - TCP_MD5SIG, TCP_AO_*: keys are charged to nobody, 37 MiB with 300 sockets,
+measured; - headers and options of packets (IP_OPTIONS, IPV6_HOPOPTS and the like), flow labels, SO_TIMESTAMP,
+SO_ZEROCOPY, TCP_SAVE_SYN: memory that is charged to nobody, or switches of the whole kernel; - TCP_FASTOPEN and
+TCP_FASTOPEN_CONNECT: surface, and callers go on without; - locks of an open file description (F_OFD_*): in flight in a
+socket such a lock belongs to no process, so nobody finds its holder. SQLite, git and the languages' libraries use
+F_SETLK or flock; QEMU falls back to F_SETLK; - FICLONE and FS_IOC_FIEMAP: they write dirty pages of the host's files.
+cp copies without them; - PR_SET_VMA names (charged to nobody), PR_SET_MM, PR_SET_SPECULATION_CTRL (slows the sibling
+hardware thread), PR_SET_MEMORY_MERGE (work of a kernel thread), PR_SET_PTRACER. Go, PHP and allocators go on without
+names.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The system calls a sandbox may make: an allow list, compiled into the filter program that the kernel runs.
 
-A filter sees a call's number and its register arguments, never the memory behind a pointer: which file is opened is
-the business of Landlock and the mounts, which process is signalled that of the PID namespace.
+A filter sees a call's number and its register arguments, and never the memory behind a pointer. So Landlock and the
+mounts decide which files can be opened, and the PID namespace decides which processes can be signalled.
 
-What a refused call returns is chosen so that programs cope: EPERM; ENOSYS for calls newer than this table, and for
+A refused call returns an error with which programs can cope: EPERM; ENOSYS for calls newer than this table, and for
 clone3, whose flags lie behind a pointer (libc then uses clone); EAFNOSUPPORT for kinds of sockets that "this kernel
 does not have"; EOPNOTSUPP for extended attributes, as on a file system without them; ENOPROTOOPT, ENOTTY and EINVAL for
-options and commands that are not in allowed_arguments.py. Entering the kernel by another ABI (32-bit, x32), where the
-numbers mean other calls, is death.
+options and commands that are not in allowed_arguments.py. A process that enters the kernel by another ABI (32-bit,
+x32), where the numbers mean other calls, is killed.
 
 Measured on a 2-core guest with Linux 6.18, in fresh children, the medians of 200 loads each: 166 us, against 421 us for
 the same rules one after the other

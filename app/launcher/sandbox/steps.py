@@ -1,6 +1,6 @@
 """One isolation action, one function: `step(room) -> None`, raises OSError. The order is in `confine.py`.
 
-A step's name is what the client reads when the kernel refuses it.
+When the kernel refuses a step, the client reads its name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The shell scripts that we run in boxes: POSIX sh, a file each, checked by shellcheck in a test.
+"""The shell scripts that run in boxes: POSIX sh, a file each. A test checks them with shellcheck.
 
-A box has none of these files, so a script is sent as one text: each line `. ./NAME.sh` is replaced by that file, and
-comments stay here. Names in capital letters are values that Python sets.
+A box has none of these files, so a script is sent as one text. Each line `. ./NAME.sh` is replaced by that file, and
+comments are left out. Python sets the values of names in capital letters.
 """
 
 from __future__ import annotations
