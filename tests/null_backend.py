@@ -32,7 +32,7 @@ from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settl
 from app.core.commands import signal_name, signal_number
 from app.core.errors import BulkheadError, InvalidRequest, UnsupportedByRuntime, WrongState
 from app.core.files import FileKind
-from app.core.models import Command, Exit, ExitReason, SandboxSpec, Stdin
+from app.core.models import Command, Exit, ExitReason, SandboxSpec, Stderr, Stdin
 from app.core.workdirs import prepare_workdir
 from tests.null_files import NullFiles
 from tests.stopping import Ice
@@ -73,7 +73,7 @@ class NullExecution:
     def __init__(self, room: NullSandbox, execution_id: str, command: Command, logs: Logs) -> None:
         self.id = execution_id
         self.command = command
-        self.logs = logs
+        self.logs = Logs(logs.stdout, logs.stdout) if command.stderr is Stderr.STDOUT else logs
         self.released = asyncio.Event()
         self._room = room
         self._began = asyncio.get_running_loop().time()

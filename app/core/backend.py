@@ -28,6 +28,7 @@ class Capability(StrEnum):
     KILL_TREE = "kill_tree"
     PROMPT_EXIT = "prompt_exit"
     EXACT_OUTPUT = "exact_output"
+    MERGED_OUTPUT = "merged_output"
     OOM_EVIDENCE = "oom_evidence"
     USAGE = "usage"
     LIMIT_CPUS = "limit_cpus"

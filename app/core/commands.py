@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from app.core.backend import Capability, CommandLimits, RuntimeInfo
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
-from app.core.models import Command, SandboxSpec, Stdin
+from app.core.models import Command, SandboxSpec, Stderr, Stdin
 from app.core.text import byte_length
 
 SIGNALS = {
@@ -148,11 +148,17 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
     return errors
 
 
+def is_merged(command: Command) -> bool:
+    """Both of its channels go into one pipe. On a terminal they do in any case."""
+    return command.stderr is Stderr.STDOUT and command.tty is None
+
+
 def check_start(command: Command, runtime: RuntimeInfo) -> None:
     """Raises InvalidRequest, or CapabilityMissing for what the runtime cannot give a command."""
     check_command(command, runtime.command_limits)
     needed = {Capability.STDIN} if command.stdin is Stdin.OPEN else set()
     needed |= {Capability.PTY} if command.tty is not None else set()
+    needed |= {Capability.MERGED_OUTPUT} if is_merged(command) else set()
     if missing := needed - runtime.capabilities:
         raise CapabilityMissing(missing, runtime.name)
 

@@ -64,6 +64,13 @@ class Stdin(StrEnum):
     OPEN = "open"
 
 
+class Stderr(StrEnum):
+    """Where a command's stderr goes: to a channel of its own, or into the pipe of its stdout."""
+
+    SEPARATE = "separate"
+    STDOUT = "stdout"
+
+
 class OnOutputLimit(StrEnum):
     DROP_OLDEST = "drop_oldest"
     KILL = "kill"
@@ -142,6 +149,7 @@ class Command:
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
     tty: Terminal | None = None
     output_bytes: int | None = None
+    stderr: Stderr = Stderr.SEPARATE
 
 
 @dataclass(frozen=True, slots=True)

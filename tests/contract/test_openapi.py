@@ -300,7 +300,7 @@ def test_what_later_orders_bring_is_absent() -> None:
         *("ttl_seconds", "idle_seconds", "labels"),
     }
     assert set(components["CreateExecution"]["properties"]) == {
-        *("command", "env", "workdir", "timeout_seconds", "stdin", "tty", "on_output_limit", "id")
+        *("command", "env", "workdir", "timeout_seconds", "stdin", "stderr", "tty", "on_output_limit", "id")
     }
     assert components["NetworkRequest"]["properties"]["mode"]["enum"] == ["none", "direct"]
 

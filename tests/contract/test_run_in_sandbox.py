@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from app.api.schemas.runs import RunInSandboxResult
+from app.core.backend import Capability
 from tests.contract.files_service import MIB, FileRoom, file_room, slug
 from tests.contract.kinds import Kind
 from tests.null_backend import pattern
@@ -126,3 +127,20 @@ async def test_sandbox_that_is_deleted_meanwhile_is_a_killed_run(kind: Kind) -> 
         said = await running
         assert (said["exit"]["reason"], said["stdout"]) == ("killed", "ready\n")
         assert said["collected"][0]["error"]
+
+
+async def test_stderr_comes_in_the_pipe_of_stdout_where_it_is_asked_for(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        body = {"command": list(kind.programs.both(80_000)), "stderr": "stdout"}
+        answers = [
+            await room.client.post(path, json=body)
+            for path in (f"/sandboxes/{room.id}/run", f"/sandboxes/{room.id}/executions?wait_seconds=30", "/run")
+        ]
+        if Capability.MERGED_OUTPUT not in room.backend.info.capabilities:
+            assert {answer.json()["missing"][0] for answer in answers} == {"merged_output"}
+            return
+        assert [answer.status_code for answer in answers] == [200, 201, 200]
+        for said in (answers[0].json(), answers[2].json()):
+            assert (len(said["stdout"]), said["stderr"]) == (160_000, "")
+        counts = answers[1].json()["output"]
+        assert (counts["stdout"]["bytes"], counts["stderr"]["bytes"]) == (160_000, 0)

@@ -175,3 +175,15 @@ def test_a_stalled_viewer_slows_neither_the_program_nor_another_viewer(service: 
     assert crowded < 3 * alone + 2, (alone, crowded)
     assert grown <= 32
     service.call("DELETE", f"/sandboxes/{sandbox}")
+
+
+def test_both_channels_in_one_pipe_come_in_the_order_of_writing(service: Service) -> None:
+    script = "import os\nfor n in range(20_000): os.write(1 + n % 2, b'%d\\n' % n)"
+    sandbox = service.create()
+    body = {"command": ["python3", "-c", script], "stderr": "stdout"}
+    status, said = service.call("POST", f"/sandboxes/{sandbox}/run", body)
+    assert (status, said["exit"]["code"], said["stderr"]) == (200, 0, "")
+    assert said["stdout"] == "".join(f"{n}\n" for n in range(20_000))
+    status, apart = service.call("POST", f"/sandboxes/{sandbox}/run", {"command": ["python3", "-c", script]})
+    assert apart["stdout"] == "".join(f"{n}\n" for n in range(0, 20_000, 2))
+    service.call("DELETE", f"/sandboxes/{sandbox}")

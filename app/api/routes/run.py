@@ -18,6 +18,7 @@ from app.api.schemas.runs import JobFields, Run, RunFile, RunInSandbox, RunInSan
 from app.api.schemas.specs import DEFAULT_TTL_SECONDS, sandbox_spec, terminal_of, timeout_of, workdir_of
 from app.core.backend import Capability
 from app.core.collecting import patterns_of
+from app.core.commands import is_merged
 from app.core.errors import InvalidRequest, LimitTooHigh
 from app.core.limits import LimitRange
 from app.core.models import Command, Stdin
@@ -102,6 +103,7 @@ async def _shot(asked: Run, context: ApplicationContext) -> OneShot:
     job = _job(asked)
     needs = {Capability.STDIN} if job.stdin else set()
     needs |= {Capability.PTY} if asked.tty is not None else set()
+    needs |= {Capability.MERGED_OUTPUT} if is_merged(job.command) else set()
     needs |= {Capability.FILES} if job.files or job.collect else set()
     spec = await sandbox_spec(asked, _with_output_range(context), more=frozenset(needs))
     timeout = timeout_of(asked.timeout_seconds, spec, context)
@@ -145,6 +147,7 @@ def _job(asked: JobFields) -> Job:
     command = Command(
         argv=tuple(asked.command),
         stdin=Stdin.OPEN if stdin or asked.tty is not None else Stdin.NONE,
+        stderr=asked.stderr,
         on_output_limit=asked.on_output_limit,
         tty=terminal_of(asked.tty),
     )

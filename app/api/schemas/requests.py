@@ -22,7 +22,7 @@ from app.api.schemas.strict import (
     spelled,
 )
 from app.core.backend import Capability
-from app.core.models import ID_PATTERN, OnOutputLimit, Stdin, Tier
+from app.core.models import ID_PATTERN, OnOutputLimit, Stderr, Stdin, Tier
 
 
 class FilesystemRequest(Strict):
@@ -150,6 +150,9 @@ class CreateStreamTicket(Strict):
     )
 
 
+STDERR = "`stdout`: into the pipe of stdout, in the order of writing"
+
+
 class CreateExecution(Strict):
     model_config = ConfigDict(
         json_schema_extra={
@@ -166,6 +169,7 @@ class CreateExecution(Strict):
     timeout_seconds: Seconds | None = Field(None, description="at most, and by default, the limit wall_seconds")
     stdin: Stdin = Field(Stdin.NONE, description="always `open` with `tty`")
     tty: Tty = None
+    stderr: Stderr = Field(Stderr.SEPARATE, description=STDERR)
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
     id: Id | None = Field(None, description="chosen by the client; makes the start repeatable")
 

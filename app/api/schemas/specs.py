@@ -188,6 +188,7 @@ def command_of(asked: CreateExecution, sandbox: Sandbox, context: ApplicationCon
         workdir=workdir_of(asked.workdir, sandbox.spec),
         timeout_seconds=timeout,
         stdin=asked.stdin if terminal is None else Stdin.OPEN,
+        stderr=asked.stderr,
         on_output_limit=asked.on_output_limit,
         tty=terminal,
     )

@@ -39,6 +39,7 @@ CAPABILITIES = frozenset(
         Capability.KILL_TREE,
         Capability.PROMPT_EXIT,
         Capability.EXACT_OUTPUT,
+        Capability.MERGED_OUTPUT,
         Capability.OOM_EVIDENCE,
         Capability.USAGE,
         Capability.LIMIT_CPUS,

@@ -7,6 +7,7 @@ import os
 
 from app.backends.process.pipes import OutputPump, PipeBudget, StdinPipe
 from app.core.backend import Logs
+from app.core.commands import is_merged
 from app.core.models import Command, Stdin
 
 
@@ -25,13 +26,13 @@ class Streams:
             os.close(near)
         os.fchmod(stdin, 0o644)  # a command may open /dev/stdin and the like anew, as another user than ours
         descriptors = [stdin]
-        for log in (logs.stdout, logs.stderr):
+        for log in (logs.stdout,) if is_merged(command) else (logs.stdout, logs.stderr):
             near, far = os.pipe2(os.O_CLOEXEC)
             far_ends.callback(os.close, far)
             self._pumps.append(OutputPump(near, log, budget))
             os.fchmod(far, 0o622)
             descriptors.append(far)
-        return descriptors
+        return (descriptors + descriptors[-1:])[:3]  # two channels in one pipe are two ends of it for the command
 
     async def drain(self) -> None:
         for pump in self._pumps:
