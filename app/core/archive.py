@@ -23,7 +23,7 @@ def clean(name: bytes) -> bytes:
     >>> clean(b"./a//b/."), clean(b"./")
     (b'a/b', b'')
 
-    Raises ValueError, which says why, for a name that is not of something below a root.
+    Raises ValueError with the reason for a name that does not lead below a root.
     """
     if len(name) > LONGEST_NAME:
         raise ValueError(f"the name is longer than {LONGEST_NAME} bytes")
@@ -40,7 +40,7 @@ def clean(name: bytes) -> bytes:
 
 
 def require_target(target: bytes) -> None:
-    """Raises ValueError for what no symlink can have."""
+    """Raises ValueError for a target that no symlink can have."""
     if not target or b"\0" in target or len(target) > LONGEST_TARGET:
         raise ValueError(f"the target of a link has 1 to {LONGEST_TARGET} bytes, none of them zero")
 
@@ -70,7 +70,7 @@ class _Tree:
         self._bytes = 0
 
     def accept(self, entry: ArchiveEntry) -> ArchiveEntry:
-        """The entry with clean names. Raises ValueError."""
+        """Returns the entry with clean names. Raises ValueError."""
         name, target = clean(entry.name), entry.target
         if entry.kind is not EntryKind.DIRECTORY and entry.name.endswith((b"/", b"/.")):
             raise ValueError(f"a {_words(entry.kind)} with a directory's name")
@@ -116,9 +116,10 @@ def _words(kind: EntryKind) -> str:
 
 
 async def guarded(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
-    """The same, with clean names and without the sticky bit. Raises InvalidArchive for the first entry that is refused:
-    names that are absolute or hold `..`, links that lead out of the tree, entries below something else than a
-    directory, hard links to anything but an earlier file, two kinds for one name, setuid, setgid, too many names."""
+    """Yields the same entries, with clean names and without the sticky bit. Raises InvalidArchive for the first entry
+    that is refused: an absolute name, `..` in a name, a link that leads out of the tree, an entry below something that
+    is not a directory, a hard link to anything but an earlier file, two kinds for one name, setuid, setgid, too many
+    names."""
     tree = _Tree()
     async for item in items:
         if isinstance(item, bytes):

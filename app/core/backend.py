@@ -46,7 +46,8 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommandLimits:
-    """A runtime's own limits on a command, in bytes and counts; beyond them the core refuses before anything starts.
+    """A runtime's own limits on a command, in bytes and counts. The core refuses a command beyond them before anything
+    starts.
 
     For Linux: one string is at most MAX_ARG_STRLEN (128 KiB with its NUL), execve(2).
     """
@@ -70,33 +71,36 @@ class ExecutionHandle(Protocol):
     """One command, from its start to its end."""
 
     async def write(self, data: bytes) -> bool:
-        """Feeds stdin; returns when less than the runtime's buffer (1 MiB) is waiting. What comes after the program
-        closed its stdin, or ended, is discarded, and whoever waits then is let go: False, where the runtime knows."""
+        """Feeds stdin. Returns when less than the runtime's buffer (1 MiB) is waiting. Bytes that come after the
+        program closed its stdin, or ended, are discarded, and the call returns: False, where the runtime knows."""
 
     async def close_stdin(self) -> None:
-        """End of file after what was written. Idempotent."""
+        """Closes stdin after everything that was written. Idempotent."""
 
     async def resize(self, rows: int, cols: int) -> None:
-        """The terminal's new size, for an execution that has one. WrongState once the first process has ended."""
+        """Sets the size of the terminal. Raises WrongState after the end of the first process."""
 
     async def signal(self, number: int) -> None:
-        """To the execution's process group. WrongState once the first process has ended."""
+        """Sends a signal to the execution's process group. Raises WrongState after the end of the first process."""
 
     async def kill(self) -> None:
-        """Ends everything that the execution started, daemons too. Idempotent, also after the sandbox's end; returns
-        when all of it is gone. Without KILL_TREE: what it can reach, and the Exit's `detail` says what may live on."""
+        """Ends everything that the execution started, daemons too. Returns when all of it is gone. Idempotent, also
+        after the sandbox's end. Without KILL_TREE it ends what it can reach, and the Exit's `detail` says what may live
+        on."""
 
     async def wait(self) -> Exit:
-        """The kernel's word on how the first process ended. When it returns, all output of that process is in the
-        logs. A command that could not be started is an Exit too. May be awaited by many, and cancelled by any."""
+        """Returns how the first process ended, as the kernel reports it. When it returns, all output of that process is
+        in the logs. A command that could not be started is an Exit too. Several tasks may await it, and each may be
+        cancelled."""
 
     async def output_ended(self) -> None:
-        """Returns when nothing is held for the execution any more: after `wait`, and where something that was left
-        behind still has its output open, when that is gone or has closed it. At the sandbox's end at the latest."""
+        """Returns when nothing is held for the execution any more. This is after `wait`. If a process that was left
+        behind still has the output open, it is when that process is gone or has closed it. It is at the sandbox's end
+        at the latest."""
 
 
 class SandboxHandle(Protocol):
-    """One isolated room."""
+    """One sandbox of a runtime."""
 
     @property
     def receipt(self) -> Mapping[str, Any]:
@@ -104,37 +108,38 @@ class SandboxHandle(Protocol):
 
     @property
     def files(self) -> Files:
-        """Of a runtime with FILES; others need not have it."""
+        """The files of the sandbox. Only a runtime with FILES needs to have it."""
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
-        """Starts a command; returns when it runs or could not be started (then `wait` says start_failed). A directory
-        below /workspace that it is to start in is made. Raises WrongState after the end of the sandbox, which also
-        answers an execute that is under way."""
+        """Starts a command. Returns when it runs or could not be started (then `wait` says start_failed). Makes the
+        working directory if it is below /workspace. Raises WrongState after the end of the sandbox, also when the
+        sandbox ends during the call."""
 
     async def pause(self) -> None:
-        """Stops every process of the sandbox where it is; none runs when this returns. Idempotent. `execute` raises
-        WrongState from the call on, what it began before is there. Signals are kept for the processes, stdin and output
-        are as they were; `kill` and `destroy` end what is paused, without letting anything run on. Raises
-        UnsupportedByRuntime without PAUSE (`resume` too), WrongState after the end of the sandbox, a BackendFailure
-        when it could not be done: then it runs as before."""
+        """Stops every process of the sandbox. None runs when this returns. Idempotent. From the call on `execute`
+        raises WrongState. Commands that were started before are paused. Signals are kept for the processes, and stdin
+        and output stay as they are. `kill` and `destroy` end what is paused without letting it run. Raises
+        UnsupportedByRuntime without PAUSE (`resume` too), WrongState after the end of the sandbox, and a BackendFailure
+        when the pause failed: then the sandbox runs as before."""
 
     async def resume(self) -> None:
-        """Lets everything go on, and `execute`. Idempotent, also on one that was never paused. Raises as `pause`."""
+        """Lets everything run again, and allows `execute`. Idempotent, also on a sandbox that was never paused. Raises
+        as `pause`."""
 
     async def destroy(self) -> None:
         """Ends the sandbox. Idempotent. When it returns no process, mount or cgroup of it exists, every execution's
-        `wait` has an answer, and nothing of the sandbox is held any more. Raises a BackendFailure when nobody says so.
-        Then, and when it was cancelled, it can be called again."""
+        `wait` has an answer, and nothing of the sandbox is held any more. Raises a BackendFailure when nothing confirms
+        this. Then, and after it was cancelled, it can be called again."""
 
     async def lost(self) -> str:
-        """Resolves, with a sentence, when the sandbox ended without us; its executions then end as `lost`. May be
-        awaited by many. Never resolves after `destroy`, which is still due after a loss."""
+        """Resolves with a sentence when the sandbox ended without `destroy`. Its executions then end as `lost`. Several
+        tasks may await it. It never resolves after `destroy`. The core calls `destroy` after a loss too."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
-    """What `GET /runtimes` says about a runtime. `ceilings`: of its own, by name of the limit, below the operator's.
-    `no_network`: why it has no network to offer, for a request that asks for one."""
+    """What `GET /runtimes` says about a runtime. `ceilings`: the runtime's own, by name of the limit, where they are
+    below the operator's. `no_network`: why it offers no network, for a request that asks for one."""
 
     name: str
     tier: str
@@ -156,22 +161,22 @@ class Backend(Protocol):
         """Called once, in the running loop, before anything else."""
 
     def fit(self, spec: SandboxSpec) -> SandboxSpec:
-        """What a create of this would really make: limits rounded to what the runtime can enforce, its default image.
-        Raises a Refused or InvalidRequest for what it cannot, and begins nothing."""
+        """Returns the spec that a create would really make, with limits rounded to what the runtime can enforce, and
+        its default image. Raises a Refused or InvalidRequest for what the runtime cannot do. Begins nothing."""
 
     async def ready(self) -> None:
         """Raises a BackendFailure (unavailable, too slow, isolation not in force) when a create could not succeed."""
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> SandboxHandle:
-        """A running sandbox, empty but for the directory of its commands (`workdirs.py`), or an error and nothing of it
-        is left: also when cancelled at any await."""
+        """Returns a running sandbox, empty except for the directory of its commands (`workdirs.py`). If it raises or is
+        cancelled at any await, nothing of the sandbox is left."""
 
     async def aclose(self) -> None:
         """Ends everything that the backend started. Idempotent."""
 
 
 async def settle(task: asyncio.Future[Any]) -> None:
-    """Waits for a task whatever becomes of the waiter, and leaves its result where it is."""
+    """Waits for a task even if the waiter is cancelled. Does not read its result."""
     cancelled = False
     while not task.done():
         try:

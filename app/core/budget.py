@@ -9,8 +9,8 @@ from app.core.errors import BoundExceeded, CapacityExceeded, Holder
 
 
 class Budget:
-    """`size` units of `what`. A holder may have half of what the others leave: one alone gets a half, the next a
-    quarter, and something is left for whoever comes then.
+    """`size` units of `what`. A holder may have half of what the others leave. One alone gets a half, the next a
+    quarter, and something is always left for the next.
 
     >>> budget = Budget("streams", 12, "client")
     >>> budget.take("a", 6), budget.share("a"), budget.share("b")
@@ -41,7 +41,7 @@ class Budget:
         return self.held(holder) + count <= self.share(holder)
 
     def check(self, holder: Hashable, count: int = 1) -> None:
-        """Raises what `take` would, and takes nothing."""
+        """Raises what `take` would raise, and takes nothing."""
         if self.fits(holder, count):
             return
         self._check_possible(count)
@@ -57,7 +57,7 @@ class Budget:
             raise BoundExceeded(self.what.replace("MiB", "bytes", 1), most, "send less at once")
 
     def take(self, holder: Hashable, count: int = 1) -> None:
-        """Raises CapacityExceeded; BoundExceeded for more than any holder can ever have."""
+        """Raises CapacityExceeded, and BoundExceeded for more than any holder can ever have."""
         self.check(holder, count)
         self.used += count
         self._held[holder] = self.held(holder) + count
@@ -83,7 +83,8 @@ class Budget:
 
     @contextmanager
     def taking(self, holder: Hashable) -> Iterator[Callable[[int], None]]:
-        """Yields what takes so many units more, and raises what `take` raises. All of them come back at the end."""
+        """Yields a function that takes more units and raises what `take` raises. All units are given back at the
+        end."""
         held = 0
 
         def take(count: int) -> None:
@@ -99,7 +100,7 @@ class Budget:
 
 
 class Account:
-    """What one holder has of a budget, until the account is closed."""
+    """The part of a budget that one holder has in use, until the account is closed."""
 
     def __init__(self, budget: Budget, holder: Hashable) -> None:
         self._budget, self._holder = budget, holder
@@ -109,7 +110,7 @@ class Account:
         return self._budget.fits(self._holder, count)
 
     def check(self, count: int) -> None:
-        """Raises CapacityExceeded where `take` would, and takes nothing."""
+        """Raises CapacityExceeded if `take` would, and takes nothing."""
         self._budget.check(self._holder, count)
 
     def take(self, count: int) -> None:
@@ -117,12 +118,12 @@ class Account:
         self._budget.take(self._holder, count)
 
     def give_back(self, count: int) -> None:
-        """Does nothing once it is closed: all came back then, and the next holder may have the same name."""
+        """Does nothing after `close`: then everything was given back, and the next holder may have the same name."""
         if not self._is_closed:
             self._budget.give_back(self._holder, count)
 
     def close(self) -> int:
-        """Gives all back, and returns how much that was. Repeatable."""
+        """Gives everything back, and returns how much that was. Repeatable."""
         if self._is_closed:
             return 0
         self._is_closed = True

@@ -36,8 +36,8 @@ async def choose(
     failure_of: Callable[[Backend], Awaitable[BulkheadError | None]],
     settled_on: str | None = None,
 ) -> tuple[Backend, str | None]:
-    """The backend, and with `auto` a sentence that says why. `failure_of` tells why a runtime does not work now;
-    `settled_on`: the runtime of the sandbox that has the id already, which a repeated `auto` must come to again.
+    """Returns the backend, and with `auto` a sentence that says why. `failure_of` says why a runtime does not work now.
+    `settled_on` is the runtime of an existing sandbox with this id, which a repeated `auto` must choose again.
 
     Raises UnknownRuntime, RuntimeNotEnabled, InvalidRequest, CapabilityMissing, BackendUnavailable.
     """

@@ -32,7 +32,7 @@ _WILD = re.compile(r"[*?[]")
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """`parts`: names below /workspace, in which *, ? and [...] stand for what they stand for in a shell."""
+    """`parts`: names below /workspace, in which *, ? and [...] mean the same as in a shell."""
 
     text: str
     parts: tuple[str, ...]
@@ -44,7 +44,7 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class CollectedFile:
-    """`path`: relative to /workspace. Either `content`, or the sentence why it was not brought back."""
+    """`path`: relative to /workspace. It has either `content`, or a sentence that says why it was not brought back."""
 
     path: bytes
     content: bytes | None = None
@@ -88,7 +88,8 @@ class _Bound(Exception):
 
 
 class Collection:
-    """`files`: what was found so far, in the order of the patterns and then of the names' bytes. Each path once."""
+    """`files`: what was found so far, in the order of the patterns and then of the names' bytes. It has each path
+    once."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self.files: list[CollectedFile] = []
@@ -98,7 +99,7 @@ class Collection:
         self._bytes = self._names = 0
 
     async def run(self, files: Files) -> None:
-        """Raises nothing that one file or pattern is the reason of."""
+        """Does not raise for an error of one file or pattern."""
         deadline = asyncio.get_running_loop().time() + SECONDS
         for pattern in self._patterns:
             try:
@@ -111,7 +112,7 @@ class Collection:
             self._done += 1
 
     def give_up(self, why: str) -> None:
-        """Nothing more can be read: tells it for each pattern that is not done."""
+        """Nothing more can be read. Records this for each pattern that is not done."""
         for pattern in self._patterns[self._done :]:
             self._fail(pattern.text.encode(), why)
         self._done = len(self._patterns)

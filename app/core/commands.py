@@ -57,7 +57,7 @@ def signal_number(name: str) -> int | None:
 
 
 def number_of_signal(name: str) -> int:
-    """Of the name in the member `signal` of a request. Raises InvalidRequest."""
+    """The number of the signal that a request names. Raises InvalidRequest."""
     number = signal_number(name)
     if number is None:
         raise InvalidRequest.at("/signal", "is not the name of a signal")
@@ -68,8 +68,8 @@ _SHELL = {"alias", "cd", "eval", "exec", "exit", "export", "set", "ulimit", "uma
 
 
 def hint_for(program: str, refusal: int) -> str:
-    """What to say beside that the program could not be started: `refusal` is the errno of execve(2). Only what holds
-    in any case: nothing of the sandbox is looked at."""
+    """A hint for a program that could not be started. `refusal` is the errno of execve(2). It says only what is always
+    true, as it does not look into the sandbox."""
     if " " in program.strip():  # many have put a whole line into the first argument
         return '; a command is a list with one item for each argument, and a line for a shell is ["sh", "-c", "…"]'
     match refusal:
@@ -101,12 +101,12 @@ EXECUTION_BYTES, SANDBOX_BYTES = 10 * 1024, 32 * 1024  # of a record beside its 
 
 
 def environment_bytes(env: Mapping[str, str]) -> int:
-    """Each string costs its = or NUL and a pointer, execve(2)."""
+    """The size of an environment for execve(2): each string has its = or NUL and a pointer."""
     return sum(len(name.encode()) + len(value.encode()) + 10 for name, value in env.items())
 
 
 def command_bytes(command: Command) -> int:
-    """What the service keeps of it in memory; its environment goes with its end."""
+    """The bytes that the service keeps in memory for a command. Its environment is dropped at its end."""
     return EXECUTION_BYTES + sum(len(argument.encode()) + 9 for argument in command.argv)
 
 
@@ -116,8 +116,8 @@ def spec_bytes(spec: SandboxSpec) -> int:
 
 
 def with_environment(command: Command, spec: SandboxSpec) -> Command:
-    """The command with its whole environment: the sandbox's below its own. On a terminal programs ask TERM for what
-    it can draw, and without an answer some do not start."""
+    """Returns the command with its whole environment: the sandbox's, and over it its own. With a terminal it has TERM,
+    as some programs do not start without it."""
     usual = {} if command.tty is None else {"TERM": "xterm"}
     return replace(command, env={**usual, **spec.env, **command.env})
 
@@ -154,7 +154,7 @@ def is_merged(command: Command) -> bool:
 
 
 def check_start(command: Command, runtime: RuntimeInfo) -> None:
-    """Raises InvalidRequest, or CapabilityMissing for what the runtime cannot give a command."""
+    """Raises InvalidRequest, or CapabilityMissing if the runtime cannot give the command what it asks for."""
     check_command(command, runtime.command_limits)
     needed = {Capability.STDIN} if command.stdin is Stdin.OPEN else set()
     needed |= {Capability.PTY} if command.tty is not None else set()
@@ -164,7 +164,7 @@ def check_start(command: Command, runtime: RuntimeInfo) -> None:
 
 
 def check_command(command: Command, limits: CommandLimits) -> None:
-    """Raises InvalidRequest with the wrong fields, the first 32 of arguments and of variables."""
+    """Raises InvalidRequest with the wrong fields: the first 32 of arguments and of variables."""
     errors: list[FieldError] = []
     if not command.argv or not command.argv[0]:
         errors.append(FieldError("/command", "must name a program"))

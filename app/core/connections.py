@@ -13,13 +13,15 @@ NEWCOMERS = 512
 
 
 def canonical(address: str) -> str:
-    """An IP address in its one short form; an IPv4 address in IPv6 (RFC 4291, section 2.5.5.2) as IPv4. ValueError."""
+    """Returns an IP address in its one short form. An IPv4 address in IPv6 (RFC 4291, section 2.5.5.2) becomes IPv4.
+    Raises ValueError."""
     found = ipaddress.ip_address(address)
     return str((isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped) or found)
 
 
 def network_of(address: str) -> str:
-    """An IP address, or of IPv6 its network of 64 bits: each machine has as many addresses there as it likes."""
+    """Returns an IPv4 address, or the network of 64 bits of an IPv6 address, as a machine can use any number of
+    addresses there."""
     if ":" not in address:
         return address
     address = canonical(address.partition("%")[0])
@@ -29,16 +31,16 @@ def network_of(address: str) -> str:
 class Closable(Protocol):
     @property
     def idle(self) -> bool:
-        """Nothing is being worked out for it."""
+        """No request of it is being worked on."""
 
     def give_up(self) -> None: ...
 
 
 class Connections:
-    """A connection is a newcomer until its first request was looked at. When there are too many newcomers the address
+    """A connection is a newcomer until its first request was looked at. When there are too many newcomers, the address
     that has the most of them loses its first one. When a client has no room for one more, its own connection that has
     been idle for the longest is closed. When nothing is left for a client that has no connection, the client that has
-    the most loses its idle one: else a dozen of them that say nothing more would keep everybody else out."""
+    the most loses an idle one. Otherwise a dozen silent clients could keep everybody else out."""
 
     def __init__(self, newcomers: int) -> None:
         self._newcomers = Retention[ConnectionEntry](newcomers)
@@ -100,7 +102,7 @@ class ConnectionEntry:
         self._connections = connections
 
     def belongs_to(self, budget: Budget, holder: Hashable) -> None:
-        """Told with each request. Raises CapacityExceeded: the connection is to be closed after the answer."""
+        """Called with each request. Raises CapacityExceeded when the connection is to be closed after the answer."""
         self._connections.move(self, budget, holder)
 
     def leave(self) -> None:

@@ -87,7 +87,7 @@ class UnknownProfile(Refused):
 
 
 class UnknownImage(Refused):
-    """`image` None: none was named, and there is no default."""
+    """`image` is None if none was named and there is no default."""
 
     def __init__(self, image: str | None, known: Iterable[str], detail: str = "") -> None:
         self.known = sorted(known)
@@ -108,7 +108,7 @@ def plain_number(number: float) -> str:
 
 
 class LimitTooHigh(Refused):
-    """`way_out`: what the client can change to get it all the same."""
+    """`way_out`: what the client can change to get it."""
 
     def __init__(self, pointer: str, value: float, ceiling: float, way_out: str = "") -> None:
         self.pointer, self.ceiling = pointer, ceiling
@@ -138,7 +138,7 @@ class Forbidden(Refused):
 
 
 class CapacityExceeded(Refused):
-    """A limit is reached for now. What it counts comes back when something ends.
+    """A limit is reached for now. There is room again when something ends.
 
     `budget`: what is counted, in the plural. `holder`: whose limit or share is used up. `share`: how much of the
     service's `limit` this holder may have now, and how much it has.
@@ -239,7 +239,7 @@ class PreconditionFailed(BulkheadError):
 
 
 class RangeNotSatisfiable(BulkheadError):
-    """`size`: of a file whose range was asked for."""
+    """`size`: the size of the file whose range was asked for."""
 
     def __init__(self, detail: str, size: int | None = None) -> None:
         self.size = size

@@ -80,7 +80,7 @@ class Execution:
     # --- from start to end
 
     async def run(self, start: Callable[[], Awaitable[ExecutionHandle]]) -> None:
-        """Starts the command and stays until it has ended. Owned by the sandbox, never by a client's request."""
+        """Starts the command and returns when it has ended. The sandbox owns this task, never a client's request."""
         deadline: asyncio.TimerHandle | None = None
         on_change = self._check_output_limit
         for log in self.logs.values():
@@ -133,8 +133,8 @@ class Execution:
         self.ended.set()
 
     async def end(self, reason: ExitReason, detail: str) -> None:
-        """Kills everything that it started; the first reason given counts. Returns when all of it is gone, and goes
-        on whatever becomes of the caller."""
+        """Kills everything that the execution started. The first reason given counts. Returns when all of it is gone.
+        Goes on even if the caller is cancelled."""
         self.mark(reason, detail)
         if self._handle is None:
             return  # `run` ends what it starts
@@ -143,12 +143,12 @@ class Execution:
         await asyncio.shield(self._kill)
 
     def mark(self, reason: ExitReason, detail: str) -> None:
-        """The reason, for a kill that somebody else carries out (the sandbox's end)."""
+        """Records the reason for a kill that happens elsewhere (at the sandbox's end)."""
         if self._intent is None and self.exit is None:
             self._intent = (reason, detail)
 
     def end_soon(self, reason: ExitReason, detail: str) -> None:
-        """As `end`, and waits for nothing. One that is just being started is ended then."""
+        """Like `end`, without waiting. An execution that is being started is ended after its start."""
         self.mark(reason, detail)
         if self._handle is not None:
             # An error of the runtime is dropped: the runtime is gone, and then so is the execution: `wait` says so.
@@ -162,7 +162,7 @@ class Execution:
                     return
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Returns at the end or after `seconds`, whichever is first."""
+        """Returns at the end or after `seconds`, whichever comes first."""
         if self.exit is not None or seconds == 0:
             return
         try:
@@ -178,7 +178,7 @@ class Execution:
         return not with_env or _digest(command.env) == (self._env_digest or _digest(self.command.env))
 
     def forget_environment(self) -> None:
-        """No answer tells it, and of each execution it may be 2 MiB. `repeats` goes on as before."""
+        """Drops the environment: no answer shows it, and it may have 2 MiB. `repeats` still works."""
         self._env_digest = _digest(self.command.env)
         self.command = replace(self.command, env={})
 
@@ -230,7 +230,7 @@ class Execution:
             raise WrongState(self.state, "another stream has taken stdin over")
 
     async def feed(self, data: bytes, lease: StdinLease | None = None) -> None:
-        """Bytes that were counted go in whatever becomes of the caller; nothing more is taken while they wait."""
+        """Bytes that were counted go in even if the caller is cancelled. Nothing more is accepted while they wait."""
         async with self._feeding:
             handle = await self._stdin_ready(lease)
             self.stdin_bytes += len(data)
@@ -261,7 +261,7 @@ class Execution:
         return self._handle
 
     async def settled(self) -> None:
-        """Returns when the kills and writes that were begun for it are over."""
+        """Returns when the kills and writes that were begun for this execution are over."""
         await self._tasks.settled()
 
     async def output_ended(self) -> None:
@@ -282,7 +282,7 @@ class Execution:
 class Executions:
     """The executions of one sandbox: those that run, and records of those that have ended, while there is room.
 
-    `commands`: bytes of what is kept of requests. `used` is called at each end.
+    `commands`: the budget for bytes that are kept of requests. `used` is called at each end.
     """
 
     def __init__(
