@@ -30,14 +30,15 @@ class FileKind(StrEnum):
 
     @property
     def noun(self) -> str:
-        """With its article, for sentences."""
+        """The name with its article, for sentences."""
         words = {FileKind.FILE: "regular file", FileKind.SYMLINK: "symbolic link", FileKind.FIFO: "FIFO"}
         return f"a {words.get(self, self.value.replace('_', ' '))}"
 
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """Size in bytes, mode as in chmod(1), the time of the last change of the content in nanoseconds since 1970."""
+    """The facts of a file: size in bytes, mode as in chmod(1), and the time of the last change of the content in
+    nanoseconds since 1970."""
 
     kind: FileKind
     size: int
@@ -48,7 +49,7 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """`stat` is the entry's own: a link is a link. `target`: of a link, as it is written."""
+    """`stat` is that of the entry itself: links are not followed. `target`: the target of a link, as it is written."""
 
     name: bytes
     stat: FileStat
@@ -71,7 +72,7 @@ class EntryKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ArchiveEntry:
     """One entry of a tree. `name`: clean, relative to the tree's root, which itself is b"". The bytes of a FILE follow
-    it, `size` in all. `target`: of a symlink as it is written, of a hard link the name of an earlier FILE."""
+    it, `size` in all. `target`: for a symlink its target as written, for a hard link the name of an earlier FILE."""
 
     kind: EntryKind
     name: bytes
@@ -88,47 +89,49 @@ class OpenFile(Protocol):
     def stat(self) -> FileStat: ...
 
     def read(self, begin: int, size: int) -> AsyncIterator[bytes]:
-        """Exactly `size` bytes from `begin`, once. A file that has become shorter meanwhile is a BackendFailure."""
+        """Yields exactly `size` bytes from `begin`, once. Raises BackendFailure if the file became shorter
+        meanwhile."""
 
 
 Check = Callable[[FileStat | None], None]
 
 
 class Files(Protocol):
-    """Raises, beside what stands there: NotFound, WrongType, AccessDenied, DiskFull, InvalidRequest (a path that the
-    kernel does not take), CapacityExceeded, BackendFailure; WrongState after the end of the sandbox."""
+    """Every method may also raise NotFound, WrongType, AccessDenied, DiskFull, InvalidRequest (a path that the kernel
+    does not take), CapacityExceeded, BackendFailure, and WrongState after the end of the sandbox."""
 
     async def stat(self, path: bytes) -> FileStat:
-        """Of what the path leads to."""
+        """The facts of what the path leads to."""
 
     def open(self, path: bytes) -> AbstractAsyncContextManager[OpenFile]:
-        """WrongType for anything but a regular file."""
+        """Opens a regular file. Raises WrongType for anything else."""
 
     async def write(
         self, path: bytes, content: AsyncIterator[bytes], *, mode: int | None = None, check: Check | None = None
     ) -> bool:
-        """Replaces a file as a whole, or makes it, and its parents; True when it is new. Until the last moment, and
-        when anything fails (`content` too), there is the old file or none. `mode` None: that of the file that is
-        replaced, DEFAULT_MODE for a new one. `check` is told what is there, or None,
-        before anything is read and again at the last moment, and raises what stops it."""
+        """Replaces a file as a whole, or makes it and its parents. Returns True when it is new. Until the last moment,
+        and when anything fails (`content` too), the old file stays, or none. With `mode` None a file keeps its mode,
+        and a new one gets DEFAULT_MODE. `check` gets the facts of the file that is there, or None, before anything is
+        read and again at the last moment. It raises to stop the replacement."""
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
-        """At most `limit` entries behind the name `after`, in the order of their bytes."""
+        """Returns at most `limit` entries behind the name `after`, in the order of their bytes."""
 
     async def make_directory(self, path: bytes) -> bool:
-        """With parents; False when it is there."""
+        """Makes a directory and its parents. Returns False when it exists."""
 
     async def delete(self, path: bytes, *, recursive: bool) -> None:
-        """What the path itself names: of a link the link. Conflict for a directory that is not empty, unless
-        `recursive`; InvalidRequest for a path that ends with no name (`require_name`)."""
+        """Deletes what the path itself names: a link and not its target. Raises Conflict for a directory that is not
+        empty, unless `recursive`. Raises InvalidRequest for a path that does not end with a name (`require_name`)."""
 
     def pack(self, path: bytes) -> AbstractAsyncContextManager[AsyncIterator[ArchiveEntry | bytes]]:
-        """A tree, the root first, parents before what is in them; or one file, under its own name. Sockets, FIFOs and
-        devices are left out, links are links."""
+        """Yields a tree, the root first and parents before their content, or one file under its own name. Sockets,
+        FIFOs and devices are left out. Links are links."""
 
     async def unpack(self, path: bytes, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
-        """Puts a tree below a directory, which is made: directories are joined, files replaced. When it fails, also in
-        `content`, nothing of it is there. WrongType where a file would take the place of a directory or the reverse.
+        """Puts a tree below a directory, which is made. Directories are joined, files are replaced. When it fails, also
+        in `content`, nothing of the tree is left. Raises WrongType where a file would take the place of a directory or
+        the reverse.
         """
 
 
@@ -139,6 +142,6 @@ def require_name(path: bytes) -> None:
 
 
 def shown(path: bytes) -> str:
-    """For people: bounded, and with U+FFFD for what is not UTF-8."""
+    """The path for people: bounded, and with U+FFFD for what is not UTF-8."""
     text = path.decode(errors="replace")
     return text if len(text) <= 256 else f"{text[:255]}…"

@@ -20,8 +20,8 @@ class OutputPiece:
 
 @dataclass(frozen=True, slots=True)
 class OutputGap:
-    """Bytes from `begin` up to, not including, `end` are no longer stored. `end` None: the runtime lost bytes here,
-    nobody knows how many; they have no offsets."""
+    """Bytes from `begin` up to, not including, `end` are no longer stored. If `end` is None, the runtime lost bytes
+    here. Nobody knows how many, and they have no offsets."""
 
     channel: Channel
     begin: int
@@ -48,7 +48,8 @@ class Follower:
             log.unwatch(self._changed.set)
 
     def poll(self) -> OutputPiece | OutputGap | None:
-        """What is there now, channels in turn so that neither starves the other; None when there is nothing."""
+        """Returns what is there now, from the channels in turn so that neither starves the other. None when there is
+        nothing."""
         channels = tuple(self._logs)
         for step in range(len(channels)):
             channel = channels[(self._turn + step) % len(channels)]
@@ -78,7 +79,7 @@ class Follower:
         return self._next_of(channel) if offset < log.start else None
 
     async def next(self) -> OutputPiece | OutputGap | None:
-        """The next piece, as soon as there is one; None when both channels are closed and read to their end."""
+        """Returns the next piece as soon as there is one. None when both channels are closed and read to the end."""
         while True:
             self._changed.clear()
             item = self.poll()

@@ -19,7 +19,7 @@ _LOCAL = ("localhost", ".localhost", ".local", ".internal")
 
 
 def check_rule(rule: str) -> str:
-    """The rule in its normal form. Raises ValueError with a sentence."""
+    """Returns the rule in its normal form. Raises ValueError with a sentence."""
     text = rule.strip().lower().rstrip(".")
     net = _net(text)
     if net is not None:
@@ -42,7 +42,7 @@ def _net(text: str) -> ipaddress.IPv4Network | None:
 
 
 def covers(wide: str, narrow: str) -> bool:
-    """Both in their normal form."""
+    """Whether one rule covers another. Both must be in their normal form."""
     if wide == narrow:
         return True
     wide_net, narrow_net = _net(wide), _net(narrow)

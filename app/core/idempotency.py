@@ -20,7 +20,7 @@ Digest = bytes
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyBounds:
-    """The operator's numbers. `size`: bytes of all answers together."""
+    """The operator's limits. `size`: bytes of all answers together."""
 
     keys: int = 50_000
     size: int = 64 * 1024 * 1024
@@ -29,7 +29,8 @@ class IdempotencyBounds:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer(Generic[T]):
-    """`size` in bytes. Not `lasting`: it may be another one at the next try, so its key becomes free."""
+    """`size` is in bytes. If the answer is not `lasting`, the next try may have another one, so its key becomes
+    free."""
 
     content: T
     size: int
@@ -50,11 +51,10 @@ class _Ended:
 
 
 class IdempotencyStore(Generic[T]):
-    """Bounded twice, and both times it is the oldest that goes, never what is under way. Beyond the number of keys a
-    key is forgotten. Beyond the bytes only an answer is: its key still keeps the work from being done twice. Each
-    client has a share of both, and what goes is its own.
-
-    To refuse new keys instead would let ordinary use of a day lock everybody out; retries come within minutes.
+    """It has two bounds. At each the oldest is forgotten, and never a request that is under way. Beyond the number of
+    keys a key is forgotten. Beyond the bytes only an answer is forgotten: its key still keeps the work from being done
+    twice. Each client has a share of both, and loses only its own. If new keys were refused instead, a day of ordinary
+    use would lock everybody out. Retries come within minutes.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class IdempotencyStore(Generic[T]):
     async def once(
         self, key: Key, digest: Digest, work: Callable[[], Awaitable[StoredAnswer[T]]], client: str = ""
     ) -> tuple[StoredAnswer[T], bool]:
-        """The key's answer, and whether it is a repetition. `work` is called for the first to come and goes on whatever
-        becomes of the callers; whoever comes meanwhile gets its answer too, or its error.
+        """Returns the key's answer, and whether it is a repetition. `work` is called for the first request and goes on
+        even if all callers are cancelled. Requests that come meanwhile get its answer too, or its error.
 
         Raises IdempotencyMismatch for another digest, Conflict when the answer is no longer stored, CapacityExceeded.
         """
@@ -143,7 +143,7 @@ class IdempotencyStore(Generic[T]):
             self._forget(key)
 
     async def aclose(self) -> None:
-        """Cancels what is under way, and waits for it."""
+        """Cancels the work that is under way, and waits for its end."""
         for work in tuple(self._works.values()):
             work.task.cancel()
             await settle(work.task)

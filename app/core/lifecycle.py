@@ -15,7 +15,7 @@ ALIVE = (RUNNING, PAUSED)
 
 
 class Event(StrEnum):
-    """What happens to a sandbox. A runtime and its clients can cause these in any order."""
+    """What can happen to a sandbox. A runtime and its clients can cause these events in any order."""
 
     STARTED = "started"
     CREATE_FAILED = "create_failed"
@@ -29,7 +29,8 @@ class Event(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """`target` None: the state stays. `while_ending`: whether the end must have begun, or not, or either (None)."""
+    """With `target` None the state stays. `while_ending` says whether the end must have begun (True), must not have
+    begun (False), or does not matter (None)."""
 
     sources: tuple[SandboxState, ...]  # short tuples: hashing a member of an enum costs more than comparing it twice
     target: SandboxState | None
@@ -52,11 +53,11 @@ TRANSITIONS: Mapping[Event, Transition] = {
 
 
 class IllegalTransition(RuntimeError):
-    """An event came in a state in which it cannot come: a fault of ours, never a client's."""
+    """An event came in a state in which it cannot come. This is a fault of the service and never of a client."""
 
 
 class Lifecycle:
-    """`state`, `reason` (a sentence on why it came to that), and `is_ending`: the end has begun, and is not over. Only
+    """It has `state`, `reason` (a sentence that says why), and `is_ending`: the end has begun and is not over. Only
     `apply` changes them.
 
     >>> life = Lifecycle()
@@ -70,7 +71,7 @@ class Lifecycle:
         self.is_ending = False
 
     def apply(self, event: Event, reason: str | None = None) -> None:
-        """`reason`: kept until the next event that has one. Raises IllegalTransition, and changes nothing then."""
+        """`reason` is kept until the next event that has one. Raises IllegalTransition, and then changes nothing."""
         transition = TRANSITIONS[event]
         wrong_time = transition.while_ending is not None and transition.while_ending is not self.is_ending
         if wrong_time or self.state not in transition.sources:
@@ -83,7 +84,7 @@ class Lifecycle:
             self.is_ending = False
 
     def describe(self) -> str:
-        """For a sentence that begins with: the sandbox is."""
+        """Describes the state, for a sentence that begins with "the sandbox is"."""
         if self.is_ending:
             return "being destroyed"
         return f"{self.state}: {self.reason}" if self.reason else str(self.state)

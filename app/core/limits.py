@@ -16,8 +16,9 @@ FACTS = "limit"
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One row. `default` and `ceiling` are what an operator gets who sets nothing; `ceiling` None: as many as the host
-    has. Below `floor` nothing works. `capability`: what a runtime that enforces it has; None: the core enforces it.
+    """One row. `default` and `ceiling` are in force if the operator sets nothing. `ceiling` None means as many as the
+    host has. Below `floor` nothing works. `capability` is that of a runtime that enforces the limit. If it is None, the
+    core enforces it.
     """
 
     name: str
@@ -30,11 +31,11 @@ class Limit:
 
     @property
     def is_whole(self) -> bool:
-        """It counts something."""
+        """Whether it counts something."""
         return isinstance(self.default, int)
 
     def number(self, value: float) -> float:
-        """An integer where it counts something."""
+        """Returns an integer where it counts something."""
         return int(value) if self.is_whole else value
 
     def is_enforced(self, capabilities: Collection[Capability]) -> bool:
@@ -107,7 +108,7 @@ class Limits:
     )
 
     def enforced(self, capabilities: Collection[Capability]) -> dict[str, float | None]:
-        """By name; None where a runtime with these capabilities does not enforce it."""
+        """The limits by name. None where a runtime with these capabilities does not enforce one."""
         return {row.name: getattr(self, row.name) if row.is_enforced(capabilities) else None for row in LIMITS.values()}
 
 
@@ -125,13 +126,14 @@ class LimitRange:
 
 
 def lower(ranges: Mapping[str, LimitRange], ceilings: Mapping[str, float]) -> dict[str, LimitRange]:
-    """The operator's ranges under a runtime's own ceilings."""
+    """Lowers the operator's ranges to a runtime's own ceilings."""
     tops = {name: min(limit.ceiling, ceilings.get(name, limit.ceiling)) for name, limit in ranges.items()}
     return {name: LimitRange(min(limit.default, tops[name]), tops[name]) for name, limit in ranges.items()}
 
 
 def choose_limits(asked: Mapping[str, float | None], ranges: Mapping[str, LimitRange]) -> Limits:
-    """The limits of a sandbox: what was asked for, else the operator's defaults. LimitTooHigh, InvalidRequest."""
+    """Returns the limits of a sandbox: what was asked for, else the operator's defaults. Raises LimitTooHigh,
+    InvalidRequest."""
     chosen = {name: row.number(_choose(row, asked.get(name), ranges[name])) for name, row in LIMITS.items()}
     return Limits(**chosen)  # type: ignore[arg-type]  # `number` made them what their rows are
 

@@ -41,7 +41,7 @@ _clock = _Clock()
 
 
 def new_id(prefix: str) -> str:
-    """`prefix` + 26 characters that sort by creation."""
+    """Returns `prefix` and 26 characters that sort by creation."""
     number = _clock.next()
     return prefix + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
@@ -85,7 +85,7 @@ class SandboxState(StrEnum):
 
 
 class Tier(StrEnum):
-    """What stands between the code and the host: the kernel's own walls, or hardware. Ordered, weakest first."""
+    """The kind of the wall between code and host: the kernel's own walls, or hardware. Ordered, weakest first."""
 
     KERNEL = "kernel"
     VM = "vm"
@@ -111,7 +111,7 @@ class ExitReason(StrEnum):
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What `POST /sandboxes` asks for, after defaults, aliases, ceilings and narrowing. `image` as the client named it,
-    or the runtime's default; `runtime_reason` tells why `auto` came to this runtime, and is no part of what was asked.
+    or the runtime's default; `runtime_reason` says why `auto` chose this runtime, and does not belong to the request.
     """
 
     runtime: str
@@ -137,9 +137,9 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: an exact argv (no shell), and its environment, over what the runtime itself sets (HOME, PATH).
-    With `tty` it runs on a terminal, which is its stdin, stdout and stderr: all that it prints is stdout.
-    `output_bytes`: what is kept of each channel where that is less than the sandbox's limit."""
+    """One command: an exact argv (no shell), and its environment, which replaces what the runtime itself sets (HOME,
+    PATH). With `tty` it runs on a terminal, which is its stdin, stdout and stderr: everything that it prints is stdout.
+    `output_bytes`: how much of each channel is kept, if that is less than the sandbox's limit."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -154,11 +154,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How an execution ended. Nothing is guessed: what the runtime cannot tell is None.
+    """How an execution ended. Nothing is guessed: a value that the runtime cannot know is None.
 
-    `code` only for `exited`; `signal` is a name such as SIGSEGV; `detail` is a sentence for people;
-    durations in seconds, memory in bytes. `not_found` tells a missing program (127) from any other `start_failed`
-    (126). `unprompted`: the first process had ended before the runtime was asked to kill it, so no kill was the cause.
+    `code` only for `exited`; `signal` is a name such as SIGSEGV; `detail` is a sentence for people; durations in
+    seconds, memory in bytes. `not_found` tells a missing program (127) from any other `start_failed` (126).
+    `unprompted`: the first process ended before the runtime was asked to kill it, so a kill was not the cause.
     """
 
     reason: ExitReason

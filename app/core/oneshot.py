@@ -16,9 +16,9 @@ class OneShot:
 
 
 async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Outcome:
-    """No process of the sandbox exists when this returns or raises, and no record of it is kept. Cancelled, it ends at
-    once, and the sandbox with it. Raises what a create, its files and a start raise; InvalidRequest, CapabilityMissing
-    and UnsupportedByRuntime before anything is begun."""
+    """When this returns or raises, no process of the sandbox exists, and no record of it is kept. When it is cancelled,
+    it ends at once, and the sandbox with it. Raises what a create, its files and a start raise. Raises InvalidRequest,
+    CapabilityMissing and UnsupportedByRuntime before anything is begun."""
     placement = await check_job(shot.job, shot.spec, sandboxes.registry.get(shot.spec.runtime).info)
     sandbox, _ = sandboxes.create(shot.spec, client=client, ephemeral=True)
     try:

@@ -20,7 +20,7 @@ MOST_GAPS = 1024  # a stream that breaks more often has no reader who wants to k
 
 
 class Spill(Protocol):
-    """The last bytes of a log somewhere else, from `start` on. Reading and writing raise OSError."""
+    """Stores the last bytes of a log outside of memory, from `start` on. Reading and writing raise OSError."""
 
     start: int  # moves when the oldest bytes had to make room, after `seal` perhaps all of them
 
@@ -31,18 +31,18 @@ class Spill(Protocol):
 
 
 class SandboxSpill(Protocol):
-    """Where one sandbox stores output."""
+    """The place where one sandbox stores output."""
 
     def check(self) -> None:
         """Raises CapacityExceeded when there is no room for another execution."""
 
     def open(self, capacity: int) -> Spill:
-        """For one log. Raises OSError."""
+        """Opens a spill for one log. Raises OSError."""
 
 
 class OutputLog:
-    """`capacity` bytes are kept: the last ones, or with `keep_first` the first ones. Not `exact`: the runtime may have
-    lost bytes before they got here, so nobody can say how many are missing.
+    """`capacity` bytes are kept: the last ones, or with `keep_first` the first ones. If it is not `exact`, the runtime
+    may have lost bytes before they got here, and nobody knows how many are missing.
 
     >>> log = OutputLog(4)
     >>> log.append(b"abcdef"), log.total, log.start, log.read(2, 10)
@@ -75,7 +75,7 @@ class OutputLog:
     # --- the writer's side
 
     def append(self, data: bytes) -> int:
-        """Takes `data` in; returns how many bytes were accepted (fewer only with `keep_first`)."""
+        """Adds `data`. Returns how many bytes were accepted (fewer only with `keep_first`)."""
         if self.closed:
             return 0
         if self.keep_first and self.total + len(data) > self.capacity:
@@ -92,14 +92,14 @@ class OutputLog:
         return len(data)
 
     def add_gap(self) -> None:
-        """Bytes are missing from here on, and nobody knows how many."""
+        """Records that bytes are missing here, and that nobody knows how many."""
         if not self.closed and self.total not in self.gaps[-1:] and len(self.gaps) < MOST_GAPS:
             self.gaps.append(self.total)
             for wake in tuple(self._wakers):
                 wake()
 
     def close(self) -> None:
-        """No more bytes can come; readers that are at the end are told so. Idempotent."""
+        """Ends the log: no more bytes can come, and readers at the end learn this. Idempotent."""
         if self._spill is not None and not self.closed:
             self._spill.seal()
         self.closed = True
@@ -107,14 +107,14 @@ class OutputLog:
             wake()
 
     def discard(self) -> None:
-        """Gives the stored bytes back; counts and digest stay."""
+        """Drops the stored bytes. Counts and digest stay."""
         self.close()
         self._chunks.clear()
         self._memory_start = self.total
         self._lose_spill()
 
     def leave_memory(self) -> None:
-        """After `close`: what is kept lies in the spill from now on. What that does not take is gone."""
+        """Call it after `close`: what is kept moves to the spill. What the spill does not take is dropped."""
         if self._spill is None and self._chunks:
             self._begin_spill()
             if self._spill is not None:
@@ -187,17 +187,18 @@ class OutputLog:
 
     @property
     def dropped(self) -> int | None:
-        """Bytes of the channel that are not stored (any more); None where the runtime may have lost some untold."""
+        """Bytes of the channel that are not stored, or not any more. None where the runtime may have lost some
+        unnoticed."""
         return self.start if self.exact else None
 
     @property
     def sha256(self) -> str:
-        """Digest of every byte that was taken in, dropped ones included."""
+        """Digest of all bytes that were added, dropped ones included."""
         return self._digest.hexdigest()
 
     def read(self, offset: int, limit: int = CHUNK) -> bytes:
-        """At most `limit` stored bytes from `offset`, which must be at least `start`; b"" at the end, and when the
-        spill cannot be read: then `start` has moved beyond `offset`."""
+        """Returns at most `limit` stored bytes from `offset`, which must be at least `start`. Returns b"" at the end,
+        and when the spill cannot be read: then `start` has moved beyond `offset`."""
         if offset < self.start:
             raise ValueError(f"offset {offset} is before the first stored byte {self.start}")
         if offset >= self.total or limit <= 0:

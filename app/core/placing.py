@@ -22,7 +22,7 @@ DIRECTORY_MODE = 0o755
 
 @dataclass(frozen=True, slots=True)
 class PlacedFile:
-    """`path` is absolute or relative to /workspace; parents are made. `mode` as in chmod(1)."""
+    """`path` is absolute or relative to /workspace. Its parents are made. `mode` is as in chmod(1)."""
 
     path: str
     content: bytes
@@ -37,7 +37,7 @@ class _Item:
 
 
 async def place(files: Sequence[PlacedFile]) -> Placement:
-    """Raises InvalidRequest, which names every wrong one as /files/N."""
+    """Raises InvalidRequest, which names every wrong file as /files/N."""
     errors: list[FieldError] = []
     items: list[_Item] = []
     tree: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def _clash(tree: dict[str, Any], parts: tuple[str, ...], pointer: str) -> str:
 
 
 class Placement:
-    """What below /workspace comes as one tree, in one go; the rest file by file."""
+    """Files below /workspace go in as one tree, in one operation. The rest goes in file by file."""
 
     def __init__(self, items: Sequence[_Item]) -> None:
         self._tree = [item for item in items if item.parts[0] == WORKSPACE]
@@ -101,7 +101,7 @@ class Placement:
         return not self._tree and not self._others
 
     async def put(self, files: Files) -> None:
-        """Raises what `Files` raises; the sentence begins with the pointer of the file at which it happened."""
+        """Raises what `Files` raises. The sentence begins with the pointer of the file at which it happened."""
         with self._pointing():
             if self._tree:
                 await files.unpack(f"/{WORKSPACE}".encode(), self._entries())

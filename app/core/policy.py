@@ -15,7 +15,8 @@ from app.core.text import byte_length
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """Paths inside the sandbox: `read_only` may be read and executed, `read_write` everything. All else is refused."""
+    """Paths inside the sandbox. Those of `read_only` may be read and executed. Those of `read_write` may also be
+    written. Everything else is refused."""
 
     read_only: tuple[str, ...] = ("/usr", "/etc")
     read_write: tuple[str, ...] = ("/workspace", "/tmp", "/dev/shm")  # noqa: S108 - paths of the sandbox's own tmpfs
@@ -23,7 +24,7 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """`direct`: the hosts of `allow` can be reached: names, `*.name`, IPv4 addresses or nets."""
+    """With `direct` the hosts of `allow` can be reached: names, `*.name`, IPv4 addresses or networks."""
 
     mode: str = "none"
     allow: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class FilesystemRequest:
 
 
 def check_path(path: str, pointer: str) -> str:
-    """An absolute path without `.` and `..`, normalised; InvalidRequest names the field."""
+    """Returns the normalised path, which must be absolute and without `.` and `..`. InvalidRequest names the field."""
     if not path.startswith("/"):
         raise InvalidRequest.at(pointer, "must be an absolute path")
     size = byte_length(path)
@@ -97,7 +98,7 @@ def _narrow_list(
 
 
 def narrow(profile: Policy, request: FilesystemRequest | None) -> Policy:
-    """The profile, narrowed. A path that the profile lets be written may be asked for as read-only.
+    """Returns the narrowed profile. A path that is writable in the profile may be asked for as read-only.
 
     Raises PolicyTooBroad for a path outside the profile's lists, InvalidRequest for one that is no clean path.
     """

@@ -41,7 +41,7 @@ class Records:
         return sandbox
 
     def admit(self, client: str) -> None:
-        """Makes room for one more of this client. Raises CapacityExceeded."""
+        """Makes room for one more sandbox of this client. Raises CapacityExceeded."""
         if not self._living.fits(client):  # looked through only then: records of what is over are many more
             for sandbox in self._alive:
                 if sandbox.over:
@@ -69,8 +69,8 @@ class Records:
         self._alive.append(sandbox)
 
     def retire(self, sandbox: Sandbox) -> None:
-        """It is destroyed, and its record stays. Such records may have as much memory as those that live; the oldest of
-        the client that has the most makes room."""
+        """Keeps the record of a destroyed sandbox. Such records may have as much memory as those of living sandboxes.
+        To make room, the client that has the most loses its oldest."""
         if sandbox not in self:
             return
         if sandbox.ephemeral:

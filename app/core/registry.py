@@ -20,7 +20,7 @@ class Registry:
 
     @property
     def default(self) -> str:
-        """The canonical name of the runtime that a request without one gets, or `auto`."""
+        """The canonical name of the runtime for a request that names none, or `auto`."""
         return AUTO if self._default == AUTO else self.canonical(self._default)
 
     def canonical(self, name: str) -> str:

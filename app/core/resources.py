@@ -17,7 +17,8 @@ HELD_EXECUTIONS = "executions that run or have left processes behind"
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The operator's numbers; reaching one answers CapacityExceeded, never a slow death."""
+    """The operator's limits for the whole service. At a limit a request gets CapacityExceeded, so that the service does
+    not get slow."""
 
     sandboxes: int = 1000
     executions: int = 2048
@@ -40,7 +41,7 @@ class Capacity:
 
 
 class Observer(Protocol):
-    """Told about what happened; must not raise. Every sandbox and every execution ends once."""
+    """Gets reports of what happened. Its methods must not raise. Every sandbox and every execution ends once."""
 
     def sandbox_created(self, runtime: str, seconds: float) -> None: ...
     def sandbox_ended(self, runtime: str, reason: str) -> None: ...

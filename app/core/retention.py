@@ -16,8 +16,8 @@ LEAST = 4096
 
 
 class Retention(Generic[Item]):
-    """`size` units of items. When they are more, the holder that has the most gives up its oldest item. So a holder
-    that has less than an equal share (`size` divided by the number of holders) loses nothing to others.
+    """Keeps at most `size` units of items. When there are more, the holder that has the most loses its oldest item. So
+    a holder that has less than an equal share (`size` divided by the number of holders) loses nothing to others.
 
     >>> kept = Retention[str](3)
     >>> kept.add("a", "a1", 1), kept.add("a", "a2", 1), kept.add("b", "b1", 1), kept.full, kept.next_to_go()
@@ -32,7 +32,7 @@ class Retention(Generic[Item]):
 
     @property
     def full(self) -> bool:
-        """Something has to go."""
+        """Whether an item has to go."""
         return self.used > self.size
 
     def __contains__(self, item: Item) -> bool:
@@ -44,7 +44,7 @@ class Retention(Generic[Item]):
         self.used += units
 
     def remove(self, holder: Hashable, item: Item) -> None:
-        """Does nothing when the item is not there."""
+        """Removes an item. Does nothing if it is not there."""
         items = self._items.get(holder, {})
         if item not in items:
             return
@@ -55,7 +55,7 @@ class Retention(Generic[Item]):
             del self._items[holder], self._held[holder]
 
     def next_to_go(self) -> Item | None:
-        """The oldest item of the holder that has the most; None when there is nothing."""
+        """The oldest item of the holder that has the most. None when there is no item."""
         return next(self.of_the_largest(), None)
 
     def of_the_largest(self) -> Iterator[Item]:
@@ -76,7 +76,7 @@ class EndedOutput:
         return self._logs.used
 
     def add(self, sandbox_id: str, log: OutputLog) -> None:
-        """A log that is closed."""
+        """Adds a closed log."""
         if log.spilled:  # all that memory has is there too
             log.leave_memory()
         if not log.in_memory:
@@ -87,6 +87,6 @@ class EndedOutput:
             oldest[1].leave_memory()
 
     def discard(self, sandbox_id: str, log: OutputLog) -> None:
-        """Its bytes are given back, wherever they are."""
+        """Drops the bytes of a log, in memory and in the spill."""
         self._logs.remove(sandbox_id, (sandbox_id, log))
         log.discard()

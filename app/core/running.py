@@ -21,7 +21,7 @@ STDIN_PIECE = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Where `command.stdin` is open, `stdin` is all that comes."""
+    """If `command.stdin` is open, `stdin` is everything that is fed."""
 
     command: Command
     files: Sequence[PlacedFile] = ()
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What is stored of one channel, and where bytes of it are missing: before it, behind it, or somewhere inside."""
+    """The stored bytes of one channel, and where bytes are missing: before them, behind them, or somewhere inside."""
 
     data: bytes
     cut_begin: bool
@@ -54,7 +54,7 @@ class Outcome:
 
 
 async def check_job(job: Job, spec: SandboxSpec, runtime: RuntimeInfo) -> Placement:
-    """Before anything is begun. Raises InvalidRequest, CapabilityMissing and UnsupportedByRuntime."""
+    """Checks a job before anything is begun. Raises InvalidRequest, CapabilityMissing and UnsupportedByRuntime."""
     check_start(with_environment(job.command, spec), runtime)
     if (job.files or job.collect) and Capability.FILES not in runtime.capabilities:
         raise UnsupportedByRuntime("files", runtime.name)
@@ -62,15 +62,15 @@ async def check_job(job: Job, spec: SandboxSpec, runtime: RuntimeInfo) -> Placem
 
 
 async def run_in(sandboxes: Sandboxes, sandbox: Sandbox, job: Job) -> Outcome:
-    """In a sandbox that stays, and so does the execution's record. Cancelled, it ends its command with all that this
-    started, and nothing else. Raises what files and a start raise."""
+    """Runs a job in a sandbox that stays. The execution's record stays too. When it is cancelled, it ends the command
+    and everything that this started, and nothing else. Raises what files and a start raise."""
     sandbox.touch()
     runtime = sandboxes.registry.get(sandbox.spec.runtime).info
     return await carry_out(sandboxes, sandbox, job, await check_job(job, sandbox.spec, runtime))
 
 
 async def carry_out(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement: Placement) -> Outcome:
-    """`placement`: what `check_job` made of the job's files."""
+    """`placement` is the result of `check_job` for the job's files."""
     if not placement.empty:
         async with sandboxes.transfers.files(sandbox.id) as files:
             await placement.put(files)

@@ -79,7 +79,7 @@ class Sandbox:
 
     @property
     def spec(self) -> SandboxSpec:
-        """What was asked for; after the end without the environment."""
+        """What was asked for. After the end it has no environment."""
         return self._spec
 
     @property
@@ -117,12 +117,12 @@ class Sandbox:
 
     @property
     def free_at(self) -> datetime | None:
-        """When its record goes and its id is free again; None before its end."""
+        """When its record is dropped and its id is free again. None before its end."""
         return self._free_at
 
     @property
     def receipt(self) -> Mapping[str, Any] | None:
-        """What is in force (`SandboxHandle.receipt`); None when nothing of it is there."""
+        """What is in force (`SandboxHandle.receipt`). None when there is no sandbox yet, or none any more."""
         return None if self._handle is None else self._handle.receipt
 
     @property
@@ -137,12 +137,12 @@ class Sandbox:
 
     @property
     def over(self) -> bool:
-        """Nothing of it is left but this record."""
+        """Whether only this record of it is left."""
         return self.state is DESTROYED or (self.state is SandboxState.FAILED and self._handle is None)
 
     @property
     def ends(self) -> bool:
-        """Its end has begun, or is over."""
+        """Whether its end has begun or is over."""
         return self._lifecycle.is_ending or self.state is DESTROYED
 
     # --- is it there
@@ -157,7 +157,7 @@ class Sandbox:
         return WrongState(self._lifecycle.state, f"the sandbox is {self._lifecycle.describe()}")
 
     def check_running(self) -> None:
-        """Raises WrongState unless it runs and nobody ends it."""
+        """Raises WrongState unless it runs and its end has not begun."""
         self._require(_RUNNING)
 
     async def wait(self, seconds: float) -> None:
@@ -226,10 +226,9 @@ class Sandbox:
     # runs. An execution that is paused counts as running, so that its sandbox is not idle.
 
     async def pause(self) -> None:
-        """No process of it runs when this returns. Idempotent. Carried to its end whatever becomes of the caller.
-
-        Raises UnsupportedByRuntime, WrongState (it is still created, or has ended), or what the runtime raised: then
-        it runs as before.
+        """When this returns, no process of it runs. Idempotent. Goes on even if the caller is cancelled. Raises
+        UnsupportedByRuntime, WrongState (it is being created, or has ended), or what the runtime raised: then it runs
+        as before.
         """
         await self._change_to(Event.PAUSED)
 
@@ -289,8 +288,8 @@ class Sandbox:
 
     @asynccontextmanager
     async def transferring(self) -> AsyncIterator[SandboxHandle]:
-        """For one operation on its files, in this task. It keeps the sandbox from being idle. Raises WrongState; when
-        the sandbox ends first, what runs in here is cancelled at once, and WrongState raised."""
+        """A block for one operation on its files, in this task. It keeps the sandbox from being idle. Raises
+        WrongState. When the sandbox ends first, the block is cancelled at once, and WrongState is raised."""
         handle = self._require(_RUNNING)
         end = asyncio.timeout(None)
         try:
@@ -316,7 +315,7 @@ class Sandbox:
     # --- the end
 
     async def destroy(self, why: str = "the sandbox was deleted") -> None:
-        """No process of the sandbox exists when this returns, whatever becomes of the caller. Idempotent."""
+        """When this returns, no process of the sandbox exists. Goes on even if the caller is cancelled. Idempotent."""
         await asyncio.shield(self._begin_end(why))
 
     def _begin_end(self, why: str) -> asyncio.Task[None]:
@@ -422,13 +421,13 @@ class Sandbox:
     # --- its record
 
     def forget_later(self, forget: Callable[[Sandbox], None]) -> None:
-        """Its record is kept for the operator's time from now on."""
+        """Keeps its record for the operator's time from now on."""
         seconds = self._resources.capacity.record_seconds
         self._free_at = now() + timedelta(seconds=seconds)
         self._timer = asyncio.get_running_loop().call_later(seconds, forget, self)
 
     def forgotten(self) -> None:
-        """Its record is gone, so no clock of it runs any more."""
+        """Its record was dropped, so its time limits no longer run."""
         self._is_forgotten = True
         self._disarm()
         self.commands.close()

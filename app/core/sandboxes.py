@@ -45,8 +45,8 @@ class Sandboxes:
     def create(
         self, spec: SandboxSpec, sandbox_id: str | None = None, client: str = "", *, ephemeral: bool = False
     ) -> tuple[Sandbox, bool]:
-        """Begins a sandbox; True when it is new. With an id that is taken: the same sandbox for the same spec.
-        `ephemeral`: no record of it is kept after its end.
+        """Begins a sandbox. Returns True when it is new. For an id that is taken it returns the existing sandbox if the
+        spec is the same. `ephemeral`: no record of it is kept after its end.
 
         Raises CapabilityMissing, Conflict, CapacityExceeded, BoundExceeded, ServiceStopping; errors of the boot come
         from `wait_created`.
@@ -83,8 +83,8 @@ class Sandboxes:
         return sandbox, True
 
     async def wait_created(self, sandbox: Sandbox, seconds: float) -> None:
-        """Returns when it runs, was destroyed or `seconds` passed. Raises the boot's error, and then no record of it
-        is left."""
+        """Returns when it runs, was destroyed, or `seconds` passed. Raises the error of the boot, and then no record of
+        it is left."""
         await sandbox.wait(seconds)
         if sandbox.failure is not None:
             self._records.forget(sandbox)
@@ -106,7 +106,7 @@ class Sandboxes:
         return self._records.find(sandbox_id)
 
     def use(self, sandbox_id: str) -> Sandbox:
-        """`get`, counted as activity."""
+        """Like `get`, and counts as activity."""
         sandbox = self.get(sandbox_id)
         sandbox.touch()
         return sandbox
@@ -131,8 +131,8 @@ class Sandboxes:
         execution_id: str | None = None,
         creating_seconds: float = WAIT_SECONDS,
     ) -> tuple[Execution, bool]:
-        """Starts a command; True when it is new. Waits for a sandbox that is `creating`. The execution goes on whatever
-        becomes of the caller.
+        """Starts a command. Returns True when it is new. Waits for a sandbox that is `creating`. The execution goes on
+        even if the caller is cancelled.
 
         Raises WrongState, Conflict, CapacityExceeded, InvalidRequest, or what the runtime raised.
         """
@@ -153,7 +153,8 @@ class Sandboxes:
         return execution, new
 
     async def kill_execution(self, execution: Execution) -> None:
-        """Everything that it started is gone when this returns. Goes on whatever becomes of the caller. Idempotent."""
+        """When this returns, everything that the execution started is gone. Goes on even if the caller is cancelled.
+        Idempotent."""
         execution.mark(ExitReason.KILLED, "the execution was deleted")
         await execution.started.wait()
         await execution.end(ExitReason.KILLED, "the execution was deleted")
@@ -166,7 +167,7 @@ class Sandboxes:
         await sandbox.destroy(why)
 
     async def aclose(self) -> None:
-        """Destroys everything, and waits for it."""
+        """Destroys all sandboxes, and waits for their end."""
         self._closing = True
         for _ in range(2):  # an attempt that was under way may fail for a reason that is over
             await asyncio.gather(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class StdinLease:
-    """The right to feed one execution's stdin. One at a time; a new holder may take it over."""
+    """The right to feed one execution's stdin. One client has it at a time, and another may take it over."""
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution

@@ -31,7 +31,7 @@ class Tasks:
             )
 
     async def settled(self) -> None:
-        """Waits for what runs now; cancelled, it ends that."""
+        """Waits for the tasks that run now. When it is cancelled, it cancels them."""
         if not self._tasks:
             return
         try:
@@ -41,7 +41,7 @@ class Tasks:
             raise
 
     async def aclose(self) -> None:
-        """Cancels what runs, and what that starts in turn, and waits for it."""
+        """Cancels all tasks, and those that they start in turn, and waits for them."""
         while self._tasks:
             for task in tuple(self._tasks):
                 task.cancel()

@@ -25,11 +25,10 @@ SECONDS = 0.004  # of processor time; the longest that anybody waits for such wo
 
 
 class TimeSlices:
-    """One for an event loop. Whoever waits for a slice gets it in turn, one for each run through the loop: ten tasks
-    or connections at such work hold the others up for one slice at a time, not for ten.
-
-    It is processor time of the thread that counts: a task that the machine holds up has not used its slice. What other
-    tasks use meanwhile counts too, which costs no more than one run through the loop.
+    """There is one for each event loop. Waiting tasks get their slices in turn, one in each run through the loop. So
+    ten tasks or connections delay the others by one slice at a time and not by ten. Processor time of the thread
+    counts, so a task that waits for a processor has not used its slice. Time of other tasks counts too, which costs at
+    most one run through the loop.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class TimeSlices:
 
     @classmethod
     def of_loop(cls) -> TimeSlices:
-        """Of the loop that runs. Raises RuntimeError outside of one."""
+        """The slices of the running loop. Raises RuntimeError outside of one."""
         loop = asyncio.get_running_loop()
         found = _slices.get(loop)
         if found is None:
@@ -50,14 +49,14 @@ class TimeSlices:
         return time.thread_time() >= self._until
 
     async def next(self) -> None:
-        """Returns at the begin of a new slice, not before everything else that is ready has run once."""
+        """Returns at the beginning of a new slice, after everything else that is ready has run once."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.add(partial(_begin, turn))
         await turn
         self._until = time.thread_time() + SECONDS
 
     def add(self, slice_: Callable[[], None]) -> None:
-        """Runs it once, later. A slice that leaves work adds itself again."""
+        """Runs a slice once, later. A slice that leaves work adds itself again."""
         self._waiting.append(slice_)
         if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._give)

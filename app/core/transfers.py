@@ -28,17 +28,17 @@ class Transfers:
 
     @asynccontextmanager
     async def unpacking(self, sandbox_id: str) -> AsyncIterator[Files]:
-        """`files`, for an archive: its names are remembered until its end (app/core/archive.py), up to some 30 MiB."""
+        """Like `files`, for an archive. Its names are remembered until its end (app/core/archive.py), up to some 30
+        MiB."""
         with self._unpacking.holding(sandbox_id):
             async with self.files(sandbox_id) as files:
                 yield files
 
     @asynccontextmanager
     async def files(self, sandbox_id: str) -> AsyncIterator[Files]:
-        """The files of a sandbox, for one operation in this task. Waits for a sandbox that is `creating`.
-
-        Raises NotFound, UnsupportedByRuntime, WrongState, CapacityExceeded. When the sandbox ends first, what runs in
-        here is cancelled at once, and WrongState raised.
+        """A block with the files of a sandbox, for one operation in this task. Waits for a sandbox that is `creating`.
+        Raises NotFound, UnsupportedByRuntime, WrongState, CapacityExceeded. When the sandbox ends first, the block is
+        cancelled at once, and WrongState is raised.
         """
         sandbox = self._records.get(sandbox_id)
         sandbox.touch()
@@ -54,7 +54,7 @@ class Transfers:
 
 @asynccontextmanager
 async def closing(pieces: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """A generator that nobody reads to its end is ended here, not when the collector finds it."""
+    """Closes a generator that is not read to its end here, and not when the garbage collector finds it."""
     try:
         yield pieces
     finally:

@@ -9,13 +9,13 @@ WORKSPACE = "/workspace"
 
 
 def may_be_made(workdir: str) -> bool:
-    """Below /workspace a directory that is missing is made; elsewhere it must be there."""
+    """Whether a missing directory is made: below /workspace it is, elsewhere it must exist."""
     return workdir.startswith(f"{WORKSPACE}/")
 
 
 async def prepare_workdir(files: Files, workdir: str) -> None:
-    """Makes it as the sandbox's user, or looks whether it is there. Raises InvalidRequest, and otherwise what `Files`
-    raises."""
+    """Makes the directory as the sandbox's user, or checks that it exists. Raises InvalidRequest, and otherwise what
+    `Files` raises."""
     if workdir == WORKSPACE:
         return
     path = workdir.encode()

@@ -56,7 +56,7 @@ class Header(NamedTuple):
         return cls(code, name, _number(mode), _number(size), _number(modified), text(target))
 
     def block(self) -> bytes:
-        """Names that are too long are cut, and must be said before."""
+        """Names that are too long are cut. They must be written in records before this block."""
         numbers = (b"%07o" % self.mode, b"%07o" % 0, b"%07o" % 0, b"%011o" % self.size, b"%011o" % self.modified)
         block = _FIELDS.pack(self.name, *numbers, _BLANK, self.code, self.target, _POSIX, b"")
         return block[: _CHECKSUM.start] + b"%06o\0 " % sum(block) + block[_CHECKSUM.stop :]
@@ -106,7 +106,7 @@ def record(key: bytes, value: bytes) -> bytes:
 
 
 def parse_time(value: bytes) -> int:
-    """Nanoseconds, of a number of seconds such as 1.5 or -1.5; digits beyond them are cut off."""
+    """Returns nanoseconds for a number of seconds such as 1.5 or -1.5. More digits are cut off."""
     time = _TIME.fullmatch(value)
     if time is None:
         raise ValueError("a time that is not a number")

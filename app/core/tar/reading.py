@@ -28,8 +28,9 @@ _MAGIC = max(map(len, _OTHERS))
 
 
 async def entries(chunks: AsyncIterator[bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
-    """Each entry, and behind that of a file its content in pieces of any size. `chunks` is read to its end. Names are
-    as they are written: they go through `guarded` before anything is made of them. Raises InvalidArchive."""
+    """Yields each entry, and after the entry of a file its content in pieces of any size. Reads `chunks` to the end.
+    Names are as they are written, so they must go through `guarded` before anything is made of them. Raises
+    InvalidArchive."""
     reader = _Reader(chunks)
     slices = TimeSlices.of_loop()
     while (entry := await reader.next()) is not None:
@@ -68,7 +69,7 @@ class _Reader:
     # --- bytes
 
     async def piece(self, most: int) -> bytes:
-        """1 to `most` bytes; a whole chunk is passed on without a copy."""
+        """Returns 1 to `most` bytes. A whole chunk is passed on without a copy."""
         while self._at == len(self._chunk):
             self._before, self._at = self._before + self._at, 0
             try:
@@ -83,7 +84,7 @@ class _Reader:
         return piece
 
     async def take(self, size: int) -> bytes:
-        """Exactly that many, which are few."""
+        """Returns exactly that many bytes, which must be few."""
         piece = await self.piece(size) if size else b""
         while len(piece) < size:
             piece += await self.piece(size - len(piece))
@@ -92,7 +93,7 @@ class _Reader:
     # --- entries
 
     async def next(self) -> ArchiveEntry | None:
-        """None for the first of the two blocks that are the end."""
+        """Returns None for the first of the two blocks of zeros at the end."""
         special: dict[bytes, bytes] = {}  # what is said beforehand about one entry
         while True:
             at = self._before + self._at
@@ -153,8 +154,8 @@ class _Reader:
         return ArchiveEntry(kind, name, mode, modified_ns, target=special.get(b"linkpath") or header.target)
 
     async def finish(self) -> None:
-        """The other block of zeros, and nothing but zeros to the end: of two archives in a row most programs would
-        read the first, in silence."""
+        """Checks the other block of zeros, and that only zeros follow. Most programs would silently read only the first
+        of two archives in a row."""
         if await self.take(BLOCK) != ZEROS:
             self._refuse("behind it stands one half of an archive's end")
         rest = self._chunk[self._at :]

@@ -14,8 +14,8 @@ PIECE = 64 * 1024  # small entries are joined to at least this
 
 
 async def archive(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[bytes]:
-    """Pieces of any size. Raises BackendFailure for names that are not clean, and when a file has more or fewer bytes
-    than its entry says: what comes from a sandbox is not believed."""
+    """Yields pieces of any size. Raises BackendFailure for names that are not clean, and when a file has more or fewer
+    bytes than its entry says, as a sandbox is not trusted."""
     waiting: list[bytes] = []
     held = left = padding = 0
     slices = TimeSlices.of_loop()
