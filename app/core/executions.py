@@ -32,8 +32,9 @@ from app.core.models import (
 )
 from app.core.output import OutputLog
 from app.core.resources import HELD_EXECUTIONS, Resources
-from app.core.stdin import StdinLease
 from app.core.tasks import Tasks
+
+DELETED = "the execution was deleted"
 
 
 def _digest(env: Mapping[str, str]) -> bytes:
@@ -69,7 +70,7 @@ class Execution:
         self._handle: ExecutionHandle | None = None
         self._intent: tuple[ExitReason, str] | None = None
         self._tasks = Tasks()
-        self._kill: asyncio.Task[None] | None = None
+        self._killing: asyncio.Task[None] | None = None
         self._feeding = asyncio.Lock()
         self._write: asyncio.Task[None] | None = None
 
@@ -138,9 +139,17 @@ class Execution:
         self.mark(reason, detail)
         if self._handle is None:
             return  # `run` ends what it starts
-        if self._kill is None or self._kill.done():
-            self._kill = self._tasks.spawn(self._handle.kill())
-        await asyncio.shield(self._kill)
+        if self._killing is None or self._killing.done():
+            self._killing = self._tasks.spawn(self._handle.kill())
+        await asyncio.shield(self._killing)
+
+    async def kill(self) -> None:
+        """When this returns, everything that it started is gone. Goes on even if the caller is cancelled.
+        Idempotent."""
+        self.mark(ExitReason.KILLED, DELETED)
+        await self.started.wait()
+        await self.end(ExitReason.KILLED, DELETED)
+        await self.wait()
 
     def mark(self, reason: ExitReason, detail: str) -> None:
         """Records the reason for a kill that happens elsewhere (at the sandbox's end)."""
@@ -279,6 +288,25 @@ class Execution:
         self.viewers -= 1
 
 
+class StdinLease:
+    """The right to feed one execution's stdin. One client has it at a time, and another may take it over."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self.taken_over = asyncio.Event()
+
+    async def write(self, data: bytes) -> None:
+        """Raises WrongState after the end of stdin, of the execution or of this lease."""
+        await self._execution.feed(data, self)
+
+    async def close(self) -> None:
+        """Raises WrongState as `write` does."""
+        await self._execution.end_stdin(self)
+
+    def release(self) -> None:
+        self._execution.release_stdin(self)
+
+
 class Executions:
     """The executions of one sandbox: those that run, and records of those that have ended, while there is room.
 
@@ -310,11 +338,12 @@ class Executions:
     def running(self) -> int:
         return self._running
 
-    def start(self, handle: SandboxHandle, command: Command, execution_id: str | None, sequence: int) -> Execution:
+    def start(self, handle: SandboxHandle, command: Command, execution_id: str | None) -> Execution:
         """Raises CapacityExceeded, BoundExceeded."""
         self._admit(command_bytes(command) + environment_bytes(command.env))
         logs = Logs(self._log(command), self._log(command))
-        execution = Execution(execution_id or new_id("exe_"), self._sandbox_id, sequence, command, logs)
+        name, sequence = execution_id or new_id("exe_"), self._resources.next_sequence()
+        execution = Execution(name, self._sandbox_id, sequence, command, logs)
         self._executions[execution.id] = execution
         self._running += 1
         self._resources.tasks.spawn(self._run(handle, execution))

@@ -66,4 +66,10 @@ class Resources:
         self.spill_of = spill_of
         self.ended_output = EndedOutput(capacity.ended_output_mib * MIB)
         self.commands = Budget("MiB of stored commands", capacity.commands_mib * MIB, "sandbox", unit=MIB)
+        self._sequence = 0
         self.executions = Budget(HELD_EXECUTIONS, capacity.executions, "sandbox")
+
+    def next_sequence(self) -> int:
+        """Of sandboxes and executions, in the order in which they begin."""
+        self._sequence += 1
+        return self._sequence

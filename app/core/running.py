@@ -76,7 +76,7 @@ async def carry_out(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement:
             await placement.put(files)
     execution_id = new_id("exe_")
     try:
-        execution, _ = await sandboxes.execute(sandbox, job.command, execution_id)
+        execution, _ = await sandbox.execute(job.command, execution_id)
         return await _see_through(sandboxes, sandbox, execution, job)
     except asyncio.CancelledError:
         begun = sandbox.executions.get(execution_id)

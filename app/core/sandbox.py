@@ -12,8 +12,8 @@ from typing import Any
 
 from app.core.backend import Backend, Capability, SandboxHandle, settle
 from app.core.budget import Account
-from app.core.commands import environment_bytes
-from app.core.errors import BackendFailure, BulkheadError, UnsupportedByRuntime, WrongState
+from app.core.commands import check_start, environment_bytes, with_environment
+from app.core.errors import BackendFailure, BulkheadError, Conflict, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution, Executions
 from app.core.lifecycle import ALIVE, DESTROYED, Event, Lifecycle
 from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, now
@@ -23,6 +23,8 @@ from app.core.resources import Resources
 EARLY_SECONDS = 0.0005
 AT_ONCE = 500  # records whose output is given back in one turn of the loop: some 3 ms
 RETRY_SECONDS = 5.0  # between attempts to destroy what is past its end
+
+WAIT_SECONDS = 60.0  # for a sandbox that is still `creating`
 
 _RUNNING = (SandboxState.RUNNING,)
 
@@ -37,7 +39,6 @@ class Sandbox:
     def __init__(
         self,
         sandbox_id: str,
-        sequence: int,
         spec: SandboxSpec,
         backend: Backend,
         resources: Resources,
@@ -49,7 +50,7 @@ class Sandbox:
     ) -> None:
         self.id = sandbox_id
         self.client = client
-        self.sequence = sequence
+        self.sequence = resources.next_sequence()
         self.named = named
         self.ephemeral = ephemeral
         self.commands = Account(resources.commands, sandbox_id)  # bytes of what is kept of requests
@@ -282,9 +283,28 @@ class Sandbox:
         self.touch()
         self._arm()
 
-    def start(self, command: Command, execution_id: str | None, sequence: int) -> Execution:
-        """Raises WrongState, CapacityExceeded."""
-        return self._executions.start(self._require(_RUNNING), command, execution_id, sequence)
+    async def execute(
+        self, command: Command, execution_id: str | None = None, creating_seconds: float = WAIT_SECONDS
+    ) -> tuple[Execution, bool]:
+        """Starts a command. Returns True when it is new. Waits for a sandbox that is `creating`. The execution goes on
+        even if the caller is cancelled.
+
+        Raises WrongState, Conflict, CapacityExceeded, InvalidRequest, or what the runtime raised.
+        """
+        self.touch()
+        command = with_environment(command, self._spec)
+        check_start(command, self._backend.info)
+        await self.wait(creating_seconds)
+        execution = self.executions.get(execution_id) if execution_id else None
+        new = execution is None
+        if execution is None:
+            execution = self._executions.start(self._require(_RUNNING), command, execution_id)
+        elif not execution.repeats(command, with_env=self.state is not DESTROYED):
+            raise Conflict(f"the id {execution.id!r} is taken by another execution of this sandbox")
+        await execution.started.wait()
+        if execution.failure is not None:
+            raise execution.failure
+        return execution, new
 
     @asynccontextmanager
     async def transferring(self) -> AsyncIterator[SandboxHandle]:
@@ -317,6 +337,12 @@ class Sandbox:
     async def destroy(self, why: str = "the sandbox was deleted") -> None:
         """When this returns, no process of the sandbox exists. Goes on even if the caller is cancelled. Idempotent."""
         await asyncio.shield(self._begin_end(why))
+
+    async def abandon(self) -> None:
+        """The client that asked for it disconnected: without a chosen id nobody can ever find it again. (With an
+        idempotency key nobody disconnects: api/idempotency.py.)"""
+        if not self.named:
+            await self.destroy("the client disconnected before it knew the sandbox")
 
     def _begin_end(self, why: str) -> asyncio.Task[None]:
         """From here on it is ending, before anybody else has a turn."""

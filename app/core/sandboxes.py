@@ -1,21 +1,20 @@
-"""The use cases: create, find, execute, destroy. What happens to one sandbox is in `sandbox.py`."""
+"""All sandboxes: to create, to find and to end them. What happens to one is in `sandbox.py`."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
 
-from app.core.commands import check_start, with_environment
 from app.core.errors import CapabilityMissing, Conflict, NotFound, ServiceStopping
 from app.core.executions import Execution
-from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, new_id
+from app.core.models import SandboxSpec, new_id
 from app.core.output import SandboxSpill
 from app.core.records import Records
 from app.core.registry import Registry
 from app.core.resources import Capacity, Observer, Resources
 from app.core.sandbox import Sandbox
 from app.core.tasks import Tasks
-from app.core.transfers import WAIT_SECONDS, Transfers
+from app.core.transfers import Transfers
 
 __all__ = ["Capacity", "Observer", "Sandbox", "Sandboxes"]
 
@@ -37,7 +36,6 @@ class Sandboxes:
         self._resources = Resources(capacity, observer, self._tasks, spill_of)
         self._records = Records(self._resources, shared=shared)
         self.transfers = Transfers(registry, capacity, self._records)
-        self._sequence = 0
         self._closing = False
 
     # --- create
@@ -65,11 +63,8 @@ class Sandboxes:
         if self._closing:
             raise ServiceStopping
         self._records.admit(client)
-        self._sequence += 1
-        name = sandbox_id or new_id("sbx_")
         sandbox = Sandbox(
-            name,
-            self._sequence,
+            sandbox_id or new_id("sbx_"),
             spec,
             backend,
             self._resources,
@@ -89,12 +84,6 @@ class Sandboxes:
         if sandbox.failure is not None:
             self._records.forget(sandbox)
             raise sandbox.failure
-
-    async def abandon(self, sandbox: Sandbox) -> None:
-        """The client that asked for it disconnected: without a chosen id nobody can ever find it again. (With an
-        idempotency key nobody disconnects: api/idempotency.py.)"""
-        if not sandbox.named:
-            await sandbox.destroy("the client disconnected before it knew the sandbox")
 
     # --- find
 
@@ -122,49 +111,7 @@ class Sandboxes:
             raise NotFound("execution", execution_id)
         return execution
 
-    # --- execute
-
-    async def execute(
-        self,
-        sandbox: Sandbox,
-        command: Command,
-        execution_id: str | None = None,
-        creating_seconds: float = WAIT_SECONDS,
-    ) -> tuple[Execution, bool]:
-        """Starts a command. Returns True when it is new. Waits for a sandbox that is `creating`. The execution goes on
-        even if the caller is cancelled.
-
-        Raises WrongState, Conflict, CapacityExceeded, InvalidRequest, or what the runtime raised.
-        """
-        sandbox.touch()
-        command = with_environment(command, sandbox.spec)
-        check_start(command, self.registry.get(sandbox.spec.runtime).info)
-        await sandbox.wait(creating_seconds)
-        execution = sandbox.executions.get(execution_id) if execution_id else None
-        new = execution is None
-        if execution is None:
-            self._sequence += 1
-            execution = sandbox.start(command, execution_id, self._sequence)
-        elif not execution.repeats(command, with_env=sandbox.state is not SandboxState.DESTROYED):
-            raise Conflict(f"the id {execution.id!r} is taken by another execution of this sandbox")
-        await execution.started.wait()
-        if execution.failure is not None:
-            raise execution.failure
-        return execution, new
-
-    async def kill_execution(self, execution: Execution) -> None:
-        """When this returns, everything that the execution started is gone. Goes on even if the caller is cancelled.
-        Idempotent."""
-        execution.mark(ExitReason.KILLED, "the execution was deleted")
-        await execution.started.wait()
-        await execution.end(ExitReason.KILLED, "the execution was deleted")
-        await execution.wait()
-
     # --- the end
-
-    async def destroy(self, sandbox: Sandbox, why: str = "the sandbox was deleted") -> None:
-        """As `Sandbox.destroy`."""
-        await sandbox.destroy(why)
 
     async def aclose(self) -> None:
         """Destroys all sandboxes, and waits for their end."""

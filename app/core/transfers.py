@@ -13,8 +13,7 @@ from app.core.files import Files
 from app.core.records import Records
 from app.core.registry import Registry
 from app.core.resources import Capacity
-
-WAIT_SECONDS = 60  # for a sandbox that is still `creating`
+from app.core.sandbox import WAIT_SECONDS
 
 T = TypeVar("T")
 

@@ -107,6 +107,6 @@ def test_a_sandbox_has_no_public_attribute_that_ever_changes() -> None:
 
 
 def test_executions_of_a_sandbox_can_be_read_only() -> None:
-    sandbox = Sandbox("a", 1, SPEC, NullBackend(), Resources(Capacity(), Notes(), Tasks()), print, named=True)
+    sandbox = Sandbox("a", SPEC, NullBackend(), Resources(Capacity(), Notes(), Tasks()), print, named=True)
     with pytest.raises(TypeError):
         sandbox.executions["b"] = None  # type: ignore[index]

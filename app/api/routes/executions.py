@@ -94,7 +94,7 @@ async def create_execution(request: Request, sandbox_id: str, query: Annotated[S
     asked = await read_json(request, requests.CreateExecution)
     with held(request):
         command = command_of(asked, sandbox, context)
-        execution, new = await context.sandboxes.execute(sandbox, command, asked.id)
+        execution, new = await sandbox.execute(command, asked.id)
         if query.wait_seconds and execution.exit is None:
             await until_disconnect(request.receive, execution.wait(query.wait_seconds))
     location = f"/sandboxes/{sandbox.id}/executions/{execution.id}"
@@ -144,7 +144,7 @@ async def delete_execution(request: Request, sandbox_id: str, execution_id: str)
     """Kills daemons too, where the runtime has `kill_tree`. Other runtimes kill what they can reach, and the exit's
     `detail` says what may live on. Repeatable. The record stays."""
     context = context_of(request)
-    await context.sandboxes.kill_execution(context.sandboxes.execution(sandbox_id, execution_id))
+    await context.sandboxes.execution(sandbox_id, execution_id).kill()
     return Response(status_code=204)
 
 

@@ -101,7 +101,7 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
         try:
             await until_disconnect(request.receive, context.sandboxes.wait_created(sandbox, query.wait_seconds))
         except ClientDisconnected:
-            await context.sandboxes.abandon(sandbox)
+            await sandbox.abandon()
             raise
     return json_response(
         body_of(sandbox, context), 201 if new else 200, {"location": f"/sandboxes/{sandbox.id}"} if new else None
@@ -199,5 +199,5 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
 async def delete_sandbox(request: Request, sandbox_id: str) -> Response:
     """When the answer comes, no process of the sandbox exists. Repeatable while the record is kept."""
     context = context_of(request)
-    await context.sandboxes.destroy(context.sandboxes.get(sandbox_id))
+    await context.sandboxes.get(sandbox_id).destroy()
     return Response(status_code=204)

@@ -12,10 +12,9 @@ from app.api.streams.frames import CHANNEL_BYTE, StdinEof, exit_frame, gap_frame
 from app.api.streams.viewing import Offsets, View
 from app.core.backend import settle
 from app.core.errors import BulkheadError, Conflict, Forbidden
-from app.core.executions import Execution
+from app.core.executions import Execution, StdinLease
 from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Terminal
-from app.core.stdin import StdinLease
 
 NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, TAKEN_OVER = 1000, 1008, 1011, 4001
 REASONS = {

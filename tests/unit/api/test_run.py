@@ -242,7 +242,7 @@ async def test_its_life_outlasts_its_timeout() -> None:
         await until(lambda: any(room.executions for room in service.backend.sandboxes.values()))
         (sandbox,) = service.sandboxes
         assert sandbox.spec.ttl_seconds == 7200 + 3600
-        await service.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert (await running)["exit"]["reason"] == "killed"
         assert sandbox.spec.limits == Limits(output_bytes=MIB, wall_seconds=7200)
 

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from app.api.context import RequestTimeouts
 from app.core.errors import BackendUnavailable
-from app.core.stdin import StdinLease
+from app.core.executions import StdinLease
 from tests.null_backend import pattern
 from tests.unit.api.service import LiveService, Service, frames_of, text_of
 from tests.unit.api.streams import WINDOW, execution_of, refusal, until

@@ -86,7 +86,7 @@ class House:
         return sandbox
 
     async def start(self, sandbox: Sandbox, *argv: str, **options: Any) -> Execution:
-        execution, _ = await self.sandboxes.execute(sandbox, command(*argv, **options))
+        execution, _ = await sandbox.execute(command(*argv, **options))
         return execution
 
     def program(self, execution: Execution) -> NullExecution:

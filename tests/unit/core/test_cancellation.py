@@ -23,7 +23,7 @@ async def test_create_that_is_abandoned_at_any_turn_leaves_nothing(turns: int) -
     async with House() as house:
         sandbox, _ = house.sandboxes.create(spec())
         await cancelled_after(turns, house.sandboxes.wait_created(sandbox, 60))
-        await house.sandboxes.abandon(sandbox)
+        await sandbox.abandon()
         assert sandbox.state is SandboxState.DESTROYED
         assert house.backend.alive == []
 
@@ -33,7 +33,7 @@ async def test_create_with_a_chosen_id_survives_its_client_at_any_turn(turns: in
     async with House() as house:
         sandbox, _ = house.sandboxes.create(spec(), "mine")
         await cancelled_after(turns, house.sandboxes.wait_created(sandbox, 60))
-        await house.sandboxes.abandon(sandbox)
+        await sandbox.abandon()
         again, new = house.sandboxes.create(spec(), "mine")
         await house.sandboxes.wait_created(again, 60)
         assert (again, new, again.state) == (sandbox, False, SandboxState.RUNNING)
@@ -45,7 +45,7 @@ async def test_abandon_that_is_itself_cancelled_still_destroys(turns: int) -> No
     async with House() as house:
         sandbox, _ = house.sandboxes.create(spec())
         await steps(2)
-        await cancelled_after(turns, house.sandboxes.abandon(sandbox))
+        await cancelled_after(turns, sandbox.abandon())
         if turns:
             await until(lambda: sandbox.state is SandboxState.DESTROYED)
             assert house.backend.alive == []
@@ -55,7 +55,7 @@ async def test_abandon_that_is_itself_cancelled_still_destroys(turns: int) -> No
 async def test_execution_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) -> None:
     async with House() as house:
         sandbox = await house.create()
-        await cancelled_after(turns, house.sandboxes.execute(sandbox, command("silent-then", "echo"), "e1"))
+        await cancelled_after(turns, sandbox.execute(command("silent-then", "echo"), "e1"))
         await steps(10)
         if turns == 0:
             assert sandbox.executions == {}, "a call that never ran starts nothing"
@@ -75,7 +75,7 @@ async def test_client_that_hangs_up_while_it_waits_for_the_boot_starts_nothing(t
     async with House() as house:
         house.backend.create_gate = Gate()
         sandbox, _ = house.sandboxes.create(spec())
-        assert await cancelled_after(turns, house.sandboxes.execute(sandbox, command("echo")))
+        assert await cancelled_after(turns, sandbox.execute(command("echo")))
         house.backend.create_gate.open()
         await house.sandboxes.wait_created(sandbox, 60)
         assert sandbox.executions == {}
@@ -86,13 +86,13 @@ async def test_destroy_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) 
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "daemon", "sleep")
-        await cancelled_after(turns, house.sandboxes.destroy(sandbox))
+        await cancelled_after(turns, sandbox.destroy())
         if turns:
             await until(lambda: sandbox.state is SandboxState.DESTROYED)
             assert house.backend.alive == []
             assert execution.exit is not None
             assert execution.exit.reason is ExitReason.KILLED
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert house.notes.sandboxes == ["created", "destroyed"]
 
 
@@ -101,13 +101,13 @@ async def test_kill_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) -> 
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "daemon", "sleep")
-        await cancelled_after(turns, house.sandboxes.kill_execution(execution))
+        await cancelled_after(turns, execution.kill())
         if turns:
             await until(lambda: house.backend.alive == [sandbox.id])
             await execution.wait()
             assert execution.exit is not None
             assert execution.exit.reason is ExitReason.KILLED
-        await house.sandboxes.kill_execution(execution)
+        await execution.kill()
         assert house.backend.alive == [sandbox.id]
 
 

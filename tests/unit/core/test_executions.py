@@ -54,7 +54,7 @@ async def test_execution_ends_once_with_code_output_and_times() -> None:
         assert execution.ended_at is not None
         assert execution.started_at <= execution.ended_at
         assert all(log.closed for log in execution.logs.values())
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert execution.exit is ended
         assert sandbox.running == 0
         assert house.notes.executions == ["started", "exited 0"]
@@ -63,7 +63,7 @@ async def test_execution_ends_once_with_code_output_and_times() -> None:
 async def test_command_gets_the_environment_of_the_sandbox_and_its_own_wins() -> None:
     async with House() as house:
         sandbox = await house.create(spec(env={"A": "room", "B": "room"}))
-        execution, _ = await house.sandboxes.execute(sandbox, command("env", env={"B": "own"}))
+        execution, _ = await sandbox.execute(command("env", env={"B": "own"}))
         await execution.wait()
         assert text(execution) == b"A=room\nB=own\n"
 
@@ -91,9 +91,9 @@ async def test_execute_waits_for_a_boot_and_gives_up_after_its_time() -> None:
         house.backend.create_gate = Gate()
         sandbox, _ = house.sandboxes.create(spec())
         with pytest.raises(WrongState) as refusal:
-            await house.sandboxes.execute(sandbox, command("echo"), creating_seconds=0)
+            await sandbox.execute(command("echo"), creating_seconds=0)
         assert refusal.value.state == "creating"
-        waiting = asyncio.create_task(house.sandboxes.execute(sandbox, command("echo")))
+        waiting = asyncio.create_task(sandbox.execute(command("echo")))
         await steps(5)
         house.backend.create_gate.open()
         execution, new = await waiting
@@ -106,13 +106,13 @@ async def test_execute_on_a_failed_or_destroyed_sandbox_is_wrong_state() -> None
         house.backend.create_error = LaunchFailed("cgroup", "EROFS", "step cgroup failed: EROFS")
         failed, _ = house.sandboxes.create(spec())
         with pytest.raises(WrongState, match="step cgroup failed") as refusal:
-            await house.sandboxes.execute(failed, command("echo"))
+            await failed.execute(command("echo"))
         assert refusal.value.state == "failed"
         house.backend.create_error = None
         destroyed = await house.create()
-        await house.sandboxes.destroy(destroyed)
+        await destroyed.destroy()
         with pytest.raises(WrongState) as refusal:
-            await house.sandboxes.execute(destroyed, command("echo"))
+            await destroyed.execute(command("echo"))
         assert refusal.value.state == "destroyed"
 
 
@@ -120,10 +120,10 @@ async def test_execute_while_the_sandbox_is_being_destroyed_is_wrong_state() -> 
     async with House() as house:
         sandbox = await house.create()
         house.backend.destroy_gate = Gate()
-        ending = asyncio.create_task(house.sandboxes.destroy(sandbox))
+        ending = asyncio.create_task(sandbox.destroy())
         await house.backend.destroy_gate.reached.wait()
         with pytest.raises(WrongState, match="being destroyed"):
-            await house.sandboxes.execute(sandbox, command("echo"))
+            await sandbox.execute(command("echo"))
         house.backend.destroy_gate.open()
         await ending
 
@@ -134,35 +134,35 @@ async def test_execute_while_the_sandbox_is_being_destroyed_is_wrong_state() -> 
 async def test_same_id_with_the_same_command_is_the_same_execution() -> None:
     async with House() as house:
         sandbox = await house.create()
-        calls = (house.sandboxes.execute(sandbox, command("echo", "x"), "e1") for _ in range(3))
+        calls = (sandbox.execute(command("echo", "x"), "e1") for _ in range(3))
         results = await asyncio.gather(*calls)
         assert {id(execution) for execution, _ in results} == {id(results[0][0])}
         assert sorted(new for _, new in results) == [False, False, True]
         await results[0][0].wait()
-        await house.sandboxes.destroy(sandbox)
-        again, new = await house.sandboxes.execute(sandbox, command("echo", "x"), "e1")
+        await sandbox.destroy()
+        again, new = await sandbox.execute(command("echo", "x"), "e1")
         assert (again, new) == (results[0][0], False)
 
 
 async def test_same_id_with_another_command_is_a_conflict() -> None:
     async with House() as house:
         sandbox = await house.create()
-        await house.sandboxes.execute(sandbox, command("echo", "x"), "e1")
+        await sandbox.execute(command("echo", "x"), "e1")
         with pytest.raises(Conflict):
-            await house.sandboxes.execute(sandbox, command("echo", "y"), "e1")
+            await sandbox.execute(command("echo", "y"), "e1")
 
 
 async def test_start_that_the_runtime_could_not_do_is_raised_to_all_and_leaves_no_record() -> None:
     async with House() as house:
         sandbox = await house.create()
         house.backend.execute_error = GONE
-        calls = (house.sandboxes.execute(sandbox, command("echo"), "e1") for _ in range(3))
+        calls = (sandbox.execute(command("echo"), "e1") for _ in range(3))
         assert await asyncio.gather(*calls, return_exceptions=True) == [GONE] * 3
         assert sandbox.executions == {}
         assert sandbox.running == 0
         assert house.notes.executions == []
         house.backend.execute_error = None
-        _, new = await house.sandboxes.execute(sandbox, command("echo"), "e1")
+        _, new = await sandbox.execute(command("echo"), "e1")
         assert new
 
 
@@ -170,7 +170,7 @@ async def test_failed_start_leaves_no_record_when_its_client_has_hung_up() -> No
     async with House() as house:
         sandbox = await house.create()
         house.backend.execute_gate, house.backend.execute_error = Gate(), GONE
-        call = asyncio.create_task(house.sandboxes.execute(sandbox, command("echo"), "e1"))
+        call = asyncio.create_task(sandbox.execute(command("echo"), "e1"))
         await house.backend.execute_gate.reached.wait()
         call.cancel()
         house.backend.execute_gate.open()
@@ -227,7 +227,7 @@ async def test_what_an_execution_left_behind_counts_until_it_is_gone() -> None:
         assert full.value.holder == "sandbox"
         assert sandbox.running == 0
         await house.start(await house.create(), "echo")
-        await house.sandboxes.kill_execution(left[0])
+        await left[0].kill()
         await house.start(sandbox, "echo")
 
 
@@ -242,9 +242,9 @@ async def test_executions_of_one_sandbox_leave_room_for_another() -> None:
             await house.start(greedy, "echo")
         assert full.value.holder == "sandbox"
         running = await house.start(other, "sleep")
-        await house.sandboxes.destroy(greedy)
+        await greedy.destroy()
         await house.start(other, "sleep")
-        await house.sandboxes.kill_execution(running)
+        await running.kill()
 
 
 async def test_full_spill_refuses_the_execution_before_anything_starts(tmp_path: Path) -> None:
@@ -276,9 +276,9 @@ async def test_command_beyond_the_runtime_is_refused_before_anything_starts() ->
     sandbox, _ = sandboxes.create(spec())
     await sandboxes.wait_created(sandbox, 60)
     with pytest.raises(InvalidRequest):
-        await sandboxes.execute(sandbox, command("echo", "1", "2"))
+        await sandbox.execute(command("echo", "1", "2"))
     with pytest.raises(CapabilityMissing):
-        await sandboxes.execute(sandbox, command("cat", stdin=True))
+        await sandbox.execute(command("cat", stdin=True))
     assert sandbox.executions == {}
     await sandboxes.aclose()
 
@@ -300,11 +300,11 @@ async def test_killed_execution_says_so_and_takes_its_daemons_along() -> None:
     async with House() as house:
         sandbox = await house.create()
         execution, other = await house.start(sandbox, "daemon", "sleep"), await house.start(sandbox, "sleep")
-        await house.sandboxes.kill_execution(execution)
+        await execution.kill()
         ended = exit_of(execution)
         assert (ended.reason, ended.detail) == (ExitReason.KILLED, "the execution was deleted")
         assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{other.id}"]
-        await house.sandboxes.kill_execution(execution)
+        await execution.kill()
         assert exit_of(execution) is ended
 
 
@@ -314,7 +314,7 @@ async def test_deleting_an_ended_execution_ends_what_it_left_behind() -> None:
         execution = await house.start(sandbox, "daemon", "exit", "0")
         await execution.wait()
         assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{execution.id}"]
-        await house.sandboxes.kill_execution(execution)
+        await execution.kill()
         assert house.backend.alive == [sandbox.id]
         assert exit_of(execution).reason is ExitReason.EXITED
 
@@ -324,7 +324,7 @@ async def test_program_that_ended_by_itself_first_is_not_called_killed() -> None
         sandbox = await house.create()
         execution = await house.start(sandbox, "silent-then", "exit", "7")
         house.backend.kill_gate = Gate()
-        killing = asyncio.create_task(house.sandboxes.kill_execution(execution))
+        killing = asyncio.create_task(execution.kill())
         await house.backend.kill_gate.reached.wait()
         house.backend.release(execution.id)
         await execution.wait()
@@ -338,7 +338,7 @@ async def test_first_reason_to_end_it_counts() -> None:
         execution = await house.start(await house.create(), "sleep")
         house.backend.kill_gate = Gate()
         first = asyncio.create_task(execution.end(ExitReason.TIMEOUT, "first"))
-        second = asyncio.create_task(house.sandboxes.kill_execution(execution))
+        second = asyncio.create_task(execution.kill())
         await house.backend.kill_gate.reached.wait()
         house.backend.kill_gate.open()
         await asyncio.gather(first, second)
@@ -402,9 +402,9 @@ async def test_delete_of_an_execution_that_is_still_starting_ends_it() -> None:
     async with House() as house:
         sandbox = await house.create()
         house.backend.execute_gate = Gate()
-        call = asyncio.create_task(house.sandboxes.execute(sandbox, command("sleep"), "e1"))
+        call = asyncio.create_task(sandbox.execute(command("sleep"), "e1"))
         await house.backend.execute_gate.reached.wait()
-        killing = asyncio.create_task(house.sandboxes.kill_execution(sandbox.executions["e1"]))
+        killing = asyncio.create_task(sandbox.executions["e1"].kill())
         await steps(3)
         assert not killing.done()
         house.backend.execute_gate.open()
@@ -418,7 +418,7 @@ async def test_signal_and_stdin_of_an_execution_that_is_still_starting_wait_for_
     async with House() as house:
         sandbox = await house.create()
         house.backend.execute_gate = Gate()
-        call = asyncio.create_task(house.sandboxes.execute(sandbox, command("cat", stdin=True), "e1"))
+        call = asyncio.create_task(sandbox.execute(command("cat", stdin=True), "e1"))
         await house.backend.execute_gate.reached.wait()
         execution = sandbox.executions["e1"]
         feeding = asyncio.create_task(execution.lease_stdin(take=False).write(b"early"))
@@ -463,10 +463,10 @@ async def test_kill_that_the_runtime_could_not_do_is_told_and_the_program_runs_o
         execution = await house.start(await house.create(), "sleep")
         house.backend.kill_error = GONE
         with pytest.raises(BackendUnavailable):
-            await house.sandboxes.kill_execution(execution)
+            await execution.kill()
         assert execution.state is ExecutionState.RUNNING
         house.backend.kill_error = None
-        await house.sandboxes.kill_execution(execution)
+        await execution.kill()
         assert exit_of(execution).reason is ExitReason.KILLED
 
 
@@ -575,7 +575,7 @@ async def test_end_of_a_program_lets_a_blocked_writer_go() -> None:
         waiting = asyncio.create_task(execution.feed(b"more"))
         await steps(5)
         assert not write.done()
-        await house.sandboxes.kill_execution(execution)
+        await execution.kill()
         await write
         with pytest.raises(WrongState, match="ended"):
             await waiting

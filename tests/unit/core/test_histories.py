@@ -71,17 +71,17 @@ class History:
             self.call(house.sandboxes.wait_created(made, 60))
         elif action == "execute" and sandbox is not None:
             wanted = command(*ARGVS[number], stdin=number % 2 == 0, kill=number % 3 == 0)
-            self.call(house.sandboxes.execute(sandbox, wanted, f"e{number}" if number < 2 else None))
+            self.call(sandbox.execute(wanted, f"e{number}" if number < 2 else None))
         elif action == "kill" and execution is not None:
-            self.call(house.sandboxes.kill_execution(execution))
+            self.call(execution.kill())
         elif action == "signal" and execution is not None:
             self.call(execution.signal(15))
         elif action == "feed" and execution is not None:
             self.call(execution.feed(bytes(300_000)))
         elif action == "destroy" and sandbox is not None:
-            self.call(house.sandboxes.destroy(sandbox))
+            self.call(sandbox.destroy())
         elif action == "abandon" and sandbox is not None:
-            self.call(house.sandboxes.abandon(sandbox))
+            self.call(sandbox.abandon())
         elif action == "lose" and sandbox is not None and sandbox.id in backend.sandboxes:
             await backend.lose(sandbox.id)
         elif action == "update" and sandbox is not None:

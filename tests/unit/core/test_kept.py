@@ -63,7 +63,7 @@ async def test_output_that_left_memory_reads_as_before(tmp_path: Path) -> None:
         assert [log.in_memory for log in execution.logs.values()] == [0, 0]
         assert text(execution) == b"hello\n"
         assert folder.budget.used > 0
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert folder.budget.used == 0
 
 
@@ -119,7 +119,7 @@ async def test_the_end_of_a_sandbox_with_many_records_leaves_turns_to_others() -
         for _ in range(4 * AT_ONCE):
             await (await house.start(sandbox, "exit", "0")).wait()
         house.backend.sandboxes[sandbox.id].executions.clear()
-        ending, turns = asyncio.ensure_future(house.sandboxes.destroy(sandbox)), 0
+        ending, turns = asyncio.ensure_future(sandbox.destroy()), 0
         await until(lambda: sandbox.state is SandboxState.DESTROYED)
         while not ending.done():
             await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def test_commands_of_one_sandbox_leave_room_for_another_and_the_oldest_end
                 await house.start(greedy, "sleep", "x" * 100_000)
         assert full.value.holder == "sandbox"
         await house.start(other, "echo", "x" * 100_000)
-        await house.sandboxes.destroy(greedy)
+        await greedy.destroy()
         await house.start(other, "echo", "x" * 125_000, "x" * 125_000)
 
 
@@ -156,7 +156,7 @@ async def test_what_is_not_kept_any_more_is_not_counted() -> None:
         before = kept.used
         await (await house.start(sandbox, "exit", "0", env={"B": "y" * 100_000})).wait()
         assert kept.used - before < 20_000  # the record stays, the environment does not
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert kept.used == 0
 
 
@@ -165,7 +165,7 @@ async def test_records_of_destroyed_sandboxes_have_a_bound_too_and_the_oldest_ma
         for number in range(8):
             sandbox = await house.create(spec(), f"s{number}")
             await (await house.start(sandbox, "exit", "0", "x" * 125_000, "x" * 125_000)).wait()
-            await house.sandboxes.destroy(sandbox)
+            await sandbox.destroy()
         assert [sandbox.id for sandbox in house.sandboxes] == ["s5", "s6", "s7"]
 
 
@@ -177,7 +177,7 @@ async def test_records_of_a_client_that_leaves_many_do_not_push_out_those_of_ano
         sandbox, _ = house.sandboxes.create(spec(), name, client)
         await house.sandboxes.wait_created(sandbox, 60)
         await (await house.start(sandbox, "exit", "0", "x" * 120_000, "x" * 120_000)).wait()
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
 
     async with House(**numbers) as house:
         await leave("quiet", "mine")
@@ -202,7 +202,7 @@ async def test_sandboxes_of_one_client_leave_room_for_another() -> None:
         sandboxes.create(spec(), client="a")
     sandboxes.create(spec(), client="b")
     await sandboxes.wait_created(first, 60)
-    await sandboxes.destroy(first)
+    await first.destroy()
     sandboxes.create(spec(), client="a")
     await sandboxes.aclose()
 

@@ -188,7 +188,7 @@ async def test_a_sandbox_that_is_deleted_while_its_files_are_put_is_a_wrong_stat
         hold = room.files.gate = Gate()
         await hold.reached.wait()
         (sandbox,) = house.sandboxes
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         with pytest.raises(WrongState):
             await running
 
@@ -208,7 +208,7 @@ async def test_an_end_that_is_not_confirmed_is_an_error_and_is_tried_again() -> 
         assert raised.value is error
         (sandbox,) = house.sandboxes
         house.backend.destroy_error = None
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert list(house.sandboxes) == []
 
 
@@ -237,7 +237,7 @@ async def test_a_sandbox_that_somebody_deletes_leaves_the_output_to_its_run() ->
         running = asyncio.ensure_future(run_once(house.sandboxes, shot("trap", "SIGUSR1")))
         await until(lambda: any(e.logs["stdout"].total for s in house.sandboxes for e in s.executions.values()))  # type: ignore[index]  # a Channel is its name
         (sandbox,) = house.sandboxes
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         said = await running
         assert (said.exit.reason, said.stdout.data) == (ExitReason.KILLED, b"ready\n")
 
@@ -249,7 +249,7 @@ async def test_a_sandbox_that_is_deleted_before_its_command_is_a_wrong_state() -
             running = asyncio.ensure_future(run_once(house.sandboxes, shot("exit", "0", files=files)))
             await gate.reached.wait()
             (sandbox,) = house.sandboxes
-            await house.sandboxes.destroy(sandbox)
+            await sandbox.destroy()
             with pytest.raises(WrongState):
                 await running
 

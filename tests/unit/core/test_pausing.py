@@ -55,7 +55,7 @@ async def test_paused_sandbox_starts_nothing_and_can_be_changed() -> None:
     async with House() as house:
         sandbox = await paused(house)
         with pytest.raises(WrongState) as refusal:
-            await house.sandboxes.execute(sandbox, command("echo"))
+            await sandbox.execute(command("echo"))
         assert refusal.value.state == "paused"
         assert sandbox.executions == {}
         sandbox.update(ttl_seconds=5, labels={"a": "b"})
@@ -71,7 +71,7 @@ async def test_a_start_while_it_is_being_paused_is_refused_and_leaves_no_record(
         pausing = asyncio.ensure_future(sandbox.pause())
         await gate.reached.wait()
         with pytest.raises(WrongState) as refusal:
-            await house.sandboxes.execute(sandbox, command("echo"))
+            await sandbox.execute(command("echo"))
         assert refusal.value.state == "paused"
         assert sandbox.executions == {}
         gate.open()
@@ -82,7 +82,7 @@ async def test_a_start_while_it_is_being_paused_is_refused_and_leaves_no_record(
 async def test_creating_failed_and_destroyed_ones_are_in_the_wrong_state(change: str) -> None:
     async with House() as house:
         destroyed, lost = await house.create(), await house.create()
-        await house.sandboxes.destroy(destroyed)
+        await destroyed.destroy()
         await house.backend.lose(lost.id)
         await until(lambda: lost.state is SandboxState.FAILED)
         house.backend.create_gate = Gate()
@@ -142,7 +142,7 @@ async def test_destroy_does_not_wait_for_a_pause_which_then_says_what_became_of_
         pausing = asyncio.ensure_future(sandbox.pause())
         behind = asyncio.ensure_future(sandbox.resume())
         await gate.reached.wait()
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         for call in (pausing, behind):
             with pytest.raises(WrongState) as refusal:
                 await call
@@ -155,7 +155,7 @@ async def test_paused_sandbox_is_destroyed_with_all_that_is_in_it() -> None:
         sandbox = await house.create()
         execution = await house.start(sandbox, "daemon", "sleep")
         await sandbox.pause()
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert (sandbox.state, house.backend.alive) == (SandboxState.DESTROYED, [])
         assert execution.exit is not None
         assert execution.exit.reason is ExitReason.KILLED
@@ -166,7 +166,7 @@ async def test_execution_of_a_paused_sandbox_is_killed_and_its_neighbour_stays_a
         sandbox = await house.create()
         first, second = await house.start(sandbox, "spew"), await house.start(sandbox, "spew")
         await sandbox.pause()
-        await house.sandboxes.kill_execution(first)
+        await first.kill()
         assert first.exit is not None
         assert (first.exit.reason, sandbox.state) == (ExitReason.KILLED, SandboxState.PAUSED)
         printed = total(second)
@@ -190,7 +190,7 @@ async def test_ttl_goes_on_while_paused() -> None:
         execution = await house.start(sandbox, "sleep")
         await sandbox.pause()
         await execution.wait()
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert sandbox.state_reason == "the sandbox expired: its ttl passed"
 
 
@@ -223,7 +223,7 @@ async def test_a_destroy_that_fails_leaves_it_paused_and_its_loss_is_still_notic
         sandbox = await paused(house)
         house.backend.destroy_error = SLOW
         with pytest.raises(BackendTimeout):
-            await house.sandboxes.destroy(sandbox)
+            await sandbox.destroy()
         assert sandbox.state is SandboxState.PAUSED
         house.backend.destroy_error = None
         await house.backend.lose(sandbox.id)

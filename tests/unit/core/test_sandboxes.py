@@ -77,7 +77,7 @@ async def test_id_of_a_destroyed_sandbox_is_taken_until_its_record_is_forgotten(
     async with House() as house:
         sandbox = await house.create(spec(), "a")
         house.backend.destroy_gate = Gate()
-        ending = asyncio.create_task(house.sandboxes.destroy(sandbox))
+        ending = asyncio.create_task(sandbox.destroy())
         await house.backend.destroy_gate.reached.wait()
         with pytest.raises(Conflict, match="destroyed"):
             house.sandboxes.create(spec(), "a")
@@ -90,7 +90,7 @@ async def test_id_of_a_destroyed_sandbox_is_taken_until_its_record_is_forgotten(
 async def test_record_of_a_destroyed_sandbox_is_forgotten_after_its_time() -> None:
     async with House(record_seconds=0) as house:
         sandbox = await house.create(spec(), "a")
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         await until(lambda: not list(house.sandboxes))
         with pytest.raises(NotFound):
             house.sandboxes.get("a")
@@ -132,7 +132,7 @@ async def test_failed_boot_that_nobody_waited_for_shows_its_reason() -> None:
         house.backend.create_gate.open()
         await house.sandboxes.get(sandbox.id).wait(60)
         assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, str(FAILURE))
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert sandbox.state is SandboxState.DESTROYED
         assert house.notes.sandboxes == ["create_failed"], "one sandbox ends once"
 
@@ -157,7 +157,7 @@ async def test_capacity_of_sandboxes_counts_what_lives_and_not_what_is_over() ->
         first, _ = await house.create(), await house.create()
         with pytest.raises(CapacityExceeded, match="2 sandboxes"):
             house.sandboxes.create(spec())
-        await house.sandboxes.destroy(first)
+        await first.destroy()
         third = await house.create()
         await house.backend.lose(third.id)
         await until(lambda: third.over)
@@ -170,7 +170,7 @@ async def test_full_records_forget_the_oldest_that_is_over_and_refuse_when_none_
         first, second = await house.create(), await house.create()
         with pytest.raises(CapacityExceeded, match="2 sandbox records"):
             house.sandboxes.create(spec())
-        await house.sandboxes.destroy(second)
+        await second.destroy()
         third = await house.create()
         assert list(house.sandboxes) == [first, third]
         with pytest.raises(NotFound):
@@ -183,33 +183,33 @@ async def test_record_of_a_destroyed_sandbox_keeps_no_environments() -> None:
         sandbox, _ = house.sandboxes.create(spec(env={"A": "x" * 1000}))
         await house.sandboxes.wait_created(sandbox, 60)
         asked = command("sleep", env={"B": "y" * 1000})
-        execution, _ = await house.sandboxes.execute(sandbox, asked, "e1")
+        execution, _ = await sandbox.execute(asked, "e1")
         assert execution.command.env == {"A": "x" * 1000, "B": "y" * 1000}
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert sandbox.spec.env == {} and execution.command.env == {}
-        assert await house.sandboxes.execute(sandbox, asked, "e1") == (execution, False)
+        assert await sandbox.execute(asked, "e1") == (execution, False)
         with pytest.raises(Conflict):
-            await house.sandboxes.execute(sandbox, command("false"), "e1")
+            await sandbox.execute(command("false"), "e1")
 
 
 async def test_an_ended_execution_keeps_no_environment_and_still_knows_its_command() -> None:
     async with House() as house:
         sandbox = await house.create()
         asked = command("exit", "0", env={"B": "y"})
-        execution, _ = await house.sandboxes.execute(sandbox, asked, "e1")
-        assert await house.sandboxes.execute(sandbox, asked, "e1") == (execution, False)
+        execution, _ = await sandbox.execute(asked, "e1")
+        assert await sandbox.execute(asked, "e1") == (execution, False)
         await execution.wait()
         assert execution.command.env == {}
-        assert await house.sandboxes.execute(sandbox, asked, "e1") == (execution, False)
+        assert await sandbox.execute(asked, "e1") == (execution, False)
         with pytest.raises(Conflict):
-            await house.sandboxes.execute(sandbox, command("exit", "0", env={"B": "z"}), "e1")
+            await sandbox.execute(command("exit", "0", env={"B": "z"}), "e1")
 
 
 async def test_abandoned_sandbox_is_destroyed_unless_its_client_chose_the_id() -> None:
     async with House() as house:
         nameless, named = await house.create(), await house.create(spec(), "mine")
-        await house.sandboxes.abandon(nameless)
-        await house.sandboxes.abandon(named)
+        await nameless.abandon()
+        await named.abandon()
         assert (nameless.state, named.state) == (SandboxState.DESTROYED, SandboxState.RUNNING)
         assert house.backend.alive == ["mine"]
 
@@ -234,7 +234,7 @@ async def test_update_of_an_ended_sandbox_is_wrong_state() -> None:
         lost, destroyed = await house.create(), await house.create()
         await house.backend.lose(lost.id)
         await until(lambda: lost.state is SandboxState.FAILED)
-        await house.sandboxes.destroy(destroyed)
+        await destroyed.destroy()
         for sandbox in (lost, destroyed):
             with pytest.raises(WrongState) as refusal:
                 sandbox.update(labels={})
@@ -250,12 +250,12 @@ async def test_destroy_is_idempotent_and_everybody_waits_for_the_same_end() -> N
         execution = await house.start(sandbox, "sleep")
         clock = sandbox._timer
         house.backend.destroy_gate = Gate()
-        both = asyncio.gather(house.sandboxes.destroy(sandbox, "first"), house.sandboxes.destroy(sandbox, "second"))
+        both = asyncio.gather(sandbox.destroy("first"), sandbox.destroy("second"))
         await house.backend.destroy_gate.reached.wait()
         assert not both.done()
         house.backend.destroy_gate.open()
         await both
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert house.backend.alive == []
         assert sandbox._handle is None
         assert clock is not None
@@ -275,7 +275,7 @@ async def test_destroy_while_booting_ends_the_boot() -> None:
         sandbox, _ = house.sandboxes.create(spec())
         waiting = asyncio.create_task(house.sandboxes.wait_created(sandbox, 60))
         await house.backend.create_gate.reached.wait()
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         await waiting
         assert sandbox.state is SandboxState.DESTROYED
         assert house.backend.alive == []
@@ -287,7 +287,7 @@ async def test_destroy_at_any_moment_of_the_boot_leaves_nothing(turns: int) -> N
         sandbox, _ = house.sandboxes.create(spec())
         waiting = asyncio.create_task(house.sandboxes.wait_created(sandbox, 60))
         await steps(turns)
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert sandbox.state is SandboxState.DESTROYED
         assert house.backend.alive == []
         await waiting
@@ -298,12 +298,12 @@ async def test_failed_destroy_is_told_and_may_be_tried_again() -> None:
         sandbox = await house.create()
         house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
         with pytest.raises(BackendUnavailable):
-            await house.sandboxes.destroy(sandbox)
+            await sandbox.destroy()
         assert sandbox.state is SandboxState.RUNNING
         assert sandbox._timer is not None, "nobody would ever end it"
         assert not sandbox._timer.cancelled()
         house.backend.destroy_error = None
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert house.backend.alive == []
 
 
@@ -312,7 +312,7 @@ async def test_loss_after_a_failed_destroy_is_noticed() -> None:
         sandbox = await house.create()
         house.backend.destroy_error = BackendUnavailable("process", "the launcher is not there")
         with pytest.raises(BackendUnavailable):
-            await house.sandboxes.destroy(sandbox)
+            await sandbox.destroy()
         house.backend.destroy_error = None
         await house.backend.lose(sandbox.id, "the launcher died")
         await until(lambda: sandbox.state is SandboxState.FAILED)
@@ -324,7 +324,7 @@ async def test_output_goes_with_the_sandbox_but_an_open_stream_keeps_it_for_a_wh
         watched, unwatched = await house.start(sandbox, "echo", "a"), await house.start(sandbox, "echo", "b")
         await asyncio.gather(watched.wait(), unwatched.wait())
         watched.enter_view(1)
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert text(unwatched) == b""
         assert text(watched) == b"a\n"
 
@@ -335,7 +335,7 @@ async def test_output_of_a_stream_that_does_not_end_goes_after_its_time() -> Non
         execution = await house.start(sandbox, "echo", "a")
         await execution.wait()
         execution.enter_view(1)
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         await until(lambda: text(execution) == b"")
         assert {log.total for log in execution.logs.values()} == {0, 2}
 
@@ -344,9 +344,9 @@ async def test_destroy_while_an_execution_cannot_start_comes_to_its_end() -> Non
     async with House() as house:
         sandbox = await house.create()
         house.backend.execute_gate = Gate()
-        calls = [asyncio.create_task(house.sandboxes.execute(sandbox, command("echo", str(n)))) for n in range(3)]
+        calls = [asyncio.create_task(sandbox.execute(command("echo", str(n)))) for n in range(3)]
         await house.backend.execute_gate.reached.wait()
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [WrongState] * 3
         assert sandbox.executions == {}
@@ -368,8 +368,8 @@ async def test_lost_sandbox_fails_with_its_reason_and_is_cleaned_up() -> None:
         assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, "the worker was killed")
         assert house.backend.alive == []
         with pytest.raises(WrongState, match="the worker was killed"):
-            await house.sandboxes.execute(sandbox, command("echo"))
-        await house.sandboxes.destroy(sandbox)
+            await sandbox.execute(command("echo"))
+        await sandbox.destroy()
         assert house.notes.sandboxes == ["created", "lost"], "one sandbox ends once"
 
 
@@ -379,7 +379,7 @@ async def test_destroy_at_any_moment_of_a_loss_ends_in_destroyed(turns: int) -> 
         sandbox = await house.create()
         await house.backend.lose(sandbox.id)
         await steps(turns)
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert sandbox.state is SandboxState.DESTROYED
         assert house.backend.alive == []
         assert len(house.notes.sandboxes) == 2
@@ -392,11 +392,11 @@ async def test_lost_sandbox_that_cannot_be_cleaned_up_is_told_once_and_tried_aga
         await house.backend.lose(sandbox.id)
         await until(lambda: sandbox.state is SandboxState.FAILED)
         with pytest.raises(BackendUnavailable):
-            await house.sandboxes.destroy(sandbox)
+            await sandbox.destroy()
         await steps(10)
         assert sandbox._handle is not None, "it still holds what could not be given back"
         house.backend.destroy_error = None
-        await house.sandboxes.destroy(sandbox)
+        await sandbox.destroy()
         assert house.notes.sandboxes == ["created", "lost"]
         assert house.backend.alive == []
 
@@ -561,7 +561,7 @@ async def test_stop_destroys_everything_in_every_state_and_takes_no_more() -> No
     await house.start(running, "daemon", "sleep")
     await house.backend.lose(lost.id)
     destroyed = await house.create()
-    await house.sandboxes.destroy(destroyed)
+    await destroyed.destroy()
     house.backend.create_gate = Gate()
     house.sandboxes.create(spec())
     await house.backend.create_gate.reached.wait()
