@@ -28,15 +28,15 @@ PIECES_EACH_TURN = 16
 
 
 class Journal(Protocol):
-    """Where the API writes down what it did. Never given a query string, a header's value or a body."""
+    """The log of the API. It never gets a query string, a header's value or a body."""
 
     def request(
         self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None, key: str
     ) -> None:
-        """`client`: its address. `key`: the SHA-256 of its key, which is not to be written down; empty without one."""
+        """`client`: its address. `key`: the SHA-256 of its key, which must not be logged; empty without a key."""
 
     def refused(self, error: Exception) -> None:
-        """Told of each error that a request is answered with."""
+        """Called for each error that is an answer to a request."""
 
     def failure(self, *, request_id: str, error: BaseException) -> None: ...
 
@@ -45,9 +45,9 @@ class Journal(Protocol):
 class RequestTimeouts:
     """How long the API waits for a client, in seconds.
 
-    `probe`: while a program does not read its stdin the socket is not read either, and a client that left is only
-    noticed by writing to it. `close`: for the last frames of a stream that is being closed, and for a program to read
-    what a client sent before it left. `silence`: between two comments of an event stream.
+    `probe`: while a program does not read its stdin, the socket is not read either, and a client that left is only
+    noticed when something is written to it. `close`: the time for the last frames of a stream that is being closed, and
+    for a program to read what a client sent before it left. `silence`: between two comments of an event stream.
     """
 
     body: float = 30
@@ -70,9 +70,9 @@ STRANGERS_ANSWERS = 16 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who sent a request. `client`: the SHA-256 of its key in hex, empty where no key is asked for. `view_only`: it
-    came with a stream ticket without stdin, and may not act on what it sees. `stranger`: there are keys, and none was
-    needed here. `foreign`: its `Host` is none of ours, as of a web page that has made its own name lead here."""
+    """Who sent a request. `client`: the SHA-256 of its key in hex, empty where no key is needed. `view_only`: it came
+    with a stream ticket without stdin, and can only read. `stranger`: there are keys, and none was needed here.
+    `foreign`: its `Host` is not a name of the service, such as that of a web page whose name leads here."""
 
     client: str = ""
     view_only: bool = False
@@ -82,7 +82,7 @@ class Visitor:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What clients hold of the service, each of them its share."""
+    """What clients have in use of the service. Each has a share."""
 
     streams: Budget
     tickets: Budget
@@ -96,8 +96,8 @@ class Shares:
 
     @classmethod
     def of(cls, capacity: Capacity, *, shared: bool, answers_mib: int = 256, bodies_mib: int = 512) -> Shares:
-        """Not `shared`: there is one client, who may have all. What strangers have is always shared, and never taken
-        from the keys."""
+        """If not `shared`, there is one client, which may have everything. The part of strangers is always shared, and
+        is never taken from that of the keys."""
 
         def budget(what: str, size: int) -> Budget:
             return Budget(what, size, "client", shared=shared)
@@ -145,7 +145,7 @@ def visitor_of(connection: HTTPConnection) -> Visitor:
 
 
 def held(connection: HTTPConnection) -> AbstractContextManager[None]:
-    """Around whatever may keep an answer waiting for long. Raises CapacityExceeded."""
+    """A block for work that may hold an answer for long. Raises CapacityExceeded."""
     return context_of(connection).shares.waits.holding(visitor_of(connection).client)
 
 

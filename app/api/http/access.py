@@ -36,15 +36,15 @@ _WEB_SCHEME = {"ws": "http", "wss": "https"}
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Who may come in. Hosts with or without a port (without: any port), origins as `scheme://host[:port]`, keys as
-    SHA-256 in hex; no keys: everybody who passes the two other checks."""
+    """Who may call. Hosts have a port or allow any port. Origins are `scheme://host[:port]`. Keys are SHA-256 in hex.
+    Without keys everybody may call who passes the two other checks."""
 
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     key_hashes: tuple[str, ...] = ()
 
     def check(self, scope: Scope, tickets: Tickets) -> Visitor:
-        """Who it is. Raises Forbidden or Unauthenticated."""
+        """Returns who sent the request. Raises Forbidden or Unauthenticated."""
         path: str = scope["path"]
         spent = tickets.spend(scope)  # before anything is refused: a ticket that was seen is of no use any more
         host = _only(scope, b"host")
@@ -108,7 +108,8 @@ def _choose_id(scope: Scope) -> str:
 
 
 class AccessMiddleware:
-    """Pure ASGI: the framework's middleware class would put a task and a queue around every request."""
+    """Checks each request before it reaches the routes. It is pure ASGI, as the framework's middleware class would put
+    a task and a queue around every request."""
 
     def __init__(
         self, app: ASGIApp, access_policy: AccessPolicy, tickets: Tickets, journal: Journal, shares: Shares

@@ -41,8 +41,8 @@ async def read_json(request: Request, model: type[M]) -> M:
 
 
 async def read_body(request: Request) -> bytes:
-    """Up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow, CapacityExceeded; ClientDisconnected when the
-    client disconnects."""
+    """Reads a body up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow, CapacityExceeded;
+    ClientDisconnected when the client disconnects."""
     limit, seconds = body_limit(request.scope["path"]), context_of(request).timeouts.body
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
@@ -61,7 +61,7 @@ def body_limit(path: str) -> int:
 
 
 def media_type_of(request: Request) -> str:
-    """Of the body, in lower case and without parameters; empty when the request does not say."""
+    """The media type of the body, in lower case and without parameters. Empty when the request has none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

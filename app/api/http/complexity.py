@@ -22,8 +22,8 @@ _PIECE = 64 * 1024
 
 
 async def check_complexity(body: bytes) -> None:
-    """Raises InvalidRequest. Returns at the begin of a slice, which the parser of a large body needs for itself.
-    What is no JSON is left to the parser, which stops where it sees that."""
+    """Raises InvalidRequest. Returns at the beginning of a slice, which the parser of a large body needs for itself. It
+    does not refuse invalid JSON: the parser does, and stops there."""
     is_small = len(body) * max(weight for _, weight in _WEIGHTS) <= MOST
     if is_small and not _has_long_number(body):
         return

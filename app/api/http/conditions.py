@@ -19,18 +19,18 @@ _LAST_DATE = 253_402_300_799  # the end of the year 9999: HTTP has four digits
 
 
 def etag_of(stat: FileStat) -> str:
-    """Strong. Every replacement is another inode; what a command changes in place has another time or size."""
+    """A strong entity tag. Every replacement has another inode, and a change in place has another time or size."""
     return f'"{stat.modified_ns:x}-{stat.size:x}-{stat.inode:x}"'
 
 
 def last_modified_of(stat: FileStat) -> str | None:
-    """None for a time that HTTP cannot say."""
+    """None for a time that HTTP cannot express."""
     seconds = stat.modified_ns // _SECOND
     return formatdate(seconds, usegmt=True) if 0 <= seconds <= _LAST_DATE else None
 
 
 def describe(stat: FileStat) -> dict[str, str]:
-    """The headers that say what a file is. Without a length for what has no content."""
+    """The headers that describe a file. Only a regular file has a length."""
     headers = {"etag": etag_of(stat), "file-mode": f"{stat.mode:04o}", "file-type": str(stat.kind)}
     if (modified := last_modified_of(stat)) is not None:
         headers["last-modified"] = modified
@@ -45,7 +45,7 @@ def describe(stat: FileStat) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """`everything`: the header was `*`."""
+    """The entity tags of a header. `everything` means that the header was `*`."""
 
     strong: frozenset[str] = frozenset()
     weak: frozenset[str] = frozenset()
@@ -82,7 +82,7 @@ def _date(headers: Headers, name: str) -> int | None:
 
 
 def refuse_conditions(headers: Headers) -> None:
-    """For changes that nobody can make depend on what is there, in one step. Raises InvalidRequest."""
+    """Refuses conditions for changes that cannot check them in one step. Raises InvalidRequest."""
     for name in ("if-match", "if-none-match", "if-unmodified-since"):
         if name in headers:
             raise InvalidRequest.at(f"header/{name}", "is allowed only where one file is read or replaced")
@@ -103,7 +103,7 @@ class Conditions:
 
     @property
     def for_writes(self) -> Check | None:
-        """None without conditions: then a runtime need not look whether the file is still the same."""
+        """None without conditions: then a runtime need not check whether the file is still the same."""
         any_of_them = any(x is not None for x in (self._match, self._none_match, self._unmodified_since))
         return self._check_write if any_of_them else None
 
@@ -125,7 +125,7 @@ class Conditions:
             raise PreconditionFailed("If-Unmodified-Since: the file has changed")
 
     def not_modified(self, found: FileStat) -> bool:
-        """For a read: the client has it already. Raises PreconditionFailed."""
+        """For a read: whether the client has this state already. Raises PreconditionFailed."""
         self._check_still(found)
         if self._none_match is not None:
             tags = self._none_match
@@ -133,8 +133,8 @@ class Conditions:
         return self._modified_since is not None and found.modified_ns // _SECOND <= self._modified_since
 
     def part(self, found: FileStat) -> tuple[int, int] | None:
-        """Begin and end of the one range that is asked for; None for the whole: also when there are several, when it
-        is not understood, or when `If-Range` names another file. Raises RangeNotSatisfiable."""
+        """Returns begin and end of the one range that is asked for. None means the whole file: also for several ranges,
+        for a range that is not understood, and when `If-Range` names another state. Raises RangeNotSatisfiable."""
         asked = _RANGE.fullmatch(self._range.strip()) if self._range is not None else None
         if asked is None or not self._is_same(found):
             return None

@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 class ClientDisconnected(OSError):
-    """The client disconnected; there is nobody to answer. An OSError, as servers raise one for it from `send`
-    (ASGI)."""
+    """The client disconnected, so there is nobody to answer. It is an OSError, as servers raise one from `send` for
+    this (ASGI)."""
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -22,8 +22,8 @@ async def _disconnect(receive: Receive) -> None:
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`. When the client disconnects first, `work` is cancelled and ClientDisconnected raised; also
-    when both happened at once. Runs `work` in the caller's task: a second task would cost every request 20 µs."""
+    """Returns the result of `work`. When the client disconnects first, or at the same time, `work` is cancelled and
+    ClientDisconnected is raised. `work` runs in the caller's task, as a second task would cost every request 20 µs."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     over = hung_up = False

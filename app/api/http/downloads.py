@@ -18,8 +18,8 @@ _EXTENSION = "bulkhead.cut"  # app/serving/http_bounds.py puts it into the scope
 
 
 class Outlet:
-    """The way to one client. Nothing is sent before the first piece is there, so what goes wrong until then is a
-    problem body; what goes wrong later can only cut the connection."""
+    """Sends an answer to one client. It sends nothing before the first piece is there. So an error until then becomes a
+    problem body, and a later error can only cut the connection."""
 
     def __init__(self, send: Send, *, head: bool = False) -> None:
         """`head`: the client asked with HEAD, so nothing is read for it."""
@@ -50,7 +50,7 @@ class Outlet:
 
 class Download(Response):
     """`work` sends an answer through the outlet, in the task of the request. It is cancelled when the client
-    disconnects. What it raises before it began is answered as a problem."""
+    disconnects. An error that it raises before the first piece becomes a problem."""
 
     def __init__(self, request: Request, work: Callable[[Outlet], Awaitable[None]]) -> None:
         super().__init__()

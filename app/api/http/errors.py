@@ -16,11 +16,12 @@ class UpgradeRequired(BulkheadError):
 
 
 class BodyTooSlow(InvalidRequest):
-    """The connection must be closed: what still arrives would be taken for the next request."""
+    """A body came too slowly. The connection must be closed, as the rest of the body would be taken for the next
+    request."""
 
 
 class MethodNotAllowed(BulkheadError):
-    """`methods`: those that the path takes."""
+    """`methods` are those that the path takes."""
 
     def __init__(self, methods: Iterable[str]) -> None:
         self.allow = ", ".join(sorted(methods))
@@ -28,7 +29,7 @@ class MethodNotAllowed(BulkheadError):
 
 
 class InternalError(BulkheadError):
-    """Stands for an error that is not ours, whose text may hold a secret."""
+    """Stands for an unexpected error, whose text may hold a secret."""
 
     def __init__(self) -> None:
         super().__init__("the service could not do this because of a fault of its own; its log has the reason")

@@ -26,7 +26,7 @@ _OVERHEAD = 1024  # bytes that a stored answer takes beside its body, headers in
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """An answer as the routes gave it. Request ids and the like are put on outside, for each visit its own."""
+    """An answer as the routes gave it. Request ids and the like are added outside, anew for each request."""
 
     start: Message
     body: bytes
@@ -38,8 +38,8 @@ class Recorded:
 
 
 class Idempotency:
-    """Pure ASGI, between the access check and the routes: a request with a key is carried out by a task of the store's,
-    whose client never disconnects; all who send it only wait for that."""
+    """Pure ASGI, between the access check and the routes. A task of the store carries out a request with a key, and no
+    disconnect ends that task. All clients that send the request only wait for it."""
 
     def __init__(self, app: ASGIApp, answers: IdempotencyStore[Recorded]) -> None:
         self._app = app

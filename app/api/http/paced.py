@@ -14,9 +14,9 @@ PIECE = 128 * 1024
 
 
 class Paced:
-    """`send` for one answer. A body above 128 KiB counts as the holder's until its last piece was handed over. A piece
-    is handed over when the client has taken most of the one before it, and in turn with those of others (`turns`). When
-    there is no room `refuse` answers instead: nothing was sent yet."""
+    """`send` for one answer. A body above 128 KiB counts for its holder until its last piece was sent. A piece is sent
+    when the client has taken most of the piece before it, in turn with those of others (`turns`). When there is no
+    room, `refuse` answers instead, as nothing was sent yet."""
 
     def __init__(
         self,

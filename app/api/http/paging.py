@@ -33,7 +33,7 @@ def cursor_at(sequence: int) -> str:
 
 
 def sequence_of(cursor: str) -> int:
-    """Raises InvalidRequest for what `cursor_at` never gave."""
+    """Raises InvalidRequest for a cursor that `cursor_at` never gave."""
     try:
         text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
         sequence = int(text)
@@ -47,7 +47,7 @@ def sequence_of(cursor: str) -> int:
 async def page(
     items: Iterable[P], query: PageQuery, wanted: Callable[[P], bool] = lambda _: True
 ) -> tuple[list[P], str | None]:
-    """At most `limit` of the `wanted` ones of `items`, which come oldest first, and the cursor for the rest."""
+    """Returns at most `limit` of the `wanted` items, and the cursor for the rest. `items` come oldest first."""
     after = -1 if query.cursor is None else sequence_of(query.cursor)
     slices = TimeSlices.of_loop()
     chosen: list[P] = []

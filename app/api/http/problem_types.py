@@ -40,8 +40,8 @@ _JSON_TYPES: dict[Any, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member beside those that every problem has. `type`: of Python, as the schema is made from it. `read`: its
-    value, from the error."""
+    """One member beside those that every problem has. `type` is a Python type, from which the schema is made. `read`
+    takes the value from the error."""
 
     name: str
     type: Any
@@ -50,14 +50,14 @@ class Member:
 
     @property
     def json_type(self) -> str:
-        """For people."""
+        """The type in words, for people."""
         return _JSON_TYPES[self.type]
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseHeader:
-    """`read`: its value, from the error; None: it is not sent. Without a `meaning` it is of no use to clients, and is
-    not described."""
+    """`read` takes the value from the error. With None it is not sent. A header without a `meaning` is of no use to
+    clients and is not described."""
 
     name: str
     meaning: str
@@ -67,7 +67,7 @@ class ResponseHeader:
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """`example`: its class is the error that the row is for. `meaning` says what happened and what helps."""
+    """The class of `example` is the error that the row is for. `meaning` says what happened and what to do."""
 
     example: e.BulkheadError
     slug: str

@@ -43,7 +43,7 @@ class ProblemResponse:
         }
 
     def response(self, request_id: str, **more: Any) -> Response:
-        """`more`: members beside those of the type."""
+        """`more` are members beside those of the type."""
         body = to_json({**self.body(request_id), **more})
         return Response(body, self.type.status, dict(self.headers), MEDIA_TYPE)
 
@@ -54,7 +54,7 @@ def row_of(kind: type) -> ProblemType | None:
 
 
 def problem_of(error: Exception) -> ProblemResponse:
-    """Never shows the text of an error that is not ours."""
+    """Never shows the text of an unexpected error."""
     error = _as_ours(error)
     row = row_of(type(error))
     if row is None:

@@ -26,7 +26,8 @@ Q = TypeVar("Q", bound=PathQuery)
 
 
 def read_query(request: Request, model: type[Q]) -> tuple[bytes, Q]:
-    """The path and the rest. Raises InvalidRequest with every wrong parameter. A + is a space, as in every form."""
+    """Returns the path and the other parameters. Raises InvalidRequest with every wrong parameter. A + is a space, as
+    in every form."""
     paths: list[bytes] = []
     others: dict[str, str] = {}
     for pair in request.scope["query_string"].split(b"&"):
@@ -63,7 +64,7 @@ def _wrong_path(paths: list[bytes]) -> list[FieldError]:
 
 
 def parameters(model: type[PathQuery]) -> list[dict[str, Any]]:
-    """For OpenAPI."""
+    """The parameters for OpenAPI."""
     path = {
         "name": "path",
         "in": "query",

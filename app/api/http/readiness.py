@@ -29,7 +29,8 @@ class Readiness:
         self._known: dict[str, tuple[float, asyncio.Task[BulkheadError | None]]] = {}
 
     async def of(self, backend: Backend) -> BulkheadError | None:
-        """None when it works, else the BackendFailure that tells why not; RuntimeNotEnabled when it is off."""
+        """None when the runtime works, else the BackendFailure that says why not. Raises RuntimeNotEnabled when it is
+        switched off."""
         name = backend.info.name
         if not self._registry.enabled(name):
             return RuntimeNotEnabled(name, [b.info.name for b in self._registry])

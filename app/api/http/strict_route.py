@@ -18,9 +18,8 @@ _SHOWN = 32
 
 
 class StrictRoute(APIRoute):
-    """`APIRouter(route_class=StrictRoute)`. Raises InvalidRequest with every parameter that is wrong.
-
-    `answers_head`: HEAD is answered as GET is, and the server leaves the body out (RFC 9110, section 9.3.2).
+    """For `APIRouter(route_class=StrictRoute)`. Raises InvalidRequest with every wrong parameter. With `answers_head`
+    HEAD is answered like GET, and the server leaves the body out (RFC 9110, section 9.3.2).
     """
 
     answers_head = False

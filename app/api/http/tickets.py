@@ -19,7 +19,7 @@ FIELDS = 64  # of a query, in which a ticket is looked for: it is read before a 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """`client`: whose key asked for it; what is opened with it counts as that client's."""
+    """`client` asked for the ticket with its key. A stream that is opened with it counts for that client."""
 
     path: str
     stdin: bool
@@ -31,7 +31,7 @@ class Ticket:
 
 
 class Tickets:
-    """Those that were given out and not used yet, oldest first."""
+    """The tickets that were given out and not used yet, oldest first."""
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
         self._budget = budget
@@ -43,7 +43,7 @@ class Tickets:
         return len(self._tickets)
 
     def issue(self, path: str, stdin: bool, client: str) -> str:
-        """Good for LIFE_SECONDS. Raises CapacityExceeded."""
+        """Makes a ticket that is valid for LIFE_SECONDS. Raises CapacityExceeded."""
         self._forget_expired()
         self._budget.take(client)
         text = secrets.token_urlsafe(24)
@@ -51,14 +51,14 @@ class Tickets:
         return text
 
     def spend(self, scope: Scope) -> tuple[Ticket | None, ...]:
-        """What the tickets of the request were, None for one that was never there or is spent; nothing when it has
-        none. They are gone then, whatever comes of the request."""
+        """Takes the tickets of the request out and returns them: None for one that does not exist or is spent, nothing
+        when the request has none. They are spent even if the request fails."""
         if not scope.get("query_string"):
             return ()
         return tuple(self._remove(text) for text in _first_fields(scope).getlist("ticket"))
 
     def check(self, spent: tuple[Ticket | None, ...], scope: Scope) -> Ticket:
-        """The one ticket that opens what the request asks for. Raises Unauthenticated."""
+        """Returns the one ticket that allows what the request asks for. Raises Unauthenticated."""
         stdin = _first_fields(scope).get("stdin", "false") != "false"
         if len(spent) != 1 or spent[0] is None or not spent[0].opens(scope["path"], stdin, self._clock()):
             raise Unauthenticated(

@@ -15,10 +15,9 @@ from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 
 
 class Upload(AsyncIterator[bytes]):
-    """The body of a request, once. Its pieces are what has come since the last one, some 250 KiB at most.
-
-    Raises PayloadTooLarge, BodyTooSlow; ClientDisconnected when the client disconnects, so that a part is never taken
-    for the whole.
+    """The body of a request, which can be read once. A piece is what has arrived since the last one, some 250 KiB at
+    most. Raises PayloadTooLarge and BodyTooSlow. Raises ClientDisconnected when the client disconnects, so that a part
+    is never taken for the whole.
     """
 
     def __init__(self, request: Request) -> None:

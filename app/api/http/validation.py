@@ -21,21 +21,21 @@ _LOCATIONS = frozenset({"query", "path", "header"})
 
 
 def invalid_request(error: ValidationError, model: type[BaseModel], location: str = "") -> InvalidRequest:
-    """`location`: `query` when the model describes a query; a body has none. Each field is a JSON pointer into the
-    body, or `query/NAME`."""
+    """`location` is `query` when the model describes a query, and empty for a body. Each field is a JSON pointer into
+    the body, or `query/NAME`."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     prefix = (location,) if location else ()
     return InvalidRequest([FieldError(_pointer((*prefix, *f["loc"])), _sentence(f, model)) for f in found])
 
 
 def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[FieldError]:
-    """The findings of the framework, whose locations begin with `query` or `path`."""
+    """The errors of the framework, whose locations begin with `query` or `path`."""
     return [FieldError(_pointer(f["loc"]), _sentence(f, None)) for f in found]
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """The sentence about a name that is not known, with the nearest one that is. One in dots, `limits.cpus`, is a field
-    of a field, and known by its last part."""
+    """The sentence about an unknown name, with the nearest known one. A name with dots, such as `limits.cpus`, is a
+    field of a field. It is compared by its last part."""
     near = _nearest(name[:KEY_SHOWN], {place.rpartition(".")[2]: place for place in known})
     return f"is not known here; did you mean {near!r}?" if near else "is not known here"
 
@@ -52,8 +52,8 @@ def _begins(one: str, other: str) -> bool:
 
 
 def refuse_doubled_keys(body: bytes | str) -> None:
-    """Raises InvalidRequest for an object that has a key twice: readers of JSON do not agree on which one counts (RFC
-    8259, section 4). The body is valid JSON."""
+    """Raises InvalidRequest for an object that has a key twice: readers of JSON disagree on which one counts (RFC 8259,
+    section 4). The body is valid JSON."""
     objects = 0
 
     def check(pairs: list[tuple[str, Any]]) -> None:

@@ -48,7 +48,7 @@ def _answer(slugs: Iterable[str]) -> dict[str, Any]:
 
 
 def keyed(responses: dict[str, Any]) -> None:
-    """Adds what a request with an Idempotency-Key can end in, whatever its route."""
+    """Adds the answers that a request with an Idempotency-Key may get, whatever its route."""
     for slug in _OF_A_KEY:
         status = str(PROBLEMS[slug].status)
         known = responses.get(status, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})

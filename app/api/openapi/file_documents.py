@@ -39,7 +39,7 @@ def sends(*names: str) -> dict[str, Any]:
 
 
 def takes(model: type[PathQuery], *headers: str) -> dict[str, Any]:
-    """The `openapi_extra` of a route: its query and the request headers that mean something to it."""
+    """The `openapi_extra` of a route: its query and the request headers that it reads."""
     named = [
         {
             "name": name,

@@ -20,7 +20,7 @@ _LISTS = ("SandboxList", "ExecutionList")
 
 
 def link(document: dict[str, Any]) -> None:
-    """Puts `links` at the answers, and what they refer to under `components`."""
+    """Adds `links` to the answers, and puts what they refer to under `components`."""
     operations = list(_operations(document))
     shared: dict[str, Any] = document["components"].setdefault("links", {})
     for _, _, operation in operations:

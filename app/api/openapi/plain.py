@@ -12,7 +12,8 @@ _SINGLES = ("items", "additionalProperties", "propertyNames", "not")
 
 
 def make_plain(document: dict[str, Any]) -> None:
-    """In place: numbers get their width; titles that only repeat a name, and defaults of null, go."""
+    """Changes the document in place: numbers get their width. Titles that only repeat a name, and defaults of null, are
+    removed."""
     components = document["components"]
     for schema in components["schemas"].values():
         _walk(schema)

@@ -85,8 +85,8 @@ class _Upload:
         self._came, self._room = asyncio.Event(), asyncio.Event()
 
     async def run(self, *, eof: bool) -> None:
-        """Raises WrongState, Conflict, what the runtime raised, and ClientDisconnected when the client left before the
-        end."""
+        """Raises WrongState, Conflict, what the runtime raised, and ClientDisconnected when the client disconnected
+        before the end."""
         loop = asyncio.get_running_loop()
         feeding, reading = loop.create_task(self._feed(eof)), loop.create_task(self._read())
         taken = loop.create_task(self._lease.taken_over.wait())

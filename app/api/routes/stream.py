@@ -78,8 +78,8 @@ async def open_stream_without_upgrade(request: Request, sandbox_id: str, executi
 
 
 class StreamEndpoint:
-    """Speaks ASGI itself: the framework's wrapper around `send` checks every frame again, which costs a third of the
-    rate. What it raises before the upgrade is answered as a problem body."""
+    """Speaks ASGI itself, as the framework's wrapper around `send` checks every frame again, which costs a third of the
+    rate. An error before the upgrade becomes a problem body."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         websocket = WebSocket(scope, receive, send)

@@ -24,7 +24,7 @@ _TEXT_MOST = 24 * 1024 * 1024
 
 
 async def response_of(outcome: Outcome, told: Body) -> Response:
-    """`told`: the first members."""
+    """`told` are the first members of the object."""
     slices = TimeSlices.of_loop()
     channels = {"stdout": outcome.stdout, "stderr": outcome.stderr}
     encoding, pieces = "utf-8", None
@@ -112,8 +112,8 @@ async def _collected(files: Sequence[CollectedFile]) -> list[bytes]:
 
 
 def text_of(channel: Captured) -> str:
-    """Raises UnicodeDecodeError for what is no UTF-8. A character that the output limit cut in two is left out: else
-    every second text that is too long would come as base64."""
+    """Raises UnicodeDecodeError for bytes that are not UTF-8. A character that the output limit cut in two is left out.
+    Otherwise every second text over the limit would come as base64."""
     data = channel.data
     if channel.cut_begin:
         whole = next((at for at in range(min(_CONTINUATION, len(data))) if not 0x80 <= data[at] < 0xC0), _CONTINUATION)

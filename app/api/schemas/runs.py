@@ -21,7 +21,7 @@ Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 
 
 class RunFile(Strict):
-    """Exactly one of `content` and `content_base64`. Parents are made."""
+    """A file with exactly one of `content` and `content_base64`. Its parents are made."""
 
     path: str = Field(description="absolute, or relative to /workspace; without ..")
     content: str | None = Field(None, description="text, written as UTF-8")
@@ -30,7 +30,7 @@ class RunFile(Strict):
 
 
 class JobFields(Strict):
-    """One command, with its input and what comes back. Both kinds of runs take the same."""
+    """One command with its input and what comes back. Both kinds of runs have these fields."""
 
     command: Arguments = Field(description="the exact argv; it is not a shell line")
     timeout_seconds: Seconds | None = Field(None, description="at most, and by default, the limit wall_seconds")

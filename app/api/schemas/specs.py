@@ -34,8 +34,8 @@ async def sandbox_spec(
     sandbox_id: str | None = None,
     more: frozenset[Capability] = frozenset(),
 ) -> SandboxSpec:
-    """Raises what a create is refused with; nothing is begun. `more`: capabilities that `auto` must look for beside
-    those of the fields."""
+    """Raises the refusals of a create. Begins nothing. `more` are capabilities that `auto` must look for beside those
+    of the fields."""
     known = context.sandboxes.find(sandbox_id) if sandbox_id else None
     runtime = context.registry.default if asked.runtime is None else asked.runtime
     backend, reason = await choose(
@@ -69,7 +69,7 @@ async def sandbox_spec(
 
 
 def needs_of(asked: SandboxFields) -> frozenset[Capability]:
-    """What the runtime must be able to do: what is required by name, and what each field asks for."""
+    """The capabilities that the runtime must have: those that are required by name, and those that each field needs."""
     needs = set(asked.requires)
     limits = [row for row in LIMITS.values() if getattr(asked.limits, row.name) is not None]
     needs |= {row.capability for row in limits if row.capability is not None}
@@ -91,7 +91,7 @@ def _image(asked: str | None, backend: Backend) -> str | None:
 
 
 def ttl_of(asked: float | None, context: ApplicationContext) -> float:
-    """None: the default. Raises LimitTooHigh."""
+    """Returns the default for None. Raises LimitTooHigh."""
     if asked is None:
         return min(DEFAULT_TTL_SECONDS, context.ttl_ceiling_seconds)
     lifetime("ttl_seconds", asked, context)
@@ -174,7 +174,7 @@ def terminal_of(asked: requests.Terminal | None) -> Terminal | None:
 
 
 def workdir_of(asked: str | None, spec: SandboxSpec) -> str:
-    """Of an execution. Raises InvalidRequest."""
+    """The working directory of an execution. Raises InvalidRequest."""
     return spec.workdir if asked is None else check_path(asked, "/workdir")
 
 

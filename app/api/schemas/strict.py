@@ -32,8 +32,8 @@ EXACT_INTEGER = 2**53 - 1
 
 
 class Strict(BaseModel):
-    """A request body or a frame. Fields are lists, never sets or tuples: the validator below makes pydantic see Python
-    objects instead of JSON, and strict mode then wants exactly a set."""
+    """A request body or a frame. Fields are lists and never sets or tuples: because of the validator below pydantic
+    sees Python objects and not JSON, and strict mode then accepts only a set for a set."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -70,12 +70,13 @@ def _whole(value: Any) -> Any:
 
 
 def documented(**keywords: Any) -> Any:
-    """In the schema, for readers and generators; the core checks it, with a sentence of its own."""
+    """Adds keywords to the schema, for readers and generators. The core checks them and has a sentence of its own."""
     return Field(json_schema_extra=keywords)
 
 
 def spelled(pattern: str, sentence: str) -> AfterValidator:
-    """Checks the whole of a text; of one that is spelled otherwise the sentence is told, not the pattern."""
+    """Checks a whole text against a pattern. For a text of another form the client gets the sentence and not the
+    pattern."""
     form = re.compile(pattern)
 
     def check(value: str) -> str:

@@ -23,7 +23,7 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 
 async def json_page(items: Iterable[Body], next_cursor: str | None) -> Response:
-    """`items` are made one by one: a page of 1,000 may take longer than anybody should wait."""
+    """`items` are made one by one, as a page of 1,000 could hold the event loop for too long."""
     slices = TimeSlices.of_loop()
     pieces: list[bytes] = []
     for item in items:

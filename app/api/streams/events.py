@@ -32,7 +32,7 @@ def wants_events(request: Request) -> bool:
 
 
 class EventStream(Response):
-    """What is wrong is raised before the answer began; from then on it is an event `problem`, and the end."""
+    """Errors before the answer began are raised. A later error becomes an event `problem`, and the stream ends."""
 
     media_type = MEDIA_TYPE
 
@@ -81,7 +81,7 @@ def _offsets(request: Request) -> Offsets:
 
 
 class Events:
-    """The encoding. `id` is where the client stands after the event."""
+    """The encoding as events. `id` is the position of the client after the event."""
 
     def __init__(self, send: Send, offsets: Offsets, request_id: str) -> None:
         self._send = send
@@ -89,7 +89,7 @@ class Events:
         self.request_id = request_id
 
     async def open(self, origin: str | None) -> None:
-        """A page of another origin that may connect may also read, else its EventSource would be told nothing."""
+        """A listed page of another origin may also read the events. Otherwise its EventSource would get nothing."""
         headers = [(b"content-type", MEDIA_TYPE.encode()), (b"x-accel-buffering", b"no")]
         if origin is not None:
             headers += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
@@ -99,7 +99,7 @@ class Events:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def beat(self, seconds: float) -> None:
-        """A comment now and then, so that nobody on the way takes the silence of a program for a dead connection."""
+        """Sends a comment now and then, so that no proxy takes the silence of a program for a dead connection."""
         with contextlib.suppress(ClientDisconnected):  # who waits for the client notices it too, and ends the stream
             while True:
                 await asyncio.sleep(seconds)

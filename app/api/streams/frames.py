@@ -46,8 +46,8 @@ class StreamStart(AnswerSchema):
 
 
 class StreamGap(AnswerSchema):
-    """Bytes that are no longer stored. `to` null: the runtime lost bytes at `from`, nobody knows how many; offsets go
-    on at `from`."""
+    """Bytes that are no longer stored. If `to` is null, the runtime lost bytes at `from`. Nobody knows how many, and
+    offsets go on at `from`."""
 
     type: Literal["gap"]
     channel: Channel
@@ -56,7 +56,7 @@ class StreamGap(AnswerSchema):
 
 
 class StreamOutput(AnswerSchema):
-    """Only as a Server-Sent Event: over a WebSocket output comes as binary frames."""
+    """Output as a Server-Sent Event. Over a WebSocket output comes as binary frames."""
 
     channel: Channel
     offset: int = Field(description="offset of the first byte")
@@ -93,7 +93,7 @@ class StreamStdinEof(Strict):
 
 
 class StreamSignal(Strict):
-    """As POST …/signal takes it; `type` may be left out."""
+    """A signal, as in POST …/signal. `type` may be left out."""
 
     type: Literal["signal"] = "signal"
     signal: str = Field(description="a name such as SIGINT or INT")
@@ -163,7 +163,7 @@ def _digest(log: OutputLog) -> dict[str, Any]:
 
 
 def number_of(name: str | None) -> int | None:
-    """The signal that ended a program, real-time signals included."""
+    """The number of the signal that ended a program, real-time signals included."""
     if name is None:
         return None
     realtime = _REALTIME.fullmatch(name)
@@ -178,7 +178,8 @@ def problem_frame(error: Exception, request_id: str) -> str:
 
 
 def understand(text: str) -> StdinEof | Size | int:
-    """A signal's number, a terminal's new size, or the end of stdin. Raises InvalidRequest or PayloadTooLarge."""
+    """Returns a signal's number, a terminal's new size, or the end of stdin. Raises InvalidRequest or
+    PayloadTooLarge."""
     if len(text) > TEXT_LIMIT or len(text.encode()) > TEXT_LIMIT:
         raise PayloadTooLarge(TEXT_LIMIT, "the text frame")
     try:

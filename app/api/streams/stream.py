@@ -27,7 +27,7 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The connection, and the encoding of a view as frames. `send` and `receive` are the server's own."""
+    """The connection of a client, and the encoding of a view as frames. `send` and `receive` are the server's own."""
 
     receive: Receive
     send: Send
@@ -55,8 +55,9 @@ class Line:
 
 
 class StreamSession:
-    """Three tasks, and the first that has a close code ends it: output (1000 after the exit frame), input (1008 for
-    stdin from a stream that does not hold it) and take-over (4001). Input also ends it when the client is gone."""
+    """It has three tasks: output (closes with 1000 after the exit frame), input (1008 for stdin from a stream that does
+    not hold it) and take-over (4001). The first task with a close code ends the session. Input also ends it when the
+    client is gone."""
 
     def __init__(self, context: ApplicationContext, view: View, lease: StdinLease | None, line: Line) -> None:
         self._context = context

@@ -52,8 +52,8 @@ def query_of(connection: HTTPConnection) -> StreamQuery:
 
 
 class Encoding(Protocol):
-    """One connection. Each call returns when the connection's buffer has room again: a viewer that does not read waits
-    here, alone."""
+    """The encoding for one connection. Each call returns when the connection's buffer has room again. So a viewer that
+    does not read waits here, and holds up nobody else."""
 
     async def start(self, execution: Execution, offsets: Offsets) -> None: ...
     async def output(self, item: OutputPiece) -> None: ...
@@ -63,7 +63,7 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An execution that somebody may look at from `offsets` on."""
+    """An execution that a client may view from `offsets` on."""
 
     execution: Execution
     offsets: Offsets
@@ -73,7 +73,7 @@ class View:
     only: bool = False  # who looks may not send signals and sizes
 
     async def send_to(self, encoding: Encoding) -> None:
-        """Everything from the start to the exit."""
+        """Sends everything from the start to the exit."""
         await encoding.start(self.execution, self.offsets)
         await self._follow(encoding)
         await encoding.exit(self.execution)
@@ -93,8 +93,8 @@ class View:
 
 @contextmanager
 def admitted(connection: HTTPConnection, offsets: Offsets) -> Iterator[View]:
-    """One of the viewers of the execution that the path names, for as long as the block runs. Raises NotFound,
-    WrongState, RangeNotSatisfiable, CapacityExceeded."""
+    """Counts as a viewer of the execution that the path names while the block runs. Raises NotFound, WrongState,
+    RangeNotSatisfiable, CapacityExceeded."""
     context = context_of(connection)
     sandbox_id, execution_id = (connection.path_params[name] for name in ("sandbox_id", "execution_id"))
     sandbox = context.sandboxes.get(sandbox_id)
