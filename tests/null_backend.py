@@ -15,10 +15,10 @@
     ln TARGET PATH       makes a symbolic link                     mkfifo PATH      makes a FIFO
     read-file PATH       prints a file
 
-A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate`, `pause_gate` or
-`destroy_gate` holds that call; an error in `create_error`, `execute_error`, `kill_error`, `pause_error`,
-`destroy_error` or `ready_error` is raised by it. `lose` ends a sandbox from outside. `alive` names everything that was
-not given back.
+A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate`, `pause_gate`, `usage_gate`
+or `destroy_gate` holds that call; an error in `create_error`, `execute_error`, `kill_error`, `pause_error`,
+`usage_error`, `destroy_error` or `ready_error` is raised by it. `lose` ends a sandbox from outside. `alive` names
+everything that was not given back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settl
 from app.core.commands import signal_name, signal_number
 from app.core.errors import BulkheadError, InvalidRequest, UnsupportedByRuntime, WrongState
 from app.core.files import FileKind
-from app.core.models import Command, Exit, ExitReason, SandboxSpec, Stderr, Stdin
+from app.core.models import Command, Exit, ExitReason, ResourceUsage, SandboxSpec, Stderr, Stdin
 from app.core.workdirs import prepare_workdir
 from tests.null_files import NullFiles
 from tests.stopping import Ice
@@ -134,6 +134,10 @@ class NullExecution:
         backend = self._room.backend
         await backend.at(backend.kill_gate, backend.kill_error)
         await self.end_all(None)
+
+    async def usage(self) -> ResourceUsage:
+        await asyncio.sleep(0)
+        return ResourceUsage(0, 0, 0.0, processes=len(self._processes))
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)
@@ -407,6 +411,12 @@ class NullSandbox:
         if self.loss.done():
             raise WrongState("failed", f"the sandbox is gone: {self.loss.result()}")
 
+    async def usage(self) -> ResourceUsage:
+        await self._unless_ended(self.backend.at(self.backend.usage_gate, self.backend.usage_error))
+        self.check_alive()
+        used = [await execution.usage() for execution in self.executions.values()]
+        return ResourceUsage(0, 0, 0.0, processes=sum(figures.processes or 0 for figures in used), disk_bytes=0)
+
     async def pause(self) -> None:
         self._check_pausable()
         frozen = self.ice.frozen
@@ -481,11 +491,13 @@ class NullBackend:
         self.execute_gate: Gate | None = None
         self.kill_gate: Gate | None = None
         self.pause_gate: Gate | None = None
+        self.usage_gate: Gate | None = None
         self.destroy_gate: Gate | None = None
         self.create_error: BulkheadError | None = None
         self.execute_error: BulkheadError | None = None
         self.kill_error: BulkheadError | None = None
         self.pause_error: BulkheadError | None = None
+        self.usage_error: BulkheadError | None = None
         self.destroy_error: BulkheadError | None = None
         self.ready_error: BulkheadError | None = None
         self.opened = 0  # how often

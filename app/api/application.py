@@ -31,6 +31,7 @@ from app.api.routes import (
     stream,
     stream_tickets,
     system,
+    usage,
 )
 from app.core.errors import BulkheadError
 from app.core.idempotency import IdempotencyStore
@@ -47,6 +48,7 @@ MODULES = (  # the busiest first: they are tried in turn
     files,
     stream_tickets,
     pause,
+    usage,
     system,
     pages,
 )

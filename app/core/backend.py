@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from app.core.files import Files
-from app.core.models import Command, Exit, SandboxSpec
+from app.core.models import Command, Exit, ResourceUsage, SandboxSpec
 from app.core.output import OutputLog
 
 
@@ -88,6 +88,9 @@ class ExecutionHandle(Protocol):
         after the sandbox's end. Without KILL_TREE it ends what it can reach, and the Exit's `detail` says what may live
         on."""
 
+    async def usage(self) -> ResourceUsage:
+        """Now. After the end that of what it left behind, and when that is gone the final figures."""
+
     async def wait(self) -> Exit:
         """Returns how the first process ended, as the kernel reports it. When it returns, all output of that process is
         in the logs. A command that could not be started is an Exit too. Several tasks may await it, and each may be
@@ -114,6 +117,9 @@ class SandboxHandle(Protocol):
         """Starts a command. Returns when it runs or could not be started (then `wait` says start_failed). Makes the
         working directory if it is below /workspace. Raises WrongState after the end of the sandbox, also when the
         sandbox ends during the call."""
+
+    async def usage(self) -> ResourceUsage:
+        """Now, also of a paused one. Raises WrongState after the end of the sandbox, a BackendFailure."""
 
     async def pause(self) -> None:
         """Stops every process of the sandbox. None runs when this returns. Idempotent. From the call on `execute`

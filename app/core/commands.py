@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from app.core.backend import Capability, CommandLimits, RuntimeInfo
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
-from app.core.models import Command, SandboxSpec, Stderr, Stdin
+from app.core.models import Command, IdleCounts, SandboxSpec, Stderr, Stdin
 from app.core.text import byte_length
 
 SIGNALS = {
@@ -146,6 +146,12 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
     if not errors and (total := environment_bytes(env)) > limits.total_bytes:
         errors.append(FieldError(pointer, f"takes {total} bytes, the runtime {limits.total_bytes}"))
     return errors
+
+
+def check_idle_counts(counts: IdleCounts | None, runtime: RuntimeInfo) -> None:
+    """Raises CapabilityMissing."""
+    if counts is IdleCounts.PROCESSES and Capability.USAGE not in runtime.capabilities:
+        raise CapabilityMissing([Capability.USAGE], runtime.name)
 
 
 def is_merged(command: Command) -> bool:

@@ -24,6 +24,7 @@ from app.core.models import (
     Exit,
     ExitReason,
     OnOutputLimit,
+    ResourceUsage,
     SandboxSpec,
     Stdin,
     Terminal,
@@ -190,6 +191,11 @@ class Execution:
         """Drops the environment: no answer shows it, and it may have 2 MiB. `repeats` still works."""
         self._env_digest = _digest(self.command.env)
         self.command = replace(self.command, env={})
+
+    async def usage(self) -> ResourceUsage:
+        """Raises BackendFailure."""
+        await self.started.wait()
+        return ResourceUsage() if self._handle is None else await self._handle.usage()
 
     # --- what clients do to it
 

@@ -71,6 +71,13 @@ class Stderr(StrEnum):
     STDOUT = "stdout"
 
 
+class IdleCounts(StrEnum):
+    """What keeps a sandbox from being idle, beside requests to it."""
+
+    EXECUTIONS = "executions"
+    PROCESSES = "processes"
+
+
 class OnOutputLimit(StrEnum):
     DROP_OLDEST = "drop_oldest"
     KILL = "kill"
@@ -122,6 +129,7 @@ class SandboxSpec:
     requires: frozenset[str] = frozenset()
     ttl_seconds: float = 3600
     idle_seconds: float | None = None
+    idle_counts: IdleCounts = IdleCounts.EXECUTIONS
     labels: Mapping[str, str] = field(default_factory=dict)
     image: str | None = None
     runtime_reason: str | None = field(default=None, compare=False)
@@ -170,6 +178,19 @@ class Exit:
     max_memory_bytes: int | None = None
     not_found: bool = False
     unprompted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceUsage:
+    """What a sandbox or an execution uses; None where nobody knows. Files in a sandbox count as memory and as disk.
+    `processes`: threads too. `disk_bytes`: of the sandbox as a whole only."""
+
+    memory_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    cpu_seconds: float | None = None
+    processes: int | None = None
+    disk_bytes: int | None = None
+    open_files: int | None = None
 
 
 def exit_code_for_shells(exit_: Exit, signal_number: int | None) -> int:

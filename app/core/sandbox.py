@@ -12,11 +12,11 @@ from typing import Any
 
 from app.core.backend import Backend, Capability, SandboxHandle, settle
 from app.core.budget import Account
-from app.core.commands import check_start, environment_bytes, with_environment
+from app.core.commands import check_idle_counts, check_start, environment_bytes, with_environment
 from app.core.errors import BackendFailure, BulkheadError, Conflict, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution, Executions
 from app.core.lifecycle import ALIVE, DESTROYED, Event, Lifecycle
-from app.core.models import Command, ExitReason, SandboxSpec, SandboxState, now
+from app.core.models import Command, ExitReason, IdleCounts, ResourceUsage, SandboxSpec, SandboxState, now
 from app.core.resources import Resources
 
 # A timer of the loop may come this much early: its clock and the wall clock are not the same.
@@ -60,6 +60,7 @@ class Sandbox:
         self._spec = spec
         self._labels = dict(spec.labels)
         self._ttl_seconds, self._idle_seconds = spec.ttl_seconds, spec.idle_seconds
+        self._idle_counts = spec.idle_counts
         self.created_at = self._last_active_at = now()
         self._expires_at: datetime = self.created_at + timedelta(seconds=spec.ttl_seconds)
         self._lifecycle = Lifecycle()
@@ -107,6 +108,10 @@ class Sandbox:
     @property
     def idle_seconds(self) -> float | None:
         return self._idle_seconds
+
+    @property
+    def idle_counts(self) -> IdleCounts:
+        return self._idle_counts
 
     @property
     def last_active_at(self) -> datetime:
@@ -257,9 +262,11 @@ class Sandbox:
         ttl_seconds: float | None = None,
         idle_seconds: float | None = None,
         set_idle: bool = False,
+        idle_counts: IdleCounts | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises WrongState on a sandbox that has ended."""
+        """Raises WrongState on a sandbox that has ended, CapabilityMissing."""
+        check_idle_counts(idle_counts, self._backend.info)
         if self.ends or self._lifecycle.state is SandboxState.FAILED:
             raise self._wrong_state()
         self.touch()
@@ -268,6 +275,8 @@ class Sandbox:
             self._expires_at = now() + timedelta(seconds=ttl_seconds)
         if set_idle:
             self._idle_seconds = idle_seconds
+        if idle_counts is not None:
+            self._idle_counts = idle_counts
         if labels is not None:
             self._labels = dict(labels)
         self._arm()
@@ -282,6 +291,10 @@ class Sandbox:
         """A use of it is over."""
         self.touch()
         self._arm()
+
+    async def usage(self) -> ResourceUsage:
+        """Raises WrongState, BackendFailure."""
+        return await self._require(ALIVE).usage()
 
     async def execute(
         self, command: Command, execution_id: str | None = None, creating_seconds: float = WAIT_SECONDS
@@ -439,10 +452,28 @@ class Sandbox:
         if self._seconds_left() > EARLY_SECONDS:  # it was used, or it runs something, since the timer was set
             self._arm()
             return
-        why = "its ttl passed" if self._ttl_left() <= EARLY_SECONDS else "it was idle"
+        idle = self._ttl_left() > EARLY_SECONDS
+        if idle and self._idle_counts is IdleCounts.PROCESSES:
+            self._resources.tasks.spawn(self._end_without_processes())
+            return
+        why = "it was idle" if idle else "its ttl passed"
         if self._lifecycle.state is SandboxState.CREATING:
             why = f"it was not running after {self._resources.capacity.creating_seconds:g} seconds"
         self._begin_end(f"the sandbox expired: {why}")
+
+    async def _end_without_processes(self) -> None:
+        """Processes that live now are a use of it at this moment, and so is a number that nobody knows."""
+        try:
+            processes = (await self.usage()).processes
+        except BulkheadError:  # it has ended, or its runtime is away for a while
+            self._arm(at_least=RETRY_SECONDS)
+            return
+        if processes != 0:
+            self._used()
+        elif self._seconds_left() > EARLY_SECONDS:  # somebody came meanwhile
+            self._arm()
+        else:
+            self._begin_end("the sandbox expired: it was idle, and no process of it lived")
 
     # --- its record
 

@@ -76,6 +76,7 @@ TWINS = frozenset(
         "Network",
         "Output",
         "Policy",
+        "ResourceUsage",
         "Sandbox",
         "Syscalls",
         "Terminal",

@@ -88,6 +88,8 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("post", "/stream-tickets"): "create_stream_ticket",
         ("post", "/run"): "run_once",
         ("post", "/sandboxes/{sandbox_id}/run"): "run_in_sandbox",
+        ("get", "/sandboxes/{sandbox_id}/usage"): "get_sandbox_usage",
+        ("get", f"{execution}/usage"): "get_execution_usage",
         ("get", "/sandboxes/{sandbox_id}/files"): "read_file",
         ("head", "/sandboxes/{sandbox_id}/files"): "stat_file",
         ("put", "/sandboxes/{sandbox_id}/files"): "write_file",
@@ -297,7 +299,7 @@ def test_what_later_orders_bring_is_absent() -> None:
     components = DOCUMENT["components"]["schemas"]
     assert set(components["CreateSandbox"]["properties"]) == {
         *("runtime", "isolation_min", "image", "id", "requires", "env", "workdir", "limits", "policy"),
-        *("ttl_seconds", "idle_seconds", "labels"),
+        *("ttl_seconds", "idle_seconds", "idle_counts", "labels"),
     }
     assert set(components["CreateExecution"]["properties"]) == {
         *("command", "env", "workdir", "timeout_seconds", "stdin", "stderr", "tty", "on_output_limit", "id")

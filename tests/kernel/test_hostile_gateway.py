@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.protocol import CREATE, DESTROY, EXECUTE, FINISH, HELLO, KILL, RECORD, START_FAILED, Writer
+from app.launcher.protocol import CREATE, DESTROY, EXECUTE, FINISH, HELLO, KILL, RECORD, START_FAILED, USAGE, Writer
 from tests.kernel import host
 from tests.kernel.direct import SPARE, Gateway, Gone, Launched, Refused, command, name, plan, sandboxes_of
 
@@ -81,6 +81,8 @@ def test_another_connections_sandbox_is_out_of_reach(hostile: Gateway) -> None:
             (EXECUTE, command(1, ["true"], "honest"), [null.fileno()] * 3),
             (FINISH, name("honest") + bytes(4), []),
             (KILL, name("honest") + bytes(4), []),
+            (USAGE, name("honest") + bytes(4), []),
+            (USAGE, name("honest") + (1).to_bytes(4, "little"), []),
             (DESTROY, name("honest"), []),
         ):
             with pytest.raises(Refused) as error:

@@ -46,6 +46,7 @@ _sandbox: dict[str, Any] = {
     "created_at": _CREATED,
     "expires_at": _LATER,
     "idle_seconds": None,
+    "idle_counts": "executions",
     "last_active_at": _CREATED,
     "labels": {"team": "ci"},
     "limits": {
@@ -109,6 +110,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Execution": _execution,
     "RunResult": {"sandbox_id": _SANDBOX, "runtime": "process", **_outputs},
     "RunInSandboxResult": {"sandbox_id": _SANDBOX, "execution_id": _EXECUTION, **_outputs},
+    "ResourceUsage": {
+        "memory_bytes": 9_437_184,
+        "memory_peak_bytes": 41_943_040,
+        "cpu_seconds": 0.173,
+        "processes": 2,
+        "disk_bytes": 4096,
+        "open_files": 11,
+    },
     "ExecutionList": {"items": [_execution], "next_cursor": None},
     "Directory": {
         "items": [

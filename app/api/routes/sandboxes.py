@@ -166,6 +166,7 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[Sandbo
     responses=problems(
         "invalid_request",
         "limit_too_high",
+        "capability_missing",
         "not_found",
         "wrong_state",
         "unsupported_media_type",
@@ -183,6 +184,7 @@ async def update_sandbox(request: Request, sandbox_id: str) -> Response:
         ttl_seconds=ttl_of(asked.ttl_seconds, context) if "ttl_seconds" in given else None,
         idle_seconds=lifetime("idle_seconds", asked.idle_seconds, context),
         set_idle="idle_seconds" in given,
+        idle_counts=asked.idle_counts,
         labels=asked.labels if "labels" in given else None,
     )
     return json_response(body_of(sandbox, context))

@@ -11,7 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 from app.api.schemas.receipts import Isolation
 from app.core.backend import Capability
 from app.core.limits import LIMITS
-from app.core.models import ExecutionState, ExitReason, SandboxState
+from app.core.models import ExecutionState, ExitReason, IdleCounts, SandboxState
 
 
 class AnswerSchema(BaseModel):
@@ -75,6 +75,7 @@ class Sandbox(AnswerSchema):
     created_at: datetime
     expires_at: datetime
     idle_seconds: float | None
+    idle_counts: IdleCounts
     last_active_at: datetime
     labels: dict[str, str]
     limits: Limits
@@ -107,6 +108,17 @@ class ChannelCounts(AnswerSchema):
     dropped_bytes: int | None = Field(
         description="bytes that are no longer stored; null where the runtime may lose output unnoticed"
     )
+
+
+class ResourceUsage(AnswerSchema):
+    """What a sandbox or an execution uses; null where nobody knows."""
+
+    memory_bytes: int | None = Field(description="now; files in the sandbox are included")
+    memory_peak_bytes: int | None
+    cpu_seconds: float | None
+    processes: int | None = Field(description="processes and threads now")
+    disk_bytes: int | None = Field(description="files in /workspace, /tmp and /dev/shm; null for an execution")
+    open_files: int | None = Field(description="open descriptors of all processes now")
 
 
 class Output(AnswerSchema):

@@ -22,7 +22,7 @@ from app.api.schemas.strict import (
     spelled,
 )
 from app.core.backend import Capability
-from app.core.models import ID_PATTERN, OnOutputLimit, Stderr, Stdin, Tier
+from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, Stderr, Stdin, Tier
 
 
 class FilesystemRequest(Strict):
@@ -78,6 +78,9 @@ class SandboxFields(Strict):
         None,
         description="the sandbox is destroyed after this time without a running execution and without a request to it",
     )
+    idle_counts: IdleCounts = Field(
+        IdleCounts.EXECUTIONS, description="what keeps it from being idle: running executions, or any process of it"
+    )
     labels: Labels = Field({}, description="labels to find and group sandboxes")
 
 
@@ -100,6 +103,7 @@ class UpdateSandbox(Strict):
 
     ttl_seconds: Seconds | None = Field(None, description="counts anew from now; null: the default; absent: unchanged")
     idle_seconds: Seconds | None = Field(None, description="null removes it; absent: unchanged")
+    idle_counts: IdleCounts | None = Field(None, description="absent or null: unchanged")
     labels: Labels = Field(default_factory=dict, description="replaces all labels; absent: unchanged")
 
 

@@ -10,7 +10,7 @@ from app.api.schemas.limits import LimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
 from app.core.backend import Backend, Capability
 from app.core.choice import RuntimeRequest, choose
-from app.core.commands import check_environment
+from app.core.commands import check_environment, check_idle_counts
 from app.core.errors import (
     CapabilityMissing,
     InvalidRequest,
@@ -20,7 +20,7 @@ from app.core.errors import (
     plain_number,
 )
 from app.core.limits import LIMITS, Limits, choose_limits, lower
-from app.core.models import Command, SandboxSpec, Stdin, Terminal
+from app.core.models import Command, IdleCounts, SandboxSpec, Stdin, Terminal
 from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow
 from app.core.sandboxes import Sandbox
 
@@ -44,6 +44,7 @@ async def sandbox_spec(
         context.readiness.of,
         settled_on=None if known is None else known.spec.runtime,
     )
+    check_idle_counts(asked.idle_counts, backend.info)
     wrong = check_environment(asked.env, backend.info.command_limits)
     if wrong:
         raise InvalidRequest(wrong)
@@ -57,6 +58,7 @@ async def sandbox_spec(
             requires=frozenset(asked.requires),
             ttl_seconds=ttl_of(asked.ttl_seconds, context),
             idle_seconds=lifetime("idle_seconds", asked.idle_seconds, context),
+            idle_counts=asked.idle_counts,
             labels=asked.labels,
             image=_image(asked.image, backend),
             runtime_reason=reason,
@@ -75,6 +77,8 @@ def needs_of(asked: SandboxFields) -> frozenset[Capability]:
     needs |= {row.capability for row in limits if row.capability is not None}
     if asked.image is not None:
         needs.add(Capability.IMAGES)
+    if asked.idle_counts is IdleCounts.PROCESSES:
+        needs.add(Capability.USAGE)
     if asked.policy.filesystem is not None or asked.policy.profile != DEFAULT_PROFILE:
         needs.add(Capability.FILESYSTEM_POLICY)
     if asked.policy.syscalls is not None:

@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pydantic_core import to_json
@@ -11,7 +12,7 @@ from starlette.responses import Response
 
 from app.core.backend import Capability
 from app.core.executions import Execution
-from app.core.models import Channel, Exit
+from app.core.models import Channel, Exit, ResourceUsage
 from app.core.sandboxes import Sandbox
 from app.core.timeslices import TimeSlices
 
@@ -46,6 +47,7 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
         "created_at": sandbox.created_at,
         "expires_at": sandbox.expires_at,
         "idle_seconds": sandbox.idle_seconds,
+        "idle_counts": sandbox.idle_counts,
         "last_active_at": sandbox.last_active_at,
         "labels": sandbox.labels,
         "limits": spec.limits.enforced(capabilities),
@@ -83,6 +85,10 @@ def execution_body(execution: Execution) -> Body:
     if execution.exit is not None:
         body["exit"] = exit_body(execution.exit)
     return body
+
+
+def usage_body(usage: ResourceUsage) -> Body:
+    return asdict(usage)
 
 
 def exit_body(exit_: Exit) -> Body:

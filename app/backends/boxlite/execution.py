@@ -25,7 +25,7 @@ from app.backends.boxlite.server import BoxliteServer
 from app.core.backend import Logs
 from app.core.commands import signal_name
 from app.core.errors import BackendFailure, BackendTimeout, PayloadTooLarge, WrongState
-from app.core.models import Command, Exit, ExitReason, Stdin
+from app.core.models import Command, Exit, ExitReason, ResourceUsage, Stdin
 
 BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
 MAY_LIVE_ON = "what hid its environment from the kill may live on until the sandbox is deleted"
@@ -253,6 +253,9 @@ class BoxliteExecution:
     async def _ended_within(self, seconds: float) -> bool:
         await asyncio.wait([self._exit], timeout=seconds)
         return self._exit.done()
+
+    async def usage(self) -> ResourceUsage:
+        return ResourceUsage()
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)

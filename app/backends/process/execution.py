@@ -15,10 +15,11 @@ from app.backends.process.link import LauncherLink, LauncherRefused, LauncherRep
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import command_body
 from app.backends.process.streams import Streams
+from app.backends.process.usage import resource_usage
 from app.core.backend import Logs
 from app.core.commands import hint_for, signal_name
 from app.core.errors import BackendFailure, BackendTimeout, BackendUnavailable, WrongState
-from app.core.models import Command, Exit, ExitReason
+from app.core.models import Command, Exit, ExitReason, ResourceUsage
 from app.launcher.protocol import (
     EXECUTE,
     FINISH,
@@ -26,6 +27,7 @@ from app.launcher.protocol import (
     MAX_PACKET,
     STEP_CGROUP,
     STEP_WORKDIR,
+    USAGE,
     ProtocolError,
     Writer,
 )
@@ -242,6 +244,12 @@ class ProcessExecution:
     def _check_told(self) -> None:
         if not self._told:
             self._on_silence()
+
+    async def usage(self) -> ResourceUsage:
+        with contextlib.suppress(LauncherRefused, BackendFailure, ProtocolError):
+            return resource_usage((await self._link.request(USAGE, self._name)).source)
+        end = await self.wait()  # nothing of it is left, so its end is known, or will be at once
+        return ResourceUsage(0, end.max_memory_bytes, end.cpu_seconds, processes=0, open_files=0)
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)

@@ -47,6 +47,7 @@ from app.launcher.protocol.files import (
     KINDS,
     LIST,
     MAKE_DIRECTORY,
+    MEASURE,
     NODE,
     NOTHING,
     PACK,
@@ -55,6 +56,7 @@ from app.launcher.protocol.files import (
     STAT,
     THE_SAME,
     UNPACK,
+    USED,
     WRITE,
     FileRecord,
     request,
@@ -194,6 +196,12 @@ class ProcessFiles:
         if check is not None:
             check(stat_of(found) if found is not None else None)
         return found
+
+    async def used(self) -> int:
+        """Bytes of all files in the sandbox together: its one tmpfs says so."""
+        async with self._agent(request(MEASURE, b".")) as agent:
+            _, source = await agent.hear(USED)
+            return source.u64()
 
     # --- directories and trees
 

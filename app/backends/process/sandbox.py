@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,17 +16,19 @@ from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
+from app.backends.process.usage import resource_usage
 from app.core.backend import Logs, settle
 from app.core.errors import (
     BackendRefused,
     BackendTimeout,
     BackendUnavailable,
+    BulkheadError,
     UnsupportedByRuntime,
     Upstream,
     WrongState,
 )
 from app.core.files import Files
-from app.core.models import Command
+from app.core.models import Command, ResourceUsage
 from app.launcher.protocol import (
     DESTROY,
     EXITED,
@@ -35,6 +38,7 @@ from app.launcher.protocol import (
     SIGNAL,
     START_FAILED,
     STARTED,
+    USAGE,
     ProtocolError,
     Writer,
 )
@@ -105,6 +109,21 @@ class ProcessSandbox:
         self._executions[number] = execution
         await execution.start(command, logs, self._budget)
         return execution
+
+    async def usage(self) -> ResourceUsage:
+        self._check_alive()
+        try:
+            answer = await self._link.request(USAGE, bytes(Writer(0).text(self.id).u32(0).data[1:]))
+            found = resource_usage(answer.source)
+        except LauncherRefused as refused:
+            self._check_alive()
+            raise WrongState("destroyed", "the sandbox has ended") from refused
+        except ProtocolError as error:
+            raise BackendUnavailable("process", "the launcher does not speak its protocol") from error
+        try:
+            return replace(found, disk_bytes=await self._files.used())
+        except (BulkheadError, OSError):  # paused, or no process more may run in it
+            return found
 
     async def pause(self) -> None:
         self._check_alive()

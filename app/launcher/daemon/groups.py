@@ -21,6 +21,7 @@ from app.launcher.daemon.cgroup import (
 )
 from app.launcher.daemon.cgroup_kill import kill_each
 from app.launcher.daemon.oom import OomEvents, can_tell_ooms, kills_of
+from app.launcher.daemon.usage import Figures, all_pids
 
 
 class Usage:
@@ -196,6 +197,18 @@ class Groups:
         elif account := self._tree.hierarchy("cpuacct"):
             cpu_ns = int(read(f"{self._path(number)}/cpuacct.usage", account.parent))
         return Usage(cpu_ns, peak, self.oom_kills(number), bool(self.alive(number)))
+
+    def figures(self, number: int) -> Figures:
+        """Of one execution; 0 is the whole sandbox. Raises OSError when it is gone."""
+        if number:
+            found = Figures(self._tree, self._path(number), self.alive(number))
+            if not self._first and found.peak_bytes is not None:
+                found.peak_bytes = min(found.peak_bytes, self._memory_bytes)  # see `_read_usage`
+            return found
+        counted = self._tree.hierarchy("pids")
+        with_worker = counted is not None and self._homes.get(counted) == self._name
+        alive = all_pids(self._tree, [self._path(execution) for execution in self._executions])
+        return Figures(self._tree, self._name, alive, workers=int(with_worker))
 
     @property
     def can_kill(self) -> bool:

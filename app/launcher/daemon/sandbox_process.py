@@ -10,6 +10,7 @@ from app.launcher.daemon.cgroup import WORKER_CPU_MILLIS
 from app.launcher.daemon.connection import Connection
 from app.launcher.daemon.freezer import Freezer
 from app.launcher.daemon.groups import Groups, Usage
+from app.launcher.daemon.usage import Figures
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import kill_by_pidfd
 from app.launcher.protocol import HOLD, CreatePlan, Writer, packets
@@ -103,6 +104,10 @@ class SandboxProcess:
             packets.close(spare[1])
             self.groups.remove_execution(spare[0])
         return self.groups.open_execution(number)
+
+    def figures(self, number: int) -> Figures | None:
+        """Of an execution, or of the whole (0), as it is now; None for one of which nothing is left. Raises OSError."""
+        return self.groups.figures(number) if number in self._open or not number else None
 
     def finish(self, number: int) -> tuple[Usage, tuple[str, str]] | None:
         """What an ended execution used, and reason and detail when we ended it (else empty); None for one that is not

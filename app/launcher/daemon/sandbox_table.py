@@ -200,6 +200,15 @@ class SandboxTable:
         numbers = reply(request).u64(usage.cpu_ns).u64(usage.peak_bytes).u32(usage.ooms).u8(usage.alive)
         return numbers.text(reason).text(detail)
 
+    def usage(self, sandbox: SandboxProcess, number: int, request: int) -> Writer:
+        try:
+            figures = sandbox.figures(number)
+        except OSError as error:  # its worker is just ending, and its groups with it
+            raise Refusal("usage", error.errno or 0, str(error.strerror)) from error
+        if figures is None:
+            raise Refusal("plan", errno.ENOENT, "no such execution")
+        return figures.write(reply(request))
+
     def kill(self, sandbox: SandboxProcess, number: int, request: int) -> None:
         if not sandbox.groups.can_kill:
             raise Refusal("kill_execution", errno.ENOTSUP, "the host has no control groups")

@@ -28,6 +28,7 @@ from app.launcher.protocol import (
     PAUSE,
     REFUSED,
     RESUME,
+    USAGE,
     CreatePlan,
     ProtocolError,
     Reader,
@@ -150,13 +151,14 @@ class LauncherServer:
             source.end()
             change = self._sandboxes.pauses.begin if kind == PAUSE else self._sandboxes.pauses.end
             change(sandbox, request)
-        elif kind in (FINISH, KILL):
+        elif kind in (FINISH, KILL, USAGE):
             sandbox_id, number = source.text(64), source.u32()
             source.end()
             sandbox = self._sandboxes.find(connection, sandbox_id)
             if kind == KILL:
                 self._sandboxes.kill(sandbox, number, request)
             else:
-                connection.send(bytes(self._sandboxes.finish(sandbox, number, request).data))
+                tell = self._sandboxes.finish if kind == FINISH else self._sandboxes.usage
+                connection.send(bytes(tell(sandbox, number, request).data))
         else:
             raise ProtocolError("an unknown request")

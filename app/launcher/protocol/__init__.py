@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import struct
 
-VERSION = 2
+VERSION = 3
 # SOCK_SEQPACKET takes a packet only if it fits the sender's buffer (212,992 bytes by default, shared with the
 # kernel's own bookkeeping); a larger command travels in a memfd, which the worker reads once.
 MAX_PACKET = 64 * 1024
 MAX_COMMAND = 4 * 1024 * 1024
 
 # gateway -> launcher
-HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
+HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME, USAGE = range(1, 11)
 # launcher -> gateway
 REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1

@@ -7,6 +7,7 @@ The agent is as hostile as everything from inside a sandbox: decoding never trus
     gateway -> launcher -> worker   one operation, its path and what belongs to it
     agent -> gateway                FOUND node | ABSENT      what is at the path
                                     DONE flag                it is carried out
+                                    USED bytes               MEASURE: of the disk on which the path lies
                                     FAILED errno kind path   it is not; `kind` is what stands in the way
     gateway -> agent                SEND begin size          READ: these bytes into the pipe
                                     GO                       WRITE, PACK: begin
@@ -19,8 +20,8 @@ import struct
 
 from app.launcher.protocol import ProtocolError, Reader, Writer
 
-STAT, READ, WRITE, LIST, MAKE_DIRECTORY, DELETE, PACK, UNPACK = range(1, 9)
-FOUND, ABSENT, DONE, FAILED = range(32, 36)
+STAT, READ, WRITE, LIST, MAKE_DIRECTORY, DELETE, PACK, UNPACK, MEASURE = range(1, 10)
+FOUND, ABSENT, DONE, FAILED, USED = range(32, 37)
 SEND, GO, COMMIT = range(64, 67)
 ANYTHING, NOTHING, THE_SAME = range(3)  # what COMMIT expects at the path
 

@@ -28,6 +28,7 @@ from app.launcher.protocol.files import (
     LIST,
     LONGEST,
     MAKE_DIRECTORY,
+    MEASURE,
     NODE,
     NOTHING,
     PACK,
@@ -37,6 +38,7 @@ from app.launcher.protocol.files import (
     THE_SAME,
     UNKNOWN_KIND,
     UNPACK,
+    USED,
     WRITE,
     FileRecord,
 )
@@ -136,6 +138,9 @@ class FileAgent:
         elif operation == DELETE:
             tree.delete(path, recursive=bool(request.u8()))
             self._tell(Writer(DONE).u8(0))
+        elif operation == MEASURE:
+            disk = os.statvfs(path)
+            self._tell(Writer(USED).u64((disk.f_blocks - disk.f_bfree) * disk.f_frsize))
         elif operation == PACK:
             packing.require_readable(path)
             self._tell(Writer(DONE).u8(0))
