@@ -23,7 +23,7 @@ from app.launcher.sandbox import mounts
 
 
 def main(config_fd: int, parent: int) -> None:
-    """`parent`: pid of the supervisor with whom it dies, or 0 for a service of its own."""
+    """`parent` is the pid of the supervisor, with which it dies, or 0 for a service of its own."""
     with open(config_fd, closefd=True) as file:
         settings = config.parse(file.read())
     if parent:

@@ -11,7 +11,7 @@ OPTIONAL_LAYERS = (
 
 
 class Config:
-    """uids and gids are the host's; sizes in bytes; `cgroup_parent` is below each controller's root."""
+    """uids and gids are the host's. Sizes are in bytes. `cgroup_parent` is a path below each controller's root."""
 
     __slots__ = (
         "accept_missing", "cgroup_parent", "etc_paths", "gateway_gid", "gateway_uid", "hostname", "max_cpu_millis",

@@ -60,7 +60,7 @@ def has(path: str, at: int) -> bool:
 
 
 def number_of(text: str) -> int:
-    """`max` (no limit) is 0: nobody asks for less than one."""
+    """Reads a number. `max` (no limit) becomes 0, as no limit is below one."""
     return 0 if text.strip() == "max" else int(text)
 
 
@@ -73,7 +73,8 @@ def field(text: str, name: str) -> int:
 
 
 def pids(path: str, at: int) -> list[int]:
-    """A whole group's processes, however many: one read may end in the middle. None of a group that is gone."""
+    """All processes of a group. One read may end in the middle of a number, so it reads to the end. A group that is
+    gone has none."""
     try:
         descriptor = os.open(path + "/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
     except FileNotFoundError:
@@ -90,7 +91,7 @@ def pids(path: str, at: int) -> list[int]:
 
 
 class Hierarchy:
-    """One mounted tree: its controllers, our folder in it, and where workers live."""
+    """One mounted tree: its controllers, this service's folder in it, and the group of the workers."""
 
     __slots__ = ("accounts", "controllers", "parent", "workers")
 
@@ -103,8 +104,8 @@ class Hierarchy:
 def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, ...], str]]]:
     """(version, [(controllers, folder of our own group)]) from /proc/self/mountinfo and /proc/self/cgroup.
 
-    Version 2 where the unified tree has the controllers, version 1 otherwise: a hybrid host mounts an empty version 2
-    tree beside the version 1 ones, so which files exist decides, not which file systems.
+    It is version 2 where the unified tree has the controllers, and version 1 otherwise. A hybrid host mounts an empty
+    version 2 tree beside the version 1 ones, so the files that exist decide and not the file systems.
     """
     own: dict[str, str] = {}
     for line in membership.splitlines():
@@ -147,7 +148,7 @@ def _available(folder: str) -> set[str]:
 
 
 class CgroupTree:
-    """This instance's part of the host's control groups."""
+    """This service's part of the host's control groups."""
 
     def __init__(self, version: int, parent: str, hierarchies: list[Hierarchy], has_swap_limit: bool) -> None:
         self.version, self.hierarchies, self.has_swap_limit = version, hierarchies, has_swap_limit
@@ -163,7 +164,7 @@ class CgroupTree:
 
     @property
     def freezer(self) -> Hierarchy | None:
-        """Where a sandbox can be frozen. Every group of version 2 can be, since Linux 5.2."""
+        """The hierarchy in which a sandbox can be frozen. Every group of version 2 can be, since Linux 5.2."""
         if self.version == 1:
             return self.hierarchy("freezer")
         return next(iter(self.hierarchies), None)
@@ -175,7 +176,7 @@ class CgroupTree:
         return None
 
     def clean(self) -> None:
-        """Removes what an earlier life left: its processes are gone, its folders may not be."""
+        """Removes groups that an earlier life of the service left. Its processes are gone."""
         for hierarchy in self.hierarchies:
             for entry in folders(".", hierarchy.parent):
                 _remove_tree(hierarchy.parent, entry)
@@ -183,8 +184,8 @@ class CgroupTree:
     def house_workers(self, most: int) -> None:
         """Makes the group of all workers, with room for `most` of them, and opens the way into it. Raises OSError.
 
-        The limits are wide and never met by workers that are ours: a worker has one thread and about 1 MiB. They are
-        for one that was taken over, which could otherwise do here what its commands may not do in their payload.
+        The limits are wide, and honest workers never reach them: a worker has one thread and about 1 MiB. They are for
+        a worker that was taken over. It could otherwise do here what its commands may not do in their group.
         """
         for hierarchy in self.hierarchies:
             os.mkdir(_WORKERS, dir_fd=hierarchy.parent)
@@ -209,7 +210,7 @@ class CgroupTree:
         self.living_groups += "memory" in hierarchy.controllers
 
     def remove_group(self, hierarchy: Hierarchy, path: str) -> bool:
-        """Whether it is gone."""
+        """Removes a group. Returns whether it is gone."""
         try:
             os.rmdir(path, dir_fd=hierarchy.parent)
         except FileNotFoundError:
@@ -226,7 +227,7 @@ class CgroupTree:
         return f"{_WORKERS}/{payload}"
 
     def path_of(self, group: str | None) -> str:
-        """The end of the path of a group of ours, or of the one of all workers."""
+        """The end of the path of a sandbox's group, or of the group of all workers."""
         return f"/{self._parent}/{group or _WORKERS}"
 
     def open_join(self, hierarchy: Hierarchy, path: str) -> int:
@@ -250,8 +251,8 @@ def _remove_tree(at: int, path: str) -> None:
 
 
 def open_tree(parent: str) -> CgroupTree:
-    """Makes `parent` below our own group in every hierarchy and opens it. What the host lacks is simply not in
-    `layers`; whoever needs it refuses."""
+    """Makes `parent` below the service's own group in every hierarchy and opens it. A layer that the host lacks is not
+    in `layers`. Code that needs it refuses."""
     with open("/proc/self/mountinfo") as file:
         mountinfo = file.read()
     with open("/proc/self/cgroup") as file:
@@ -276,7 +277,8 @@ def open_tree(parent: str) -> CgroupTree:
 
 
 def count_sockets(path: str, at: int, most: int = -1) -> None:
-    """Version 1: the buffers of the sockets that the group's processes open from now on are counted (-1: only that)."""
+    """On version 1, makes the kernel count the buffers of sockets that the group's processes open from now on (-1:
+    without a limit)."""
     if has(f"{path}/{_SOCKET_LIMIT}", at):  # kernels announce since 6.12 to give it up
         write(f"{path}/{_SOCKET_LIMIT}", at, str(most))
 

@@ -14,8 +14,8 @@ _AT_ONCE = 128  # descriptors
 
 
 def kill_each(pids: list[int], listed: Callable[[], list[int]]) -> None:
-    """A pid that is still listed after its pidfd was opened is the one that was meant: without this a number that was
-    used again meanwhile would make root kill a stranger."""
+    """Kills a process only if its pid is still listed after its pidfd was opened. Without this check root could kill a
+    stranger's process that got the same number meanwhile."""
     for begin in range(0, len(pids), _AT_ONCE):
         _kill_some(pids[begin : begin + _AT_ONCE], listed)
 

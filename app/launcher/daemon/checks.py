@@ -22,7 +22,7 @@ def reply(request: int, status: int = OK) -> Writer:
 
 
 def answer(connection: Connection | None, record: Writer) -> None:
-    """To a gateway that may be gone by now."""
+    """Builds an answer to a gateway, which may be gone by now."""
     if connection is not None:
         connection.send(bytes(record.data))
 
@@ -47,6 +47,6 @@ def check_plan(plan: CreatePlan, config: Config, filters: dict[str, bytes]) -> N
 
 
 def is_name(text: str) -> bool:
-    """An id of ours becomes a folder's name under the control groups."""
+    """Whether an id can be the name of a folder under the control groups."""
     plain = all(c.isascii() and (c.isalnum() or c in "_-") for c in text)
     return plain and 0 < len(text) <= 63 and text[0] not in "-_" and text == text.lower()

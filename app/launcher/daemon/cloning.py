@@ -24,11 +24,11 @@ from app.launcher.kernel.syscalls import (
 
 
 def clone_owned_by(uid: int, flags: int) -> tuple[int, int]:
-    """`clone3(flags)`, called as `uid` of the host. `flags` must have CLONE_NEWUSER; the caller must be root, with
+    """Calls `clone3(flags)` as `uid` of the host. `flags` must have CLONE_NEWUSER. The caller must be root, with
     CAP_SETUID and CAP_SETPCAP. Raises OSError.
 
-    Only the effective uid changes, and SECBIT_NO_SETUID_FIXUP keeps the capabilities as they are meanwhile. Nothing is
-    opened in between: the uid for files follows the effective one. The copy does not inherit the securebits.
+    Only the effective uid changes. Meanwhile SECBIT_NO_SETUID_FIXUP keeps the capabilities as they are. No file is
+    opened in between, as the uid for files follows the effective uid. The clone does not inherit the securebits.
     """
     parent, signal, securebits = os.getppid(), parent_death_signal(), prctl(PR_GET_SECUREBITS)
     prctl(PR_SET_SECUREBITS, securebits | SECBIT_NO_SETUID_FIXUP)

@@ -10,8 +10,8 @@ _MOST_UNSENT = 4096
 
 
 class Connection:
-    """One gateway. IdempotencyStore that its socket has no room for wait here; a gateway that never reads is cut
-    off."""
+    """The connection of one gateway. Answers for which its socket has no room wait here. A gateway that never reads is
+    cut off."""
 
     def __init__(self, socket: _socket.socket) -> None:
         self.socket = socket

@@ -21,7 +21,7 @@ _SECONDS = 5.0
 
 
 class DeadGroups:
-    """Of this instance. `go_on` is to be called in every turn of the loop, and soon again while `reclaiming`."""
+    """The dead groups of this service. Call `go_on` in every turn of the loop, and soon again while `reclaiming`."""
 
     def __init__(self, tree: CgroupTree) -> None:
         self._tree, self._memory = tree, tree.hierarchy("memory")

@@ -35,7 +35,8 @@ _LOOKS, _HOLDS, _HIDES, _END = "looks", "holds", "hides", "end"  # what the chil
 
 
 def open_counter() -> int:
-    """To be called while /sys is in sight. -1 where the kernel does not tell (no SLUB_DEBUG, or an older allocator)."""
+    """Call it while /sys is visible. Returns -1 where the kernel does not report the number (no SLUB_DEBUG, or an older
+    allocator)."""
     try:
         return os.open(_COUNTER, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -43,8 +44,9 @@ def open_counter() -> int:
 
 
 def on_host(counter: int) -> int:
-    """File locks, and the few other objects that the kernel keeps in the same cache. Without a counter: all of the
-    kernel's memory that cannot be reclaimed, as if it were locks; a sandbox could hide locks behind what it frees."""
+    """The number of file locks, with the few other objects that the kernel keeps in the same cache. Without a counter
+    it takes all kernel memory that cannot be reclaimed as locks. A sandbox could then hide locks behind memory that it
+    frees."""
     if counter >= 0:
         return int(os.pread(counter, 64, 0).split()[0])
     with open("/proc/meminfo") as file:
@@ -57,10 +59,9 @@ class Uncountable(Exception):
 
 
 class LockHolders:
-    """`most`: how many one sandbox may hold. `counter` is `open_counter`'s and stays open. A search registers itself
-    with `poll`; its child keeps the descriptors `keep`, which lead into the control groups.
-
-    The launcher never waits for the child: `take` reads what is there, `go_on` ends a search after `SECONDS`."""
+    """`most` is how many locks one sandbox may hold. `counter` comes from `open_counter` and stays open. A search
+    registers itself with `poll`. Its child keeps the descriptors `keep`, which lead into the control groups. The
+    launcher never waits for the child: `take` reads what is there, and `go_on` ends a search after `SECONDS`."""
 
     def __init__(self, most: int, counter: int, poll: select.poll, keep: list[int]) -> None:
         self._most, self._counter, self._poll, self._keep = most, counter, poll, keep
@@ -81,18 +82,19 @@ class LockHolders:
 
     @property
     def ending(self) -> bool:
-        """The child has said everything, and is to be reaped: `go_on` is to be called again soon."""
+        """The child has reported everything and has to be reaped: call `go_on` again soon."""
         return self._child > 0 and self.descriptor < 0
 
     @property
     def milliseconds_left(self) -> int | None:
-        """Until `go_on` has to end the search; None without one, or when that is done."""
+        """Time until `go_on` has to end the search. None without a search, or when it has ended it."""
         if not self._child or self._killed:
             return None
         return max(0, int((self._began + SECONDS - time.monotonic()) * 1000) + 1)
 
     def sample(self, sandboxes: list[SandboxProcess]) -> list[Verdict]:
-        """A rule. Its verdicts come later, from `take`: it begins a search when there are many more than before."""
+        """A rule. It begins a search when there are many more locks than before. The verdicts come later, from
+        `take`."""
         if self._child or time.monotonic() < self._rests_until:
             return []
         self._seen = on_host(self._counter)
@@ -125,7 +127,7 @@ class LockHolders:
         self._poll.register(read, select.POLLIN)
 
     def take(self) -> list[Verdict]:
-        """What the search has found by now. To be called when `descriptor` is readable; never waits."""
+        """Returns what the search has found by now. Call it when `descriptor` is readable. It never waits."""
         try:
             piece = os.read(self.descriptor, 65_536)
         except BlockingIOError:
@@ -157,7 +159,7 @@ class LockHolders:
         return Verdict(self._searched[sandbox_id], number, "resource_limit", detail)
 
     def go_on(self) -> list[Verdict]:
-        """Ends a search that takes too long, and reaps one that has ended. To be called in every turn of the loop."""
+        """Ends a search that takes too long, and reaps one that has ended. Call it in every turn of the loop."""
         if not self._child:
             return []
         if not self._killed and time.monotonic() > self._began + SECONDS:
@@ -227,7 +229,7 @@ def _close(descriptor: int) -> None:
 
 
 def beyond(held: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
-    """Of one sandbox's (locks, execution), those that have to end so that the others hold no more than `most`."""
+    """Returns which of one sandbox's (locks, execution) have to end so that the others hold no more than `most`."""
     left, ending = sum(locks for locks, _ in held), []
     for locks, number in sorted(held, reverse=True):
         if left <= most:
@@ -238,8 +240,8 @@ def beyond(held: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
 
 
 def count(groups: Groups, number: int, most: int, until: float = float("inf")) -> int:
-    """The locks that an execution's processes hold, or more than `most`. `until`: this process's processor time in
-    seconds. Raises Uncountable when that has passed."""
+    """Returns how many locks an execution's processes hold. It may stop at any number above `most`. `until` is this
+    process's processor time in seconds. Raises Uncountable when that has passed."""
     tables: list[int] = []  # threads, each with a descriptor table that no other one here uses; in the kernel's order
     locks = 0
     for pid in groups.alive(number):

@@ -22,7 +22,7 @@ _END_SECONDS = 2.0
 
 
 class Freezer:
-    """Of one sandbox, whose payload is called `name`."""
+    """The freezer of one sandbox, whose payload's group is called `name`."""
 
     __slots__ = ("_first", "_hierarchy", "_name", "frozen")
 
@@ -35,19 +35,19 @@ class Freezer:
         return self._hierarchy is not None
 
     def freeze(self) -> None:
-        """Begins it: each process stops at its next return from the kernel. Raises OSError."""
+        """Begins to freeze: each process stops at its next return from the kernel. Raises OSError."""
         self._write("FROZEN", "1")
         self.frozen = True
 
     def thaw(self) -> None:
-        """Of one that is not frozen: nothing. Raises OSError."""
+        """Thaws the payload. Does nothing if it is not frozen. Raises OSError."""
         if self.frozen:
             self._write("THAWED", "0")
             self.frozen = False
 
     @property
     def settled(self) -> bool:
-        """All have stopped, and none can begin to run or fork. Raises OSError."""
+        """Whether all processes have stopped, so that none can run or fork. Raises OSError."""
         if not self.frozen or self._hierarchy is None:
             return False
         if self._first:
@@ -63,13 +63,13 @@ class Freezer:
     # --- version 1: what a kill needs beside it
 
     def doom(self) -> None:
-        """SIGKILL for all that is frozen, ahead of a thaw."""
+        """Sends SIGKILL to all that is frozen, before a thaw."""
         if self.frozen and self._first and self._hierarchy is not None:
             _kill_all(self._hierarchy, self._name)
 
     def release(self, killed: list[int]) -> None:
-        """Lets some of what was killed end while the others stay frozen: it is thawed by leaving the group. These
-        pids are frozen, so they are still those that were killed. Raises OSError."""
+        """Lets some killed processes end while the others stay frozen: a process that leaves the group is thawed. These
+        processes are frozen, so their pids still belong to them. Raises OSError."""
         if self._first and self._hierarchy is not None:
             for pid in killed[:_RELEASED_AT_ONCE]:
                 try:
@@ -89,8 +89,8 @@ def _kill_all(hierarchy: Hierarchy, payload: str) -> None:
 
 
 def end_frozen(tree: CgroupTree) -> None:
-    """Ends what a launcher that was killed left frozen: its worker is dead, and on version 1 the kernel waits for them
-    until somebody thaws them. Returns when they are gone, or after 2 s. Raises OSError."""
+    """Ends processes that a killed launcher left frozen. Their worker is dead, and on version 1 they stay until they
+    are thawed. Returns when they are gone, or after 2 s. Raises OSError."""
     hierarchy = tree.freezer
     if hierarchy is None or tree.version != 1:
         return

@@ -34,7 +34,7 @@ class Usage:
 
 
 class Groups:
-    """The groups of one sandbox. Made by `make`; everything it opened or made goes with `remove`."""
+    """The groups of one sandbox. `make` makes them. `remove` closes and removes everything."""
 
     def __init__(self, tree: CgroupTree, name: str) -> None:
         self._tree, self._name = tree, name
@@ -51,11 +51,11 @@ class Groups:
 
     @property
     def home(self) -> list[int]:
-        """Where the worker joins to be outside of the limits; not to be closed."""
+        """The descriptor by which the worker leaves the limits. It must not be closed."""
         return [self._home_joins.get(hierarchy, hierarchy.workers) for hierarchy in self._tree.hierarchies]
 
     def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
-        """Raises OSError; then `remove` takes back what was made."""
+        """Makes the groups. Raises OSError. Then `remove` removes what was made."""
         self._memory_bytes = memory_bytes
         for hierarchy in self._tree.hierarchies:
             self._tree.make_group(hierarchy, self._name)
@@ -105,7 +105,8 @@ class Groups:
         self._home_joins[hierarchy] = self._tree.open_join(hierarchy, path)
 
     def limits_in_force(self) -> dict[str, int]:
-        """Read back from the kernel; 0 for a limit that is not set. Bytes, processes, thousandths of a cpu."""
+        """The limits as read back from the kernel: bytes, processes, thousandths of a cpu. 0 for a limit that is not
+        set."""
         found: dict[str, int] = {}
         payload = self._name
         if memory := self._tree.hierarchy("memory"):
@@ -123,8 +124,8 @@ class Groups:
         return found
 
     def not_with_workers(self, membership: dict[str, str]) -> list[str]:
-        """The controllers in whose tree the process of this membership (controller -> path) is not where this sandbox's
-        worker lives."""
+        """Returns the controllers in whose tree a process with this membership (controller -> path) is not in the group
+        of this sandbox's worker."""
         wrong: list[str] = []
         for hierarchy in self._tree.hierarchies:
             end = self._tree.path_of(self._homes.get(hierarchy))
@@ -134,8 +135,8 @@ class Groups:
     # --- executions
 
     def open_execution(self, number: int) -> list[int]:
-        """Makes the execution's groups; returns descriptors to join them and the payload, which are the caller's to
-        close. Raises OSError, leaves none."""
+        """Makes the execution's groups. Returns descriptors to enter them and the payload, which the caller has to
+        close. Raises OSError, and then leaves no group."""
         joins = [os.dup(descriptor) for descriptor in self._shared]
         self._executions[number] = None
         try:
@@ -176,7 +177,7 @@ class Groups:
             return Usage(0, 0, 0, False)
 
     def oom_kills(self, number: int) -> int:
-        """Of this execution so far; 0 when its groups are gone."""
+        """Kills of this execution so far. 0 when its groups are gone."""
         memory = self._tree.hierarchy("memory")
         try:
             return kills_of(self._first, f"{self._name}/{number}", memory.parent) if memory else 0
@@ -216,16 +217,15 @@ class Groups:
         return any(hierarchy.accounts for hierarchy in self._tree.hierarchies)
 
     def alive(self, number: int) -> list[int]:
-        """Its processes, as the kernel lists them now."""
+        """The execution's processes, as the kernel lists them now."""
         for hierarchy in self._tree.hierarchies:
             if hierarchy.accounts:
                 return pids(self._path(number), hierarchy.parent)
         return []
 
     def kill_execution(self, number: int, worker: int) -> bool:
-        """One round; True when no process of it is left. A fork bomb cannot outrun it: it may not fork any more.
-
-        The worker is in the group for as long as it starts the command, and is not to be killed for it.
+        """Kills in one round. Returns True when no process of the execution is left. A fork bomb cannot outrun it, as
+        it may not fork any more. The worker is in the group while it starts the command, and is not killed.
         """
         alive = self.alive(number)
         try:
@@ -240,7 +240,8 @@ class Groups:
         return not set(self.alive(number)) - {worker}
 
     def remove_execution(self, number: int) -> bool:
-        """True when nothing of it is left. Where one group is busy the others stay too: they belong together."""
+        """Removes the execution's groups. Returns True when nothing of it is left. While one group is busy, the others
+        stay too, as they belong together."""
         for hierarchy in self._tree.hierarchies:
             if hierarchy.accounts and not self._tree.remove_group(hierarchy, self._path(number)):
                 return False
@@ -250,7 +251,7 @@ class Groups:
     # --- the end
 
     def close(self) -> None:
-        """The launcher's descriptors that only the worker needs."""
+        """Closes the descriptors that only the worker needs."""
         if self.processes_file >= 0:
             os.close(self.processes_file)
             self.processes_file = -1
@@ -260,7 +261,8 @@ class Groups:
         self.entrances.clear()
 
     def remove(self) -> bool:
-        """True when nothing of the sandbox is left; False while a process of it is not reaped yet."""
+        """Removes the groups. Returns True when nothing of the sandbox is left, False while a process of it is not
+        reaped yet."""
         self.close()
         if self.oom_events is not None:
             self.oom_events.close()

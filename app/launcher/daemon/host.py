@@ -11,7 +11,8 @@ from app.launcher.protocol import VERSION
 
 
 class Host:
-    """`missing`: layers that are not there and were not given up by name; nothing is made without them."""
+    """`missing` are layers that the host lacks and that the operator did not accept as missing. No sandbox is made
+    without them."""
 
     def __init__(self, config: Config, tree: cgroup.CgroupTree) -> None:
         if not probe.knows_clone3():
@@ -22,7 +23,7 @@ class Host:
         self.filters = {name: seccomp.compile_filter(name, os.uname().machine) for name in seccomp.PROFILES}
 
     def about(self) -> list[bytes]:
-        """NAME=VALUE: the host and the configuration, as far as a receipt tells them."""
+        """Lines NAME=VALUE about the host and the configuration, for receipts."""
         facts = {
             "protocol": str(VERSION),
             "kernel": os.uname().release,

@@ -23,12 +23,12 @@ MOST_KILLS = 10
 
 
 def can_tell_ooms(first: bool, payload: str, at: int) -> bool:
-    """Kernels announce since 6.12 that version 1 will give it up."""
+    """Whether the kernel reports kills for memory. Kernels since 6.12 announce that version 1 will stop doing so."""
     return has(f"{payload}/cgroup.event_control" if first else f"{payload}/memory.events", at)
 
 
 class OomEvents:
-    """Of one payload. `descriptor` is to be polled for `events`; after each, `take`."""
+    """The reports of one payload. Poll `descriptor` for `events`, and call `take` after each."""
 
     __slots__ = ("descriptor", "events")
 
@@ -61,12 +61,12 @@ class OomEvents:
 
 
 def kills_of(first: bool, group: str, at: int) -> int:
-    """How many of its processes the kernel has killed for memory. Raises OSError."""
+    """How many processes of a payload the kernel has killed for memory. Raises OSError."""
     return field(read(f"{group}/memory.oom_control" if first else f"{group}/memory.events", at), "oom_kill")
 
 
 def killed_too_often(sandboxes: list[SandboxProcess]) -> list[Verdict]:
-    """A rule."""
+    """The rule for executions with too many kills for memory."""
     found: list[Verdict] = []
     for sandbox in sandboxes:
         for number in sandbox.running:

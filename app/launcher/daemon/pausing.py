@@ -27,7 +27,7 @@ class _Pause:
 
 
 class Pauses:
-    """Those that are under way. What is paused already is in nobody's way, and so not here."""
+    """The pauses that are under way. A sandbox that is paused already is not here."""
 
     def __init__(self) -> None:
         self._under_way: dict[SandboxProcess, _Pause] = {}
@@ -36,7 +36,7 @@ class Pauses:
         return len(self._under_way)
 
     def begin(self, sandbox: SandboxProcess, request: int) -> None:
-        """The answer comes when everything in it has stopped. Raises Refusal."""
+        """Begins a pause. The answer comes when everything in the sandbox has stopped. Raises Refusal."""
         _require(sandbox)
         if sandbox.creating is not None or sandbox.killed:
             raise Refusal("plan", errno.ENOENT, "the sandbox is not ready")
@@ -52,7 +52,8 @@ class Pauses:
             self._under_way[sandbox] = _Pause(request)
 
     def held(self, sandbox: SandboxProcess) -> None:
-        """Its worker holds still. Raises ProtocolError when it was not asked to, OSError."""
+        """Called when the worker of a sandbox holds still. Raises OSError, and ProtocolError when it was not asked
+        to."""
         if sandbox.holds == 0:
             raise ProtocolError("a worker that holds still unasked")
         sandbox.holds -= 1
@@ -61,7 +62,7 @@ class Pauses:
             self._look_at(sandbox)
 
     def end(self, sandbox: SandboxProcess, request: int) -> None:
-        """Thaws it, also in the middle of a pause. Raises Refusal, OSError."""
+        """Ends a pause, also in its middle. Raises Refusal, OSError."""
         _require(sandbox)
         self._give_up(sandbox, errno.ECANCELED, "it was resumed before it was paused")
         answer(sandbox.connection, reply(request))
@@ -86,7 +87,7 @@ class Pauses:
         self.forget(sandbox, number, why)
 
     def forget(self, sandbox: SandboxProcess, number: int = errno.ESRCH, why: str = "the sandbox has ended") -> None:
-        """Whoever waits is refused."""
+        """Drops a sandbox that has ended. Requests that wait for its pause are refused."""
         pause = self._under_way.pop(sandbox, None)
         for request in pause.requests if pause is not None else ():
             answer(sandbox.connection, reply(request, REFUSED).text("pause").u32(number).text(why))

@@ -43,8 +43,8 @@ def missing_capabilities() -> list[str]:
 
 
 def can_make_user_namespaces(owner: int) -> bool:
-    """Tried, not guessed from sysctls: AppArmor, a limit or an outer filter may forbid it. Root tries it as the uid
-    `owner`, as the launcher does it; everybody else can only make their own."""
+    """Finds out by trying and not from sysctls, as AppArmor, a limit or an outer filter may forbid it. Root tries it as
+    the uid `owner`, as the launcher does. Other users can only make their own."""
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID
     try:
         pid, pidfd = clone_owned_by(owner, flags) if os.geteuid() == 0 else clone3(flags)
@@ -58,7 +58,7 @@ def can_make_user_namespaces(owner: int) -> bool:
 
 
 def knows_clone3() -> bool:
-    """The control of `prove_filter`: unfiltered, a clone3 without arguments is EINVAL."""
+    """The control for `prove_filter`: without a filter, a clone3 without arguments is EINVAL."""
     try:
         syscall(NR_CLONE3, None, 0)
     except OSError as error:
@@ -67,7 +67,7 @@ def knows_clone3() -> bool:
 
 
 def available_layers(tree: CgroupTree, owner: int) -> set[str]:
-    """`owner`: a host uid of sandboxes."""
+    """`owner` is a host uid of sandboxes."""
     version = landlock.abi()
     found = tree.layers
     if version >= 1:
@@ -82,12 +82,12 @@ def available_layers(tree: CgroupTree, owner: int) -> set[str]:
 
 
 def missing_layers(available: set[str], accepted: list[str]) -> list[str]:
-    """Optional layers that are neither there nor given up; in their fixed order."""
+    """Optional layers that the host lacks and that were not accepted as missing, in their fixed order."""
     return [layer for layer in OPTIONAL_LAYERS if layer not in available and layer not in accepted]
 
 
 def status_of(pid: int) -> dict[str, str]:
-    """The lines of /proc/PID/status that tell about privileges."""
+    """The lines of /proc/PID/status about privileges."""
     descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)  # a text file object costs 50 us more
     try:
         text = os.read(descriptor, 16_384).decode()
@@ -117,7 +117,7 @@ def namespaces_of(pid: int | str) -> dict[str, int]:
 
 
 def owner_of_user_namespace(pid: int) -> int:
-    """The host uid whose counts its processes use up too, ioctl_ns(2). Raises OSError."""
+    """The host uid that owns the user namespace, whose counts its processes use up too, ioctl_ns(2). Raises OSError."""
     owner = bytearray(4)
     descriptor = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -128,8 +128,8 @@ def owner_of_user_namespace(pid: int) -> int:
 
 
 def open_netlink(pid: int, own_network: int) -> int:
-    """A route socket that was born in the network namespace of `pid`: whoever holds it can read that namespace and do
-    nothing to it. The two namespace changes take 6 us, measured."""
+    """Opens a route socket in the network namespace of `pid`. Its holder can read that namespace and cannot change it.
+    The two namespace changes take 6 us, measured."""
     inside = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         setns(inside, CLONE_NEWNET)
@@ -142,7 +142,7 @@ def open_netlink(pid: int, own_network: int) -> int:
 
 
 def shortcomings(status: dict[str, str], entered: list[str], wanted: list[str]) -> list[str]:
-    """What a worker lacks of what every sandbox has; empty when all is in force."""
+    """What is not in force for a worker and must be. Empty when everything is."""
     wrong = [f"namespace {name} was not entered" for name in wanted if name not in entered]
     wrong += [f"{name} is {status.get(name)}" for name in _STATUS if name.startswith("Cap") and int(status[name], 16)]
     if status.get("NoNewPrivs") != "1":

@@ -61,19 +61,20 @@ class SandboxProcess:
 
     @property
     def runs(self) -> bool:
-        """Something may run in it. Asked of every sandbox at each turn of the loop."""
+        """Whether something may run in it. It is asked for every sandbox in each turn of the loop."""
         return bool(self._open)
 
     @property
     def running(self) -> list[int]:
-        """Executions that have not ended or left something behind, without those that are being killed."""
+        """Executions that have not ended, or that left a process behind, without those that are being killed."""
         return [number for number in self._open if number not in self.kills]
 
     def is_new(self, number: int) -> bool:
         return number > self._last
 
     def run(self, kind: int, number: int, in_memfd: int, body: bytes, descriptors: list[int]) -> None:
-        """Makes its groups and hands it to the worker, as `kind`. Raises OSError; then nothing of it is left."""
+        """Makes the groups of an execution and passes it to the worker, as `kind`. Raises OSError, and then nothing of
+        it is left."""
         joins = self._take_spare(number)
         self._last = number
         try:
@@ -88,7 +89,7 @@ class SandboxProcess:
         self._open.add(number)
 
     def make_spare(self) -> None:
-        """The next execution's groups, after an answer and before the next request: making them takes 0.15 ms."""
+        """Makes the next execution's groups, after an answer and before the next request, as this takes 0.15 ms."""
         if self._spare is None and self.pidfd >= 0:
             try:
                 self._spare = (self._last + 1, self.groups.open_execution(self._last + 1))
@@ -110,8 +111,8 @@ class SandboxProcess:
         return self.groups.figures(number) if number in self._open or not number else None
 
     def finish(self, number: int) -> tuple[Usage, tuple[str, str]] | None:
-        """What an ended execution used, and reason and detail when we ended it (else empty); None for one that is not
-        known (any more)."""
+        """Returns what an ended execution used, and reason and detail if the launcher ended it (else empty). None for
+        an execution that is not known, or not any more."""
         usage = self._unread.pop(number, None)
         if usage is None and number in self._open:
             usage = self._measured.get(number) or self.groups.usage(number)
@@ -119,15 +120,17 @@ class SandboxProcess:
         return (usage, self._verdicts.pop(number, ("", ""))) if usage is not None else None
 
     def end(self, number: int, reason: str, detail: str) -> None:
-        """Kills the execution, as `go_on_killing` goes on. Once its exit was asked for nobody hears the reason."""
+        """Begins to kill the execution; `go_on_killing` continues. After its exit was asked for, the reason is no
+        longer reported."""
         if number in self._open:
             self.kills.setdefault(number, [])
             if number not in self._left and number not in self.ended:
                 self._verdicts.setdefault(number, (reason, detail))
 
     def tidy(self) -> None:
-        """The groups of ended executions go, unless something that they left behind still runs in them: those are
-        tried again later, a few at a time. After the answer: removing takes as long as all the rest (70 us, measured).
+        """Removes the groups of ended executions. Where a process that was left behind still runs, it tries again
+        later, a few groups at a time. This is done after the answer, as removing takes as long as everything else (70
+        us, measured).
         """
         for number in [*self.ended, *tuple(self._left)[:_TRIED_AGAIN]]:
             self._left.pop(number, None)
@@ -142,7 +145,7 @@ class SandboxProcess:
             self.make_spare()
 
     def go_on_killing(self) -> list[int]:
-        """The executions of which nothing is left now."""
+        """Continues the kills, and returns the executions of which nothing is left now."""
         return [number for number in tuple(self.kills) if self._kill_one(number)]
 
     def _kill_one(self, number: int) -> bool:
@@ -174,13 +177,14 @@ class SandboxProcess:
     # --- the whole
 
     def hold(self) -> None:
-        """Asks its worker to say so when it has started all that came before. Raises OSError."""
+        """Asks the worker to hold still, and to report when it has started all commands that came before. Raises
+        OSError."""
         packets.send(self.channel, bytes((HOLD,)), [])
         self.holds += 1
 
     def kill(self) -> None:
-        """SIGKILL to PID 1 of the namespace: the kernel ends all the others before the pidfd becomes readable. Those
-        that are frozen get theirs ahead of the thaw."""
+        """Sends SIGKILL to PID 1 of the namespace. The kernel ends all other processes before the pidfd becomes
+        readable. Frozen processes get SIGKILL before the thaw."""
         self.killed = True
         if self.pidfd >= 0:
             self.freezer.doom()
@@ -202,7 +206,8 @@ class SandboxProcess:
     # --- evidence
 
     def measure(self, host: dict[str, int], layers: set[str]) -> tuple[dict[str, str], list[str]]:
-        """(facts for the receipt, what is not in force). Read from /proc and the control groups, not from the plan."""
+        """Returns (facts for the receipt, what is not in force). It reads /proc and the control groups and not the
+        plan."""
         status = probe.status_of(self.pid)
         own = probe.namespaces_of(self.pid)
         entered = [name for name, inode in own.items() if inode != host[name]]

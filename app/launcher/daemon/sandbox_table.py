@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class SandboxTable:
-    """`poll` is the loop's: workers' descriptors are registered there, and come back through `hear`."""
+    """`poll` belongs to the loop. Workers' descriptors are registered there, and the loop calls `hear` for them."""
 
     def __init__(self, config: Config, tree: cgroup.CgroupTree, poll: select.poll, lock_counter: int) -> None:
         self._config, self._poll = config, poll
@@ -65,13 +65,13 @@ class SandboxTable:
 
     @property
     def busy(self) -> bool:
-        """Something is left that time alone brings forward."""
+        """Whether work is left that has to be tried again later."""
         ending = self._dead_groups.reclaiming or self._locks.ending
         return bool(self._leaving or self._unfinished or self.pauses or ending)
 
     @property
     def milliseconds_left(self) -> int | None:
-        """Until `go_on` has something to do again, when nothing happens."""
+        """Time until `go_on` has something to do, if nothing else happens."""
         waits = (self._watch.milliseconds_left(self._sandboxes.values()), self._locks.milliseconds_left)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -80,7 +80,7 @@ class SandboxTable:
         return bool(self.host.missing) or self._spawner.prepared
 
     def prepare(self, connection: Connection) -> None:
-        """While nobody asks for anything: a copy made ahead, and its network shown to the one gateway there is."""
+        """Makes a clone ahead while there are no requests, and shows its network to the one gateway."""
         zygote = None if self.host.missing else self._spawner.prepare(connection)
         if zygote is not None:
             self._show_network(connection, zygote.pid, zygote.uid)
@@ -94,7 +94,7 @@ class SandboxTable:
         connection.send(bytes(Writer(NETWORK).u32(uid).data), netlink)
 
     def go_on(self) -> None:
-        """What could not be finished at once, and what is looked at from time to time."""
+        """Continues work that could not be finished at once, and checks what has to be checked from time to time."""
         self._carry_out(self._watch.look(self._sandboxes.values()))
         self._carry_out(self._locks.go_on())
         for sandbox in tuple(self._unfinished):
@@ -117,7 +117,7 @@ class SandboxTable:
             self._unfinished[verdict.sandbox] = None
 
     def abandon(self, connection: Connection) -> None:
-        """A gateway is gone, and with it the sandboxes that it made."""
+        """Ends the sandboxes of a gateway that is gone."""
         for sandbox in self._sandboxes.values():
             if sandbox.connection is connection:
                 sandbox.connection = None
@@ -131,14 +131,14 @@ class SandboxTable:
     # --- the gateway's requests
 
     def find(self, connection: Connection, sandbox_id: str) -> SandboxProcess:
-        """Its own only. Raises Refusal."""
+        """Finds a sandbox of this connection only. Raises Refusal."""
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.connection is not connection:
             raise Refusal("plan", errno.ENOENT, "no such sandbox")
         return sandbox
 
     def create(self, connection: Connection, request: int, plan: CreatePlan, descriptors: list[int]) -> None:
-        """Begins a sandbox; the answer comes when it is ready. Raises Refusal."""
+        """Begins a sandbox. The answer comes when it is ready. Raises Refusal."""
         if len(descriptors) != 1:
             raise ProtocolError("a plan comes with exactly one descriptor")
         if self.host.missing:
@@ -172,7 +172,7 @@ class SandboxTable:
             self._poll.register(ooms.descriptor, ooms.events)
 
     def execute(self, connection: Connection, kind: int, source: Reader, descriptors: list[int]) -> None:
-        """A command, or a file agent. Raises Refusal; otherwise the worker answers."""
+        """Starts a command or a file agent. Raises Refusal. Otherwise the worker answers."""
         sandbox = self.find(connection, source.text(64))
         number, in_memfd = source.u32(), source.u8()
         if sandbox.creating is not None:
@@ -221,7 +221,7 @@ class SandboxTable:
         return descriptor in self._by_descriptor or descriptor == self._locks.descriptor
 
     def hear(self, descriptor: int) -> None:
-        """A worker, its groups, or a search for file locks."""
+        """Called when a descriptor is readable: that of a worker, of its groups, or of a search for file locks."""
         if descriptor == self._locks.descriptor:
             self._carry_out(self._locks.take())
         else:

@@ -52,7 +52,7 @@ class LauncherServer:
     # --- the loop
 
     def serve(self, wake: int) -> None:
-        """Until `stopping` is set (a signal handler writes to `wake`) and the last sandbox is gone."""
+        """Serves until `stopping` is set (a signal handler writes to `wake`) and the last sandbox is gone."""
         self._poll.register(wake, select.POLLIN)
         while not self.stopping or len(self._sandboxes):
             to_prepare = self._connections and not self._sandboxes.prepared
@@ -78,7 +78,7 @@ class LauncherServer:
                 )  # nobody asked for anything for a moment
 
     def _flush(self) -> None:
-        """IdempotencyStore that had no room, and gateways that are gone."""
+        """Sends answers that had no room, and drops gateways that are gone."""
         for connection in tuple(self._connections.values()):
             if connection.unsent or connection.blocked:
                 connection.flush()

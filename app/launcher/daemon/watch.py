@@ -21,7 +21,8 @@ _INTERVAL_SECONDS = 0.1
 
 
 class Verdict:
-    """This execution of this sandbox is to end. `reason` is the one of its exit, as in the API; `detail` a sentence."""
+    """This execution of this sandbox is to end. `reason` is the reason of its exit, as in the API. `detail` is a
+    sentence."""
 
     __slots__ = ("detail", "number", "reason", "sandbox")
 
@@ -30,20 +31,20 @@ class Verdict:
 
 
 class Watch:
-    """The rules that are asked once per interval. Without any, the launcher never wakes for them."""
+    """The rules that are asked once per interval. Without rules the launcher never wakes for them."""
 
     def __init__(self, rules: tuple[Rule, ...], clock: Callable[[], float] = time.monotonic) -> None:
         self._rules, self._clock = rules, clock
         self._due = clock() + _INTERVAL_SECONDS
 
     def milliseconds_left(self, sandboxes: Iterable[SandboxProcess]) -> int | None:
-        """Until `look` is due; None when it never is, as there is no rule or nothing runs."""
+        """Time until `look` is due. None when there is no rule or nothing runs."""
         if not self._rules or not any(sandbox.runs for sandbox in sandboxes):
             return None
         return max(0, int((self._due - self._clock()) * 1000) + 1)
 
     def look(self, sandboxes: Iterable[SandboxProcess]) -> list[Verdict]:
-        """Nothing before the interval has passed."""
+        """Asks the rules. Does nothing before the interval has passed."""
         if not self._rules or self._clock() < self._due:
             return []
         self._due = self._clock() + _INTERVAL_SECONDS

@@ -67,7 +67,7 @@ def _write(path: str, text: str) -> None:
 
 
 class Zygote:
-    """A copy of the launcher that is on its way to become a worker, and belongs to nobody yet."""
+    """A clone of the launcher that will become a worker and belongs to no sandbox yet."""
 
     __slots__ = ("channel", "pid", "pidfd", "shown_to", "uid")
 
@@ -76,7 +76,8 @@ class Zygote:
         self.shown_to: Connection | None = None  # who has read its network namespace
 
     def first_word(self) -> int | None:
-        """NETWORK_UP, or whatever it says before it ends; None as long as it says nothing. Asked until there is one."""
+        """Returns the clone's first message: NETWORK_UP, or the failure before its end. None while there is no
+        message."""
         try:
             return (self.channel.recv(1, _socket.MSG_DONTWAIT) or b"\0")[0]
         except BlockingIOError:
@@ -86,10 +87,9 @@ class Zygote:
 
 
 class Spawner:
-    """Hands out uids and makes sandboxes in the template.
-
-    One copy is made ahead while the launcher has nothing to do (`prepare`): clone, namespaces and network are two
-    thirds of the time of a create, and the same for all. A second create at the same moment makes its own.
+    """Assigns uids and makes sandboxes in the template. One clone is made ahead while the launcher has nothing to do
+    (`prepare`), as clone, namespaces and network are two thirds of the time of a create, and the same for all. A second
+    create at the same moment makes its own clone.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class Spawner:
 
     @property
     def prepared(self) -> bool:
-        """Nothing is left to do ahead, or no use in trying before the next create."""
+        """Whether nothing is left to do ahead, or there is no use in trying before the next create."""
         return self._tried and (self._ahead is None or self._ahead.shown_to is not None)
 
     def prepare(self, connection: Connection) -> Zygote | None:
-        """Makes the next copy, and when called again and its network is up, returns it to be shown to `connection`.
-        Whatever is wrong, the create that makes its own copy finds out and names it."""
+        """Makes the next clone. When it is called again and the clone's network is up, it returns the clone to be shown
+        to `connection`. It reports no error: the create that then makes its own clone finds the error and names it."""
         if self._ahead is None:
             self._tried = True
             try:

@@ -32,7 +32,7 @@ PRETENDED: Node = refuse(0)
 
 
 def looking_at(offset: int, then: Node) -> Node:
-    """`then`, whose first test is of the word at the offset."""
+    """Loads the word at the offset before the first test of `then`."""
     return (LOAD, offset, then, None)
 
 
@@ -48,7 +48,8 @@ def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def when(argument: int, values: tuple[int, ...], then: Node, otherwise: Node, mask: int = WORD) -> Node:
-    """`then` if the low half of the argument, under the mask, is one of the values. They are tried in their order."""
+    """Goes to `then` if the low half of the argument, under the mask, is one of the values. They are tried in their
+    order."""
     test = otherwise
     for first, last in reversed(_runs(values)):
         if last - first >= 2:  # from three values on, two tests of the bounds are shorter
@@ -62,23 +63,24 @@ def when(argument: int, values: tuple[int, ...], then: Node, otherwise: Node, ma
 
 
 def when_any_bit(argument: int, bits: int, then: Node, otherwise: Node) -> Node:
-    """`then` if the low half of the argument has one of the bits."""
+    """Goes to `then` if the low half of the argument has one of the bits."""
     return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, (ANY_BIT, bits, then, otherwise))
 
 
 def when_more(argument: int, most: int, then: Node, otherwise: Node) -> Node:
-    """`then` if the low half of the argument, without a sign, is larger."""
+    """Goes to `then` if the low half of the argument, unsigned, is larger."""
     return looking_at(ARGUMENTS + ARGUMENT_SIZE * argument, (GREATER_EQUAL, most + 1, then, otherwise))
 
 
 def when_null(argument: int, then: Node, otherwise: Node) -> Node:
-    """`then` if the argument is a null pointer: both halves count, as an address with an empty low half can be had."""
+    """Goes to `then` if the argument is a null pointer. Both halves count, as a valid address may have an empty low
+    half."""
     low = ARGUMENTS + ARGUMENT_SIZE * argument
     return looking_at(low, (EQUAL, 0, looking_at(low + 4, (EQUAL, 0, then, otherwise)), otherwise))
 
 
 def search(stretches: list[tuple[int, Node]]) -> Node:
-    """A balanced tree over (first number, decision), sorted and from 0 on, for the number that is loaded."""
+    """Builds a balanced tree over (first number, decision), sorted and from 0 on, for the number that is loaded."""
     if len(stretches) == 1:
         return stretches[0][1]
     middle = len(stretches) // 2
@@ -86,10 +88,9 @@ def search(stretches: list[tuple[int, Node]]) -> Node:
 
 
 def assemble(start: Node) -> bytes:
-    """The graph as an array of struct sock_filter.
-
-    Laid out from the end backwards, since jumps only lead forwards. Those of a test reach 255 instructions far: a
-    target beyond gets a stand-in nearby, which is a copy of a return, and else a jump, which reaches everything.
+    """Returns the graph as an array of struct sock_filter. It is laid out from the end backwards, since jumps only lead
+    forwards. The jumps of a test reach 255 instructions. For a target beyond that a near instruction takes its place: a
+    copy of a return, or a plain jump, which reaches everything.
     """
     code: list[bytes] = []  # the last instruction first
     placed: dict[Node, int] = {}

@@ -37,7 +37,7 @@ _FS_BY_ABI = (0, 0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF)
 
 
 def abi() -> int:
-    """The highest version the kernel speaks; 0 when it has none, does not list it in `lsm=`, or hides it."""
+    """The highest version that the kernel has. 0 when it has none, does not list it in `lsm=`, or hides it."""
     try:
         return syscall(NR_LANDLOCK_CREATE_RULESET, None, 0, 1)
     except OSError:
@@ -61,12 +61,12 @@ def names(table: tuple[str, ...], bits: int) -> str:
 
 
 def read_write(version: int) -> int:
-    """Everything but device nodes, which need a capability anyway."""
+    """All rights but making device nodes, which needs a capability anyway."""
     return handled_files(version) & ~(MAKE_CHAR | MAKE_BLOCK)
 
 
 class Ruleset:
-    """Rules, until `enforce` makes them the caller's for ever. Raises OSError; used once."""
+    """Collects rules, until `enforce` applies them to the caller for ever. Raises OSError. It can be used once."""
 
     def __init__(self, version: int, *, files: int, network: int, scopes: int) -> None:
         attr = (ctypes.c_uint64 * 3)(files, network, scopes)
@@ -75,8 +75,9 @@ class Ruleset:
         self._fd = syscall(NR_LANDLOCK_CREATE_RULESET, attr, size, 0)
 
     def allow(self, path: str, rights: int) -> None:
-        """Everything beneath `path` as it is now: a rule binds to the inode, and what is mounted over it later is
-        not covered. Rights that only directories have are left out for a file (the kernel refuses them: EINVAL)."""
+        """Allows everything beneath `path` as it is now. A rule binds to the inode, so it does not cover what is
+        mounted over it later. Rights that only directories have are left out for a file, as the kernel refuses them
+        (EINVAL)."""
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             is_directory = os.fstat(descriptor).st_mode & 0o170000 == 0o040000
@@ -87,7 +88,7 @@ class Ruleset:
             os.close(descriptor)
 
     def close(self) -> None:
-        """For a rule set that is not to be enforced."""
+        """Closes a rule set that is not enforced."""
         os.close(self._fd)
 
     def enforce(self) -> None:

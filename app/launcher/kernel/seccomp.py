@@ -137,7 +137,7 @@ def only(argument: int, *values: int) -> Node:
 
 
 def at_most(argument: int, most: int) -> Node:
-    """As the kernel answers to more descriptors than the process may have."""
+    """Refuses more descriptors as the kernel refuses more than the process may have."""
     return when_more(argument, most, INVALID, ALLOW)
 
 
@@ -196,7 +196,8 @@ SOCKET_OPTIONS_REFUSED = {
 
 
 def socket_options() -> Node:
-    """By level, then by option: allowed, pretended, refused, and else as if the kernel did not have it."""
+    """Decides by level and then by option: allowed, pretended or refused. Any other option is answered as if the kernel
+    did not have it."""
     by_level: dict[int, list[int]] = {level: [] for level in SOCKET_OPTIONS_REFUSED}
     for level, option in SOCKET_OPTIONS.values():
         by_level.setdefault(level, []).append(option)
@@ -286,7 +287,7 @@ X32_NUMBERS = 0x40000000
 
 
 def rules(profile: str, machine: str) -> dict[int, Node]:
-    """The decision about each number that is mentioned; any other known one is refused."""
+    """The decision about each number that the tables mention. Any other known number is refused."""
     if profile not in PROFILES:
         raise ValueError(f"no system-call profile is named {profile!r}")
     if machine not in NUMBERS:
@@ -296,7 +297,7 @@ def rules(profile: str, machine: str) -> dict[int, Node]:
 
 
 def stretches(decisions: dict[int, Node], machine: str) -> list[tuple[int, Node]]:
-    """All numbers there can be, as (first number, decision) of each stretch with the same decision."""
+    """All possible numbers, as (first number, decision) of each range with the same decision."""
     found = [(0, decisions.get(0, REFUSED))]
     for number in range(1, HIGHEST_KNOWN + 1):
         decision = decisions.get(number, REFUSED)
@@ -309,7 +310,8 @@ def stretches(decisions: dict[int, Node], machine: str) -> list[tuple[int, Node]
 
 
 def compile_filter(profile: str, machine: str) -> bytes:
-    """The program of a profile, for a machine as uname(2) names it; ValueError if either is not known."""
+    """Returns the program of a profile, for a machine as uname(2) names it. Raises ValueError if either is not
+    known."""
     by_number = bpf.search(stretches(rules(profile, machine), machine))
     native = bpf.looking_at(bpf.NUMBER, by_number)
     return bpf.assemble(bpf.looking_at(bpf.ARCHITECTURE, (bpf.EQUAL, ARCHITECTURES[machine], native, KILL_PROCESS)))
@@ -322,9 +324,9 @@ class _Program(ctypes.Structure):
 
 
 def load(program: bytes) -> None:
-    """Puts the calling thread, and all that it starts from now on, under the program. There is no way back.
-
-    Needs no_new_privs or CAP_SYS_ADMIN, else EACCES. It is the last step of confinement, as it then is itself refused.
+    """Loads the program for the calling thread and everything that it starts from now on. This cannot be undone. It
+    needs no_new_privs or CAP_SYS_ADMIN, else EACCES. It is the last step of confinement, as the program then refuses
+    this call too.
     """
     set_mode_filter, no_flags = 1, 0
     syscall(NR_SECCOMP, set_mode_filter, no_flags, ctypes.byref(_Program(len(program) // 8, program)))

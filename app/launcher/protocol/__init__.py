@@ -81,7 +81,7 @@ class Writer:
 
 
 class Reader:
-    """Takes one record apart; every method raises ProtocolError when the record is shorter than it claims."""
+    """Parses one record. Every method raises ProtocolError when the record is shorter than it claims."""
 
     __slots__ = ("_at", "_data")
 
@@ -138,7 +138,7 @@ class Reader:
 
 
 class CreatePlan:
-    """CREATE: what the launcher is asked for. Names, numbers and narrower paths only; one descriptor, the worker's
+    """CREATE: the order for a sandbox. It has names, numbers and narrower paths only, and one descriptor, the worker's
     end of the owner socket."""
 
     __slots__ = (

@@ -39,7 +39,7 @@ HEAD = struct.Struct("<BQIqQHH")  # a NODE, then the lengths of name and target,
 
 
 class FileRecord:
-    """What is at a path: numbers only. `kind` is an index into KINDS."""
+    """The facts of what is at a path, as numbers. `kind` is an index into KINDS."""
 
     __slots__ = ("inode", "kind", "mode", "modified_ns", "size")
 
@@ -56,7 +56,7 @@ class FileRecord:
 
 
 def checked(kind: int, size: int, mode: int, modified_ns: int, inode: int) -> FileRecord:
-    """Raises ProtocolError for a kind that there is not."""
+    """Raises ProtocolError for an unknown kind."""
     if kind >= len(KINDS):
         raise ProtocolError("an unknown kind of file")
     return FileRecord(kind, size, mode, modified_ns, inode)
@@ -71,5 +71,5 @@ def end_of_entries(number: int = 0) -> bytes:
 
 
 def request(operation: int, path: bytes) -> Writer:
-    """The operation's own fields follow."""
+    """Begins a request. The operation's own fields follow."""
     return Writer(operation).blob(path)

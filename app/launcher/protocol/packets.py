@@ -13,7 +13,7 @@ _ANCILLARY = _socket.CMSG_SPACE(4 * 16)  # the most that any record of ours carr
 
 
 def receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors; b"" when the other side is gone."""
+    """Returns one packet and its descriptors. b"" when the other side is gone."""
     data, ancillary, flags, _ = socket.recvmsg(MAX_PACKET + 4096, _ANCILLARY, _socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, payload in ancillary:
@@ -26,13 +26,14 @@ def receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
 
 
 def send(socket: _socket.socket, packet: bytes, descriptors: list[int]) -> None:
-    """At once or not at all: a peer that does not read must not stop the launcher. Raises OSError."""
+    """Sends at once or not at all, as a peer that does not read must not stop the launcher. Raises OSError."""
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))]
     socket.sendmsg([packet], rights if descriptors else [], _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
 
 
 def close(descriptors: list[int]) -> None:
-    """Whatever they are: a socket that was told to linger would hold up its last closer for as long as it was told."""
+    """Closes descriptors of any kind. A socket with a linger time would otherwise hold up its last closer for that
+    time."""
     for descriptor in descriptors:
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             socket = _socket.socket(fileno=descriptor)

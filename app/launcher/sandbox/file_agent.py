@@ -50,11 +50,11 @@ _PIECE = 1024 * 1024
 
 
 class GivenUp(Exception):
-    """The gateway has disconnected: what was begun is undone."""
+    """The gateway has disconnected, so the operation is undone."""
 
 
 def become_agent(control: int, data: int, body: bytes) -> None:
-    """In a child of the worker. Never returns."""
+    """Turns a child of the worker into a file agent. Never returns."""
     try:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.setsid()
@@ -66,7 +66,7 @@ def become_agent(control: int, data: int, body: bytes) -> None:
 
 
 def keep_only(*descriptors: int) -> None:
-    """Nothing of the worker's: neither its sockets nor the way into other control groups."""
+    """Closes everything of the worker: its sockets, and the descriptors that lead into other control groups."""
     begin = 3
     for descriptor in sorted(descriptors):
         os.closerange(begin, descriptor)

@@ -80,7 +80,7 @@ _ETC = {
 
 
 def enter_template(config: Config) -> None:
-    """Builds the template in a mount namespace of our own and makes it our root. Raises OSError."""
+    """Builds the template in a new mount namespace and makes it the launcher's root. Raises OSError."""
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = config.run_dir + "/root"
@@ -195,7 +195,7 @@ def _membership() -> str:
 
 
 def masks() -> list[tuple[str, str]]:
-    """(what covers, what is covered) for this kernel's /proc; looked up once, by the launcher."""
+    """Pairs (what covers, what is covered) for this kernel's /proc. The launcher looks them up once."""
     files = [(OWN + "/empty", f"/proc/{name}") for name in MASKED_FILES]
     folders = [(OWN + "/void", f"/proc/{name}") for name in MASKED_FOLDERS]
     constants = [(f"{OWN}/{name}", f"/proc/{target}") for target, name in _CONSTANTS.items()]
@@ -206,12 +206,13 @@ def masks() -> list[tuple[str, str]]:
 
 
 def mount_proc() -> None:
-    """Of the sandbox's own PID namespace, and read-only as a whole: /proc/sys, sysrq-trigger and oom_score_adj too."""
+    """Mounts the /proc of the sandbox's own PID namespace, read-only as a whole: /proc/sys, sysrq-trigger and
+    oom_score_adj too."""
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
 
 
 def unmasked(pairs: list[tuple[str, str]]) -> list[str]:
-    """Of what should be covered, what is not, or what can be read and is no constant."""
+    """Returns files that should be covered and are not, or that can be read and are not a constant."""
     return [target for source, target in pairs if not _covers(source, target)]
 
 
@@ -239,12 +240,13 @@ def mount_private_storage() -> None:
 
 
 def size_private_storage(disk_bytes: int) -> None:
-    """Its size for good. Inodes are limited with it: one per 4 KiB, as each costs the kernel about 1 KiB."""
+    """Sets its final size. Inodes are limited with it: one per 4 KiB, as each costs the kernel about 1 KiB."""
     options = f"size={disk_bytes},nr_inodes={max(1024, disk_bytes // 4096)}"
     mount("none", "/workspace", None, MS_REMOUNT | MS_NOSUID | MS_NODEV, options)
 
 
 def mount_terminals() -> None:
-    """An own devpts: a terminal of the host's is "not a tty" inside, and one of a neighbour's is nobody's business."""
+    """Mounts a devpts of its own. A terminal of the host is "not a tty" inside, and terminals of neighbours are not
+    there."""
     options = f"newinstance,ptmxmode=0666,mode=0620,max={_TERMINALS}"
     mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)

@@ -57,7 +57,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
 
 
 def require_readable(root: bytes) -> None:
-    """Raises OSError for what could not be read later, when it is too late to tell why."""
+    """Raises OSError for an entry that could not be read later, when it would be too late to say why."""
     for name, path, found in _walk(root):
         if len(name) > LONGEST - 64:
             raise OSError(errno.ENAMETOOLONG, "the tree is too deep", path)
@@ -66,7 +66,7 @@ def require_readable(root: bytes) -> None:
 
 
 def pack(pipe: int, root: bytes) -> None:
-    """Entries with their bytes, then their end. A file that gets shorter meanwhile ends the pipe early."""
+    """Writes entries with their bytes, and an end record. If a file gets shorter meanwhile, the pipe ends early."""
     seen: dict[tuple[int, int], bytes] = {}
     for name, path, found in _walk(root):
         if stat.S_ISLNK(found.st_mode):
@@ -111,7 +111,7 @@ def _pack_file(pipe: int, name: bytes, path: bytes) -> bool:
 
 
 class Unpacking:
-    """Everything is built in a folder of its own below the target, and moved into place when the end has come."""
+    """Unpacks a tree. Everything is built in a folder of its own below the target, and moved into place at the end."""
 
     def __init__(self, pipe: int, target: bytes, staging_name: bytes) -> None:
         self._pipe, self._target = pipe, target
@@ -119,7 +119,7 @@ class Unpacking:
         self._directories: list[tuple[bytes, FileRecord]] = []
 
     def run(self) -> None:
-        """Raises OSError, or ProtocolError for a pipe that ends early; then nothing of it is there."""
+        """Raises OSError, or ProtocolError for a pipe that ends early. Then nothing of the tree is left."""
         made = tree.make_directories(self._target)
         try:
             os.mkdir(self._staging, 0o700)

@@ -9,7 +9,7 @@ from app.launcher.protocol import CreatePlan
 
 
 class SandboxSetup:
-    """Everything that the steps of one sandbox need. Lives in the copy of the launcher that becomes the worker."""
+    """Everything that the steps of one sandbox need. It lives in the clone that becomes the worker."""
 
     __slots__ = (
         "channel", "config", "entrances", "filters", "home", "landlock_abi", "masks", "null", "owner", "plan",

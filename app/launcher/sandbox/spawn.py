@@ -12,7 +12,8 @@ _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def search_and_spawn(argv: list[bytes], env: list[bytes], stdio: list[int]) -> int:
-    """Along the command's own PATH, never the service's: execvp(3), but without its fall-back to a shell."""
+    """Searches along the command's own PATH and never the service's, like execvp(3) without its fall-back to a
+    shell."""
     variables = dict(item.partition(b"=")[::2] for item in env)
     if b"/" in argv[0]:
         candidates = [argv[0]]

@@ -37,7 +37,8 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
 def let_go_of_the_launcher(setup: SandboxSetup) -> None:
-    """Every descriptor but ours: other sandboxes' sockets and groups must not be in reach even of the worker."""
+    """Closes every descriptor but the clone's own: even the worker must not reach sockets and groups of other
+    sandboxes."""
     for number in range(3):
         os.dup2(setup.null, number)
     first = 3
@@ -64,10 +65,10 @@ def enter_cgroup_namespace(setup: SandboxSetup) -> None:
 
 
 def enter_network_namespace(setup: SandboxSetup) -> None:
-    """Also forbids copies of what was sent to come back with a time stamp (net.core.tstamp_allow_data, sysctl/net.rst).
-
-    A control message of sendmsg asks for them, which no filter sees, and they wait in the socket's error queue, charged
-    to nobody: 1,500 sockets took 298 MiB of the host, measured. Older kernels have one setting for the whole host.
+    """It also forbids that copies of sent datagrams come back with a time stamp (net.core.tstamp_allow_data,
+    sysctl/net.rst). A control message of sendmsg can ask for them, which no filter sees. They wait in the socket's
+    error queue, charged to nobody: 1,500 sockets took 298 MiB of the host (measured). Older kernels have one setting
+    for the whole host.
     """
     unshare(CLONE_NEWNET)
     if os.path.exists(_TIME_STAMPS):
@@ -93,14 +94,14 @@ def name_host(setup: SandboxSetup) -> None:
 
 
 def await_identity(setup: SandboxSetup) -> None:
-    """The launcher writes the uid and gid maps; until then nothing inside can have an owner."""
+    """Waits until the launcher has written the uid and gid maps. Before that nothing inside can have an owner."""
     if setup.channel.recv(1) != bytes((IDENTITY,)):
         raise OSError(errno.EPIPE, "the launcher went away")
 
 
 def await_plan(setup: SandboxSetup) -> None:
-    """What this sandbox is to be, with the owner's socket, the ways into its control groups and out of them, and
-    the room's pids.max."""
+    """Takes the plan of this sandbox, the owner's socket, the descriptors that lead into its control groups and out of
+    them, and its pids.max."""
     word, descriptors = receive(setup.channel)
     if not word:
         raise OSError(errno.EPIPE, "the launcher went away")
@@ -115,7 +116,7 @@ def await_plan(setup: SandboxSetup) -> None:
 
 
 def leave_keyring(setup: SandboxSetup) -> None:
-    """The session keyring is inherited from whoever started the service; a new, empty one takes its place."""
+    """Replaces the session keyring, which was inherited from whoever started the service, by a new, empty one."""
     try:
         syscall(NR_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
     except OSError as error:
@@ -124,8 +125,8 @@ def leave_keyring(setup: SandboxSetup) -> None:
 
 
 def take_identity(setup: SandboxSetup) -> None:
-    """Supplementary groups first: without CAP_SETGID they would stay. Capabilities survive this, as uid 0 of the
-    namespace is not mapped; they go in `drop_all_capabilities`."""
+    """Drops supplementary groups first, as without CAP_SETGID they would stay. Capabilities survive this, as uid 0 of
+    the namespace is not mapped. `drop_all_capabilities` drops them."""
     os.setgroups([])
     set_group_ids(setup.uid)
     if setup.uid != mounts.INSIDE_ID:  # no user namespace: uid 0 is root, and leaving it would take them away here

@@ -39,7 +39,7 @@ def name_of_ours() -> bytes:
 
 
 class Obstacle(OSError):
-    """Something of a wrong kind stands at a path."""
+    """Something of a wrong kind is at a path."""
 
     def __init__(self, number: int, path: bytes, kind: int = UNKNOWN_KIND) -> None:
         super().__init__(number, os.strerror(number), path)
@@ -68,8 +68,8 @@ def lstat_or_none(path: bytes) -> os.stat_result | None:
 
 
 def resolved(path: bytes) -> bytes:
-    """Where a command's write to `path` would go: an absolute path without links. What is missing on the way is taken
-    as it is written. Raises OSError with ELOOP where the kernel would, for links in a circle and for a long chain."""
+    """Returns where a command's write to `path` would go, as an absolute path without links. Missing parts are taken as
+    they are written. Raises OSError with ELOOP where the kernel would, for links in a circle and for a long chain."""
     here = b"/" if path.startswith(b"/") else os.getcwdb()
     waiting = path.split(b"/")[::-1]
     links = 0
@@ -109,7 +109,7 @@ def forget_directory(path: bytes) -> None:
 
 
 def fill(file: int, pipe: int, size: int = -1) -> int:
-    """Moves `size` bytes, or all up to its end, from a pipe into a file; returns how many there were."""
+    """Moves `size` bytes, or everything up to the end, from a pipe into a file. Returns how many bytes there were."""
     total = 0
     while size < 0 or total < size:
         moved = os.splice(pipe, file, _PIECE if size < 0 else min(_PIECE, size - total))
@@ -129,7 +129,8 @@ def write_all(pipe: int, data: bytes) -> None:
 
 
 def make_directories(path: bytes) -> list[bytes]:
-    """With parents; returns those that were not there, outermost first. Raises OSError, and then none of them is."""
+    """Makes a directory and its parents. Returns those that were missing, outermost first. Raises OSError, and then
+    none of them is left."""
     missing: list[bytes] = []
     at = path.rstrip(b"/") or path
     while at and not os.path.isdir(at):

@@ -10,11 +10,11 @@ _WORKSPACE = b"/workspace/"
 
 
 class WorkdirError(OSError):
-    """The kernel refused to enter it, or to make it."""
+    """The kernel refused to enter or to make the directory."""
 
 
 def enter(path: bytes) -> None:
-    """As chdir(2). Below /workspace what is missing is made, by a worker that is confined as the command is, and in
+    """Enters a directory, like chdir(2). Below /workspace missing directories are made, by the confined worker and in
     the command's control groups. Raises WorkdirError."""
     try:
         try:

@@ -61,7 +61,7 @@ class Worker:
         self._children = signalfd(_signal.SIGCHLD)
 
     def serve(self) -> None:
-        """Returns when the launcher or the owner is gone."""
+        """Serves until the launcher or the owner is gone."""
         commands, all_ = select.poll(), select.poll()
         for descriptor in (self._channel.fileno(), self._owner.fileno()):
             commands.register(descriptor, select.POLLIN)
