@@ -90,7 +90,7 @@ class Gone(Exception):
 
 
 class Gateway:
-    """One connection. IdempotencyStore to other requests than the one that is waited for are kept."""
+    """One connection. Answers to other requests than the one that is waited for are kept."""
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
