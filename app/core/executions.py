@@ -46,7 +46,7 @@ def _digest(env: Mapping[str, str]) -> bytes:
 
 
 class Execution:
-    """Made by `Sandboxes.execute`. `exit` appears once and never changes."""
+    """Made by `Sandbox.execute`. `exit` appears once and never changes."""
 
     def __init__(self, execution_id: str, sandbox_id: str, sequence: int, command: Command, logs: Logs) -> None:
         self.id = execution_id
