@@ -512,6 +512,17 @@ async def test_terminal_has_the_size_that_it_is_given_and_everything_is_stdout(k
             await run.handle.resize(1, 2)
 
 
+@pytest.mark.parametrize("typed", [b"", b"line\n", b"half"])
+async def test_end_of_stdin_on_a_terminal_ends_a_program_that_reads(kind: Kind, typed: bytes) -> None:
+    async with room(kind, Capability.PTY) as sandbox:
+        run = await sandbox.run(kind.programs.cat(), stdin=True, tty=Terminal(24, 80))
+        if typed:
+            assert await run.handle.write(typed)
+        await run.handle.close_stdin()
+        assert (await run.end()).code == 0
+        assert typed.rstrip() in run.out
+
+
 # --- the execution: signals and kills
 
 

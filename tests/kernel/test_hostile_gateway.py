@@ -13,7 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.protocol import CREATE, DESTROY, EXECUTE, FINISH, HELLO, KILL, RECORD, START_FAILED, USAGE, Writer
+from app.launcher.protocol import (
+    CREATE,
+    DESTROY,
+    EXECUTE,
+    FINISH,
+    HELLO,
+    KILL,
+    RECORD,
+    START_FAILED,
+    TERMINAL,
+    USAGE,
+    Writer,
+)
 from tests.kernel import host
 from tests.kernel.direct import SPARE, Gateway, Gone, Launched, Refused, command, name, plan, sandboxes_of
 
@@ -83,11 +95,28 @@ def test_another_connections_sandbox_is_out_of_reach(hostile: Gateway) -> None:
             (KILL, name("honest") + bytes(4), []),
             (USAGE, name("honest") + bytes(4), []),
             (USAGE, name("honest") + (1).to_bytes(4, "little"), []),
+            (TERMINAL, name("honest"), []),
             (DESTROY, name("honest"), []),
         ):
             with pytest.raises(Refused) as error:
                 hostile.ask(kind, body, fds)
             assert (error.value.step, error.value.errno) == ("plan", errno.ENOENT)
+
+
+def test_terminals_that_nobody_takes_are_bounded_and_go_with_the_sandbox(launched: Launched, hostile: Gateway) -> None:
+    before = len(host.descriptors(launched[1].pid))
+    owner = hostile.create()
+    numbers = [hostile.post(TERMINAL, name("one")) for _ in range(100)]
+    refusals = []
+    for number in numbers:
+        try:
+            hostile.answer(number)
+        except Refused as refused:
+            refusals.append((refused.step, refused.errno))
+    assert set(refusals) <= {("open_terminal", errno.ENOSPC)}
+    hostile.destroy()
+    owner.close()
+    host.until(lambda: len(host.descriptors(launched[1].pid)) <= before + SPARE, "no descriptor stays")
 
 
 def test_an_execution_number_is_used_once(hostile: Gateway) -> None:

@@ -30,6 +30,7 @@ from app.core.models import Command, Exit, ExitReason, ResourceUsage, Stdin
 BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
 MAY_LIVE_ON = "what hid its environment from the kill may live on until the sandbox is deleted"
 _SIGHUP, _SIGKILL = 1, 9
+_CTRL_D = b"\x04"  # end of file on a terminal whose program did not choose another character
 
 
 class BoxliteExecution:
@@ -48,6 +49,7 @@ class BoxliteExecution:
         self._connected = asyncio.Event()
         self._stdin_over = command.stdin is Stdin.NONE
         self._size = command.tty
+        self._last_typed = b"\n"
         self._reader: asyncio.Task[None] | None = None
         self._id = ""
         self._began = time.perf_counter()
@@ -105,7 +107,7 @@ class BoxliteExecution:
     async def _introduce(self, socket: Socket) -> None:
         if self._size is not None:  # the server starts every terminal with 24 by 80
             await socket.resize(self._size.rows, self._size.cols)
-        if self._stdin_over:
+        if self._stdin_over and self._size is None:
             await socket.end_stdin()
         self._fed = False
         self._intake.begin_socket()
@@ -164,13 +166,21 @@ class BoxliteExecution:
             self._stdin_left = 0
             raise PayloadTooLarge(self._stdin_limit, "all stdin of this execution", "write it to a file of the sandbox")
         self._stdin_left -= len(data)
+        self._last_typed = data[-1:] or self._last_typed
         await self._to_socket(lambda socket: socket.write(data))
         return not self._exit.done()
 
     async def close_stdin(self) -> None:
         if not self._stdin_over and not self._exit.done():
             self._stdin_over = True
-            await self._to_socket(lambda socket: socket.end_stdin())
+            await self._to_socket(self._end_stdin)
+
+    async def _end_stdin(self, socket: Socket) -> None:
+        await (socket.end_stdin() if self._size is None else socket.write(self._typed_end()))
+
+    def _typed_end(self) -> bytes:
+        """A terminal cannot be closed for reading alone. Behind half a line Ctrl-D only ends the line."""
+        return _CTRL_D if self._last_typed in (b"\n", b"\r", _CTRL_D) else _CTRL_D * 2
 
     async def _to_socket(self, say: Callable[[Socket], Awaitable[None]]) -> None:
         """On the socket of the moment, or the next one. The end of the execution lets go of whoever waits."""

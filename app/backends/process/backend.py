@@ -50,6 +50,7 @@ CAPABILITIES = frozenset(
         Capability.SYSCALL_PROFILES,
         Capability.FILES,
         Capability.PAUSE,
+        Capability.PTY,
     }
 )
 

@@ -15,11 +15,12 @@ from app.backends.process.link import LauncherLink, LauncherRefused, LauncherRep
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import command_body
 from app.backends.process.streams import Streams
+from app.backends.process.terminal import PseudoTerminal
 from app.backends.process.usage import resource_usage
 from app.core.backend import Logs
 from app.core.commands import hint_for, signal_name
 from app.core.errors import BackendFailure, BackendTimeout, BackendUnavailable, WrongState
-from app.core.models import Command, Exit, ExitReason, ResourceUsage
+from app.core.models import Command, Exit, ExitReason, ResourceUsage, Terminal
 from app.launcher.protocol import (
     EXECUTE,
     FINISH,
@@ -27,6 +28,7 @@ from app.launcher.protocol import (
     MAX_PACKET,
     STEP_CGROUP,
     STEP_WORKDIR,
+    TERMINAL,
     USAGE,
     ProtocolError,
     Writer,
@@ -51,12 +53,13 @@ class ProcessExecution:
     ) -> None:
         """`on_over`: called when it has ended and nothing holds its output any more."""
         self._link, self.number, self._send_signal, self._on_silence = link, number, send_signal, on_silence
-        self._on_over = on_over
+        self._on_over, self._sandbox_id = on_over, sandbox_id
         self._name = bytes(Writer(0).text(sandbox_id).u32(number).data[1:])  # in every request to the launcher
         loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = loop.create_future()
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._streams = Streams()
+        self._terminal: PseudoTerminal | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._argv0 = ""
         self._workdir = ""
@@ -70,10 +73,13 @@ class ProcessExecution:
         """Returns when the command runs or could not be started. Raises BackendUnavailable or BackendTimeout."""
         self._argv0, self._workdir = command.argv[0], command.workdir
         try:
+            if command.tty is not None:
+                await self._open_terminal()
             request, refused = self._hand_over(command, logs, budget)
-        except (OSError, BackendUnavailable) as error:  # no descriptor is left, or no launcher: it never was
+        except LauncherRefused as refusal:
+            return self._fail_start(_not_begun(refusal))
+        except (OSError, BackendFailure) as error:  # no descriptor is left, or no launcher: it never was
             self._fail_start(LOST)
-            self._streams.close()
             if isinstance(error, OSError):
                 raise BackendUnavailable(
                     "process", f"no descriptors are left for a command: {error.strerror}"
@@ -84,6 +90,12 @@ class ProcessExecution:
             await self._until_begun(min(_START_SECONDS, command.timeout_seconds))
         finally:
             self._link.forget(request)
+
+    async def _open_terminal(self) -> None:
+        """Raises LauncherRefused, BackendUnavailable, BackendTimeout."""
+        name = bytes(Writer(0).text(self._sandbox_id).data[1:])
+        self._terminal = PseudoTerminal(await self._link.request_descriptor(TERMINAL, name))
+        self._streams = self._terminal
 
     def _hand_over(self, command: Command, logs: Logs, budget: PipeBudget) -> tuple[int, asyncio.Future[LauncherReply]]:
         """Raises OSError, BackendUnavailable."""
@@ -121,8 +133,7 @@ class ProcessExecution:
         if answer.cancelled() or (error := answer.exception()) is None or self._begun.done():
             return
         if isinstance(error, LauncherRefused):
-            detail = f"step {error.step} failed: {_errno_name(error.errno)} ({error.detail})"
-            self._fail_start(Exit(ExitReason.START_FAILED, detail=detail))
+            self._fail_start(_not_begun(error))
         else:
             self._fail_start(replace(LOST, detail=str(error)))
 
@@ -130,6 +141,7 @@ class ProcessExecution:
         if not self._begun.done():
             self._begun.set_result(None)
         self._end(exit_)
+        self._streams.close()
 
     # --- the worker's words
 
@@ -218,7 +230,9 @@ class ProcessExecution:
             self._streams.stdin.end()
 
     async def resize(self, rows: int, cols: int) -> None:
-        raise WrongState("ended" if self._told else "running", "the execution has no terminal")
+        if self._terminal is None or self._told:
+            raise WrongState("ended" if self._told else "running", "the execution has no terminal")
+        self._terminal.resize(Terminal(rows, cols))
 
     async def signal(self, number: int) -> None:
         if self._told:
@@ -258,6 +272,11 @@ class ProcessExecution:
         await asyncio.shield(self._exit)
         await self._streams.output_ended()
         self._on_over()
+
+
+def _not_begun(refused: LauncherRefused) -> Exit:
+    detail = f"step {refused.step} failed: {_errno_name(refused.errno)} ({refused.detail})"
+    return Exit(ExitReason.START_FAILED, detail=detail)
 
 
 def _natural(status: int) -> Exit:

@@ -30,9 +30,10 @@ class LauncherRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LauncherReply:
-    """What the launcher said to one request."""
+    """What the launcher said to one request, and the descriptors that came with it: whoever takes them closes them."""
 
     source: Reader
+    descriptors: Sequence[int] = ()
 
 
 def receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
@@ -155,14 +156,29 @@ class LauncherLink:
         """Raises LauncherRefused, BackendUnavailable when the launcher is or goes away, and BackendTimeout when it is
         silent: then it may still do it."""
         await self.connect()
-        return await self._ask(Writer(kind), descriptors, body)
+        answer = await self._ask(Writer(kind), descriptors, body)
+        close_all(answer.descriptors)  # none is due
+        return answer
+
+    async def request_descriptor(self, kind: int, body: bytes) -> int:
+        """For a request whose answer comes with one descriptor, which is the caller's then. Raises as `request`."""
+        await self.connect()
+        answer = await self._ask(Writer(kind), (), body)
+        if len(answer.descriptors) != 1:
+            close_all(answer.descriptors)
+            raise BackendUnavailable(RUNTIME, "the launcher gave no descriptor")
+        return answer.descriptors[0]
 
     async def _ask(self, writer: Writer, descriptors: Sequence[int], body: bytes = b"") -> LauncherReply:
         number, future = self.post(writer, body, descriptors)
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await future
-        except TimeoutError:
+        except BaseException as error:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                close_all(future.result().descriptors)  # it came when nobody waited any more
+            if not isinstance(error, TimeoutError):
+                raise
             raise BackendTimeout(RUNTIME, f"the launcher did not answer within {_ANSWER_SECONDS:g} seconds") from None
         finally:
             self._waiting.pop(number, None)
@@ -255,7 +271,8 @@ class LauncherLink:
         if future is None or future.done():
             return None
         if refused is None:
-            future.set_result(LauncherReply(source))
+            future.set_result(LauncherReply(source, tuple(descriptors)))
+            descriptors.clear()
         else:
             future.set_exception(refused)
         return None

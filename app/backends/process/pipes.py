@@ -153,22 +153,33 @@ class StdinPipe:
     def _push(self) -> None:
         try:
             while self._waiting and self._fd >= 0:
-                written = os.write(self._fd, memoryview(self._waiting)[:CHUNK])
-                del self._waiting[:written]
+                if not self._write_piece():
+                    return self._hold_back()
         except BlockingIOError:
             self._loop.add_writer(self._fd, self._push)
-            if len(self._waiting) >= STDIN_BUFFER:
-                self._room.clear()
-            elif not self._room.is_set():
-                self._room.set()
-            return
+            return self._hold_back()
         except OSError:  # EPIPE: nobody can read it any more
-            self.close()
-            return
+            return self.close()
         self._loop.remove_writer(self._fd)
         self._room.set()
         if self._ending:
-            self.close()
+            self._end_input()
+        return None
+
+    def _write_piece(self) -> bool:
+        """False when nothing may be written just now; then `_push` is called again. Raises OSError."""
+        written = os.write(self._fd, memoryview(self._waiting)[:CHUNK])
+        del self._waiting[:written]
+        return True
+
+    def _hold_back(self) -> None:
+        if len(self._waiting) >= STDIN_BUFFER:
+            self._room.clear()
+        elif not self._room.is_set():
+            self._room.set()
+
+    def _end_input(self) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -16,6 +16,7 @@ from app.launcher.daemon.host import Host
 from app.launcher.daemon.oom import killed_too_often
 from app.launcher.daemon.pausing import Pauses
 from app.launcher.daemon.sandbox_process import SandboxProcess
+from app.launcher.daemon.terminals import open_terminal
 from app.launcher.daemon.watch import Verdict, Watch
 from app.launcher.daemon.zygote import Spawner
 from app.launcher.protocol import (
@@ -190,6 +191,15 @@ class SandboxTable:
             sandbox.run(RUN if kind == EXECUTE else RUN_AGENT, number, in_memfd, source.rest(), descriptors)
         except OSError as error:
             raise Refusal("join_cgroup", error.errno or 0, str(error.strerror)) from error
+
+    def open_terminal(self, sandbox: SandboxProcess) -> int:
+        """Raises Refusal."""
+        if sandbox.creating is not None:
+            raise Refusal("open_terminal", errno.ENOENT, "the sandbox is not ready")
+        try:
+            return open_terminal(sandbox.pid)
+        except OSError as error:
+            raise Refusal("open_terminal", error.errno or 0, str(error.strerror)) from error
 
     def finish(self, sandbox: SandboxProcess, number: int, request: int) -> Writer:
         finished = sandbox.finish(number)

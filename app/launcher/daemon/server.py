@@ -28,6 +28,7 @@ from app.launcher.protocol import (
     PAUSE,
     REFUSED,
     RESUME,
+    TERMINAL,
     USAGE,
     CreatePlan,
     ProtocolError,
@@ -141,6 +142,10 @@ class LauncherServer:
             self._sandboxes.create(connection, request, plan, descriptors)
         elif kind in (EXECUTE, AGENT):
             self._sandboxes.execute(connection, kind, source, descriptors)
+        elif kind == TERMINAL:
+            sandbox = self._sandboxes.find(connection, source.text(64))
+            source.end()
+            connection.send(bytes(reply(request).data), self._sandboxes.open_terminal(sandbox))
         elif kind == DESTROY:
             sandbox = self._sandboxes.find(connection, source.text(64))
             source.end()

@@ -15,6 +15,7 @@ from app.launcher.daemon.connection import Connection
 from app.launcher.daemon.freezer import Freezer
 from app.launcher.daemon.groups import Groups
 from app.launcher.daemon.sandbox_process import SandboxProcess
+from app.launcher.daemon.terminals import make_terminals
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import (
     CLONE_NEWIPC,
@@ -32,6 +33,7 @@ from app.launcher.protocol import (
     NETWORK_UP,
     READY,
     STEP_FAILED,
+    TERMINALS,
     CreatePlan,
     ProtocolError,
     Reader,
@@ -194,6 +196,8 @@ class Spawner:
             step = "map_identity"
             self._map_identity(pid, uid)
             packets.send(ours, bytes((IDENTITY,)), [])
+            step = "make_terminals"
+            self._send_terminals(ours, uid)
         except OSError as error:
             refusal = _last_words(ours) or SpawnError(step, error)
             self._end(Zygote(pid, pidfd, ours, uid))
@@ -216,6 +220,13 @@ class Spawner:
             for name in ("uid_map", "gid_map"):
                 _write(f"/proc/{pid}/{name}", f"{INSIDE_ID} {uid} 1")
         _write(f"/proc/{pid}/oom_score_adj", _OOM_SCORE)
+
+    def _send_terminals(self, channel: _socket.socket, owner: int) -> None:
+        descriptor = make_terminals(owner)
+        try:
+            packets.send(channel, bytes((TERMINALS,)), [descriptor])
+        finally:
+            os.close(descriptor)
 
     def _become_worker(self, channel: _socket.socket, uid: int) -> None:
         """In the copy. Never returns: an exception must not run the launcher's loop a second time."""

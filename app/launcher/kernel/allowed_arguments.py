@@ -68,7 +68,8 @@ SOCKET_OPTIONS = {
 }
 
 IOCTL_COMMANDS = {
-    # Terminals, of the sandbox's own devpts.
+    # Terminals, of the sandbox's own devpts. Nothing inside has the controlling side of one, so its commands are not
+    # here: TIOCPKT, TIOCGPTN, TIOCSPTLCK, TIOCGPTPEER.
     "TCGETS": 0x5401,  # isatty: everybody
     "TCSETS": 0x5402,
     "TCSETSW": 0x5403,
@@ -88,13 +89,9 @@ IOCTL_COMMANDS = {
     "TIOCGWINSZ": 0x5413,
     "TIOCSWINSZ": 0x5414,
     "FIONREAD": 0x541B,  # Java
-    "TIOCPKT": 0x5420,  # screen
     "FIONBIO": 0x5421,  # CPython, Node, nginx, Rust
     "TIOCNOTTY": 0x5422,
     "TIOCGSID": 0x5429,
-    "TIOCGPTN": 0x80045430,  # openpty
-    "TIOCSPTLCK": 0x40045431,
-    "TIOCGPTPEER": 0x5441,
     # Any descriptor.
     "FIONCLEX": 0x5450,  # CPython
     "FIOCLEX": 0x5451,

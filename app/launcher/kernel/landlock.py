@@ -23,6 +23,7 @@ SCOPE_ABSTRACT_UNIX, SCOPE_SIGNAL = 1 << 0, 1 << 1
 READ = EXECUTE | READ_FILE | READ_DIR
 LOOK = READ_FILE | READ_DIR
 NODE = READ_FILE | WRITE_FILE | TRUNCATE  # a device file: no execution, no ioctl
+TERMINAL = NODE | IOCTL_DEV  # which ioctls, the filter says
 
 # Names in the order of their bits, for the receipt.
 FS_NAMES = (

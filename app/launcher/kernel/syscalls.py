@@ -28,6 +28,10 @@ NR_SETRESUID = 117 if _X86 else 147
 NR_SETRESGID = 119 if _X86 else 149
 NR_KCMP = 312 if _X86 else 272
 NR_SIGNALFD4 = 289 if _X86 else 74
+NR_MOVE_MOUNT = 429
+NR_FSOPEN = 430
+NR_FSCONFIG = 431
+NR_FSMOUNT = 432
 NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
 NR_MOUNT_SETATTR = 442
@@ -49,6 +53,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 
+_FSOPEN_CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE, _FSMOUNT_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1, 6, 1, 4
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
@@ -91,6 +96,23 @@ def mount_setattr(target: str, set_: int) -> None:
     """Sets attributes on a whole mount tree (Linux 5.12), mount_setattr(2)."""
     attr = (ctypes.c_uint64 * 4)(set_, 0, 0, 0)
     syscall(NR_MOUNT_SETATTR, AT_FDCWD, os.fsencode(target), AT_RECURSIVE, attr, ctypes.sizeof(attr))
+
+
+def detached_mount(kind: str, options: dict[str, str], attributes: int) -> int:
+    """A descriptor of a new file system that is mounted nowhere yet (Linux 5.2), fsopen(2), fsmount(2)."""
+    context = syscall(NR_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
+    try:
+        for name, value in options.items():
+            syscall(NR_FSCONFIG, context, _FSCONFIG_SET_STRING, name.encode(), value.encode(), 0)
+        syscall(NR_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return syscall(NR_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
+
+
+def attach_mount(descriptor: int, target: str) -> None:
+    """Mounts it at `target`, move_mount(2)."""
+    syscall(NR_MOVE_MOUNT, descriptor, b"", AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def umount(target: str, flags: int = 0) -> None:

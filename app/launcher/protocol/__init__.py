@@ -16,14 +16,16 @@ MAX_PACKET = 64 * 1024
 MAX_COMMAND = 4 * 1024 * 1024
 
 # gateway -> launcher
-HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME, USAGE = range(1, 11)
+HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME, USAGE, TERMINAL = range(1, 12)
 # launcher -> gateway
 REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1
 # launcher -> worker
-IDENTITY, GO, RUN, RUN_AGENT, HOLD = 31, 32, 33, 34, 35
+IDENTITY, GO, RUN, RUN_AGENT, HOLD, TERMINALS = 31, 32, 33, 34, 35, 36
 # worker -> launcher
 NETWORK_UP, READY, STEP_FAILED, HELD = 47, 48, 49, 50
+# The answer to TERMINAL comes with the controlling side of a new terminal of the sandbox. A command whose stdin is the
+# other side leads the terminal's session.
 # With EXECUTE and RUN come the command's three streams (and a memfd), with the other two an agent's control and pipe.
 STREAMS = {EXECUTE: 3, RUN: 3, AGENT: 2, RUN_AGENT: 2}
 # worker -> gateway and back: fixed records

@@ -141,6 +141,8 @@ def restrict_files(setup: SandboxSetup) -> None:
         rules.allow(path, landlock.read_write(version))
     rules.allow("/proc", landlock.LOOK)
     rules.allow("/dev", landlock.READ_DIR | landlock.NODE)  # the template has only harmless devices there
+    for path in ("/dev/pts", "/dev/tty"):
+        rules.allow(path, landlock.TERMINAL)
     if "/usr" in plan.read_only:
         rules.allow("/", landlock.READ_DIR)  # names only, and of nothing but the system: people begin with `ls /`
     rules.enforce()

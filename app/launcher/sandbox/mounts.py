@@ -33,12 +33,11 @@ from app.launcher.kernel.syscalls import (
 )
 
 INSIDE_ID = 1000
-_TERMINALS = 64  # the host has 4096 for all (kernel.pty.max), and without a limit one sandbox takes every free one
 OWN = "/.bulkhead"  # the launcher's few things inside the template: mask sources and the canary
 CANARY = OWN + "/canary"
 # The system directories that a merged-/usr host has as links into /usr, and other hosts as directories of their own.
 SYSTEM_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # What tells about the host even below a read-only /proc. Others that containers mask need none here: kmsg and
 # sysrq-trigger are root's, and bus, fs, irq and sys are worth masking only where they can be written.
 MASKED_FILES = (
@@ -243,10 +242,3 @@ def size_private_storage(disk_bytes: int) -> None:
     """Sets its final size. Inodes are limited with it: one per 4 KiB, as each costs the kernel about 1 KiB."""
     options = f"size={disk_bytes},nr_inodes={max(1024, disk_bytes // 4096)}"
     mount("none", "/workspace", None, MS_REMOUNT | MS_NOSUID | MS_NODEV, options)
-
-
-def mount_terminals() -> None:
-    """Mounts a devpts of its own. A terminal of the host is "not a tty" inside, and terminals of neighbours are not
-    there."""
-    options = f"newinstance,ptmxmode=0666,mode=0620,max={_TERMINALS}"
-    mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)

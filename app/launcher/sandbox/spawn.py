@@ -6,8 +6,10 @@ import _signal
 import errno
 import os
 
-# CPython ignores SIGPIPE and SIGXFSZ; a command starts with every signal as the kernel's default.
-_DEFAULT_SIGNALS = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGCHLD)
+# A command starts with every signal as the kernel's default: CPython ignores SIGPIPE and SIGXFSZ, and whoever started
+# the service may have made it ignore others (nohup, a shell's `trap`), which exec hands on.
+_IGNORED = [number for number in range(1, _signal.NSIG) if _signal.getsignal(number) == _signal.SIG_IGN]
+_DEFAULT_SIGNALS = {*_IGNORED, _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGCHLD}
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -20,7 +22,11 @@ def search_and_spawn(argv: list[bytes], env: list[bytes], stdio: list[int]) -> i
     else:
         folders = variables.get(b"PATH", _DEFAULT_PATH).split(b":")
         candidates = [(folder or b".") + b"/" + argv[0] for folder in folders]
-    actions = [(os.POSIX_SPAWN_DUP2, descriptor, target) for target, descriptor in enumerate(stdio)]
+    actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_DUP2, open_, target) for target, open_ in enumerate(stdio)]
+    if os.isatty(stdio[0]):
+        # Opened by the leader of a new session, it becomes the session's controlling terminal, tty_ioctl(4).
+        actions.append((os.POSIX_SPAWN_OPEN, 0, b"/proc/self/fd/1", os.O_RDWR, 0))
+        actions += [(os.POSIX_SPAWN_DUP2, 0, target) for target in (1, 2)]
     refused = errno.ENOENT
     for path in candidates:
         try:

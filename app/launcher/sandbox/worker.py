@@ -55,6 +55,7 @@ class Worker:
         self._home, self._processes_file = setup.home, setup.processes_file
         self._most_processes = setup.plan.processes
         self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
+        self._on_terminals: set[int] = set()  # those of them that lead the session of a terminal
         # Blocked, one SIGCHLD is pending however many come, and wakes nobody who does not poll for it: with a handler
         # each would interrupt the worker wherever it waits.
         _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGCHLD,))
@@ -117,7 +118,7 @@ class Worker:
             enter(workdir)
             return search_and_spawn(argv, env, stdio)
 
-        self._begin(number, groups, start)
+        self._begin(number, groups, start, on_terminal=os.isatty(stdio[0]))
 
     def _run_agent(self, number: int, body: bytes, sockets: list[int], groups: list[int]) -> None:
         def fork() -> int:
@@ -128,7 +129,7 @@ class Worker:
 
         self._begin(number, groups, fork)
 
-    def _begin(self, number: int, groups: list[int], start: Callable[[], int]) -> None:
+    def _begin(self, number: int, groups: list[int], start: Callable[[], int], *, on_terminal: bool = False) -> None:
         try:
             _move_into(groups)
             pid = self._past_own_count(start)
@@ -137,6 +138,8 @@ class Worker:
         finally:
             _move_into(self._home)
         self._leaders[pid] = number
+        if on_terminal:
+            self._on_terminals.add(pid)
         self._tell(STARTED, number, pid, 0)
         return None
 
@@ -179,6 +182,9 @@ class Worker:
             if pid == 0:
                 return
             number = self._leaders.pop(pid, None)
+            if pid in self._on_terminals:
+                self._on_terminals.discard(pid)
+                _hang_up(pid)
             if number is not None:
                 self._tell(EXITED, number, status, 0)
         os.kill(os.getpid(), _signal.SIGCHLD)  # there may be more, and the next look comes after a rest
@@ -208,6 +214,22 @@ def _signal_group(leader: int, number: int) -> None:
         os.killpg(leader, number)
     except OSError:
         return  # it has just ended, or the number is no signal: the gateway checks both, and is told the ending
+
+
+def _hang_up(session: int) -> None:
+    """SIGHUP to what a terminal's first process left behind. The kernel sends it to the foreground group alone, and the
+    end of a terminal does not find the others any more. Whole groups: none of them can fork its way out."""
+    groups: dict[int, None] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.getsid(int(name)) == session:
+                    groups[os.getpgid(int(name))] = None
+            except ProcessLookupError:
+                continue
+    for group in groups:
+        _signal_group(group, _signal.SIGHUP)
+        _signal_group(group, _signal.SIGCONT)  # what is stopped would never hear of it
 
 
 def _read_memfd(descriptor: int) -> bytes:

@@ -48,8 +48,9 @@ FILES = [
     *_rows("A", 15, "EROFS", "open_core_pattern open_sysctl open_oom_score open_uid_map"),
     *_rows("A", 15, "EACCES", "read_keys read_kallsyms read_timers read_kmsg"),
     *_rows("A", 15, "ENOENT", "open_sysrq open_kcore read_firmware"),
-    *_rows("A", 16, "ENOSPC", "take_terminals"),
-    *_rows("A", 19, "EACCES", "device_ioctl"),
+    *_rows("A", 16, "EACCES", "make_terminal"),
+    *_rows("A", 16, "EPERM", "let_all_make_terminals"),
+    *_rows("A", 19, "EACCES", "device_ioctl", "ENOTTY"),
     *_rows("A", 19, "EROFS", "touch_device"),
     *_rows("A", 19, "EPERM", "type_into_terminal"),
 ]

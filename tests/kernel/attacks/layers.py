@@ -35,7 +35,7 @@ LAYERS = ("none", "seccomp", "landlock", "namespaces")
 UID = 1_890_000_000  # of nobody on the host, and outside of any service's range
 _NAMESPACES = (
     "enter_network_namespace", "raise_loopback", "name_host", "enter_cgroup_namespace",
-    "take_identity", "mount_proc", "mask_proc", "mount_storage", "mount_terminals", "set_limits",
+    "take_identity", "mount_proc", "mask_proc", "mount_storage", "set_limits",
     "empty_bounding_set", "drop_all_capabilities", "prove_identity",
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv.pop(1))
 
 from app.launcher import __main__ as launcher
-from app.launcher.daemon import zygote
+from app.launcher.daemon import terminals, zygote
 from app.launcher.kernel import bpf, landlock, seccomp
 from app.launcher.kernel.syscalls import (
     CLONE_NEWIPC,
@@ -130,7 +130,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "io_uring_allowed": allowed("io_uring_setup"),
     "keys_allowed": allowed("keyctl", "add_key"),
     "worker_never_rests": replaced(worker, "_REST", 0),
-    "terminals_unlimited": replaced(mounts, "_TERMINALS", 4096),
+    "terminals_made_by_all": replaced(terminals, "_MAKERS", "0666"),
 }
 
 

@@ -4,6 +4,7 @@
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/xattr.h>
+#include <termios.h>
 
 #define READS(name, path) \
   static long name(void) { return reads(path); }
@@ -115,20 +116,19 @@ static long open_handle(void) { /* the "shocker": 2 is the root folder of most f
   }
   return open_by_handle_at(fd, &handle.head, O_RDONLY);
 }
-static long device_ioctl(void) { /* one that the filter lets pass: which terminal is it? */
-  int number;
-  return ioctl(open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC), TIOCGPTN, &number);
+static long device_ioctl(void) { /* one that the filter lets pass; ENOTTY is the device's own word */
+  struct termios modes;
+  return ioctl(open("/dev/null", O_RDWR | O_CLOEXEC), TCGETS, &modes);
 }
 static long touch_device(void) { return utimes("/dev/null", NULL); }
 static long type_into_terminal(void) {
   int fd = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
-  return fd < 0 ? -1 : ioctl(fd, TIOCSTI, "x");
+  return ioctl(fd < 0 ? open("/dev/null", O_RDWR | O_CLOEXEC) : fd, TIOCSTI, "x");
 }
-static long take_terminals(void) { /* every terminal beyond the first hundred is a neighbour's */
-  for (int i = 0; i < 100; i++)
-    if (open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC) < 0) return -1;
-  return 0;
+static long make_terminal(void) { /* what is written to one makes threads of the kernel work, for nothing */
+  return open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC) < 0 ? -1 : 0;
 }
+static long let_all_make_terminals(void) { return chmod("/dev/pts/ptmx", 0666); }
 
 #define ROW(name) {#name, name}
 const struct attack file_attacks[] = {
@@ -142,4 +142,4 @@ const struct attack file_attacks[] = {
     ROW(hard_link_by_descriptor), ROW(hard_link_by_proc), ROW(make_block), ROW(make_char), ROW(make_whiteout),
     ROW(set_capability), ROW(set_acl), ROW(set_default_acl),
     ROW(set_acl_by_descriptor), ROW(chown_root), ROW(name_handle), ROW(open_handle), ROW(device_ioctl), ROW(touch_device),
-    ROW(type_into_terminal), ROW(take_terminals), {NULL, NULL}};
+    ROW(type_into_terminal), ROW(make_terminal), ROW(let_all_make_terminals), {NULL, NULL}};

@@ -57,7 +57,7 @@ RED = {
     "ptrace_allowed": "ptrace_child ptrace_me read_memory_child write_memory_child",
     "io_uring_allowed": "io_uring_setup",
     "keys_allowed": "keyctl add_key",
-    "terminals_unlimited": "take_terminals",
+    "terminals_made_by_all": "make_terminal",
 }
 NAMES = [attack.name for attack in ALL]
 Start = Callable[[str], Launcher]

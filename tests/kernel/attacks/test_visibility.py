@@ -127,7 +127,7 @@ def test_every_mount_is_read_only_but_the_three_of_its_own(service: Service, san
 def test_devices_are_the_harmless_ones(service: Service, sandbox: str) -> None:
     found = set(service.run(sandbox, "ls", "/dev")["stdout"].split())
     links = {"fd", "stdin", "stdout", "stderr", "ptmx"}
-    assert found == {"null", "zero", "full", "random", "urandom", "shm", "pts"} | links
+    assert found == {"null", "zero", "full", "random", "urandom", "tty", "shm", "pts"} | links
 
 
 def test_etc_holds_no_secret_of_the_host(service: Service, sandbox: str) -> None:

@@ -32,7 +32,7 @@ PROBED = {
     "pipes_of_files": "splice sendfile copy_file_range",
     "landlock_rulesets": "landlock_create_ruleset",
     "landlock_rules": "landlock_add_rule landlock_restrict_self",
-    "terminals": "ioctl",
+    "opens_of_a_terminal": "ioctl",
     "page_tables": "mmap munmap",
     "many_mappings": "mprotect pkey_mprotect map_shadow_stack brk",
     "advised_memory": "madvise mlock mlock2 mlockall mseal",
@@ -72,6 +72,7 @@ ALSO = (
     " unix_sockets unix_datagrams unix_packets unix_streams unix_single_bytes udp_small_datagrams tcp_streams"
     " tcp_single_bytes tcp_backlogs tcp_goodbyes netlink_answers options_of_sockets options_of_ipv6 options_of_tcp"
     " options_of_udp multicast_groups multicast_sources keys_of_segments flow_labels pages_that_are_sent error_messages"
+    " terminals"
 )
 
 # reason: the system calls for which it holds
@@ -122,7 +123,7 @@ PROBED_ARGUMENTS = {
     "options_of_tcp": (
         "TCP_NODELAY TCP_CORK TCP_KEEPIDLE TCP_KEEPINTVL TCP_KEEPCNT TCP_DEFER_ACCEPT TCP_QUICKACK TCP_USER_TIMEOUT"
     ),
-    "terminals": "TIOCSPTLCK TIOCGPTPEER",
+    "opens_of_a_terminal": "TIOCSWINSZ TCSETS",
     "owned_descriptors": "F_SETFL F_SETOWN FIOASYNC",
     "copies_of_descriptors": "F_DUPFD F_DUPFD_CLOEXEC",
     "record_locks": "F_SETLK F_SETLKW",
@@ -134,15 +135,15 @@ PROBED_ARGUMENTS = {
 }
 ARGUMENTS_CANNOT_PIN = {
     "it only tells": (
-        "TCGETS TCGETS2 TIOCGPGRP TIOCOUTQ TIOCGWINSZ FIONREAD TIOCGSID TIOCGPTN FS_IOC_GETFLAGS SIOCGIFNAME"
+        "TCGETS TCGETS2 TIOCGPGRP TIOCOUTQ TIOCGWINSZ FIONREAD TIOCGSID FS_IOC_GETFLAGS SIOCGIFNAME"
         " SIOCGIFCONF SIOCGIFFLAGS SIOCGIFADDR SIOCGIFDSTADDR SIOCGIFBRDADDR SIOCGIFNETMASK SIOCGIFMETRIC SIOCGIFMTU"
         " SIOCGIFHWADDR SIOCGIFINDEX SIOCGIFTXQLEN SIOCGIFMAP F_GETFD F_GETFL F_GETLK F_GETOWN F_GETPIPE_SZ F_GET_SEALS"
         " PR_GET_PDEATHSIG PR_GET_DUMPABLE PR_GET_NAME PR_GET_SECCOMP PR_CAPBSET_READ PR_GET_SECUREBITS"
         " PR_GET_CHILD_SUBREAPER PR_GET_NO_NEW_PRIVS PR_GET_THP_DISABLE PR_SVE_GET_VL PR_GET_TAGGED_ADDR_CTRL"
     ),
     "it sets a flag or a number of a descriptor, a terminal or a socket that is there": (
-        "F_SETFD FIONCLEX FIOCLEX FIONBIO TCSETS TCSETSW TCSETSF TCSETS2 TCSETSW2 TCSETSF2 TCXONC TIOCSCTTY TIOCSPGRP"
-        " TIOCSWINSZ TIOCPKT TIOCNOTTY NETLINK_EXT_ACK NETLINK_GET_STRICT_CHK"
+        "F_SETFD FIONCLEX FIOCLEX FIONBIO TCSETSW TCSETSF TCSETS2 TCSETSW2 TCSETSF2 TCXONC TIOCSCTTY TIOCSPGRP"
+        " TIOCNOTTY NETLINK_EXT_ACK NETLINK_GET_STRICT_CHK"
     ),
     "it waits for a terminal, or empties it": "TCSBRK TCSBRKP TCFLSH",
 }

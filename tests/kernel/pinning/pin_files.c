@@ -12,6 +12,7 @@
 #include <sys/timerfd.h>
 #include <sys/xattr.h>
 #include <signal.h>
+#include <termios.h>
 
 #include "pin.h"
 
@@ -389,7 +390,22 @@ static long terminals(void) { /* pairs, and what waits in both directions */
   return worked;
 }
 
+static long opens_of_a_terminal(void) { /* the own one, with new sizes and modes */
+  long worked = 0;
+  struct termios modes;
+  while (more()) {
+    GET(fd, open("/dev/tty", O_RDWR | O_NOCTTY));
+    struct winsize size = {.ws_row = worked, .ws_col = worked};
+    MUST(ioctl(fd, TIOCSWINSZ, &size));
+    MUST(tcgetattr(fd, &modes));
+    MUST(tcsetattr(fd, TCSANOW, &modes));
+    worked++;
+  }
+  return worked;
+}
+
 const struct probe file_probes[] = {
+    {"opens_of_a_terminal", opens_of_a_terminal},
     {"open_files", open_files},
     {"copies_of_descriptors", copies_of_descriptors},
     {"owned_descriptors", owned_descriptors},

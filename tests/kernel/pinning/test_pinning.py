@@ -28,6 +28,7 @@ WHOLE = bool(os.environ.get("BULKHEAD_TEST_WHOLE"))
 PROCESSES, MILLISECONDS = (100, 2500) if WHOLE else (4, 250)
 MOST_MIB = 32 if WHOLE else 16
 LIMITS = {"memory_mib": 2048, "disk_mib": 256, "processes": 128, "cpus": 2}
+ON_A_TERMINAL = ("opens_of_a_terminal",)
 ROUNDS = 3  # others work on this host too: what a probe takes it takes in each of them
 LOOPBACK = ("tcp_streams", "tcp_single_bytes", "tcp_backlogs", "tcp_goodbyes", "netlink_answers")
 
@@ -41,6 +42,7 @@ BESIDE_DESCRIPTORS = dict.fromkeys(  # for 409,200 of them, at most 400 bytes ea
         "eventfds",
         "full_pipes",
         "open_files",
+        "opens_of_a_terminal",
         "owned_descriptors",
         "pipes_of_others_pages",
         "tcp_sockets",
@@ -72,6 +74,7 @@ REFUSED = {
     "names_of_mappings": "EINVAL",
     "options_of_udp": "0",  # none of them, until time is up
     "pages_that_are_sent": "ENOPROTOOPT",
+    "terminals": "EACCES",
 }
 HARDWARE_DECIDES = ("protection_keys",)
 NOT_ON_EVERY_HOST = {"attributes", "message_queues", "names_of_mappings"}  # a file system, a limit, a kernel refuses
@@ -119,7 +122,8 @@ def measure(service: Service, profile: str, pin: Path, name: str, milliseconds: 
         own = groups_of_service(service, room)
         before = Reading.take(room, own)
         with Watch(room, own) as watch:
-            probe = start(service, sandbox, "./pin", name, str(PROCESSES), str(milliseconds), stdin="open")
+            tty = name in ON_A_TERMINAL
+            probe = start(service, sandbox, "./pin", name, str(PROCESSES), str(milliseconds), stdin="open", tty=tty)
             try:
                 said = probe.saw(b"\n").decode().strip()
             except AssertionError:  # it took more than the sandbox may have, or more file locks

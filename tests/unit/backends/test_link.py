@@ -15,7 +15,7 @@ import pytest
 from app.backends.process.backend import ProcessBackend
 from app.backends.process.link import LauncherLink, LauncherRefused
 from app.core.errors import BackendUnavailable
-from app.launcher.protocol import FINISH, HELLO, LOST, NETWORK, OK, REFUSED, REPLY, VERSION, Reader, Writer
+from app.launcher.protocol import FINISH, HELLO, LOST, NETWORK, OK, REFUSED, REPLY, TERMINAL, VERSION, Reader, Writer
 from tests.kernel import host
 
 ABOUT = [f"protocol={VERSION}".encode(), b"layers=landlock", b"missing="]
@@ -196,6 +196,40 @@ async def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> N
         await task
         assert noted.lost == [("one", 9)]
         assert [uid for uid, _ in noted.networks] == [77]
+
+
+async def test_descriptor_that_was_asked_for_is_the_callers(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        connecting = asyncio.create_task(noted.link.connect())
+        await launcher.greet()
+        await connecting
+        for number in (1, 0, 2):
+            task = asyncio.create_task(noted.link.request_descriptor(TERMINAL, b""))
+            _, request, _ = await launcher.hear()
+            null = os.open(os.devnull, os.O_RDONLY)
+            launcher.say(Writer(REPLY).u32(request).u8(OK), (null,) * number)
+            os.close(null)
+            if number == 1:
+                os.close(await task)
+            else:
+                with pytest.raises(BackendUnavailable, match="gave no descriptor"):
+                    await task
+
+
+async def test_descriptor_for_who_has_just_gone_is_closed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        connecting = asyncio.create_task(noted.link.connect())
+        await launcher.greet()
+        await connecting
+        task = asyncio.create_task(noted.link.request_descriptor(TERMINAL, b""))
+        _, request, _ = await launcher.hear()
+        null = os.open(os.devnull, os.O_RDONLY)
+        launcher.say(Writer(REPLY).u32(request).u8(OK), (null,))
+        os.close(null)
+        noted.link._readable()  # the answer is there, and the task has not run yet
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 async def test_an_answer_that_comes_too_late_is_nobodys(tmp_path: Path) -> None:

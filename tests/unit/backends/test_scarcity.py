@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -18,13 +19,15 @@ from app.backends.process import files as files_module
 from app.backends.process import link as link_module
 from app.backends.process.agent import Failed
 from app.backends.process.backend import ProcessBackend
+from app.backends.process.execution import ProcessExecution
 from app.backends.process.files import ProcessFiles, translated
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs
 from app.core.errors import BackendTimeout, BackendUnavailable, CapacityExceeded
+from app.core.models import ExitReason, Terminal
 from app.core.output import OutputLog
-from app.launcher.protocol import DESTROY, EXECUTE, FINISH, OK, REFUSED, REPLY, Writer
+from app.launcher.protocol import DESTROY, EXECUTE, FINISH, OK, REFUSED, REPLY, TERMINAL, Writer
 from app.launcher.protocol.files import UNKNOWN_KIND
 from tests.kernel import host
 from tests.told import told
@@ -66,8 +69,9 @@ async def room(noted: Noted) -> AsyncIterator[tuple[ProcessSandbox, list[str]]]:
         await sandbox.destroy()
 
 
-async def execute(sandbox: ProcessSandbox) -> None:
-    await sandbox.execute("exe_1", command("true", stdin=True, env=LONG), Logs(OutputLog(1024), OutputLog(1024)))
+async def execute(sandbox: ProcessSandbox, **options: Any) -> ProcessExecution:
+    wanted = command("true", stdin=True, env=LONG, **options)
+    return await sandbox.execute("exe_1", wanted, Logs(OutputLog(1024), OutputLog(1024)))
 
 
 @pytest.mark.parametrize("call", ["pipe2", "memfd_create"])
@@ -85,6 +89,42 @@ async def test_start_without_descriptors_leaves_none(
                 ):
                     await execute(sandbox)
             assert host.own_descriptors() == before
+
+
+@pytest.mark.parametrize(("module", "call"), [(fcntl, "ioctl"), (os, "dup"), (os, "memfd_create")])
+async def test_start_on_a_terminal_without_descriptors_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, call: str
+) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            before = host.own_descriptors()
+            starting = asyncio.create_task(execute(sandbox, tty=Terminal(24, 80)))
+            kind, request, _ = await launcher.hear()
+            here, there = os.openpty()
+            launcher.say(Writer(REPLY).u32(request).u8(OK), (here,))
+            os.close(here)
+            os.close(there)
+            with monkeypatch.context() as patch:
+                patch.setattr(module, call, none_left)
+                with pytest.raises(
+                    BackendUnavailable, match="no descriptors are left for a command: Too many open files"
+                ):
+                    await starting
+            assert kind == TERMINAL
+            assert host.own_descriptors() == before
+
+
+async def test_terminal_that_is_refused_is_a_start_that_failed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (launcher, noted):
+        await greeted(launcher, noted)
+        async with room(noted) as (sandbox, _):
+            starting = asyncio.create_task(execute(sandbox, tty=Terminal(24, 80)))
+            _, request, _ = await launcher.hear()
+            launcher.say(Writer(REPLY).u32(request).u8(REFUSED).text("open_terminal").u32(errno.ENOSPC).text("full"))
+            ended = await (await starting).wait()
+    assert ended.reason is ExitReason.START_FAILED
+    assert ended.detail == "step open_terminal failed: ENOSPC (full)"
 
 
 @pytest.mark.parametrize(("module", "call"), [(os, "pipe2"), (socket, "socketpair")])
