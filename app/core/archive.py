@@ -51,15 +51,15 @@ def _require_inside(name: bytes, target: bytes) -> None:
     """
     require_target(target)
     if target.startswith(b"/"):
-        raise ValueError("a link to an absolute path")
+        raise ValueError("the link leads to an absolute path")
     parts = [part for part in target.split(b"/") if part not in (b"", b".")]
     up = 0
     while up < len(parts) and parts[up] == b"..":
         up += 1
     if up > name.count(b"/"):
-        raise ValueError("a link that leads out of the tree")
+        raise ValueError("the link leads out of the tree")
     if b".." in parts[up:]:
-        raise ValueError("a link with '..' after another part of its target")
+        raise ValueError("the target of the link has '..' after another part")
 
 
 class _Tree:
@@ -73,15 +73,15 @@ class _Tree:
         """Returns the entry with clean names. Raises ValueError."""
         name, target = clean(entry.name), entry.target
         if entry.kind is not EntryKind.DIRECTORY and entry.name.endswith((b"/", b"/.")):
-            raise ValueError(f"a {_words(entry.kind)} with a directory's name")
+            raise ValueError(f"a {_words(entry.kind)} must not have a directory's name")
         if entry.mode & _SET_ID:
-            raise ValueError("it has the setuid or setgid bit")
+            raise ValueError("the entry has the setuid or setgid bit")
         if entry.kind is EntryKind.SYMLINK:
             _require_inside(name, target)
         elif entry.kind is EntryKind.HARD_LINK:
             target = clean(target)
             if self._kinds.get(target) is not EntryKind.FILE:
-                raise ValueError("a hard link that does not lead to an earlier file of the archive")
+                raise ValueError("the hard link does not lead to an earlier file of the archive")
         self._add(name, entry.kind)
         if (name, target, entry.mode & ~MODE_BITS) == (entry.name, entry.target, 0):
             return entry
@@ -92,7 +92,7 @@ class _Tree:
         if known is None:
             self._remember(name, kind)
         elif known is not kind:
-            raise ValueError(f"a {_words(kind)} in the place of a {_words(known)} of the same archive")
+            raise ValueError(f"a {_words(kind)} would replace a {_words(known)} of the same archive")
 
     def _remember(self, name: bytes, kind: EntryKind) -> None:
         """With the directories that it is in, up to the first one that is known: so each is looked at once."""
@@ -108,7 +108,7 @@ class _Tree:
             if known is EntryKind.DIRECTORY:
                 return
             if known is not None:
-                raise ValueError(f"it is below a {_words(known)} of the same archive")
+                raise ValueError(f"the entry is below a {_words(known)} of the same archive")
 
 
 def _words(kind: EntryKind) -> str:

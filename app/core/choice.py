@@ -45,8 +45,8 @@ async def choose(
         backend = registry.get(request.runtime)
         if not _meets(backend, request.floor):
             name, tier = backend.info.name, backend.info.tier
-            hint = f"{AUTO!r} looks for one that does"  # who named no runtime may not know of it
-            detail = f"the runtime {name!r} isolates by {tier}, less than {request.floor}; {hint}"
+            hint = f"the runtime {AUTO!r} chooses one that is strong enough"  # who named no runtime may not know of it
+            detail = f"the runtime {name!r} isolates by {tier}, which is weaker than {request.floor}; {hint}"
             raise InvalidRequest.at("/isolation_min", detail)
         return backend, None
     passed: list[str] = []

@@ -76,9 +76,9 @@ def _wrong(text: str, parts: tuple[str, ...]) -> str:
         ("**" in text, "must not contain **; * matches within one directory"),
         (
             (size or 0) > PATH_BYTES or any((byte_length(part) or 0) > NAME_BYTES for part in parts),
-            f"is longer than the kernel takes: {NAME_BYTES} bytes a name, {PATH_BYTES} in all",
+            f"is too long: the kernel takes {NAME_BYTES} bytes for a name and {PATH_BYTES} for the whole path",
         ),
-        (len(parts) > DEPTH, f"lies deeper than {DEPTH} directories"),
+        (len(parts) > DEPTH, f"is below more than {DEPTH} directories"),
     )
     return next((sentence for applies, sentence in rules if applies), "")
 

@@ -79,7 +79,7 @@ def hint_for(program: str, refusal: int) -> str:
             return "; a file needs the mode 0755 to be executed, or its interpreter before it, as in: python3 ./main.py"
         case errno.ENOEXEC:
             return (
-                "; it is no program for this machine, and its first line does not begin with #!; "
+                "; it is not a program for this machine, and its first line does not begin with #!; "
                 "a script can be given to its interpreter, as in: sh ./script"
             )
     return ""
@@ -87,10 +87,10 @@ def hint_for(program: str, refusal: int) -> str:
 
 def _hint_for_missing(program: str) -> str:
     if "/" in program:
-        return "; if the file is there, what its first line names behind #! is not (of a program: its loader)"
+        return "; if the file exists, the interpreter in its first line (#!) or the loader of the program does not"
     if program in _SHELL:
-        return f"; only a shell knows it, as in: sh -c '{program} …'"
-    return f"; it was looked for in PATH; in the working directory it is ./{program}" if "." in program else ""
+        return f"; it is a command of the shell: run sh -c '{program} …'"
+    return f"; it was searched in PATH; for a file in the working directory write ./{program}" if "." in program else ""
 
 
 def signal_name(number: int) -> str:
@@ -125,7 +125,7 @@ def with_environment(command: Command, spec: SandboxSpec) -> Command:
 def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str = "/env") -> list[FieldError]:
     errors: list[FieldError] = []
     if len(env) > limits.variables:
-        return [FieldError(pointer, f"has {len(env)} variables, the runtime takes {limits.variables}")]
+        return [FieldError(pointer, f"has {len(env)} variables; the runtime takes at most {limits.variables}")]
     for name, value in env.items():
         if len(errors) == WRONG_NAMED:
             break
@@ -134,7 +134,7 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
         shown = name[:64].encode(errors="replace").decode()
         where = f"{pointer}/{shown.replace('~', '~0').replace('/', '~1')}"
         if name in limits.reserved:
-            errors.append(FieldError(where, "is not for clients: it means something to the runtime itself"))
+            errors.append(FieldError(where, "is reserved: the runtime itself uses this variable"))
         elif sizes[0] is None or sizes[1] is None:
             errors.append(FieldError(where, "must not contain half of a surrogate pair"))
         elif not _VARIABLE.fullmatch(name):
@@ -144,7 +144,7 @@ def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str =
         elif sizes[0] + sizes[1] + 1 > limits.argument_bytes:
             errors.append(FieldError(where, f"is longer than the runtime's {limits.argument_bytes} bytes"))
     if not errors and (total := environment_bytes(env)) > limits.total_bytes:
-        errors.append(FieldError(pointer, f"takes {total} bytes, the runtime {limits.total_bytes}"))
+        errors.append(FieldError(pointer, f"takes {total} bytes; the runtime takes at most {limits.total_bytes}"))
     return errors
 
 
@@ -176,7 +176,7 @@ def check_command(command: Command, limits: CommandLimits) -> None:
         errors.append(FieldError("/command", "must name a program"))
     if len(command.argv) > limits.arguments:
         errors.append(
-            FieldError("/command", f"has {len(command.argv)} arguments, the runtime takes {limits.arguments}")
+            FieldError("/command", f"has {len(command.argv)} arguments; the runtime takes at most {limits.arguments}")
         )
     else:
         for index, argument in enumerate(command.argv):
@@ -194,12 +194,15 @@ def check_command(command: Command, limits: CommandLimits) -> None:
     if "\0" in command.workdir or workdir is None:
         errors.append(FieldError("/workdir", "must not contain a NUL byte or half a surrogate pair"))
     elif not 0 < workdir < 4096:
-        errors.append(FieldError("/workdir", "must have 1 to 4095 bytes, as the kernel's paths"))
+        errors.append(FieldError("/workdir", "must have 1 to 4095 bytes: the kernel takes no longer path"))
     if not errors:
         total = sum(len(a.encode()) + 9 for a in command.argv) + environment_bytes(command.env)
         if total > limits.total_bytes:
             errors.append(
-                FieldError("/command", f"with its environment takes {total} bytes, the runtime {limits.total_bytes}")
+                FieldError(
+                    "/command",
+                    f"takes {total} bytes with its environment; the runtime takes at most {limits.total_bytes}",
+                )
             )
     if errors:
         raise InvalidRequest(errors)

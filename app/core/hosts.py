@@ -25,7 +25,7 @@ def check_rule(rule: str) -> str:
     if net is not None:
         for forbidden in FORBIDDEN:
             if net.overlaps(forbidden):
-                raise ValueError(f"{rule} reaches into {forbidden}, which no sandbox may reach")
+                raise ValueError(f"{rule} includes addresses of {forbidden}, which no sandbox may reach")
         return str(net.network_address) if net.prefixlen == 32 else str(net)
     if not _NAME.fullmatch(text) or len(text) > 253:
         raise ValueError(f"{rule} is not a host name, *.name, IPv4 address or network")

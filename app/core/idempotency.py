@@ -89,7 +89,7 @@ class IdempotencyStore(Generic[T]):
 
     def _repeat(self, key: Key, client: str) -> StoredAnswer[T]:
         if key not in self._stored[client]:
-            raise Conflict("the request with this key was carried out, and its answer is not stored any more")
+            raise Conflict("the request with this Idempotency-Key was carried out, but its answer is no longer stored")
         return self._stored[client][key]
 
     def _begin(self, key: Key, digest: Digest, work: Callable[[], Awaitable[StoredAnswer[T]]], client: str) -> _Work[T]:

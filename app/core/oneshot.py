@@ -26,4 +26,4 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Out
         sandbox.check_running()  # perhaps somebody deleted it, and with it its record
         return await carry_out(sandboxes, sandbox, shot.job, placement)
     finally:
-        await sandbox.destroy("its run is over")
+        await sandbox.destroy("the run is over")

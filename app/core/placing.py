@@ -69,9 +69,9 @@ def _parts(path: str) -> tuple[tuple[str, ...], str]:
     if path.endswith(("/", "/.")) or not path or path == "." or parts in {(), (WORKSPACE,)}:
         return (), "must name a file"
     if size > PATH_BYTES or any(len(part.encode()) > NAME_BYTES for part in parts):
-        return (), f"is longer than the kernel takes: {NAME_BYTES} bytes a name, {PATH_BYTES} in all"
+        return (), f"is too long: the kernel takes {NAME_BYTES} bytes for a name and {PATH_BYTES} for the whole path"
     if len(parts) > DEPTH:
-        return (), f"lies deeper than {DEPTH} directories"
+        return (), f"is below more than {DEPTH} directories"
     return parts, ""
 
 
@@ -84,8 +84,8 @@ def _clash(tree: dict[str, Any], parts: tuple[str, ...], pointer: str) -> str:
             return f"needs a directory where {node} is a file"
     there = node.setdefault(parts[-1], pointer)
     if isinstance(there, dict):
-        return "is a directory of another file of the list"
-    return "" if there == pointer else f"is the same file as {there}"
+        return "is a directory in the path of another file of the list"
+    return "" if there == pointer else f"names the same file as {there}"
 
 
 class Placement:

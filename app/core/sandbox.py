@@ -355,7 +355,7 @@ class Sandbox:
         """The client that asked for it disconnected: without a chosen id nobody can ever find it again. (With an
         idempotency key nobody disconnects: api/idempotency.py.)"""
         if not self.named:
-            await self.destroy("the client disconnected before it knew the sandbox")
+            await self.destroy("the client disconnected before it was told the sandbox's id")
 
     def _begin_end(self, why: str) -> asyncio.Task[None]:
         """From here on it is ending, before anybody else has a turn."""
@@ -458,7 +458,7 @@ class Sandbox:
             return
         why = "it was idle" if idle else "its ttl passed"
         if self._lifecycle.state is SandboxState.CREATING:
-            why = f"it was not running after {self._resources.capacity.creating_seconds:g} seconds"
+            why = f"its boot took more than {self._resources.capacity.creating_seconds:g} seconds"
         self._begin_end(f"the sandbox expired: {why}")
 
     async def _end_without_processes(self) -> None:

@@ -113,10 +113,10 @@ async def test_errors_by_their_code_with_the_upstreams_status_and_code(
             "m",
         ),  # the cloud's
         ({"status_code": 302, "headers": {"location": "http://evil.test/"}}, BackendRefused, None, "302"),
-        ({"status_code": 200, "text": "<html>"}, BackendRefused, None, "no JSON"),
-        ({"status_code": 200, "content": b"[" * 100_000}, BackendRefused, None, "no JSON"),
-        ({"status_code": 200, "content": b"9" * 5_000}, BackendRefused, None, "no JSON"),
-        ({"status_code": 200, "content": b"\xff\xfe"}, BackendRefused, None, "no JSON"),
+        ({"status_code": 200, "text": "<html>"}, BackendRefused, None, "is not JSON"),
+        ({"status_code": 200, "content": b"[" * 100_000}, BackendRefused, None, "is not JSON"),
+        ({"status_code": 200, "content": b"9" * 5_000}, BackendRefused, None, "is not JSON"),
+        ({"status_code": 200, "content": b"\xff\xfe"}, BackendRefused, None, "is not JSON"),
         (
             {"status_code": 500, "content": b"[" * 100_000, "headers": {"content-type": "application/json"}},
             BackendRefused,

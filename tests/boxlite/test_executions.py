@@ -111,7 +111,7 @@ async def test_an_exit_that_tells_nothing_is_lost_and_not_invented(frame: str) -
         run = await start(sandbox, *script("sleep 1000"))
         end = await run.end()
         assert end.reason is ExitReason.LOST and end.code is None and end.signal is None
-        assert "does not tell how it ended; its box runs on" in (end.detail or "")
+        assert "does not tell how the execution ended; its box still runs" in (end.detail or "")
         await until(lambda: not r.marked())  # it lived on, and nobody would ever have ended it
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
 

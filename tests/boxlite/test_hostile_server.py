@@ -143,7 +143,7 @@ async def test_a_401_that_begins_in_the_middle() -> None:
             await start(sandbox, "true", execution_id="exe_2")
         assert caught.value.upstream.status == 401
         async with asyncio.timeout(10):
-            assert "refuses our key" in await sandbox.lost()
+            assert "refuses the key" in await sandbox.lost()
         with pytest.raises(BackendUnavailable, match="refuses the key"):
             await r.backend.ready()
         assert (await run.end()).reason is ExitReason.LOST

@@ -69,7 +69,7 @@ async def test_a_kill_that_nobody_confirms_is_an_error_with_the_upstreams_words_
         await run.saw(b"up")
         r.double.faults.on(Route.EXEC, Answer.failure("upstream_unavailable"), timeouts=1)
         r.double.faults.on(Route.KILL, Answer.failure("engine_unavailable"), timeouts=1)
-        with pytest.raises(BackendTimeout, match="nobody says") as caught:
+        with pytest.raises(BackendTimeout, match="nothing confirms") as caught:
             await run.handle.kill()
         assert (caught.value.upstream.status, caught.value.upstream.code) == (503, "engine_unavailable")
         await run.handle.kill()

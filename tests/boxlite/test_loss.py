@@ -113,7 +113,7 @@ async def test_a_crash_and_restart_while_a_command_runs() -> None:
         await r.double.restart()
         end = await run.end()
         assert end.reason is ExitReason.LOST and end.code is None
-        assert "started again and has forgotten it" in (end.detail or "")
+        assert "started again and does not know the execution any more" in (end.detail or "")
         assert not r.marked(), "it would run on for ever, out of everybody's reach"
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
         assert not sandbox._lost.done()

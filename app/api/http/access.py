@@ -68,7 +68,9 @@ class AccessPolicy:
         if found is None:
             raise Forbidden("the request has no valid Host header")
         if found[1] not in LOOPBACK_NAMES and found[1] not in self.hosts and found[0] not in self.hosts:
-            raise Forbidden(f"the host {found[1][:128]!r} is not allowed; BULKHEAD_ALLOWED_HOSTS adds it")
+            raise Forbidden(
+                f"the host {found[1][:128]!r} is not allowed; the operator can add it to BULKHEAD_ALLOWED_HOSTS"
+            )
 
     def _check_origin(self, scope: Scope, host: str | None) -> None:
         origins = _values(scope, b"origin")
@@ -76,7 +78,9 @@ class AccessPolicy:
             return
         own = f"{_WEB_SCHEME.get(scope['scheme'], scope['scheme'])}://{(host or '').lower()}"
         if len(origins) > 1 or (origins[0].lower() != own and origins[0].lower() not in self.origins):
-            raise Forbidden("the Origin of the request is not allowed; BULKHEAD_ALLOWED_ORIGINS adds it")
+            raise Forbidden(
+                "the Origin of the request is not allowed; the operator can add it to BULKHEAD_ALLOWED_ORIGINS"
+            )
 
     def _check_key(self, scope: Scope) -> str:
         """Its hash."""

@@ -40,11 +40,13 @@ async def check_complexity(body: bytes) -> None:
         outside = b"".join(parts[inside::2])
         inside = (inside + len(parts) - 1) % 2
         if _has_long_number(outside):
-            raise InvalidRequest.at("", f"has a number with more than {DIGITS} digits in a row")
+            raise InvalidRequest.at("", f"the body has a number with more than {DIGITS} digits in a row")
         weight += sum(outside.count(sign) * cost for sign, cost in _WEIGHTS)
         if weight > MOST:
             raise InvalidRequest.at(
-                "", f"has too many parts: {MOST} are read, where a name counts as ten, a list or an object as eight"
+                "",
+                f"the body has too many parts: at most {MOST} are read; a name counts as ten, a list or an object as "
+                "eight",
             )
     await slices.next()
 

@@ -121,7 +121,9 @@ async def write_file(request: Request, sandbox_id: str) -> Response:
     holds when something fails or the client disconnects. Missing parents are made. Preconditions hold at the moment of
     the replacement."""
     if media_type_of(request).startswith("multipart/"):
-        raise UnsupportedMediaType("a form would be stored with its boundaries; send the bytes of the file themselves")
+        raise UnsupportedMediaType(
+            "a form (multipart) is not allowed, as its boundaries would be stored too; send only the bytes of the file"
+        )
     upload = Upload(request)
     path, query = read_query(request, WriteQuery)
     check = Conditions(request.headers).for_writes

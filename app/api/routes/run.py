@@ -170,7 +170,7 @@ def _bytes(text: str | None, encoded: str | None, pointer: str, beside: str) -> 
     if encoded is None:
         return b"" if text is None else text.encode()
     if text is not None:
-        raise InvalidRequest.at(pointer, f"is there beside {beside}; send one of the two, not both")
+        raise InvalidRequest.at(pointer, f"must not be sent together with {beside}; send one of the two")
     try:
         return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as error:  # not ASCII, or not base64

@@ -140,7 +140,7 @@ class BoxliteClient:
             detail = f"the BoxLite server did not answer {method} within {seconds:g} seconds"
             raise Unanswered(RUNTIME, detail) from error
         except httpx.HTTPError as error:
-            detail = f"the BoxLite server broke off its answer to {method}: {self._why(error)}"
+            detail = f"the BoxLite server's answer to {method} is incomplete: {self._why(error)}"
             raise Unanswered(RUNTIME, detail) from error
         except httpx.InvalidURL as error:
             raise BackendUnavailable(RUNTIME, f"the address of the BoxLite server is wrong: {error}", 60) from error

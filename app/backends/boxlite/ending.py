@@ -46,7 +46,10 @@ class Ending:
         """The server was started again: the program may run on in the box, out of everybody's reach but ours."""
         await self._box.bury(self._mark)
         why = await self._why_lost()
-        return Exit(ExitReason.LOST, detail=why or "the BoxLite server was started again and has forgotten it")
+        return Exit(
+            ExitReason.LOST,
+            detail=why or "the BoxLite server was started again and does not know the execution any more",
+        )
 
     async def _why_lost(self, *, patient: bool = True) -> str | None:
         """Why the box has ended, or None when it runs; asked again when the server is back."""
@@ -74,4 +77,7 @@ class Ending:
             return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
         if why is None:  # a server that is stopping says so of programs that live on
             await self._box.bury(self._mark)
-        return Exit(ExitReason.LOST, detail=why or "the BoxLite server does not tell how it ended; its box runs on")
+        return Exit(
+            ExitReason.LOST,
+            detail=why or "the BoxLite server does not tell how the execution ended; its box still runs",
+        )

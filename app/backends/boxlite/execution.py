@@ -28,7 +28,7 @@ from app.core.errors import BackendFailure, BackendTimeout, PayloadTooLarge, Wro
 from app.core.models import Command, Exit, ExitReason, ResourceUsage, Stdin
 
 BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
-MAY_LIVE_ON = "what hid its environment from the kill may live on until the sandbox is deleted"
+MAY_LIVE_ON = "processes that hide their environment may live on until the sandbox is deleted"
 _SIGHUP, _SIGKILL = 1, 9
 _CTRL_D = b"\x04"  # end of file on a terminal whose program did not choose another character
 
@@ -256,7 +256,7 @@ class BoxliteExecution:
             # A child that holds the pipes delays the exit frame for ever, and of a killed execution nothing can be
             # asked any more.
             dead = killed or swept is Swept.KILLED
-            self._end(KILLED if dead else Exit(ExitReason.LOST, detail=f"it had ended; {MAY_LIVE_ON}"))
+            self._end(KILLED if dead else Exit(ExitReason.LOST, detail=f"the execution had ended; {MAY_LIVE_ON}"))
             if self._reader is not None:
                 self._reader.cancel()
 

@@ -54,7 +54,7 @@ def is_ours(path: bytes) -> bool:
 def absolute(path: bytes) -> bytes:
     """Raises InvalidRequest."""
     if b"\0" in path or not path:
-        raise InvalidRequest.at("query/path", "must not be empty, nor have a NUL in it")
+        raise InvalidRequest.at("query/path", "must not be empty and must not contain a NUL byte")
     whole = path if path.startswith(b"/") else WORKSPACE + b"/" + path
     if len(whole) >= PATH_BYTES:
         raise InvalidRequest.at("query/path", f"must be shorter than {PATH_BYTES} bytes")
@@ -100,7 +100,7 @@ def _stat(found: re.Match[bytes]) -> FileStat:
 
 
 def nonsense() -> BackendFailure:
-    return BackendFailure("the box's programs answer what makes no sense")
+    return BackendFailure("the box's programs gave an answer that makes no sense")
 
 
 def there(line: bytes, path: bytes) -> FileStat:
@@ -125,7 +125,7 @@ _MEANINGS: list[tuple[tuple[str, ...], Callable[[str, int], BulkheadError]]] = [
     (("No such file or directory", "No such file"), lambda name, _: NotFound("file", name)),
     (
         ("Permission denied", "Operation not permitted", "Read-only file system", "Device or resource busy"),
-        lambda name, _: AccessDenied(f"the sandbox itself may not do this with {name}"),
+        lambda name, _: AccessDenied(f"the sandbox may not do this with {name}"),
     ),
     (
         ("No space left on device", "Disk quota exceeded", "Quota exceeded"),
@@ -133,10 +133,10 @@ _MEANINGS: list[tuple[tuple[str, ...], Callable[[str, int], BulkheadError]]] = [
     ),
     (
         ("File name too long", "Too many levels of symbolic links", "Symbolic link loop", "Invalid argument"),
-        lambda name, _: InvalidRequest.at("query/path", f"the kernel does not take {name} as a path"),
+        lambda name, _: InvalidRequest.at("query/path", f"the kernel refuses {name} as a path"),
     ),
     (("Directory not empty",), lambda name, _: Conflict(f"{name} is not empty")),
-    (("Not a directory", "File exists"), lambda name, _: WrongType("file", f"a part of {name} is no directory")),
+    (("Not a directory", "File exists"), lambda name, _: WrongType("file", f"a part of {name} is not a directory")),
     (("s a directory", "with non-directory"), lambda name, _: WrongType("directory", f"{name} is a directory")),
 ]
 
@@ -149,7 +149,7 @@ def failure(said: bytes, path: bytes, disk_bytes: int) -> BulkheadError:
             if line.casefold().endswith(tuple(end.casefold() for end in ends)):
                 return meaning(shown(path), disk_bytes)
     last = plain(lines[-1]) if lines else "nothing"
-    return BackendFailure(f"the box's own programs fail; they say: {last}")
+    return BackendFailure(f"a program of the box failed: {last}")
 
 
 def records(data: bytes, token: bytes) -> Iterator[bytes]:

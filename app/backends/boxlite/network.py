@@ -35,5 +35,5 @@ def narrowed(asked: Sequence[str], permitted: Sequence[str]) -> tuple[str, ...]:
             )
         rules.append(rule)
     if sum(map(len, rules)) > RULES_BYTES:
-        raise InvalidRequest.at("/policy/network/allow", f"takes more than {RULES_BYTES} bytes")
+        raise InvalidRequest.at("/policy/network/allow", f"the rules take more than {RULES_BYTES} bytes")
     return tuple(dict.fromkeys(rules))

@@ -33,11 +33,15 @@ def check(facts: Facts, spec: SandboxSpec) -> None:
     """Raises IsolationUnavailable where the box has more than it was given."""
     if spec.policy.network.mode == "none" and facts.routes != 0:
         what = f"{facts.routes} routes to outside" if facts.routes > 0 else "routes that cannot be read"
-        raise IsolationUnavailable("network", f"the box was made without a network and has {what}")
+        raise IsolationUnavailable("network", f"the box must have no network, but it has {what}")
     if facts.cpus > spec.limits.cpus:
-        raise IsolationUnavailable("limit_cpus", f"the box has {facts.cpus} cpus, and was given {spec.limits.cpus:g}")
+        raise IsolationUnavailable(
+            "limit_cpus", f"the box must have {spec.limits.cpus:g} cpus, but it has {facts.cpus}"
+        )
     if facts.memory_bytes > spec.limits.memory_mib * MIB + MEMORY_SLACK:
-        raise IsolationUnavailable("limit_memory", f"the box has {facts.memory_bytes} bytes of memory, more than given")
+        raise IsolationUnavailable(
+            "limit_memory", f"the box has {facts.memory_bytes} bytes of memory, which is more than its limit"
+        )
 
 
 def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float) -> dict[str, Any]:

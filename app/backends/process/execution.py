@@ -118,7 +118,7 @@ class ProcessExecution:
         except TimeoutError:
             self._too_late = Exit(
                 ExitReason.START_FAILED if seconds == _START_SECONDS else ExitReason.TIMEOUT,
-                detail=f"it did not begin within {seconds:g} seconds: something stopped it",
+                detail=f"the command did not begin within {seconds:g} seconds: something in the sandbox stopped it",
             )
         await self.kill()
         try:

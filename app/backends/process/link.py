@@ -199,7 +199,7 @@ class LauncherLink:
                 self._unsent.append((packet, _copies(descriptors)))
             except OSError as error:
                 del self._waiting[number]
-                raise BackendUnavailable(RUNTIME, f"no descriptors to wait with: {error.strerror}") from error
+                raise BackendUnavailable(RUNTIME, f"no descriptors are left to wait with: {error.strerror}") from error
             asyncio.get_running_loop().add_writer(self._socket.fileno(), self._writable)
         return number, future
 

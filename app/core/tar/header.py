@@ -49,7 +49,7 @@ class Header(NamedTuple):
     def of(cls, block: bytes) -> Header:
         name, mode, _, _, size, modified, checksum, code, target, magic, prefix = _FIELDS.unpack(block)
         if _number(checksum) != sum(block) - sum(block[_CHECKSUM]) + sum(_BLANK):
-            raise ValueError("a wrong checksum")
+            raise ValueError("the header has a wrong checksum")
         name = text(name)
         if magic == _POSIX and (prefix := text(prefix)):  # GNU has other things there
             name = prefix + b"/" + name
@@ -70,7 +70,7 @@ def _number(field: bytes) -> int:
         return value - (1 << bits) if value >> (bits - 1) else value
     digits = text(field).strip(b" ")
     if digits and not digits.isdigit():  # int() takes signs and underscores as well
-        raise ValueError("no number")
+        raise ValueError("a field of the header is not a number")
     return int(digits or b"0", 8)
 
 
@@ -87,12 +87,12 @@ def parse_records(data: bytes) -> dict[bytes, bytes]:
         length = _LENGTH.match(data, at)
         end = at + int(length[1]) if length else 0
         if length is None or not length.end() < end <= len(data) or data[end - 1] != ord("\n"):
-            raise ValueError("an invalid pax header")
+            raise ValueError("the pax header is invalid")
         key, equals, value = data[length.end() : end - 1].partition(b"=")
         if not equals:
-            raise ValueError("an invalid pax header")
+            raise ValueError("the pax header is invalid")
         if key.startswith(b"GNU.sparse."):
-            raise ValueError("a sparse file")
+            raise ValueError("the entry is a sparse file, which is not allowed")
         if key in _RECORDS:
             found[key] = value
         at = end
@@ -109,7 +109,7 @@ def parse_time(value: bytes) -> int:
     """Returns nanoseconds for a number of seconds such as 1.5 or -1.5. More digits are cut off."""
     time = _TIME.fullmatch(value)
     if time is None:
-        raise ValueError("a time that is not a number")
+        raise ValueError("the time is not a number")
     sign, seconds, fraction = time.groups(b"")
     total = int(seconds) * SECOND + int(fraction[:9].ljust(9, b"0"))
     return -total if sign else total

@@ -64,7 +64,7 @@ class _Reader:
         form = next((form for magic, form in _OTHERS.items() if self._start.startswith(magic)), None)
         if form is None or self._begun:
             self._refuse(detail)
-        self._refuse(f"this is {form}, and an uncompressed tar archive is taken")
+        self._refuse(f"this is {form}; send an uncompressed tar archive")
 
     # --- bytes
 
@@ -103,7 +103,7 @@ class _Reader:
             try:
                 header = Header.of(block)
             except ValueError:
-                self._refuse_format(f"at byte {at} is no header of a tar archive")
+                self._refuse_format(f"there is no tar header at byte {at}")
             self._begun = True
             try:
                 if header.code in b"xX":
@@ -120,7 +120,9 @@ class _Reader:
 
     async def _extension(self, size: int) -> bytes:
         if not 0 <= size <= LONGEST_EXTENSION:
-            raise ValueError(f"names and attributes of {size} bytes; the limit is {LONGEST_EXTENSION}")
+            raise ValueError(
+                f"the entry has {size} bytes of names and attributes; at most {LONGEST_EXTENSION} are allowed"
+            )
         data = await self.take(size)
         await self.take(-size % BLOCK)
         return data
@@ -128,40 +130,45 @@ class _Reader:
     def _entry(self, header: Header, special: dict[bytes, bytes]) -> ArchiveEntry:
         name = self._last = special.get(b"path") or header.name
         if not name:
-            raise ValueError("an entry without a name")
+            raise ValueError("the entry has no name")
         kind = KINDS.get(header.code)
         if kind is None:
-            raise ValueError(_REFUSED.get(header.code) or f"an entry of the unknown type {header.code!r}")
+            found = _REFUSED.get(header.code)
+            raise ValueError(
+                f"the entry is {found}, which is not allowed"
+                if found
+                else f"the entry has the unknown type {header.code!r}"
+            )
         if kind is EntryKind.FILE and name.endswith(b"/"):  # as it was before there was a type for it
             kind = EntryKind.DIRECTORY
         size = header.size
         if given := special.get(b"size"):
             size = int(given) if _SIZE.fullmatch(given) else -1
         if not 0 <= size < _INT64:
-            raise ValueError("a size that is out of range")
+            raise ValueError("the size is out of range")
         modified_ns = header.modified * SECOND
         if given := special.get(b"mtime"):
             modified_ns = parse_time(given)
         if not -_INT64 <= modified_ns < _INT64:
-            raise ValueError("a time that is out of range")
+            raise ValueError("the time is out of range")
         mode = header.mode & 0o7777
         if kind is EntryKind.FILE:
             return ArchiveEntry(kind, name, mode, modified_ns, size)
         if kind is EntryKind.DIRECTORY:  # whatever its size says, no content follows
             return ArchiveEntry(kind, name, mode, modified_ns)
         if size:
-            raise ValueError("a link with a size: programs do not agree on what follows it")
+            raise ValueError("the link has a size, and programs read what follows such a link in different ways")
         return ArchiveEntry(kind, name, mode, modified_ns, target=special.get(b"linkpath") or header.target)
 
     async def finish(self) -> None:
         """Checks the other block of zeros, and that only zeros follow. Most programs would silently read only the first
         of two archives in a row."""
         if await self.take(BLOCK) != ZEROS:
-            self._refuse("behind it stands one half of an archive's end")
+            self._refuse("the end of the archive is incomplete: it must have two blocks of zeros")
         rest = self._chunk[self._at :]
         while rest.count(0) == len(rest):
             try:
                 rest = await anext(self._chunks)
             except StopAsyncIteration:
                 return
-        self._refuse("the archive is followed by something else")
+        self._refuse("other bytes follow the end of the archive")

@@ -81,7 +81,7 @@ def test_stop_storm_does_not_keep_init_from_its_work(service: Service) -> None:
             assert stopped.delete() == 204
             ending = stopped.exit()
             if ending["reason"] == "start_failed":
-                assert "something stopped it" in ending["detail"]
+                assert "something in the sandbox stopped it" in ending["detail"]
             else:
                 assert (ending["reason"], ending["signal"]) == ("killed", "SIGKILL")
         assert storm.show()["state"] == "running"

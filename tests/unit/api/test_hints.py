@@ -36,10 +36,10 @@ def test_program_with_a_space_is_told_to_be_a_list() -> None:
     ("program", "refusal", "said"),
     [
         ("./main.py", errno.EACCES, "needs the mode 0755 to be executed, or its interpreter before it"),
-        ("./main.py", errno.ENOENT, "what its first line names behind #! is not"),
+        ("./main.py", errno.ENOENT, "the interpreter in its first line (#!) or the loader of the program does not"),
         ("./main.py", errno.ENOEXEC, "its first line does not begin with #!"),
-        ("main.py", errno.ENOENT, "in the working directory it is ./main.py"),
-        ("cd", errno.ENOENT, "only a shell knows it, as in: sh -c 'cd …'"),
+        ("main.py", errno.ENOENT, "it was searched in PATH; for a file in the working directory write ./main.py"),
+        ("cd", errno.ENOENT, "it is a command of the shell: run sh -c 'cd …'"),
     ],
 )
 def test_program_that_cannot_be_started_is_answered_with_the_cure(program: str, refusal: int, said: str) -> None:
@@ -50,7 +50,7 @@ def test_program_that_cannot_be_started_is_answered_with_the_cure(program: str, 
 @pytest.mark.parametrize(
     ("file", "detail"),
     [
-        ({"content": "a", "content_base64": "YQ=="}, "is there beside content; send one of the two, not both"),
+        ({"content": "a", "content_base64": "YQ=="}, "must not be sent together with content; send one of the two"),
         ({}, "needs content or content_base64"),
     ],
 )
@@ -72,7 +72,7 @@ async def test_id_of_a_destroyed_sandbox_says_when_it_is_free() -> None:
         assert (await client.delete("/sandboxes/demo")).status_code == 204
         answer = await client.post("/sandboxes", json={"id": "demo"})
         assert answer.status_code == 409
-        words = answer.json()["detail"].partition("it is free at ")[2]
+        words = answer.json()["detail"].partition("the id is free at ")[2]
         seconds = (datetime.fromisoformat(words) - now()).total_seconds()
         assert 3500 < seconds <= 3600
 

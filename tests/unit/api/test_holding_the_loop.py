@@ -101,7 +101,9 @@ async def test_body_with_a_long_number_is_refused_before_it_is_parsed(shape: str
     async with service.client() as client:
         answer = await client.post("/sandboxes", content=LONG_NUMBERS[shape], headers=JSON)
     assert answer.status_code == 422
-    assert answer.json()["errors"] == [{"pointer": "", "detail": "has a number with more than 32 digits in a row"}]
+    assert answer.json()["errors"] == [
+        {"pointer": "", "detail": "the body has a number with more than 32 digits in a row"}
+    ]
     assert service.backend.created == []
 
 

@@ -188,7 +188,7 @@ async def test_request_that_cannot_wait_is_refused_and_leaves_no_copy(
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "dup", one_only)
-            with pytest.raises(BackendUnavailable, match="no descriptors to wait with"):
+            with pytest.raises(BackendUnavailable, match="no descriptors are left to wait with"):
                 noted.link.post(Writer(EXECUTE), b"", [0, 1])
         assert (made, host.own_descriptors()) == (2, before)
         for number in waiting:  # those before it are not harmed

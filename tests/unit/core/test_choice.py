@@ -74,7 +74,10 @@ async def test_a_weaker_wall_than_the_floor_contradicts_the_runtime() -> None:
         await House().choose("process", Tier.VM)
     (error,) = refusal.value.errors
     assert error.pointer == "/isolation_min"
-    assert error.detail == "the runtime 'process' isolates by kernel, less than vm; 'auto' looks for one that does"
+    assert (
+        error.detail == "the runtime 'process' isolates by kernel, which is weaker than vm; "
+        "the runtime 'auto' chooses one that is strong enough"
+    )
 
 
 async def test_unknown_and_disabled_runtimes_are_refused() -> None:

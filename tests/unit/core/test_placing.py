@@ -99,9 +99,9 @@ async def test_a_large_file_comes_whole() -> None:
         ("a/../b", "must not contain .. as a component"),
         ("a\0b", "must not contain a NUL byte or half a surrogate pair"),
         ("a\ud800", "must not contain a NUL byte or half a surrogate pair"),
-        ("é" * 128, "is longer than the kernel takes: 255 bytes a name, 4095 in all"),
-        ("/".join(["a" * 200] * 21), "is longer than the kernel takes: 255 bytes a name, 4095 in all"),
-        ("a/" * 64 + "b", "lies deeper than 64 directories"),
+        ("é" * 128, "is too long: the kernel takes 255 bytes for a name and 4095 for the whole path"),
+        ("/".join(["a" * 200] * 21), "is too long: the kernel takes 255 bytes for a name and 4095 for the whole path"),
+        ("a/" * 64 + "b", "is below more than 64 directories"),
     ],
 )
 def test_a_path_that_names_no_file_is_refused_before_anything_is_begun(path: str, sentence: str) -> None:
@@ -114,11 +114,11 @@ def test_every_wrong_path_is_named() -> None:
 
 def test_two_files_cannot_have_one_place() -> None:
     assert wrong("a", "./a", "/workspace/a") == {
-        "/files/1/path": "is the same file as /files/0",
-        "/files/2/path": "is the same file as /files/0",
+        "/files/1/path": "names the same file as /files/0",
+        "/files/2/path": "names the same file as /files/0",
     }
     assert wrong("a", "a/b") == {"/files/1/path": "needs a directory where /files/0 is a file"}
-    assert wrong("a/b/c", "a/b") == {"/files/1/path": "is a directory of another file of the list"}
+    assert wrong("a/b/c", "a/b") == {"/files/1/path": "is a directory in the path of another file of the list"}
 
 
 async def test_an_error_on_the_way_names_its_file() -> None:

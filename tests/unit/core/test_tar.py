@@ -251,33 +251,33 @@ SPARSE = pax(b"GNU.sparse.major=1", b"GNU.sparse.minor=0")
 BROKEN: dict[str, tuple[bytes, str, str]] = {
     "nothing": (b"", "", "ends early, after 0 bytes"),
     "half an end": (member(name="a") + bytes(512), "a", "ends early, after 1024 bytes"),
-    "an entry behind half an end": (member(name="a") + bytes(512) + member(name="b") + END, "a", "one half"),
-    "two in a row": (2 * (member(name="a") + END), "a", "followed by something else"),
-    "gzip": (gzip.compress(os.urandom(2000)), "", "this is gzip, and an uncompressed tar archive is taken"),
+    "an entry behind half an end": (member(name="a") + bytes(512) + member(name="b") + END, "a", "two blocks of zeros"),
+    "two in a row": (2 * (member(name="a") + END), "a", "other bytes follow the end"),
+    "gzip": (gzip.compress(os.urandom(2000)), "", "this is gzip; send an uncompressed tar archive"),
     "gzip of less than a block": (gzip.compress(bytes(2000)), "", "this is gzip"),
     "bzip2": (bz2.compress(bytes(2000)), "", "this is bzip2"),
     "xz": (lzma.compress(bytes(2000)), "", "this is xz"),
     "zstd": (bytes.fromhex("28b52ffd2000010000"), "", "this is zstd"),
     "zip": (b"PK\3\4" + bytes(600), "", "this is zip"),
     "a name like gzip, cut short": (member(name="BZh") + b"x", "BZh", "ends early, after 513 bytes"),
-    "no header": (member(name="a") + b"x" * 512 + END, "a", "at byte 512 is no header"),
-    "no digits for a size": (with_checksum(bytearray(LETTERS)), "", "at byte 0 is no header"),
+    "no header": (member(name="a") + b"x" * 512 + END, "a", "there is no tar header at byte 512"),
+    "no digits for a size": (with_checksum(bytearray(LETTERS)), "", "there is no tar header at byte 0"),
     "a negative size": (member(name="a", size=-1) + END, "a", "size"),
     "a size beyond all": (member(name="a", size=2**63) + END, "a", "size"),
     "a word for a size": (pax(b"size=+5") + member(name="a") + END, "a", "size"),
-    "no name": (member(name="") + END, "", "without a name"),
+    "no name": (member(name="") + END, "", "the entry has no name"),
     "a character device": (member(name="a", type=tarfile.CHRTYPE) + END, "a", "a character device"),
     "a block device": (member(name="a", type=tarfile.BLKTYPE) + END, "a", "a block device"),
     "a fifo": (member(name="a", type=tarfile.FIFOTYPE) + END, "a", "a FIFO"),
     "an unknown type": (member(name="a", type=b"V") + END, "a", "unknown type b'V'"),
     "sparse": (member(name="a", type=b"S") + END, "a", "a sparse file"),
     "sparse by pax": (member(name="a") + SPARSE + member(name="b") + END, "a", "a sparse file"),
-    "a link with a size": (member(name="a", type=b"1", linkname="b", size=1) + END, "a", "a link with a size"),
-    "a long name too long": (member(name="x", type=b"L", size=LONGEST_EXTENSION + 1), "", "the limit is 65536"),
-    "a negative long name": (member(name="x", type=b"L", size=-1), "", "names and attributes of -1"),
-    "pax too long": (member(name="x", type=b"x", size=2**40), "", "the limit is 65536"),
-    "a name and no entry": (extension(b"L", b"name\0") + END, "", "is no header"),
-    "a time that is none": (pax(b"mtime=1e5") + member(name="a") + END, "a", "a time that is not a number"),
+    "a link with a size": (member(name="a", type=b"1", linkname="b", size=1) + END, "a", "the link has a size"),
+    "a long name too long": (member(name="x", type=b"L", size=LONGEST_EXTENSION + 1), "", "at most 65536 are allowed"),
+    "a negative long name": (member(name="x", type=b"L", size=-1), "", "the entry has -1 bytes of names"),
+    "pax too long": (member(name="x", type=b"x", size=2**40), "", "at most 65536 are allowed"),
+    "a name and no entry": (extension(b"L", b"name\0") + END, "", "no tar header"),
+    "a time that is none": (pax(b"mtime=1e5") + member(name="a") + END, "a", "the time is not a number"),
     "a time too far": (pax(b"mtime=99999999999") + member(name="a") + END, "a", "out of range"),
     "a time too far by number": (member(name="a", mtime=-(2**60)) + END, "a", "out of range"),
 }  # fmt: skip
@@ -302,7 +302,7 @@ def test_compressed_archive_is_known_however_its_bytes_arrive() -> None:
      b"\n", b"9" * 5000 + b" path=x\n"],
 )  # fmt: skip
 def test_records_that_make_no_sense_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidArchive, match="an invalid pax header"):
+    with pytest.raises(InvalidArchive, match="the pax header is invalid"):
         read(extension(b"x", data) + member(name="a") + END)
 
 
