@@ -43,7 +43,7 @@ class Chunk:
 
 
 class AttachRefused(Exception):
-    """An HTTP answer in place of the socket."""
+    """The server answered with HTTP and did not open the socket."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -51,7 +51,7 @@ class AttachRefused(Exception):
 
 
 class AttachCut(Exception):
-    """No connection, or not any more."""
+    """There is no connection, or not any more."""
 
 
 class Socket:
@@ -59,7 +59,8 @@ class Socket:
         self._connection = connection
 
     async def frames(self) -> AsyncIterator[Chunk | Ended]:
-        """Until the exit frame. Unknown frames are passed over, as the official client does. Raises AttachCut."""
+        """Yields frames until the exit frame. Unknown frames are skipped, as the official client does. Raises
+        AttachCut."""
         try:
             async for message in self._connection:
                 frame = _chunk(message) if isinstance(message, bytes) else _ended(message)
@@ -79,8 +80,8 @@ class Socket:
             view = view[STDIN_BYTES:]
 
     async def end_stdin(self) -> None:
-        """Of a program that has ended, the server has closed the socket already: what lies before its Close is read
-        all the same, and says more than the refusal of this."""
+        """Ends stdin. For a program that has ended, the server has already closed the socket. The frames before its
+        Close are still read, so an error here is ignored."""
         with contextlib.suppress(AttachCut):
             await self._send('{"type":"stdin_eof"}')
 
@@ -113,7 +114,7 @@ def _ended(message: str) -> Ended | None:
 
 class _Connection(ClientConnection):
     def data_received(self, data: bytes) -> None:
-        """The library waits for whoever sent what is no frame to close the connection; we do not."""
+        """Closes the connection after an invalid frame. The library would wait for the other side to close it."""
         super().data_received(data)
         if self.protocol.parser_exc is not None:
             self.transport.abort()
@@ -121,12 +122,12 @@ class _Connection(ClientConnection):
 
 class _Connect(connect):
     def process_redirect(self, exc: Exception) -> Exception:
-        """None is followed: to nobody else do we speak."""
+        """Follows no redirect, so that the key goes to no other server."""
         return exc
 
 
 class Sockets:
-    """`url`: the server's, http or https."""
+    """`url` is the server's, http or https."""
 
     def __init__(self, url: str, headers: Mapping[str, str], timeouts: ServerTimeouts) -> None:
         self._url, self._headers, self._timeouts = "ws" + url.removeprefix("http"), dict(headers), timeouts
@@ -137,7 +138,7 @@ class Sockets:
 
     @asynccontextmanager
     async def attached(self, path: str) -> AsyncIterator[Socket]:
-        """Raises AttachRefused, AttachCut; inside too."""
+        """Raises AttachRefused and AttachCut, also inside the block."""
         try:
             connection = await _Connect(
                 self.target(path),

@@ -54,7 +54,7 @@ REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours m
 
 
 class BoxliteBackend:
-    """`instance`: a random word of this installation, the same in every life of it."""
+    """`instance` is a random word of this installation, which stays the same after a restart."""
 
     def __init__(self, settings: BoxliteSettings, instance: str, timeouts: ServerTimeouts | None = None) -> None:
         self._settings = settings
@@ -254,7 +254,7 @@ class BoxliteBackend:
                 sandbox.lose(f"the BoxLite server has not worked for {seconds:.0f} seconds: {error}")
 
     async def aclose(self) -> None:
-        """What cannot be removed now is removed by the next life of this instance."""
+        """Boxes that cannot be removed now are removed after the next start of this instance."""
         sandboxes = tuple(self._sandboxes.values())
         await asyncio.gather(*(sandbox.destroy() for sandbox in sandboxes), return_exceptions=True)
         await self._health_check.aclose()

@@ -37,7 +37,7 @@ def is_id(found: Any) -> bool:
 
 
 def called(box: Box, name: str) -> Box:
-    """What has another name is somebody else's, whatever the server says."""
+    """Checks the name of a box. A box with another name belongs to somebody else, whatever the server says."""
     if box.name != name:
         raise BackendRefused(RUNTIME, "the BoxLite server answered with another box than the requested one", Upstream())
     return box

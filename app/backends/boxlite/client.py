@@ -31,11 +31,11 @@ _UNAVAILABLE = frozenset({"engine_unavailable", "network_unavailable", "resource
 
 
 class Unreachable(BackendUnavailable):
-    """No connection: nothing was sent."""
+    """There is no connection, so nothing was sent."""
 
 
 class Unanswered(BackendTimeout):
-    """It was sent, and no answer came: what became of it must be looked up."""
+    """The request was sent and no answer came. Its effect has to be looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class ServerReply:
 
 
 def shown(text: str) -> str:
-    """A server's or an image's words for our sentences: one line, nothing that a terminal obeys. Both ends of what is
-    long: at the beginning stands what went wrong, at the end in what way."""
+    """Makes text of a server or an image safe for a sentence: one line, without control characters. Of a long text it
+    keeps both ends: the beginning says what went wrong, the end says how."""
     if len(text) > 8 * SHOWN:
         text = f"{text[: 4 * SHOWN]} {text[-4 * SHOWN :]}"
     line = " ".join(text.split())
@@ -56,13 +56,13 @@ def shown(text: str) -> str:
 
 
 def seen(task: asyncio.Task[Any]) -> None:
-    """Nobody may be left to look at it."""
+    """Reads a task's error, as nobody may be left to read it."""
     if not task.cancelled():
         task.exception()
 
 
 class BoxliteClient:
-    """`url`: scheme://host[:port][/path]; `key`: shown as a bearer token, never logged."""
+    """`url` is scheme://host[:port][/path]. `key` is sent as a bearer token and never logged."""
 
     def __init__(
         self, url: str, key: str | None, timeouts: ServerTimeouts | None = None, *, connections: int = 256
@@ -91,9 +91,10 @@ class BoxliteClient:
         turns: asyncio.Semaphore | None = None,
         beat: bool = False,
     ) -> ServerReply:
-        """The answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable, Busy), BackendTimeout
-        (Unanswered). `seconds`: for all of it, however slowly the bytes come; before that as long for one of `turns`,
-        which is held until the answer is there. `beat`: on connections of its own."""
+        """Returns the answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable, Busy), BackendTimeout
+        (Unanswered). `seconds` bounds the whole exchange, however slowly the bytes come. Before that the request may
+        wait as long for one of `turns`, which it holds until the answer is there. With `beat` it uses connections of
+        its own."""
         if turns is not None:
             await take(turns, seconds)
         if self._closed:
@@ -146,7 +147,7 @@ class BoxliteClient:
             raise BackendUnavailable(RUNTIME, f"the address of the BoxLite server is wrong: {error}", 60) from error
 
     async def aclose(self) -> None:
-        """Waits for what is under way: to disconnect would break boxes."""
+        """Waits for requests that are under way, as a disconnect would break boxes."""
         self._closed = True
         for task in tuple(self._requests):
             with contextlib.suppress(BackendFailure):
@@ -225,6 +226,6 @@ async def _bounded(response: httpx.Response) -> bytes:
 
 
 def upstream_of(error: BackendFailure) -> Upstream:
-    """What the server said, as far as it said anything."""
+    """The server's status and code, if it sent any."""
     found = getattr(error, "upstream", None)
     return found if isinstance(found, Upstream) else Upstream()

@@ -18,7 +18,7 @@ _SIGHUP = 1
 
 
 class ExecutionBox(Protocol):
-    """What an execution needs of its sandbox."""
+    """The part of a sandbox that an execution needs."""
 
     box_id: str
     inside: Inside
@@ -26,16 +26,17 @@ class ExecutionBox(Protocol):
 
     @property
     def ending(self) -> bool:
-        """It is being destroyed."""
+        """Whether it is being destroyed."""
 
     async def look(self, *, patient: bool = True) -> str | None:
-        """Why the box has ended, or None when it runs. Raises a BackendFailure when nobody can say."""
+        """Returns why the box has ended, or None when it runs. Raises a BackendFailure when this cannot be found
+        out."""
 
     async def bury(self, mark: str) -> None:
-        """Kills what has this mark, as soon as that is possible."""
+        """Kills all processes with this mark, as soon as that is possible."""
 
     async def server_there(self) -> None:
-        """Returns when the server answers, after it was asked anew."""
+        """Returns when the server has answered a new health check."""
 
 
 class Ending:
@@ -43,7 +44,8 @@ class Ending:
         self._box, self._mark, self._timeouts = box, mark, timeouts
 
     async def forgotten(self) -> Exit:
-        """The server was started again: the program may run on in the box, out of everybody's reach but ours."""
+        """The server was restarted and has forgotten the execution. The program may still run in the box, where only
+        Bulkhead can reach it."""
         await self._box.bury(self._mark)
         why = await self._why_lost()
         return Exit(

@@ -214,7 +214,8 @@ class BoxliteExecution:
                 raise WrongState("ended", "the execution has ended")
 
     async def signal(self, number: int) -> None:
-        """To the group, by the box's own shell; where that cannot, to the first process, by the server."""
+        """Signals the group through the box's own shell. Where that is impossible, the server signals the first
+        process."""
         if self._exit.done():
             raise WrongState("ended", "the execution has ended")
         with self._box.asks:
@@ -271,5 +272,6 @@ class BoxliteExecution:
         return await asyncio.shield(self._exit)
 
     async def output_ended(self) -> None:
-        """What is left behind in a box prints to the server, which costs us nothing."""
+        """Returns at once: processes that are left behind in a box print to the server, which costs the gateway
+        nothing."""
         await self.wait()

@@ -42,12 +42,12 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9/._-]")
 
 
 def name_of_ours() -> str:
-    """For what is not yet in its place."""
+    """A name for a file that is not yet in its place."""
     return f".bulkhead-{secrets.token_hex(8)}"
 
 
 def is_ours(path: bytes) -> bool:
-    """It, or something in it."""
+    """Whether a path is such a name, or is below one."""
     return _OURS.search(path) is not None
 
 
@@ -62,7 +62,7 @@ def absolute(path: bytes) -> bytes:
 
 
 def escaped(path: bytes) -> str:
-    """For printf's %b: the server takes text only, and a shell must not see anything but letters."""
+    """Escapes bytes for printf's %b: the server takes text only, and a shell must see only letters."""
     return _UNSAFE.sub(lambda found: b"\\0%03o" % found[0][0], path).decode()
 
 
@@ -75,7 +75,7 @@ def facts_of(line: bytes) -> FileStat:
 
 @dataclass(frozen=True, slots=True)
 class TreeNode:
-    """One file of a tree. `links`: how many names it has; `device`: with its inode it tells files apart."""
+    """One file of a tree. `links` is how many names it has. `device` and inode together identify a file."""
 
     name: bytes
     stat: FileStat
@@ -104,7 +104,7 @@ def nonsense() -> BackendFailure:
 
 
 def there(line: bytes, path: bytes) -> FileStat:
-    """What `look` of a script says. Raises NotFound."""
+    """Parses the answer of `look` of a script. Raises NotFound."""
     if line == b"none":
         raise NotFound("file", shown(path))
     word, _, facts = line.partition(b" ")
@@ -142,7 +142,7 @@ _MEANINGS: list[tuple[tuple[str, ...], Callable[[str, int], BulkheadError]]] = [
 
 
 def failure(said: bytes, path: bytes, disk_bytes: int) -> BulkheadError:
-    """What a program's own words mean; `path`: what was asked for."""
+    """Turns the message of a program into an error. `path` is what was asked for."""
     lines = said.decode(errors="replace").splitlines()
     for line in lines:
         for ends, meaning in _MEANINGS:
@@ -153,7 +153,7 @@ def failure(said: bytes, path: bytes, disk_bytes: int) -> BulkheadError:
 
 
 def records(data: bytes, token: bytes) -> Iterator[bytes]:
-    """What stands behind each `token`, up to the newline before the next one, or the last one of all."""
+    """Yields the text behind each `token`, up to the newline before the next token or the last newline."""
     if data and not (data.startswith(token) and data.endswith(b"\n")):
         raise nonsense()
     yield from data[len(token) : -1].split(b"\n" + token) if data else ()

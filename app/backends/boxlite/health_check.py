@@ -19,7 +19,8 @@ from app.core.errors import BackendFailure, BackendUnavailable
 
 
 class HealthCheck:
-    """`on_boxes(asked_at, boxes)`: asked_at by the loop. `on_silence(seconds, error)`: since the last answer."""
+    """Calls `on_boxes(asked_at, boxes)` after each answer, with the loop's time of the request, and
+    `on_silence(seconds, error)` with the time since the last answer."""
 
     def __init__(
         self,
@@ -40,18 +41,18 @@ class HealthCheck:
         self._task = asyncio.get_running_loop().create_task(self._beat())
 
     async def check(self) -> None:
-        """Raises what the last answer was, if it was none."""
+        """Raises the last error if the server did not answer the last time."""
         await self._asked.wait()
         if self._failure is not None:
             raise self._failure.with_traceback(None)
 
     async def there(self) -> None:
-        """Returns when the server answers: whoever tries again waits here, so that a dead server is left alone."""
+        """Returns when the server answers. Retries wait here, so that nothing else asks a dead server."""
         await self._there.wait()
 
     def note(self, error: BackendFailure) -> None:
-        """Somebody met this. That there is no connection is true for everybody, at once; that one answer did not come
-        may be one box's fault, so it is only a reason to ask."""
+        """Takes note of an error of another request. If there is no connection, this holds for all at once. If one
+        answer did not come, one box may be the reason, so the server is asked again."""
         if isinstance(error, Unreachable) and self._failure is None:
             self._set(error)
         if is_silent(error) or upstream_of(error).status == 401:

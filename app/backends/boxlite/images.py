@@ -27,7 +27,7 @@ class Images:
         self._table, self._default, self._patterns = table, default, tuple(patterns)
 
     def chosen(self, asked: str | None) -> str:
-        """The name, or the default's. Raises UnknownImage."""
+        """Returns the name, or that of the default. Raises UnknownImage."""
         name = self._default if asked is None else asked
         if name is None:
             raise UnknownImage(None, self._table)
@@ -41,8 +41,8 @@ class Images:
         return name
 
     def fields(self, name: str) -> dict[str, str]:
-        """For the create: where the image comes from. A client's reference goes out as it was compared with the
-        patterns: for a short one the server might look elsewhere first."""
+        """The fields of a create that say where the image comes from. A client's reference is sent in the form that was
+        compared with the patterns, as the server might look elsewhere first for a short one."""
         source = self._table.get(name)
         if source is None:
             return {"image": canonical(name) or name}
@@ -52,8 +52,8 @@ class Images:
 
 
 def canonical(reference: str) -> str | None:
-    """`python:3.12` -> `docker.io/library/python:3.12`; None when it is no reference. The first part is a host only
-    where it has a dot or a port, or is localhost."""
+    """`python:3.12` -> `docker.io/library/python:3.12`. None when it is not a reference. The first part is a host only
+    if it has a dot or a port, or is localhost."""
     head, slash, rest = reference.partition("/")
     has_host = bool(slash) and ("." in head or ":" in head or head == "localhost")
     host, path = (head, rest) if has_host else ("docker.io", reference)

@@ -32,7 +32,7 @@ PROVE, _KILL, _SIGNAL = script("prove"), script("kill"), script("signal")
 
 
 class Swept(Enum):
-    """What became of all that has a mark."""
+    """The result of a kill of all processes with a mark."""
 
     KILLED = 0
     NOTHING = 6  # there was none
@@ -48,7 +48,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """As measured by the image's own shell."""
+    """Facts of a box, as measured by the image's own shell."""
 
     kernel: str = ""
     cpus: int = 0
@@ -58,7 +58,7 @@ class Facts:
 
 
 def shell_command(script: str, *arguments: str, seconds: float) -> dict[str, object]:
-    """As the server takes it."""
+    """A shell command in the form that the server takes."""
     return {
         "command": "sh",
         "args": ["-c", script, "sh", *arguments],
@@ -83,16 +83,17 @@ class Inside:
         return facts_of(said.out.decode(errors="replace"))
 
     async def kill(self, execution_id: str) -> Swept:
-        """Everything with the mark of that execution."""
+        """Kills all processes with the mark of that execution."""
         code = (await self._shell(_KILL, f"{MARK}={execution_id}")).code
         return Swept(code) if code in {0, 6} else Swept.LEFT
 
     async def signal(self, execution_id: str, number: int) -> bool:
-        """To the group of the execution's first process. False when there is none, or the shell cannot do it."""
+        """Signals the group of the execution's first process. Returns False when there is none, or when the shell
+        cannot do it."""
         return (await self._shell(_SIGNAL, str(number), f"{MARK}={execution_id}")).code == 0
 
     async def run(self, script: str, *arguments: str) -> int:
-        """Its status."""
+        """Runs a shell command and returns its status."""
         return (await self._shell(script, *arguments)).code
 
     async def _shell(self, script: str, *arguments: str) -> Said:
@@ -126,7 +127,7 @@ class Inside:
 
 
 def facts_of(text: str) -> Facts:
-    """Goes into the receipt, so it is bounded, and nothing that a terminal obeys."""
+    """Parses the facts. They go into the receipt, so they are bounded and have no control characters."""
     links: dict[str, bool] = {}
     found: dict[str, str] = {}
     for line in text.splitlines():

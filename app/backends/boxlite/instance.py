@@ -22,7 +22,7 @@ class InstanceError(Exception):
 
 
 class Instance:
-    """Holds the lock until the process ends."""
+    """The locked word of this installation. The lock is held until the process ends."""
 
     def __init__(self, folder: Path) -> None:
         """Raises InstanceError."""

@@ -25,7 +25,7 @@ GIB = 1024
 
 
 def whole(limits: Limits) -> Limits:
-    """BoxLite knows whole cpus and GiB. Raises LimitTooHigh, InvalidRequest."""
+    """Rounds up to whole cpus and GiB, as BoxLite knows no others. Raises LimitTooHigh, InvalidRequest."""
     if limits.cpus > MOST_CPUS:
         raise LimitTooHigh("/limits/cpus", limits.cpus, MOST_CPUS)
     if limits.memory_mib < LEAST_MEMORY_MIB:

@@ -66,7 +66,7 @@ class _Lane:
             self._wait()
 
     def flush(self) -> None:
-        """Nothing more comes on this socket."""
+        """Called when nothing more comes on this socket."""
         if self._repetition is not None and self._repetition.held:
             self._release(self._repetition, self._repetition.end())
 
@@ -95,7 +95,7 @@ class Intake:
 
     @property
     def pieces(self) -> int:
-        """Of the channel that had more."""
+        """Pieces of the channel that had more."""
         return max(lane.pieces for lane in self._lanes.values())
 
     def begin_socket(self) -> None:
@@ -107,12 +107,14 @@ class Intake:
             lane.flush()
 
     def end(self) -> None:
-        """No more sockets. An execution that has ended is remembered, up to a MiB of what it said last is not."""
+        """Called when there are no more sockets. The execution is kept, and up to a MiB of its last output that was
+        needed for matching is dropped."""
         for lane in self._lanes.values():
             lane.end()
 
     async def take(self, frames: AsyncIterator[Chunk | Ended]) -> int:
-        """Until the exit frame: its code. Raises AttachCut, and then nothing that came is lost."""
+        """Takes frames until the exit frame, and returns its code. Raises AttachCut, and then no frame that came is
+        lost."""
         try:
             async for frame in frames:
                 if isinstance(frame, Ended):

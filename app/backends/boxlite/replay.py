@@ -20,7 +20,7 @@ STEPS = 1024  # comparisons in one repetition; each must match more than the one
 
 
 class Tail:
-    """The last bytes of a channel: at least the last `BACKLOG`, where there are so many."""
+    """The last bytes of a channel: at least `BACKLOG` of them, if there are as many."""
 
     def __init__(self) -> None:
         self.pieces = 0
@@ -41,15 +41,15 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """So many bytes at the beginning of the repetition are known; `has_gap`: and before what follows bytes are
-    missing."""
+    """How many bytes at the beginning of the repetition are known. `has_gap` says that bytes are missing before what
+    follows."""
 
     size: int
     has_gap: bool = False
 
 
 class Repetition:
-    """One of them, looked at while it comes: a frame costs what is new in it, not what came before."""
+    """One repetition, matched while it comes. A frame costs only as much as is new in it."""
 
     def __init__(self, ours: bytes) -> None:
         self.held = bytearray()  # all that has come
@@ -59,7 +59,7 @@ class Repetition:
         self._steps = STEPS
 
     def take(self, data: bytes) -> Known | None:
-        """None: what comes next decides."""
+        """Takes the next bytes. Returns None while the result depends on what comes next."""
         self.held += data
         ours, held = self._ours, self.held
         while self._place < len(ours):
@@ -82,13 +82,13 @@ class Repetition:
         return found if found >= 0 else len(ours)
 
     def settle(self, *, patient: bool) -> Known | None:
-        """When nothing has come for a moment. None: more must come."""
+        """Called when nothing has come for a moment. Returns None when more bytes are needed."""
         if self._place < len(self._ours):  # in the middle of ours, if not just at its end
             return Known(len(self.held)) if self._ours.endswith(self.held) else None
         return self._missed_earlier() or (None if patient and len(self.held) <= BACKLOG else self._by_chance())
 
     def end(self) -> Known:
-        """When nothing more can come."""
+        """Called when nothing more can come."""
         if self._place < len(self._ours):
             return Known(len(self.held))
         return self._missed_earlier() or self._by_chance()

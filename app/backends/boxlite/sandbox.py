@@ -29,8 +29,8 @@ LATE_SECONDS = 15.0  # the server's own timeout comes after ours, and only if we
 
 
 class BoxliteSandbox:
-    """`on_end` is called once, when nothing of it is left, or when it is left to the backend to be removed. `tasks` are
-    the backend's."""
+    """`on_end` is called once, when nothing of it is left, or when the backend has to remove it. `tasks` are the
+    backend's."""
 
     def __init__(
         self,
@@ -164,7 +164,8 @@ class BoxliteSandbox:
             execution.on_sandbox_end(Exit(ExitReason.LOST, detail=why))
 
     async def look(self, *, patient: bool = True) -> str | None:
-        """Why the box has ended, or None when it runs on. Raises a BackendFailure when nobody can say."""
+        """Returns why the box has ended, or None when it runs. Raises a BackendFailure when this cannot be found
+        out."""
         seconds = self._server.timeouts.look
         until = self._loop.time() + (seconds if patient else 0)
         while not self._lost.done() and self._ending is None:
@@ -186,7 +187,7 @@ class BoxliteSandbox:
         await self._health_check.there()
 
     async def bury(self, mark: str) -> None:
-        """Returns after the first attempt, and goes on if that was in vain."""
+        """Returns after the first attempt, and continues in the background if that failed."""
         tried = asyncio.Event()
         self._tasks.spawn(self._bury(mark, tried))
         await tried.wait()

@@ -37,7 +37,7 @@ LANGUAGE = {"LC_ALL": "C", "TZ": "UTC0"}  # of what programs say, and of how the
 
 
 class ScriptBox(Protocol):
-    """What is needed of the box's sandbox."""
+    """The part of a sandbox that a script needs."""
 
     box_id: str
     inside: Inside
@@ -46,14 +46,14 @@ class ScriptBox(Protocol):
         """Raises WrongState."""
 
     async def bury(self, mark: str) -> None:
-        """Kills what has this mark, as soon as that is possible."""
+        """Kills all processes with this mark, as soon as that is possible."""
 
     async def blamed(self, error: BackendFailure) -> BulkheadError:
         """WrongState when the box has ended, else the error itself."""
 
 
 class ScriptRunner:
-    """`disk_bytes`: of the box."""
+    """`disk_bytes` is the size of the box's disk."""
 
     def __init__(self, server: BoxliteServer, box: ScriptBox, tasks: Tasks, disk_bytes: int) -> None:
         self._server, self._box, self._tasks, self._disk_bytes = server, box, tasks, disk_bytes
@@ -61,8 +61,8 @@ class ScriptRunner:
 
     @asynccontextmanager
     async def begin(self, script: str, path: bytes, *arguments: str, clean: str = "") -> AsyncIterator[ScriptSession]:
-        """`clean`: the script, with the same arguments, for what this one left if it was killed. Raises what `Files`
-        may raise, inside too."""
+        """Starts a script. `clean` is a script with the same arguments that removes what this one leaves if it is
+        killed. Raises what `Files` may raise, also inside the block."""
         self._box.check_alive()
         try:
             await take(self._turns, self._server.timeouts.shell)

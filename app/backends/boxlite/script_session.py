@@ -33,7 +33,7 @@ _TEXT_BYTES = PIECE_BYTES // 3 * 4 + PIECE_BYTES // 57 + 2  # with a newline aft
 
 
 class ScriptEnded(Exception):
-    """Before it said what was due. `said`: its last words."""
+    """The script ended too early. `said` is its last output."""
 
     def __init__(self, code: int, said: bytes) -> None:
         self.code, self.said = code, said
@@ -92,7 +92,7 @@ class ScriptSession:
         return taken
 
     async def line(self, seconds: float | None = None) -> bytes:
-        """The next one. `seconds`: of silence before it. Raises ScriptEnded, a BackendFailure."""
+        """Returns the next line. `seconds` bounds the silence before it. Raises ScriptEnded, a BackendFailure."""
         while (end := self._heard.find(b"\n", 0, LINE_BYTES)) < 0:
             if len(self._heard) >= LINE_BYTES:
                 raise nonsense()
@@ -121,8 +121,8 @@ class ScriptSession:
     # --- bytes of any kind
 
     async def stream(self, limit: int, seconds: float | None = None) -> AsyncIterator[bytes]:
-        """What `stream` of a script sends, `limit` bytes at most; each piece is asked for when the one before was
-        taken. `seconds`: of silence. Raises ScriptEnded where its program fails."""
+        """Yields what `stream` of a script sends, at most `limit` bytes. It asks for a piece when the one before was
+        taken. `seconds` bounds the silence. Raises ScriptEnded where its program fails."""
         received, seconds = 0, seconds or self._timeouts.files
         while (piece := _PIECE.fullmatch(line := await self.line(seconds))) is not None:
             size = int(piece[1])
@@ -143,7 +143,7 @@ class ScriptSession:
             raise ScriptEnded(int(end[1]), bytes(self._errors))
 
     async def feed(self, content: AsyncIterator[bytes]) -> tuple[int, str]:
-        """For `feed` of a script. Returns how many bytes it were, and their digest."""
+        """Sends bytes to `feed` of a script. Returns how many bytes there were, and their digest."""
         digest, total, under_way = hashlib.sha256(), 0, 0
         async for block in _blocks(content):
             if under_way == BLOCKS_UNDER_WAY:
@@ -159,7 +159,7 @@ class ScriptSession:
         return total, digest.hexdigest()
 
     async def ask(self, block: bytes, request: str = "") -> None:
-        """A block, before which the script reads a line: what is wished, and the size."""
+        """Sends a line with the request and the size, and then a block."""
         await self._send(f"{request} {len(block)}\n".lstrip().encode() + block)
 
     @property
@@ -167,7 +167,7 @@ class ScriptSession:
         return self._timeouts.piece
 
     def seconds_for(self, size: int = 0, entries: int = 0) -> float:
-        """For programs that work on so much before they say something."""
+        """The time for programs that work on so many bytes before they print something."""
         return self._timeouts.files + size / SLOWEST + entries / FEWEST
 
     async def _fed(self) -> None:
@@ -177,7 +177,8 @@ class ScriptSession:
     # --- the end
 
     async def end(self) -> bool:
-        """Ends its stdin, which ends a script that listens. False when it goes on, or nobody knows."""
+        """Ends its stdin, which ends a script that reads it. Returns False when the script goes on, or when this is not
+        known."""
         await self._socket.end_stdin()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeouts.undoing):

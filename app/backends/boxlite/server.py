@@ -29,7 +29,7 @@ class SpawnFailed(Exception):
 
 
 class BoxliteServer:
-    """`prefix`: what stands between /v1/ and /boxes; None: asked of the server, once."""
+    """`prefix` is the part between /v1/ and /boxes. With None the server is asked for it once."""
 
     def __init__(self, client: BoxliteClient, prefix: str | None) -> None:
         self.client, self.timeouts = client, client.timeouts
@@ -46,7 +46,7 @@ class BoxliteServer:
         return self._known_path(*segments)
 
     def attach(self, box_id: str, execution_id: str) -> AbstractAsyncContextManager[Socket]:
-        """Raises AttachRefused, AttachCut; inside too."""
+        """Raises AttachRefused and AttachCut, also inside the block."""
         return self.sockets.attached(self._known_path("boxes", box_id, "executions", execution_id, "attach"))
 
     def _known_path(self, *segments: str) -> str:
@@ -84,7 +84,7 @@ class BoxliteServer:
     # --- boxes
 
     async def boxes(self) -> list[Box]:
-        """All that the key can see: the server knows no pages and no filter."""
+        """All boxes that the key can see, as the server has neither pages nor filters."""
         path = await self.path("boxes")
         found = (await self.client.request("GET", path, seconds=self.timeouts.beat_answer, beat=True)).body
         items = found.get("boxes") if isinstance(found, dict) else None
@@ -93,7 +93,7 @@ class BoxliteServer:
         return [box_of(item) for item in items]
 
     async def find(self, box_id: str) -> Box | None:
-        """Raises BackendRefused when the server answers with another one."""
+        """Finds a box by its id. Raises BackendRefused when the server answers with another box."""
         try:
             return with_id(await self._get(box_id), box_id)
         except BackendRefused as refused:
@@ -102,7 +102,7 @@ class BoxliteServer:
             raise
 
     async def find_called(self, name: str) -> Box | None:
-        """The server takes a name in the place of an id."""
+        """Finds a box by its name, as the server takes a name in place of an id."""
         try:
             return called(await self._get(name), name)
         except BackendRefused as refused:
@@ -114,8 +114,8 @@ class BoxliteServer:
         return box_of((await self._call("GET", self.timeouts.control, "boxes", id_or_name)).body)
 
     async def create(self, body: Mapping[str, Any]) -> Box:
-        """Only a record on the server; nothing is pulled or booted. When the answer got lost, what has the name may be
-        this box, or one that an earlier life left: nobody can tell, so it is removed and made once more."""
+        """Makes only a record on the server. Nothing is pulled or booted. If the answer was lost, a box with the name
+        may be this one, or one that an earlier life left. Nobody knows which, so it is removed and made once more."""
         name = str(body["name"])
         try:
             return await self._create(body, name)
@@ -130,12 +130,12 @@ class BoxliteServer:
         return called(box_of((await self._call("POST", self.timeouts.control, "boxes", body=body)).body), name)
 
     async def start(self, box_id: str, seconds: float) -> Box:
-        """Pulls the image, boots: returns when the guest answers. Its main command starts a moment later."""
+        """Pulls the image and boots. Returns when the guest answers. Its main command starts a moment later."""
         return with_id(box_of((await self._call("POST", seconds, "boxes", box_id, "start")).body), box_id)
 
     async def remove(self, box_id: str) -> None:
-        """Stops it, then deletes it: a DELETE alone may leave a detached VM behind where the server has no cgroup.
-        Returns when there is no such box (any more)."""
+        """Stops a box and then deletes it, as a DELETE alone may leave a detached VM behind where the server has no
+        cgroup. Returns when there is no such box, or not any more."""
         if not await self._stop(box_id):
             return
         try:
@@ -173,7 +173,7 @@ class BoxliteServer:
     # --- executions
 
     async def execute(self, box_id: str, body: Mapping[str, Any]) -> str:
-        """The execution's id. Raises SpawnFailed."""
+        """Starts a command and returns the execution's id. Raises SpawnFailed."""
         try:
             found = (await self._talk("exec", "POST", self.timeouts.control, box_id, "exec", body=body)).body
         except BackendRefused as refused:
@@ -187,7 +187,7 @@ class BoxliteServer:
         return execution_id
 
     async def kill(self, box_id: str, execution_id: str) -> bool:
-        """SIGKILL to the first process. False when there is none to kill (any more)."""
+        """Sends SIGKILL to the first process. Returns False when there is none to kill, or not any more."""
         try:
             await self._talk("kill", "DELETE", self.timeouts.signal, box_id, "executions", execution_id)
         except BackendRefused as refused:
@@ -197,11 +197,12 @@ class BoxliteServer:
         return True
 
     async def signal(self, box_id: str, execution_id: str, number: int) -> bool:
-        """To the first process. False when it has ended, or the server does not pass that signal on."""
+        """Signals the first process. Returns False when it has ended, or when the server does not pass that signal
+        on."""
         return number in WHITELIST and await self._tell(box_id, execution_id, "signal", {"signal": number})
 
     async def resize(self, box_id: str, execution_id: str, rows: int, cols: int) -> bool:
-        """False when it has ended."""
+        """Returns False when the execution has ended."""
         return await self._tell(box_id, execution_id, "resize", {"cols": cols, "rows": rows})
 
     async def _tell(self, box_id: str, execution_id: str, what: str, body: Mapping[str, Any]) -> bool:
@@ -231,15 +232,16 @@ def _checked(prefix: str) -> str:
 
 
 def is_name_taken(error: BackendFailure) -> bool:
-    """400 and, in a race, 409."""
+    """Whether the name of a box is taken: 400 and, in a race, 409."""
     return upstream_of(error).status in {400, 409} and "already exists" in str(error)
 
 
 def is_slow_boot(error: BackendFailure) -> bool:
-    """0.10.8 gives a guest 30 s to become ready, with no setting: on a busy host the second attempt often makes it."""
+    """Whether a boot was only slow. 0.10.8 gives a guest 30 s to become ready, without a setting. On a busy host the
+    second attempt often succeeds."""
     return upstream_of(error).code == "engine_unavailable" and "timed out" in str(error)
 
 
 def is_silent(error: BaseException) -> bool:
-    """The server itself, not something in it: no connection, or no answer, or not our turn."""
+    """Whether the error is about the server itself and not about a box: no connection, no answer, or no turn."""
     return isinstance(error, (Unreachable, Unanswered, Busy))

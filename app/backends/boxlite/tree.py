@@ -25,21 +25,21 @@ PACKED = {
 
 
 class BoxTree:
-    """`token`: a word that no name of the tree has in it, but by the will of its owner."""
+    """`token` is a word that no name of the tree contains, unless its owner wants to."""
 
     def __init__(self, session: ScriptSession, token: str) -> None:
         self._session, self._token = session, token.encode()
 
     async def first_names(self, after: bytes | None, count: int) -> list[bytes]:
-        """In the order of their bytes, behind `after`."""
+        """The first names behind `after`, in the order of their bytes."""
         found: list[bytes] = []
         async for names in self._names():
             found = sorted([*found, *(name for name in names if after is None or name > after)])[:count]
         return found
 
     async def survey(self) -> list[tuple[TreeNode, bytes | None]]:
-        """Everything that can be packed, parents before what is in them, with the targets of links. Raises
-        AccessDenied for what could not be read later, when it is too late to tell why."""
+        """Returns everything that can be packed, parents before their content, with the targets of links. Raises
+        AccessDenied for what could not be read later, when it would be too late to say why."""
         names: list[bytes] = []
         async for some in self._names():
             names += some
@@ -64,7 +64,7 @@ class BoxTree:
             raise nonsense()
 
     async def nodes(self, names: Sequence[bytes]) -> list[TreeNode]:
-        """What has gone meanwhile is left out."""
+        """The facts of some names. Files that disappeared meanwhile are left out."""
         found = {}
         slices = TimeSlices.of_loop()
         for batch in _batches(names):
@@ -78,7 +78,7 @@ class BoxTree:
         return [found[name] for name in names if name in found]
 
     async def targets(self, nodes: Sequence[TreeNode]) -> dict[bytes, bytes]:
-        """Of the links among them, as they are written; empty when a link has gone meanwhile."""
+        """The targets of the links among them, as they are written. Empty for a link that disappeared meanwhile."""
         found: dict[bytes, bytes] = {}
         for batch in _batches([node.name for node in nodes if node.stat.kind is FileKind.SYMLINK]):
             answers = list(records(await self._answer("targets", batch), self._token))
@@ -92,8 +92,8 @@ class BoxTree:
         return b"".join([piece async for piece in self._session.stream(limit * len(names))])
 
     async def contents(self, files: Sequence[TreeNode]) -> AsyncIterator[TreeNode | bytes]:
-        """Each one that is still there, with its bytes behind it. Raises BackendFailure for one that has become
-        shorter, or cannot be read any more."""
+        """Yields each file that is still there, with its bytes behind it. Raises BackendFailure for a file that became
+        shorter, or that cannot be read any more."""
         await self._session.ask(b"".join(b"%d ./%b\0" % (file.stat.size, file.name) for file in files), "contents")
         limit = sum(file.stat.size + 1 + len(self._token) for file in files)
         source = _Source(self._session.stream(limit))
@@ -139,7 +139,7 @@ class _Source:
 async def packed(
     tree: BoxTree, root: FileStat, found: Sequence[tuple[TreeNode, bytes | None]]
 ) -> AsyncIterator[ArchiveEntry | bytes]:
-    """What has gone since the survey is left out."""
+    """Packs a tree. Files that disappeared since the survey are left out."""
     yield ArchiveEntry(EntryKind.DIRECTORY, b"", root.mode, root.modified_ns)
     first_names: dict[tuple[int, int], bytes] = {}  # of files that have several
     for begin in range(0, len(found), FILES_AT_ONCE):

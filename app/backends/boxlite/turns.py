@@ -15,20 +15,21 @@ ASKS = 32  # signals and resizes of one box, from the request of the client to i
 
 
 class Busy(BackendUnavailable):
-    """Others are asked for before it was our turn: nothing was sent, and it says nothing about the server."""
+    """Too many requests wait already. Nothing was sent, and this says nothing about the server."""
 
     def __init__(self, detail: str = "too many requests wait for this box or its server already") -> None:
         super().__init__(RUNTIME, detail)
 
 
 class Turns:
-    """Of many boxes; a kind waits only for its like, so what ends something never waits behind a start."""
+    """The turns of all boxes. A request waits only for requests of its own kind, so a kill never waits behind a
+    start."""
 
     def __init__(self) -> None:
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
 
     def of(self, box_id: str, kind: str) -> asyncio.Semaphore:
-        """Kept while somebody holds it."""
+        """The turns of one box, kept while they are in use."""
         return self._turns.setdefault((box_id, kind), asyncio.Semaphore(AT_ONCE))
 
 
@@ -42,7 +43,7 @@ async def take(turns: asyncio.Semaphore, seconds: float) -> None:
 
 
 class Asks:
-    """A client that disconnects does not end what it asked for, so the answer to one too many is no."""
+    """How many requests of a kind may wait. A disconnect does not end a request, so one too many is refused."""
 
     def __init__(self) -> None:
         self._under_way = 0
