@@ -34,9 +34,9 @@ def create_app(
     profiles: Mapping[str, Policy] = DEFAULT_PROFILES,
     timeouts: RequestTimeouts | None = None,
 ) -> FastAPI:
-    """`key_hashes`: SHA-256 in hex, those of the settings and of the key file alike; empty: no key is asked for.
-
-    The lifespan's end cancels what goes on for an idempotency key, destroys every sandbox, then closes the backends.
+    """`key_hashes` are SHA-256 in hex, of the keys of the settings and of the key file. Without any, no key is needed.
+    At the end of its lifespan the application cancels the work for idempotency keys, destroys every sandbox, and then
+    closes the backends.
     """
 
     shared = len(key_hashes) > 1

@@ -22,8 +22,8 @@ INLINE = 8 * MIB  # of a file that is closed at once
 
 
 class SpillFolder:
-    """Makes the files of sandboxes. `size`: bytes of all of them together; 0: nothing is stored. The folder is held
-    open: an unprivileged process may use it later, wherever it lies. Raises OSError."""
+    """Makes the files of sandboxes. `size` is the bytes of all of them together. With 0 nothing is stored. The folder
+    is held open, so that an unprivileged process can use it later, wherever it is. Raises OSError."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -33,11 +33,11 @@ class SpillFolder:
         return SpillFile(self, sandbox_id)
 
     def descriptor(self) -> int:
-        """Of a new file. Raises OSError."""
+        """Opens a new file and returns its descriptor. Raises OSError."""
         return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
 
     def prove(self) -> None:
-        """Raises OSError when no file can be made: output would be dropped without anybody having asked for it."""
+        """Raises OSError when no file can be made. Otherwise output would be dropped although nobody asked for it."""
         os.close(self.descriptor())
 
     def close(self) -> None:
@@ -45,8 +45,8 @@ class SpillFolder:
 
 
 class SpillFile:
-    """What one sandbox stores. The file is there from its first output to the end of its last, and holds one descriptor
-    for all of them; what it has grown to counts for the sandbox until then."""
+    """The file of one sandbox. It exists from the sandbox's first stored output to the end of its last, and takes one
+    descriptor for all of them. Its size counts for the sandbox until then."""
 
     def __init__(self, folder: SpillFolder, sandbox_id: str) -> None:
         self._folder, self._budget, self._holder = folder, folder.budget, sandbox_id
@@ -60,13 +60,13 @@ class SpillFile:
         return self._fd
 
     def check(self) -> None:
-        """Raises CapacityExceeded when a new execution could store nothing, so that it is refused rather than cut
-        short."""
+        """Raises CapacityExceeded when a new execution could store nothing. So the execution is refused, and its output
+        is not cut."""
         if self._budget.size and not self._free and not self._sealed:
             self._budget.check(self._holder, GROWTH * BLOCK)
 
     def open(self, capacity: int) -> SpilledOutput:
-        """The last `capacity` bytes of one log. Raises OSError."""
+        """Opens a store for the last `capacity` bytes of one log. Raises OSError."""
         if self._fd < 0:
             self._fd = self._folder.descriptor()
         output = SpilledOutput(self, capacity)
@@ -74,7 +74,7 @@ class SpillFile:
         return output
 
     def allocate(self, count: int) -> list[int]:
-        """As many blocks as there are for this sandbox, `count` at most: free ones, then new ones, then those of the
+        """Returns as many blocks as this sandbox may have, at most `count`: free ones, then new ones, then those of the
         output that ended first."""
         found: list[int] = []
         while len(found) < count:
@@ -91,7 +91,7 @@ class SpillFile:
         return found
 
     def release(self, blocks: range | array[int]) -> None:
-        """The first of them is the first to be used again: what was in a row stays so."""
+        """Gives blocks back. The first of them is used again first, so that neighbouring blocks stay together."""
         self._free.extend(reversed(blocks))
 
     def seal(self, output: SpilledOutput) -> None:
@@ -110,8 +110,8 @@ class SpillFile:
 
 
 class SpilledOutput:
-    """The bytes of one log from `start` on, `capacity` at most, in blocks of its sandbox's file. It may have to forget
-    its oldest bytes: `start` moves."""
+    """The bytes of one log from `start` on, at most `capacity`, in blocks of its sandbox's file. It may have to drop
+    its oldest bytes: then `start` moves."""
 
     def __init__(self, file: SpillFile, capacity: int) -> None:
         self._file, self._capacity = file, capacity
@@ -120,8 +120,8 @@ class SpilledOutput:
         self.start = self._end = 0
 
     def write(self, offset: int, data: bytes) -> None:
-        """`data` is at most `capacity` long and goes where the byte before it ended. Raises OSError: ENOSPC when the
-        sandbox has no room for it, as a full disk would."""
+        """Appends `data`, which is at most `capacity` long. Raises OSError: ENOSPC when the sandbox has no room for it,
+        as a full disk would."""
         if not self._blocks:
             self.start = self._end = offset
             self._first = offset // BLOCK
@@ -170,7 +170,7 @@ class SpilledOutput:
             offset += length
 
     def read(self, offset: int, size: int) -> bytes:
-        """Raises OSError. The caller asks only for what is stored. Less comes of a file that somebody cut short."""
+        """Reads stored bytes only. Raises OSError. Returns less if somebody has cut the file."""
         pieces: list[bytes] = []
         for position, length in self._places(offset, min(size, self._end - offset)):
             pieces.append(os.pread(self._file.fd, length, position))
@@ -179,7 +179,7 @@ class SpilledOutput:
         return b"".join(pieces)
 
     def seal(self) -> None:
-        """Nothing is written any more: it makes room when its sandbox needs that."""
+        """Called when nothing more is written. From now on the output makes room when its sandbox needs it."""
         self._file.seal(self)
 
     def forget(self) -> None:

@@ -117,11 +117,11 @@ class Telemetry:
         )
 
     def take_server_log(self) -> None:
-        """For the one service of this process."""
+        """Takes over the server's log, for the one service of this process."""
         logging.getLogger("uvicorn.error").handlers = [_ServerLog(self._log)]
 
     def watch(self, sandboxes: Iterable[Sandbox]) -> None:
-        """Counts what is alive when somebody asks."""
+        """Counts what is alive when the metrics are read."""
         self._registry.register(_Alive(sandboxes))
 
     def render(self) -> bytes:
@@ -129,7 +129,7 @@ class Telemetry:
 
     @property
     def log(self) -> Any:
-        """The structured logger, for the parts of the service that have something to say at start and end."""
+        """The structured logger, for parts of the service that log at start and end."""
         return self._log
 
     # --- Observer
@@ -155,7 +155,7 @@ class Telemetry:
         self._streamed.labels(runtime).inc(count)
 
     def runtime_ready(self, runtime: str, error: BulkheadError | None) -> None:
-        """Told whenever somebody asked; a line when the answer is another than before."""
+        """Called after each check of a runtime. Logs a line when the result has changed."""
         self._healthy.labels(runtime).set(error is None)
         reason = None if error is None else str(error)
         if (self._reasons.get(runtime) is None) != (reason is None) or runtime not in self._reasons:

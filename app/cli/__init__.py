@@ -30,11 +30,11 @@ BROKEN_PIPE = 141
 
 
 class UsageError(Exception):
-    """What was typed cannot be done; the parser itself could not see it."""
+    """What was typed cannot be done, and the parser could not see this."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Never raises: a failure is one line on stderr and the status 125."""
+    """Never raises. A failure is one line on stderr and the status 125."""
     _keep_standard_descriptors()
     gc.disable()  # a collection in the middle of 500 imports costs 20 ms and finds nothing; the commands enable it
     try:

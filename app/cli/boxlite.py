@@ -30,7 +30,7 @@ def probe_boxlite(settings: BoxliteSettings) -> list[LayerReport]:
 
 
 def ask_server(url: str, key: str | None, path_prefix: str | None = None) -> LayerReport:
-    """One sentence, whatever answers. The first question needs no key, the second does."""
+    """Asks the server, and reports one sentence whatever answers. The first request needs no key, the second does."""
     import httpx
 
     if key and not (key.isascii() and key.isprintable()):

@@ -15,7 +15,7 @@ LINE_SHOWN = 60  # characters
 
 
 def status_of(exit_: Mapping[str, Any], exit_code: int) -> tuple[int, str | None]:
-    """`exit_code` is the stream's integer. The sentence is None where a shell would say nothing either."""
+    """`exit_code` is the stream's integer. The sentence is None where a shell would print nothing either."""
     reason, detail = str(exit_.get("reason")), exit_.get("detail")
     sentence = f"{reason}: {detail}" if detail else reason
     match reason:
@@ -34,7 +34,7 @@ def status_of(exit_: Mapping[str, Any], exit_code: int) -> tuple[int, str | None
 
 
 def shell_line(exit_: Mapping[str, Any], status: int, command: Sequence[str]) -> str | None:
-    """The sentence instead, for a whole shell line that was given as the name of a program."""
+    """Another sentence, for a whole shell line that was given as the name of a program."""
     line = command[0]
     if exit_.get("reason") != "start_failed" or status != NOT_FOUND or " " not in line:
         return None

@@ -6,8 +6,8 @@ from app.client.stream import Gap
 
 
 class Gaps:
-    """The first gap of a channel is told at once, all of them in one line at the end: there may be thousands. A gap of
-    an unknown size is told at the end only."""
+    """Reports the first gap of a channel at once, and all gaps in one line at the end, as there may be thousands. A gap
+    of unknown size is reported only at the end."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, int]] = {}  # of each channel: how many, and their bytes

@@ -28,8 +28,8 @@ from app.launcher.kernel.syscalls import (
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer of one runtime. `optional`: an operator may give it up by name (BULKHEAD_PROCESS__ACCEPT_MISSING).
-    `needed`: the service as it is configured cannot do without it."""
+    """One layer of one runtime. `optional`: an operator may accept that it is missing
+    (BULKHEAD_PROCESS__ACCEPT_MISSING). `needed`: the service needs it as it is configured."""
 
     layer: str
     available: bool

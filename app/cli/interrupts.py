@@ -15,7 +15,7 @@ GRACE_SECONDS = 5.0
 
 
 class Stopped(Exception):
-    """A signal ended the work. `status` is what a shell shows for a program that died of it."""
+    """A signal ended the work. `status` is the exit status of a program that died of it."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -23,8 +23,8 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """Hands every signal to the reaction of the phase that is on. What was ignored from the start (`nohup`, a
-    script's `&`) stays ignored. `status` is set once a signal is what will have ended us."""
+    """Passes every signal to the reaction of the current phase. Signals that were ignored from the start (`nohup`, a
+    script's `&`) stay ignored. `status` is set when a signal has ended the work."""
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -47,7 +47,7 @@ class Interrupts:
             loop.remove_signal_handler(number)
 
     def react(self, reaction: Callable[[signal.Signals], None] | None) -> None:
-        """What the next signals do; with None they are only noted."""
+        """Sets what the next signals do. With None they are only noted."""
         self._react = reaction or self._note
 
     def end_with(self, number: signal.Signals) -> None:
@@ -65,8 +65,9 @@ class Interrupts:
         self.end_with(number)
 
     async def wait_for(self, work: asyncio.Task[T], grace: float) -> T:
-        """The work's result, signal or not: what a request began must be known to be undone. A signal gives it
-        `grace` seconds, a second one none. Raises Stopped when it was given up."""
+        """Waits for the result of the work even after a signal, since what a request has begun must be known to be
+        undone. After a signal the work has `grace` seconds. A second signal ends the wait. Raises Stopped when the wait
+        was ended."""
         loop = asyncio.get_running_loop()
 
         def give_up(number: signal.Signals) -> None:

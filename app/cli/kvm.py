@@ -94,14 +94,14 @@ GUEST = bytes.fromhex(
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """`reached` are the letters that the guest said. `refusal` is None when it came to its end."""
+    """`reached` are the letters that the guest sent. `refusal` is None when the guest reached its end."""
 
     reached: str
     refusal: str | None
 
 
 def try_guest(device: str = DEVICE, code: bytes = GUEST, limit_seconds: float = LIMIT_SECONDS) -> Attempt:
-    """Boots the guest in a child process, which takes the virtual machine with it."""
+    """Boots the guest in a child process. The virtual machine ends with that process."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
         self.usage_status = usage_status
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """A command refuses what it does not know itself: the parser above it would with its own usage and status."""
+        """Lets a command refuse unknown arguments itself. Otherwise the parser above it would refuse them, with its own
+        usage and status."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             near = self._nearest(unknown[0].partition("=")[0])
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """`do` in the answer is the function to be called with it. Raises SystemExit."""
+    """`do` in the result is the function to call with it. Raises SystemExit."""
     parser = Parser(
         prog="bulkhead", description="Run untrusted code in sandboxes, and stream its output live.", epilog=EPILOG
     )

@@ -20,7 +20,7 @@ WINDOW = 1024 * 1024  # bytes that may wait for a slow reader before the stream 
 
 
 class OutputClosed(Exception):
-    """Nobody takes our output any more. `error` says why."""
+    """Nobody reads the output any more. `error` says why."""
 
     def __init__(self, descriptor: int, error: OSError) -> None:
         self.descriptor = descriptor
@@ -31,8 +31,8 @@ class OutputClosed(Exception):
 
 
 class Sink:
-    """Writes to descriptors in the order of the calls. A block of `async with Sink()` is left with OutputClosed as
-    soon as a write fails; all is written when it is left in any way but by cancellation."""
+    """Writes to descriptors in the order of the calls. A block of `async with Sink()` is left with OutputClosed as soon
+    as a write fails. When the block is left in another way, except by cancellation, everything was written."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ class Sink:
         await self._until_below(WINDOW)
 
     async def drain(self) -> None:
-        """Returns when everything is written, or nothing can be."""
+        """Returns when everything is written or nothing more can be."""
         await self._until_below(1)
 
     async def _until_below(self, size: int) -> None:
@@ -107,7 +107,7 @@ class Sink:
 
 
 def wanted() -> bool:
-    """Whether our stdin is for the program: not a terminal (but with --tty), not /dev/null."""
+    """Whether stdin is for the program: it is not a terminal (except with --tty) and not /dev/null."""
     try:
         status = os.fstat(0)
     except OSError:
@@ -116,7 +116,7 @@ def wanted() -> bool:
 
 
 async def pour(write: Callable[[bytes], Awaitable[None]]) -> None:
-    """Our stdin, in pieces, until its end; no piece is read before the one before it was written."""
+    """Passes stdin on in pieces until its end. It reads no piece before the one before it was written."""
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[bytes] = asyncio.Queue()
     more = threading.Semaphore()

@@ -14,7 +14,7 @@ PAGE = 1024 * 1024
 
 
 async def replay(client: Client, sandbox_id: str, execution_id: str, *, follow: bool) -> int:
-    """The exit status: with `follow` that of the execution. Raises BrokenPipeError, ClientError."""
+    """Returns the exit status. With `follow` it is that of the execution. Raises BrokenPipeError, ClientError."""
     gaps = Gaps()
     try:
         async with Sink() as sink:

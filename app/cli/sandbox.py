@@ -20,7 +20,7 @@ DESTROY_SECONDS = 30.0
 
 
 async def create(client: Client, interrupts: Interrupts, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A sandbox that runs. Raises Stopped and ClientError, and then there is none."""
+    """Returns a sandbox that runs. Raises Stopped and ClientError, and then there is no sandbox."""
     slow = asyncio.get_running_loop().call_later(CREATE_SECONDS, _tell_that_it_boots)
     try:
         request = asyncio.create_task(client.create_sandbox(dict(body), CREATE_SECONDS))
@@ -52,7 +52,8 @@ def _tell_that_it_boots() -> None:
 
 
 async def destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> None:
-    """A failure is told and changes no exit status: the program's own is known, or a worse failure is on its way."""
+    """Destroys a sandbox. A failure is printed and does not change the exit status, as the program's own is known, or a
+    worse failure follows."""
     request = asyncio.create_task(client.destroy_sandbox(sandbox_id))
 
     def give_up(_: signal.Signals) -> None:

@@ -25,7 +25,7 @@ COLLECTED_BYTES = 64 * 1024 * 1024  # of each channel, for --json
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """`sandbox` is the body of a create, or the id of a sandbox that is there and stays."""
+    """`sandbox` is the body of a create, or the id of an existing sandbox, which is kept."""
 
     sandbox: Mapping[str, Any] | str
     execution: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Order:
 
 
 async def carry_out(client: Client, order: Order) -> int:
-    """The exit status. Raises ClientError."""
+    """Runs the command and returns the exit status. Raises ClientError."""
     with Interrupts() as interrupts:
         try:
             if isinstance(order.sandbox, str):
@@ -53,7 +53,7 @@ async def carry_out(client: Client, order: Order) -> int:
 
 
 class Session:
-    """One execution and everything of ours that is tied to it."""
+    """One execution with the terminal, pipes and signals that belong to it."""
 
     def __init__(self, client: Client, interrupts: Interrupts, order: Order, sandbox_id: str, *, kept: bool) -> None:
         self.client = client
@@ -223,7 +223,7 @@ async def _feed(stream: Stream) -> None:
 
 
 def encode(channels: Mapping[str, bytes | bytearray]) -> dict[str, str]:
-    """As text, or as base64 when the bytes of either channel are not UTF-8; `encoding` says which."""
+    """Returns the channels as text, or as base64 when the bytes of either are not UTF-8. `encoding` says which."""
     try:
         return {name: data.decode() for name, data in channels.items()} | {"encoding": "utf-8"}
     except UnicodeDecodeError:

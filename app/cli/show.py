@@ -14,7 +14,7 @@ UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def plain(text: str) -> str:
-    """One line for a terminal: a name or a detail may come from a program that nobody trusts."""
+    """Makes one safe line for a terminal, as a name or a detail may come from an untrusted program."""
     return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -28,7 +28,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def put(text: str) -> None:
-    """To stdout, all of it. Raises BrokenPipeError."""
+    """Writes all of a text to stdout. Raises BrokenPipeError."""
     _write(1, text.encode(errors="backslashreplace") + b"\n")
 
 
@@ -47,7 +47,8 @@ def is_terminal() -> bool:
 
 
 def short_time(moment: str | None, now: datetime | None = None) -> str:
-    """A time of the API in one unit: `in 57m`, `3m ago`; in a pipe to the second. `now`: the present when absent."""
+    """Shows a time of the API in one unit: `in 57m`, `3m ago`. In a pipe it shows the time to the second. `now` is the
+    present by default."""
     if not moment:
         return ""
     if not is_terminal() and now is None:
@@ -58,8 +59,8 @@ def short_time(moment: str | None, now: datetime | None = None) -> str:
 
 
 def put_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequence[str] = ()) -> None:
-    """For a pipe plain columns; on a terminal the columns `wrapped` are as narrow as its width demands, and all others
-    stay in one piece: an id on two lines could not be copied."""
+    """Prints a table. In a pipe the columns are plain. On a terminal the columns `wrapped` become as narrow as needed,
+    and all others stay in one piece, as an id on two lines could not be copied."""
     rows = [[plain(cell) for cell in row] for row in rows]
     if is_terminal():
         _draw(columns, rows, wrapped)

@@ -26,14 +26,14 @@ def there() -> bool:
 
 
 def size() -> Size:
-    """Raises OSError when stdin is no terminal."""
+    """The size of the terminal. Raises OSError when stdin is not a terminal."""
     found = os.get_terminal_size(DESCRIPTOR)
     return {"rows": found.lines or USUAL["rows"], "cols": found.columns or USUAL["cols"]}
 
 
 class Raw:
-    """A block of `with Raw(known, resized)` hands every key through, and calls `resized` for each size but `known`.
-    However the block is left, by a deadly signal or the interpreter's end, the terminal is as it was before."""
+    """A block of `with Raw(known, resized)` passes every key through, and calls `resized` for each size but `known`.
+    However the block is left, also by a deadly signal or the end of the interpreter, the terminal is restored."""
 
     def __init__(self, known: Size, resized: Callable[[Size], None]) -> None:
         self._known = known

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ClientError(Exception):
-    """Whatever keeps the client from doing what it was asked. `str(error)` is one sentence without a secret."""
+    """Any error of the client. `str(error)` is one sentence without a secret."""
 
 
 class ServiceUnreachable(ClientError):
@@ -59,7 +59,7 @@ def _extras(problem: Mapping[str, Any], said: str) -> Iterator[str]:
 
 
 def problem_of(status: int, reason: str, body: bytes) -> ServiceProblem:
-    """The problem in an answer, or one made from what a proxy in between said."""
+    """Returns the problem of an answer, or makes one from the answer of a proxy."""
     try:
         found = json.loads(body)
     except ValueError:
@@ -71,7 +71,8 @@ def problem_of(status: int, reason: str, body: bytes) -> ServiceProblem:
 
 
 def reason_of(error: Exception) -> str:
-    """The words of the operating system below a library's own: httpx says "All connection attempts failed"."""
+    """Returns the operating system's reason behind a library's message, as httpx says only "All connection attempts
+    failed"."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):

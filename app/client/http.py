@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A piece of stored output. `offset` is later than asked for where bytes were dropped."""
+    """A piece of stored output. `offset` is later than the one asked for if bytes were dropped."""
 
     offset: int
     data: bytes
@@ -41,7 +41,7 @@ class Stored:
 
 
 def segment(text: str) -> str:
-    """One component of a path. `.` and `..` would be taken away by the URL's own rules."""
+    """Encodes one component of a path. The rules of URLs would remove `.` and `..`."""
     if text in {"", ".", ".."}:
         raise ClientError(f"{text!r} is not an id")
     return quote(text, safe="")
@@ -149,12 +149,12 @@ class Client:
     # --- sandboxes
 
     async def create_sandbox(self, body: Json, wait_seconds: int = 300) -> Json:
-        """It is `creating` when its boot takes longer than `wait_seconds`."""
+        """Creates a sandbox. It is `creating` if its boot takes longer than `wait_seconds`."""
         params = [("wait_seconds", wait_seconds)]
         return await self._json("POST", "/sandboxes", json=body, params=params, wait_seconds=wait_seconds)
 
     async def sandbox(self, sandbox_id: str, wait_seconds: int = 0) -> Json:
-        """As it is; the answer is held while it is `creating`, for at most `wait_seconds`."""
+        """Shows a sandbox. The answer is held while it is `creating`, for at most `wait_seconds`."""
         path, params = f"/sandboxes/{segment(sandbox_id)}", [("wait_seconds", wait_seconds)]
         return await self._json("GET", path, params=params, wait_seconds=wait_seconds)
 
@@ -176,7 +176,7 @@ class Client:
         return self._items(f"/sandboxes/{segment(sandbox_id)}/executions", [])
 
     async def start(self, sandbox_id: str, body: Json) -> Json:
-        """As soon as it runs. The service waits for a sandbox that is `creating`."""
+        """Starts a command and returns when it runs. The service waits for a sandbox that is `creating`."""
         path = f"/sandboxes/{segment(sandbox_id)}/executions"
         return await self._json("POST", path, json=body, wait_seconds=CREATING_SECONDS)
 
@@ -184,11 +184,11 @@ class Client:
         await self.request("POST", execution_path(sandbox_id, execution_id) + "/signal", json={"signal": signal})
 
     async def kill(self, sandbox_id: str, execution_id: str) -> None:
-        """Everything that the execution started is gone when this returns."""
+        """When this returns, everything that the execution started is gone."""
         await self.request("DELETE", execution_path(sandbox_id, execution_id))
 
     async def output(self, sandbox_id: str, execution_id: str, channel: str, offset: int, limit: int) -> Stored:
-        """What is stored of one channel, from `offset`."""
+        """Reads the stored output of one channel, from `offset`."""
         path = execution_path(sandbox_id, execution_id) + "/output"
         params: list[tuple[str, str | int]] = [("channel", channel), ("offset", offset), ("limit", limit)]
         answer = await self.request("GET", path, params=params)

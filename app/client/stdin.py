@@ -14,7 +14,8 @@ KEPT = 40 * 1024 * 1024
 
 
 class Outgoing:
-    """One writer (`put`, `finish`), one sender at a time (`take`), which may be sent back (`rewind`)."""
+    """Bytes between one writer (`put`, `finish`) and one sender at a time (`take`), which may have to go back
+    (`rewind`)."""
 
     def __init__(self) -> None:
         self.over = False
@@ -27,7 +28,7 @@ class Outgoing:
         self._changed = asyncio.Event()
 
     async def put(self, data: bytes) -> None:
-        """Returns when less than the window waits, or at once when nobody wants it any more."""
+        """Returns when less than the window waits, or at once when the bytes are no longer needed."""
         if self.over or not data:
             return
         self._unsent.append(data)
@@ -38,19 +39,19 @@ class Outgoing:
             await self._changed.wait()
 
     def finish(self) -> None:
-        """End of file after what was put."""
+        """Ends the file after everything that was put."""
         self._finished = True
         self._changed.set()
 
     def discard(self) -> None:
-        """The program reads no more: whatever is put from now on is dropped, as `cat | true` does."""
+        """The program reads no more. Everything that is put from now on is dropped, as in `cat | true`."""
         self.over = True
         self._sent.clear()
         self._unsent.clear()
         self._changed.set()
 
     def rewind(self, accepted: int) -> None:
-        """The next `take` gives the byte after the first `accepted` ones."""
+        """Goes back: the next `take` begins after the first `accepted` bytes."""
         if self._position is None:
             self._position = self._first_kept = accepted
         if not self._first_kept <= accepted <= self._position:
@@ -67,7 +68,7 @@ class Outgoing:
             self._waiting += again
 
     async def take(self) -> bytes | None:
-        """The next piece; None at the end of file, or when nobody wants more."""
+        """Returns the next piece. None at the end of the file, or when no more is needed."""
         while not self._unsent:
             if self._finished or self.over:
                 return None

@@ -29,7 +29,7 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_K
 
 
 class OutputDamaged(ClientError):
-    """What was received is not what the service says it sent."""
+    """The received bytes are not those that the service says it sent."""
 
 
 class StreamCut(ClientError):
@@ -45,7 +45,7 @@ class Output:
 @dataclass(frozen=True, slots=True)
 class Gap:
     """Bytes from `begin` up to, not including, `end` are no longer stored. With `end` None the runtime lost output
-    before it was counted: how much cannot be known, and the count goes on at `begin`."""
+    before it was counted. Nobody knows how much, and the count goes on at `begin`."""
 
     channel: str
     begin: int
@@ -62,7 +62,7 @@ Event = Output | Gap | Exited
 
 
 class Received:
-    """One channel: how far it was received, and the digest while nothing is missing."""
+    """One channel: how many bytes were received, and the digest while nothing is missing."""
 
     def __init__(self) -> None:
         self.offset = 0
@@ -88,7 +88,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """How to reach the stream."""
+    """The address and the headers of the stream."""
 
     url: str
     path: str
@@ -114,9 +114,9 @@ class Dial:
 
 
 class Stream:
-    """`async with client.stream(...) as stream`, then `async for event in stream`: the last one is `Exited`.
-
-    With `stdin` it holds the execution's stdin: `write` and `end_input`, from any task, before, during and after a cut.
+    """Use it as `async with client.stream(...) as stream`, then `async for event in stream`. The last event is
+    `Exited`. With `stdin` it holds the execution's stdin. Call `write` and `end_input` from any task, also while the
+    connection is broken.
     """
 
     def __init__(self, dial: Dial, farewell: Callable[[ClientConnection], None], *, stdin: bool = False) -> None:
@@ -140,14 +140,14 @@ class Stream:
             self._farewell(self._connection)
 
     async def write(self, data: bytes) -> None:
-        """Feeds stdin; waits while much is under way. Once the program reads no more, what comes is discarded."""
+        """Feeds stdin. Waits while many bytes are under way. When the program reads no more, the bytes are dropped."""
         await self._stdin.put(data)
 
     def end_input(self) -> None:
         self._stdin.finish()
 
     async def resize(self, rows: int, cols: int) -> None:
-        """The terminal's new size, told again after a cut."""
+        """Changes the size of the terminal. The size is sent again after a broken connection."""
         self._size = {"rows": rows, "cols": cols}
         if self._connection is not None:
             await self._tell_size(self._connection)
@@ -274,7 +274,7 @@ class Stream:
             self._pump = None
 
     async def _hang_up(self) -> None:
-        """After a cut. Raises ServiceProblem where coming again cannot mend it."""
+        """Connects again after a broken connection. Raises ServiceProblem where another attempt cannot help."""
         await self._stop_sending()
         connection, self._connection = self._connection, None
         if connection is None:

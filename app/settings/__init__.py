@@ -186,7 +186,7 @@ class Settings(BaseSettings):
         return keys
 
     def key_names(self) -> dict[str, str]:
-        """By the SHA-256 of the key in hex; a key of the settings has its place for a name."""
+        """Names by the SHA-256 of the key in hex. The name of a key of the settings is its position."""
         hashes = (hashlib.sha256(key.get_secret_value().encode()).hexdigest() for key in self.api_keys)
         return {digest: f"{PREFIX}API_KEYS[{place}]" for place, digest in enumerate(hashes)}
 
@@ -199,7 +199,8 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """From the environment; `given` (the command line's options) goes first. Raises SettingsError."""
+    """Loads the settings from the environment. `given` (the options of the command line) overrides it. Raises
+    SettingsError."""
     _refuse_unknown_names()
     try:
         return Settings(**given, **_as_boxlite_knows_them(given))

@@ -14,7 +14,7 @@ from app.settings.part import Part, split
 
 
 class ImageSource(Part):
-    """One of both: a directory on the BoxLite server (an OCI layout), or a reference that it pulls."""
+    """Either a directory on the BoxLite server (an OCI layout), or a reference that it pulls."""
 
     rootfs_path: PurePosixPath | None = None
     reference: str | None = None

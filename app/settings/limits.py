@@ -24,7 +24,7 @@ def _limit(name: str) -> LimitSettings:
 
 
 class LimitsSettings(Part):
-    """Each part may be set alone: the other keeps its own default."""
+    """Default and ceiling may be set alone. The other then keeps its own value."""
 
     cpus: LimitSettings = _limit("cpus")
     memory_mib: LimitSettings = _limit("memory_mib")

@@ -37,7 +37,7 @@ _FILE = TypeAdapter(dict[str, _Profile])
 
 
 def load_profiles(path: Path | None) -> Mapping[str, Policy]:
-    """The built-in profiles, and over them the file's. Raises ProfilesError."""
+    """Returns the built-in profiles, replaced and extended by those of the file. Raises ProfilesError."""
     if path is None:
         return DEFAULT_PROFILES
     try:
