@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
 
 
 class AnnouncedServer(uvicorn.Server):
-    """Says where it listens once it does: with port 0 nobody else knows. `farewell` ends what clients wait for."""
+    """Prints where it listens when it does, as with port 0 nobody else knows. `farewell` ends what clients wait for."""
 
     def __init__(
         self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]], watch: SlowCallbacks | None = None
@@ -100,7 +100,7 @@ class AnnouncedServer(uvicorn.Server):
             say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Streams and held answers get their end first: uvicorn alone cuts WebSockets off at once, and waits for the
+        """Lets streams and held answers end first. uvicorn alone would cut WebSockets off at once, and wait for the
         others until it gives up."""
         for server in self.servers:
             server.close()
@@ -123,7 +123,8 @@ def build(
     spill: SpillFolder,
     backends: Sequence[Backend],
 ) -> uvicorn.Server:
-    """Everything wired, nothing listening yet. `keys`: names by SHA-256 in hex. `backends`: the cheapest first."""
+    """Builds the server. It does not listen yet. `keys` are names by SHA-256 in hex. `backends` have the cheapest
+    first."""
     in_use = {"process": settings.process.enabled, RUNTIME: settings.boxlite.in_use}
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     _check_default(registry)
@@ -179,14 +180,14 @@ def _check_default(registry: Registry) -> None:
 
 
 def boxlite_backend(settings: Settings) -> BoxliteBackend:
-    """Without a server it is only a name that can be told about. Raises InstanceError, UnknownImage."""
+    """The backend for BoxLite. Without a server it only has a name and a reason. Raises InstanceError, UnknownImage."""
     instance = Instance(settings.data).word if settings.boxlite.in_use else "unused"
     return BoxliteBackend(settings.boxlite, instance)
 
 
 def import_what_comes_late() -> None:
-    """Modules that libraries import at their first use. The interpreter may lie where only root can read it, so after
-    `give_up_root` an import can fail: everything is in memory by then."""
+    """Imports modules that libraries import at their first use. The interpreter may be where only root can read it, so
+    an import after `give_up_root` could fail."""
     for name in _LATE:
         importlib.import_module(name)
 
@@ -199,7 +200,7 @@ def _with_roots(profile: Policy, settings: Settings) -> Policy:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """After root is given up, so that nothing of it is in the socket either. Raises StartRefused."""
+    """Opens the socket, after root was given up, so that the socket is not root's either. Raises StartRefused."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -225,9 +226,9 @@ def why_not_bound(error: OSError) -> str:
 
 
 def descriptors_needed(settings: Settings) -> int:
-    """Sandboxes hold three each (the owner's socket, its other end while they start, their spill file), executions
-    three until nothing holds their output any more, operations on files four while they start, connections one; and
-    some for us."""
+    """How many descriptors the capacities need. A sandbox holds three (the owner's socket, its other end while it
+    starts, its spill file), an execution three until nothing holds its output any more, an operation on files four
+    while it starts, a connection one. The gateway itself needs some more."""
     capacity = settings.capacity
     connections = capacity.connections + capacity.strangers + NEWCOMERS
     return 3 * capacity.sandboxes + 3 * capacity.executions + 4 * capacity.transfers + connections + 1024
@@ -259,7 +260,7 @@ def open_spill(settings: Settings, uid: int) -> SpillFolder:
 
 
 def prove_spill(spill: SpillFolder, settings: Settings) -> None:
-    """As the user that will need it. Raises StartRefused."""
+    """Tries the spill folder as the user that will need it. Raises StartRefused."""
     try:
         spill.prove()
     except OSError as error:
@@ -268,8 +269,8 @@ def prove_spill(spill: SpillFolder, settings: Settings) -> None:
 
 
 def give_up_root(uid: int, parent: int) -> None:
-    """For good: groups, ids, capabilities (they go with uid 0), and no way back through set-id programs. With a
-    `parent` the gateway dies when that does; 0: it is a service of its own."""
+    """Gives up groups, ids, capabilities (they go with uid 0), and the way back through set-id programs, for good. With
+    a `parent` the gateway dies when the parent does. With 0 it is a service of its own."""
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)

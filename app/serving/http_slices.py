@@ -38,14 +38,15 @@ _SERVERS: WeakKeyDictionary[ServerState, ServerBounds] = WeakKeyDictionary()
 
 
 def bounds_of(server: ServerState) -> ServerBounds:
-    """uvicorn gives its connections nothing else that they have in common."""
+    """The bounds of a server, kept where all its connections find them, as uvicorn gives them nothing else in
+    common."""
     if server not in _SERVERS:
         _SERVERS[server] = ServerBounds()
     return _SERVERS[server]
 
 
 class HeldFlow(FlowControl):
-    """Reading stops while the application has not taken what there is, or while slices wait to be parsed."""
+    """Stops reading while the application has not taken what there is, or while slices wait to be parsed."""
 
     held = False
 

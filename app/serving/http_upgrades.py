@@ -15,7 +15,7 @@ _OF_BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class UpgradesIgnored(HttpToolsProtocol):
-    """All offers but that of a WebSocket."""
+    """Ignores all offers but that of a WebSocket."""
 
     def _is_offer(self) -> bool:
         """As the parser sees it, which takes all `Connection` headers together where uvicorn takes the last. CONNECT is

@@ -6,6 +6,6 @@ import sys
 
 
 def say(sentence: str) -> None:
-    """One line: `bulkhead: ` and the sentence."""
+    """Prints one line: `bulkhead: ` and the sentence."""
     sys.stderr.write(f"bulkhead: {sentence}\n")
     sys.stderr.flush()

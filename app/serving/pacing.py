@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class TokenBucket:
-    """`rate` tokens a second, at most `burst` of them saved up."""
+    """Gives `rate` tokens a second, and saves at most `burst` of them."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
         self._left, self._filled_at = burst, clock()
 
     def take(self, count: float) -> bool:
-        """False, and nothing is taken, when there are not so many."""
+        """Takes tokens. Returns False, and takes nothing, when there are not enough."""
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._filled_at) * self._rate)
         self._filled_at = now
@@ -25,7 +25,7 @@ class TokenBucket:
 
 
 class SliceSize:
-    """How many bytes to parse at once: `least` where they turn out to be many pieces, twice as many each time they are
+    """How many bytes to parse at once: `least` when they contain many pieces, and twice as many each time they are
     `few`, up to `most`."""
 
     def __init__(self, least: int, most: int, few: int) -> None:
@@ -33,7 +33,7 @@ class SliceSize:
         self.bytes = least
 
     def learn(self, pieces: int) -> bool:
-        """How many there were in the last slice. Whether they were few."""
+        """Notes how many pieces there were in the last slice. Returns whether they were few."""
         few = pieces <= self._few
         self.bytes = min(2 * self.bytes, self._most) if few else self._least
         return few

@@ -13,7 +13,7 @@ from app.settings import SettingsError, load_settings
 
 
 def serve(**options: Any) -> int:
-    """Runs until SIGTERM or SIGINT; the exit status for the shell. `options`: host, port, data."""
+    """Runs until SIGTERM or SIGINT. Returns the exit status. `options` are host, port and data."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
         settings = load_settings(**given)

@@ -33,7 +33,7 @@ class Slot:
 
     @property
     def gateway_uid(self) -> int:
-        """The first of the slot's uids; the others are for sandboxes."""
+        """The first of the slot's uids. The others are for sandboxes."""
         return self.uid_first
 
     @property
@@ -76,7 +76,7 @@ def take_slot(uid_base: int, uid_count: int, run: Path = RUN) -> Slot:
 
 
 def release(slot: Slot) -> None:
-    """Takes the run folder away, as far as it is empty, and gives the lock back."""
+    """Removes the run folder if it is empty, and releases the lock."""
     slot.launcher_socket.unlink(missing_ok=True)
     for folder in (slot.folder / "root", slot.folder):
         with contextlib.suppress(OSError):

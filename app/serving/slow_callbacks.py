@@ -37,7 +37,7 @@ class SlowCallbacks:
         self._below: int | None = None  # frames below a callback's first
 
     def start(self) -> None:
-        """In the loop's own thread, while it runs."""
+        """Call it in the loop's own thread, while the loop runs."""
         self._loop, self._ident = asyncio.get_running_loop(), threading.get_ident()
         self._loop.call_soon(self._mark)
         threading.Thread(target=self._watch, name="slow-callbacks", daemon=True).start()

@@ -24,7 +24,7 @@ from app.settings import Settings, SettingsError, load_settings
 
 
 def run_launcher(**options: Any) -> int:
-    """Until SIGTERM or SIGINT; the exit status for the shell. `options`: those of ProcessSettings."""
+    """Runs until SIGTERM or SIGINT. Returns the exit status. `options` are those of ProcessSettings."""
     try:
         settings = _settings(options)
         check_folder(_socket_of(settings))
@@ -39,7 +39,8 @@ def run_launcher(**options: Any) -> int:
 
 
 def check_launcher(**options: Any) -> int:
-    """0 when a launcher answers on the socket and lacks no layer; else 1 and a sentence. For health checks."""
+    """Returns 0 when a launcher answers on the socket and lacks no layer. Otherwise it returns 1 and prints a sentence.
+    It is for health checks."""
     try:
         about = asyncio.run(_about(_socket_of(_settings(options))))
     except (SettingsError, StartFailed, BulkheadError) as error:
@@ -65,8 +66,8 @@ def become_gateway(settings: Settings, given: dict[str, Any]) -> NoReturn:
 
 
 def check_folder(socket: Path) -> None:
-    """Root makes the socket there and gives it away by name, so nobody else may be able to put something in its place,
-    or in that of a folder above it. Raises StartFailed."""
+    """Root makes the socket there and changes its owner by name. So no other user may be able to replace it, or a
+    folder above it. Raises StartFailed."""
     folder = socket.parent.absolute()
     try:
         above = {*folder.parents, *folder.resolve().parents}

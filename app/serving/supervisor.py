@@ -45,7 +45,8 @@ class StartFailed(Exception):
 
 
 def launcher_config(settings: Settings, slot: Slot) -> Config:
-    """Ceilings as the operator set them: what the gateway asks for beyond them, the launcher refuses."""
+    """The launcher's configuration, with the operator's ceilings. The launcher refuses what the gateway asks for beyond
+    them."""
     config, limits, process = Config(), settings.limits, settings.process
     config.socket, config.run_dir = str(process.launcher_socket or slot.launcher_socket), str(slot.folder)
     config.gateway_uid = config.gateway_gid = slot.gateway_uid
@@ -67,7 +68,7 @@ def launcher_config(settings: Settings, slot: Slot) -> Config:
 
 
 def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-    """A fresh interpreter without site packages; returns when it serves. Raises StartFailed with what it said."""
+    """Starts the launcher in a fresh interpreter without site packages. Returns when it serves. Raises StartFailed."""
     read, write = os.pipe2(os.O_CLOEXEC)
     with os.fdopen(write, "wb") as file:
         file.write(config.dump().encode())
@@ -96,15 +97,15 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
 def gateway_command(
     given: dict[str, Any], parent: int, uid: int, socket: Path | None, reason: str
 ) -> tuple[list[str], dict[str, str]]:
-    """(argv, environment). `parent`: pid of the supervisor with whom it dies, or 0 for a service of its own; `uid`:
-    whom it becomes, or -1; `reason`: why there is no socket."""
+    """Returns (argv, environment). `parent` is the pid of the supervisor, with which the gateway dies, or 0 for a
+    service of its own. `uid` is the user that it becomes, or -1. `reason` says why there is no socket."""
     environment = os.environ | {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
     argv = [sys.executable, "-P", "-m", "app.serving.gateway", str(parent), str(uid), str(socket or ""), reason]
     return argv, environment | {"PYTHONPATH": PROJECT}
 
 
 class Supervisor:
-    """`with_gateway` off: the launcher is all there is."""
+    """Without `with_gateway` it runs only the launcher."""
 
     def __init__(self, settings: Settings, given: dict[str, Any], *, with_gateway: bool = True) -> None:
         self._settings, self._given, self._with_gateway = settings, given, with_gateway
@@ -207,7 +208,7 @@ class Supervisor:
 
 
 def remove_groups(parent: str) -> None:
-    """The launcher's folders, all empty now. Version 1 or 2, as it finds them."""
+    """Removes the launcher's folders, which are empty now, on version 1 or 2."""
     tree = cgroup.open_tree(parent)
     with contextlib.suppress(OSError):
         freezer.end_frozen(tree)

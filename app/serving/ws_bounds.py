@@ -111,7 +111,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     async def receive(self) -> Any:
-        """As uvicorn's, but lets the loop go on between messages that came together."""
+        """Like uvicorn's, but lets the loop run between messages that came together."""
         message = await self.queue.get()
         self._taken += 1
         if self._taken % MESSAGES_PER_TURN == 0:
@@ -162,8 +162,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.handle_parser_exception()
 
     def handle_parser_exception(self) -> None:
-        """Nothing more is read. The client has a moment to read why: to close at once would reset the connection, as it
-        has sent what was not read."""
+        """Reads nothing more. The client has a moment to read the reason. A close at once would reset the connection,
+        as the client has sent bytes that were not read."""
         sent = self.conn.close_sent
         code, reason = (sent.code, sent.reason) if sent is not None else (CloseCode.PROTOCOL_ERROR.value, "")
         _LOG.warning("a WebSocket of %s was closed with %d: %s", self.client[0] if self.client else "", code, reason)
@@ -182,7 +182,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             super().handle_ping()
 
     def send_receive_event_to_app(self) -> None:
-        """uvicorn writes a traceback for text that is not UTF-8."""
+        """Closes for text that is not UTF-8, for which uvicorn would log a traceback."""
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()

@@ -41,7 +41,7 @@ _INTO = (WRITE, UNPACK)
 
 
 class Failed(Exception):
-    """The agent could not do it: the kernel's errno, what stands in the way (an index into KINDS), and where."""
+    """The agent failed. It has the kernel's errno, what is in the way (an index into KINDS), and where."""
 
     def __init__(self, number: int, kind: int, path: bytes) -> None:
         self.errno, self.kind, self.path = number, kind, path
@@ -62,7 +62,8 @@ def _no_process(number: int) -> CapacityExceeded:
 
 
 class FileAgentClient:
-    """Fed by the sandbox's owner socket, as a command is. `on_over` is called once, when nothing of it is left."""
+    """The sandbox's owner socket reports to it, as for a command. `on_over` is called once, when nothing of it is
+    left."""
 
     def __init__(self, link: LauncherLink, sandbox_id: str, number: int, on_over: Callable[[], object]) -> None:
         self._link, self.number, self._on_over = link, number, on_over
@@ -85,7 +86,7 @@ class FileAgentClient:
     # --- start
 
     def start(self, request: Writer, budget: PipeBudget) -> None:
-        """Returns at once; what fails later is what the first answer says. Raises BackendUnavailable."""
+        """Returns at once. The first answer reports a later failure. Raises BackendUnavailable."""
         try:
             with contextlib.ExitStack() as far_ends:
                 self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -162,19 +163,19 @@ class FileAgentClient:
         self._on_over()
 
     async def settled(self) -> None:
-        """After the sandbox's end. Our ends are closed by the operation, which finds the others closed."""
+        """Waits after the sandbox's end. The operation closes the near ends when it finds the far ends closed."""
         await asyncio.shield(self._over)
 
     # --- speaking with it
 
     def tell(self, record: Writer) -> None:
-        """To one that is gone as well: its silence says so."""
+        """Sends a record, also to an agent that is gone: the missing answer shows that."""
         if self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.send(bytes(record.data), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     async def hear(self, *expected: int, seconds: float = ANSWER_SECONDS) -> tuple[int, Reader]:
-        """The next record. Raises Failed, or why there is none."""
+        """Returns the next record. Raises Failed, or the reason why there is none."""
         data = await self._receive(seconds)
         if not data:
             raise await self._why()
@@ -222,7 +223,7 @@ class FileAgentClient:
             self._data.close()
 
     async def close(self, *, undone: bool) -> None:
-        """`undone` waits until the agent has removed what it had begun."""
+        """With `undone` it waits until the agent has removed what it had begun."""
         self._hang_up()
         if self._over.done():
             return

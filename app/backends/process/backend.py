@@ -76,7 +76,7 @@ class ProcessBackend:
         return RuntimeInfo(RUNTIME, "kernel", __version__, capabilities, aliases=("linux", "kernel"))
 
     def open(self) -> None:
-        """Nothing to do: the launcher is called when it is needed."""
+        """Does nothing: the launcher is called when it is needed."""
 
     def fit(self, spec: SandboxSpec) -> SandboxSpec:
         return spec

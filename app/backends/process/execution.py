@@ -40,7 +40,7 @@ LOST = Exit(ExitReason.LOST, detail="the sandbox ended without telling how the c
 
 
 class ProcessExecution:
-    """Fed by the sandbox's owner socket: `on_started`, `on_start_failed`, `on_exited`, `on_sandbox_end`."""
+    """The sandbox's owner socket reports to it: `on_started`, `on_start_failed`, `on_exited`, `on_sandbox_end`."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class ProcessExecution:
         self._finishing = asyncio.get_running_loop().create_task(self._finish(exit_))
 
     def on_sandbox_end(self, *, killed: bool) -> None:
-        """The whole sandbox is gone: with our SIGKILL, or (not `killed`) nobody knows how."""
+        """The whole sandbox is gone. If not `killed` by Bulkhead, nobody knows how."""
         if self._exit.done():
             self._streams.close()
             return
@@ -216,7 +216,7 @@ class ProcessExecution:
         self._streams.close_stdin()
 
     async def settled(self) -> None:
-        """After the sandbox's end: everything that was printed is in the logs and no descriptor is open."""
+        """Waits after the sandbox's end until everything that was printed is in the logs and no descriptor is open."""
         await asyncio.shield(self._exit)
         self._streams.close()
 

@@ -76,7 +76,7 @@ def stat_of(node: FileRecord) -> FileStat:
 
 @contextlib.contextmanager
 def translated(disk_bytes: int) -> Iterator[None]:
-    """What an agent said, as the core's errors."""
+    """Turns the failure of an agent into an error of the core."""
     try:
         yield
     except Failed as failed:
@@ -133,7 +133,8 @@ class _Opened:
 
 
 class ProcessFiles:
-    """`start` begins an agent with a request. At most 16 operations go on in a sandbox at once; others wait a while."""
+    """`start` begins an agent with a request. At most 16 operations run in a sandbox at once. Others wait for a
+    while."""
 
     def __init__(self, start: Callable[[Writer], FileAgentClient], disk_bytes: int) -> None:
         self._start, self._disk_bytes = start, disk_bytes
@@ -198,7 +199,7 @@ class ProcessFiles:
         return found
 
     async def used(self) -> int:
-        """Bytes of all files in the sandbox together: its one tmpfs says so."""
+        """Bytes of all files in the sandbox together, as its one tmpfs reports them."""
         async with self._agent(request(MEASURE, b".")) as agent:
             _, source = await agent.hear(USED)
             return source.u64()

@@ -21,7 +21,7 @@ _ANSWER_SECONDS = 30.0
 
 
 class LauncherRefused(Exception):
-    """The launcher did not do it: the step, the kernel's errno, a sentence."""
+    """The launcher refused. It has the step, the kernel's errno and a sentence."""
 
     def __init__(self, step: str, number: int, detail: str) -> None:
         self.step, self.errno, self.detail = step, number, detail
@@ -30,14 +30,16 @@ class LauncherRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LauncherReply:
-    """What the launcher said to one request, and the descriptors that came with it: whoever takes them closes them."""
+    """The launcher's answer to one request, and the descriptors that came with it. Whoever takes the descriptors closes
+    them."""
 
     source: Reader
     descriptors: Sequence[int] = ()
 
 
 def receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors, all CLOEXEC. A cut packet is a ProtocolError, its descriptors closed."""
+    """Returns one packet and its descriptors, all CLOEXEC. For a cut packet it closes the descriptors and raises
+    ProtocolError."""
     data, ancillary, flags, _ = connection.recvmsg(
         MAX_PACKET + 4096, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     )
@@ -70,9 +72,10 @@ def _copies(descriptors: Sequence[int]) -> list[int]:
 
 
 class LauncherLink:
-    """Connects when it is needed, and again after a loss. `on_lost(sandbox_id, status)` for a sandbox that ended by
-    itself, `on_gone()` when the launcher itself is gone and every sandbox with it, `on_network(uid, descriptor)` with a
-    netlink socket in the namespace of the sandbox that has or will have this host uid; it must close it."""
+    """Connects when it is needed, and again after a loss. It calls `on_lost(sandbox_id, status)` for a sandbox that
+    ended by itself, and `on_gone()` when the launcher is gone and every sandbox with it. It calls `on_network(uid,
+    descriptor)` with a netlink socket in the namespace of the sandbox that has or will have this host uid. That
+    callback must close the socket."""
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class LauncherLink:
     # --- the connection
 
     async def connect(self) -> None:
-        """Returns when the launcher has said what it is, `about`. Raises BackendUnavailable, BackendTimeout."""
+        """Returns when the launcher has described itself (`about`). Raises BackendUnavailable, BackendTimeout."""
         if self._greeted:
             return
         async with self._connecting:
@@ -101,7 +104,8 @@ class LauncherLink:
                 await self.greet()
 
     async def greet(self) -> None:
-        """Asks it again, so that it also has to show that it is alive. Raises BackendUnavailable, BackendTimeout."""
+        """Asks the launcher to describe itself again, which also shows that it is alive. Raises BackendUnavailable,
+        BackendTimeout."""
         if self._socket is None:
             self._open()
         answer = await self._ask(Writer(HELLO), ())
@@ -153,15 +157,15 @@ class LauncherLink:
     # --- requests
 
     async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> LauncherReply:
-        """Raises LauncherRefused, BackendUnavailable when the launcher is or goes away, and BackendTimeout when it is
-        silent: then it may still do it."""
+        """Raises LauncherRefused, BackendUnavailable when the launcher is gone or goes away, and BackendTimeout when it
+        is silent: then it may still carry out the request."""
         await self.connect()
         answer = await self._ask(Writer(kind), descriptors, body)
         close_all(answer.descriptors)  # none is due
         return answer
 
     async def request_descriptor(self, kind: int, body: bytes) -> int:
-        """For a request whose answer comes with one descriptor, which is the caller's then. Raises as `request`."""
+        """Sends a request whose answer comes with one descriptor. The caller has to close it. Raises as `request`."""
         await self.connect()
         answer = await self._ask(Writer(kind), (), body)
         if len(answer.descriptors) != 1:
@@ -186,8 +190,8 @@ class LauncherLink:
     def post(
         self, writer: Writer, body: bytes, descriptors: Sequence[int]
     ) -> tuple[int, asyncio.Future[LauncherReply]]:
-        """Sends at once, in the order of the calls. `forget` the number when the answer is of no interest. Raises
-        BackendUnavailable; then nothing waits to be sent."""
+        """Sends at once, in the order of the calls. Call `forget` with the number if the answer is not needed. Raises
+        BackendUnavailable, and then nothing waits to be sent."""
         if self._socket is None:
             raise BackendUnavailable(RUNTIME, "the launcher is gone")
         self._next = number = (self._next + 1) & 0xFFFFFFFF

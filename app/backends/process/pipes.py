@@ -40,8 +40,8 @@ class PipeBudget:
 
 
 class OutputPump:
-    """Reads one channel into its log for as long as anybody holds the other end; after the log is closed it reads on
-    and discards, so that a process left behind gets no SIGPIPE."""
+    """Reads one channel into its log while any process holds the other end. After the log is closed, it reads on and
+    discards, so that a process that was left behind gets no SIGPIPE."""
 
     def __init__(self, descriptor: int, log: OutputLog, budget: PipeBudget) -> None:
         os.set_blocking(descriptor, False)
@@ -78,7 +78,8 @@ class OutputPump:
         return True
 
     async def drain(self) -> None:
-        """After the first process ended: all that it wrote, then until end of file or 50 ms of silence, at most 1 s."""
+        """Reads after the end of the first process: everything that it wrote, then until end of file or 50 ms of
+        silence, at most 1 s."""
         if not self.at_end:
             left: int = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0"))[0]
             before = self._log.total
@@ -118,12 +119,12 @@ class OutputPump:
                 self._budget.left += 1
 
     async def wait(self) -> None:
-        """Returns at end of file, or once it was closed."""
+        """Returns at end of file, or when it was closed."""
         await self._ended.wait()
 
 
 class StdinPipe:
-    """Bytes for a command's stdin, in order; at most 1 MiB waits here before a writer has to."""
+    """Bytes for a command's stdin, in order. At most 1 MiB waits here, then a writer has to wait."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
@@ -135,7 +136,8 @@ class StdinPipe:
         self._room.set()
 
     async def write(self, data: bytes) -> bool:
-        """Returns when less than 1 MiB waits. What the program will never read is discarded: False."""
+        """Returns when less than 1 MiB waits. Returns False for bytes that the program will never read, which are
+        dropped."""
         await self._room.wait()
         if self._fd < 0 or self._ending:
             return False
@@ -145,7 +147,7 @@ class StdinPipe:
         return self._fd >= 0
 
     def end(self) -> None:
-        """End of file after what waits."""
+        """Ends the file after the bytes that wait."""
         self._ending = True
         if self._fd >= 0:
             self._push()

@@ -38,7 +38,7 @@ def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
 
 
 def filter_name(spec: SandboxSpec) -> str:
-    """The system-call filter: who may use the own loopback may also ask for its addresses."""
+    """The name of the system-call filter. A sandbox that may use its loopback may also ask for its addresses."""
     return "loopback" if spec.policy.loopback_tcp else spec.policy.syscalls.profile
 
 

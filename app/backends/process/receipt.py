@@ -99,14 +99,14 @@ def _limit(facts: Mapping[str, str], name: str, divisor: int = 1) -> float | Non
 
 
 class Networks:
-    """What was read of each sandbox's network namespace, by host uid, until its receipt takes it. A namespace is read
-    once, as soon as it exists and before anything but our own code is in it."""
+    """The facts of each sandbox's network namespace, by host uid, until its receipt takes them. A namespace is read
+    once, as soon as it exists and before any code but Bulkhead's is in it."""
 
     def __init__(self) -> None:
         self._read: dict[int, dict[str, Any] | OSError] = {}
 
     def read(self, uid: int, descriptor: int) -> None:
-        """A netlink socket that was born in the namespace; closes it."""
+        """Reads through a netlink socket of the namespace, and closes it."""
         try:
             self._read[uid] = read_network(descriptor)
         except OSError as error:

@@ -173,7 +173,7 @@ class ProcessSandbox:
             await execution.settled()
 
     def end(self, why: str) -> None:
-        """It is gone, and not because of us."""
+        """The sandbox is gone, and not by a destroy."""
         if self._ending is None and not self._over:
             self._close(killed=False)
             if not self._lost.done():
@@ -190,8 +190,9 @@ class ProcessSandbox:
         self._on_end()
 
     async def abandon(self) -> None:
-        """A create that nobody waits for any more: waits until nothing of it is left, or the launcher hangs. When that
-        wakes it finds the order to destroy behind the one to create, and the worker's end is noticed here."""
+        """Ends a create that nobody waits for any more. Waits until nothing of it is left, or the launcher hangs. A
+        launcher that wakes up finds the order to destroy behind the order to create, and the worker's end is noticed
+        here."""
         ending = self._loop.create_task(self.destroy())
         await settle(ending)
         ending.exception()

@@ -17,7 +17,8 @@ class Streams:
         self._pumps: list[OutputPump] = []
 
     def open(self, command: Command, logs: Logs, budget: PipeBudget, far_ends: contextlib.ExitStack) -> list[int]:
-        """The command's descriptors 0, 1, 2, which `far_ends` closes. Raises OSError; then `close` what was opened."""
+        """Returns the command's descriptors 0, 1, 2, which `far_ends` closes. Raises OSError. Then call `close` for
+        what was opened."""
         stdin, near = os.pipe2(os.O_CLOEXEC)
         far_ends.callback(os.close, stdin)
         if command.stdin is Stdin.OPEN:
@@ -43,7 +44,7 @@ class Streams:
             self.stdin.close()
 
     async def output_ended(self) -> None:
-        """Nobody holds the output any more, or `close` was called."""
+        """Returns when no process holds the output any more, or `close` was called."""
         for pump in self._pumps:
             await pump.wait()
 

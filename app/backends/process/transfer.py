@@ -31,7 +31,7 @@ async def until_ready(descriptor: int, seconds: float, *, to_write: bool = False
 
 
 class Transfer:
-    """Closes itself as a context manager; `grow` takes a bigger pipe where there is one left."""
+    """As a context manager it closes itself. `grow` takes a bigger pipe if there is one left."""
 
     def __init__(self, descriptor: int, budget: PipeBudget) -> None:
         os.set_blocking(descriptor, False)
@@ -61,7 +61,7 @@ class Transfer:
     # --- out of the sandbox
 
     async def some(self, most: int = PIECE) -> bytes:
-        """b"" at the end. Raises BackendTimeout."""
+        """Returns some bytes, or b"" at the end. Raises BackendTimeout."""
         while True:
             try:
                 return os.read(self._fd, most)
@@ -69,14 +69,14 @@ class Transfer:
                 await self._ready()
 
     async def exactly(self, size: int) -> bytes:
-        """Shorter only at the end. Raises BackendTimeout."""
+        """Returns exactly so many bytes, and fewer only at the end. Raises BackendTimeout."""
         data = b""
         while len(data) < size and (piece := await self.some(size - len(data))):
             data += piece
         return data
 
     async def pieces(self, size: int) -> AsyncIterator[bytes]:
-        """`size` bytes in all, fewer only where the end comes early. Raises BackendTimeout."""
+        """Yields `size` bytes in all, and fewer only if the end comes early. Raises BackendTimeout."""
         while size and (piece := await self.some(min(size, PIECE))):
             size -= len(piece)
             yield piece
@@ -84,7 +84,8 @@ class Transfer:
     # --- into it
 
     async def put(self, data: bytes) -> bool:
-        """False when nobody reads any more. Small pieces wait for others, or for `flush`. Raises BackendTimeout."""
+        """Writes bytes. Returns False when nobody reads any more. Small pieces wait for others, or for `flush`. Raises
+        BackendTimeout."""
         if len(self._joined) + len(data) < _JOINED:
             self._joined += data
             return True

@@ -34,7 +34,7 @@ _ENTRY_OF = {kind: entry for entry, kind in _KIND_OF.items()}
 
 
 class Entries:
-    """What an agent sends. The end of its data before the end of the entries: it says why, or it is a failure."""
+    """The entries that an agent sends. If its data end before the entries, the agent says why, or it is a failure."""
 
     def __init__(self, agent: FileAgentClient) -> None:
         self._agent, self._data = agent, agent.data
@@ -57,7 +57,7 @@ class Entries:
         return checked(kind, size, mode, modified_ns, inode), rest[:name_size], rest[name_size:]
 
     async def listing(self, limit: int) -> Listing:
-        """Raises ProtocolError for more than was asked for."""
+        """Returns a listing. Raises ProtocolError for more entries than were asked for."""
         entries: list[DirectoryEntry] = []
         slices = TimeSlices.of_loop()
         while (entry := await self._next()) is not None:
@@ -86,7 +86,7 @@ class Entries:
 
 
 async def put_entries(data: Transfer, content: AsyncIterator[ArchiveEntry | bytes]) -> None:
-    """Returns early when nobody reads any more: the agent says why."""
+    """Writes entries. Returns early when nobody reads any more, and the agent then says why."""
     async for item in content:
         if not await data.put(_packed(item) if isinstance(item, ArchiveEntry) else item):
             return
