@@ -66,6 +66,15 @@ class Logs:
     stdout: OutputLog
     stderr: OutputLog
 
+    @property
+    def exact(self) -> bool:
+        return self.stdout.exact and self.stderr.exact
+
+    def doubt(self) -> None:
+        """Of this command the runtime may lose output without a word, although it has EXACT_OUTPUT: said before any
+        output comes."""
+        self.stdout.exact = self.stderr.exact = False
+
 
 class ExecutionHandle(Protocol):
     """One command, from its start to its end."""

@@ -83,6 +83,14 @@ class OnOutputLimit(StrEnum):
     KILL = "kill"
 
 
+class OutputMode(StrEnum):
+    """`exact`: every byte as it was written, and the program waits when it is ahead. `plain`: as the runtime's server
+    passes it on."""
+
+    EXACT = "exact"
+    PLAIN = "plain"
+
+
 class SandboxState(StrEnum):
     CREATING = "creating"
     RUNNING = "running"
@@ -158,6 +166,7 @@ class Command:
     tty: Terminal | None = None
     output_bytes: int | None = None
     stderr: Stderr = Stderr.SEPARATE
+    output_mode: OutputMode | None = None  # None: exact where that can be
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,9 +187,9 @@ class OutputLog:
 
     @property
     def dropped(self) -> int | None:
-        """Bytes of the channel that are not stored, or not any more. None where the runtime may have lost some
+        """Bytes of the channel that are not stored, or not any more. None where the runtime has lost some, or may have
         unnoticed."""
-        return self.start if self.exact else None
+        return self.start if self.exact and not self.gaps else None
 
     @property
     def sha256(self) -> str:

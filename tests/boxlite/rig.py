@@ -15,7 +15,7 @@ from app.backends.boxlite.sandbox import BoxliteSandbox
 from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.backend import ExecutionHandle, Logs
 from app.core.limits import Limits
-from app.core.models import Command, Exit, SandboxSpec, Stdin, Terminal
+from app.core.models import Command, Exit, OutputMode, SandboxSpec, Stdin, Terminal
 from app.core.output import OutputLog
 from app.core.policy import Network, Policy
 from app.settings.boxlite import BoxliteSettings
@@ -25,6 +25,7 @@ from tests.boxlite.processes import environments
 
 IMAGE = "busybox"
 MOST = 64 * 1024 * 1024
+PLAIN: dict[str, Any] = {"output_mode": OutputMode.PLAIN}  # for `start`: what is tested has no wrapper, or breaks it
 INSTANCE = "0123456789ab"
 SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE)
 # As short as a double on a busy machine allows.
@@ -77,7 +78,7 @@ class Memory:
 
 
 def new_log() -> OutputLog:
-    return OutputLog(MOST, exact=False, open_spill=Memory)
+    return OutputLog(MOST, open_spill=Memory)
 
 
 def everything(log: OutputLog) -> bytes:

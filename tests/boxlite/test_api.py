@@ -238,7 +238,7 @@ async def test_a_stream_over_a_cut_has_every_byte_once() -> None:
     async with service() as (r, live):
         sandbox = await create(live.client, **BODY)
         r.double.faults.on(Route.ATTACH, Attach(cut_after=20), timeouts=2)
-        path = await live.start("sh", "-c", "seq -w 1 20000", sandbox=sandbox)
+        path = await live.start("sh", "-c", "seq -w 1 20000", sandbox=sandbox, output_mode="plain")
         async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         assert channels[1] == b"".join(b"%05d\n" % n for n in range(1, 20001))
@@ -251,7 +251,7 @@ async def test_a_cut_that_is_longer_than_the_backlog_is_a_gap_of_unknown_size() 
     async with service(timeouts=quick(backoff=(1.0,))) as (r, live):
         sandbox = await create(live.client, **BODY)
         r.double.faults.on(Route.ATTACH, Attach(cut_after=50), timeouts=1)
-        path = await live.start("sh", "-c", "seq -w 1 200000", sandbox=sandbox)
+        path = await live.start("sh", "-c", "seq -w 1 200000", sandbox=sandbox, output_mode="plain")
         async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         gaps = [text for text in texts if text["type"] == "gap"]
@@ -262,7 +262,7 @@ async def test_a_cut_that_is_longer_than_the_backlog_is_a_gap_of_unknown_size() 
 async def test_stdin_beyond_its_bound_is_a_problem_on_the_stream_and_not_the_end() -> None:
     async with service(stdin_mib=1) as (_, live):
         sandbox = await create(live.client, **BODY)
-        path = await live.start("wc", "-c", sandbox=sandbox, stdin="open")
+        path = await live.start("wc", "-c", sandbox=sandbox, stdin="open", output_mode="plain")
         async with live.stream(path, "?stdin=true") as socket:
             for _ in range(17):
                 await socket.send(b"x" * 65536)
@@ -270,7 +270,7 @@ async def test_stdin_beyond_its_bound_is_a_problem_on_the_stream_and_not_the_end
             texts, channels = await frames_of(socket)
         assert channels[1].split() == [b"1048576"]
         (problem,) = [text["problem"] for text in texts if text["type"] == "problem"]
-        assert "stdin" in problem["detail"] and problem["status"] == 429
+        assert "stdin" in problem["detail"] and problem["status"] == 413
         async with live.stream(path) as socket:  # what was refused was not fed
             assert (await frames_of(socket))[0][0]["stdin_bytes"] == 1048576
 

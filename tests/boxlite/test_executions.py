@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.backends.boxlite.inside import MARK
+from app.backends.boxlite.inside import MARK, WRAPPER_MARK
 from app.core.models import ExitReason
 from tests.boxlite.double import Answer, Attach, Route
-from tests.boxlite.rig import rig, start, until
+from tests.boxlite.rig import PLAIN, rig, start, until
 
 # A child that holds stdout, in a session of its own and with a clean environment: no mark and no group leads to it.
 HIDDEN = "setsid env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
@@ -24,7 +24,9 @@ async def test_a_command_is_sent_with_all_that_belongs_to_it_and_attached_at_onc
     async with rig() as r:
         sandbox = await r.sandbox()
         r.double.requests.clear()
-        run = await start(sandbox, "sh", "-c", "pwd; echo $A", env={"A": "b c"}, workdir="/tmp", timeout_seconds=7)
+        run = await start(
+            sandbox, "sh", "-c", "pwd; echo $A", env={"A": "b c"}, workdir="/tmp", timeout_seconds=7, **PLAIN
+        )
         assert (await run.end()).code == 0 and run.out == b"/tmp\nb c\n"
         assert r.routes() == [Route.EXEC, Route.ATTACH]
         (sent,) = r.double.sent(Route.EXEC)
@@ -45,7 +47,7 @@ async def test_a_command_is_sent_with_all_that_belongs_to_it_and_attached_at_onc
 async def test_reserved_names_are_refused_by_the_limits_of_the_runtime() -> None:
     async with rig(opened=False) as r:
         limits = r.backend.info.command_limits
-        assert limits.reserved == {"BOXLITE_EXECUTOR", MARK}
+        assert limits.reserved == {"BOXLITE_EXECUTOR", MARK, WRAPPER_MARK}
         assert limits.argument_bytes < 131_072 and limits.total_bytes < 200_000
 
 
@@ -70,7 +72,7 @@ async def test_the_end_as_the_server_tells_it(command: str, code: int | None) ->
         assert (end.code, end.signal) == (code, None if code is not None else "SIGKILL")
         assert end.reason is (ExitReason.EXITED if code is not None else ExitReason.SIGNALED)
         assert end.unprompted and end.detail is None and end.duration_seconds is not None
-        assert run.logs.stdout.dropped is None
+        assert run.logs.stdout.dropped == 0
 
 
 @pytest.mark.parametrize(

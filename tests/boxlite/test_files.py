@@ -21,7 +21,7 @@ from app.core.errors import (
 )
 from app.core.files import ArchiveEntry, DirectoryEntry, EntryKind, FileKind, FileStat
 from tests.boxlite.double import Settings
-from tests.boxlite.rig import Rig, numbers, rig, start
+from tests.boxlite.rig import PLAIN, Rig, numbers, rig, start
 from tests.require import require
 
 SHELLS = ["coreutils", "busybox"]
@@ -41,7 +41,7 @@ async def pieces(*content: bytes) -> AsyncIterator[bytes]:
 
 
 async def run(sandbox: BoxliteSandbox, script: str) -> bytes:
-    done = await start(sandbox, "sh", "-c", script, workdir="/workspace")
+    done = await start(sandbox, "sh", "-c", script, workdir="/workspace", **PLAIN)
     exit_ = await done.end()
     assert exit_.code == 0, (exit_, done.err)
     return done.out

@@ -27,7 +27,7 @@ from app.core.errors import (
 from app.core.files import ArchiveEntry, EntryKind, Files
 from app.core.tar.header import LARGEST
 from tests.boxlite.double import Attach, Drop, Route, Settings
-from tests.boxlite.rig import Rig, numbers, quick, rig, start, until
+from tests.boxlite.rig import PLAIN, Rig, numbers, quick, rig, start, until
 from tests.boxlite.test_files import content_of, left_over, pieces, run
 from tests.told import told
 
@@ -77,14 +77,14 @@ async def hostile(**programs: str) -> AsyncIterator[tuple[Rig, BoxliteSandbox]]:
         await sandbox.files.write(b"f", pieces(numbers(200_000)))
         await run(sandbox, "mkdir -p /opt/evil; ln -s f l")
         for name, script in programs.items():
-            new = await start(sandbox, "/bin/sh", "-c", REPLACE, "sh", name, script)
+            new = await start(sandbox, "/bin/sh", "-c", REPLACE, "sh", name, script, **PLAIN)
             assert (await new.end()).code == 0
         yield made, sandbox
 
 
 async def nothing_of_ours(sandbox: BoxliteSandbox) -> None:
     """Looked at with programs that do not lie."""
-    done = await start(sandbox, "/bin/sh", "-c", f"PATH={USUAL}; find / -xdev -name '.bulkhead-*'")
+    done = await start(sandbox, "/bin/sh", "-c", f"PATH={USUAL}; find / -xdev -name '.bulkhead-*'", **PLAIN)
     assert (await done.end()).code == 0
     assert done.out == b""
 

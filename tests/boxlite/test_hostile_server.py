@@ -109,7 +109,7 @@ def test_what_the_server_says_of_a_box_goes_into_the_receipt_only_in_measure() -
         "created_at": "\ud800",
     }
     facts = Facts("6.1", 1, 80_000_000, {"lo": True}, 0)
-    receipt = isolation(Box("x", "n", "running", said), SPEC, facts, 0.5)
+    receipt = isolation(Box("x", "n", "running", said), SPEC, facts, 0.5, "")
     assert receipt["reported"] == {**dict.fromkeys(said), "network": {"outbound": {"mode": "disabled"}}}
     json.dumps(receipt, ensure_ascii=False, allow_nan=False).encode()
 

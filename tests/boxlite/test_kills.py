@@ -10,7 +10,7 @@ from app.backends.boxlite.execution import MAY_LIVE_ON
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, WrongState
 from app.core.models import ExitReason
 from tests.boxlite.double import Answer, Attach, Drop, Route, Settings, Stall
-from tests.boxlite.rig import Rig, quick, rig, start, until
+from tests.boxlite.rig import PLAIN, Rig, quick, rig, start, until
 
 # A child that holds stdout, in a group of its own and with a clean environment: no kill finds it.
 HIDDEN = "setsid env -i sh -c 'echo hidden; while :; do sleep 1000; done' & wait"
@@ -55,7 +55,7 @@ async def test_a_kill_in_a_box_without_a_shell_is_the_servers() -> None:
 async def test_a_kill_of_what_had_ended_by_itself_invents_no_end() -> None:
     """The first process is gone, its hidden child holds the pipes: nobody will ever tell how it ended."""
     async with rig() as r:
-        run = await start(await r.sandbox(), *script(HIDDEN.replace("& wait", "& exit 0")))
+        run = await start(await r.sandbox(), *script(HIDDEN.replace("& wait", "& exit 0")), **PLAIN)
         await run.saw(b"hidden")
         await until(lambda: not r.marked())
         await run.handle.kill()
@@ -65,7 +65,7 @@ async def test_a_kill_of_what_had_ended_by_itself_invents_no_end() -> None:
 
 async def test_a_kill_that_nobody_confirms_is_an_error_with_the_upstreams_words_and_can_be_repeated() -> None:
     async with rig() as r:
-        run = await start(await r.sandbox(), *script("echo up; sleep 1000"))
+        run = await start(await r.sandbox(), *script("echo up; sleep 1000"), **PLAIN)
         await run.saw(b"up")
         r.double.faults.on(Route.EXEC, Answer.failure("upstream_unavailable"), timeouts=1)
         r.double.faults.on(Route.KILL, Answer.failure("engine_unavailable"), timeouts=1)
@@ -96,7 +96,7 @@ async def test_what_could_not_be_killed_at_once_is_killed_later() -> None:
         r.double.faults.on(Route.EXEC, Drop(done=True), timeouts=1)
         r.double.faults.on(Route.EXEC, Drop(), timeouts=2)
         with pytest.raises(BackendTimeout):
-            await start(sandbox, *script("sleep 1000"))
+            await start(sandbox, *script("sleep 1000"), **PLAIN)
         assert r.marked()
         await until(lambda: not r.marked())
 
@@ -187,9 +187,9 @@ async def test_who_waits_to_write_is_let_go_at_the_end() -> None:
     async with rig(Settings(), timeouts=quick(backoff=(5.0,))) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(cut_after=1), timeouts=1)
-        run = await start(sandbox, *script("echo up; sleep 1000"), stdin=True)
+        run = await start(sandbox, *script("echo up; sleep 1000"), stdin=True, **PLAIN)
         await run.saw(b"up")
-        await until(lambda: not run.handle._connected.is_set())  # type: ignore[attr-defined]
+        await until(lambda: not run.handle._current._connected.is_set())  # type: ignore[attr-defined]
         writing = asyncio.get_running_loop().create_task(run.handle.write(b"x"))
         await asyncio.sleep(0)
         await sandbox.destroy()

@@ -11,7 +11,7 @@ import pytest
 from app.core.errors import BackendFailure, BackendUnavailable, WrongState
 from app.core.models import ExitReason
 from tests.boxlite.double import Attach, Route, Settings, Stall
-from tests.boxlite.rig import quick, rig, start, until
+from tests.boxlite.rig import PLAIN, quick, rig, start, until
 
 TALK = "echo up; n=0; while :; do echo $((n+=1)); sleep 0.01; done"
 
@@ -30,7 +30,7 @@ async def test_output_over_a_cut_is_whole(cut_after: int) -> None:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(cut_after=cut_after), timeouts=3)
         text = 'i=0; while [ $i -lt 100 ]; do i=$((i+1)); printf "%01023d\\n" $i; done; echo error >&2'
-        run = await start(sandbox, *script(text))
+        run = await start(sandbox, *script(text), **PLAIN)
         assert (await run.end()).code == 0
         assert run.out == b"".join(b"%01023d\n" % n for n in range(1, 101)) and run.err == b"error\n"
         assert not run.logs.stdout.gaps and not run.logs.stderr.gaps
@@ -41,7 +41,7 @@ async def test_a_cut_that_is_longer_than_the_backlog_leaves_a_hole_and_no_byte_t
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(cut_after=100), timeouts=1)
         text = 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); printf "%07d\\n" $i; done'
-        run = await start(sandbox, *script(text))
+        run = await start(sandbox, *script(text), **PLAIN)
         assert (await run.end()).code == 0
         lines = run.out.split(b"\n")[1:-1]
         assert lines == sorted(set(lines)) and lines[-1] == b"0100000"
@@ -52,7 +52,7 @@ async def test_a_server_that_cuts_every_socket_is_not_hammered() -> None:
     async with rig(timeouts=quick(backoff=(0.05, 0.1, 0.5))) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(cut_after=1))
-        run = await start(sandbox, *script(TALK))
+        run = await start(sandbox, *script(TALK), **PLAIN)
         await run.saw(b"up")
         await asyncio.sleep(1)  # the time in which attaches are counted
         assert 2 <= len(r.double.sent(Route.ATTACH)) - 1 <= 6
@@ -68,7 +68,7 @@ async def test_who_was_behind_at_the_end_is_shown_the_rest() -> None:
         frames = tuple(b"\x01" + b"%01023d\n" % n for n in range(1, 101))
         lagging = Attach(first=(*frames, '{"type":"exit","exit_code":0}'))
         r.double.faults.on(Route.ATTACH, lagging, timeouts=1)
-        run = await start(sandbox, *script(text))
+        run = await start(sandbox, *script(text), **PLAIN)
         assert (await run.end()).code == 0
         assert run.out == b"".join(b"%01023d\n" % n for n in range(1, 201)) and not run.logs.stdout.gaps
 
@@ -85,14 +85,14 @@ async def test_a_second_look_that_stalls_does_not_hold_the_end() -> None:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(), timeouts=1)
         r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False))
-        run = await start(sandbox, "head", "-c", "100000", "/dev/zero")
+        run = await start(sandbox, "head", "-c", "100000", "/dev/zero", **PLAIN)
         assert (await run.end()).code == 0 and len(run.out) == 100_000
 
 
 async def test_a_large_output_is_in_order_to_its_end_whatever_is_missing() -> None:
     """Mostly nothing is. Of its loss a busy server does not always tell."""
     async with rig() as r:
-        run = await start(await r.sandbox(), *script("seq -w 1 100000"))
+        run = await start(await r.sandbox(), *script("seq -w 1 100000"), **PLAIN)
         assert (await run.end()).code == 0
         bounds = [0, *run.logs.stdout.gaps, len(run.out)]
         pieces = [run.out[begin:end] for begin, end in itertools.pairwise(bounds)]
@@ -126,14 +126,14 @@ async def test_a_server_that_stops_says_minus_one_of_what_lives_on() -> None:
         r.double.faults.on(Route.ATTACH, Attach(first=(b"\x01up", '{"type":"exit","exit_code":-1}')), timeouts=1)
         asked = Stall()
         r.double.faults.on(Route.GET, asked, timeouts=1)
-        run = await start(sandbox, *script("sleep 1000"))
+        run = await start(sandbox, *script("sleep 1000"), **PLAIN)
         await asked.reached.wait()
         await r.double.crash()
         assert r.marked() and run.out == b"up"
         await r.double.restart()
         end = await run.end()
         assert end.reason is ExitReason.LOST and not r.marked()
-        assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
+        assert (await (await start(sandbox, "true", execution_id="exe_2", **PLAIN)).end()).code == 0
 
 
 async def test_a_server_that_is_gone_for_long_fails_its_sandboxes_and_their_boxes_go_when_it_is_back() -> None:

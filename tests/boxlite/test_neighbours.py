@@ -13,7 +13,7 @@ from app.backends.boxlite.inside import MARK, MOST_LINKS, facts_of
 from app.backends.boxlite.turns import ASKS, Busy
 from app.core.errors import BackendUnavailable, LaunchFailed
 from tests.boxlite.double import Answer, Attach, Route, Stall
-from tests.boxlite.rig import INSTANCE, descriptors, quick, rig, start, until
+from tests.boxlite.rig import INSTANCE, PLAIN, descriptors, quick, rig, start, until
 
 
 async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody() -> None:
@@ -88,11 +88,11 @@ async def test_an_image_that_says_nothing_when_it_is_measured_keeps_no_turn() ->
 async def test_of_an_execution_that_has_ended_what_it_said_last_is_not_kept_twice() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        run = await start(sandbox, "sh", "-c", "head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2")
+        run = await start(sandbox, "sh", "-c", "head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2", **PLAIN)
         await run.end()
         assert run.logs.stdout.total > 200_000
         assert isinstance(run.handle, BoxliteExecution)
-        assert [len(lane._tail) for lane in run.handle._intake._lanes.values()] == [0, 0]
+        assert [len(lane._tail) for lane in run.handle._streams._intake._lanes.values()] == [0, 0]  # type: ignore[attr-defined]
 
 
 def test_what_an_image_says_of_itself_is_bounded_and_nothing_that_a_terminal_obeys() -> None:

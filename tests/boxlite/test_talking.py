@@ -6,7 +6,7 @@ import pytest
 
 from app.core.errors import PayloadTooLarge, WrongState
 from tests.boxlite.double import Answer, Attach, Route
-from tests.boxlite.rig import rig, start, until
+from tests.boxlite.rig import PLAIN, rig, start, until
 from tests.told import told
 
 
@@ -29,7 +29,7 @@ async def test_stdin_of_one_execution_has_an_end() -> None:
     """The server queues without a limit what the program does not read. Behind what was refused nothing goes in: a
     client that sends on without looking would feed its program a gap."""
     async with rig(stdin_mib=1) as r:
-        run = await start(await r.sandbox(), *script("wc -c"), stdin=True)
+        run = await start(await r.sandbox(), *script("wc -c"), stdin=True, **PLAIN)
         await run.handle.write(b"x" * (1024 * 1024 - 1))
         for refused in (b"xx", b"x"):
             with pytest.raises(PayloadTooLarge) as error:
@@ -45,7 +45,7 @@ async def test_stdin_of_one_execution_has_an_end() -> None:
 
 async def test_the_bound_of_stdin_is_64_mib_where_the_operator_says_nothing() -> None:
     async with rig() as r:
-        run = await start(await r.sandbox(), *script("sleep 1000"), stdin=True)
+        run = await start(await r.sandbox(), *script("sleep 1000"), stdin=True, **PLAIN)
         with pytest.raises(PayloadTooLarge, match="67108864 bytes"):
             await run.handle.write(bytes(64 * 1024 * 1024 + 1))
         await run.handle.kill()
@@ -56,7 +56,7 @@ async def test_stdin_that_was_cut_off_is_not_sent_twice_and_its_loss_is_told() -
     async with rig() as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(cut_after=1), timeouts=1)
-        run = await start(sandbox, *script("read -r a; echo got $a; read -r b; echo got $b; cat"), stdin=True)
+        run = await start(sandbox, *script("read -r a; echo got $a; read -r b; echo got $b; cat"), stdin=True, **PLAIN)
         await run.handle.write(b"first\n")
         await run.saw(b"got first")
         await until(lambda: len(r.double.sent(Route.ATTACH)) == 3)

@@ -302,7 +302,18 @@ def test_what_later_orders_bring_is_absent() -> None:
         *("ttl_seconds", "idle_seconds", "idle_counts", "labels"),
     }
     assert set(components["CreateExecution"]["properties"]) == {
-        *("command", "env", "workdir", "timeout_seconds", "stdin", "stderr", "tty", "on_output_limit", "id")
+        *(
+            "command",
+            "env",
+            "workdir",
+            "timeout_seconds",
+            "stdin",
+            "stderr",
+            "tty",
+            "on_output_limit",
+            "output_mode",
+            "id",
+        )
     }
     assert components["NetworkRequest"]["properties"]["mode"]["enum"] == ["none", "direct"]
 

@@ -86,6 +86,7 @@ _execution: dict[str, Any] = {
     "started_at": _CREATED,
     "ended_at": "2026-01-31T12:00:00.021000Z",
     "exit": _exit,
+    "output_mode": "exact",
     "output": {"stdout": {"bytes": 6, "dropped_bytes": 0}, "stderr": {"bytes": 0, "dropped_bytes": 0}},
 }
 

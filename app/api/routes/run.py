@@ -149,6 +149,7 @@ def _job(asked: JobFields) -> Job:
         stdin=Stdin.OPEN if stdin or asked.tty is not None else Stdin.NONE,
         stderr=asked.stderr,
         on_output_limit=asked.on_output_limit,
+        output_mode=asked.output_mode,
         tty=terminal_of(asked.tty),
     )
     files = [_file(file, f"/files/{number}") for number, file in enumerate(asked.files)]

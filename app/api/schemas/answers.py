@@ -11,7 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 from app.api.schemas.receipts import Isolation
 from app.core.backend import Capability
 from app.core.limits import LIMITS
-from app.core.models import ExecutionState, ExitReason, IdleCounts, SandboxState
+from app.core.models import ExecutionState, ExitReason, IdleCounts, OutputMode, SandboxState
 
 
 class AnswerSchema(BaseModel):
@@ -136,6 +136,7 @@ class Execution(AnswerSchema):
     started_at: datetime
     ended_at: datetime | None
     exit: Exit | SkipJsonSchema[None] = Field(default_factory=lambda: None, description="absent while it runs")
+    output_mode: OutputMode = Field(description="`plain`: output may be lost without a word")
     output: Output
 
 

@@ -80,4 +80,6 @@ class Isolation(Receipt):
     cgroup: CgroupReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     network: NetworkReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     missing_layers: list[str] = Field(default_factory=list, description="layers that the operator accepted as missing")
+    output_mode: str = Field(default_factory=str, description="`exact`, or `plain` where the image cannot do it")
+    output_detail: str | None = Field(None, description="why not")
     notes: list[str] = Field(default_factory=list)

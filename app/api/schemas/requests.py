@@ -22,7 +22,7 @@ from app.api.schemas.strict import (
     spelled,
 )
 from app.core.backend import Capability
-from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, Stderr, Stdin, Tier
+from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, OutputMode, Stderr, Stdin, Tier
 
 
 class FilesystemRequest(Strict):
@@ -136,6 +136,10 @@ Tty = Annotated[
 ]
 
 
+OUTPUT_MODE = (
+    "`exact`: every byte as it was written, and the program waits when it is ahead; refused where that cannot be. "
+    "`plain`: as the runtime's server passes it on. Absent: exact where that can be"
+)
 _STREAM = f"/sandboxes/{ID_PATTERN}/executions/{ID_PATTERN}/stream"
 
 
@@ -175,6 +179,7 @@ class CreateExecution(Strict):
     tty: Tty = None
     stderr: Stderr = Field(Stderr.SEPARATE, description=STDERR)
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
+    output_mode: OutputMode | None = Field(None, description=OUTPUT_MODE)
     id: Id | None = Field(None, description="chosen by the client; makes the start repeatable")
 
 

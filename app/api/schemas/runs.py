@@ -9,11 +9,11 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.api.schemas.answers import AnswerSchema, Exit
 from app.api.schemas.limits import LimitsRequest, OutputBytes
-from app.api.schemas.requests import STDERR, SandboxFields, Tty
+from app.api.schemas.requests import OUTPUT_MODE, STDERR, SandboxFields, Tty
 from app.api.schemas.strict import Arguments, Directory, Environment, Mode, Seconds, Strict
 from app.core.collecting import FILES as FILES_BACK
 from app.core.collecting import MIB, PATTERNS, TOTAL_BYTES
-from app.core.models import OnOutputLimit, Stderr
+from app.core.models import OnOutputLimit, OutputMode, Stderr
 
 FILES = 1024
 
@@ -36,6 +36,7 @@ class JobFields(Strict):
     timeout_seconds: Seconds | None = Field(None, description="at most, and by default, the limit wall_seconds")
     stderr: Stderr = Field(Stderr.SEPARATE, description=STDERR)
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
+    output_mode: OutputMode | None = Field(None, description=OUTPUT_MODE)
     files: Annotated[list[RunFile], Field(max_length=FILES, fail_fast=True)] = Field(
         [], description="files that are put into the sandbox before the command starts"
     )

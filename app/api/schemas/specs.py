@@ -194,5 +194,6 @@ def command_of(asked: CreateExecution, sandbox: Sandbox, context: ApplicationCon
         stdin=asked.stdin if terminal is None else Stdin.OPEN,
         stderr=asked.stderr,
         on_output_limit=asked.on_output_limit,
+        output_mode=asked.output_mode,
         tty=terminal,
     )

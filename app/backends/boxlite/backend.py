@@ -29,6 +29,7 @@ from app.core.errors import (
     BackendFailure,
     BackendRefused,
     BackendUnavailable,
+    CapabilityMissing,
     LaunchFailed,
 )
 from app.core.models import SandboxSpec, Tier
@@ -47,10 +48,19 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_DISK,
         Capability.IMAGES,
         Capability.FILES,
+        Capability.EXACT_OUTPUT,
     }
 )
 MIB = 1024 * 1024
+IMAGES_KNOWN = 1024  # of which it is known whether output can be exact; clients may name any that match a pattern
 REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours must not cost us 20,000 requests
+
+
+def _check_exact(spec: SandboxSpec, inexact: str) -> None:
+    """Raises CapabilityMissing."""
+    if inexact and Capability.EXACT_OUTPUT in spec.requires:
+        detail = f"output cannot be exact in the image {spec.image!r}: it {inexact}"
+        raise CapabilityMissing([Capability.EXACT_OUTPUT], RUNTIME, detail)
 
 
 class BoxliteBackend:
@@ -71,6 +81,7 @@ class BoxliteBackend:
         self._names: set[str] = set()  # of this life, from before the create to after the end
         self._sandboxes: dict[str, BoxliteSandbox] = {}
         self._removing: dict[str, asyncio.Task[None]] = {}
+        self._inexact: dict[str, str] = {}  # by image: why output cannot be exact; empty: it can
 
     @property
     def info(self) -> RuntimeInfo:
@@ -96,12 +107,9 @@ class BoxliteBackend:
         network = spec.policy.network
         if network.mode == "direct":
             network = replace(network, allow=narrowed(network.allow, self._settings.direct_allow))
-        return replace(
-            spec,
-            limits=whole(spec.limits),
-            policy=replace(spec.policy, network=network),
-            image=self._images.chosen(spec.image),
-        )
+        image = self._images.chosen(spec.image)
+        _check_exact(spec, self._inexact.get(image, ""))
+        return replace(spec, limits=whole(spec.limits), policy=replace(spec.policy, network=network), image=image)
 
     # --- create
 
@@ -161,11 +169,13 @@ class BoxliteBackend:
             facts = await self._proved(sandbox, spec)
             check(facts, spec)
             await prepare_workdir(sandbox.files, spec.workdir)
+            inexact = self._learn(str(spec.image), facts)
+            _check_exact(spec, inexact)
         except BaseException:
             with contextlib.suppress(BackendFailure):  # then it is removed when it is next seen
                 await self._server.remove(box.id)
             raise
-        sandbox.prove(isolation(started, spec, facts, boot_seconds))
+        sandbox.prove(isolation(started, spec, facts, boot_seconds, inexact), inexact)
         self._sandboxes[name] = sandbox
         return sandbox
 
@@ -206,8 +216,9 @@ class BoxliteBackend:
 
     async def _proved(self, sandbox: BoxliteSandbox, spec: SandboxSpec) -> Facts:
         needed = spec.workdir == WORKSPACE  # an image whose user may not make it can be used with another workdir
+        probe = spec.image not in self._inexact
         try:
-            return await sandbox.inside.prove(needs_workspace=needed)
+            return await sandbox.inside.prove(needs_workspace=needed, probe=probe)
         except PermissionError as error:
             detail = f"the image's user cannot make {WORKSPACE} ({error}); create with a workdir that the image has"
             raise LaunchFailed("workspace", "EACCES", detail) from error
@@ -215,7 +226,15 @@ class BoxliteBackend:
             raise
         except BackendUnavailable:  # a guest that has just answered may still drop its first call
             await asyncio.sleep(0.2)
-            return await sandbox.inside.prove(needs_workspace=needed)
+            return await sandbox.inside.prove(needs_workspace=needed, probe=probe)
+
+    def _learn(self, image: str, facts: Facts) -> str:
+        """Why output cannot be exact in boxes of this image; found out by the first one."""
+        if facts.inexact is not None:
+            while len(self._inexact) >= IMAGES_KNOWN:
+                del self._inexact[next(iter(self._inexact))]
+            self._inexact[image] = facts.inexact
+        return self._inexact.get(image, "was not asked whether it can")
 
     # --- endings
 

@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Protocol
 
+from app.backends.boxlite.client import shown
 from app.backends.boxlite.inside import Inside
 from app.backends.boxlite.server import is_silent
 from app.backends.boxlite.timeouts import ServerTimeouts
 from app.backends.boxlite.turns import Asks
-from app.core.commands import signal_name
+from app.core.commands import hint_for, signal_name
 from app.core.errors import BackendFailure
-from app.core.models import Exit, ExitReason
+from app.core.models import Command, Exit, ExitReason
 
 KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
+NO_WORKDIR = "failed to unix syscall"  # how the server says so
+WRAPPER_FAILED = 125
 _SIGHUP = 1
+
+
+def start_failed(command: Command, said: str) -> Exit:
+    """The server's reasons, as 0.10.8 words them."""
+    program, reason = command.argv[0], " ".join(said.split())[-300:]
+    if "not found in $PATH" in said:
+        return _not_found(program)
+    if "does not have correct permissions" in said:
+        return _denied(program)
+    if NO_WORKDIR in said:
+        detail = f"{program!r} cannot be started; mostly the working directory {command.workdir!r} does not exist"
+        return Exit(ExitReason.START_FAILED, detail=detail)
+    return Exit(ExitReason.START_FAILED, detail=f"{program!r} cannot be started: {reason}")
+
+
+def start_refused(command: Command, why: str, code: int) -> Exit | None:
+    """The wrapper's reasons. None when there is none, or when another program has exited: the code counts more than
+    what was printed."""
+    program = command.argv[0]
+    if (why, code) == ("missing", 127):
+        return _not_found(program)
+    if (why, code) == ("denied", 126):
+        return _denied(program)
+    if why and code == WRAPPER_FAILED:
+        detail = f"the box {shown(why)}, so output cannot be exact; output_mode plain can be"
+        return Exit(ExitReason.START_FAILED, detail=detail)
+    return None
+
+
+def _not_found(program: str) -> Exit:
+    detail = f"{program!r} was not found in the box" + hint_for(program, errno.ENOENT)
+    return Exit(ExitReason.START_FAILED, detail=detail, not_found=True)
+
+
+def _denied(program: str) -> Exit:
+    detail = f"{program!r} cannot be executed: EACCES" + hint_for(program, errno.EACCES)
+    return Exit(ExitReason.START_FAILED, detail=detail)
 
 
 class ExecutionBox(Protocol):

@@ -1,7 +1,7 @@
 """One command in a box, attached from its start to its end, on however many sockets that takes.
 
-The reader only moves frames into the logs. A broken socket is replaced, and output that is repeated is skipped. If the
-server no longer knows the execution, it is `lost`: no exit code is invented.
+A socket that breaks is replaced. When the server no longer knows the execution, its end is `lost`, never an invented
+code. What goes over the sockets is in `streams.py`.
 """
 
 from __future__ import annotations
@@ -10,52 +10,58 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Socket
 from app.backends.boxlite.client import seen, upstream_of
-from app.backends.boxlite.ending import KILLED, Ending, ExecutionBox
+from app.backends.boxlite.ending import KILLED, Ending, ExecutionBox, start_refused
 from app.backends.boxlite.inside import Swept
-from app.backends.boxlite.output import Intake
 from app.backends.boxlite.server import BoxliteServer
+from app.backends.boxlite.streams import CurrentSocket, ExactStreams, ExecutionStreams, PlainStreams
+from app.backends.boxlite.wrapped import SpoiledOutput
 from app.core.backend import Logs
 from app.core.commands import signal_name
-from app.core.errors import BackendFailure, BackendTimeout, PayloadTooLarge, WrongState
-from app.core.models import Command, Exit, ExitReason, ResourceUsage, Stdin
+from app.core.errors import BackendFailure, BackendTimeout, WrongState
+from app.core.models import Command, Exit, ExitReason, ResourceUsage
 
-BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
 MAY_LIVE_ON = "processes that hide their environment may live on until the sandbox is deleted"
 _SIGHUP, _SIGKILL = 1, 9
-_CTRL_D = b"\x04"  # end of file on a terminal whose program did not choose another character
 
 
 class BoxliteExecution:
+    """`exact`: it runs under the wrapper."""
+
     def __init__(
-        self, server: BoxliteServer, box: ExecutionBox, mark: str, command: Command, logs: Logs, stdin_limit: int
+        self,
+        server: BoxliteServer,
+        box: ExecutionBox,
+        mark: str,
+        command: Command,
+        logs: Logs,
+        stdin_limit: int,
+        *,
+        exact: bool,
     ) -> None:
         self._server, self._box, self._mark, self._command = server, box, mark, command
-        self._stdin_limit, self._stdin_left = stdin_limit, stdin_limit
-        self._timeouts = server.timeouts
+        self._timeouts, self._exact = server.timeouts, exact
         self._ending = Ending(box, mark, server.timeouts)
-        self._intake = Intake(logs, server.timeouts.quiet)
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._exit: asyncio.Future[Exit] = loop.create_future()
-        self._socket: Socket | None = None
-        self._connected = asyncio.Event()
-        self._stdin_over = command.stdin is Stdin.NONE
+        self._current = CurrentSocket(self._exit)
+        self._streams: ExecutionStreams
+        if exact:
+            self._streams = ExactStreams(logs, self._current, self._exit)
+        else:
+            self._streams = PlainStreams(logs, server.timeouts.quiet, self._current, stdin_limit, command)
         self._size = command.tty
-        self._last_typed = b"\n"
         self._reader: asyncio.Task[None] | None = None
         self._id = ""
         self._began = time.perf_counter()
         self._killing: asyncio.Task[None] | None = None
         self._hung_up = False  # we sent SIGHUP, which the server reports as -1
-        self._fed = self._in_doubt = False
 
     # --- from start to end
 
@@ -70,9 +76,12 @@ class BoxliteExecution:
         try:
             code = await self._until_exit()
             if code is not None:
-                if self._intake.pieces >= BUSY_PIECES:
+                if self._streams.may_lack_the_end:
                     await self._look_again()
-                self._end(await self._ending.natural(code, hung_up=self._hung_up))
+                refused = start_refused(self._command, self._streams.refusal, code)
+                self._end(refused or await self._ending.natural(code, hung_up=self._hung_up))
+        except SpoiledOutput:
+            await self._spoiled()
         except BackendFailure as error:
             self._end(Exit(ExitReason.LOST, detail=str(error)))
         except Exception as error:  # a fault of ours must not leave an execution that runs for ever
@@ -88,16 +97,15 @@ class BoxliteExecution:
                 async with self._server.attach(self._box.box_id, self._id) as socket:
                     opened = self._loop.time()
                     await self._introduce(socket)
-                    return await self._intake.take(socket.frames())
+                    return await self._streams.take(socket)
             except AttachRefused as refused:
                 if refused.status == 404:
                     self._end(await self._ending.forgotten())
                     return None
             except AttachCut:
-                self._in_doubt = self._in_doubt or self._fed
+                pass
             finally:
-                self._socket = None
-                self._connected.clear()
+                self._current.end()
             failures = 0 if self._loop.time() - opened > self._timeouts.steady else failures
             await asyncio.sleep(self._timeouts.pause(failures))
             await self._box.server_there()
@@ -107,12 +115,8 @@ class BoxliteExecution:
     async def _introduce(self, socket: Socket) -> None:
         if self._size is not None:  # the server starts every terminal with 24 by 80
             await socket.resize(self._size.rows, self._size.cols)
-        if self._stdin_over and self._size is None:
-            await socket.end_stdin()
-        self._fed = False
-        self._intake.begin_socket()
-        self._socket = socket
-        self._connected.set()
+        await self._streams.introduce(socket)
+        self._current.begin(socket)
 
     async def _look_again(self) -> None:
         """A reader that was behind when the program ended has missed the end of its output without a word: the server
@@ -123,14 +127,19 @@ class BoxliteExecution:
                     await asyncio.sleep(delay)
                     try:
                         async with self._server.attach(self._box.box_id, self._id) as socket:
-                            self._intake.begin_socket()
-                            await self._intake.take(socket.frames())
+                            await self._streams.take(socket)
                             return
                     except AttachRefused as refused:
                         if refused.status != 409:  # the server waits for the Close of the first socket
                             return
                     except AttachCut:
                         continue
+
+    async def _spoiled(self) -> None:
+        """Something in the box writes where only the wrapper should, or the server said that it lost the box."""
+        why = await self._box.look()
+        await self._box.bury(self._mark)
+        self._end(Exit(ExitReason.LOST, detail=why or "something in the box wrote between the pieces of its output"))
 
     def on_sandbox_end(self, exit_: Exit) -> None:
         self._end(exit_)
@@ -140,16 +149,14 @@ class BoxliteExecution:
     def _end(self, exit_: Exit) -> None:
         if self._exit.done():
             return
-        self._intake.end()
+        missing = self._streams.end(destroyed=self._box.ending)
         detail = exit_.detail
         if self._killing is not None and exit_.signal == "SIGKILL":
             detail = detail or MAY_LIVE_ON
-        elif self._in_doubt and detail is None:
-            detail = "the connection to the BoxLite server broke while stdin was sent: some of it may be missing"
+        detail = detail or missing
         duration = round(time.perf_counter() - self._began, 6) if exit_.reason is not ExitReason.START_FAILED else None
         unprompted = self._killing is None and not self._box.ending
         self._exit.set_result(replace(exit_, detail=detail, duration_seconds=duration, unprompted=unprompted))
-        self._connected.set()
 
     @property
     def ended(self) -> bool:
@@ -158,51 +165,13 @@ class BoxliteExecution:
     # --- the contract
 
     async def write(self, data: bytes) -> bool:
-        if self._stdin_over or self._exit.done():
+        if self._exit.done():
             return False
-        if len(data) > self._stdin_left:
-            # The server takes in what the program does not read, without limit, and says nothing. Nothing smaller may
-            # follow: it would go on behind a gap.
-            self._stdin_left = 0
-            raise PayloadTooLarge(self._stdin_limit, "all stdin of this execution", "write it to a file of the sandbox")
-        self._stdin_left -= len(data)
-        self._last_typed = data[-1:] or self._last_typed
-        await self._to_socket(lambda socket: socket.write(data))
-        return not self._exit.done()
+        return await self._streams.write(data) and not self._exit.done()
 
     async def close_stdin(self) -> None:
-        if not self._stdin_over and not self._exit.done():
-            self._stdin_over = True
-            await self._to_socket(self._end_stdin)
-
-    async def _end_stdin(self, socket: Socket) -> None:
-        await (socket.end_stdin() if self._size is None else socket.write(self._typed_end()))
-
-    def _typed_end(self) -> bytes:
-        """A terminal cannot be closed for reading alone. Behind half a line Ctrl-D only ends the line."""
-        return _CTRL_D if self._last_typed in (b"\n", b"\r", _CTRL_D) else _CTRL_D * 2
-
-    async def _to_socket(self, say: Callable[[Socket], Awaitable[None]]) -> None:
-        """On the socket of the moment, or the next one. The end of the execution lets go of whoever waits."""
-        saying = self._loop.create_task(self._say(say))
-        both: list[asyncio.Future[Any]] = [saying, self._exit]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not saying.done():
-            saying.cancel()
-        await asyncio.wait([saying])
-        if not saying.cancelled():
-            saying.result()
-
-    async def _say(self, say: Callable[[Socket], Awaitable[None]]) -> None:
-        await self._connected.wait()
-        socket = self._socket
-        if socket is None:
-            return  # ended
-        self._fed = True
-        try:
-            await say(socket)
-        except AttachCut:
-            self._in_doubt = True
+        if not self._exit.done():
+            await self._streams.close_stdin()
 
     async def resize(self, rows: int, cols: int) -> None:
         if self._exit.done():
@@ -245,6 +214,9 @@ class BoxliteExecution:
             swept = await self._box.inside.kill(self._mark)
         if await self._ended_within(0 if swept is Swept.LEFT else self._timeouts.leader):
             return
+        if self._exact:  # before the command began, or what it left behind has its output open
+            with contextlib.suppress(BackendFailure):
+                await self._box.inside.sweep(self._mark)
         try:
             killed = await self._server.kill(self._box.box_id, self._id)
         except BackendFailure as error:

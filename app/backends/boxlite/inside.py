@@ -20,12 +20,14 @@ from app.backends.boxlite.server import BoxliteServer, SpawnFailed
 from app.core.errors import BackendTimeout, BackendUnavailable, Upstream
 from app.core.models import Channel
 
-MARK = "BULKHEAD_EXECUTION"
+_PREFIX = "BULKHEAD_"
+MARK = f"{_PREFIX}EXECUTION"  # in the environment of a command
+WRAPPER_MARK = f"{_PREFIX}WRAPPER"  # in that of what carries the output and stdin of one, and not in the command's
 WORKSPACE = "/workspace"
 OUTPUT_BYTES = 64 * 1024
 MOST_LINKS = 16  # a box has two
 _NOT_ALLOWED = 4
-_NAMES = frozenset({"kernel", "cpus", "memory_kib", "routes"})
+_NAMES = frozenset({"kernel", "cpus", "memory_kib", "routes", "inexact"})
 
 MAIN_COMMAND = ["sh", "-c", script("main")]
 PROVE, _KILL, _SIGNAL = script("prove"), script("kill"), script("signal")
@@ -55,6 +57,7 @@ class Facts:
     memory_bytes: int = 0
     links: Mapping[str, bool] = field(default_factory=dict)  # name: is it up
     routes: int = -1  # to anywhere but itself; -1: could not be read
+    inexact: str | None = None  # why output cannot be exact; empty: it can; None: was not asked
 
 
 def shell_command(script: str, *arguments: str, seconds: float) -> dict[str, object]:
@@ -72,10 +75,11 @@ class Inside:
     def __init__(self, server: BoxliteServer, box_id: str) -> None:
         self._server, self._box_id = server, box_id
 
-    async def prove(self, *, needs_workspace: bool) -> Facts:
-        """The first command in a box: when it has run, the box works. Makes the workspace. Raises BackendUnavailable,
+    async def prove(self, *, needs_workspace: bool, probe: bool) -> Facts:
+        """The first command in a box: when it has run, the box works. Makes the workspace. `probe`: asks whether output
+        can be exact, which takes some programs more. Raises BackendUnavailable,
         and PermissionError when the image's user may not make a workspace that is needed."""
-        said = await self._shell(PROVE, WORKSPACE, "needed" if needs_workspace else "")
+        said = await self._shell(PROVE, WORKSPACE, "needed" if needs_workspace else "", "probe" if probe else "")
         if said.code == _NOT_ALLOWED:
             raise PermissionError(shown(said.err.decode(errors="replace"))[:200])
         if said.code != 0:
@@ -83,8 +87,16 @@ class Inside:
         return facts_of(said.out.decode(errors="replace"))
 
     async def kill(self, execution_id: str) -> Swept:
-        """Kills all processes with the mark of that execution."""
-        code = (await self._shell(_KILL, f"{MARK}={execution_id}")).code
+        """Kills all processes with the mark of that execution. What carries its output ends when it has carried
+        all."""
+        return await self._kill(f"{MARK}={execution_id}")
+
+    async def sweep(self, execution_id: str) -> Swept:
+        """Kills also what carries its output and stdin."""
+        return await self._kill(f"{_PREFIX}[A-Z]*={execution_id}")
+
+    async def _kill(self, mark: str) -> Swept:
+        code = (await self._shell(_KILL, mark)).code
         return Swept(code) if code in {0, 6} else Swept.LEFT
 
     async def signal(self, execution_id: str, number: int) -> bool:
@@ -144,5 +156,10 @@ def facts_of(text: str) -> Facts:
         return int(value) if value.isascii() and value.isdigit() else unknown
 
     return Facts(
-        found.get("kernel", ""), number("cpus", 0), number("memory_kib", 0) * 1024, links, number("routes", -1)
+        found.get("kernel", ""),
+        number("cpus", 0),
+        number("memory_kib", 0) * 1024,
+        links,
+        number("routes", -1),
+        found.get("inexact"),
     )

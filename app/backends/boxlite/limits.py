@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from app.backends.boxlite.inside import MARK
+from app.backends.boxlite.inside import MARK, WRAPPER_MARK
 from app.core.backend import CommandLimits
 from app.core.errors import InvalidRequest, LimitTooHigh
 from app.core.limits import Limits
@@ -17,7 +17,7 @@ COMMAND_LIMITS = CommandLimits(
     arguments=8192,
     variables=1024,
     total_bytes=150_000,
-    reserved=frozenset({"BOXLITE_EXECUTOR", MARK}),
+    reserved=frozenset({"BOXLITE_EXECUTOR", MARK, WRAPPER_MARK}),
 )
 MOST_CPUS = 16  # seen: 64 boots, and silently has 16
 LEAST_MEMORY_MIB = 64  # seen: 16 does not boot

@@ -8,7 +8,7 @@ from typing import Any
 from app.backends.boxlite.box import Box
 from app.backends.boxlite.inside import Facts
 from app.core.errors import IsolationUnavailable
-from app.core.models import SandboxSpec, Tier
+from app.core.models import OutputMode, SandboxSpec, Tier
 
 MIB = 1024 * 1024
 # The guest sees about 14 MB more than it was given (seen: 142976 kB of 128 MiB), and less what its kernel keeps.
@@ -21,7 +21,7 @@ _CLAIMED = (
 _NOTES = (
     "measured by programs of the image, before any command ran",
     "the server sets no cgroup limit on the virtual machine: its page cache comes on top of memory_mib on the host",
-    "output is text: bytes that are not UTF-8 arrive as U+FFFD, and what a busy server loses is not always told",
+    "plain output is text: bytes that are not UTF-8 arrive as U+FFFD, and what a busy server loses is not always told",
 )
 
 
@@ -44,7 +44,8 @@ def check(facts: Facts, spec: SandboxSpec) -> None:
         )
 
 
-def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float) -> dict[str, Any]:
+def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float, inexact: str) -> dict[str, Any]:
+    """`inexact`: why output cannot be exact; empty: it is."""
     said = box.said
     return {
         "tier": Tier.VM.value,
@@ -59,6 +60,8 @@ def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float) ->
             "links": [{"name": name, "up": up} for name, up in sorted(facts.links.items())],
             "routes_to_outside": facts.routes,
         },
+        "output_mode": OutputMode.PLAIN if inexact else OutputMode.EXACT,
+        "output_detail": f"the image {inexact}" if inexact else None,
         "root": spec.image,
         "missing_layers": [],
         "notes": list(_NOTES),

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.client import seen, upstream_of
-from app.backends.boxlite.ending import KILLED
+from app.backends.boxlite.ending import KILLED, NO_WORKDIR, start_failed
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.files import BoxliteFiles
 from app.backends.boxlite.health_check import HealthCheck
-from app.backends.boxlite.inside import MARK, Inside
+from app.backends.boxlite.inside import MARK, WRAPPER_MARK, Inside
 from app.backends.boxlite.script_runner import ScriptRunner
 from app.backends.boxlite.server import BoxliteServer, SpawnFailed, is_silent
 from app.backends.boxlite.turns import Asks
+from app.backends.boxlite.wrapped import wrapped_command
 from app.core.backend import Logs
-from app.core.commands import hint_for
 from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.files import Files
-from app.core.models import Command, Exit, ExitReason, ResourceUsage
+from app.core.models import Command, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
 from app.core.tasks import Tasks
 from app.core.workdirs import may_be_made
 
-_NO_WORKDIR = "failed to unix syscall"  # how the server says so
 LATE_SECONDS = 15.0  # the server's own timeout comes after ours, and only if we are gone
 
 
@@ -52,6 +51,7 @@ class BoxliteSandbox:
         self._loop = loop
         self.since = loop.time()
         self._receipt: Mapping[str, Any] = {}
+        self._inexact = ""  # why output cannot be exact
         self._executions: list[BoxliteExecution] = []
         self._lost: asyncio.Future[str] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
@@ -63,16 +63,20 @@ class BoxliteSandbox:
     def receipt(self) -> Mapping[str, Any]:
         return self._receipt
 
-    def prove(self, receipt: Mapping[str, Any]) -> None:
-        self._receipt = receipt
+    def prove(self, receipt: Mapping[str, Any], inexact: str) -> None:
+        """`inexact`: why output cannot be exact here; empty: it is."""
+        self._receipt, self._inexact = receipt, inexact
         self.since = self._loop.time()
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> BoxliteExecution:
         self.check_alive()
-        execution = BoxliteExecution(self._server, self, execution_id, command, logs, self._stdin_limit)
+        exact = self._is_exact(command)
+        if not exact:
+            logs.doubt()
+        execution = BoxliteExecution(self._server, self, execution_id, command, logs, self._stdin_limit, exact=exact)
         self._executions = [known for known in self._executions if not known.ended]
         self._executions.append(execution)
-        starting = self._tasks.spawn(self._start(execution, execution_id, command))
+        starting = self._tasks.spawn(self._start(execution, execution_id, command, exact=exact))
         over = self._loop.create_task(self._over.wait())
         try:
             await asyncio.wait([starting, over], return_when=asyncio.FIRST_COMPLETED)
@@ -87,11 +91,23 @@ class BoxliteSandbox:
         starting.result()
         return execution
 
-    async def _start(self, execution: BoxliteExecution, mark: str, command: Command) -> None:
+    def _is_exact(self, command: Command) -> bool:
+        """Raises UnsupportedByRuntime."""
+        if command.output_mode is OutputMode.EXACT and command.tty is not None:
+            raise UnsupportedByRuntime("exact output of a terminal", RUNTIME)
+        if command.output_mode is OutputMode.EXACT and self._inexact:
+            raise UnsupportedByRuntime(f"exact output in this image: it {self._inexact}", RUNTIME)
+        return command.output_mode is not OutputMode.PLAIN and command.tty is None and not self._inexact
+
+    async def _start(self, execution: BoxliteExecution, mark: str, command: Command, *, exact: bool) -> None:
+        env = {**command.env, MARK: mark}
+        what = (
+            {**wrapped_command(command.argv, env, stdin=command.stdin is Stdin.OPEN), "env": {WRAPPER_MARK: mark}}
+            if exact
+            else {"command": command.argv[0], "args": list(command.argv[1:]), "env": env}
+        )
         body = {
-            "command": command.argv[0],
-            "args": list(command.argv[1:]),
-            "env": {**command.env, MARK: mark},
+            **what,
             "working_dir": command.workdir,
             "tty": command.tty is not None,
             "timeout_seconds": command.timeout_seconds + LATE_SECONDS,
@@ -99,7 +115,7 @@ class BoxliteSandbox:
         try:
             execution.begin(await self._spawned(body))
         except SpawnFailed as failed:
-            execution.fail_start(_start_failed(command, str(failed)))
+            execution.fail_start(start_failed(command, str(failed)))
         except BackendFailure as error:
             self._health_check.note(error)
             execution.fail_start(Exit(ExitReason.LOST, detail=str(error)))
@@ -117,12 +133,12 @@ class BoxliteSandbox:
             return await self._server.execute(self.box_id, body)
         except SpawnFailed as failed:
             workdir: str = body["working_dir"]
-            if _NO_WORKDIR not in str(failed) or not may_be_made(workdir):
+            if NO_WORKDIR not in str(failed) or not may_be_made(workdir):
                 raise
         try:
             await self.files.make_directory(workdir.encode())
         except BulkheadError as error:
-            raise SpawnFailed(f"{_NO_WORKDIR}: {error}") from error
+            raise SpawnFailed(f"{NO_WORKDIR}: {error}") from error
         return await self._server.execute(self.box_id, body)
 
     async def _blame_box(self, error: BackendFailure) -> None:
@@ -197,7 +213,7 @@ class BoxliteSandbox:
             if self._over.is_set() or self._lost.done():
                 break
             try:
-                await self.inside.kill(mark)
+                await self.inside.sweep(mark)
                 break
             except BackendFailure as error:
                 self._health_check.note(error)
@@ -244,22 +260,6 @@ class BoxliteSandbox:
     @property
     def ending(self) -> bool:
         return self._ending is not None
-
-
-def _start_failed(command: Command, said: str) -> Exit:
-    """The server's reasons, as 0.10.8 words them."""
-    program, reason = command.argv[0], " ".join(said.split())[-300:]
-    if "not found in $PATH" in said:
-        detail = f"{program!r} was not found in the box" + hint_for(program, errno.ENOENT)
-        return Exit(ExitReason.START_FAILED, detail=detail, not_found=True)
-    if "does not have correct permissions" in said:
-        return Exit(
-            ExitReason.START_FAILED, detail=f"{program!r} cannot be executed: EACCES" + hint_for(program, errno.EACCES)
-        )
-    if _NO_WORKDIR in said:
-        detail = f"{program!r} cannot be started; mostly the working directory {command.workdir!r} does not exist"
-        return Exit(ExitReason.START_FAILED, detail=detail)
-    return Exit(ExitReason.START_FAILED, detail=f"{program!r} cannot be started: {reason}")
 
 
 async def _kill(execution: BoxliteExecution) -> None:

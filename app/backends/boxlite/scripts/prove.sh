@@ -1,6 +1,7 @@
 #!/bin/sh
-# What the box is, and a workspace in it. Builtins only, but for mkdir. /proc/net/route has a line of heading; of IPv6 a
-# box without a network has routes of lo.
+# prove.sh WORKSPACE NEEDED PROBE: what the box is, and a workspace in it. Builtins only, but for mkdir, and for what
+# PROBE asks: why output cannot be exact. /proc/net/route has a line of heading; of IPv6 a box without a network has
+# routes of lo.
 mkdir -p "$1" || [ -z "$2" ] || exit 4
 read -r release </proc/sys/kernel/osrelease && echo "kernel=$release"
 cpus=0
@@ -16,4 +17,18 @@ if [ -r /proc/net/ipv6_route ]; then
   while read -r rest; do [ "${rest##* }" = lo ] || routes=$((routes + 1)); done </proc/net/ipv6_route
 fi
 echo "routes=$routes"
+[ -n "$3" ] || exit 0
+lacks() {
+  for tool in dd base64 env setsid; do
+    command -v $tool >/dev/null || { echo "lacks $tool"; return; }
+  done
+  text=$(printf x | dd bs=8 count=1 iflag=fullblock | base64)
+  [ "$text" = eA== ] || { echo "has another kind of dd or base64"; return; }
+  setsid env -u PWD true || { echo "has another kind of setsid or env"; return; }
+  exec 4<<END
+0
+END
+  [ -p /proc/self/fd/4 ] || echo "has a shell whose here-documents are files"
+}
+echo "inexact=$(lacks 2>/dev/null)"
 exit 0
