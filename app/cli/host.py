@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from app.launcher.daemon import cgroup, probe
+from app.launcher.daemon import cgroup_mounts, probe
+from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import (
     CLONE_NEWCGROUP,
@@ -118,7 +119,9 @@ def _seccomp() -> LayerReport:
 
 
 def _cgroups() -> list[LayerReport]:
-    version, places = cgroup.locate(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
+    version, places = cgroup_mounts.locate(*text)
+    kind = cgroup_mounts.KINDS[version]
     writable = {name: os.access(folder, os.W_OK) for names, folder in places for name in names}
     reports = []
     for name in ("memory", "pids", "cpu"):
@@ -126,20 +129,21 @@ def _cgroups() -> list[LayerReport]:
         detail = f"version {version}" if there else f"version {version}: missing or not writable"
         cure = None if there else "start as root with a writable cgroup mount (in a unit: Delegate=yes)"
         reports.append(LayerReport(f"cgroup_{name}", there, detail, cure, optional=True))
-    freezes = any(writable.values()) if version == 2 else writable.get("freezer", False)  # every group, since Linux 5.2
+    usable = [Hierarchy(names, -1) for names, folder in places if names and os.access(folder, os.W_OK)]
+    freezes = kind("", usable).freezer is not None
     detail = f"version {version}" if freezes else "missing or not writable, so sandboxes cannot be paused"
     cure = None if freezes else "mount the freezer of version 1 writable, or use version 2"
     reports.append(LayerReport("cgroup_freezer", freezes, detail, cure, needed=False))
     memory = next((folder for names, folder in places if "memory" in names), None)
-    swap = memory is not None and _swap_limited(version, memory)
+    swap = memory is not None and _swap_limited(kind, memory)
     cure = None if swap else "boot with swapaccount=1, or swapoff -a"
     reports.append(LayerReport("swap_limit", swap, "in force" if swap else "no memsw limit", cure, optional=True))
     return reports
 
 
-def _swap_limited(version: int, folder: str) -> bool:
+def _swap_limited(kind: type[CgroupTree], folder: str) -> bool:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return cgroup.can_limit_swap(version, descriptor)
+        return kind.can_limit_swap(descriptor)
     finally:
         os.close(descriptor)

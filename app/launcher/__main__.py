@@ -16,7 +16,7 @@ import resource
 import sys
 
 from app.launcher import config
-from app.launcher.daemon import cgroup, file_locks, freezer, probe
+from app.launcher.daemon import cgroup_mounts, file_locks, probe
 from app.launcher.daemon.server import LauncherServer
 from app.launcher.kernel.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 from app.launcher.sandbox import mounts
@@ -38,9 +38,9 @@ def main(config_fd: int, parent: int) -> None:
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     _hide_command_line()
     _raise_descriptor_limit(settings)
-    tree = cgroup.open_tree(settings.cgroup_parent)
+    tree = cgroup_mounts.open_tree(settings.cgroup_parent)
     try:
-        freezer.end_frozen(tree)
+        tree.end_frozen()
         tree.clean()
         tree.house_workers(settings.max_sandboxes)
     except OSError as error:

@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from app.core.limits import MIB
 from app.launcher.config import Config
-from app.launcher.daemon import cgroup, freezer
+from app.launcher.daemon import cgroup_mounts
 from app.serving.messages import say
 from app.serving.slot import Slot, release, take_slot
 from app.settings import Settings
 
-MIB = 1024 * 1024
 _GRACE_SECONDS = 20.0
 _READY_SECONDS = 20.0
 REFUSED = 2  # the exit status of a start that was refused with a sentence
@@ -209,11 +209,11 @@ class Supervisor:
 
 def remove_groups(parent: str) -> None:
     """Removes the launcher's folders, which are empty now, on version 1 or 2."""
-    tree = cgroup.open_tree(parent)
+    tree = cgroup_mounts.open_tree(parent)
     with contextlib.suppress(OSError):
-        freezer.end_frozen(tree)
+        tree.end_frozen()
         tree.clean()
-    _, places = cgroup.locate(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    _, places = cgroup_mounts.locate(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     for _, folder in places:
         for path in (Path(folder, parent), Path(folder, parent).parent):
             with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.launcher.daemon import cgroup
+from app.launcher.daemon import cgroup_mounts
 from app.serving.slot import RUN, UIDS, NoSlot, Slot, release, take_slot
 from tests.service import Service
 
@@ -118,7 +118,7 @@ def group_folders(first: int, parent: str = "bulkhead") -> Found:
     """Every control group below the one of the service whose uids begin with `first`."""
     text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
     found: Found = []
-    for _, folder in cgroup.locate(*text)[1]:
+    for _, folder in cgroup_mounts.locate(*text)[1]:
         root = Path(folder, parent, str(first))
         found += [f"{at}/{name}" for at, names, _ in os.walk(root) for name in names]
     return sorted(found)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from app.launcher.daemon import cgroup
+from app.launcher.daemon import cgroup_mounts
 from app.launcher.daemon.dead_groups import MOST
 from tests.kernel import host
 from tests.service import Service
@@ -62,7 +62,7 @@ def stayed_of_200(root: Path, version: int) -> int:
 def test_groups_stay_for_a_page_without_the_service() -> None:
     """The control. Groups of earlier tests may be let go meanwhile, so it has some rounds."""
     text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-    version, places = cgroup.locate(*text)
+    version, places = cgroup_mounts.locate(*text)
     root = Path(next(folder for names, folder in places if "memory" in names), "bulkhead-test-dead")
     root.mkdir(exist_ok=True)
     if version == 2:

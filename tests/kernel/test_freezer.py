@@ -14,7 +14,9 @@ import pytest
 
 from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
 from app.launcher.daemon.cgroup_kill import kill_each
-from app.launcher.daemon.freezer import Freezer, end_frozen
+from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
+from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
+from app.launcher.daemon.freezer import Freezer
 from app.launcher.kernel.syscalls import clone3, kill_by_pidfd
 from tests.kernel import host
 from tests.require import require
@@ -89,7 +91,8 @@ def room(version: int) -> Iterator[Room]:
         folder.mkdir()
     descriptor, made = os.open(parent, os.O_RDONLY | os.O_DIRECTORY), None
     try:
-        made = Room(CgroupTree(version, "x", [Hierarchy(("freezer",), descriptor)], False), parent / "s-one")
+        tree = CgroupTreeV1 if version == 1 else CgroupTreeV2
+        made = Room(tree("x", [Hierarchy(("freezer",), descriptor)]), parent / "s-one")
         yield made
     finally:
         if made is not None:
@@ -159,7 +162,7 @@ def test_what_a_dead_launcher_left_frozen_is_ended_without_running_on() -> None:
         one.freeze()
         before = one.first.stands(), one.second.stands()
         began = time.monotonic()
-        end_frozen(one.tree)
+        one.tree.end_frozen()
         assert time.monotonic() - began < 2
         assert [one.first.end(), one.second.end()] == [signal.SIGKILL] * 2
         assert (one.first.value, one.second.value) == before
@@ -167,5 +170,5 @@ def test_what_a_dead_launcher_left_frozen_is_ended_without_running_on() -> None:
 
 def test_what_runs_is_not_touched_by_the_search_for_what_was_left() -> None:
     with room(1) as one:
-        end_frozen(one.tree)
+        one.tree.end_frozen()
         assert one.first.goes_on()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from app.launcher.daemon import cgroup
+from app.launcher.daemon import cgroup_mounts
 from app.launcher.kernel import bpf, seccomp
 from app.launcher.kernel.syscall_table import NUMBERS
 from app.launcher.kernel.syscalls import (
@@ -59,7 +59,7 @@ def no_user_namespace() -> None:
 def no_controller(name: str) -> None:
     own_mounts()
     text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-    _, places = cgroup.locate(*text)
+    _, places = cgroup_mounts.locate(*text)
     folder = next(folder for names, folder in places if name in names)
     targets = [line.split()[4] for line in text[0].splitlines() if " - cgroup " in line]
     umount(next(target for target in targets if (folder + "/").startswith(target + "/")), MNT_DETACH)

@@ -1,93 +1,32 @@
-"""The host's control groups, version 1 or 2, and this instance's place in them.
+"""This instance's control groups: what the launcher wants of them, and what is the same on both versions.
 
 ::
 
-    <parent>/_workers         every worker, outside of all limits: an out-of-memory kill never takes one
+    <parent>/_workers             every worker, outside of all limits: an out-of-memory kill never takes one
     <parent>/_workers/<sandbox>   its worker's cpu time, which has a limit of its own
-    <parent>/<sandbox>        the limits                                            (groups.py)
-    <parent>/<sandbox>/<n>    one execution: its kill list, cpu time, peak memory and out-of-memory count
+    <parent>/<sandbox>            the limits                                            (groups.py)
+    <parent>/<sandbox>/<n>        one execution: its kill list, cpu time, peak memory and out-of-memory count
 
-A process enters a group by writing 0 to a descriptor that root opened: on version 1 to `tasks` (one thread moves
-itself: 20 to 55 us measured; `cgroup.procs` takes a global lock and an RCU grace period: 10.8 ms), on version 2 to
-`cgroup.procs`. The kernel checks the opener's credentials, so only the worker gets such a descriptor.
+`CgroupTree` is the interface. `cgroup_v1.py` and `cgroup_v2.py` have a class each that does it with the files of that
+version. No other code asks for the version.
 
-On version 1 each controller may be a tree of its own, and a group in one costs 30 to 90 us to make and remove. So an
-execution has a group only in the trees that count something for it: memory, pids and cpuacct. A sandbox has a group in
-every tree, as the root of its cgroup namespace. Its limits come from memory, pids and cpu, and it is frozen as a whole
-(freezer.py).
+A process enters a group by writing 0 to a descriptor that root opened. The kernel checks the opener's credentials, so
+only the worker gets such a descriptor.
 """
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 
-CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
-PERIOD_US = 100_000
-ENABLE = "+cpu +memory +pids"
-# Version 1 leaves the buffers of UDP and TCP sockets out of the memory limit: 1.3 GiB on its own loopback, measured,
-# and more until `udp_mem` of the whole host is used up. They have a limit of their own, which counts for a group only
-# once it was written there. Version 2 charges them to the memory limit.
-_SOCKET_LIMIT, SOCKET_BYTES = "memory.kmem.tcp.limit_in_bytes", 32 * 1024 * 1024
+from app.launcher.daemon.cgroup_files import folders, pids, write, write_if_there
+from app.launcher.daemon.cgroup_kill import kill_each
+
+PERIOD_US = 100_000  # in which a group may use its quota of cpu time; the kernel's own choice
 # For each worker: a start and an end take 0.3 ms. One limit for all workers would let one sandbox that keeps its worker
 # busy hold up those of all others.
 WORKER_CPU_MILLIS = 200
-_SERVICE = "service"
-_WORKERS = "_workers"  # no sandbox id begins with _
-
-
-def read(path: str, at: int) -> str:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
-    try:
-        return os.read(descriptor, 65536).decode()
-    finally:
-        os.close(descriptor)
-
-
-def write(path: str, at: int, value: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)
-
-
-def has(path: str, at: int) -> bool:
-    try:
-        os.stat(path, dir_fd=at)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def number_of(text: str) -> int:
-    """Reads a number. `max` (no limit) becomes 0, as no limit is below one."""
-    return 0 if text.strip() == "max" else int(text)
-
-
-def field(text: str, name: str) -> int:
-    for line in text.splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
-
-
-def pids(path: str, at: int) -> list[int]:
-    """All processes of a group. One read may end in the middle of a number, so it reads to the end. A group that is
-    gone has none."""
-    try:
-        descriptor = os.open(path + "/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
-    except FileNotFoundError:
-        return []
-    try:
-        text = b""
-        while piece := os.read(descriptor, 65536):
-            text += piece
-    except OSError:
-        return []  # ENODEV: the group was removed meanwhile
-    finally:
-        os.close(descriptor)
-    return [int(line) for line in text.split()]
+WORKERS = "_workers"  # no sandbox id begins with _
 
 
 class Hierarchy:
@@ -101,59 +40,51 @@ class Hierarchy:
         self.accounts = bool({"memory", "pids", "cpuacct"} & set(controllers))
 
 
-def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, ...], str]]]:
-    """(version, [(controllers, folder of our own group)]) from /proc/self/mountinfo and /proc/self/cgroup.
+class OomEvents(ABC):
+    """The kernel's reports of kills for memory in one group. Poll `descriptor` for `events`, and call `take` after
+    each."""
 
-    It is version 2 where the unified tree has the controllers, and version 1 otherwise. A hybrid host mounts an empty
-    version 2 tree beside the version 1 ones, so the files that exist decide and not the file systems.
+    descriptor: int
+    events: int
+
+    @abstractmethod
+    def take(self) -> None: ...
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class CgroupTree(ABC):
+    """This service's part of the host's control groups. A `path` is that of a group, below the service's folder.
+
+    Methods raise OSError, which is FileNotFoundError for a group that is gone.
     """
-    own: dict[str, str] = {}
-    for line in membership.splitlines():
-        _, names, path = line.split(":", 2)
-        for name in names.split(",") if names else ("",):
-            own[name] = path
-    first: list[tuple[tuple[str, ...], str]] = []
-    unified = ""
-    for line in mountinfo.splitlines():  # proc_pid_mountinfo(5)
-        fields = line.split(" ")
-        dash = fields.index("-")
-        root, target, kind, options = fields[3], fields[4], fields[dash + 1], fields[dash + 3].split(",")
-        if kind == "cgroup":
-            here = tuple(name for name in CONTROLLERS if name in options)
-            if here and all(here != seen for seen, _ in first):
-                first.append((here, _below(target, root, own.get(here[0], "/"))))
-        elif kind == "cgroup2" and not unified:
-            # Once we moved ourselves into the leaf (`_delegate`) the group that is ours is the one above it.
-            unified = _below(target, root, own.get("", "/")).removesuffix("/" + _SERVICE)
-    if unified:
-        with_controllers = _available(unified)
-        if {"memory", "pids", "cpu"} <= with_controllers:
-            return 2, [(("memory", "pids", "cpu"), unified)]
-        if all(names == ("freezer",) for names, _ in first):
-            return 2, [(tuple(sorted(with_controllers & set(CONTROLLERS))), unified)]
-    return 1, first
 
+    version: int
+    join_file: str  # whoever writes 0 into it joins the group
+    counts_all_dead: bool  # `dead_groups` has those of others in it
 
-def _below(target: str, root: str, own: str) -> str:
-    relative = own[len(root) :] if root != "/" and own.startswith(root) else own
-    return (target + "/" + relative.strip("/")).rstrip("/")
-
-
-def _available(folder: str) -> set[str]:
-    try:
-        with open(folder + "/cgroup.controllers") as file:
-            return set(file.read().split())
-    except OSError:
-        return set()
-
-
-class CgroupTree:
-    """This service's part of the host's control groups."""
-
-    def __init__(self, version: int, parent: str, hierarchies: list[Hierarchy], has_swap_limit: bool) -> None:
-        self.version, self.hierarchies, self.has_swap_limit = version, hierarchies, has_swap_limit
-        self._parent = parent
+    def __init__(self, parent: str, hierarchies: list[Hierarchy]) -> None:
+        self.hierarchies, self._parent = hierarchies, parent
+        self.has_swap_limit = False
         self.living_groups = self.removed_groups = 0  # memory groups of sandboxes and executions: there, and gone
+
+    # --- the host
+
+    @staticmethod
+    def make_parent(folder: str, parent: str) -> None:
+        """Makes this instance's folder, `parent`, in `folder`, which is the group that the launcher was started in."""
+        os.makedirs(f"{folder}/{parent}", exist_ok=True)
+
+    @staticmethod
+    @abstractmethod
+    def can_limit_swap(at: int) -> bool:
+        """Below the group that is open as `at`, which has the memory controller."""
+
+    def start(self) -> None:
+        """Once, before the first group is made."""
+        memory = self.hierarchy("memory")
+        self.has_swap_limit = memory is not None and self.can_limit_swap(memory.parent)
 
     @property
     def layers(self) -> set[str]:
@@ -161,13 +92,6 @@ class CgroupTree:
         found = {f"cgroup_{name}" for name in ("memory", "pids", "cpu") if name in names}
         found |= {"cgroup_freezer"} if self.freezer is not None else set()
         return found | ({"swap_limit"} if self.has_swap_limit and "memory" in names else set())
-
-    @property
-    def freezer(self) -> Hierarchy | None:
-        """The hierarchy in which a sandbox can be frozen. Every group of version 2 can be, since Linux 5.2."""
-        if self.version == 1:
-            return self.hierarchy("freezer")
-        return next(iter(self.hierarchies), None)
 
     def hierarchy(self, controller: str) -> Hierarchy | None:
         for hierarchy in self.hierarchies:
@@ -181,31 +105,9 @@ class CgroupTree:
             for entry in folders(".", hierarchy.parent):
                 _remove_tree(hierarchy.parent, entry)
 
-    def house_workers(self, most: int) -> None:
-        """Makes the group of all workers, with room for `most` of them, and opens the way into it. Raises OSError.
-
-        The limits are wide, and honest workers never reach them: a worker has one thread and about 1 MiB. They are for
-        a worker that was taken over. It could otherwise do here what its commands may not do in their group.
-        """
-        for hierarchy in self.hierarchies:
-            os.mkdir(_WORKERS, dir_fd=hierarchy.parent)
-            if "pids" in hierarchy.controllers:
-                write(f"{_WORKERS}/pids.max", hierarchy.parent, str(2 * most + 16))
-            if "memory" in hierarchy.controllers:
-                name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
-                write(f"{_WORKERS}/{name}", hierarchy.parent, str((256 + 4 * most) * 1024 * 1024))
-                swapping = "memory.swappiness" if self.version == 1 else f"{_WORKERS}/memory.swap.max"
-                if has(swapping, hierarchy.parent):  # on version 1 every group below inherits it
-                    write(swapping, hierarchy.parent, "0")
-            weight, most = ("cpu.shares", 10_240) if self.version == 1 else ("cpu.weight", 1000)
-            if "cpu" in hierarchy.controllers and has(f"{_WORKERS}/{weight}", hierarchy.parent):
-                write(f"{_WORKERS}/{weight}", hierarchy.parent, str(most))  # they come before commands
-            if self.version == 2 and "cpu" in hierarchy.controllers:  # from now on only its children hold processes
-                write(f"{_WORKERS}/cgroup.subtree_control", hierarchy.parent, "+cpu")
-            hierarchy.workers = self.open_join(hierarchy, _WORKERS)
+    # --- groups
 
     def make_group(self, hierarchy: Hierarchy, path: str) -> None:
-        """Raises OSError."""
         os.mkdir(path, dir_fd=hierarchy.parent)
         self.living_groups += "memory" in hierarchy.controllers
 
@@ -222,25 +124,146 @@ class CgroupTree:
             self.removed_groups += 1
         return True
 
+    def open_join(self, hierarchy: Hierarchy, path: str) -> int:
+        return os.open(f"{path}/{self.join_file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=hierarchy.parent)
+
     def worker_path(self, payload: str) -> str:
-        """Where the worker of that room has its cpu time."""
-        return f"{_WORKERS}/{payload}"
+        """Where the worker of that payload has its cpu time."""
+        return f"{WORKERS}/{payload}"
 
     def path_of(self, group: str | None) -> str:
         """The end of the path of a sandbox's group, or of the group of all workers."""
-        return f"/{self._parent}/{group or _WORKERS}"
+        return f"/{self._parent}/{group or WORKERS}"
 
-    def open_join(self, hierarchy: Hierarchy, path: str) -> int:
-        name = "tasks" if self.version == 1 else "cgroup.procs"
-        return os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=hierarchy.parent)
+    # --- all workers
+
+    def house_workers(self, most: int) -> None:
+        """Makes the group of all workers, with room for `most` of them, and opens the way into it.
+
+        The limits are wide, and honest workers never reach them: a worker has one thread and about 1 MiB. They are for
+        a worker that was taken over. It could otherwise do here what its commands may not do in their group.
+        """
+        for hierarchy in self.hierarchies:
+            os.mkdir(WORKERS, dir_fd=hierarchy.parent)
+            if "pids" in hierarchy.controllers:
+                write(f"{WORKERS}/pids.max", hierarchy.parent, str(2 * most + 16))
+            if "memory" in hierarchy.controllers:
+                self.limit_workers_memory((256 + 4 * most) * 1024 * 1024)
+            if "cpu" in hierarchy.controllers:
+                self.prefer_workers()
+            hierarchy.workers = self.open_join(hierarchy, WORKERS)
+
+    @abstractmethod
+    def limit_workers_memory(self, size: int) -> None:
+        """In bytes, and none of it in swap."""
+
+    @abstractmethod
+    def prefer_workers(self) -> None:
+        """They get cpu time before commands, and each may have a group of its own below."""
+
+    # --- limits
+
+    @abstractmethod
+    def limit_memory(self, path: str, size: int) -> None:
+        """In bytes, swap included."""
+
+    @abstractmethod
+    def memory_limit(self, path: str) -> int:
+        """In bytes; 0: none."""
+
+    @abstractmethod
+    def limit_cpu(self, path: str, millis: int) -> None:
+        """In thousandths of a cpu."""
+
+    @abstractmethod
+    def cpu_limit(self, path: str) -> int: ...
+
+    # --- executions
+
+    @abstractmethod
+    def hand_down(self, path: str) -> None:
+        """The group gets children with controllers of their own, and has no processes itself any more."""
+
+    @abstractmethod
+    def count_sockets(self, path: str) -> None:
+        """What the sockets of an execution hold counts as memory of the sandbox. Its memory group was just made."""
+
+    @abstractmethod
+    def cpu_ns(self, path: str) -> int | None:
+        """Returns None where the host does not tell, as the next two do."""
+
+    @abstractmethod
+    def memory_bytes(self, path: str) -> int | None:
+        """What is used now."""
+
+    @abstractmethod
+    def peak_bytes(self, path: str, most: int) -> int | None:
+        """`most`: the limit of the sandbox."""
+
+    def processes(self, path: str) -> list[int]:
+        """Of an execution, as the kernel lists them now. None of a group that is gone."""
+        for hierarchy in self.hierarchies:
+            if hierarchy.accounts:
+                return pids(path, hierarchy.parent)
+        return []
+
+    def kill(self, path: str, worker: int) -> None:
+        """All of an execution but the worker, which is in its group while it starts the command. They may fork no more,
+        so no fork bomb outruns it."""
+        found = self.processes(path)
+        if counted := self.hierarchy("pids"):
+            write_if_there(f"{path}/pids.max", counted.parent, "0")  # an earlier round may have taken it away
+        kill_each([pid for pid in found if pid != worker], lambda: self.processes(path))
+
+    @abstractmethod
+    def oom_kills(self, path: str) -> int:
+        """How many of its processes the kernel has killed for memory."""
+
+    @abstractmethod
+    def oom_events(self, path: str) -> OomEvents | None:
+        """None: this host cannot tell."""
+
+    # --- the freezer
+
+    @property
+    @abstractmethod
+    def freezer(self) -> Hierarchy | None:
+        """The hierarchy in which a sandbox can be frozen."""
+
+    @abstractmethod
+    def freeze(self, path: str) -> None: ...
+
+    @abstractmethod
+    def thaw(self, path: str) -> None: ...
+
+    @abstractmethod
+    def is_frozen(self, path: str) -> bool: ...
+
+    @abstractmethod
+    def kill_frozen(self, path: str) -> None:
+        """What must be killed before a thaw, so that it does not run on."""
+
+    @abstractmethod
+    def release(self, killed: list[int]) -> None:
+        """Lets some of these frozen processes, which were killed, end while the others stay frozen."""
+
+    @abstractmethod
+    def end_frozen(self) -> None:
+        """Ends what a launcher that was killed left frozen."""
+
+    # --- memory groups that were removed and stay
+
+    @abstractmethod
+    def dead_groups(self) -> int: ...
+
+    @abstractmethod
+    def drop_pages(self, at: int) -> None:
+        """Of all groups in the folder `at`, as many as can be dropped."""
 
 
-def folders(path: str, at: int) -> list[str]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
-    try:
-        return [entry.name for entry in os.scandir(descriptor) if entry.is_dir(follow_symlinks=False)]
-    finally:
-        os.close(descriptor)
+def quota_us(millis: int) -> int:
+    """Of a period; `millis`: thousandths of a cpu. The kernel takes 1 ms at least."""
+    return max(1000, millis * PERIOD_US // 1000)
 
 
 def _remove_tree(at: int, path: str) -> None:
@@ -248,61 +271,3 @@ def _remove_tree(at: int, path: str) -> None:
     for name in folders(path, at):
         _remove_tree(at, f"{path}/{name}")
     os.rmdir(path, dir_fd=at)
-
-
-def open_tree(parent: str) -> CgroupTree:
-    """Makes `parent` below the service's own group in every hierarchy and opens it. A layer that the host lacks is not
-    in `layers`. Code that needs it refuses."""
-    with open("/proc/self/mountinfo") as file:
-        mountinfo = file.read()
-    with open("/proc/self/cgroup") as file:
-        membership = file.read()
-    version, places = locate(mountinfo, membership)
-    hierarchies: list[Hierarchy] = []
-    has_swap_limit = False
-    for controllers, folder in places:
-        try:
-            if version == 2:
-                _delegate(folder, parent)
-            os.makedirs(f"{folder}/{parent}", exist_ok=True)
-            descriptor = os.open(f"{folder}/{parent}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue  # read-only or not ours: the layer is missing, and `layers` says so
-        hierarchies.append(Hierarchy(controllers, descriptor))
-        if "memory" in controllers:
-            has_swap_limit = can_limit_swap(version, descriptor)
-            if version == 1:
-                count_sockets(".", descriptor)  # now, as the first group of a host that does so patches the kernel
-    return CgroupTree(version, parent, hierarchies, has_swap_limit)
-
-
-def count_sockets(path: str, at: int, most: int = -1) -> None:
-    """On version 1, makes the kernel count the buffers of sockets that the group's processes open from now on (-1:
-    without a limit)."""
-    if has(f"{path}/{_SOCKET_LIMIT}", at):  # kernels announce since 6.12 to give it up
-        write(f"{path}/{_SOCKET_LIMIT}", at, str(most))
-
-
-def can_limit_swap(version: int, parent: int) -> bool:
-    name = "memory.memsw.limit_in_bytes" if version == 1 else "memory.swap.max"
-    if not has(name, parent):
-        # Version 2 without swap accounting built in: a host that has no swap device needs no limit on it.
-        with open("/proc/swaps") as file:
-            return len(file.read().splitlines()) <= 1
-    return True
-
-
-def _delegate(folder: str, parent: str) -> None:
-    """Version 2 hands controllers down only through groups that hold no process, so ours move to a leaf first."""
-    if os.path.exists(folder + "/cgroup.type"):  # the root group has no such file, and may hold processes
-        os.makedirs(f"{folder}/{_SERVICE}", exist_ok=True)
-        with open(folder + "/cgroup.procs") as file:
-            for pid in file.read().split():
-                with open(f"{folder}/{_SERVICE}/cgroup.procs", "w") as target:
-                    target.write(pid)
-    path = folder
-    for part in ("", *parent.split("/")):
-        path = f"{path}/{part}".rstrip("/")
-        os.makedirs(path, exist_ok=True)
-        with open(path + "/cgroup.subtree_control", "w") as file:
-            file.write(ENABLE)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 
-from app.launcher.daemon.cgroup import CgroupTree, field, read, write
+from app.launcher.daemon.cgroup import CgroupTree
 from app.launcher.kernel.syscalls import PR_SET_PDEATHSIG, close_range, prctl
 
 MOST = 128
@@ -26,7 +26,8 @@ class DeadGroups:
     def __init__(self, tree: CgroupTree) -> None:
         self._tree, self._memory = tree, tree.hierarchy("memory")
         self._others = 0  # memory groups of the host that are not ours, or that nothing helps against
-        self._others = self._number()
+        if tree.counts_all_dead:
+            self._others = self._number()
         self._looked_at = 0
         self._child, self._deadline = 0, 0.0
 
@@ -44,14 +45,8 @@ class DeadGroups:
                 self._reclaim()
 
     def _number(self) -> int:
-        """How many of ours are dead and there. Version 1 only counts all groups of the host, cgroups(7)."""
-        if self._memory is None:
-            return 0
-        if self._tree.version == 2:
-            return field(read("cgroup.stat", self._memory.parent), "nr_dying_descendants")
-        with open("/proc/cgroups") as file:
-            number = next((int(line.split()[2]) for line in file if line.startswith("memory\t")), 0)
-        return number - self._tree.living_groups - self._others
+        """How many of ours are dead and there."""
+        return 0 if self._memory is None else self._tree.dead_groups() - self._others
 
     def _reclaim(self) -> None:
         try:
@@ -71,10 +66,7 @@ class DeadGroups:
         os.nice(19)
         at = os.dup2(self._memory.parent, 3, inheritable=False) if self._memory is not None else 3
         close_range(at + 1, 0xFFFFFFFF)  # the end of a socket that we kept would not be noticed at the other one
-        if self._tree.version == 1:
-            write("memory.force_empty", at, "0")
-        else:
-            write("memory.reclaim", at, read("memory.current", at).strip())
+        self._tree.drop_pages(at)
 
     def _await_child(self) -> None:
         if time.monotonic() > self._deadline:
@@ -82,5 +74,5 @@ class DeadGroups:
         if os.waitpid(self._child, os.WNOHANG)[0]:
             self._child = 0
             # What stays now is not to be tried again at every look; the kernel may still be about to free the others.
-            if self._tree.version == 1:
+            if self._tree.counts_all_dead:
                 self._others += max(0, self._number() - MOST)

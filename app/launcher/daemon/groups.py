@@ -4,23 +4,8 @@ from __future__ import annotations
 
 import os
 
-from app.launcher.daemon.cgroup import (
-    ENABLE,
-    PERIOD_US,
-    SOCKET_BYTES,
-    WORKER_CPU_MILLIS,
-    CgroupTree,
-    Hierarchy,
-    count_sockets,
-    field,
-    has,
-    number_of,
-    pids,
-    read,
-    write,
-)
-from app.launcher.daemon.cgroup_kill import kill_each
-from app.launcher.daemon.oom import OomEvents, can_tell_ooms, kills_of
+from app.launcher.daemon.cgroup import WORKER_CPU_MILLIS, CgroupTree, Hierarchy, OomEvents
+from app.launcher.daemon.cgroup_files import number_of, read, write
 from app.launcher.daemon.usage import Figures, all_pids
 
 
@@ -38,7 +23,6 @@ class Groups:
 
     def __init__(self, tree: CgroupTree, name: str) -> None:
         self._tree, self._name = tree, name
-        self._first = tree.version == 1
         self._shared: list[int] = []  # where commands join the payload itself, as no child of it is needed
         self._executions: dict[int, None] = {}
         self._memory_bytes = 0  # the payload's limit
@@ -63,20 +47,12 @@ class Groups:
             self.entrances.append(self._tree.open_join(hierarchy, self._name))
             if not hierarchy.accounts:
                 self._shared.append(self._tree.open_join(hierarchy, self._name))
-        memory = self._tree.hierarchy("memory")
-        if memory and can_tell_ooms(self._first, self._name, memory.parent):
-            self.oom_events = OomEvents(self._first, self._name, memory.parent)
+        self.oom_events = self._tree.oom_events(self._name)
 
     def _limit(self, hierarchy: Hierarchy, payload: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
         at = hierarchy.parent
         if "memory" in hierarchy.controllers:
-            write(f"{payload}/memory.limit_in_bytes" if self._first else f"{payload}/memory.max", at, str(memory_bytes))
-            if self._first:
-                count_sockets(payload, at, SOCKET_BYTES)
-            if self._tree.has_swap_limit:
-                name, value = ("memory.memsw.limit_in_bytes", memory_bytes) if self._first else ("memory.swap.max", 0)
-                if self._first or has(f"{payload}/{name}", at):  # not there, and no swap either: see can_limit_swap
-                    write(f"{payload}/{name}", at, str(value))
+            self._tree.limit_memory(payload, memory_bytes)
         if hierarchy.controllers == ("pids",):
             # The worker is in an execution's group while it spawns. It lives in the payload, where it counts always and
             # the limit is one more, so that a command's first fork does not find it still counted.
@@ -86,18 +62,11 @@ class Groups:
             write(f"{payload}/pids.max", at, str(processes))
             self.processes_file = os.open(f"{payload}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
         if "cpu" in hierarchy.controllers:
-            self._limit_cpu(hierarchy, payload, cpu_millis)
+            self._tree.limit_cpu(payload, cpu_millis)
             own = self._tree.worker_path(payload)
             self._tree.make_group(hierarchy, own)
             self._settle(hierarchy, own)
-            self._limit_cpu(hierarchy, own, WORKER_CPU_MILLIS)
-
-    def _limit_cpu(self, hierarchy: Hierarchy, path: str, millis: int) -> None:
-        quota = max(1000, millis * PERIOD_US // 1000)
-        if self._first:
-            write(f"{path}/cpu.cfs_quota_us", hierarchy.parent, str(quota))
-        else:
-            write(f"{path}/cpu.max", hierarchy.parent, f"{quota} {PERIOD_US}")
+            self._tree.limit_cpu(own, WORKER_CPU_MILLIS)
 
     def _settle(self, hierarchy: Hierarchy, path: str) -> None:
         """The worker lives there, in a group that exists."""
@@ -109,18 +78,15 @@ class Groups:
         set."""
         found: dict[str, int] = {}
         payload = self._name
-        if memory := self._tree.hierarchy("memory"):
-            found["memory_bytes"] = number_of(
-                read(f"{payload}/memory.limit_in_bytes" if self._first else f"{payload}/memory.max", memory.parent)
-            )
+        if self._tree.hierarchy("memory"):
+            found["memory_bytes"] = self._tree.memory_limit(payload)
         if pids := self._tree.hierarchy("pids"):
             found["processes"] = number_of(read(f"{payload}/pids.max", pids.parent)) - (
                 self._homes.get(pids) == payload
             )
         if cpu := self._tree.hierarchy("cpu"):
-            for name, path in (("cpu_millis", payload), ("worker_cpu_millis", self._homes[cpu])):
-                text = read(f"{path}/cpu.cfs_quota_us" if self._first else f"{path}/cpu.max", cpu.parent)
-                found[name] = number_of(text.split()[0]) * 1000 // PERIOD_US
+            found["cpu_millis"] = self._tree.cpu_limit(payload)
+            found["worker_cpu_millis"] = self._tree.cpu_limit(self._homes[cpu])
         return found
 
     def not_with_workers(self, membership: dict[str, str]) -> list[str]:
@@ -145,11 +111,8 @@ class Groups:
                 if hierarchy.accounts:
                     path = self._path(number)
                     self._tree.make_group(hierarchy, path)
-                    # Version 2 could kill the whole group when memory runs out (memory.oom.group). A program that
-                    # survives its child would then live on version 1 only, the worker would die with a command that
-                    # it is just starting, and the kernel counts the first victim twice (6 kills of 5, seen).
-                    if self._first and "memory" in hierarchy.controllers:
-                        count_sockets(path, hierarchy.parent)  # a child does not inherit that it is counted
+                    if "memory" in hierarchy.controllers:
+                        self._tree.count_sockets(path)
                     joins.append(self._tree.open_join(hierarchy, path))
         except OSError:
             for descriptor in joins:
@@ -159,11 +122,9 @@ class Groups:
         return joins
 
     def _hand_down(self) -> None:
-        """Version 2 hands controllers down only in a group without processes, and the worker was in the room for a
-        moment before it was ready."""
-        if not self._first and not self._handed_down:
-            for hierarchy in self._tree.hierarchies:
-                write(f"{self._name}/cgroup.subtree_control", hierarchy.parent, ENABLE)
+        """Not before the worker is ready, which was in the payload for a moment."""
+        if not self._handed_down:
+            self._tree.hand_down(self._name)
             self._handed_down = True
 
     def _path(self, number: int) -> str:
@@ -171,45 +132,28 @@ class Groups:
 
     def usage(self, number: int) -> Usage:
         """Zeros for groups that are gone."""
+        path = self._path(number)
         try:
-            return self._read_usage(number)
+            cpu_ns, peak_bytes = self._tree.cpu_ns(path), self._tree.peak_bytes(path, self._memory_bytes)
         except FileNotFoundError:
             return Usage(0, 0, 0, False)
-
-    def oom_kills(self, number: int) -> int:
-        """Kills of this execution so far. 0 when its groups are gone."""
-        memory = self._tree.hierarchy("memory")
-        try:
-            return kills_of(self._first, f"{self._name}/{number}", memory.parent) if memory else 0
-        except FileNotFoundError:
-            return 0
-
-    def _read_usage(self, number: int) -> Usage:
-        path = f"{self._name}/{number}"
-        cpu_ns = peak = 0
-        if memory := self._tree.hierarchy("memory"):
-            if self._first:
-                peak = int(read(f"{path}/memory.max_usage_in_bytes", memory.parent))
-            else:
-                # The group is charged before the payload above it refuses, so its peak may hold what it never got.
-                peak = min(_peak(path, memory.parent), self._memory_bytes)
-        if not self._first and self._tree.hierarchies:
-            cpu_ns = field(read(f"{path}/cpu.stat", self._tree.hierarchies[0].parent), "usage_usec") * 1000
-        elif account := self._tree.hierarchy("cpuacct"):
-            cpu_ns = int(read(f"{self._path(number)}/cpuacct.usage", account.parent))
-        return Usage(cpu_ns, peak, self.oom_kills(number), bool(self.alive(number)))
+        return Usage(cpu_ns or 0, peak_bytes or 0, self.oom_kills(number), bool(self.alive(number)))
 
     def figures(self, number: int) -> Figures:
         """Of one execution; 0 is the whole sandbox. Raises OSError when it is gone."""
         if number:
-            found = Figures(self._tree, self._path(number), self.alive(number))
-            if not self._first and found.peak_bytes is not None:
-                found.peak_bytes = min(found.peak_bytes, self._memory_bytes)  # see `_read_usage`
-            return found
+            return Figures(self._tree, self._path(number), self._memory_bytes, self.alive(number))
         counted = self._tree.hierarchy("pids")
         with_worker = counted is not None and self._homes.get(counted) == self._name
         alive = all_pids(self._tree, [self._path(execution) for execution in self._executions])
-        return Figures(self._tree, self._name, alive, workers=int(with_worker))
+        return Figures(self._tree, self._name, self._memory_bytes, alive, workers=int(with_worker))
+
+    def oom_kills(self, number: int) -> int:
+        """Kills of this execution so far. 0 when its groups are gone."""
+        try:
+            return self._tree.oom_kills(self._path(number))
+        except FileNotFoundError:
+            return 0
 
     @property
     def can_kill(self) -> bool:
@@ -218,25 +162,12 @@ class Groups:
 
     def alive(self, number: int) -> list[int]:
         """The execution's processes, as the kernel lists them now."""
-        for hierarchy in self._tree.hierarchies:
-            if hierarchy.accounts:
-                return pids(self._path(number), hierarchy.parent)
-        return []
+        return self._tree.processes(self._path(number))
 
     def kill_execution(self, number: int, worker: int) -> bool:
         """Kills in one round. Returns True when no process of the execution is left. A fork bomb cannot outrun it, as
-        it may not fork any more. The worker is in the group while it starts the command, and is not killed.
-        """
-        alive = self.alive(number)
-        try:
-            if not self._first and worker not in alive:
-                write(f"{self._name}/{number}/cgroup.kill", self._tree.hierarchies[0].parent, "1")
-            elif counted := self._tree.hierarchy("pids"):
-                write(f"{self._name}/{number}/pids.max", counted.parent, "0")
-        except FileNotFoundError:
-            pass  # an earlier round took this one away: it was empty
-        if self._first or worker in alive:
-            kill_each([pid for pid in alive if pid != worker], lambda: self.alive(number))
+        it may not fork any more. The worker is in the group while it starts the command, and is not killed."""
+        self._tree.kill(self._path(number), worker)
         return not set(self.alive(number)) - {worker}
 
     def remove_execution(self, number: int) -> bool:
@@ -278,10 +209,3 @@ class Groups:
             if "cpu" in hierarchy.controllers:
                 gone = self._tree.remove_group(hierarchy, self._tree.worker_path(self._name)) and gone
         return gone
-
-
-def _peak(path: str, at: int) -> int:
-    try:
-        return int(read(f"{path}/memory.peak", at))  # Linux 5.19
-    except FileNotFoundError:
-        return 0

@@ -11,7 +11,8 @@ from app.core.limits import Limits
 from app.core.models import Command, ExitReason, SandboxSpec
 from app.core.output import OutputLog
 from app.core.policy import Policy
-from app.launcher.daemon import cgroup
+from app.launcher.daemon import cgroup_mounts
+from app.launcher.daemon.cgroup_files import field
 from tests.kernel.attacks.mutants import Launcher
 
 STORM = "import os\nfor _ in range(6): os.fork()\nwhile True: os.kill(1, 17)"
@@ -20,8 +21,8 @@ STORM = "import os\nfor _ in range(6): os.fork()\nwhile True: os.kill(1, 17)"
 def throttled(parent: str, sandbox: str) -> int:
     """In how many periods its worker's group was stopped because its time was used up."""
     text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-    folders = [folder for names, folder in cgroup.locate(*text)[1] if "cpu" in names]
-    return cgroup.field(Path(folders[0], parent, "_workers", f"s-{sandbox}", "cpu.stat").read_text(), "nr_throttled")
+    folders = [folder for names, folder in cgroup_mounts.locate(*text)[1] if "cpu" in names]
+    return field(Path(folders[0], parent, "_workers", f"s-{sandbox}", "cpu.stat").read_text(), "nr_throttled")
 
 
 async def execute(sandbox: SandboxHandle, *argv: str) -> tuple[ExitReason, int | None]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from app.launcher.daemon.cgroup import CgroupTree, Hierarchy, field, locate, number_of
+from app.launcher.daemon import cgroup_mounts
+from app.launcher.daemon.cgroup import Hierarchy
+from app.launcher.daemon.cgroup_files import field, number_of
+from app.launcher.daemon.cgroup_mounts import locate
+from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
+from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
 
 # Lines of proc_pid_mountinfo(5) as hosts show them; {root} is where the fake host's trees lie.
 V1 = """\
@@ -70,7 +76,7 @@ def test_version_2_that_lacks_controllers_says_which_it_has(tmp_path: Path) -> N
     host(tmp_path, "cpuset pids")
     version, places = locate(V2.format(root=tmp_path), "0::/\n")
     assert (version, places) == (2, [(("pids",), str(tmp_path))])
-    assert CgroupTree(2, "x", [Hierarchy(places[0][0], -1)], False).layers == {"cgroup_pids", "cgroup_freezer"}
+    assert CgroupTreeV2("x", [Hierarchy(places[0][0], -1)]).layers == {"cgroup_pids", "cgroup_freezer"}
 
 
 def test_a_freezer_of_version_1_alone_does_not_hide_what_version_2_has(tmp_path: Path) -> None:
@@ -81,10 +87,10 @@ def test_a_freezer_of_version_1_alone_does_not_hide_what_version_2_has(tmp_path:
 
 def test_version_1_can_freeze_only_where_the_freezer_is_mounted() -> None:
     memory, freezer = Hierarchy(("memory",), -1), Hierarchy(("freezer",), -1)
-    assert CgroupTree(1, "x", [memory], False).freezer is None
-    assert "cgroup_freezer" not in CgroupTree(1, "x", [memory], False).layers
-    assert CgroupTree(1, "x", [memory, freezer], False).freezer is freezer
-    assert CgroupTree(1, "x", [memory, freezer], False).layers == {"cgroup_memory", "cgroup_freezer"}
+    assert CgroupTreeV1("x", [memory]).freezer is None
+    assert "cgroup_freezer" not in CgroupTreeV1("x", [memory]).layers
+    assert CgroupTreeV1("x", [memory, freezer]).freezer is freezer
+    assert CgroupTreeV1("x", [memory, freezer]).layers == {"cgroup_memory", "cgroup_freezer"}
 
 
 def test_a_hybrid_host_is_version_1_as_its_unified_tree_is_empty(tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_a_hybrid_host_whose_unified_tree_has_the_controllers_is_version_2(tmp_p
 
 def test_a_host_without_any_has_no_layer() -> None:
     assert locate("24 1 0:22 / / rw - ext4 /dev/vda rw\n", "") == (1, [])
-    assert CgroupTree(1, "x", [], True).layers == set()
+    assert CgroupTreeV1("x", []).layers == set()
 
 
 @pytest.mark.parametrize(("text", "number"), [("max\n", 0), ("4096\n", 4096), ("1", 1)])
@@ -110,3 +116,27 @@ def test_no_limit_reads_as_0(text: str, number: int) -> None:
 def test_a_field_is_found_by_its_whole_name() -> None:
     text = "oom_kill_disable 1\nunder_oom 0\noom_kill 3\n"
     assert (field(text, "oom_kill"), field(text, "oom"), field("", "oom_kill")) == (3, 0, 0)
+
+
+def test_version_2_moves_us_into_a_leaf_and_hands_controllers_down_to_our_folder(tmp_path: Path) -> None:
+    ours = host(tmp_path, group="/system.slice/bulkhead.service")
+    (ours / "cgroup.type").write_text("domain\n")
+    (ours / "cgroup.procs").write_text("12\n13\n")
+    (ours / "service").mkdir()
+    CgroupTreeV2.make_parent(str(ours), "bulkhead/1")
+    assert (ours / "service/cgroup.procs").read_text() == "13"  # the kernel moves what was written last, and before
+    for group in (ours, ours / "bulkhead", ours / "bulkhead/1"):
+        assert (group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_version_2_leaves_us_in_the_root_group(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").write_text("12\n")
+    CgroupTreeV2.make_parent(str(tmp_path), "bulkhead/1")
+    assert not (tmp_path / "service").exists()
+    assert (tmp_path / "bulkhead/1/cgroup.subtree_control").exists()
+
+
+def test_only_the_classes_of_the_versions_know_which_it_is() -> None:
+    daemon = Path(cgroup_mounts.__file__).parent
+    files = [path for path in daemon.glob("*.py") if not path.name.startswith("cgroup_v")]
+    assert [path.name for path in files if re.search(r"\bversion [=!]= [12]\b", path.read_text())] == []

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
+from app.launcher.daemon.cgroup import Hierarchy
+from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
 from app.launcher.daemon.dead_groups import MOST, DeadGroups
 from tests.kernel import host
 
@@ -18,7 +19,7 @@ def test_pages_are_dropped_when_too_many_are_dead(tmp_path: Path, dead: int, rem
     (tmp_path / "memory.current").write_text("4096\n")
     (tmp_path / "memory.reclaim").write_text("")
     at = os.open(tmp_path, os.O_RDONLY)
-    tree = CgroupTree(2, "x", [Hierarchy(("memory", "pids", "cpu"), at)], True)
+    tree = CgroupTreeV2("x", [Hierarchy(("memory", "pids", "cpu"), at)])
     groups = DeadGroups(tree)
     tree.removed_groups = removed
     groups.go_on()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
-from app.launcher.daemon.freezer import Freezer, end_frozen
+from app.launcher.daemon.cgroup import Hierarchy
+from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
+from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
+from app.launcher.daemon.freezer import Freezer
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def test_version_1_is_frozen_once_the_kernel_says_so(folder: tuple[Path, int]) -
     payload, descriptor = folder
     state = payload / "freezer.state"
     state.write_text("THAWED")
-    one = Freezer(CgroupTree(1, "x", [Hierarchy(("freezer",), descriptor)], False), "one")
+    one = Freezer(CgroupTreeV1("x", [Hierarchy(("freezer",), descriptor)]), "one")
     assert (one.available, one.frozen, one.settled) == (True, False, False)
     one.freeze()
     state.write_text("FREEZING\n")
@@ -40,7 +42,7 @@ def test_version_2_is_frozen_once_its_events_say_so(folder: tuple[Path, int]) ->
     payload, descriptor = folder
     (payload / "cgroup.freeze").write_text("0")
     (payload / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    one = Freezer(CgroupTree(2, "x", [Hierarchy(("memory", "pids", "cpu"), descriptor)], False), "one")
+    one = Freezer(CgroupTreeV2("x", [Hierarchy(("memory", "pids", "cpu"), descriptor)]), "one")
     one.freeze()
     assert ((payload / "cgroup.freeze").read_text(), one.settled) == ("1", False)
     (payload / "cgroup.events").write_text("populated 1\nfrozen 1\n")
@@ -52,12 +54,12 @@ def test_version_2_is_frozen_once_its_events_say_so(folder: tuple[Path, int]) ->
 
 
 def test_a_host_without_a_freezer_cannot(folder: tuple[Path, int]) -> None:
-    one = Freezer(CgroupTree(1, "x", [Hierarchy(("memory",), folder[1])], False), "one")
+    one = Freezer(CgroupTreeV1("x", [Hierarchy(("memory",), folder[1])]), "one")
     assert not one.available
     with pytest.raises(OSError, match="no freezer"):
         one.freeze()
     one.thaw()
     one.doom()
     one.release([os.getpid()])
-    end_frozen(CgroupTree(1, "x", [], False))
+    CgroupTreeV1("x", []).end_frozen()
     assert list(folder[0].iterdir()) == []

@@ -12,11 +12,21 @@ import pytest
 
 from app.launcher.daemon import cgroup, groups
 from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
+from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
+from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
 from app.launcher.daemon.groups import Groups
 from tests.kernel.host import own_descriptors
 
 FILES_1 = {
-    "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "tasks", "cgroup.procs"),
+    "memory": (
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        "memory.kmem.tcp.limit_in_bytes",
+        "tasks",
+        "cgroup.procs",
+        "memory.max_usage_in_bytes",
+        "memory.oom_control",
+    ),
     "pids": ("pids.max", "tasks", "cgroup.procs"),
     "cpu": ("cpu.cfs_quota_us", "cpu.shares", "tasks", "cgroup.procs"),
     "cpuacct": ("cpuacct.usage", "tasks", "cgroup.procs"),
@@ -53,16 +63,19 @@ class Kernel:
 
 @pytest.fixture
 def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CgroupTree]:
-    yield from _tree(1, tmp_path, monkeypatch, {name: ((name,), files) for name, files in FILES_1.items()})
+    yield from _tree(CgroupTreeV1, tmp_path, monkeypatch, {name: ((name,), files) for name, files in FILES_1.items()})
 
 
 @pytest.fixture
 def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CgroupTree]:
-    yield from _tree(2, tmp_path, monkeypatch, {"": (("memory", "pids", "cpu"), FILES_2)})
+    yield from _tree(CgroupTreeV2, tmp_path, monkeypatch, {"": (("memory", "pids", "cpu"), FILES_2)})
 
 
 def _tree(
-    version: int, root: Path, patch: pytest.MonkeyPatch, trees: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    kind: type[CgroupTree],
+    root: Path,
+    patch: pytest.MonkeyPatch,
+    trees: dict[str, tuple[tuple[str, ...], tuple[str, ...]]],
 ) -> Iterator[CgroupTree]:
     hierarchies, files = [], {}
     for name, (controllers, names) in trees.items():
@@ -73,7 +86,8 @@ def _tree(
     kernel = Kernel(files)
     patch.setattr(cgroup, "os", kernel)
     patch.setattr(groups, "os", kernel)
-    tree = CgroupTree(version, "bulkhead/1", hierarchies, True)
+    tree = kind("bulkhead/1", hierarchies)
+    tree.has_swap_limit = True
     tree.house_workers(10)
     yield tree
     for hierarchy in hierarchies:
@@ -98,6 +112,7 @@ def test_version_1_writes_every_limit_of_a_room(first: CgroupTree, tmp_path: Pat
     assert written(tmp_path) == {
         "memory/one/memory.limit_in_bytes": str(1 << 30),
         "memory/one/memory.memsw.limit_in_bytes": str(1 << 30),
+        "memory/one/memory.kmem.tcp.limit_in_bytes": str(32 << 20),
         "pids/one/pids.max": "65",
         "cpu/one/cpu.cfs_quota_us": "150000",
         "cpu/_workers/one/cpu.cfs_quota_us": "20000",
@@ -113,6 +128,17 @@ def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: 
         "one/cpu.max": "25000 100000",
         "_workers/one/cpu.max": "20000 100000",
     }
+
+
+def test_all_workers_together_have_limits_in_every_tree_of_version_1(first: CgroupTree, tmp_path: Path) -> None:
+    assert (tmp_path / "memory/_workers/memory.limit_in_bytes").read_text() == str((256 + 4 * 10) << 20)
+    assert (tmp_path / "pids/_workers/pids.max").read_text() == str(2 * 10 + 16)
+
+
+def test_all_workers_together_have_limits_on_version_2(second: CgroupTree, tmp_path: Path) -> None:
+    assert (tmp_path / "_workers/memory.max").read_text() == str((256 + 4 * 10) << 20)
+    assert (tmp_path / "_workers/memory.swap.max").read_text() == "0"
+    assert (tmp_path / "_workers/pids.max").read_text() == str(2 * 10 + 16)
 
 
 def test_workers_come_before_commands_on_version_1(first: CgroupTree, tmp_path: Path) -> None:
@@ -173,6 +199,38 @@ def test_usage_of_version_2_is_read_from_its_files(second: CgroupTree, tmp_path:
     assert payload.usage(1).peak_bytes == 1 << 30, "what was refused it never had"
     (folder / "memory.peak").unlink()
     assert payload.usage(1).peak_bytes == 0, "before Linux 5.19"
+
+
+def test_usage_of_version_1_is_read_from_its_trees(first: CgroupTree, tmp_path: Path) -> None:
+    room = Groups(first, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    (tmp_path / "cpuacct/one/1/cpuacct.usage").write_text("1234567\n")
+    (tmp_path / "memory/one/1/memory.max_usage_in_bytes").write_text("4096\n")
+    (tmp_path / "memory/one/1/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    usage = room.usage(1)
+    assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (1_234_567, 4096, 1, False)
+
+
+def test_sockets_of_version_1_have_a_limit_and_are_counted_in_each_execution(first: CgroupTree, tmp_path: Path) -> None:
+    room = Groups(first, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    name = "memory.kmem.tcp.limit_in_bytes"
+    assert [(tmp_path / "memory" / group / name).read_text() for group in ("one", "one/1")] == [str(32 << 20), "-1"]
+
+
+def test_killing_beside_the_worker_on_version_2_forbids_forks_and_spares_it(second: CgroupTree, tmp_path: Path) -> None:
+    room = Groups(second, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    (tmp_path / "one/1/cgroup.procs").write_text("99\n")
+    assert room.kill_execution(1, 99) is True
+    assert (tmp_path / "one/1/pids.max").read_text() == "0"
+    assert (tmp_path / "one/1/cgroup.kill").read_text() == ""
 
 
 def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: CgroupTree, tmp_path: Path) -> None:
