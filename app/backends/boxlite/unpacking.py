@@ -14,12 +14,11 @@ from app.backends.boxlite.script_runner import ScriptRunner
 from app.backends.boxlite.script_session import ScriptSession
 from app.core.errors import BackendFailure, PayloadTooLarge, WrongType
 from app.core.files import ArchiveEntry, EntryKind, FileKind, shown
-from app.core.tar.header import BLOCK, FIELD, LARGEST, SECOND, TYPES, ZEROS, Header
-from app.core.timeslices import TimeSlices
+from app.core.tar import TarForm, archive
+from app.core.tar.header import LARGEST
 
 NAMES_AT_ONCE = 256
 PATH_BYTES = 4096
-_LONG_NAME = b"././@LongLink"
 _OWN = 0o700  # what a folder must allow while it is filled
 _IMPLIED = 0o755  # a directory of which the archive has no entry
 
@@ -32,16 +31,16 @@ async def unpack(scripts: ScriptRunner, path: bytes, content: AsyncIterator[Arch
         if line != b"none":
             only(FileKind.DIRECTORY, there(line, path), path)
         await session.say("go")
-        archive = _Archive()
-        size, digest = await session.feed(archive.of(content))
-        seconds = session.seconds_for(size, archive.entries)
+        prepared = _Prepared()
+        size, digest = await session.feed(archive(prepared.of(content), TarForm.GNU))
+        seconds = session.seconds_for(size, prepared.entries)
         if await session.line(seconds) != b"sum " + digest.encode():
             raise BackendFailure("the archive was damaged on its way into the box: its digest is wrong")
         await session.say("go")
         said = await session.line(seconds)
         if said.startswith(b"clash "):
             await _clash(session, said)
-        for mode, names in archive.modes.items():
+        for mode, names in prepared.modes.items():
             for begin in range(0, len(names), NAMES_AT_ONCE):
                 some = names[begin : begin + NAMES_AT_ONCE]
                 await session.ask(b"".join(b"./%b\0" % name for name in some), f"{mode:o}")
@@ -56,57 +55,38 @@ async def _clash(session: ScriptSession, said: bytes) -> None:
     raise WrongType(found.kind.value, f"{shown(where)} is {found.kind.noun}, and the archive has another type there")
 
 
-class _Archive:
+class _Prepared:
+    """Entries for a tar that unpacks them as they come: each has its directories before it, which no umask of the box
+    then makes, and a directory gets its mode when nothing comes into it any more."""
+
     def __init__(self) -> None:
-        self.modes: dict[int, list[bytes]] = {}  # of directories, which get them when nothing comes into them any more
+        self.modes: dict[int, list[bytes]] = {}  # of directories
         self.entries = 0
         self._made: set[bytes] = set()
 
-    async def of(self, content: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[bytes]:
-        padding = 0
-        slices = TimeSlices.of_loop()
+    async def of(self, content: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
         async for item in content:
             if isinstance(item, bytes):
                 yield item
                 continue
-            yield bytes(padding)
-            padding = -item.size % BLOCK
             self.entries += 1
             if item.size >= LARGEST:
                 raise PayloadTooLarge(LARGEST - 1, f"the entry {shown(item.name)!r}", "send it with PUT …/files")
-            for header in self._headers(item):
-                if slices.over:
-                    await slices.next()
-                yield header
-        yield bytes(padding) + ZEROS + ZEROS
+            for entry in self._with_parents(item):
+                yield entry
 
-    def _headers(self, entry: ArchiveEntry) -> Iterator[bytes]:
-        if entry.kind is EntryKind.DIRECTORY:
-            if entry.name:
-                self.modes.setdefault(entry.mode, []).append(entry.name)
-                yield from self._above(entry.name)
-                yield self._directory(entry.name, entry.mode | _OWN, entry.modified_ns)
-            return
-        yield from self._above(entry.name)
-        seconds = min(max(entry.modified_ns // SECOND, 0), LARGEST - 1)
-        header = Header(TYPES[entry.kind], entry.name, entry.mode, entry.size, seconds, entry.target)
-        yield _long(b"L", entry.name) + _long(b"K", entry.target) + header.block()
-
-    def _above(self, name: bytes) -> Iterator[bytes]:
-        """Directories that must be there before it; no umask of the box says how they are made."""
-        parts = name.split(b"/")
+    def _with_parents(self, entry: ArchiveEntry) -> Iterator[ArchiveEntry]:
+        parts = entry.name.split(b"/")
         for count in range(1, len(parts)):
             parent = b"/".join(parts[:count])
             if parent not in self._made:
                 yield self._directory(parent, _IMPLIED, time.time_ns())
+        if entry.kind is not EntryKind.DIRECTORY:
+            yield entry
+        elif entry.name:
+            self.modes.setdefault(entry.mode, []).append(entry.name)
+            yield self._directory(entry.name, entry.mode | _OWN, entry.modified_ns)
 
-    def _directory(self, name: bytes, mode: int, modified_ns: int) -> bytes:
+    def _directory(self, name: bytes, mode: int, modified_ns: int) -> ArchiveEntry:
         self._made.add(name)
-        seconds = min(max(modified_ns // SECOND, 0), LARGEST - 1)
-        return _long(b"L", name + b"/") + Header(TYPES[EntryKind.DIRECTORY], name + b"/", mode, 0, seconds).block()
-
-
-def _long(code: bytes, name: bytes) -> bytes:
-    if len(name) <= FIELD:
-        return b""
-    return Header(code, _LONG_NAME, size=len(name) + 1).block() + name + b"\0" + bytes(-(len(name) + 1) % BLOCK)
+        return ArchiveEntry(EntryKind.DIRECTORY, name, mode, modified_ns)

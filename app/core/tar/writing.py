@@ -1,8 +1,9 @@
-"""From entries to bytes."""
+"""Writes tar streams: the one writer of headers, in two forms that differ in how they express long names."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from enum import Enum
 
 from app.core.archive import clean, require_target
 from app.core.errors import BackendFailure
@@ -11,9 +12,18 @@ from app.core.tar.header import BLOCK, FIELD, LARGEST, SECOND, TYPES, ZEROS, Hea
 from app.core.timeslices import TimeSlices
 
 PIECE = 64 * 1024  # small entries are joined to at least this
+_LONG_NAME = b"././@LongLink"
 
 
-async def archive(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[bytes]:
+class TarForm(Enum):
+    """PAX expresses everything. GNU is for busybox, which ignores pax headers, long names among them. Its times are
+    whole seconds, and a file must have less than LARGEST bytes."""
+
+    PAX = "pax"
+    GNU = "gnu"
+
+
+async def archive(items: AsyncIterator[ArchiveEntry | bytes], form: TarForm = TarForm.PAX) -> AsyncIterator[bytes]:
     """Yields pieces of any size. Raises BackendFailure for names that are not clean, and when a file has more or fewer
     bytes than its entry says, as a sandbox is not trusted."""
     waiting: list[bytes] = []
@@ -29,7 +39,7 @@ async def archive(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[b
                 raise BackendFailure("a file of the tree has more bytes than its entry says")
         else:
             _require_all(left)
-            piece = _head(item)
+            piece = _head(item, form)
             left, padding = item.size, -item.size % BLOCK
         waiting.append(piece)
         held += len(piece)
@@ -49,28 +59,40 @@ def _require_all(left: int) -> None:
         raise BackendFailure(f"a file of the tree lacks {left} bytes that its entry says it has")
 
 
-def _head(entry: ArchiveEntry) -> bytes:
+def _head(entry: ArchiveEntry, form: TarForm) -> bytes:
     """All blocks before the content. Never setuid: root may unpack what a sandbox made."""
     if not _is_clean(entry):
         raise BackendFailure(f"the tree has an entry {shown(entry.name)!r} that is impossible")
-    name, size, modified_ns = entry.name, entry.size, entry.modified_ns
+    name = entry.name
     if entry.kind is EntryKind.DIRECTORY:
         name = (name or b".") + b"/"
+    if form is TarForm.GNU and entry.size >= LARGEST:
+        raise BackendFailure(f"{shown(entry.name)!r} is too large for this form of an archive")
+    before = _long(b"L", name) + _long(b"K", entry.target) if form is TarForm.GNU else _pax(entry, name)
+    size = entry.size if entry.size < LARGEST else 0
+    seconds = min(max(entry.modified_ns // SECOND, 0), LARGEST - 1)
+    return before + Header(TYPES[entry.kind], name, entry.mode & MODE_BITS, size, seconds, entry.target).block()
+
+
+def _long(code: bytes, name: bytes) -> bytes:
+    return _extension(code, _LONG_NAME, name + b"\0") if len(name) > FIELD else b""
+
+
+def _pax(entry: ArchiveEntry, name: bytes) -> bytes:
+    """What the header itself has no room for, or b""."""
     records = [(key, value) for key, value in ((b"path", name), (b"linkpath", entry.target)) if not _fits(value)]
     if not all(_is_utf8(value) for _, value in records):
         records.insert(0, (b"hdrcharset", b"BINARY"))
-    if size >= LARGEST:
-        records.append((b"size", b"%d" % size))
-        size = 0
-    seconds, part = divmod(modified_ns, SECOND)
+    if entry.size >= LARGEST:
+        records.append((b"size", b"%d" % entry.size))
+    seconds, part = divmod(entry.modified_ns, SECOND)
     if part or not 0 <= seconds < LARGEST:
-        records.append((b"mtime", time_text(modified_ns)))
-        seconds = min(max(seconds, 0), LARGEST - 1)
-    block = Header(TYPES[entry.kind], name, entry.mode & MODE_BITS, size, seconds, entry.target).block()
-    if not records:
-        return block
-    data = b"".join(record(key, value) for key, value in records)
-    return Header(b"x", b"././@PaxHeader", size=len(data)).block() + data + bytes(-len(data) % BLOCK) + block
+        records.append((b"mtime", time_text(entry.modified_ns)))
+    return _extension(b"x", b"././@PaxHeader", b"".join(record(*pair) for pair in records)) if records else b""
+
+
+def _extension(code: bytes, name: bytes, data: bytes) -> bytes:
+    return Header(code, name, size=len(data)).block() + data + bytes(-len(data) % BLOCK)
 
 
 def _is_clean(entry: ArchiveEntry) -> bool:

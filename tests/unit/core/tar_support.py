@@ -52,8 +52,8 @@ def hard_link(name: bytes, target: bytes) -> list[Item]:
     return [ArchiveEntry(EntryKind.HARD_LINK, name, target=target)]
 
 
-def written(items: Iterable[Item]) -> bytes:
-    return b"".join(collect(tar.archive(each(items))))
+def written(items: Iterable[Item], form: tar.TarForm = tar.TarForm.PAX) -> bytes:
+    return b"".join(collect(tar.archive(each(items), form)))
 
 
 def joined(items: Iterable[Item]) -> list[Item]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import tarfile
+from dataclasses import replace
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.core.errors import InvalidArchive
+from app.core.errors import BackendFailure, InvalidArchive
 from app.core.files import ArchiveEntry, EntryKind
+from app.core.tar import TarForm
+from app.core.tar.header import LARGEST, SECOND
 from tests.unit.core.tar_support import Item, directory, file, guard, hard_link, read, symlink, written
 
 # Bytes as they come in names: plain, UTF-8, and neither; all lengths around the 100 of a header's field.
@@ -66,10 +70,10 @@ def test_what_is_written_is_read_in_any_chunks(tree: list[Item], chunks: list[in
     assert read(written(tree), chunks) == as_read(tree)
 
 
-@given(trees())
-def test_the_standard_library_reads_the_same(tree: list[Item]) -> None:
+@given(trees(), st.sampled_from(TarForm))
+def test_the_standard_library_reads_the_same(tree: list[Item], form: TarForm) -> None:
     found: list[Item] = []
-    with tarfile.open(fileobj=io.BytesIO(written(tree))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(written(tree, form))) as archive:
         for member in archive:
             name = member.name.encode(errors="surrogateescape")
             target = member.linkname.encode(errors="surrogateescape")
@@ -89,6 +93,22 @@ def test_the_standard_library_reads_the_same(tree: list[Item]) -> None:
         else item
         for item in tree
     ]
+
+
+@given(trees())
+def test_the_form_of_gnu_has_whole_seconds_and_all_else(tree: list[Item]) -> None:
+    in_seconds = [
+        replace(item, modified_ns=min(max(item.modified_ns // SECOND, 0), LARGEST - 1) * SECOND)
+        if isinstance(item, ArchiveEntry)
+        else item
+        for item in tree
+    ]
+    assert read(written(tree, TarForm.GNU)) == as_read(in_seconds)
+
+
+def test_the_form_of_gnu_has_no_room_for_the_size_of_a_larger_file() -> None:
+    with pytest.raises(BackendFailure, match="too large"):
+        written([ArchiveEntry(EntryKind.FILE, b"a", size=LARGEST)], TarForm.GNU)
 
 
 @given(trees(), st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]), CHUNKS)
