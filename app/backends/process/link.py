@@ -3,7 +3,6 @@ and carries no data."""
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import os
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.errors import BackendTimeout, BackendUnavailable
-from app.launcher.protocol import HELLO, LOST, MAX_PACKET, NETWORK, OK, REPLY, VERSION, ProtocolError, Reader, Writer
+from app.launcher.protocol import HELLO, LOST, NETWORK, OK, REPLY, VERSION, ProtocolError, Reader, Writer
+from app.launcher.protocol.packets import receive, send
 
 RUNTIME = "process"
 _ANSWER_SECONDS = 30.0
@@ -38,19 +38,8 @@ class LauncherReply:
 
 
 def receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """Returns one packet and its descriptors, all CLOEXEC. For a cut packet it closes the descriptors and raises
-    ProtocolError."""
-    data, ancillary, flags, _ = connection.recvmsg(
-        MAX_PACKET + 4096, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-    )
-    descriptors = array.array("i")
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        close_all(descriptors)
-        raise ProtocolError("a packet was cut")
-    return data, list(descriptors)
+    """Returns the packet that is there. Raises BlockingIOError when none is, OSError, ProtocolError."""
+    return receive(connection, socket.MSG_DONTWAIT)
 
 
 def close_all(descriptors: Sequence[int]) -> None:
@@ -214,9 +203,8 @@ class LauncherLink:
         """False when the socket has no room now."""
         if self._socket is None:
             raise BackendUnavailable(RUNTIME, "the launcher is gone")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
-            self._socket.sendmsg([packet], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            send(self._socket, packet, descriptors)
         except BlockingIOError:
             return False
         except OSError as error:

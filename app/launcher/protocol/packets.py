@@ -1,4 +1,4 @@
-"""Packets with descriptors, for the launcher's side of every socket."""
+"""Packets with descriptors, for either side of every socket of the launcher."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ import struct
 
 from app.launcher.protocol import MAX_PACKET, ProtocolError
 
+TYPE_CHECKING = False  # `typing` is heavy
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _ANCILLARY = _socket.CMSG_SPACE(4 * 16)  # the most that any record of ours carries
 
 
-def receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
-    """Returns one packet and its descriptors. b"" when the other side is gone."""
-    data, ancillary, flags, _ = socket.recvmsg(MAX_PACKET + 4096, _ANCILLARY, _socket.MSG_CMSG_CLOEXEC)
+def receive(socket: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
+    """Returns one packet and its descriptors, all of them CLOEXEC. b"" when the other side is gone. Raises OSError, and
+    ProtocolError for a packet that was cut, whose descriptors are closed."""
+    data, ancillary, said, _ = socket.recvmsg(MAX_PACKET + 4096, _ANCILLARY, _socket.MSG_CMSG_CLOEXEC | flags)
     descriptors: list[int] = []
     for level, kind, payload in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             descriptors += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
-    if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+    if said & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
         close(descriptors)
         raise ProtocolError("a packet was cut")
     return data, descriptors
 
 
-def send(socket: _socket.socket, packet: bytes, descriptors: list[int]) -> None:
-    """Sends at once or not at all, as a peer that does not read must not stop the launcher. Raises OSError."""
+def send(socket: _socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:
+    """Sends at once or not at all, as nobody waits for a peer that does not read. Raises OSError."""
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))]
     socket.sendmsg([packet], rights if descriptors else [], _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
 
