@@ -85,6 +85,7 @@ class ScriptSession:
             ) from None
 
     async def _take(self, size: int, seconds: float) -> bytes:
+        """Not by a `ChunkReader`, which reads when it is asked: here all is read at once, see above."""
         while len(self._heard) < size:
             await self._more(seconds)
         taken = bytes(self._heard[:size])

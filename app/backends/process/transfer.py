@@ -68,12 +68,15 @@ class Transfer:
             except BlockingIOError:
                 await self._ready()
 
-    async def exactly(self, size: int) -> bytes:
-        """Returns exactly so many bytes, and fewer only at the end. Raises BackendTimeout."""
-        data = b""
-        while len(data) < size and (piece := await self.some(size - len(data))):
-            data += piece
-        return data
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """What `some` returns, until the end. A generator would have to be closed where a reader needs no more."""
+        piece = await self.some()
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
     async def pieces(self, size: int) -> AsyncIterator[bytes]:
         """Yields `size` bytes in all, and fewer only if the end comes early. Raises BackendTimeout."""

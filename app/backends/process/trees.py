@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from app.backends.process.agent import FileAgentClient
 from app.backends.process.transfer import Transfer
+from app.core.chunks import ChunkReader
 from app.core.errors import BackendFailure
 from app.core.files import ArchiveEntry, DirectoryEntry, EntryKind, FileKind, FileStat, Listing
 from app.core.timeslices import TimeSlices
@@ -37,7 +38,7 @@ class Entries:
     """The entries that an agent sends. If its data end before the entries, the agent says why, or it is a failure."""
 
     def __init__(self, agent: FileAgentClient) -> None:
-        self._agent, self._data = agent, agent.data
+        self._agent, self._data = agent, ChunkReader(agent.data)
         self.number = 0  # what the end carried
 
     async def _exactly(self, size: int) -> bytes:
@@ -78,11 +79,12 @@ class Entries:
             size = node.size if node.kind == FILE else 0
             yield ArchiveEntry(_ENTRY_OF[node.kind], name, node.mode & 0o777, node.modified_ns, size, target)
             left = size
-            async for piece in self._data.pieces(size):
+            while left:
+                piece = await self._data.piece(left)
+                if not piece:
+                    raise BackendFailure("the entries end early: a file became shorter while it was read")
                 left -= len(piece)
                 yield piece
-            if left:
-                raise BackendFailure("the entries end early: a file became shorter while it was read")
 
 
 async def put_entries(data: Transfer, content: AsyncIterator[ArchiveEntry | bytes]) -> None:

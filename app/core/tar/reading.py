@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import NoReturn
 
+from app.core.chunks import ChunkReader
 from app.core.errors import InvalidArchive
 from app.core.files import ArchiveEntry, EntryKind, shown
 from app.core.tar.header import BLOCK, KINDS, SECOND, ZEROS, Header, parse_records, parse_time, text
@@ -13,6 +14,7 @@ from app.core.timeslices import TimeSlices
 
 LONGEST_EXTENSION = 64 * 1024  # bytes of a long name or of pax records
 _INT64 = 2**63
+_REST = 1024 * 1024  # of what follows an archive, looked at in one piece
 _SIZE = re.compile(rb"\d{1,19}")
 _REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO", b"S": "a sparse file"}
 
@@ -48,9 +50,7 @@ async def entries(chunks: AsyncIterator[bytes]) -> AsyncIterator[ArchiveEntry | 
 
 class _Reader:
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self._chunks = chunks
-        self._chunk, self._at = b"", 0
-        self._before = 0  # bytes of all chunks before this one
+        self._bytes = ChunkReader(chunks)
         self._general: dict[bytes, bytes] = {}  # pax records for everything that follows
         self._last = b""  # the name that was read last, for people
         self._start = b""  # of the archive, until its first header is known to be one
@@ -69,26 +69,23 @@ class _Reader:
     # --- bytes
 
     async def piece(self, most: int) -> bytes:
-        """Returns 1 to `most` bytes. A whole chunk is passed on without a copy."""
-        while self._at == len(self._chunk):
-            self._before, self._at = self._before + self._at, 0
-            try:
-                self._chunk = await anext(self._chunks)
-            except StopAsyncIteration:
-                self._chunk = b""
-                self._refuse_format(f"the archive ends early, after {self._before} bytes")
-        piece = self._chunk[self._at : self._at + most]
-        if len(self._start) < _MAGIC:
-            self._start += piece[:_MAGIC]
-        self._at += len(piece)
+        """Returns 1 to `most` bytes."""
+        piece = await self._bytes.piece(most)
+        if not piece:
+            self._refuse_end()
         return piece
 
     async def take(self, size: int) -> bytes:
         """Returns exactly that many bytes, which must be few."""
-        piece = await self.piece(size) if size else b""
-        while len(piece) < size:
-            piece += await self.piece(size - len(piece))
-        return piece
+        data = await self._bytes.exactly(size)
+        if len(self._start) < _MAGIC:
+            self._start += data[:_MAGIC]
+        if len(data) < size:
+            self._refuse_end()
+        return data
+
+    def _refuse_end(self) -> NoReturn:
+        self._refuse_format(f"the archive ends early, after {self._bytes.taken} bytes")
 
     # --- entries
 
@@ -96,7 +93,7 @@ class _Reader:
         """Returns None for the first of the two blocks of zeros at the end."""
         special: dict[bytes, bytes] = {}  # what is said beforehand about one entry
         while True:
-            at = self._before + self._at
+            at = self._bytes.taken
             block = await self.take(BLOCK)
             if block == ZEROS and not special:
                 return None
@@ -165,10 +162,6 @@ class _Reader:
         of two archives in a row."""
         if await self.take(BLOCK) != ZEROS:
             self._refuse("the end of the archive is incomplete: it must have two blocks of zeros")
-        rest = self._chunk[self._at :]
-        while rest.count(0) == len(rest):
-            try:
-                rest = await anext(self._chunks)
-            except StopAsyncIteration:
-                return
-        self._refuse("other bytes follow the end of the archive")
+        while rest := await self._bytes.piece(_REST):
+            if rest.count(0) != len(rest):
+                self._refuse("other bytes follow the end of the archive")

@@ -134,6 +134,7 @@ class Unpacking:
                 tree.forget_directory(directory)
 
     def _take(self, size: int) -> bytes:
+        """Not `ChunkReader` of the core: this side blocks, and the launcher imports the standard library only."""
         data = b""
         while len(data) < size:
             piece = os.read(self._pipe, size - len(data))
