@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, context_of, visitor_of
@@ -44,9 +45,7 @@ async def read_body(request: Request) -> bytes:
     """Reads a body up to the limit of the path. Raises PayloadTooLarge, BodyTooSlow, CapacityExceeded;
     ClientDisconnected when the client disconnects."""
     limit, seconds = body_limit(request.scope["path"]), context_of(request).timeouts.body
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-        raise PayloadTooLarge(limit)
+    check_content_length(request.headers, limit)
     try:
         async with asyncio.timeout(seconds):
             with context_of(request).shares.bodies.taking(visitor_of(request).client) as take:
@@ -54,6 +53,13 @@ async def read_body(request: Request) -> bytes:
     except TimeoutError:
         sentence = f"the body did not arrive within {seconds:g} seconds"
         raise BodyTooSlow([FieldError("", sentence)]) from None
+
+
+def check_content_length(headers: Headers, limit: int) -> None:
+    """A body that is said to be too large is refused before it comes. Raises PayloadTooLarge."""
+    length = headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        raise PayloadTooLarge(limit)
 
 
 def body_limit(path: str) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterable
 from typing import Annotated, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.core.errors import InvalidRequest
+from app.api.http.cursors import cursor_at, foreign_cursor, place_of
 from app.core.timeslices import TimeSlices
 
 
@@ -28,20 +26,12 @@ class Placed(Protocol):
 P = TypeVar("P", bound=Placed)
 
 
-def cursor_at(sequence: int) -> str:
-    return base64.urlsafe_b64encode(b"%d" % sequence).decode().rstrip("=")
-
-
 def sequence_of(cursor: str) -> int:
-    """Raises InvalidRequest for a cursor that `cursor_at` never gave."""
-    try:
-        text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-        sequence = int(text)
-    except (ValueError, binascii.Error):
-        sequence = -1
-    if sequence < 0 or cursor_at(sequence) != cursor:
-        raise InvalidRequest.at("query/cursor", "is not a cursor that this service gave")
-    return sequence
+    """Raises InvalidRequest for a cursor that `page` never gave."""
+    place = place_of(cursor)
+    if not place.isdigit() or b"%d" % int(place) != place:
+        raise foreign_cursor()
+    return int(place)
 
 
 async def page(
@@ -57,6 +47,6 @@ async def page(
         if item.sequence <= after or not wanted(item):
             continue
         if len(chosen) == query.limit:
-            return chosen, cursor_at(chosen[-1].sequence)
+            return chosen, cursor_at(b"%d" % chosen[-1].sequence)
         chosen.append(item)
     return chosen, None

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app.api.context import context_of
+from app.api.http.bodies import check_content_length
 from app.api.http.disconnect import ClientDisconnected
 from app.api.http.errors import BodyTooSlow, UnsupportedMediaType
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
@@ -34,9 +35,7 @@ class Upload(AsyncIterator[bytes]):
             raise UnsupportedMediaType("Content-Encoding: files are stored as they are sent; send them unencoded")
         if "content-range" in headers:
             raise InvalidRequest.at("header/content-range", "is not allowed: a file is replaced as a whole")
-        length = headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length[:20]) > self._bounds.ceiling:
-            raise PayloadTooLarge(self._bounds.ceiling)
+        check_content_length(headers, self._bounds.ceiling)
 
     async def __anext__(self) -> bytes:
         while not self._ended:

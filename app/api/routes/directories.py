@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -13,13 +12,13 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.api.context import context_of
 from app.api.http.conditions import refuse_conditions
+from app.api.http.cursors import cursor_at, foreign_cursor, place_of
 from app.api.http.raw_query import PathQuery, read_query
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.openapi.file_documents import ON_FILES, takes
 from app.api.schemas.answers import AnswerSchema
 from app.api.schemas.views import Body, json_page
-from app.core.errors import InvalidRequest
 from app.core.files import DirectoryEntry, FileKind
 
 router = APIRouter(prefix="/sandboxes/{sandbox_id}/directory", tags=["files"], route_class=StrictRoute)
@@ -74,7 +73,7 @@ async def list_directory(request: Request, sandbox_id: str) -> Response:
     async with context_of(request).sandboxes.transfers.files(sandbox_id) as files:
         listing = await files.list(path, after, query.limit)
     last = listing.entries[-1].name if listing.entries else after
-    next_cursor = _cursor_at(last) if listing.more and last is not None else None
+    next_cursor = cursor_at(last) if listing.more and last is not None else None
     return await json_page(map(_item, listing.entries), next_cursor)
 
 
@@ -100,18 +99,11 @@ async def make_directory(request: Request, sandbox_id: str) -> Response:
     return Response(status_code=201 if new else 204)
 
 
-def _cursor_at(name: bytes) -> str:
-    return base64.urlsafe_b64encode(name).decode().rstrip("=")
-
-
 def _name_of(cursor: str) -> bytes:
-    """Raises InvalidRequest for what `_cursor_at` never gave."""
-    try:
-        name = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-    except (ValueError, binascii.Error):
-        name = b""
-    if not name or _cursor_at(name) != cursor or b"/" in name or b"\0" in name:
-        raise InvalidRequest.at("query/cursor", "is not a cursor that this service gave")
+    """Raises InvalidRequest for what `list_directory` never gave."""
+    name = place_of(cursor)
+    if b"/" in name or b"\0" in name:
+        raise foreign_cursor()
     return name
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.http.paging import PageQuery, cursor_at, page, sequence_of
+from app.api.http.cursors import cursor_at
+from app.api.http.paging import PageQuery, page, sequence_of
 from app.core.errors import InvalidRequest
 
 
@@ -19,13 +20,13 @@ class Item:
 
 @given(st.integers(0, 2**63))
 def test_a_cursor_comes_back_as_the_place_it_was_made_of(sequence: int) -> None:
-    assert sequence_of(cursor_at(sequence)) == sequence
+    assert sequence_of(cursor_at(b"%d" % sequence)) == sequence
 
 
 @given(st.text(max_size=64))
 def test_any_other_text_is_refused_and_nothing_else_happens(text: str) -> None:
     with contextlib.suppress(InvalidRequest):
-        assert cursor_at(sequence_of(text)) == text
+        assert cursor_at(b"%d" % sequence_of(text)) == text
 
 
 @pytest.mark.parametrize("cursor", ["", "=", "MQ==", " MQ", "LTE", "MDE", "MV8w", "é"])
