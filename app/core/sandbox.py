@@ -18,10 +18,10 @@ from app.core.executions import Execution, Executions
 from app.core.lifecycle import ALIVE, DESTROYED, Event, Lifecycle
 from app.core.models import Command, ExitReason, IdleCounts, ResourceUsage, SandboxSpec, SandboxState, now
 from app.core.resources import Resources
+from app.core.timeslices import TimeSlices
 
 # A timer of the loop may come this much early: its clock and the wall clock are not the same.
 EARLY_SECONDS = 0.0005
-AT_ONCE = 500  # records whose output is given back in one turn of the loop: some 3 ms
 RETRY_SECONDS = 5.0  # between attempts to destroy what is past its end
 
 WAIT_SECONDS = 60.0  # for a sandbox that is still `creating`
@@ -407,9 +407,10 @@ class Sandbox:
         """Open streams still get everything to their exit frame, for at most `stream_end_seconds`."""
         loop = asyncio.get_running_loop()
         ended_output, seconds = self._resources.ended_output, self._resources.capacity.stream_end_seconds
-        for number, execution in enumerate(tuple(self.executions.values())):
-            if number % AT_ONCE == AT_ONCE - 1:
-                await asyncio.sleep(0)
+        slices = TimeSlices.of_loop()
+        for execution in tuple(self.executions.values()):
+            if slices.over:
+                await slices.next()
             for log in execution.logs.values():
                 if execution.viewers:
                     loop.call_later(seconds, ended_output.discard, self.id, log)

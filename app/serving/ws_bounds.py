@@ -23,7 +23,6 @@ SMALL_FRAMES_EACH_SECOND, SMALL_FRAMES_SAVED = 50, 500
 FRAGMENTS = 1024  # of one message: 1 KiB each, as a message has 1 MiB at most
 UNREAD_BYTES = 64 * 1024  # no ping is answered while so much waits for the client (RFC 6455, 5.5.3, allows that)
 LEAST_BYTES, MOST_BYTES, FEW_FRAMES, AT_ONCE_BYTES = 2 * 1024, 16 * 1024, 32, 512
-MESSAGES_PER_TURN = 8
 CLOSE_SECONDS = 1.0  # for a client that was refused to read why
 _CONTROL = frozenset({Opcode.PING, Opcode.PONG, Opcode.CLOSE})
 _LOG = logging.getLogger("uvicorn.error")
@@ -41,7 +40,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self._rest = bytearray()
         self._size = SliceSize(LEAST_BYTES, MOST_BYTES, FEW_FRAMES)
         self._queued = self._refused = False
-        self._frames = self._fragments = self._taken = 0
+        self._frames = self._fragments = 0
 
     # --- One connection among all
 
@@ -112,10 +111,9 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     async def receive(self) -> Any:
         """Like uvicorn's, but lets the loop run between messages that came together."""
+        if not self.queue.empty() and self._slices.over:
+            await self._slices.next()
         message = await self.queue.get()
-        self._taken += 1
-        if self._taken % MESSAGES_PER_TURN == 0:
-            await asyncio.sleep(0)
         if self.read_paused and self.queue.empty() and not self._over:
             self.read_paused = False
             if self._rest:

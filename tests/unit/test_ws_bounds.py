@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from app.core import timeslices
 from app.serving import ws_bounds
 from app.serving.http_bounds import BoundedHttp
 from app.serving.ws_bounds import (
@@ -170,6 +171,33 @@ async def test_pings_of_a_client_that_does_not_read_take_no_memory(monkeypatch: 
         await viewer.send(frame(TEXT, b"there?"))
         while (await viewer.frame()) != (TEXT, b"there?"):
             pass
+
+
+async def test_others_have_turns_between_messages_that_came_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeslices, "SECONDS", 0.0)  # each message uses up a slice
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    order: list[str] = []
+
+    async def taking(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            order.append("message")
+            if order.count("message") == 10:
+                done.set()
+
+    def other() -> None:
+        order.append("other")
+        if not done.is_set():
+            loop.call_soon(other)
+
+    async with served(taking) as port, viewing(port) as viewer:
+        loop.call_soon(other)
+        await viewer.send(frame(TEXT, b"x") * 10)
+        async with asyncio.timeout(10):
+            await done.wait()
+    began = order.index("message")
+    assert all("other" in order[at : at + 2] for at in range(began, len(order) - 2))
 
 
 async def test_a_message_has_so_many_fragments_and_no_more() -> None:
