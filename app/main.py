@@ -15,13 +15,12 @@ from app.api.http.idempotency import Recorded
 from app.api.http.readiness import Readiness
 from app.api.http.tickets import Tickets
 from app.core.idempotency import IdempotencyStore
+from app.core.limits import MIB
 from app.core.policy import DEFAULT_PROFILES, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
 from app.settings import Settings
 from app.telemetry import Telemetry
-
-MIB = 1024 * 1024
 
 
 def create_app(

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.core.budget import Budget
+from app.core.limits import MIB
 
-MIB = 1024 * 1024
 BLOCK = 4096  # what a file system gives the smallest output
 GROWTH = 16  # blocks that a file grows by: one chunk
 INLINE = 8 * MIB  # of a file that is closed at once

@@ -14,7 +14,7 @@ from app.api.http.readiness import Readiness
 from app.api.http.tickets import Tickets
 from app.core.budget import Budget
 from app.core.fair_queue import FairQueue
-from app.core.limits import LimitRange
+from app.core.limits import MIB, LimitRange
 from app.core.policy import Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes
@@ -64,7 +64,6 @@ class TransferBounds:
     stall_seconds: float = 60
 
 
-MIB = 1024 * 1024
 STRANGERS_ANSWERS = 16 * MIB
 
 

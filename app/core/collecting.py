@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from app.core.errors import BulkheadError, FieldError, InvalidRequest, NotFound, WrongType
 from app.core.files import DirectoryEntry, FileKind, Files, shown
+from app.core.limits import MIB
 from app.core.text import byte_length
 from app.core.timeslices import TimeSlices
 from app.core.transfers import closing
 
-MIB = 1024 * 1024
 PATTERNS = FILES = 1024  # of one run: patterns, and entries of its answer beside one for each pattern
 TOTAL_BYTES = 8 * MIB  # of all files together
 NAMES = 100_000  # of directories, that are looked at for all patterns together

@@ -25,6 +25,7 @@ from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
 from app.core.connections import NEWCOMERS
 from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
+from app.core.limits import MIB
 from app.core.policy import Policy
 from app.core.registry import AUTO, Registry
 from app.core.sandboxes import Sandboxes
@@ -36,7 +37,7 @@ from app.serving.slow_callbacks import SlowCallbacks
 from app.serving.ws_bounds import BoundedWebSocket
 from app.settings import Settings, SettingsError, check_exposure, load_settings
 from app.settings.profiles import ProfilesError, load_profiles
-from app.spill import MIB, SpillFolder
+from app.spill import SpillFolder
 from app.telemetry import Telemetry
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38

@@ -15,7 +15,7 @@ from app.api.context import ApplicationContext
 from app.api.schemas.requests import CreateSandbox
 from app.api.schemas.specs import sandbox_spec
 from app.backends.boxlite.network import narrowed
-from app.backends.process.plan import MIB, create_plan
+from app.backends.process.plan import create_plan
 from app.core.backend import Capability
 from app.core.errors import (
     InvalidRequest,
@@ -24,7 +24,7 @@ from app.core.errors import (
     PolicyTooBroad,
     UnknownProfile,
 )
-from app.core.limits import LIMITS
+from app.core.limits import LIMITS, MIB
 from app.core.models import SandboxSpec
 from tests.unit.api.service import PROFILES, Service, kernel
 

@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect
 
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
+from app.core.limits import MIB
 from app.core.policy import DEFAULT_PROFILES
 from app.serving import gateway
 from app.serving.gateway import (
@@ -32,7 +33,7 @@ from app.serving.gateway import (
 from app.serving.http_bounds import BoundedHttp
 from app.serving.ws_bounds import BoundedWebSocket
 from app.settings import load_settings
-from app.spill import MIB, SpillFolder
+from app.spill import SpillFolder
 from app.telemetry import Telemetry
 from tests.unit.api.service import Service, create, start
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import CapacityExceeded
-from app.spill import BLOCK, GROWTH, INLINE, MIB, SpilledOutput, SpillFile, SpillFolder
+from app.core.limits import MIB
+from app.spill import BLOCK, GROWTH, INLINE, SpilledOutput, SpillFile, SpillFolder
 from tests.null_backend import pattern
 
 STEP = GROWTH * BLOCK

@@ -12,7 +12,8 @@ from app.api.schemas.limits import LimitsRequest, OutputBytes
 from app.api.schemas.requests import OUTPUT_MODE, STDERR, SandboxFields, Tty
 from app.api.schemas.strict import Arguments, Directory, Environment, Mode, Seconds, Strict
 from app.core.collecting import FILES as FILES_BACK
-from app.core.collecting import MIB, PATTERNS, TOTAL_BYTES
+from app.core.collecting import PATTERNS, TOTAL_BYTES
+from app.core.limits import MIB
 from app.core.models import OnOutputLimit, OutputMode, Stderr
 
 FILES = 1024

@@ -32,6 +32,7 @@ from app.core.errors import (
     CapabilityMissing,
     LaunchFailed,
 )
+from app.core.limits import MIB
 from app.core.models import SandboxSpec, Tier
 from app.core.tasks import Tasks
 from app.core.workdirs import prepare_workdir
@@ -51,7 +52,6 @@ CAPABILITIES = frozenset(
         Capability.EXACT_OUTPUT,
     }
 )
-MIB = 1024 * 1024
 IMAGES_KNOWN = 1024  # of which it is known whether output can be exact; clients may name any that match a pattern
 REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours must not cost us 20,000 requests
 

@@ -8,9 +8,9 @@ from typing import Any
 from app.backends.boxlite.box import Box
 from app.backends.boxlite.inside import Facts
 from app.core.errors import IsolationUnavailable
+from app.core.limits import MIB
 from app.core.models import OutputMode, SandboxSpec, Tier
 
-MIB = 1024 * 1024
 # The guest sees about 14 MB more than it was given (seen: 142976 kB of 128 MiB), and less what its kernel keeps.
 MEMORY_SLACK = 64 * MIB
 _CLAIMED = (

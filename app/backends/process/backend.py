@@ -15,7 +15,7 @@ from app import __version__
 from app.backends.process.files import ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.pipes import PipeBudget
-from app.backends.process.plan import MIB, create_plan
+from app.backends.process.plan import create_plan
 from app.backends.process.receipt import Networks, isolation
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Capability, RuntimeInfo
@@ -27,6 +27,7 @@ from app.core.errors import (
     IsolationUnavailable,
     LaunchFailed,
 )
+from app.core.limits import MIB
 from app.core.models import SandboxSpec
 from app.core.workdirs import prepare_workdir
 from app.launcher.protocol import CREATE, ProtocolError, Writer

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from app.core.limits import MIB
 from app.core.models import Command, SandboxSpec
 from app.launcher.protocol import CreatePlan, pack_command
 
-MIB = 1024 * 1024
 # A command's environment is built from nothing, not from ours.
 BASE_ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from app.core.backend import Capability
 from app.core.errors import BulkheadError, InvalidRequest, LimitTooHigh
 from app.core.limits import LIMITS, LimitRange, Limits, choose_limits, lower
 
+APP = Path(__file__).resolve().parents[3] / "app"
 RANGES = {name: LimitRange(getattr(Limits(), name), getattr(Limits(), name) * 2) for name in LIMITS}
 
 
@@ -86,3 +89,8 @@ def test_every_row_has_its_numbers_in_order() -> None:
 def test_the_command_line_knows_the_same_limits() -> None:
     assert tuple(LIMITS) == bodies.LIMITS
     assert LIMITS["wall_seconds"].default == bodies.WALL_SECONDS
+
+
+def test_a_mebibyte_is_written_once() -> None:
+    files = [path for path in APP.rglob("*.py") if re.search(r"^_?MIB\b.*=", path.read_text(), re.MULTILINE)]
+    assert [str(path.relative_to(APP)) for path in files] == ["core/limits.py"]
