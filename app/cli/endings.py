@@ -25,7 +25,7 @@ def status_of(exit_: Mapping[str, Any], exit_code: int) -> tuple[int, str | None
             return 128 - exit_code, None
         case "timeout":
             return TIMED_OUT, sentence
-        case "oom" | "resource_limit" | "killed" | "output_limit":
+        case "oom" | "resource_limit" | "killed" | "output_limit" | "cpu_limit":
             return KILLED, sentence
         case "start_failed":
             return exit_code & 255, sentence

@@ -35,6 +35,7 @@ class Capability(StrEnum):
     LIMIT_MEMORY = "limit_memory"
     LIMIT_DISK = "limit_disk"
     LIMIT_PROCESSES = "limit_processes"
+    EXECUTION_LIMITS = "execution_limits"
     FILESYSTEM_POLICY = "filesystem_policy"
     SYSCALL_PROFILES = "syscall_profiles"
     FILES = "files"

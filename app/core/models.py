@@ -119,6 +119,7 @@ class ExitReason(StrEnum):
     RESOURCE_LIMIT = "resource_limit"
     KILLED = "killed"
     OUTPUT_LIMIT = "output_limit"
+    CPU_LIMIT = "cpu_limit"
     START_FAILED = "start_failed"
     LOST = "lost"
 
@@ -152,6 +153,18 @@ class Terminal:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutionLimits:
+    """Limits of one execution, below those of its sandbox. None: none of its own. `cpu_seconds` and `memory_mib` are of
+    all its processes together, the others of each. Files that it writes count as its memory."""
+
+    cpu_seconds: float | None = None
+    stack_mib: int | None = None
+    open_files: int | None = None
+    file_mib: int | None = None
+    memory_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """One command: an exact argv (no shell), and its environment, which replaces what the runtime itself sets (HOME,
     PATH). With `tty` it runs on a terminal, which is its stdin, stdout and stderr: everything that it prints is stdout.
@@ -167,6 +180,7 @@ class Command:
     output_bytes: int | None = None
     stderr: Stderr = Stderr.SEPARATE
     output_mode: OutputMode | None = None  # None: exact where that can be
+    limits: ExecutionLimits = ExecutionLimits()
 
 
 @dataclass(frozen=True, slots=True)

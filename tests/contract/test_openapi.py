@@ -312,6 +312,7 @@ def test_what_later_orders_bring_is_absent() -> None:
             "tty",
             "on_output_limit",
             "output_mode",
+            "limits",
             "id",
         )
     }

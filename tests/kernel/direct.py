@@ -189,4 +189,4 @@ def name(sandbox_id: str) -> bytes:
 
 def command(number: int, argv: Sequence[str], sandbox_id: str = "one", *, in_memfd: int = 0) -> bytes:
     body = pack_command([word.encode() for word in argv], [b"PATH=/usr/bin:/bin"], b"/workspace")
-    return bytes(Writer(0).text(sandbox_id).u32(number).u8(in_memfd).data[1:]) + (b"" if in_memfd else body)
+    return bytes(Writer(0).text(sandbox_id).u32(number).u8(in_memfd).u8(0).data[1:]) + (b"" if in_memfd else body)

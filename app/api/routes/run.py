@@ -13,9 +13,17 @@ from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import json_body, problems
 from app.api.routes.sandboxes import OF_A_CREATE
+from app.api.schemas.limits import CommandLimitsRequest
 from app.api.schemas.run_answers import response_of
 from app.api.schemas.runs import JobFields, Run, RunFile, RunInSandbox, RunInSandboxResult, RunResult
-from app.api.schemas.specs import DEFAULT_TTL_SECONDS, sandbox_spec, terminal_of, timeout_of, workdir_of
+from app.api.schemas.specs import (
+    DEFAULT_TTL_SECONDS,
+    execution_limits_of,
+    sandbox_spec,
+    terminal_of,
+    timeout_of,
+    workdir_of,
+)
 from app.core.backend import Capability
 from app.core.collecting import patterns_of
 from app.core.commands import is_merged
@@ -105,11 +113,15 @@ async def _shot(asked: Run, context: ApplicationContext) -> OneShot:
     needs |= {Capability.PTY} if asked.tty is not None else set()
     needs |= {Capability.MERGED_OUTPUT} if is_merged(job.command) else set()
     needs |= {Capability.FILES} if job.files or job.collect else set()
+    if any(getattr(asked.limits, name) is not None for name in CommandLimitsRequest.model_fields):
+        needs |= {Capability.EXECUTION_LIMITS}
     spec = await sandbox_spec(asked, _with_output_range(context), more=frozenset(needs))
     timeout = timeout_of(asked.timeout_seconds, spec, context)
     if asked.ttl_seconds is None:
         spec = replace(spec, ttl_seconds=min(timeout + DEFAULT_TTL_SECONDS, context.ttl_ceiling_seconds))
-    return OneShot(spec, replace(job, command=replace(job.command, workdir=spec.workdir, timeout_seconds=timeout)))
+    limits = execution_limits_of(asked.limits, spec, context)
+    command = replace(job.command, workdir=spec.workdir, timeout_seconds=timeout, limits=limits)
+    return OneShot(spec, replace(job, command=command))
 
 
 def _with_output_range(context: ApplicationContext) -> ApplicationContext:
@@ -130,6 +142,7 @@ def _job_in(asked: RunInSandbox, sandbox: Sandbox, context: ApplicationContext) 
             workdir=workdir_of(asked.workdir, sandbox.spec),
             timeout_seconds=timeout_of(asked.timeout_seconds, sandbox.spec, context),
             output_bytes=_output_bytes(asked.limits.output_bytes, sandbox.spec.limits.output_bytes),
+            limits=execution_limits_of(asked.limits, sandbox.spec, context, asked.limits.memory_mib),
         ),
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from app.api.schemas.strict import EXACT_INTEGER, WHOLE, Strict
+from app.core.execution_limits import EXECUTION_LIMITS
 from app.core.limits import LIMITS
 
 Cpus = Annotated[float, Field(ge=LIMITS["cpus"].floor)]
@@ -15,6 +16,33 @@ Processes = Annotated[int, Field(ge=LIMITS["processes"].floor, le=EXACT_INTEGER)
 DiskMib = Annotated[int, Field(ge=LIMITS["disk_mib"].floor, le=EXACT_INTEGER), WHOLE]
 OutputBytes = Annotated[int, Field(ge=LIMITS["output_bytes"].floor, le=EXACT_INTEGER), WHOLE]
 WallSeconds = Annotated[float, Field(ge=LIMITS["wall_seconds"].floor)]
+
+
+class CommandLimitsRequest(Strict):
+    """Limits of one execution, which are never above those of its sandbox. They need the capability
+    `execution_limits`."""
+
+    cpu_seconds: Annotated[float, Field(ge=EXECUTION_LIMITS["cpu_seconds"].floor)] | None = Field(
+        None, description=EXECUTION_LIMITS["cpu_seconds"].meaning
+    )
+    stack_mib: Annotated[int, Field(ge=EXECUTION_LIMITS["stack_mib"].floor, le=EXACT_INTEGER), WHOLE] | None = Field(
+        None, description=EXECUTION_LIMITS["stack_mib"].meaning
+    )
+    open_files: Annotated[int, Field(ge=EXECUTION_LIMITS["open_files"].floor, le=EXACT_INTEGER), WHOLE] | None = Field(
+        None, description=EXECUTION_LIMITS["open_files"].meaning
+    )
+    file_mib: Annotated[int, Field(ge=EXECUTION_LIMITS["file_mib"].floor, le=EXACT_INTEGER), WHOLE] | None = Field(
+        None, description=EXECUTION_LIMITS["file_mib"].meaning
+    )
+
+
+class ExecutionLimitsRequest(CommandLimitsRequest):
+    """Limits of one execution, which are never above those of its sandbox. They need the capability
+    `execution_limits`."""
+
+    memory_mib: Annotated[int, Field(ge=EXECUTION_LIMITS["memory_mib"].floor, le=EXACT_INTEGER), WHOLE] | None = Field(
+        None, description=EXECUTION_LIMITS["memory_mib"].meaning
+    )
 
 
 class LimitsRequest(Strict):

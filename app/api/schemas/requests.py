@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from app.api.schemas.limits import LimitsRequest
+from app.api.schemas.limits import ExecutionLimitsRequest, LimitsRequest
 from app.api.schemas.strict import (
     WHOLE,
     Arguments,
@@ -180,6 +180,7 @@ class CreateExecution(Strict):
     stderr: Stderr = Field(Stderr.SEPARATE, description=STDERR)
     on_output_limit: OnOutputLimit = OnOutputLimit.DROP_OLDEST
     output_mode: OutputMode | None = Field(None, description=OUTPUT_MODE)
+    limits: ExecutionLimitsRequest = ExecutionLimitsRequest()
     id: Id | None = Field(None, description="chosen by the client; makes the start repeatable")
 
 

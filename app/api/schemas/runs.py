@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.schemas.answers import AnswerSchema, Exit
-from app.api.schemas.limits import LimitsRequest, OutputBytes
+from app.api.schemas.limits import CommandLimitsRequest, ExecutionLimitsRequest, LimitsRequest, OutputBytes
 from app.api.schemas.requests import OUTPUT_MODE, STDERR, SandboxFields, Tty
 from app.api.schemas.strict import Arguments, Directory, Environment, Mode, Seconds, Strict
 from app.core.collecting import FILES as FILES_BACK
@@ -51,6 +51,10 @@ class JobFields(Strict):
     )
 
 
+class RunLimits(LimitsRequest, CommandLimitsRequest):
+    """The limits of the sandbox, and of its one execution."""
+
+
 class Run(SandboxFields, JobFields):
     model_config = ConfigDict(
         json_schema_extra={
@@ -62,15 +66,13 @@ class Run(SandboxFields, JobFields):
         }
     )
 
-    limits: LimitsRequest = Field(
-        LimitsRequest(), description="`output_bytes` is 1 MiB by default here, and 8 MiB at most"
-    )
+    limits: RunLimits = Field(RunLimits(), description="`output_bytes` is 1 MiB by default here, and 8 MiB at most")
     ttl_seconds: Seconds | None = Field(
         None, description="the sandbox is destroyed after this time (default: one hour more than the timeout)"
     )
 
 
-class RunLimits(Strict):
+class RunInSandboxLimits(ExecutionLimitsRequest):
     """The limits of one run in a sandbox. None is above the sandbox's own."""
 
     output_bytes: OutputBytes | None = Field(
@@ -90,7 +92,7 @@ class RunInSandbox(JobFields):
 
     env: Environment = Field({}, description="more variables, which replace those of the sandbox")
     workdir: Directory | None = Field(None, description="working directory (default: that of the sandbox)")
-    limits: RunLimits = RunLimits()
+    limits: RunInSandboxLimits = RunInSandboxLimits()
 
 
 class CollectedFile(AnswerSchema):

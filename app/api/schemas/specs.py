@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from app.api.context import ApplicationContext
 from app.api.schemas import requests
-from app.api.schemas.limits import LimitsRequest
+from app.api.schemas.limits import CommandLimitsRequest, LimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
 from app.core.backend import Backend, Capability
 from app.core.choice import RuntimeRequest, choose
@@ -19,8 +19,9 @@ from app.core.errors import (
     UnknownProfile,
     plain_number,
 )
+from app.core.execution_limits import check_execution_limits
 from app.core.limits import LIMITS, Limits, choose_limits, lower
-from app.core.models import Command, IdleCounts, SandboxSpec, Stdin, Terminal
+from app.core.models import Command, ExecutionLimits, IdleCounts, SandboxSpec, Stdin, Terminal
 from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow
 from app.core.sandboxes import Sandbox
 
@@ -177,6 +178,15 @@ def terminal_of(asked: requests.Terminal | None) -> Terminal | None:
     return None if asked is None else Terminal(asked.rows, asked.cols)
 
 
+def execution_limits_of(
+    asked: CommandLimitsRequest, spec: SandboxSpec, context: ApplicationContext, memory_mib: int | None = None
+) -> ExecutionLimits:
+    """Raises PolicyNotSupported, LimitTooHigh."""
+    limits = ExecutionLimits(asked.cpu_seconds, asked.stack_mib, asked.open_files, asked.file_mib, memory_mib)
+    check_execution_limits(limits, spec.limits, context.registry.get(spec.runtime).info)
+    return limits
+
+
 def workdir_of(asked: str | None, spec: SandboxSpec) -> str:
     """The working directory of an execution. Raises InvalidRequest."""
     return spec.workdir if asked is None else check_path(asked, "/workdir")
@@ -196,4 +206,5 @@ def command_of(asked: CreateExecution, sandbox: Sandbox, context: ApplicationCon
         on_output_limit=asked.on_output_limit,
         output_mode=asked.output_mode,
         tty=terminal,
+        limits=execution_limits_of(asked.limits, sandbox.spec, context, asked.limits.memory_mib),
     )

@@ -47,6 +47,7 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_MEMORY,
         Capability.LIMIT_DISK,
         Capability.LIMIT_PROCESSES,
+        Capability.EXECUTION_LIMITS,
         Capability.FILESYSTEM_POLICY,
         Capability.SYSCALL_PROFILES,
         Capability.FILES,

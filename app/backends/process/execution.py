@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from app.backends.process.link import LauncherLink, LauncherRefused, LauncherReply, close_all
 from app.backends.process.pipes import PipeBudget
-from app.backends.process.plan import command_body
+from app.backends.process.plan import command_body, execution_plan
 from app.backends.process.streams import Streams
 from app.backends.process.terminal import PseudoTerminal
 from app.backends.process.usage import resource_usage
@@ -27,6 +27,7 @@ from app.launcher.protocol import (
     KILL,
     MAX_PACKET,
     STEP_CGROUP,
+    STEP_LIMITS,
     STEP_WORKDIR,
     TERMINAL,
     USAGE,
@@ -34,6 +35,7 @@ from app.launcher.protocol import (
     Writer,
 )
 
+_STEPS = {STEP_CGROUP: "join_cgroup", STEP_LIMITS: "set_limits"}
 LAST_WORD_SECONDS = 10.0  # for what the worker has to say about an end, on a machine that is busy
 _START_SECONDS = 5.0
 LOST = Exit(ExitReason.LOST, detail="the sandbox ended without telling how the command ended")
@@ -105,7 +107,8 @@ class ProcessExecution:
             in_memfd = len(body) > MAX_PACKET - 256
             if in_memfd:
                 descriptors.append(_memfd(body, far_ends))
-            packet = self._name + bytes([in_memfd]) + (b"" if in_memfd else body)
+            header = execution_plan(command.limits).write(Writer(in_memfd)).data
+            packet = self._name + bytes(header) + (b"" if in_memfd else body)
             self._began_at = time.perf_counter()
             return self._link.post(Writer(EXECUTE), packet, descriptors)
 
@@ -156,11 +159,11 @@ class ProcessExecution:
         name, sentence = _errno_name(number), os.strerror(number)
         if step == STEP_WORKDIR:
             detail = f"the working directory {self._workdir!r} cannot be entered: {name} ({sentence})"
-        elif step == STEP_CGROUP:
-            detail = f"step join_cgroup failed: {name} ({sentence})"
+        elif step in _STEPS:
+            detail = f"step {_STEPS[step]} failed: {name} ({sentence})"
         else:
             detail = f"{self._argv0!r} cannot be executed: {name} ({sentence})" + hint_for(self._argv0, number)
-        not_found = step not in (STEP_WORKDIR, STEP_CGROUP) and number in (errno.ENOENT, errno.ENOTDIR)
+        not_found = step not in (STEP_WORKDIR, *_STEPS) and number in (errno.ENOENT, errno.ENOTDIR)
         self._begun.set_result(None)
         self._finishing = asyncio.get_running_loop().create_task(
             self._finish(Exit(ExitReason.START_FAILED, detail=detail, not_found=not_found))
@@ -203,6 +206,8 @@ class ProcessExecution:
         # A host without the controller says 0, which no process that ran can have used.
         exit_ = replace(exit_, cpu_seconds=cpu_ns / 1e9 or None, max_memory_bytes=peak or None)
         if reason and exit_.signal == "SIGKILL":  # the launcher ended it, and this is what ended it
+            with contextlib.suppress(LauncherRefused):
+                await self._link.request(KILL, self._name)  # when the end is told, all that it started is gone
             return replace(exit_, reason=ExitReason(reason), detail=why)
         if ooms == 0 or exit_.reason is ExitReason.START_FAILED or exit_.code == 0:
             return exit_

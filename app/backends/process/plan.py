@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 
 from app.core.limits import MIB
-from app.core.models import Command, SandboxSpec
-from app.launcher.protocol import CreatePlan, pack_command
+from app.core.models import Command, ExecutionLimits, SandboxSpec
+from app.launcher.protocol import CreatePlan, ExecutionPlan, pack_command
 
 # A command's environment is built from nothing, not from ours.
 BASE_ENVIRONMENT: Mapping[str, str] = {
@@ -40,6 +40,16 @@ def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
 def filter_name(spec: SandboxSpec) -> str:
     """The name of the system-call filter. A sandbox that may use its loopback may also ask for its addresses."""
     return "loopback" if spec.policy.loopback_tcp else spec.policy.syscalls.profile
+
+
+def execution_plan(limits: ExecutionLimits) -> ExecutionPlan:
+    return ExecutionPlan(
+        cpu_ns=round((limits.cpu_seconds or 0) * 1e9),
+        memory_bytes=(limits.memory_mib or 0) * MIB,
+        stack_bytes=(limits.stack_mib or 0) * MIB,
+        open_files=limits.open_files or 0,
+        file_bytes=(limits.file_mib or 0) * MIB,
+    )
 
 
 def command_body(command: Command) -> bytes:

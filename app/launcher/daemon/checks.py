@@ -6,7 +6,10 @@ import errno
 
 from app.launcher.config import Config
 from app.launcher.daemon.connection import Connection
-from app.launcher.protocol import OK, REPLY, CreatePlan, Writer
+from app.launcher.protocol import OK, REPLY, CreatePlan, ExecutionPlan, Writer
+from app.launcher.sandbox.lockdown import NOFILE_HARD
+
+MOST_CPU_NS = (1 << 63) - 1
 
 
 class Refusal(Exception):
@@ -44,6 +47,19 @@ def check_plan(plan: CreatePlan, config: Config, filters: dict[str, bytes]) -> N
     for path in plan.read_only + plan.read_write:
         if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise Refusal("plan", errno.EINVAL, "not a clean path")
+
+
+def check_execution(limits: ExecutionPlan, plan: CreatePlan) -> None:
+    """Raises Refusal for limits of an execution that are above those of its sandbox."""
+    for name, value, most in (
+        ("memory", limits.memory_bytes, plan.memory_bytes),
+        ("stack", limits.stack_bytes, plan.memory_bytes),
+        ("open files", limits.open_files, NOFILE_HARD),
+        ("file", limits.file_bytes, plan.disk_bytes),
+        ("processor time", limits.cpu_ns, MOST_CPU_NS),
+    ):
+        if value > most:
+            raise Refusal("plan", errno.ERANGE, f"{name} is {value}, the ceiling {most}")
 
 
 def is_name(text: str) -> bool:

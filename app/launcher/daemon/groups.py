@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from app.launcher.daemon.cgroup import WORKER_CPU_MILLIS, CgroupTree, Hierarchy, OomEvents
@@ -120,6 +121,17 @@ class Groups:
             self.remove_execution(number)
             raise
         return joins
+
+    def limit_execution(self, number: int, memory_bytes: int) -> None:
+        """Of one that was opened and has no process yet. Raises OSError, also where the host has no such limit."""
+        if self._tree.hierarchy("memory") is None:
+            raise OSError(errno.ENOTSUP, "the host has no memory controller")
+        self._tree.limit_memory(self._path(number), memory_bytes)
+
+    @property
+    def can_count_cpu(self) -> bool:
+        """Whether the processor time of an execution is known."""
+        return self._tree.cpu_ns(self._name) is not None
 
     def _hand_down(self) -> None:
         """Not before the worker is ready, which was in the payload for a moment."""

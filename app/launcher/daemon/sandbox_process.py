@@ -13,7 +13,7 @@ from app.launcher.daemon.groups import Groups, Usage
 from app.launcher.daemon.usage import Figures
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import kill_by_pidfd
-from app.launcher.protocol import HOLD, CreatePlan, Writer, packets
+from app.launcher.protocol import HOLD, CreatePlan, ExecutionPlan, Writer, packets
 
 # Three standard streams, two sockets, /dev/null, pids.max, and what tells of children.
 _OWN_DESCRIPTORS = 8
@@ -72,14 +72,26 @@ class SandboxProcess:
     def is_new(self, number: int) -> bool:
         return number > self._last
 
-    def run(self, kind: int, number: int, in_memfd: int, body: bytes, descriptors: list[int]) -> None:
+    def run(
+        self,
+        kind: int,
+        number: int,
+        in_memfd: int,
+        limits: ExecutionPlan | None,
+        body: bytes,
+        descriptors: list[int],
+    ) -> None:
         """Makes the groups of an execution and passes it to the worker, as `kind`. Raises OSError, and then nothing of
         it is left."""
         joins = self._take_spare(number)
         self._last = number
         try:
-            packet = bytes(Writer(kind).u32(number).u8(in_memfd).data) + body
-            packets.send(self.channel, packet, descriptors + joins)
+            packet = Writer(kind).u32(number).u8(in_memfd)
+            if limits is not None:
+                limits.write(packet)
+                if limits.memory_bytes:
+                    self.groups.limit_execution(number, limits.memory_bytes)
+            packets.send(self.channel, bytes(packet.data) + body, descriptors + joins)
         except OSError:
             self.groups.remove_execution(number)
             raise

@@ -8,9 +8,10 @@ import select
 
 from app.launcher.config import Config
 from app.launcher.daemon import cgroup, probe
-from app.launcher.daemon.checks import Refusal, answer, check_plan, reply
+from app.launcher.daemon.checks import Refusal, answer, check_execution, check_plan, reply
 from app.launcher.daemon.connection import Connection
 from app.launcher.daemon.dead_groups import DeadGroups
+from app.launcher.daemon.execution_limits import LimitedExecutions
 from app.launcher.daemon.file_locks import LockHolders
 from app.launcher.daemon.host import Host
 from app.launcher.daemon.oom import killed_too_often
@@ -32,6 +33,7 @@ from app.launcher.protocol import (
     STEP_FAILED,
     STREAMS,
     CreatePlan,
+    ExecutionPlan,
     ProtocolError,
     Reader,
     Writer,
@@ -55,6 +57,7 @@ class SandboxTable:
         trees = [hierarchy.parent for hierarchy in tree.hierarchies]
         self._locks = LockHolders(config.max_file_locks, lock_counter, poll, trees)
         self._watch = Watch((self._locks.sample,) if config.max_file_locks else ())
+        self._limited = LimitedExecutions()
         self._dead_groups = DeadGroups(tree)
         self._sandboxes: dict[str, SandboxProcess] = {}
         self._by_descriptor: dict[int, SandboxProcess] = {}
@@ -73,7 +76,11 @@ class SandboxTable:
     @property
     def milliseconds_left(self) -> int | None:
         """Time until `go_on` has something to do, if nothing else happens."""
-        waits = (self._watch.milliseconds_left(self._sandboxes.values()), self._locks.milliseconds_left)
+        waits = (
+            self._watch.milliseconds_left(self._sandboxes.values()),
+            self._locks.milliseconds_left,
+            self._limited.milliseconds_left,
+        )
         return min((wait for wait in waits if wait is not None), default=None)
 
     @property
@@ -98,6 +105,7 @@ class SandboxTable:
         """Continues work that could not be finished at once, and checks what has to be checked from time to time."""
         self._carry_out(self._watch.look(self._sandboxes.values()))
         self._carry_out(self._locks.go_on())
+        self._carry_out(self._limited.look())
         for sandbox in tuple(self._unfinished):
             sandbox.tidy()
             for number in sandbox.go_on_killing():
@@ -187,10 +195,17 @@ class SandboxTable:
             raise Refusal("plan", errno.EDQUOT, f"the limit of {limit} executions in one sandbox is reached")
         if not sandbox.is_new(number):
             raise Refusal("plan", errno.EEXIST, "an execution number is used once")
+        limits = ExecutionPlan.read(source) if kind == EXECUTE else None
+        if limits is not None:
+            check_execution(limits, sandbox.plan)
+            if limits.cpu_ns and not sandbox.groups.can_count_cpu:
+                raise Refusal("limit_cpu", errno.ENOTSUP, "the host does not count processor time")
         try:
-            sandbox.run(RUN if kind == EXECUTE else RUN_AGENT, number, in_memfd, source.rest(), descriptors)
+            sandbox.run(RUN if kind == EXECUTE else RUN_AGENT, number, in_memfd, limits, source.rest(), descriptors)
         except OSError as error:
             raise Refusal("join_cgroup", error.errno or 0, str(error.strerror)) from error
+        if limits is not None and (limits.cpu_ns or limits.memory_bytes):
+            self._limited.add(sandbox, number, limits.cpu_ns)
 
     def open_terminal(self, sandbox: SandboxProcess) -> int:
         """Raises Refusal."""

@@ -34,7 +34,7 @@ SIGNAL = 80
 
 RECORD = struct.Struct("<BIii")  # kind, execution number, two values
 # The values of START_FAILED: errno, and which step it was.
-STEP_EXEC, STEP_WORKDIR, STEP_CGROUP = 0, 1, 2
+STEP_EXEC, STEP_WORKDIR, STEP_CGROUP, STEP_LIMITS = 0, 1, 2, 3
 
 FLAG_LOOPBACK_TCP = 1
 
@@ -186,6 +186,40 @@ class CreatePlan:
             sandbox_id, template, filter_name, cpu_millis, memory, disk, processes,
             bool(flags & FLAG_LOOPBACK_TCP), read_only, read_write,
         )  # fmt: skip
+
+
+class ExecutionPlan:
+    """A part of EXECUTE and RUN: limits of one execution, below those of its sandbox. 0 is none of its own."""
+
+    __slots__ = ("cpu_ns", "file_bytes", "memory_bytes", "open_files", "stack_bytes")
+
+    def __init__(
+        self, cpu_ns: int = 0, memory_bytes: int = 0, stack_bytes: int = 0, open_files: int = 0, file_bytes: int = 0
+    ) -> None:
+        self.cpu_ns, self.memory_bytes = cpu_ns, memory_bytes
+        self.stack_bytes, self.open_files, self.file_bytes = stack_bytes, open_files, file_bytes
+
+    def rlimits(self) -> list[tuple[int, int]]:
+        """Kind and value of those that are a process's own; the numbers are those of linux/resource.h."""
+        named = ((1, self.file_bytes), (3, self.stack_bytes), (7, self.open_files))
+        return [(kind, value) for kind, value in named if value]
+
+    def write(self, into: Writer) -> Writer:
+        """One byte where there are none."""
+        values = (self.cpu_ns, self.memory_bytes, self.stack_bytes, self.open_files, self.file_bytes)
+        if not any(values):
+            return into.u8(0)
+        into.u8(1)
+        for value in values:
+            into.u64(value)
+        return into
+
+    @classmethod
+    def read(cls, source: Reader) -> ExecutionPlan:
+        there = source.u8()
+        if there > 1:
+            raise ProtocolError("not the limits of an execution")
+        return cls(*(source.u64() for _ in range(5))) if there else cls()
 
 
 def _path(raw: bytes) -> str:

@@ -27,14 +27,17 @@ from app.launcher.protocol import (
     STARTED,
     STEP_CGROUP,
     STEP_EXEC,
+    STEP_LIMITS,
     STEP_WORKDIR,
     STREAMS,
+    ExecutionPlan,
     ProtocolError,
     Reader,
     unpack_command,
 )
 from app.launcher.protocol.packets import close, receive
 from app.launcher.sandbox.file_agent import become_agent
+from app.launcher.sandbox.limited import LimitError, fork_and_exec
 from app.launcher.sandbox.setup import SandboxSetup
 from app.launcher.sandbox.spawn import search_and_spawn
 from app.launcher.sandbox.workdir import WorkdirError, enter
@@ -100,9 +103,10 @@ class Worker:
             streams = STREAMS.get(kind, 0)
             if kind not in (RUN, RUN_AGENT) or len(descriptors) < streams + in_memfd:
                 raise ProtocolError("not a command")
+            limits = ExecutionPlan.read(source) if kind == RUN else ExecutionPlan()
             body = _read_memfd(descriptors.pop(streams)) if in_memfd else source.rest()
             if kind == RUN:
-                self._run(number, unpack_command(body), descriptors[:streams], descriptors[streams:])
+                self._run(number, unpack_command(body), limits, descriptors[:streams], descriptors[streams:])
             else:
                 self._run_agent(number, body, descriptors[:streams], descriptors[streams:])
         finally:
@@ -110,12 +114,19 @@ class Worker:
         return True
 
     def _run(
-        self, number: int, command: tuple[list[bytes], list[bytes], bytes], stdio: list[int], groups: list[int]
+        self,
+        number: int,
+        command: tuple[list[bytes], list[bytes], bytes],
+        limits: ExecutionPlan,
+        stdio: list[int],
+        groups: list[int],
     ) -> None:
         argv, env, workdir = command
 
         def start() -> int:
             enter(workdir)
+            if limits.rlimits():
+                return fork_and_exec(argv, env, stdio, limits)
             return search_and_spawn(argv, env, stdio)
 
         self._begin(number, groups, start, on_terminal=os.isatty(stdio[0]))
@@ -197,6 +208,8 @@ class GroupError(OSError):
 def _step_of(error: OSError) -> int:
     if isinstance(error, GroupError):
         return STEP_CGROUP
+    if isinstance(error, LimitError):
+        return STEP_LIMITS
     return STEP_WORKDIR if isinstance(error, WorkdirError) else STEP_EXEC
 
 

@@ -100,7 +100,8 @@ async def test_sandbox_that_is_creating_is_waited_for() -> None:
         ({"workdir": "out"}, "/workdir"),
         ({"env": {"A=B": "1"}}, "/env/A=B"),
         ({"command": [""]}, "/command"),
-        ({"limits": {"memory_mib": 64}}, "/limits/memory_mib"),
+        ({"limits": {"memory_mib": 1}}, "/limits/memory_mib"),
+        ({"limits": {"disk_mib": 64}}, "/limits/disk_mib"),
         ({"runtime": "process"}, "/runtime"),
     ],
 )

@@ -1,0 +1,54 @@
+"""The limits of one execution, which only ever lower what its sandbox has."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from app.core.backend import Capability, RuntimeInfo
+from app.core.errors import LimitTooHigh, PolicyNotSupported
+from app.core.limits import Limits
+from app.core.models import ExecutionLimits
+
+OPEN_FILES = 4096  # what every process of a sandbox may open, app/launcher/sandbox/lockdown.py
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionLimit:
+    """One row. Below `floor` hardly any program works."""
+
+    floor: float
+    meaning: str
+
+
+EXECUTION_LIMITS = {
+    "cpu_seconds": ExecutionLimit(0.01, "processor time of all its processes; beyond it the end is `cpu_limit`"),
+    "stack_mib": ExecutionLimit(1, "stack of each process"),
+    "open_files": ExecutionLimit(8, "open descriptors of each process"),
+    "file_mib": ExecutionLimit(1, "the largest file that a process can write; beyond it SIGXFSZ"),
+    "memory_mib": ExecutionLimit(16, "memory of all its processes together, with the files that they write"),
+}
+
+
+def ceilings_of(limits: Limits) -> dict[str, float]:
+    """The most that an execution in a sandbox with these limits could use in any case."""
+    return {
+        "cpu_seconds": limits.cpus * limits.wall_seconds,
+        "stack_mib": limits.memory_mib,
+        "open_files": OPEN_FILES,
+        "file_mib": limits.disk_mib,
+        "memory_mib": limits.memory_mib,
+    }
+
+
+def check_execution_limits(asked: ExecutionLimits, limits: Limits, runtime: RuntimeInfo) -> None:
+    """`limits`: of the sandbox. Raises PolicyNotSupported, LimitTooHigh."""
+    for name, value in asdict(asked).items():
+        if value is None:
+            continue
+        pointer = f"/limits/{name}"
+        if Capability.EXECUTION_LIMITS not in runtime.capabilities:
+            sentence = f"the runtime {runtime.name!r} cannot limit the {name} of an execution"
+            raise PolicyNotSupported(pointer, runtime.name, sentence)
+        ceiling = ceilings_of(limits)[name]
+        if value > ceiling:
+            raise LimitTooHigh(pointer, value, ceiling)
