@@ -68,7 +68,7 @@ async def _answer(connection: HTTPConnection, error: Exception) -> Response:
 
 
 def _methods(connection: HTTPConnection) -> set[str]:
-    """Of all routes with this path: the router names only those of the first."""
+    """The methods of all routes with this path, as the router names only those of the first."""
     path = connection.scope["path"]
     routes = [r for r in connection.scope["app"].router.routes if isinstance(r, Route)]
     found = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}

@@ -46,8 +46,8 @@ def require_target(target: bytes) -> None:
 
 
 def _require_inside(name: bytes, target: bytes) -> None:
-    """Raises ValueError for a symlink that could lead out. What it passes on its way down are directories, or links
-    that were looked at in the same way; after a link a `..` leads elsewhere than it seems, so it may only stand first.
+    """Raises ValueError for a symlink that could lead out of the tree. On its way down it passes directories, or links
+    that were checked in the same way. After a link a `..` leads elsewhere than it seems, so `..` may only come first.
     """
     require_target(target)
     if target.startswith(b"/"):
@@ -95,7 +95,7 @@ class _Tree:
             raise ValueError(f"a {_words(kind)} would replace a {_words(known)} of the same archive")
 
     def _remember(self, name: bytes, kind: EntryKind) -> None:
-        """With the directories that it is in, up to the first one that is known: so each is looked at once."""
+        """Remembers a name and the directories above it, up to the first that is known. So each is checked once."""
         while True:
             self._kinds[name] = kind
             self._bytes += len(name)

@@ -20,8 +20,8 @@ class Budget:
     def __init__(
         self, what: str, size: int, holders: Holder, *, shared: bool = True, retry_seconds: int = 1, unit: int = 1
     ) -> None:
-        """`holders`: what a holder is, `sandbox` or `client`. Not `shared`: there is one holder, who may have all.
-        `unit`: what texts divide by, 1024 * 1024 where `size` is in bytes and `what` in MiB."""
+        """`holders` is the kind of holder, `sandbox` or `client`. If not `shared`, there is one holder, which may have
+        everything. `unit` is the divisor for texts: 1024 * 1024 where `size` is in bytes and `what` in MiB."""
         self.what, self.size, self.holders = what, size, holders
         self.used = 0
         self._shared, self._retry_seconds, self._unit = shared, retry_seconds, unit

@@ -62,7 +62,8 @@ async def choose(
 
 
 def _suitable(request: RuntimeRequest, registry: Registry, passed: list[str]) -> list[Backend]:
-    """Cheapest first, as the registry has them. Raises CapabilityMissing or RuntimeNotEnabled when there is none."""
+    """Returns the runtimes that fit, cheapest first, as the registry has them. Raises CapabilityMissing or
+    RuntimeNotEnabled when there is none."""
     suitable: list[Backend] = []
     fewest: frozenset[Capability] | None = None
     for backend in registry:

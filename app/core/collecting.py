@@ -131,7 +131,7 @@ class Collection:
             self._fail(pattern.text.encode(), "nothing in the sandbox matches it")
 
     async def _take_path(self, files: Files, pattern: Pattern, path: bytes, kind: FileKind) -> bool:
-        """False for what is not there (any more)."""
+        """Returns False for a path that does not exist, or not any more."""
         if len(self._seen) == FILES:
             raise _Bound(f"matches more; one answer has {FILES} files at most")
         if kind not in {FileKind.FILE, FileKind.SYMLINK}:
@@ -166,7 +166,7 @@ class Collection:
     async def _matches(
         self, files: Files, folder: bytes, parts: tuple[str, ...]
     ) -> AsyncIterator[tuple[bytes, FileKind]]:
-        """Paths, and what a listing said that they are; a path of plain names is taken for a file."""
+        """Yields paths with their kind from a listing. A path of plain names is taken for a file."""
         wild = next((at for at, part in enumerate(parts) if _WILD.search(part)), None)
         plain = "/".join(parts[:wild]).encode()
         folder = _below(folder, plain) if plain else folder
@@ -185,7 +185,7 @@ class Collection:
                             yield found
 
     async def _names_like(self, files: Files, folder: bytes, part: str) -> AsyncIterator[DirectoryEntry]:
-        """As in a shell, a name that begins with a dot needs a pattern that does."""
+        """As in a shell, a name that begins with a dot needs a pattern that begins with a dot."""
         matches = re.compile(fnmatch.translate(part)).match
         slices, after, more = TimeSlices.of_loop(), None, True
         while more:

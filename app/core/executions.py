@@ -120,7 +120,7 @@ class Execution:
             raise
 
     def _explain(self, natural: Exit) -> Exit:
-        """What we did to it is the reason only if that is what ended it: a program that exited first did exit."""
+        """A kill is the reason only if it ended the program. A program that exited first has exited."""
         if self._intent is None or natural.signal != "SIGKILL" or natural.unprompted:
             return natural
         reason, detail = self._intent  # what the runtime adds, such as what may live on, is kept

@@ -60,7 +60,7 @@ class IdempotencyStore(Generic[T]):
     def __init__(
         self, most: IdempotencyBounds, clock: Callable[[], float] = time.monotonic, *, shared: bool = False
     ) -> None:
-        """`shared`: there are several clients."""
+        """With `shared` there are several clients."""
         self._seconds, self._clock = most.seconds, clock
         self._keys = Budget("requests with an idempotency key at one time", most.keys, "client", shared=shared)
         self._bytes = Budget("bytes of answers", most.size, "client", shared=shared)

@@ -22,8 +22,8 @@ _PAIRS = [first + second for first in _BASE32 for second in _BASE32]
 
 
 class _Clock:
-    """48 bits of milliseconds, then 80 random bits. Within one millisecond, or when the clock went back, the number
-    goes on from the last one by a random step: later is always greater."""
+    """Makes numbers of 48 bits of milliseconds and 80 random bits. Within one millisecond, or when the clock went back,
+    a number is the last one plus a random step. So a later number is always greater."""
 
     def __init__(self, time_ns: Callable[[], int] = time.time_ns) -> None:
         self._time_ns = time_ns

@@ -214,7 +214,7 @@ class OutputLog:
         return data
 
     def _lose_spill(self) -> None:
-        """The disk is full or gone: only memory is left, and `start` (so `dropped`) says what is missing."""
+        """The disk is full or gone, so only memory is left. `start`, and so `dropped`, says what is missing."""
         if self._spill is not None:
             self._spill.close()
         self._spill = self._open_spill = None

@@ -58,7 +58,7 @@ async def place(files: Sequence[PlacedFile]) -> Placement:
 
 
 def _parts(path: str) -> tuple[tuple[str, ...], str]:
-    """The components below /, and what is wrong with the path, or nothing."""
+    """Returns the components below /, and what is wrong with the path, or nothing."""
     whole = path if path.startswith("/") else f"/{WORKSPACE}/{path}"
     parts = tuple(part for part in whole.split("/") if part not in {"", "."})
     size = byte_length(whole)

@@ -16,7 +16,7 @@ class Records:
     """Oldest first."""
 
     def __init__(self, resources: Resources, *, shared: bool = False) -> None:
-        """`shared`: there are several clients."""
+        """With `shared` there are several clients."""
         self._capacity = resources.capacity
         self._living = Budget("sandboxes", self._capacity.sandboxes, "client", shared=shared)
         self._records: dict[str, Sandbox] = {}
@@ -52,7 +52,7 @@ class Records:
             self.forget(self._next_to_go())
 
     def _next_to_go(self) -> Sandbox:
-        """Of those that are over. Raises CapacityExceeded when there are none."""
+        """The next record of an ended sandbox to be dropped. Raises CapacityExceeded when there is none."""
         known = self._retired.next_to_go()
         if known is not None:
             return self._records[known]

@@ -34,7 +34,7 @@ class Registry:
 
     @property
     def _offered(self) -> list[str]:
-        """What a request may name."""
+        """The names that a request may use."""
         return [AUTO, *(name for name, runtime in self._names.items() if runtime not in self._disabled)]
 
     def get(self, name: str) -> Backend:

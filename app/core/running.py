@@ -121,7 +121,7 @@ def _capture(log: OutputLog) -> Captured:
 
 
 async def _collect(sandboxes: Sandboxes, sandbox: Sandbox, patterns: Sequence[Pattern]) -> Sequence[CollectedFile]:
-    """However the command ended; a sandbox that is gone by now is told for each pattern."""
+    """Collects files however the command ended. If the sandbox is gone by now, each pattern reports it."""
     collection = Collection(patterns)
     if patterns:
         try:

@@ -154,7 +154,7 @@ class Sandbox:
     # --- is it there
 
     def _require(self, states: tuple[SandboxState, ...]) -> SandboxHandle:
-        """The one place that asks whether the sandbox can be used. Raises WrongState."""
+        """The one place that checks whether the sandbox can be used. Raises WrongState."""
         if self._lifecycle.state not in states or self._handle is None or self._lifecycle.is_ending:
             raise self._wrong_state()
         return self._handle
@@ -183,7 +183,7 @@ class Sandbox:
         self._arm()
 
     async def _create(self) -> None:
-        """Cancelled only by `_carry_out_end`, which then says what became of it."""
+        """Only `_carry_out_end` cancels this, and then reports how it ended."""
         began = time.perf_counter()
         try:
             handle = await self._backend.create(self.id, self._spec)
@@ -249,7 +249,8 @@ class Sandbox:
         await asyncio.shield(self._resources.tasks.spawn(self._carry_out_change(event)))
 
     async def _carry_out_change(self, event: Event) -> None:
-        """The runtime is asked even when the record has the state already: it may have done what it did not confirm."""
+        """Asks the runtime even when the record has the state already, as the runtime may have changed it without a
+        confirmation."""
         async with self._change:
             handle = self._require(ALIVE)
             await (handle.pause() if event is Event.PAUSED else handle.resume())
@@ -288,7 +289,7 @@ class Sandbox:
         self._last_active_at = now()
 
     def _used(self) -> None:
-        """A use of it is over."""
+        """Called when a use of the sandbox is over."""
         self.touch()
         self._arm()
 
@@ -358,7 +359,7 @@ class Sandbox:
             await self.destroy("the client disconnected before it was told the sandbox's id")
 
     def _begin_end(self, why: str) -> asyncio.Task[None]:
-        """From here on it is ending, before anybody else has a turn."""
+        """From here on the sandbox is ending. No other task runs before this is set."""
         if self._end is None:  # it stays, so the second to come finds the end behind it
             self._lifecycle.apply(Event.END_BEGUN)
             self._end = self._resources.tasks.spawn(self._carry_out_end(why))
@@ -396,7 +397,7 @@ class Sandbox:
             await execution.wait()
 
     def _end_failed(self) -> None:
-        """It may be tried again, and is, when its time is over."""
+        """The end failed. It may be tried again, and it is when the sandbox's time is over."""
         self._end = None
         self._lifecycle.apply(Event.END_FAILED)
         if self._handle is not None and self._lifecycle.state in ALIVE:
@@ -404,7 +405,7 @@ class Sandbox:
         self._arm(at_least=RETRY_SECONDS)
 
     async def _let_go_of_output(self) -> None:
-        """Open streams still get everything to their exit frame, for at most `stream_end_seconds`."""
+        """Drops the output, after open streams had at most `stream_end_seconds` to read it to their exit frame."""
         loop = asyncio.get_running_loop()
         ended_output, seconds = self._resources.ended_output, self._resources.capacity.stream_end_seconds
         slices = TimeSlices.of_loop()
@@ -420,7 +421,7 @@ class Sandbox:
     # --- the clock
 
     def _arm(self, at_least: float = 0.0) -> None:
-        """One timer per sandbox, at the earlier of its two ends."""
+        """Sets the one timer of the sandbox to the earlier of its two time limits."""
         if self._end is not None or self._is_forgotten:
             return
         self._disarm()
@@ -446,7 +447,7 @@ class Sandbox:
 
     @property
     def _is_busy(self) -> bool:
-        """So it is not idle."""
+        """Whether something keeps it from being idle."""
         return bool(self._lifecycle.state is SandboxState.CREATING or self.running or self._transfers)
 
     def _expire(self) -> None:
@@ -463,7 +464,8 @@ class Sandbox:
         self._begin_end(f"the sandbox expired: {why}")
 
     async def _end_without_processes(self) -> None:
-        """Processes that live now are a use of it at this moment, and so is a number that nobody knows."""
+        """Ends an idle sandbox without processes. Living processes count as a use at this moment, and so does an
+        unknown number."""
         try:
             processes = (await self.usage()).processes
         except BulkheadError:  # it has ended, or its runtime is away for a while

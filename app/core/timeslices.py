@@ -62,7 +62,7 @@ class TimeSlices:
             asyncio.get_running_loop().call_soon(self._give)
 
     def _give(self) -> None:
-        """To the first that waits; to the one after it in the next run through the loop."""
+        """Gives a slice to the first that waits. The next one gets its slice in the next run through the loop."""
         try:
             self._waiting[0]()
         finally:

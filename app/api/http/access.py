@@ -83,7 +83,7 @@ class AccessPolicy:
             )
 
     def _check_key(self, scope: Scope) -> str:
-        """Its hash."""
+        """Checks the key and returns its hash."""
         scheme, _, token = (_only(scope, b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("send a key in the header Authorization: Bearer <key>")
@@ -101,7 +101,7 @@ def _values(scope: Scope, name: bytes) -> Sequence[str]:
 
 
 def _only(scope: Scope, name: bytes) -> str | None:
-    """None when it is absent, and when it is there twice: proxies disagree on which one counts."""
+    """The value of a header. None when it is absent or occurs twice, as proxies disagree on which one counts."""
     values = _values(scope, name)
     return values[0] if len(values) == 1 else None
 
@@ -173,7 +173,7 @@ class AccessMiddleware:
             await problem_of(error).response(visit.request_id)(scope, receive, visit.send)
 
     def _receive(self, scope: Scope, visit: _Visit) -> tuple[Hashable, Budget]:
-        """Whose connection it is, and what its answer counts towards. Raises Refused."""
+        """Decides whose connection it is, and whose share its answer counts for. Raises Refused."""
         try:
             visitor = self._access_policy.check(scope, self._tickets)
         except Refused:
@@ -186,8 +186,8 @@ class AccessMiddleware:
         return self._assign(scope, visit, self._shares.connections, visitor.client), self._shares.answers
 
     def _assign(self, scope: Scope, visit: _Visit, budget: Budget, holder: Hashable) -> Hashable:
-        """Raises CapacityExceeded. Then the connection ends with the answer, which for health is no refusal: a load
-        balancer must not take a service for dead because others have all connections."""
+        """Raises CapacityExceeded. Then the connection ends with the answer. A health check is not refused for this, as
+        a load balancer must not take a service for dead because others have all connections."""
         entry: ConnectionEntry | None = scope["state"].get("connection")
         if entry is not None:
             try:
@@ -200,7 +200,7 @@ class AccessMiddleware:
 
 
 def _settle_address(scope: Scope) -> str | None:
-    """Of the client, which is that of the peer where a trusted proxy says something else than an address."""
+    """Sets the address of the client. It is that of the peer if a trusted proxy does not send an address."""
     if scope.get("client") is None:
         return None
     said, port = scope["client"]
@@ -218,7 +218,7 @@ def _address(scope: Scope) -> str:
 
 
 class _Visit:
-    """One request: its id, and the status once it is answered."""
+    """One request: its id, and its status when it is answered."""
 
     def __init__(self, request_id: str, send: Send) -> None:
         self.request_id = request_id

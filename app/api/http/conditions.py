@@ -73,7 +73,7 @@ class Tags:
 
 
 def _date(headers: Headers, name: str) -> int | None:
-    """In seconds; what is no date is to be passed over."""
+    """Parses a date in seconds. A value that is not a date is ignored."""
     try:
         found = parsedate_to_datetime(headers.get(name, ""))
         return int(found.replace(tzinfo=found.tzinfo or UTC).timestamp())

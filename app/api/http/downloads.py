@@ -22,7 +22,7 @@ class Outlet:
     problem body, and a later error can only cut the connection."""
 
     def __init__(self, send: Send, *, head: bool = False) -> None:
-        """`head`: the client asked with HEAD, so nothing is read for it."""
+        """With `head` the client asked with HEAD, so nothing is read."""
         self.begun = False
         self._send = send
         self._head = head
@@ -74,7 +74,8 @@ class Download(Response):
 
 
 async def _cut(scope: Scope, receive: Receive) -> None:
-    """Never a well-formed end. Another server than ours does it when it sees an answer that is not complete."""
+    """Cuts the connection without a well-formed end. Another server than Bulkhead's cuts it when it sees an incomplete
+    answer."""
     cut = scope.get("extensions", {}).get(_EXTENSION, {}).get("cut")
     if cut is None:
         return

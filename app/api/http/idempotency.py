@@ -116,5 +116,5 @@ def _is_post(scope: Scope) -> bool:
 
 
 def _digest(*parts: bytes) -> bytes:
-    """Of the parts' own digests: nothing can be moved from one part to the next."""
+    """A digest of the digests of the parts, so that bytes cannot be moved from one part to the next."""
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()

@@ -79,5 +79,6 @@ class Tickets:
 
 
 def _first_fields(scope: Scope) -> QueryParams:
-    """No route that takes a ticket takes more fields than these, so it refuses the rest."""
+    """The first fields of a query. A route that takes a ticket has no more fields than these, so it refuses the
+    rest."""
     return QueryParams(b"&".join(scope["query_string"].split(b"&", FIELDS)[:FIELDS]))

@@ -89,7 +89,7 @@ def _sentence(found: Mapping[str, Any], model: type[BaseModel] | None) -> str:
 
 
 def _fields_at(model: Any, path: Sequence[str | int]) -> list[str]:
-    """The fields of the model that the path leads to, behind those of the objects in it (`limits.cpus`)."""
+    """The fields of the model at the path, after those of the objects in it (`limits.cpus`)."""
     for part in path:
         if not isinstance(part, str):
             continue  # a place in a list, whose items were looked at already

@@ -135,7 +135,7 @@ def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _headers_of(answer: dict[str, Any]) -> list[str]:
-    """Of the problems that the answer may be."""
+    """The headers of the problems that the answer may be."""
     slugs = answer.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
     return sorted({header.name for slug in slugs for header in PROBLEMS[slug].headers if header.meaning})
 

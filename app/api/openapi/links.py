@@ -60,7 +60,7 @@ def _name(operation: dict[str, Any], schema: str) -> str:
 
 
 def _next_page(operation: dict[str, Any]) -> dict[str, Any]:
-    """The same list from where this page ended."""
+    """A link to the same list, from the end of this page."""
     kept = [p for p in operation["parameters"] if p["in"] == "path"]
     return {
         "operationId": operation["operationId"],

@@ -72,10 +72,11 @@ async def write_stdin(
 
 
 class _Upload:
-    """Reads a little ahead of the program, so that a disconnect shows while the program does not read."""
+    """Reads a little ahead of the program, so that a disconnect is noticed while the program does not read."""
 
     def __init__(self, execution: Execution, request: Request, farewell: float) -> None:
-        """Raises Conflict, WrongState. `farewell`: seconds for the program to read what a client that left has sent."""
+        """Raises Conflict, WrongState. `farewell` is the seconds for the program to read what a client that left has
+        sent."""
         self._execution = execution
         self._lease = execution.lease_stdin(take=False)
         self._request = request

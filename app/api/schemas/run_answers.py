@@ -50,7 +50,7 @@ async def response_of(outcome: Outcome, told: Body) -> Response:
 
 
 async def _joined(pieces: Sequence[bytes]) -> memoryview:
-    """By slices: the kernel has to find up to 36 MiB of memory for it."""
+    """Joins pieces in slices, as the kernel has to find up to 36 MiB of memory."""
     slices = TimeSlices.of_loop()
     whole, at = bytearray(sum(map(len, pieces))), 0
     for piece in pieces:
@@ -70,7 +70,7 @@ def _base64_pieces(data: bytes) -> Iterator[bytes]:
 
 
 async def _members(texts: Mapping[str, Iterator[bytes]], most: int | None = None) -> list[bytes] | None:
-    """Further members of a JSON object; None for more than so many bytes."""
+    """Further members of a JSON object. None when they would have more bytes than allowed."""
     slices = TimeSlices.of_loop()
     pieces: list[bytes] = []
     size = 0

@@ -133,7 +133,8 @@ def _policy(asked: PolicyRequest, backend: Backend, context: ApplicationContext)
 
 
 def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
-    """A profile is its filesystem and its system calls: where neither is enforced, its name would be an empty word."""
+    """Raises for parts of a policy that the runtime does not enforce. A profile consists of its filesystem and its
+    system calls. Where neither is enforced, its name would mean nothing."""
     name, capabilities = backend.info.name, backend.info.capabilities
     network = asked.network
     parts = (

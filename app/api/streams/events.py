@@ -67,7 +67,8 @@ class EventStream(Response):
 
 
 def _offsets(request: Request) -> Offsets:
-    """Where to begin: behind the last event that the client saw, else where the query says. Raises InvalidRequest."""
+    """Returns where to begin: behind the last event that the client saw, or at the offsets of the query. Raises
+    InvalidRequest."""
     query = query_of(request)
     if query.stdin != "false":
         raise InvalidRequest.at("query/stdin", "events carry no stdin; use PUT …/stdin")

@@ -78,7 +78,7 @@ class StreamSession:
                 await self._close(code)
 
     async def _close(self, code: int, error: Exception | None = None) -> None:
-        """A client that does not read may keep these frames waiting, not for ever."""
+        """Closes. A client that does not read delays these frames only for a limited time."""
         try:
             async with asyncio.timeout(self._context.timeouts.close):
                 if error is not None:
@@ -88,7 +88,7 @@ class StreamSession:
             return
 
     async def _until_over(self) -> int | None:
-        """The close code, None when the client is gone."""
+        """Returns the close code. None when the client is gone."""
         loop = asyncio.get_running_loop()
         down, up = loop.create_task(self._output()), loop.create_task(self._input())
         tasks = {down, up}
@@ -155,8 +155,8 @@ class StreamSession:
             await self._lease.close()
 
     async def _feed(self, lease: StdinLease, data: bytes) -> None:
-        """While the program does not read, the socket is not read either, and so a disconnect would go unnoticed: a
-        message without content sends nothing, but raises once the connection is gone."""
+        """Feeds stdin. While the program does not read, the socket is not read either, so a disconnect would not be
+        noticed. A message without content sends nothing, but raises when the connection is gone."""
         write = asyncio.get_running_loop().create_task(lease.write(data))
         try:
             while not (await asyncio.wait([write], timeout=self._context.timeouts.probe))[0]:

@@ -79,8 +79,9 @@ class View:
         await encoding.exit(self.execution)
 
     async def _follow(self, encoding: Encoding) -> None:
-        """The server's `send` suspends only when its buffer is full, and output wakes all viewers in one run through
-        the loop: 200 with 8 pieces each held it for seconds. So the pieces of all of them go out in turn."""
+        """Sends output as it comes. The server's `send` suspends only when its buffer is full, and output wakes all
+        viewers in one run through the loop. 200 viewers with 8 pieces each held the loop for seconds. So the pieces of
+        all viewers go out in turn."""
         with self.execution.follow(self.offsets) as follower:
             while (item := follower.poll() or await follower.next()) is not None:
                 await self.turns.enter(self.client)

@@ -64,7 +64,7 @@ class Header(NamedTuple):
 
 
 def _number(field: bytes) -> int:
-    """Octal; or, with its first bit set, big-endian in two's complement."""
+    """Parses a number: octal, or big-endian in two's complement if its first bit is set."""
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") - (1 << bits)

@@ -60,7 +60,7 @@ class _Reader:
         raise InvalidArchive(shown(self._last), detail)
 
     def _refuse_format(self, detail: str) -> NoReturn:
-        """Where the bytes are no tar: from their beginning they may be something else that people send."""
+        """Refuses bytes that are not tar, and names their format if their beginning shows it."""
         form = next((form for magic, form in _OTHERS.items() if self._start.startswith(magic)), None)
         if form is None or self._begun:
             self._refuse(detail)

@@ -60,7 +60,7 @@ def _require_all(left: int) -> None:
 
 
 def _head(entry: ArchiveEntry, form: TarForm) -> bytes:
-    """All blocks before the content. Never setuid: root may unpack what a sandbox made."""
+    """Returns all blocks before the content. They never have setuid, as root may unpack what a sandbox made."""
     if not _is_clean(entry):
         raise BackendFailure(f"the tree has an entry {shown(entry.name)!r} that is impossible")
     name = entry.name
@@ -107,8 +107,9 @@ def _is_clean(entry: ArchiveEntry) -> bool:
 
 
 def _fits(name: bytes) -> bool:
-    """Into the field of a header, and means there the same to every program: ASCII. So does what is no UTF-8: a pax
-    header could not say it without `hdrcharset`, which few programs know."""
+    """Whether a name fits into the field of a header and means the same there to every program: it is ASCII. A name
+    that is not UTF-8 also goes there, as a pax header could not express it without `hdrcharset`, which few programs
+    know."""
     return len(name) <= FIELD and (name.isascii() or not _is_utf8(name))
 
 
