@@ -150,12 +150,12 @@ class LockHolders:
         if words[0] == _HIDES:
             return [self._hides(words[1], int(words[2]))]
         setting = f"{self._most} file locks (BULKHEAD_PROCESS__MAX_FILE_LOCKS)"
-        detail = f"its sandbox held more than {setting}, this execution {words[3]}"
+        detail = f"its sandbox held more than {setting}; this execution held {words[3]}"
         return [Verdict(self._searched[words[1]], int(words[2]), "resource_limit", detail)]
 
     def _hides(self, sandbox_id: str, number: int) -> Verdict:
         setting = f"more than {self._most} file locks (BULKHEAD_PROCESS__MAX_FILE_LOCKS)"
-        detail = f"whether its sandbox held {setting} could not be counted in {BUDGET} s of processor time"
+        detail = f"its file locks could not be counted in {BUDGET} s of processor time; its sandbox may hold {setting}"
         return Verdict(self._searched[sandbox_id], number, "resource_limit", detail)
 
     def go_on(self) -> list[Verdict]:

@@ -79,7 +79,7 @@ class Pauses:
             for request in pause.requests:
                 answer(sandbox.connection, reply(request))
         elif time.monotonic() > pause.deadline:
-            what = "its processes did not all stop" if sandbox.freezer.frozen else "a start is in the way, not over"
+            what = "its processes did not all stop" if sandbox.freezer.frozen else "the start of a command was not over"
             self._give_up(sandbox, errno.ETIMEDOUT, f"{what} within {_SECONDS:g} seconds")
 
     def _give_up(self, sandbox: SandboxProcess, number: int, why: str) -> None:
