@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -27,7 +30,7 @@ def test_output_is_live_and_a_viewer_resumes_where_it_was(place: Place, shared: 
 
 
 def test_a_megabyte_that_is_printed_in_pieces_arrives(place: Place, shared: str) -> None:
-    lines = 4000 if place.promises("exact_output") else 800
+    lines = 4000
     script = f"i=0; while [ $i -lt {lines} ]; do i=$((i+1)); printf '%0255d\\n' $i; done"
     running = place.start(shared, "sh", "-c", script, timeout_seconds=110)
     with running.stream() as viewer:
@@ -35,7 +38,58 @@ def test_a_megabyte_that_is_printed_in_pieces_arrives(place: Place, shared: str)
     assert frame["exit"]["code"] == 0
     assert bytes(viewer.out["stdout"]) == b"".join(b"%0255d\n" % number for number in range(1, lines + 1))
     assert viewer.gaps == []
-    assert frame["stdout"]["dropped_bytes"] == (0 if place.promises("exact_output") else None)
+    assert frame["stdout"]["dropped_bytes"] == 0
+
+
+def test_binary_output_of_both_channels_arrives_as_it_was_written(place: Place, shared: str) -> None:
+    every = 'i=0; while [ $i -lt 256 ]; do printf "\\\\$(printf %03o $i)"; i=$((i+1)); done >/tmp/every'
+    script = f"{every}; for n in 1 2 3 4; do for m in $(seq 100); do cat /tmp/every; done; cat /tmp/every >&2; done"
+    running = place.start(shared, "sh", "-c", script, timeout_seconds=110)
+    with running.stream() as viewer:
+        frame = viewer.until_exit()
+    out, err = bytes(range(256)) * 400, bytes(range(256)) * 4
+    assert (bytes(viewer.out["stdout"]), bytes(viewer.out["stderr"])) == (out, err)
+    assert frame["stdout"] == {"bytes": len(out), "dropped_bytes": 0, "sha256": hashlib.sha256(out).hexdigest()}
+    assert frame["stderr"] == {"bytes": len(err), "dropped_bytes": 0, "sha256": hashlib.sha256(err).hexdigest()}
+
+
+def test_many_viewers_see_the_same_while_it_is_printed(place: Place, shared: str) -> None:
+    script = "read go; i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; echo err $i >&2; done"
+    running = place.start(shared, "sh", "-c", script, stdin="open", timeout_seconds=110)
+    viewers = [running.stream("?stdin=true" if n == 0 else "") for n in range(6)]
+    threads = [threading.Thread(target=viewer.until_exit) for viewer in viewers]
+    for thread in threads:
+        thread.start()
+    viewers[0].send(b"go\n")
+    for thread in threads:
+        thread.join(100)
+    for viewer in viewers:
+        assert bytes(viewer.out["stdout"]) == b"".join(b"line %d\n" % i for i in range(1, 2001))
+        assert bytes(viewer.out["stderr"]) == b"".join(b"err %d\n" % i for i in range(1, 2001))
+        viewer.check()
+        viewer.stack.close()
+
+
+def test_a_viewer_that_is_cut_again_and_again_misses_nothing(place: Place, shared: str) -> None:
+    running = place.start(shared, "seq", "1", "60000", timeout_seconds=110)
+    got = b""
+    ending: dict[str, Any] = {}
+    while not ending:
+        with running.stream(f"?stdout_offset={len(got)}") as viewer:
+            while len(viewer.out["stdout"]) < 50_000 and not viewer.exit:
+                viewer.step()
+        got, ending = got + bytes(viewer.out["stdout"]), viewer.exit
+    assert got == b"".join(b"%d\n" % i for i in range(1, 60_001))
+    assert ending["stdout"]["sha256"] == hashlib.sha256(got).hexdigest()
+
+
+def test_plain_output_is_had_where_it_is_asked_for(place: Place, shared: str) -> None:
+    running = place.start(shared, "echo", "x", output_mode="plain")
+    assert running.exit()["code"] == 0
+    shown = place.service.call("GET", running.path)[1]
+    plain = place.runtime == "boxlite"
+    assert shown["output_mode"] == ("plain" if plain else "exact")
+    assert shown["output"]["stdout"] == {"bytes": 2, "dropped_bytes": None if plain else 0}
 
 
 def test_terminal_is_a_terminal_and_is_resized(place: Place, shared: str, promised: Promised) -> None:
