@@ -64,7 +64,7 @@ def test_a_file_that_is_no_program_is_126_with_enoexec(service: Service, sandbox
 def test_an_interpreter_that_is_missing_is_127(service: Service, sandbox: str) -> None:
     assert service.run(sandbox, "sh", "-c", "printf '#!/no/shell\\n' > lost; chmod 755 lost")["exit"]["code"] == 0
     detail, code = failure(service, sandbox, "./lost")
-    assert (code, "what its first line names behind #! is not" in detail) == (127, True)
+    assert (code, "the interpreter in its first line (#!)" in detail) == (127, True)
 
 
 def test_a_command_beyond_the_kernels_limit_is_refused_by_name(service: Service, sandbox: str) -> None:
