@@ -1,10 +1,8 @@
-"""The agent's tool follows a stream over cuts and gaps: every stored byte once, and not for ever."""
+"""The agent's tool sends a step again over a connection that breaks: the step is done once, and not tried for ever."""
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,78 +11,71 @@ import pytest
 from tests.docs.blocks import blocks_of
 from tests.docs.test_documents import DOCS
 
-EXECUTION = "/sandboxes/s/executions/e"
-END = {"type": "exit", "exit": {"reason": "exited", "code": 0}}
-PROBLEM = {"type": "/problems/internal_error", "title": "The service has a fault", "status": 500}
+DONE = {
+    "exit": {"reason": "exited", "code": 0},
+    "stdout": "7\n",
+    "stderr": "",
+    "encoding": "utf-8",
+    "collected": [
+        {"path": "a", "content_base64": "YQ=="},
+        {"path": "b", "error": "nothing in the sandbox matches it"},
+    ],
+}
+GONE = {"type": "/problems/wrong_state", "detail": "the sandbox is destroyed"}
 CUT = None
 
 
-def printed(offset: int, data: bytes) -> dict[str, Any]:
-    return {"channel": "stdout", "offset": offset, "base64": base64.b64encode(data).decode()}
+class Told:
+    """The tool of the tutorial, with a service that answers to runs what a test says."""
 
-
-class Streams(httpx.SyncByteStream):
-    def __init__(self, events: list[dict[str, Any] | None]) -> None:
-        self.events = events
-
-    def __iter__(self) -> Iterator[bytes]:
-        for event in self.events:
-            if event is CUT:
-                raise httpx.ReadError("cut")
-            yield f"data: {json.dumps(event)}\n\n".encode()
-
-
-class Follower:
-    """The tool of the tutorial, with a service that answers what a test says."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *streams: list[dict[str, Any] | None]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, dict[str, Any]] | None) -> None:
         (block,) = [b for b in blocks_of(DOCS / "tutorials/agent.md") if b.file == "code_tool.py"]
-        self.names: dict[str, Any] = {"__name__": "code_tool"}
-        exec(compile(block.text, "code_tool.py", "exec"), self.names)
-        self.asked: list[int] = []
+        names: dict[str, Any] = {"__name__": "code_tool"}
+        exec(compile(block.text, "code_tool.py", "exec"), names)
+        self.runs: list[httpx.Request] = []
         self.pauses: list[float] = []
-        self.streams = list(streams)
+        self.answers = list(answers)
         monkeypatch.setattr("time.sleep", self.pauses.append)
+        client = httpx.Client
+        monkeypatch.setattr(
+            httpx, "Client", lambda **given: client(**given, transport=httpx.MockTransport(self._answer))
+        )
+        self.tool = names["CodeTool"]("test")
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(int(request.url.params["stdout_offset"]))
-        return httpx.Response(200, stream=Streams(self.streams.pop(0) if self.streams else [CUT]))
-
-    def follow(self) -> bytes:
-        tool = self.names["CodeTool"].__new__(self.names["CodeTool"])
-        tool.http = httpx.Client(base_url="http://service", transport=httpx.MockTransport(self._answer))
-        with tool.http:
-            output, ended = tool._follow(EXECUTION, lambda text: None)
-        assert ended == END["exit"]
-        return bytes(output["stdout"])
-
-
-def test_follower_goes_on_behind_what_it_has_after_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    gap = {"type": "gap", "channel": "stdout", "from": 0, "to": 100}
-    follower = Follower(monkeypatch, [gap, printed(100, b"ab"), CUT], [printed(102, b"c"), END])
-    assert follower.follow() == b"\n[output is missing here]\nabc"
-    assert follower.asked == [0, 102]
+        if request.method == "GET":
+            return httpx.Response(200, json={"items": []})
+        if request.url.path == "/sandboxes":
+            return httpx.Response(201, json={"id": f"box{len(self.runs)}"})
+        self.runs.append(request)
+        answer = self.answers.pop(0) if self.answers else CUT
+        if answer is CUT:
+            raise httpx.ReadError("cut")
+        return httpx.Response(answer[0], json=answer[1])
 
 
-def test_follower_goes_on_at_a_hole_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    gap = {"type": "gap", "channel": "stdout", "from": 2, "to": None}
-    follower = Follower(monkeypatch, [printed(0, b"ab"), gap, printed(2, b"c"), CUT], [END])
-    assert follower.follow() == b"ab\n[output is missing here]\nc"
-    assert follower.asked == [0, 3]
+def test_step_is_sent_again_with_its_key_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(monkeypatch, CUT, CUT, (200, DONE))
+    assert told.tool.run("print(7)", collect=("a", "b")) == "stdout:\n7\nThe program ended with exit code 0."
+    assert told.tool.files == {"a": b"a"}
+    assert len({(r.headers["idempotency-key"], r.content, r.url.path) for r in told.runs}) == 1
+    assert [len(told.runs), json.loads(told.runs[0].content)["collect"]] == [3, ["a", "b"]]
+    told.answers = [(200, DONE)]
+    told.tool.run("print(7)")
+    assert told.runs[3].headers["idempotency-key"] != told.runs[0].headers["idempotency-key"]
 
 
-@pytest.mark.parametrize("stream", [[PROBLEM], [CUT], []])
-def test_follower_gives_up_after_pauses_that_grow(
-    monkeypatch: pytest.MonkeyPatch, stream: list[dict[str, Any] | None]
-) -> None:
-    follower = Follower(monkeypatch, *[list(stream) for _ in range(20)])
-    with pytest.raises(ConnectionError, match=EXECUTION):
-        follower.follow()
-    assert len(follower.asked) == len(follower.pauses) == 6
-    assert follower.pauses == sorted(set(follower.pauses))
-    assert 12 < sum(follower.pauses) < 13
+def test_service_that_cannot_be_reached_is_given_up_after_pauses_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(monkeypatch)
+    with pytest.raises(ConnectionError, match="/sandboxes/box0/run"):
+        told.tool.run("print(7)")
+    assert len(told.runs) == len(told.pauses) == 6
+    assert told.pauses == sorted(set(told.pauses))
+    assert 6 < sum(told.pauses) < 7
 
 
-def test_follower_counts_attempts_anew_when_something_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    follower = Follower(monkeypatch, *[[printed(n, b"x"), CUT] for n in range(10)], [END])
-    assert follower.follow() == b"x" * 10
+def test_sandbox_that_has_ended_is_replaced_and_the_model_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(monkeypatch, (409, GONE), (200, DONE))
+    assert "There is a new, empty one." in told.tool.run("print(7)")
+    told.tool.run("print(7)")
+    assert [r.url.path for r in told.runs] == ["/sandboxes/box0/run", "/sandboxes/box1/run"]

@@ -117,8 +117,8 @@ def main() -> None:
         request = CreateSandbox(id="build-python", labels=labels(team="ci"), limits=LimitsRequest(memory_mib=64))
         sandbox: Sandbox = taken(create_sandbox.sync(client=client, body=request))
         execution_request = CreateExecution(command=["echo", "hello"], timeout_seconds=10)
-        execution: Execution = taken(create_execution.sync(sandbox.id, client=client, body=execution_request))
-        execution = taken(get_execution.sync(sandbox.id, execution.id, client=client, wait_seconds=30))
+        started = create_execution.sync(sandbox.id, client=client, body=execution_request, wait_seconds=30)
+        execution: Execution = taken(started)
         output: File = taken(get_output.sync(sandbox.id, execution.id, client=client))
         print(execution.exit_.reason, execution.exit_.code, output.payload.read())
         # [end]
