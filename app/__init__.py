@@ -24,7 +24,8 @@ The parts of the gateway:
 
 What imports nothing else of `app`:
 
-``launcher``    the only program with privileges: makes sandboxes. It imports the standard library and itself
+``launcher``    the only program that keeps root and takes requests: it makes sandboxes. It imports the standard library
+                and itself
 
 Four packages are sorted further, so that the path of a file tells what may be touched there:
 

@@ -58,7 +58,7 @@ def create_app(
         title="Bulkhead",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # ours comes without the internet: api/docs_page.py
+        docs_url=None,  # ours needs no internet: api/routes/docs_page.py
         redoc_url=None,
         telemetry={"auto_configure": False},  # an OTEL_ variable of the host must not send requests elsewhere
         redirect_slashes=False,

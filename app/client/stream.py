@@ -181,7 +181,7 @@ class Stream:
                 if not isinstance(problem.status, int) or problem.status < 500:
                     raise
                 reason = str(problem)
-            await self._hang_up()
+            await self._close()
             if clock() - began > STEADY_SECONDS:
                 tries = 0
             if tries == len(BACKOFF_SECONDS):
@@ -273,8 +273,8 @@ class Stream:
             await asyncio.wait([self._pump])
             self._pump = None
 
-    async def _hang_up(self) -> None:
-        """Connects again after a broken connection. Raises ServiceProblem where another attempt cannot help."""
+    async def _close(self) -> None:
+        """Closes the broken connection. Raises ServiceProblem where another attempt cannot help."""
         await self._stop_sending()
         connection, self._connection = self._connection, None
         if connection is None:

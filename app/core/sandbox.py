@@ -354,7 +354,7 @@ class Sandbox:
 
     async def abandon(self) -> None:
         """The client that asked for it disconnected: without a chosen id nobody can ever find it again. (With an
-        idempotency key nobody disconnects: api/idempotency.py.)"""
+        idempotency key nobody disconnects: api/http/idempotency.py.)"""
         if not self.named:
             await self.destroy("the client disconnected before it was told the sandbox's id")
 

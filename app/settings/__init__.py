@@ -1,4 +1,4 @@
-"""Everything that an operator may choose, in one frozen `Settings`. Nothing else reads the environment.
+"""Everything that an operator may choose, in one frozen `Settings`. The service reads its environment here only.
 
 `docs/settings.md` lists every name; a test compares.
 """

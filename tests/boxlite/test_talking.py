@@ -27,7 +27,7 @@ async def test_no_stdin_is_ended_at_once_and_stdin_goes_in_pieces() -> None:
 
 async def test_stdin_of_one_execution_has_an_end() -> None:
     """The server queues without a limit what the program does not read. Behind what was refused nothing goes in: a
-    client that sends on without looking would feed its program a gap."""
+    client that sends on without looking would leave bytes out of its program's stdin."""
     async with rig(stdin_mib=1) as r:
         run = await start(await r.sandbox(), *script("wc -c"), stdin=True, **PLAIN)
         await run.handle.write(b"x" * (1024 * 1024 - 1))

@@ -17,7 +17,8 @@ import pytest
 from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
 from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
-from app.core.backend import Capability
+from app.core.backend import Backend, Capability, ExecutionHandle, SandboxHandle
+from app.core.files import Files
 from app.launcher.config import OPTIONAL_LAYERS
 from app.launcher.kernel.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
 from app.launcher.sandbox import confine, lockdown
@@ -115,6 +116,19 @@ def test_every_file_of_the_launcher_stands_in_the_architecture() -> None:
     launcher = ROOT / "app/launcher"
     files = {str(path.relative_to(launcher)) for path in launcher.rglob("*.py") if path.name != "__init__.py"}
     assert set(re.findall(r"^\| `([\w/]+\.py)` \|", section, re.MULTILINE)) == files
+
+
+def test_every_file_that_serves_stands_in_the_architecture() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    files = [path.name for path in (ROOT / "app/serving").glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in files if f"`app/serving/{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("protocol", [Backend, SandboxHandle, Files, ExecutionHandle])
+def test_table_of_the_contract_has_every_member_of_its_protocols(protocol: type) -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    (row,) = re.findall(rf"^\| `{protocol.__name__}` \| [^|]+ \| (.+) \|$", text, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", row) == [name for name in vars(protocol) if not name.startswith("_")]
 
 
 @each_document

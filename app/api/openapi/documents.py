@@ -20,14 +20,14 @@ _OF_A_KEY = (
     *("payload_too_large", "bound_exceeded", "capacity_exceeded"),
 )
 
-IdempotencyStore = dict[int | str, dict[str, Any]]
+Responses = dict[int | str, dict[str, Any]]
 
 
 def example_of(kind: ProblemType) -> dict[str, Any]:
     return problem_of(kind.example).body(EXAMPLE_ID)
 
 
-def problems(*slugs: str) -> IdempotencyStore:
+def problems(*slugs: str) -> Responses:
     """The `responses` of a route: one entry per status, one example per type of problem."""
     by_status: defaultdict[int, list[str]] = defaultdict(list)
     for slug in (*slugs, *EVERYWHERE):

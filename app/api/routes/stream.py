@@ -1,5 +1,5 @@
 """The stream of one execution. Everything that can be refused is refused before the upgrade or the first event. Then
-`Stream` runs it as a WebSocket, or `EventStream` as Server-Sent Events."""
+`StreamSession` runs it as a WebSocket, or `EventStream` as Server-Sent Events."""
 
 from __future__ import annotations
 

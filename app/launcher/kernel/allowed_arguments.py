@@ -5,17 +5,19 @@ traces show (docs/isolation.md names the programs), and if it takes no memory an
 not pay for. The kernel reads only 32 bits of each of these numbers, whatever the rest of the register holds. The
 numbers are the same on x86_64 and aarch64.
 
-Programs ask for these, and they are left out on purpose: - joining a multicast group: 20 memberships a socket and more,
-charged to nobody. One process took 23 MiB in 3 s, measured, and the source filters of a thousand sockets 169 MiB.
-Nothing inside is reached by multicast; - TCP_MD5SIG, TCP_AO_*: keys are charged to nobody, 37 MiB with 300 sockets,
-measured; - headers and options of packets (IP_OPTIONS, IPV6_HOPOPTS and the like), flow labels, SO_TIMESTAMP,
-SO_ZEROCOPY, TCP_SAVE_SYN: memory that is charged to nobody, or switches of the whole kernel; - TCP_FASTOPEN and
-TCP_FASTOPEN_CONNECT: surface, and callers go on without; - locks of an open file description (F_OFD_*): in flight in a
-socket such a lock belongs to no process, so nobody finds its holder. SQLite, git and the languages' libraries use
-F_SETLK or flock; QEMU falls back to F_SETLK; - FICLONE and FS_IOC_FIEMAP: they write dirty pages of the host's files.
-cp copies without them; - PR_SET_VMA names (charged to nobody), PR_SET_MM, PR_SET_SPECULATION_CTRL (slows the sibling
-hardware thread), PR_SET_MEMORY_MERGE (work of a kernel thread), PR_SET_PTRACER. Go, PHP and allocators go on without
-names.
+Programs ask for these, and they are left out on purpose:
+
+- Joining a multicast group: 20 memberships a socket and more, charged to nobody. One process took 23 MiB in 3 s,
+  measured, and the source filters of a thousand sockets 169 MiB. Nothing inside is reached by multicast.
+- TCP_MD5SIG, TCP_AO_*: keys are charged to nobody, 37 MiB with 300 sockets, measured.
+- Headers and options of packets (IP_OPTIONS, IPV6_HOPOPTS and the like), flow labels, SO_TIMESTAMP, SO_ZEROCOPY,
+  TCP_SAVE_SYN: memory that is charged to nobody, or switches of the whole kernel.
+- TCP_FASTOPEN and TCP_FASTOPEN_CONNECT: surface, and callers go on without.
+- Locks of an open file description (F_OFD_*): in flight in a socket such a lock belongs to no process, so nobody finds
+  its holder. SQLite, git and the languages' libraries use F_SETLK or flock. QEMU falls back to F_SETLK.
+- FICLONE and FS_IOC_FIEMAP: they write dirty pages of the host's files. cp copies without them.
+- PR_SET_VMA names (charged to nobody), PR_SET_MM, PR_SET_SPECULATION_CTRL (slows the sibling hardware thread),
+  PR_SET_MEMORY_MERGE (work of a kernel thread), PR_SET_PTRACER. Go, PHP and allocators go on without names.
 """
 
 from __future__ import annotations

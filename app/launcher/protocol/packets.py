@@ -1,4 +1,4 @@
-"""Packets with descriptors, for either side of every socket of the launcher."""
+"""Packets with descriptors, for every end of every socket of the launcher."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One isolation action, one function: `step(room) -> None`, raises OSError. The order is in `confine.py`.
+"""One isolation action, one function: `step(setup: SandboxSetup) -> None`, raises OSError.
 
-When the kernel refuses a step, the client reads its name.
+The order is in `confine.py`. When the kernel refuses a step, the client reads its name.
 """
 
 from __future__ import annotations

@@ -72,8 +72,7 @@ class Connection:
         return event
 
     async def _exchange(self, request: Request) -> None:
-        """IdempotencyStore, or stops in the middle of it when the client hangs up: that cancels the work, as in the
-        server."""
+        """Answers, or stops in the middle when the client disconnects: that cancels the work, as in the server."""
         work = asyncio.get_running_loop().create_task(self._work(request))
         early = bytearray()
         watch = asyncio.get_running_loop().create_task(self._watch(early))

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -47,13 +47,13 @@ VM_CAPABILITIES = frozenset(
 
 
 def vm(*more: Capability, kind: type[NullBackend] = NullBackend, **options: Any) -> NullBackend:
-    """The second wall: what BoxLite can, and `more`."""
+    """What the runtime boxlite can, and `more`."""
     return kind("boxlite", tier="vm", aliases=("vm", "microvm"), capabilities=VM_CAPABILITIES | set(more), **options)
 
 
-def kernel(*more: Capability, **options: Any) -> NullBackend:
-    """The first wall as it is: without images and terminals, and with `more`."""
-    return NullBackend(capabilities=CAPABILITIES - {Capability.IMAGES, Capability.PTY} | set(more), **options)
+def kernel(*more: Capability, lacks: Collection[Capability] = (), **options: Any) -> NullBackend:
+    """The runtime process, with `more` and without what it `lacks`."""
+    return NullBackend(capabilities=CAPABILITIES - {Capability.IMAGES, *lacks} | set(more), **options)
 
 
 class Service:

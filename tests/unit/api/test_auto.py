@@ -56,7 +56,8 @@ async def test_auto_takes_the_cheapest_wall_and_says_so() -> None:
     ids=repr,
 )
 async def test_auto_takes_the_stronger_wall_where_the_request_needs_it(wanted: dict[str, Any], why: str) -> None:
-    body = await answer_of(two_walls(), runtime="auto", **wanted)
+    service = Service([kernel(lacks=[Capability.PTY]), vm()])
+    body = await answer_of(service, runtime="auto", **wanted)
     assert body["runtime"] == "boxlite"
     assert body["runtime_reason"].endswith(why)
 

@@ -103,7 +103,7 @@ async def test_a_run_on_a_terminal_has_its_size_and_an_end_of_stdin(asked: Any, 
 async def test_what_a_run_types_is_its_stdin() -> None:
     async with Service().client() as client:
         assert (await run(client, "cat", tty=True, stdin="typed\n"))["stdout"] == "typed\n"
-    problem = await refused(Service([kernel()]), 422, "capability_missing", tty=True)
+    problem = await refused(Service([kernel(lacks=[Capability.PTY])]), 422, "capability_missing", tty=True)
     assert problem["missing"] == ["pty"]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.core.backend import Capability
 from tests.unit.api.service import Service, create, frames_of, kernel, start, text_of
 from tests.unit.api.streams import refusal
 
@@ -50,7 +51,7 @@ async def test_kind_of_terminal_is_xterm_unless_it_is_set(
 
 
 async def test_a_terminal_on_a_runtime_without_one_is_refused_and_nothing_is_started() -> None:
-    async with Service([kernel()]).client() as client:
+    async with Service([kernel(lacks=[Capability.PTY])]).client() as client:
         path = f"/sandboxes/{await create(client)}/executions"
         answer = await client.post(path, json={"command": ["sleep"], "tty": TTY})
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/capability_missing")

@@ -1,4 +1,5 @@
-"""Followers: what is stored from an offset on, then live; a gap for what is gone, and one for each gap."""
+"""Followers: what is stored from an offset on, then live; a gap for bytes that were dropped, and one for bytes
+that the runtime lost."""
 
 from __future__ import annotations
 

@@ -107,6 +107,12 @@ def written(root: Path) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
+def test_every_tree_of_version_1_has_room_for_as_many_workers(first: CgroupTree, tmp_path: Path) -> None:
+    """`pids` comes second here: its number is that of the sandboxes too, 10."""
+    workers = tmp_path / "memory/_workers/memory.limit_in_bytes", tmp_path / "pids/_workers/pids.max"
+    assert [path.read_text() for path in workers] == [str((256 + 4 * 10) << 20), str(2 * 10 + 16)]
+
+
 def test_version_1_writes_every_limit_of_a_room(first: CgroupTree, tmp_path: Path) -> None:
     Groups(first, "one").make(1 << 30, 64, 1500)
     assert written(tmp_path) == {
