@@ -60,8 +60,15 @@ def sandbox_body(typed: Namespace) -> dict[str, Any]:
             "limits": _limits(typed) or None,
             "ttl_seconds": typed.ttl if typed.ttl is not None or longest <= TTL_SECONDS else longest,
             "idle_seconds": typed.idle,
+            "idle_counts": typed.idle_counts,
         }
     )
+
+
+def _execution_limits(typed: Namespace, *, in_own_sandbox: bool) -> dict[str, Any]:
+    """`--memory-mib` is the sandbox's when the command has one of its own."""
+    names = ("cpu_seconds", "stack_mib", "open_files", "file_mib", *(() if in_own_sandbox else ("memory_mib",)))
+    return _said({name: getattr(typed, name) for name in names})
 
 
 def execution_body(typed: Namespace, *, in_own_sandbox: bool) -> dict[str, Any]:
@@ -85,6 +92,8 @@ def execution_body(typed: Namespace, *, in_own_sandbox: bool) -> dict[str, Any]:
             "tty": _terminal(typed) if typed.tty else None,
             "timeout_seconds": typed.timeout,
             "on_output_limit": typed.on_output_limit,
+            "stderr": typed.stderr,
+            "limits": _execution_limits(typed, in_own_sandbox=in_own_sandbox) or None,
             "id": None if in_own_sandbox else typed.id,
             "env": env or None,
             "workdir": None if in_own_sandbox else typed.workdir,

@@ -31,7 +31,9 @@ def run(typed: Namespace) -> int:
     async def work(client: Client) -> int:
         from app.cli.session import Order, carry_out
 
-        return await carry_out(client, Order(sandbox, execution, typed.keep, typed.json))
+        return await carry_out(
+            client, Order(sandbox, execution, typed.keep, typed.json, typed.collect or (), typed.into)
+        )
 
     return _with_client(work)
 
@@ -116,6 +118,18 @@ def _sandbox_row(sandbox: Mapping[str, Any]) -> list[str]:
         f"{executions.get('running', 0)}/{executions.get('total', 0)}",
         " ".join(f"{name}={value}" for name, value in (sandbox.get("labels") or {}).items()),
     ]
+
+
+def usage(typed: Namespace) -> int:
+    async def work(client: Client) -> int:
+        found = await client.usage(typed.sandbox, typed.execution)
+        if typed.json:
+            put_json(found)
+        else:
+            put_table(["", "NOW"], [[name, "-" if value is None else f"{value:,}"] for name, value in found.items()])
+        return 0
+
+    return _with_client(work)
 
 
 def logs(typed: Namespace) -> int:

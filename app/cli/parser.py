@@ -63,6 +63,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _room_options(run)
     run.add_argument("--id", metavar="ID", help="id of the sandbox (default: the service chooses one)")
     _command_options(run)
+    run.add_argument(
+        "--collect",
+        metavar="PATH",
+        action="append",
+        help="bring this file back, or all that match a pattern; repeatable",
+    )
+    run.add_argument("--into", metavar="DIR", default=".", help="folder for files of --collect (default: this one)")
     run.add_argument("--keep", action="store_true", help="do not destroy the sandbox; print its id on stderr")
     _command(run)
 
@@ -80,6 +87,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
 
     _exec(kinds)
+
+    usage = _add(kinds, "usage", commands.usage, "show what a sandbox, or one execution of it, uses")
+    _json(usage)
+    usage.add_argument("sandbox", metavar="SANDBOX")
+    usage.add_argument("execution", metavar="EXECUTION", nargs="?")
 
     logs = _add(kinds, "logs", commands.logs, "print the stored output of an execution")
     logs.add_argument(
@@ -172,6 +184,13 @@ def _command_options(parser: Parser) -> None:
     parser.add_argument(
         "--tty", "-t", action="store_true", help="give the command a terminal, shown on this one; all keys go to it"
     )
+    parser.add_argument(
+        "--stderr", choices=("separate", "stdout"), help="stdout: stderr in the pipe of stdout, in the order of writing"
+    )
+    parser.add_argument("--cpu-seconds", metavar="S", type=seconds, help="processor time of the command's processes")
+    parser.add_argument("--stack-mib", metavar="N", type=int, help="stack of each of its processes")
+    parser.add_argument("--open-files", metavar="N", type=int, help="open descriptors of each of its processes")
+    parser.add_argument("--file-mib", metavar="N", type=int, help="largest file that it can write")
     _env_options(parser)
 
 
@@ -190,6 +209,9 @@ def _room_options(parser: Parser) -> None:
     parser.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="a label; repeatable")
     parser.add_argument("--ttl", metavar="S", type=seconds, help="destroy the sandbox after S seconds")
     parser.add_argument("--idle", metavar="S", type=seconds, help="destroy the sandbox after S seconds without use")
+    parser.add_argument(
+        "--idle-counts", choices=("executions", "processes"), help="what counts as use (default: executions)"
+    )
     _json(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--cpus", metavar="N", type=float, help="cores")
@@ -226,6 +248,7 @@ def _command(parser: Parser) -> None:
 def _exec_options(parser: Parser) -> None:
     parser.add_argument("--id", metavar="ID", help="id of the execution (default: the service chooses one)")
     _command_options(parser)
+    parser.add_argument("--memory-mib", metavar="N", type=int, help="memory of the command's processes")
     _json(parser)
 
 

@@ -6,11 +6,12 @@ import asyncio
 import base64
 import contextlib
 import signal
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.cli import BROKEN_PIPE, FAILED, sandbox
+from app.cli.collect import collect
 from app.cli.endings import shell_line, status_of
 from app.cli.gaps import Gaps
 from app.cli.interrupts import ENDING, GRACE_SECONDS, Interrupts, Stopped
@@ -31,6 +32,8 @@ class Order:
     execution: Mapping[str, Any]
     keep: bool = False
     as_json: bool = False
+    collect: Sequence[str] = ()
+    into: str = "."
 
 
 async def carry_out(client: Client, order: Order) -> int:
@@ -42,7 +45,10 @@ async def carry_out(client: Client, order: Order) -> int:
             sandbox_id = (await sandbox.create(client, interrupts, order.sandbox))["id"]
             try:
                 interrupts.check()
-                return await Session(client, interrupts, order, sandbox_id, kept=order.keep).run()
+                status = await Session(client, interrupts, order, sandbox_id, kept=order.keep).run()
+                if order.collect and not await collect(client, sandbox_id, order.collect, order.into):
+                    return status or FAILED
+                return status
             finally:
                 if not order.keep:
                     await sandbox.destroy(client, interrupts, sandbox_id)

@@ -180,6 +180,16 @@ class Client:
         path = f"/sandboxes/{segment(sandbox_id)}/executions"
         return await self._json("POST", path, json=body, wait_seconds=CREATING_SECONDS)
 
+    async def run(self, sandbox_id: str, body: Json) -> Json:
+        """One command to its end. The client waits for a minute beyond what it waits for a sandbox."""
+        path = f"/sandboxes/{segment(sandbox_id)}/run"
+        return await self._json("POST", path, json=body, wait_seconds=2 * CREATING_SECONDS)
+
+    async def usage(self, sandbox_id: str, execution_id: str | None = None) -> Json:
+        """Of one execution, or of the whole sandbox."""
+        path = execution_path(sandbox_id, execution_id) if execution_id else f"/sandboxes/{segment(sandbox_id)}"
+        return await self._json("GET", f"{path}/usage")
+
     async def signal(self, sandbox_id: str, execution_id: str, signal: str) -> None:
         await self.request("POST", execution_path(sandbox_id, execution_id) + "/signal", json={"signal": signal})
 

@@ -494,6 +494,7 @@ async def test_every_command_is_documented() -> None:
         "create",
         "ls",
         "exec",
+        "usage",
         "logs",
         "kill",
         "rm",
