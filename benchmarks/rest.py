@@ -53,9 +53,9 @@ class Rest:
             raise RuntimeError(answer)
         return str(answer["id"])
 
-    def execute(self, sandbox: str, *command: str) -> dict[str, Any]:
+    def execute(self, sandbox: str, *command: str, **options: object) -> dict[str, Any]:
         """Until the exit is known: two requests."""
-        status, answer = self("POST", f"/sandboxes/{sandbox}/executions", {"command": list(command)})
+        status, answer = self("POST", f"/sandboxes/{sandbox}/executions", {"command": list(command), **options})
         if status != 201:
             raise RuntimeError(answer)
         path = f"/sandboxes/{sandbox}/executions/{answer['id']}"
