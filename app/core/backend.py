@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from app.core.files import Files
-from app.core.models import Command, Exit, ResourceUsage, SandboxSpec
+from app.core.models import Command, Exit, OutputMode, ResourceUsage, SandboxSpec
 from app.core.output import OutputLog
 
 
@@ -68,8 +68,8 @@ class Logs:
     stderr: OutputLog
 
     @property
-    def exact(self) -> bool:
-        return self.stdout.exact and self.stderr.exact
+    def mode(self) -> OutputMode:
+        return OutputMode.EXACT if self.stdout.exact and self.stderr.exact else OutputMode.PLAIN
 
     def doubt(self) -> None:
         """Of this command the runtime may lose output without a word, although it has EXACT_OUTPUT: said before any

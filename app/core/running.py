@@ -11,7 +11,7 @@ from app.core.collecting import CollectedFile, Collection, Pattern
 from app.core.commands import check_start, with_environment
 from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution
-from app.core.models import Channel, Command, Exit, ExitReason, SandboxSpec, Stdin, new_id
+from app.core.models import Channel, Command, Exit, ExitReason, OutputMode, SandboxSpec, Stdin, new_id
 from app.core.output import OutputLog
 from app.core.placing import PlacedFile, Placement, place
 from app.core.sandboxes import Sandbox, Sandboxes
@@ -50,6 +50,7 @@ class Outcome:
     exit: Exit
     stdout: Captured
     stderr: Captured
+    output_mode: OutputMode
     collected: Sequence[CollectedFile] = ()
 
 
@@ -97,7 +98,7 @@ async def _see_through(sandboxes: Sandboxes, sandbox: Sandbox, execution: Execut
     finally:
         execution.leave_view()
     collected = await _collect(sandboxes, sandbox, job.collect)
-    return Outcome(sandbox.id, execution.id, execution.exit, stdout, stderr, collected)
+    return Outcome(sandbox.id, execution.id, execution.exit, stdout, stderr, execution.outputs.mode, collected)
 
 
 async def _feed(execution: Execution, data: bytes) -> None:

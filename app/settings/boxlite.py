@@ -52,7 +52,7 @@ class BoxliteSettings(Part):
     grace_seconds: float = Field(
         60, ge=0, allow_inf_nan=False, description="how long the server may be away before its sandboxes are failed"
     )
-    stdin_mib: int = Field(64, ge=1, description="stdin of one execution; the server keeps in memory what is not read")
+    stdin_mib: int = Field(64, ge=1, description="stdin of one plain execution; the server keeps it in memory")
 
     @field_validator("url")
     @classmethod

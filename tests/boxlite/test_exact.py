@@ -215,7 +215,7 @@ async def test_an_image_that_cannot_is_plain_and_says_so() -> None:
         assert sandbox.receipt["output_mode"] == "plain"
         assert sandbox.receipt["output_detail"] == "the image lacks base64"
         run = await start(sandbox, "echo", "x")
-        assert ((await run.end()).code, run.out, run.logs.stdout.dropped, run.logs.exact) == (0, b"x\n", None, False)
+        assert ((await run.end()).code, run.out, run.logs.stdout.dropped, run.logs.mode) == (0, b"x\n", None, "plain")
         with pytest.raises(UnsupportedByRuntime, match="lacks base64"):
             await start(sandbox, "echo", "x", execution_id="exe_2", **EXACT)
 

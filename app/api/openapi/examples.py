@@ -96,6 +96,7 @@ _outputs: dict[str, Any] = {
     "exit": _exit,
     "stdout": "2\n",
     "stderr": "",
+    "output_mode": "exact",
     "stdout_truncated": False,
     "stderr_truncated": False,
     "encoding": "utf-8",

@@ -40,6 +40,7 @@ async def response_of(outcome: Outcome, told: Body) -> Response:
     body: Body = {
         **told,
         "exit": exit_body(outcome.exit),
+        "output_mode": outcome.output_mode,
         "stdout_truncated": outcome.stdout.truncated,
         "stderr_truncated": outcome.stderr.truncated,
         "encoding": encoding,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.core.backend import Capability
 from app.core.executions import Execution
-from app.core.models import Channel, Exit, OutputMode, ResourceUsage
+from app.core.models import Channel, Exit, ResourceUsage
 from app.core.sandboxes import Sandbox
 from app.core.timeslices import TimeSlices
 
@@ -77,7 +77,7 @@ def execution_body(execution: Execution) -> Body:
         "state": execution.state,
         "started_at": execution.started_at,
         "ended_at": execution.ended_at,
-        "output_mode": OutputMode.EXACT if execution.outputs.exact else OutputMode.PLAIN,
+        "output_mode": execution.outputs.mode,
         "output": {
             "stdout": {"bytes": stdout.total, "dropped_bytes": stdout.dropped},
             "stderr": {"bytes": stderr.total, "dropped_bytes": stderr.dropped},

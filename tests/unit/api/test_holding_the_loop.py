@@ -16,7 +16,7 @@ from app.api.schemas.run_answers import response_of
 from app.core.collecting import FILES, TOTAL_BYTES, CollectedFile
 from app.core.errors import InvalidRequest
 from app.core.files import ArchiveEntry, EntryKind
-from app.core.models import Exit, ExitReason
+from app.core.models import Exit, ExitReason, OutputMode
 from app.core.resources import Capacity
 from app.core.running import Captured, Outcome
 from app.core.tar import archive, entries
@@ -142,7 +142,8 @@ async def test_output_of_a_run_becomes_json_by_slices(data: bytes) -> None:
     channel = Captured(data * (OUTPUT_CEILING // len(data)), cut_begin=False, cut_end=False, has_gap=False)
     exit_ = Exit(ExitReason.EXITED, code=0)
     files = [CollectedFile(b"a", data * (TOTAL_BYTES // len(data) // FILES)) for _ in range(FILES)]
-    answer = await asyncio.create_task(response_of(Outcome("sbx", "exe", exit_, channel, channel, files), {"a": "b"}))
+    outcome = Outcome("sbx", "exe", exit_, channel, channel, OutputMode.EXACT, files)
+    answer = await asyncio.create_task(response_of(outcome, {"a": "b"}))
     with own_work():
         body = json.loads(bytes(answer.body))
         found = body["stdout"].encode() if body["encoding"] == "utf-8" else base64.b64decode(body["stderr"])

@@ -50,6 +50,7 @@ async def test_a_run_answers_with_exit_and_text_and_its_sandbox_is_gone() -> Non
             "exit": {},
             "stdout": "héllo\n",
             "stderr": "",
+            "output_mode": "exact",
             "stdout_truncated": False,
             "stderr_truncated": False,
             "encoding": "utf-8",
