@@ -20,6 +20,7 @@ from tests.kernel.host import own_descriptors
 FILES_1 = {
     "memory": (
         "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
         "memory.memsw.limit_in_bytes",
         "memory.kmem.tcp.limit_in_bytes",
         "tasks",
@@ -27,13 +28,13 @@ FILES_1 = {
         "memory.max_usage_in_bytes",
         "memory.oom_control",
     ),
-    "pids": ("pids.max", "tasks", "cgroup.procs"),
+    "pids": ("pids.max", "pids.current", "tasks", "cgroup.procs"),
     "cpu": ("cpu.cfs_quota_us", "cpu.shares", "tasks", "cgroup.procs"),
     "cpuacct": ("cpuacct.usage", "tasks", "cgroup.procs"),
 }
-MEMORY_2 = ("memory.max", "memory.swap.max", "memory.events", "memory.peak")
+MEMORY_2 = ("memory.max", "memory.current", "memory.swap.max", "memory.events", "memory.peak")
 GROUP_2 = ("cgroup.procs", "cgroup.subtree_control", "cgroup.kill")
-FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "cpu.max", "cpu.stat", "cpu.weight")
+FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "pids.current", "cpu.max", "cpu.stat", "cpu.weight")
 
 
 class Kernel:
@@ -217,6 +218,38 @@ def test_usage_of_version_1_is_read_from_its_trees(first: CgroupTree, tmp_path: 
     (tmp_path / "memory/one/1/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
     usage = room.usage(1)
     assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (1_234_567, 4096, 1, False)
+
+
+def test_what_is_used_now_is_read_from_the_trees_of_version_1(first: CgroupTree, tmp_path: Path) -> None:
+    room = Groups(first, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    for group, processes in (("one", 3), ("one/1", 2)):
+        (tmp_path / "memory" / group / "memory.usage_in_bytes").write_text("4096\n")
+        (tmp_path / "memory" / group / "memory.max_usage_in_bytes").write_text("8192\n")
+        (tmp_path / "cpuacct" / group / "cpuacct.usage").write_text("1234567\n")
+        (tmp_path / "pids" / group / "pids.current").write_text(f"{processes}\n")
+    for number in (0, 1):  # the worker lives in the sandbox's group, and is none of its processes
+        used = room.figures(number)
+        assert (used.memory_bytes, used.peak_bytes, used.cpu_ns, used.processes) == (4096, 8192, 1_234_567, 2)
+
+
+def test_what_is_used_now_is_read_from_the_files_of_version_2(second: CgroupTree, tmp_path: Path) -> None:
+    room = Groups(second, "one")
+    room.make(1 << 30, 64, 250)
+    for descriptor in room.open_execution(1):
+        os.close(descriptor)
+    for group in ("one", "one/1"):
+        (tmp_path / group / "memory.current").write_text("4096\n")
+        (tmp_path / group / "memory.peak").write_text("8192\n")
+        (tmp_path / group / "cpu.stat").write_text("usage_usec 1234\n")
+        (tmp_path / group / "pids.current").write_text("2\n")
+    for number in (0, 1):
+        used = room.figures(number)
+        assert (used.memory_bytes, used.peak_bytes, used.cpu_ns, used.processes) == (4096, 8192, 1_234_000, 2)
+    (tmp_path / "one/1/memory.peak").unlink()
+    assert room.figures(1).peak_bytes is None, "before Linux 5.19"
 
 
 def test_sockets_of_version_1_have_a_limit_and_are_counted_in_each_execution(first: CgroupTree, tmp_path: Path) -> None:
