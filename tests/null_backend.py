@@ -47,7 +47,7 @@ CAPABILITIES = frozenset(Capability) - {
 
 
 def pattern(size: int, begin: int = 0) -> bytes:
-    """What `print` prints: bytes that tell their own place, so that a hole or a repetition shows."""
+    """What `print` prints: bytes that tell their own place, so that a gap or a repetition shows."""
     first = begin // 8
     return b"".join(b"%07d\n" % (n % 10_000_000) for n in range(first, (begin + size) // 8 + 1))[
         begin - first * 8 : begin - first * 8 + size

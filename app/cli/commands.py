@@ -29,10 +29,10 @@ def run(typed: Namespace) -> int:
     sandbox, execution = sandbox_body(typed), execution_body(typed, in_own_sandbox=True)
 
     async def work(client: Client) -> int:
-        from app.cli.session import Order, carry_out
+        from app.cli.session import CommandRequest, carry_out
 
         return await carry_out(
-            client, Order(sandbox, execution, typed.keep, typed.json, typed.collect or (), typed.into)
+            client, CommandRequest(sandbox, execution, typed.keep, typed.json, typed.collect or (), typed.into)
         )
 
     return _with_client(work)
@@ -42,9 +42,9 @@ def execute(typed: Namespace) -> int:
     execution = execution_body(typed, in_own_sandbox=False)
 
     async def work(client: Client) -> int:
-        from app.cli.session import Order, carry_out
+        from app.cli.session import CommandRequest, carry_out
 
-        return await carry_out(client, Order(typed.sandbox, execution, as_json=typed.json))
+        return await carry_out(client, CommandRequest(typed.sandbox, execution, as_json=typed.json))
 
     return _with_client(work)
 

@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     kinds = parser.add_subparsers(metavar="COMMAND", required=True)
 
     run = _add(kinds, "run", commands.run, "run one command in a new sandbox, then destroy it", **RUN)
-    _room_options(run)
+    _sandbox_options(run)
     run.add_argument("--id", metavar="ID", help="id of the sandbox (default: the service chooses one)")
     _command_options(run)
     run.add_argument(
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _command(run)
 
     create = _add(kinds, "create", commands.create, "create a sandbox and print its id")
-    _room_options(create)
+    _sandbox_options(create)
     create.add_argument("--id", metavar="ID", help="id of the sandbox (default: the service chooses one)")
     _env_options(create)
 
@@ -194,7 +194,7 @@ def _command_options(parser: Parser) -> None:
     _env_options(parser)
 
 
-def _room_options(parser: Parser) -> None:
+def _sandbox_options(parser: Parser) -> None:
     parser.add_argument("--runtime", metavar="R", help="runtime, or auto [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
     parser.add_argument("--isolation-min", choices=("kernel", "vm"), help="weakest isolation to accept")
     parser.add_argument(

@@ -25,7 +25,7 @@ COLLECTED_BYTES = 64 * 1024 * 1024  # of each channel, for --json
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class CommandRequest:
     """`sandbox` is the body of a create, or the id of an existing sandbox, which is kept."""
 
     sandbox: Mapping[str, Any] | str
@@ -36,7 +36,7 @@ class Order:
     into: str = "."
 
 
-async def carry_out(client: Client, order: Order) -> int:
+async def carry_out(client: Client, order: CommandRequest) -> int:
     """Runs the command and returns the exit status. Raises ClientError."""
     with Interrupts() as interrupts:
         try:
@@ -61,7 +61,9 @@ async def carry_out(client: Client, order: Order) -> int:
 class Session:
     """One execution with the terminal, pipes and signals that belong to it."""
 
-    def __init__(self, client: Client, interrupts: Interrupts, order: Order, sandbox_id: str, *, kept: bool) -> None:
+    def __init__(
+        self, client: Client, interrupts: Interrupts, order: CommandRequest, sandbox_id: str, *, kept: bool
+    ) -> None:
         self.client = client
         self.interrupts = interrupts
         self.order = order

@@ -209,10 +209,10 @@ class Client:
 
     def stream(self, sandbox_id: str, execution_id: str, *, stdin: bool = False) -> Stream:
         """Everything that the execution prints, from its first byte to its exit."""
-        from app.client.stream import Dial, Stream
+        from app.client.stream import Connector, Stream
 
         path = execution_path(sandbox_id, execution_id) + "/stream"
-        return Stream(Dial(self.url, path, self.headers(), self.direct), self._say_goodbye, stdin=stdin)
+        return Stream(Connector(self.url, path, self.headers(), self.direct), self._say_goodbye, stdin=stdin)
 
     def _say_goodbye(self, connection: ClientConnection) -> None:
         self._goodbyes[asyncio.create_task(connection.close())] = connection

@@ -87,7 +87,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Dial:
+class Connector:
     """The address and the headers of the stream."""
 
     url: str
@@ -119,7 +119,7 @@ class Stream:
     connection is broken.
     """
 
-    def __init__(self, dial: Dial, farewell: Callable[[ClientConnection], None], *, stdin: bool = False) -> None:
+    def __init__(self, dial: Connector, farewell: Callable[[ClientConnection], None], *, stdin: bool = False) -> None:
         self.received = {name: Received() for name in CHANNELS.values()}
         self._dial = dial
         self._farewell = farewell  # says goodbye in the background: nobody has to wait for it

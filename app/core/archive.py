@@ -115,7 +115,7 @@ def _words(kind: EntryKind) -> str:
     return kind.replace("_", " ")
 
 
-async def guarded(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
+async def checked_names(items: AsyncIterator[ArchiveEntry | bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
     """Yields the same entries, with clean names and without the sticky bit. Raises InvalidArchive for the first entry
     that is refused: an absolute name, `..` in a name, a link that leads out of the tree, an entry below something that
     is not a directory, a hard link to anything but an earlier file, two kinds for one name, setuid, setgid, too many

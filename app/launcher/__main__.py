@@ -42,7 +42,7 @@ def main(config_fd: int, parent: int) -> None:
     try:
         tree.end_frozen()
         tree.clean()
-        tree.house_workers(settings.max_sandboxes)
+        tree.make_workers_group(settings.max_sandboxes)
     except OSError as error:
         sentence = f"the control groups {settings.cgroup_parent} hold processes that are not ours, or cannot be used"
         raise SystemExit(f"bulkhead: {sentence}: {error.strerror}") from None
@@ -60,7 +60,7 @@ def main(config_fd: int, parent: int) -> None:
     _signal.signal(_signal.SIGTERM, stop)
     _signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     _share_page_tables()
-    # Frozen objects are never written to by a collection, so a sandbox's copy shares their pages for its whole life.
+    # Frozen objects are never written to by a collection, so a sandbox's clone shares their pages for its whole life.
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -77,7 +77,7 @@ def _raise_descriptor_limit(settings: config.Config) -> None:
 
 
 def _hide_command_line() -> None:
-    """PID 1 of a sandbox is a copy of this process, and anybody inside may read its command line: it must not tell
+    """PID 1 of a sandbox is a clone of this process, and anybody inside may read its command line: it must not tell
     where on the host the service is installed. proc_pid_stat(5), fields 48 and 49: where the kernel reads it from."""
     name = b"bulkhead"
     with open("/proc/self/stat") as file:

@@ -33,7 +33,7 @@ async def box_double(settings: Settings | None = None, **options: Any) -> AsyncI
 
 
 @dataclass
-class Said:
+class CommandResult:
     """Everything that came over one attach, in order and by channel."""
 
     frames: list[str | bytes] = field(default_factory=list)
@@ -59,9 +59,9 @@ class Said:
         return next((text["exit_code"] for text in self.texts if text["type"] == "exit"), None)
 
 
-async def rest(socket: ClientConnection, said: Said | None = None) -> Said:
+async def rest(socket: ClientConnection, said: CommandResult | None = None) -> CommandResult:
     """What still comes, however it ends; into `said` for who watches it meanwhile."""
-    said = Said() if said is None else said
+    said = CommandResult() if said is None else said
     with contextlib.suppress(ConnectionClosed):
         while True:
             said.frames.append(await socket.recv())
@@ -158,7 +158,7 @@ class Client:
         async with connect(url, additional_headers=self._headers, proxy=None, max_size=None, close_timeout=1) as socket:
             yield socket
 
-    async def follow(self, path: str, *, stdin: bytes | None = b"") -> Said:
+    async def follow(self, path: str, *, stdin: bytes | None = b"") -> CommandResult:
         """To the end. `stdin`: sent, and then its end; None leaves it open."""
         async with self.attached(path) as socket:
             if stdin:
@@ -167,5 +167,5 @@ class Client:
                 await socket.send('{"type":"stdin_eof"}')
             return await rest(socket)
 
-    async def run(self, box: str, *argv: str, stdin: bytes = b"", **options: Any) -> Said:
+    async def run(self, box: str, *argv: str, stdin: bytes = b"", **options: Any) -> CommandResult:
         return await self.follow(await self.execute(box, *argv, **options), stdin=stdin)

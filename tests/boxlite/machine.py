@@ -135,7 +135,7 @@ class MachineStart:
         self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  stop() closes it
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", SCRIPTS / "serve", "--port", str(server), "--control", str(control)],
-            env={**os.environ, "BOXLITE_API_KEY": self.machine.key, "LIMIT": "5400", "PATIENCE": "100"},
+            env={**os.environ, "BOXLITE_API_KEY": self.machine.key, "LIMIT": "5400", "START_TIMEOUT": "100"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -143,7 +143,7 @@ async def test_a_sandbox_is_creating_until_its_box_runs_and_the_receipt_tells_ho
         assert found["state"] == "running" and found["isolation"]["boot_seconds"] >= 0.4
 
 
-async def test_a_client_that_hangs_up_during_a_boot_does_not_hang_up_on_the_server() -> None:
+async def test_a_client_that_disconnects_during_a_boot_does_not_disconnect_from_the_server() -> None:
     async with service() as (r, live):
         boot = Stall(until=asyncio.Event())
         r.double.faults.on(Route.START, boot, timeouts=1)

@@ -15,7 +15,7 @@ import respx
 
 from app.backends.boxlite.client import ANSWER_BYTES, BoxliteClient, Unanswered, Unreachable, upstream_of
 from app.backends.boxlite.server import BoxliteServer, is_silent
-from app.backends.boxlite.turns import Busy
+from app.backends.boxlite.turns import TooManyPending
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable
 from tests.boxlite.rig import QUICK
 
@@ -186,7 +186,7 @@ async def test_the_servers_words_become_one_printable_line() -> None:
     [
         (httpx.ConnectError("refused"), Unreachable, True),
         (httpx.ConnectTimeout("slow"), Unreachable, True),
-        (httpx.PoolTimeout("full"), Busy, True),
+        (httpx.PoolTimeout("full"), TooManyPending, True),
         (httpx.ReadTimeout("slow"), Unanswered, True),
         (httpx.WriteTimeout("slow"), Unanswered, True),
         (httpx.RemoteProtocolError("Server disconnected"), Unanswered, True),
@@ -245,7 +245,7 @@ async def test_cookies_are_neither_kept_nor_sent() -> None:
 
 
 @respx.mock
-async def test_a_caller_that_leaves_does_not_hang_up() -> None:
+async def test_a_caller_that_leaves_does_not_disconnect() -> None:
     go, asked, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def answer(_: httpx.Request) -> httpx.Response:

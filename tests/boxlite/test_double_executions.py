@@ -8,7 +8,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.boxlite.client import Client, Said, box_double
+from tests.boxlite.client import Client, CommandResult, box_double
 from tests.boxlite.double import Route, Settings, Stall
 from tests.boxlite.processes import alive, gone, some_seconds
 
@@ -55,7 +55,7 @@ async def test_a_terminal() -> None:
         path = await client.execute(await client.box(), "sh", tty=True, env={"PS1": "$ "})
         async with client.attached(path) as socket:
             await socket.send(b"stty size; tty\n")
-            said = Said()
+            said = CommandResult()
             while not said.stdout.endswith(b"24 80\r\n/dev/pts/0\r\n$ "):
                 said.frames.append(await asyncio.wait_for(socket.recv(), 5))
             await socket.send('{"type":"resize","cols":120,"rows":40}')
@@ -158,7 +158,7 @@ async def test_what_nobody_attaches_to_is_ended_step_by_step() -> None:
         assert (await client.run(box, "cat", "/root/told")).stdout == b"\n\n"
 
 
-async def test_a_client_that_hangs_up_during_exec_leaves_a_process_without_an_execution() -> None:
+async def test_a_client_that_disconnects_during_exec_leaves_a_process_without_an_execution() -> None:
     mark = some_seconds()
     async with box_double() as double, Client(double) as client:
         box = await client.box()

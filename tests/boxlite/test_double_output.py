@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.boxlite.client import Client, Said, box_double, rest, until
+from tests.boxlite.client import Client, CommandResult, box_double, rest, until
 from tests.boxlite.double import Settings
 
 LINES = "seq 1000000 1124999"  # a megabyte, in which every line tells its place
@@ -64,7 +64,7 @@ async def test_a_gap_in_the_middle_when_the_process_lives_on() -> None:
         async with client.attached(path) as socket:
             waited = await client.run(box, "sh", "-c", "until [ -e /root/printed ]; do sleep 0.05; done")
             assert waited.exit_code == 0
-            said = Said()
+            said = CommandResult()
             reading = asyncio.create_task(rest(socket, said))
             await until(lambda: said.stdout.endswith(b"printed\n"))  # it has caught up with what is left
             await socket.send(b"\n")

@@ -40,8 +40,8 @@ def text_of(events: list[Event]) -> bytes:
 
 def whole(events: list[Event]) -> bool:
     ends = [event for event in events if isinstance(event, ChannelEnd)]
-    torn = [event for event in events if isinstance(event, (Piece, ChannelEnd)) and event.torn]
-    return text_of(events) == b"".join(CONTENT) and len(ends) >= 1 and not torn
+    has_gap = [event for event in events if isinstance(event, (Piece, ChannelEnd)) and event.has_gap]
+    return text_of(events) == b"".join(CONTENT) and len(ends) >= 1 and not has_gap
 
 
 def test_a_stream_in_bytes_is_read_as_one_in_one_piece() -> None:
@@ -72,9 +72,9 @@ def test_a_repetition_that_does_not_reach_back_is_told() -> None:
     first, *rest = channel.take(STREAM[ENDS[4] :])
     assert isinstance(first, StdinTaken)
     pieces = [event for event in rest if isinstance(event, Piece)]
-    assert [event.torn for event in pieces] == [True, False, False, False, False]
+    assert [event.has_gap for event in pieces] == [True, False, False, False, False]
     channel.begin_socket()
-    assert channel.take(b".12\n") == [ChannelEnd(torn=True)]
+    assert channel.take(b".12\n") == [ChannelEnd(has_gap=True)]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ async def test_an_exit_that_tells_nothing_is_lost_and_not_invented(frame: str) -
         assert (await (await start(sandbox, "true", execution_id="exe_2")).end()).code == 0
 
 
-async def test_a_hangup_that_we_sent_is_told_as_a_signal() -> None:
+async def test_a_sighup_that_we_sent_is_told_as_a_signal() -> None:
     async with rig() as r:
         run = await start(await r.sandbox(), *script("echo up; sleep 1000"))
         await run.saw(b"up")

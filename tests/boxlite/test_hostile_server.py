@@ -10,7 +10,7 @@ import logging
 import pytest
 
 from app.backends.boxlite.box import Box
-from app.backends.boxlite.inside import Facts
+from app.backends.boxlite.inside import BoxMeasurements
 from app.backends.boxlite.receipt import isolation
 from app.core.errors import BackendFailure, BackendRefused, BackendUnavailable
 from app.core.models import ExitReason
@@ -108,7 +108,7 @@ def test_what_the_server_says_of_a_box_goes_into_the_receipt_only_in_measure() -
         "network": {"outbound": {"mode": "disabled"}},
         "created_at": "\ud800",
     }
-    facts = Facts("6.1", 1, 80_000_000, {"lo": True}, 0)
+    facts = BoxMeasurements("6.1", 1, 80_000_000, {"lo": True}, 0)
     receipt = isolation(Box("x", "n", "running", said), SPEC, facts, 0.5, "")
     assert receipt["reported"] == {**dict.fromkeys(said), "network": {"outbound": {"mode": "disabled"}}}
     json.dumps(receipt, ensure_ascii=False, allow_nan=False).encode()

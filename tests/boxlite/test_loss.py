@@ -36,7 +36,7 @@ async def test_output_over_a_cut_is_whole(cut_after: int) -> None:
         assert not run.logs.stdout.gaps and not run.logs.stderr.gaps
 
 
-async def test_a_cut_that_is_longer_than_the_backlog_leaves_a_hole_and_no_byte_twice() -> None:
+async def test_a_cut_that_is_longer_than_the_backlog_leaves_a_gap_and_no_byte_twice() -> None:
     async with rig(timeouts=quick(backoff=(1.0,))) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(cut_after=100), timeouts=1)

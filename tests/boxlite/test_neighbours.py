@@ -10,7 +10,7 @@ from app.backends.boxlite.backend import REMOVALS
 from app.backends.boxlite.client import ANSWER_BYTES
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.inside import MARK, MOST_LINKS, facts_of
-from app.backends.boxlite.turns import ASKS, Busy
+from app.backends.boxlite.turns import ASKS, TooManyPending
 from app.core.errors import BackendUnavailable, LaunchFailed
 from tests.boxlite.double import Answer, Attach, Route, Stall
 from tests.boxlite.rig import INSTANCE, PLAIN, descriptors, quick, rig, start, until
@@ -33,7 +33,7 @@ async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody(
         r.double.faults.clear()
         await other.handle.signal(9)
         assert (await other.end()).signal == "SIGKILL"
-        refused = [signal for signal in signals if signal.done() and isinstance(signal.exception(), Busy)]
+        refused = [signal for signal in signals if signal.done() and isinstance(signal.exception(), TooManyPending)]
         assert len(refused) == 600 - ASKS
         for signal in signals:
             signal.cancel()
@@ -48,7 +48,7 @@ async def test_who_waits_too_long_for_the_turn_of_a_box_is_told_so_and_asks_noth
         starts = [asyncio.create_task(start(sandbox, "true", execution_id=f"exe_{n}")) for n in range(40)]
         await asyncio.wait(starts)
         errors = [start.exception() for start in starts]
-        assert any(isinstance(error, Busy) for error in errors), errors
+        assert any(isinstance(error, TooManyPending) for error in errors), errors
         assert len(r.double.sent(Route.EXEC)) < 40
         assert not r.double.sent(Route.GET), "that it was not its turn says nothing about the box"
         await r.backend.ready()

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.backends.boxlite.attach import AttachCut, Chunk, Ended
-from app.backends.boxlite.output import Intake
-from app.backends.boxlite.replay import BACKLOG, CHUNK, Known, Tail
+from app.backends.boxlite.output import OutputReader
+from app.backends.boxlite.replay import BACKLOG, CHUNK, Overlap, RecentBytes
 from app.core.backend import Logs
 from app.core.models import Channel
 from app.core.output import OutputLog
 from tests.boxlite.rig import everything, new_log, numbers
 
 
-def tail(data: bytes) -> Tail:
-    found = Tail()
+def tail(data: bytes) -> RecentBytes:
+    found = RecentBytes()
     found.add(data)
     return found
 
@@ -27,19 +27,19 @@ def tail(data: bytes) -> Tail:
 @pytest.mark.parametrize(
     ("ours", "held", "known"),
     [
-        (b"hello\n", b"hello\n", Known(6)),
-        (b"hello\n", b"hello\nworld\n", Known(6)),
-        (b"hello\n", b"hel", Known(3)),  # cut in the middle of the repetition
-        (numbers(8000), numbers(8000)[4000:] + b"new", Known(4000)),
-        (numbers(8000), numbers(8000)[4000:4100], Known(100)),
-        (numbers(8000), b"x" * 100 + numbers(8000)[-800:] + b"new", Known(900, has_gap=True)),
-        (numbers(8000), b"something else altogether", Known(0, has_gap=True)),
-        (numbers(8000), numbers(8800)[-810:], Known(10, has_gap=True)),  # ten bytes in common: known or by chance
-        (b"y\n" * 1000, b"y\n" * 1200, Known(2000)),
-        (b"a" * 500 + b"b" + b"a" * 99, b"a" * 99 + b"c" * 10, Known(99)),
+        (b"hello\n", b"hello\n", Overlap(6)),
+        (b"hello\n", b"hello\nworld\n", Overlap(6)),
+        (b"hello\n", b"hel", Overlap(3)),  # cut in the middle of the repetition
+        (numbers(8000), numbers(8000)[4000:] + b"new", Overlap(4000)),
+        (numbers(8000), numbers(8000)[4000:4100], Overlap(100)),
+        (numbers(8000), b"x" * 100 + numbers(8000)[-800:] + b"new", Overlap(900, has_gap=True)),
+        (numbers(8000), b"something else altogether", Overlap(0, has_gap=True)),
+        (numbers(8000), numbers(8800)[-810:], Overlap(10, has_gap=True)),  # ten bytes in common: known or by chance
+        (b"y\n" * 1000, b"y\n" * 1200, Overlap(2000)),
+        (b"a" * 500 + b"b" + b"a" * 99, b"a" * 99 + b"c" * 10, Overlap(99)),
     ],
 )
-def test_at_the_end(ours: bytes, held: bytes, known: Known) -> None:
+def test_at_the_end(ours: bytes, held: bytes, known: Overlap) -> None:
     repetition = tail(ours).repetition()
     assert (repetition.take(held) or repetition.end()) == known
 
@@ -50,13 +50,13 @@ def test_it_is_known_with_the_last_byte_that_is_repeated() -> None:
     repetition = tail(stream).repetition()
     for begin in range(40_000, 79_000, 1000):
         assert repetition.take(stream[begin : begin + 1000]) is None
-    assert repetition.take(stream[79_000:]) == Known(40_000)
+    assert repetition.take(stream[79_000:]) == Overlap(40_000)
 
 
 def test_only_so_much_of_ours_counts_as_a_server_can_repeat() -> None:
     """Else a channel that repeats itself would lose what is new: everything looks like an earlier place."""
     repetition = tail(b"y\n" * BACKLOG).repetition()
-    assert repetition.take(b"y\n" * BACKLOG) == Known(BACKLOG + CHUNK)
+    assert repetition.take(b"y\n" * BACKLOG) == Overlap(BACKLOG + CHUNK)
 
 
 def fibonacci(size: int) -> bytes:
@@ -103,9 +103,9 @@ def test_no_stream_costs_the_service_its_time(case: str, size: int) -> None:
 # --- with the clock
 
 
-async def lane(quiet: float, ours: bytes) -> tuple[Intake, OutputLog]:
+async def lane(quiet: float, ours: bytes) -> tuple[OutputReader, OutputLog]:
     log = new_log()
-    intake = Intake(Logs(log, OutputLog(10, exact=False)), quiet)
+    intake = OutputReader(Logs(log, OutputLog(10, exact=False)), quiet)
 
     async def first() -> AsyncIterator[Chunk | Ended]:
         yield Chunk(Channel.STDOUT, ours)

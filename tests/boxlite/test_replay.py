@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.backends.boxlite.attach import AttachCut, Chunk, Ended
-from app.backends.boxlite.output import Intake
+from app.backends.boxlite.output import OutputReader
 from app.backends.boxlite.replay import BACKLOG
 from app.core.backend import Logs
 from app.core.models import Channel
@@ -34,7 +34,7 @@ class Model:
     log: OutputLog = field(default_factory=new_log)
 
     def __post_init__(self) -> None:
-        self.intake = Intake(Logs(self.log, OutputLog(10, exact=False)), quiet=60)
+        self.intake = OutputReader(Logs(self.log, OutputLog(10, exact=False)), quiet=60)
 
     @property
     def out(self) -> bytes:
@@ -111,7 +111,7 @@ SIZES = st.lists(st.integers(1, 1024), min_size=1, max_size=8)
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1_200), SIZES | st.just([1024]), cuts())
-def test_what_comes_is_the_stream_with_at_most_holes_and_no_byte_twice(
+def test_what_comes_is_the_stream_with_at_most_gaps_and_no_byte_twice(
     count: int, sizes: list[int], story: list[tuple[int, int, int | None]]
 ) -> None:
     stream = numbers(sum(sizes[turn % len(sizes)] for turn in range(count)))

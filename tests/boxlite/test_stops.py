@@ -61,7 +61,7 @@ async def test_a_delete_whose_answer_is_lost_was_done_all_the_same() -> None:
         assert not r.double.boxes
 
 
-async def test_what_is_cancelled_does_not_hang_up_on_a_stop() -> None:
+async def test_what_is_cancelled_does_not_disconnect_from_a_stop() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
         stop = Stall(until=asyncio.Event())

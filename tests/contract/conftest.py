@@ -40,12 +40,12 @@ IN_REAL_BOXES = frozenset(
         "test_links_are_followed_and_stay_links",
         "test_conditional_writes_hold_or_change_nothing",
         "test_of_writes_that_want_to_be_the_first_exactly_one_is",
-        "test_client_that_hangs_up_in_the_middle_leaves_the_old_file",
+        "test_client_that_disconnects_in_the_middle_leaves_the_old_file",
         "test_delete_of_files_and_trees",
         "test_list_shows_what_is_there",
         "test_tree_comes_out_as_it_went_in",
         "test_refused_entry_is_named_and_nothing_of_the_archive_is_left",
-        "test_archive_whose_client_hangs_up_leaves_nothing",
+        "test_archive_whose_client_disconnects_leaves_nothing",
     }
 )
 

@@ -27,7 +27,7 @@ from tests.require import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-STEPS = [step.__name__ for step in (*confine.AHEAD, *confine.ROOM, *confine.LOCK, *confine.PROOF)]
+STEPS = [step.__name__ for step in (*confine.AHEAD, *confine.FROM_PLAN, *confine.LOCKDOWN, *confine.PROOF)]
 ISOLATION = (ROOT / "docs/isolation.md").read_text()
 SCRIPTS = sorted([*(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci/run"])
 

@@ -494,7 +494,7 @@ async def test_full_disk_is_507_and_leaves_the_old_file(kind: Kind) -> None:
         assert (await room.put("b", bytes(MIB))).status_code == 201
 
 
-async def test_client_that_hangs_up_in_the_middle_leaves_the_old_file(kind: Kind) -> None:
+async def test_client_that_disconnects_in_the_middle_leaves_the_old_file(kind: Kind) -> None:
     async with file_room(kind) as room:
         await room.have("a", b"old")
         for path in ("a", "new/b"):

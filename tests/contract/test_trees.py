@@ -269,7 +269,7 @@ async def test_archive_that_does_not_fit_is_507_and_nothing_is_left(kind: Kind) 
         assert await room.names() == ["kept"]
 
 
-async def test_archive_whose_client_hangs_up_leaves_nothing(kind: Kind) -> None:
+async def test_archive_whose_client_disconnects_leaves_nothing(kind: Kind) -> None:
     async with file_room(kind) as room:
         data = tar_of(("a", bytes(100_000)), ("b", bytes(100_000)))
         async with room.line() as (_, writer):

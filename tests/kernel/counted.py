@@ -1,9 +1,9 @@
 """`python -m tests.kernel.counted OWNER`: each counter used up in a sandbox's namespaces, and who notices.
 
-A user namespace stands for the host, so that nothing of the real one is used up: its root makes two copies as the
-launcher does (OWNER is `user`), or with user namespaces that belong to its root (`root`: the control). The first copy
+A user namespace stands for the host, so that nothing of the real one is used up: its root makes two clones as the
+launcher does (OWNER is `user`), or with user namespaces that belong to its root (`root`: the control). The first clone
 takes as much as it can. Prints for each counter how many it got, its errno, and the errno that the host's root and the
-second copy then get for one more (0: none).
+second clone then get for one more (0: none).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.kernel.counters import TAKE, take
 
 HOST = 1_895_000_000  # of nobody, and outside of any service's range; that many ids are the host's in here
 IDS = 100
-MOST = 24  # of each in /proc/sys/user; two copies hold four namespaces of some kinds already
+MOST = 24  # of each in /proc/sys/user; two clones hold four namespaces of some kinds already
 LIMITS = {
     "timers": (resource.RLIMIT_SIGPENDING, 16),
     "queued_signals": (resource.RLIMIT_SIGPENDING, 16),
@@ -47,7 +47,7 @@ COPY = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
 
 
 def clone(flags: int, owner: int | None, ids: tuple[int, int, int]) -> tuple[int, int]:
-    """What `clone3` returns, in a copy with these ids: the first one inside, the same one outside, and how many."""
+    """What `clone3` returns, in a clone with these ids: the first one inside, the same one outside, and how many."""
     ready, go = os.pipe(), os.pipe()
     pid, pidfd = clone3(flags) if owner is None else clone_owned_by(owner, flags)
     if pid == 0:

@@ -33,7 +33,7 @@ from tests.kernel import host
 MIB = 1 << 20
 UID_BASE = 1_700_000_000  # far from the ranges of the services that other tests start
 
-SPARE = 4  # descriptors of the copy that is made ahead: it is there or not
+SPARE = 4  # descriptors of the clone that is made ahead: it is there or not
 Launched = tuple[Config, subprocess.Popen[bytes]]
 
 
@@ -63,7 +63,7 @@ def launcher(**settings: int) -> Iterator[tuple[Config, subprocess.Popen[bytes]]
 
 
 def sandboxes_of(launched: Launched) -> set[str]:
-    """Names of the control groups: the copy that is made ahead has none of its own yet."""
+    """Names of the control groups: the clone that is made ahead has none of its own yet."""
     parent, _, first = launched[0].cgroup_parent.partition("/")
     folders = [Path(folder) for folder in host.group_folders(int(first), parent)]
     names = {folder.name for folder in folders if folder.parent.name == first} - {host.WORKERS[1:]}

@@ -121,7 +121,7 @@ def test_uid_that_is_used_again_has_its_counts_back() -> None:
 
 
 def test_launcher_is_root_with_all_that_it_had_after_a_create(service: Service, sandbox: str) -> None:
-    """It may be making the next copy just now, and is root again in a moment."""
+    """It may be making the next clone just now, and is root again in a moment."""
     pid = service.children()["launcher"]
     own = Path("/proc/self/status").read_text().partition("\nCapEff:")[2].split()[0]
     assert service.run(sandbox, "true")["exit"]["code"] == 0
@@ -143,7 +143,7 @@ def test_launcher_and_all_sandboxes_end_with_a_supervisor_that_is_killed_after_a
         ended = (*parts.values(), worker)
         host.until(lambda: not any(map(host.state_of, ended)), "launcher, gateway and worker end")
         with host.kept(first):
-            host.until(lambda: not host.processes_in(first), "the copy that was made ahead ends")
+            host.until(lambda: not host.processes_in(first), "the clone that was made ahead ends")
 
 
 CLONE_FAILS = """

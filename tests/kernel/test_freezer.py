@@ -125,7 +125,7 @@ def test_a_room_that_is_killed_runs_nothing_more(version: int) -> None:
     with room(version) as one:
         one.freeze()
         before = one.first.stands(), one.second.stands()
-        one.freezer.doom()
+        one.freezer.kill_frozen()
         if version == 2:  # where the kernel ends what is frozen, as it does when a namespace's PID 1 dies
             kill_each([one.first.pid, one.second.pid], lambda: [one.first.pid, one.second.pid])
         one.freezer.thaw()

@@ -180,7 +180,7 @@ def test_an_owner_socket_that_is_none_ends_at_most_the_sandbox(hostile: Gateway,
         hostile.destroy()
 
 
-def test_a_foreign_user_is_hung_up_on(launched: Launched, honest: Gateway) -> None:
+def test_a_foreign_user_is_disconnected(launched: Launched, honest: Gateway) -> None:
     """SO_PEERCRED decides, though the file's mode would do."""
     config, _ = launched
     mode = Path(config.socket).stat()

@@ -18,7 +18,7 @@ from tests.kernel.talk import start
 from tests.service import Service
 
 LOCATION = re.compile(rb"location: (\S+)")
-SPARE = 4  # descriptors of the copy that the launcher makes ahead: it is there or not
+SPARE = 4  # descriptors of the clone that the launcher makes ahead: it is there or not
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def created(service: Service) -> int:
     return sum(line["method"] == "POST" and line["status"] == 201 for line in lines)
 
 
-def test_creates_whose_client_hangs_up_leave_nothing(own: Service) -> None:
+def test_creates_whose_client_disconnects_leave_nothing(own: Service) -> None:
     """Those with an id are kept; of the others those are left whose answer was on its way already."""
     chance, answered_before, read = random.Random(21), created(own), 0
     with nothing_stays(own):
@@ -136,7 +136,7 @@ def test_creates_whose_client_hangs_up_leave_nothing(own: Service) -> None:
     assert read <= created(own) - answered_before
 
 
-def test_executions_whose_client_hangs_up_run_and_are_listed(own: Service) -> None:
+def test_executions_whose_client_disconnects_run_and_are_listed(own: Service) -> None:
     chance = random.Random(22)
     with nothing_stays(own):
         sandbox = own.create()
@@ -152,7 +152,7 @@ def test_executions_whose_client_hangs_up_run_and_are_listed(own: Service) -> No
         assert own.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
 
 
-def test_deletes_whose_client_hangs_up_are_carried_out(own: Service) -> None:
+def test_deletes_whose_client_disconnects_are_carried_out(own: Service) -> None:
     chance = random.Random(23)
     with nothing_stays(own):
         for _ in range(40):

@@ -22,7 +22,7 @@ from tests.kernel.host import state_of, until, worker_of
 from tests.require import require
 from tests.service import PROJECT, Service
 
-STEPS = [step.__name__ for step in (*confine.AHEAD, *confine.ROOM, *confine.LOCK, *confine.PROOF)]
+STEPS = [step.__name__ for step in (*confine.AHEAD, *confine.FROM_PLAN, *confine.LOCKDOWN, *confine.PROOF)]
 Hole = Callable[[Service, str], bool]
 
 

@@ -141,7 +141,7 @@ def test_only_its_own_sandboxes_can_be_paused(hostile: Gateway, honest: Gateway,
         assert refused.value.errno == errno.ENOENT
 
 
-def test_a_gateway_that_hangs_up_takes_its_paused_sandbox_with_it(launched: Launched, honest: Gateway) -> None:
+def test_a_gateway_that_disconnects_takes_its_paused_sandbox_with_it(launched: Launched, honest: Gateway) -> None:
     with Gateway(launched[0].socket) as gateway, printing(gateway, "left") as (owner, _):
         uid = host.uids_of(worker_of(launched, owner))[0]
         gateway.ask(PAUSE, name("left"))

@@ -198,7 +198,7 @@ def test_run_on_a_terminal_ends_without_stdin_and_reads_what_it_gets(service: Se
 # --- the end
 
 
-def test_what_outlives_the_first_process_is_hung_up_on(service: Service, shared: str) -> None:
+def test_what_outlives_the_first_process_gets_sighup(service: Service, shared: str) -> None:
     """The foreground, the background and what is stopped: none of them holds up the exit."""
     job = "sh -c 'trap \"echo $0 >> hung-up; exit\" HUP; echo $0 is up; while :; do sleep 0.05; done'"
     script = f"set -m; {job} background & {job} stopped & read line; kill -STOP %2; kill -KILL $$"
@@ -212,7 +212,7 @@ def test_what_outlives_the_first_process_is_hung_up_on(service: Service, shared:
     assert read.out() == b"background\r\nstopped\r\n"
 
 
-def test_what_does_not_mind_a_hang_up_lives_on_without_a_terminal(service: Service, shared: str) -> None:
+def test_what_does_not_mind_a_disconnect_lives_on_without_a_terminal(service: Service, shared: str) -> None:
     writes = "import os, signal, time\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nprint('up', flush=True)\n"
     writes += "while True:\n try: os.write(1, b'.')\n except OSError as e: open('said', 'w').write(e.strerror); break\n"
     writes += " time.sleep(0.01)"

@@ -34,7 +34,7 @@ def stream() -> Stream:
     async def nowhere(_: str) -> Any:
         raise AssertionError("nobody dials here")
 
-    return Stream(nowhere, lambda _: None)  # type: ignore[arg-type]  # of a Dial only the call is used
+    return Stream(nowhere, lambda _: None)  # type: ignore[arg-type]  # of a Connector only the call is used
 
 
 def refusal_of(text: str) -> InvalidRequest | PayloadTooLarge | None:

@@ -29,8 +29,8 @@ from app.core.models import SandboxSpec
 from tests.unit.api.service import PROFILES, Service, kernel
 
 SERVICE = Service([kernel(Capability.NETWORK_DIRECT)])
-EDGE: ApplicationContext = SERVICE.app.state.context
-CEILINGS = {name: EDGE.ranges[name].ceiling for name in LIMITS}
+CONTEXT: ApplicationContext = SERVICE.app.state.context
+CEILINGS = {name: CONTEXT.ranges[name].ceiling for name in LIMITS}
 
 part = st.sampled_from(
     ["usr", "usr2", "etc", "tmp", "workspace", "dev", "shm", "lib", "..", ".", "", "us", "usr ", "é"]
@@ -57,7 +57,7 @@ limits = optional(**{name: st.none() | number.map(int) for name in LIMITS})
 
 
 def spec_of(body: dict[str, Any]) -> SandboxSpec:
-    return asyncio.run(sandbox_spec(CreateSandbox.model_validate_json(json.dumps(body)), EDGE))
+    return asyncio.run(sandbox_spec(CreateSandbox.model_validate_json(json.dumps(body)), CONTEXT))
 
 
 def inside(path: str, roots: tuple[str, ...]) -> bool:
@@ -113,7 +113,7 @@ def test_limits_and_lifetimes_are_never_above_the_ceilings(asked: dict[str, Any]
         "wall_seconds": spec.limits.wall_seconds,
     }
     assert all(0 < enforced[name] <= CEILINGS[name] for name in LIMITS), enforced
-    assert 0 < spec.ttl_seconds <= EDGE.ttl_ceiling_seconds
+    assert 0 < spec.ttl_seconds <= CONTEXT.ttl_ceiling_seconds
 
 
 # --- hosts that may be reached

@@ -252,7 +252,7 @@ RUN = b"POST /run HTTP/1.1\r\n" + JSON + b"Content-Length: %d\r\n\r\n" % len(END
 
 
 @pytest.mark.parametrize("behind", [b"", RUN, RUN * 5, RUN * 100, create(HIDDEN), b"POST /run HTT", b"{"])
-def test_a_hang_up_ends_a_run_whatever_waits_behind_it_on_the_connection(service: Service, behind: bytes) -> None:
+def test_a_disconnect_ends_a_run_whatever_waits_behind_it_on_the_connection(service: Service, behind: bytes) -> None:
     tell(service, RUN + behind, hang_up=True)  # at once
     with raw.open_socket(service) as connection:
         connection.sendall(RUN)

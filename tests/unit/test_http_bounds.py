@@ -133,7 +133,7 @@ async def test_a_thousand_requests_in_one_breath_end_the_connection_and_nothing_
 
 
 @pytest.mark.parametrize("waiting", [0, 1, 5])
-async def test_who_is_being_answered_learns_of_a_hang_up_whatever_waits_behind(waiting: int) -> None:
+async def test_who_is_being_answered_learns_of_a_disconnect_whatever_waits_behind(waiting: int) -> None:
     began, left = asyncio.Event(), asyncio.Event()
 
     async def patient(_: object, receive: Any, __: object) -> None:

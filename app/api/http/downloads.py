@@ -17,7 +17,7 @@ from app.core.transfers import closing
 _EXTENSION = "bulkhead.cut"  # app/serving/http_bounds.py puts it into the scope
 
 
-class Outlet:
+class DownloadWriter:
     """Sends an answer to one client. It sends nothing before the first piece is there. So an error until then becomes a
     problem body, and a later error can only cut the connection."""
 
@@ -52,13 +52,13 @@ class Download(Response):
     """`work` sends an answer through the outlet, in the task of the request. It is cancelled when the client
     disconnects. An error that it raises before the first piece becomes a problem."""
 
-    def __init__(self, request: Request, work: Callable[[Outlet], Awaitable[None]]) -> None:
+    def __init__(self, request: Request, work: Callable[[DownloadWriter], Awaitable[None]]) -> None:
         super().__init__()
         self._request = request
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outlet = Outlet(send, head=scope["method"] == "HEAD")
+        outlet = DownloadWriter(send, head=scope["method"] == "HEAD")
         try:
             await until_disconnect(receive, self._work(outlet))
             await outlet.finish()  # here, as a server calls a client gone once the answer is complete

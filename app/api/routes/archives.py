@@ -6,13 +6,13 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.context import context_of
 from app.api.http.conditions import refuse_conditions
-from app.api.http.downloads import Download, Outlet
+from app.api.http.downloads import Download, DownloadWriter
 from app.api.http.raw_query import PathQuery, read_query
 from app.api.http.strict_route import StrictRoute
 from app.api.http.uploads import Upload
 from app.api.openapi.documents import problems
 from app.api.openapi.file_documents import ON_FILES, ON_UPLOADS, raw_answer, raw_body, takes
-from app.core.archive import guarded
+from app.core.archive import checked_names
 from app.core.tar import archive, entries
 from app.core.transfers import closing
 
@@ -35,7 +35,7 @@ async def read_archive(request: Request, sandbox_id: str) -> Response:
     path, _ = read_query(request, PathQuery)
     transfers = context_of(request).sandboxes.transfers
 
-    async def answer(outlet: Outlet) -> None:
+    async def answer(outlet: DownloadWriter) -> None:
         async with transfers.files(sandbox_id) as files, files.pack(path) as items, closing(items):
             await outlet.deliver(200, {"content-type": TAR}, archive(items))
 
@@ -60,7 +60,7 @@ async def write_archive(request: Request, sandbox_id: str) -> Response:
     async with (
         context_of(request).sandboxes.transfers.unpacking(sandbox_id) as files,
         closing(entries(upload)) as read,
-        closing(guarded(read)) as items,
+        closing(checked_names(read)) as items,
     ):
         await files.unpack(path, items)
     return Response(status_code=204)

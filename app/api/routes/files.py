@@ -10,7 +10,7 @@ from pydantic import Field
 from app.api.context import context_of
 from app.api.http.bodies import media_type_of
 from app.api.http.conditions import Conditions, describe, refuse_conditions
-from app.api.http.downloads import Download, Outlet
+from app.api.http.downloads import Download, DownloadWriter
 from app.api.http.errors import UnsupportedMediaType
 from app.api.http.raw_query import PathQuery, read_query
 from app.api.http.strict_route import StrictRoute
@@ -57,7 +57,7 @@ async def read_file(request: Request, sandbox_id: str) -> Response:
     conditions = Conditions(request.headers)
     transfers = context_of(request).sandboxes.transfers
 
-    async def answer(outlet: Outlet) -> None:
+    async def answer(outlet: DownloadWriter) -> None:
         async with transfers.files(sandbox_id) as files, files.open(path) as file:
             headers, size = describe(file.stat), file.stat.size
             if conditions.not_modified(file.stat):
@@ -94,7 +94,7 @@ async def stat_file(request: Request, sandbox_id: str) -> Response:
     known = conditions.not_modified(stat)
     headers = {name: v for name, v in describe(stat).items() if not known or name not in _OF_CONTENT}
 
-    async def answer(outlet: Outlet) -> None:
+    async def answer(outlet: DownloadWriter) -> None:
         await outlet.begin(304 if known else 200, headers)
 
     return Download(request, answer)

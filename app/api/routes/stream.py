@@ -12,7 +12,7 @@ from app.api.http.errors import UpgradeRequired
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.streams.events import LAST_EVENT_ID, MEDIA_TYPE, EventStream, wants_events
-from app.api.streams.stream import Line, StreamSession
+from app.api.streams.stream import StreamSession, WebSocketEncoding
 from app.api.streams.viewing import StreamQuery, admitted, query_of
 from app.core.errors import NotFound
 
@@ -89,7 +89,7 @@ class StreamEndpoint:
         with admitted(websocket, query.offsets) as view:
             lease = None if query.stdin == "false" else view.execution.lease_stdin(take=query.stdin == "take")
             try:
-                line = Line(receive, send, request_id_of(websocket))
+                line = WebSocketEncoding(receive, send, request_id_of(websocket))
                 await StreamSession(context_of(websocket), view, lease, line).run()
             finally:
                 if lease is not None:

@@ -26,7 +26,7 @@ REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class WebSocketEncoding:
     """The connection of a client, and the encoding of a view as frames. `send` and `receive` are the server's own."""
 
     receive: Receive
@@ -59,7 +59,9 @@ class StreamSession:
     not hold it) and take-over (4001). The first task with a close code ends the session. Input also ends it when the
     client is gone."""
 
-    def __init__(self, context: ApplicationContext, view: View, lease: StdinLease | None, line: Line) -> None:
+    def __init__(
+        self, context: ApplicationContext, view: View, lease: StdinLease | None, line: WebSocketEncoding
+    ) -> None:
         self._context = context
         self._view = view
         self._execution = view.execution

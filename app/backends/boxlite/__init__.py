@@ -7,8 +7,8 @@
        └─ health check         ───┴──────── server ───────┘
                                               └─ client (httpx; the one place where its errors become ours)
 
-Facts about BoxLite in this folder were seen on a running server 0.10.8 or read in its source. In this folder, and only
-here, a sandbox on the server's side is called a box.
+Facts about BoxLite in this folder were seen on a running server 0.10.8 or read in its source. In this folder,
+and only here, a sandbox on the server's side is called a box.
 """
 
 RUNTIME = "boxlite"

@@ -17,7 +17,7 @@ from app.backends.boxlite.box import Box
 from app.backends.boxlite.client import BoxliteClient
 from app.backends.boxlite.health_check import HealthCheck
 from app.backends.boxlite.images import Images
-from app.backends.boxlite.inside import MAIN_COMMAND, WORKSPACE, Facts
+from app.backends.boxlite.inside import MAIN_COMMAND, WORKSPACE, BoxMeasurements
 from app.backends.boxlite.limits import COMMAND_LIMITS, GIB, MOST_CPUS, whole
 from app.backends.boxlite.network import NOBODY_PERMITTED, narrowed
 from app.backends.boxlite.receipt import check, isolation
@@ -214,7 +214,7 @@ class BoxliteBackend:
                 raise
         return await self._server.start(box_id, self._settings.boot_seconds)
 
-    async def _proved(self, sandbox: BoxliteSandbox, spec: SandboxSpec) -> Facts:
+    async def _proved(self, sandbox: BoxliteSandbox, spec: SandboxSpec) -> BoxMeasurements:
         needed = spec.workdir == WORKSPACE  # an image whose user may not make it can be used with another workdir
         probe = spec.image not in self._inexact
         try:
@@ -228,7 +228,7 @@ class BoxliteBackend:
             await asyncio.sleep(0.2)
             return await sandbox.inside.prove(needs_workspace=needed, probe=probe)
 
-    def _learn(self, image: str, facts: Facts) -> str:
+    def _learn(self, image: str, facts: BoxMeasurements) -> str:
         """Why output cannot be exact in boxes of this image; found out by the first one."""
         if facts.inexact is not None:
             while len(self._inexact) >= IMAGES_KNOWN:

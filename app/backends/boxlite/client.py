@@ -19,7 +19,7 @@ import httpx
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.timeouts import ServerTimeouts
-from app.backends.boxlite.turns import Busy, take
+from app.backends.boxlite.turns import TooManyPending, take
 from app.core.backend import settle
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
 
@@ -91,10 +91,10 @@ class BoxliteClient:
         turns: asyncio.Semaphore | None = None,
         beat: bool = False,
     ) -> ServerReply:
-        """Returns the answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable, Busy), BackendTimeout
-        (Unanswered). `seconds` bounds the whole exchange, however slowly the bytes come. Before that the request may
-        wait as long for one of `turns`, which it holds until the answer is there. With `beat` it uses connections of
-        its own."""
+        """Returns the answer of a 2xx. Raises BackendRefused, BackendUnavailable (Unreachable, TooManyPending),
+        BackendTimeout (Unanswered). `seconds` bounds the whole exchange, however slowly the bytes come. Before that the
+        request may wait as long for one of `turns`, which it holds until the answer is there. With `beat` it uses
+        connections of its own."""
         if turns is not None:
             await take(turns, seconds)
         if self._closed:
@@ -134,7 +134,7 @@ class BoxliteClient:
                 finally:
                     await response.aclose()
         except httpx.PoolTimeout as error:
-            raise Busy from error
+            raise TooManyPending from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Unreachable(RUNTIME, f"the BoxLite server cannot be reached: {self._why(error)}") from error
         except (TimeoutError, httpx.TimeoutException) as error:

@@ -7,10 +7,10 @@ import errno
 from typing import Protocol
 
 from app.backends.boxlite.client import shown
-from app.backends.boxlite.inside import Inside
+from app.backends.boxlite.inside import BoxCommands
 from app.backends.boxlite.server import is_silent
 from app.backends.boxlite.timeouts import ServerTimeouts
-from app.backends.boxlite.turns import Asks
+from app.backends.boxlite.turns import PendingLimit
 from app.core.commands import hint_for, signal_name
 from app.core.errors import BackendFailure
 from app.core.models import Command, Exit, ExitReason
@@ -62,8 +62,8 @@ class ExecutionBox(Protocol):
     """The part of a sandbox that an execution needs."""
 
     box_id: str
-    inside: Inside
-    asks: Asks
+    inside: BoxCommands
+    asks: PendingLimit
 
     @property
     def ending(self) -> bool:
@@ -73,7 +73,7 @@ class ExecutionBox(Protocol):
         """Returns why the box has ended, or None when it runs. Raises a BackendFailure when this cannot be found
         out."""
 
-    async def bury(self, mark: str) -> None:
+    async def kill_when_possible(self, mark: str) -> None:
         """Kills all processes with this mark, as soon as that is possible."""
 
     async def server_there(self) -> None:
@@ -87,7 +87,7 @@ class Ending:
     async def forgotten(self) -> Exit:
         """The server was restarted and has forgotten the execution. The program may still run in the box, where only
         Bulkhead can reach it."""
-        await self._box.bury(self._mark)
+        await self._box.kill_when_possible(self._mark)
         why = await self._why_lost()
         return Exit(
             ExitReason.LOST,
@@ -119,7 +119,7 @@ class Ending:
         if why is None and hung_up:
             return Exit(ExitReason.SIGNALED, signal=signal_name(_SIGHUP))
         if why is None:  # a server that is stopping says so of programs that live on
-            await self._box.bury(self._mark)
+            await self._box.kill_when_possible(self._mark)
         return Exit(
             ExitReason.LOST,
             detail=why or "the BoxLite server does not tell how the execution ended; its box still runs",

@@ -17,7 +17,7 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused, Socket
 from app.backends.boxlite.client import seen, upstream_of
 from app.backends.boxlite.ending import KILLED, Ending, ExecutionBox, start_refused
-from app.backends.boxlite.inside import Swept
+from app.backends.boxlite.inside import KillResult
 from app.backends.boxlite.server import BoxliteServer
 from app.backends.boxlite.streams import CurrentSocket, ExactStreams, ExecutionStreams, PlainStreams
 from app.backends.boxlite.wrapped import SpoiledOutput
@@ -138,7 +138,7 @@ class BoxliteExecution:
     async def _spoiled(self) -> None:
         """Something in the box writes where only the wrapper should, or the server said that it lost the box."""
         why = await self._box.look()
-        await self._box.bury(self._mark)
+        await self._box.kill_when_possible(self._mark)
         self._end(Exit(ExitReason.LOST, detail=why or "something in the box wrote between the pieces of its output"))
 
     def on_sandbox_end(self, exit_: Exit) -> None:
@@ -209,10 +209,10 @@ class BoxliteExecution:
         """By the mark, which finds daemons too; then the server's own kill of the first process; then we say so."""
         if not self._id:
             return
-        swept = Swept.LEFT
+        swept = KillResult.LEFT
         with contextlib.suppress(BackendFailure):
             swept = await self._box.inside.kill(self._mark)
-        if await self._ended_within(0 if swept is Swept.LEFT else self._timeouts.leader):
+        if await self._ended_within(0 if swept is KillResult.LEFT else self._timeouts.leader):
             return
         if self._exact:  # before the command began, or what it left behind has its output open
             with contextlib.suppress(BackendFailure):
@@ -228,7 +228,7 @@ class BoxliteExecution:
         if not await self._ended_within(self._timeouts.leader):
             # A child that holds the pipes delays the exit frame for ever, and of a killed execution nothing can be
             # asked any more.
-            dead = killed or swept is Swept.KILLED
+            dead = killed or swept is KillResult.KILLED
             self._end(KILLED if dead else Exit(ExitReason.LOST, detail=f"the execution had ended; {MAY_LIVE_ON}"))
             if self._reader is not None:
                 self._reader.cancel()

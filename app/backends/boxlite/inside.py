@@ -33,7 +33,7 @@ MAIN_COMMAND = ["sh", "-c", script("main")]
 PROVE, _KILL, _SIGNAL = script("prove"), script("kill"), script("signal")
 
 
-class Swept(Enum):
+class KillResult(Enum):
     """The result of a kill of all processes with a mark."""
 
     KILLED = 0
@@ -42,15 +42,15 @@ class Swept(Enum):
 
 
 @dataclass(slots=True)
-class Said:
+class CommandResult:
     code: int
     out: bytes = b""
     err: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """Facts of a box, as measured by the image's own shell."""
+class BoxMeasurements:
+    """What a box is, as measured by the image's own shell."""
 
     kernel: str = ""
     cpus: int = 0
@@ -71,11 +71,11 @@ def shell_command(script: str, *arguments: str, seconds: float) -> dict[str, obj
     }
 
 
-class Inside:
+class BoxCommands:
     def __init__(self, server: BoxliteServer, box_id: str) -> None:
         self._server, self._box_id = server, box_id
 
-    async def prove(self, *, needs_workspace: bool, probe: bool) -> Facts:
+    async def prove(self, *, needs_workspace: bool, probe: bool) -> BoxMeasurements:
         """The first command in a box: when it has run, the box works. Makes the workspace. `probe`: asks whether output
         can be exact, which takes some programs more. Raises BackendUnavailable,
         and PermissionError when the image's user may not make a workspace that is needed."""
@@ -86,18 +86,18 @@ class Inside:
             raise BackendUnavailable(RUNTIME, f"the box cannot run its shell: it ended with {said.code}")
         return facts_of(said.out.decode(errors="replace"))
 
-    async def kill(self, execution_id: str) -> Swept:
+    async def kill(self, execution_id: str) -> KillResult:
         """Kills all processes with the mark of that execution. What carries its output ends when it has carried
         all."""
         return await self._kill(f"{MARK}={execution_id}")
 
-    async def sweep(self, execution_id: str) -> Swept:
+    async def sweep(self, execution_id: str) -> KillResult:
         """Kills also what carries its output and stdin."""
         return await self._kill(f"{_PREFIX}[A-Z]*={execution_id}")
 
-    async def _kill(self, mark: str) -> Swept:
+    async def _kill(self, mark: str) -> KillResult:
         code = (await self._shell(_KILL, mark)).code
-        return Swept(code) if code in {0, 6} else Swept.LEFT
+        return KillResult(code) if code in {0, 6} else KillResult.LEFT
 
     async def signal(self, execution_id: str, number: int) -> bool:
         """Signals the group of the execution's first process. Returns False when there is none, or when the shell
@@ -108,7 +108,7 @@ class Inside:
         """Runs a shell command and returns its status."""
         return (await self._shell(script, *arguments)).code
 
-    async def _shell(self, script: str, *arguments: str) -> Said:
+    async def _shell(self, script: str, *arguments: str) -> CommandResult:
         """Raises a BackendFailure."""
         body = shell_command(script, *arguments, seconds=self._server.timeouts.shell)
         try:
@@ -124,8 +124,8 @@ class Inside:
         except TimeoutError:
             raise BackendTimeout(RUNTIME, "the box does not answer") from None
 
-    async def _listen(self, execution_id: str) -> Said:
-        said = Said(-1)
+    async def _listen(self, execution_id: str) -> CommandResult:
+        said = CommandResult(-1)
         async with self._server.attach(self._box_id, execution_id) as socket:
             await socket.end_stdin()
             async for frame in socket.frames():
@@ -138,7 +138,7 @@ class Inside:
         return said
 
 
-def facts_of(text: str) -> Facts:
+def facts_of(text: str) -> BoxMeasurements:
     """Parses the facts. They go into the receipt, so they are bounded and have no control characters."""
     links: dict[str, bool] = {}
     found: dict[str, str] = {}
@@ -155,7 +155,7 @@ def facts_of(text: str) -> Facts:
         value = found.get(name, "")
         return int(value) if value.isascii() and value.isdigit() else unknown
 
-    return Facts(
+    return BoxMeasurements(
         found.get("kernel", ""),
         number("cpus", 0),
         number("memory_kib", 0) * 1024,

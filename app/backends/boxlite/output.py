@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from app.backends.boxlite.attach import Chunk, Ended
-from app.backends.boxlite.replay import BACKLOG, CHUNK, Known, Repetition, Tail
+from app.backends.boxlite.replay import BACKLOG, CHUNK, BacklogMatcher, Overlap, RecentBytes
 from app.core.backend import Logs
 from app.core.models import Channel
 from app.core.output import OutputLog
@@ -21,8 +21,8 @@ class _Lane:
 
     def __init__(self, log: OutputLog, quiet: float) -> None:
         self._log, self._quiet = log, quiet
-        self._tail = Tail()
-        self._repetition: Repetition | None = None
+        self._tail = RecentBytes()
+        self._repetition: BacklogMatcher | None = None
         self._came = False
         self._moments = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -72,9 +72,9 @@ class _Lane:
 
     def end(self) -> None:
         self.flush()
-        self._tail = Tail()
+        self._tail = RecentBytes()
 
-    def _release(self, repetition: Repetition, known: Known) -> None:
+    def _release(self, repetition: BacklogMatcher, known: Overlap) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -89,7 +89,7 @@ class _Lane:
         self._log.append(data)
 
 
-class Intake:
+class OutputReader:
     def __init__(self, logs: Logs, quiet: float) -> None:
         self._lanes = {Channel.STDOUT: _Lane(logs.stdout, quiet), Channel.STDERR: _Lane(logs.stderr, quiet)}
 

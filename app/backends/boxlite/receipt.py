@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from app.backends.boxlite.box import Box
-from app.backends.boxlite.inside import Facts
+from app.backends.boxlite.inside import BoxMeasurements
 from app.core.errors import IsolationUnavailable
 from app.core.limits import MIB
 from app.core.models import OutputMode, SandboxSpec, Tier
@@ -29,7 +29,7 @@ REPORTED_BYTES = 4096  # of one member: what a server says goes out to clients
 _REPORTED = ("image", "cpus", "memory_mib", "network", "created_at")
 
 
-def check(facts: Facts, spec: SandboxSpec) -> None:
+def check(facts: BoxMeasurements, spec: SandboxSpec) -> None:
     """Raises IsolationUnavailable where the box has more than it was given."""
     if spec.policy.network.mode == "none" and facts.routes != 0:
         what = f"{facts.routes} routes to outside" if facts.routes > 0 else "routes that cannot be read"
@@ -44,7 +44,7 @@ def check(facts: Facts, spec: SandboxSpec) -> None:
         )
 
 
-def isolation(box: Box, spec: SandboxSpec, facts: Facts, boot_seconds: float, inexact: str) -> dict[str, Any]:
+def isolation(box: Box, spec: SandboxSpec, facts: BoxMeasurements, boot_seconds: float, inexact: str) -> dict[str, Any]:
     """`inexact`: why output cannot be exact; empty: it is."""
     said = box.said
     return {

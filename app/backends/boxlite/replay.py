@@ -19,7 +19,7 @@ PROBE = 64  # bytes: a shorter match may well be chance
 STEPS = 1024  # comparisons in one repetition; each must match more than the one before, so few streams need ten
 
 
-class Tail:
+class RecentBytes:
     """The last bytes of a channel: at least `BACKLOG` of them, if there are as many."""
 
     def __init__(self) -> None:
@@ -35,12 +35,12 @@ class Tail:
     def __len__(self) -> int:
         return len(self._bytes)
 
-    def repetition(self) -> Repetition:
-        return Repetition(bytes(self._bytes[-BACKLOG - CHUNK :]))
+    def repetition(self) -> BacklogMatcher:
+        return BacklogMatcher(bytes(self._bytes[-BACKLOG - CHUNK :]))
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Overlap:
     """How many bytes at the beginning of the repetition are known. `has_gap` says that bytes are missing before what
     follows."""
 
@@ -48,7 +48,7 @@ class Known:
     has_gap: bool = False
 
 
-class Repetition:
+class BacklogMatcher:
     """One repetition, matched while it comes. A frame costs only as much as is new in it."""
 
     def __init__(self, ours: bytes) -> None:
@@ -58,7 +58,7 @@ class Repetition:
         self._matched = 0  # bytes from there
         self._steps = STEPS
 
-    def take(self, data: bytes) -> Known | None:
+    def take(self, data: bytes) -> Overlap | None:
         """Takes the next bytes. Returns None while the result depends on what comes next."""
         self.held += data
         ours, held = self._ours, self.held
@@ -66,7 +66,7 @@ class Repetition:
             begin, size = self._matched, min(len(held), len(ours) - self._place)
             if ours[self._place + begin : self._place + size] == held[begin:size]:
                 self._matched = size
-                return Known(size) if size == len(ours) - self._place else None
+                return Overlap(size) if size == len(ours) - self._place else None
             self._place, self._matched = self._next(), 0
         return None
 
@@ -81,26 +81,26 @@ class Repetition:
             found = ours.find(held[:PROBE], max(self._place + 1, len(ours) - same))
         return found if found >= 0 else len(ours)
 
-    def settle(self, *, patient: bool) -> Known | None:
+    def settle(self, *, patient: bool) -> Overlap | None:
         """Called when nothing has come for a moment. Returns None when more bytes are needed."""
         if self._place < len(self._ours):  # in the middle of ours, if not just at its end
-            return Known(len(self.held)) if self._ours.endswith(self.held) else None
+            return Overlap(len(self.held)) if self._ours.endswith(self.held) else None
         return self._missed_earlier() or (None if patient and len(self.held) <= BACKLOG else self._by_chance())
 
-    def end(self) -> Known:
+    def end(self) -> Overlap:
         """Called when nothing more can come."""
         if self._place < len(self._ours):
-            return Known(len(self.held))
+            return Overlap(len(self.held))
         return self._missed_earlier() or self._by_chance()
 
-    def _missed_earlier(self) -> Known | None:
+    def _missed_earlier(self) -> Overlap | None:
         place = self.held.rfind(self._ours[-PROBE:]) if len(self._ours) >= PROBE else -1
-        return Known(place + PROBE, has_gap=True) if place >= 0 else None
+        return Overlap(place + PROBE, has_gap=True) if place >= 0 else None
 
-    def _by_chance(self) -> Known:
+    def _by_chance(self) -> Overlap:
         """A few bytes may be known, or look so: nothing is taken in twice."""
         sizes = range(min(PROBE, len(self._ours), len(self.held)), 0, -1)
-        return Known(next((size for size in sizes if self._ours.endswith(self.held[:size])), 0), has_gap=True)
+        return Overlap(next((size for size in sizes if self._ours.endswith(self.held[:size])), 0), has_gap=True)
 
 
 def _same(one: bytes, other: bytearray) -> int:

@@ -12,10 +12,10 @@ from app.backends.boxlite.ending import KILLED, NO_WORKDIR, start_failed
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.files import BoxliteFiles
 from app.backends.boxlite.health_check import HealthCheck
-from app.backends.boxlite.inside import MARK, WRAPPER_MARK, Inside
+from app.backends.boxlite.inside import MARK, WRAPPER_MARK, BoxCommands
 from app.backends.boxlite.script_runner import ScriptRunner
 from app.backends.boxlite.server import BoxliteServer, SpawnFailed, is_silent
-from app.backends.boxlite.turns import Asks
+from app.backends.boxlite.turns import PendingLimit
 from app.backends.boxlite.wrapped import wrapped_command
 from app.core.backend import Logs
 from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
@@ -45,7 +45,7 @@ class BoxliteSandbox:
         self._tasks = tasks
         self._server, self._health_check, self._stdin_limit, self._on_end = server, health_check, stdin_limit, on_end
         self.id, self.box_id = sandbox_id, box_id
-        self.inside, self.asks = Inside(server, box_id), Asks()
+        self.inside, self.asks = BoxCommands(server, box_id), PendingLimit()
         self.files: Files = BoxliteFiles(ScriptRunner(server, self, tasks, disk_bytes))
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -72,7 +72,7 @@ class BoxliteSandbox:
         self.check_alive()
         exact = self._is_exact(command)
         if not exact:
-            logs.doubt()
+            logs.mark_inexact()
         execution = BoxliteExecution(self._server, self, execution_id, command, logs, self._stdin_limit, exact=exact)
         self._executions = [known for known in self._executions if not known.ended]
         self._executions.append(execution)
@@ -120,7 +120,7 @@ class BoxliteSandbox:
             self._health_check.note(error)
             execution.fail_start(Exit(ExitReason.LOST, detail=str(error)))
             if isinstance(error, BackendTimeout):  # it may have been started, and nobody would ever end it
-                await self.bury(mark)
+                await self.kill_when_possible(mark)
             elif not is_silent(error) and upstream_of(error).code != "invalid_argument":
                 await self._blame_box(error)
             raise
@@ -202,13 +202,13 @@ class BoxliteSandbox:
         self._health_check.hurry()
         await self._health_check.there()
 
-    async def bury(self, mark: str) -> None:
+    async def kill_when_possible(self, mark: str) -> None:
         """Returns after the first attempt, and continues in the background if that failed."""
         tried = asyncio.Event()
-        self._tasks.spawn(self._bury(mark, tried))
+        self._tasks.spawn(self._remove(mark, tried))
         await tried.wait()
 
-    async def _bury(self, mark: str, tried: asyncio.Event) -> None:
+    async def _remove(self, mark: str, tried: asyncio.Event) -> None:
         for pause in self._server.timeouts.backoff:
             if self._over.is_set() or self._lost.done():
                 break

@@ -14,10 +14,10 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, AttachRefused
 from app.backends.boxlite.client import seen
 from app.backends.boxlite.file_facts import escaped, failure
-from app.backends.boxlite.inside import MARK, Inside, shell_command
+from app.backends.boxlite.inside import MARK, BoxCommands, shell_command
 from app.backends.boxlite.script_session import ScriptEnded, ScriptSession
 from app.backends.boxlite.server import BoxliteServer, SpawnFailed
-from app.backends.boxlite.turns import Busy, take
+from app.backends.boxlite.turns import TooManyPending, take
 from app.core.backend import settle
 from app.core.errors import (
     BackendFailure,
@@ -40,12 +40,12 @@ class ScriptBox(Protocol):
     """The part of a sandbox that a script needs."""
 
     box_id: str
-    inside: Inside
+    inside: BoxCommands
 
     def check_alive(self) -> None:
         """Raises WrongState."""
 
-    async def bury(self, mark: str) -> None:
+    async def kill_when_possible(self, mark: str) -> None:
         """Kills all processes with this mark, as soon as that is possible."""
 
     async def blamed(self, error: BackendFailure) -> BulkheadError:
@@ -66,7 +66,7 @@ class ScriptRunner:
         self._box.check_alive()
         try:
             await take(self._turns, self._server.timeouts.shell)
-        except Busy:
+        except TooManyPending:
             raise CapacityExceeded("operations on files at one time", AT_ONCE, "sandbox") from None
         try:
             async with self._talk(script, (escaped(path), *arguments), clean) as session:
@@ -99,10 +99,10 @@ class ScriptRunner:
                     loop = asyncio.get_running_loop()
                     await settle(loop.create_task(self._end(session, execution_id, mark, clean, arguments)))
         except (AttachCut, AttachRefused) as error:
-            self._tasks.spawn(self._box.bury(mark))
+            self._tasks.spawn(self._box.kill_when_possible(mark))
             raise BackendUnavailable(RUNTIME, f"the BoxLite server closed the connection: {error}") from error
         except asyncio.CancelledError:
-            self._tasks.spawn(self._box.bury(mark))
+            self._tasks.spawn(self._box.kill_when_possible(mark))
             raise
 
     async def _start(self, script: str, arguments: tuple[str, ...], mark: str) -> str:
@@ -112,12 +112,12 @@ class ScriptRunner:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             starting.add_done_callback(seen)
-            starting.add_done_callback(lambda _: self._tasks.spawn(self._box.bury(mark)))
+            starting.add_done_callback(lambda _: self._tasks.spawn(self._box.kill_when_possible(mark)))
             raise
         except SpawnFailed as error:
             raise UnsupportedByRuntime("files in this image, which has no shell that works", RUNTIME) from error
         except BackendTimeout:  # it may have been started, and nobody would ever end it
-            self._tasks.spawn(self._box.bury(mark))
+            self._tasks.spawn(self._box.kill_when_possible(mark))
             raise
 
     async def _end(
@@ -130,7 +130,7 @@ class ScriptRunner:
     async def _clean(self, execution_id: str, mark: str, clean: str, arguments: tuple[str, ...]) -> None:
         """The script did not end by itself, and so took nothing away. Where the box's shell does not kill it, the
         server can, its first process alone."""
-        await self._box.bury(mark)
+        await self._box.kill_when_possible(mark)
         with contextlib.suppress(BackendFailure):
             await self._server.kill(self._box.box_id, execution_id)
         if clean:

@@ -17,7 +17,7 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import Socket, Sockets
 from app.backends.boxlite.box import Box, box_of, called, is_id, with_id
 from app.backends.boxlite.client import BoxliteClient, Unanswered, Unreachable, upstream_of
-from app.backends.boxlite.turns import Busy, Turns
+from app.backends.boxlite.turns import TooManyPending, Turns
 from app.core.errors import BackendFailure, BackendRefused, Upstream
 
 WHITELIST = frozenset({1, 2, 3, 6, 10, 12, 15, 28})  # signals that the server passes on, to the first process only
@@ -244,4 +244,4 @@ def is_slow_boot(error: BackendFailure) -> bool:
 
 def is_silent(error: BaseException) -> bool:
     """Whether the error is about the server itself and not about a box: no connection, no answer, or no turn."""
-    return isinstance(error, (Unreachable, Unanswered, Busy))
+    return isinstance(error, (Unreachable, Unanswered, TooManyPending))

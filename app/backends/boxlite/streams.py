@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from app.backends.boxlite.attach import AttachCut, Ended, Socket
-from app.backends.boxlite.output import Intake
+from app.backends.boxlite.output import OutputReader
 from app.backends.boxlite.wrapped import (
     STDIN_BYTES,
     Begun,
@@ -94,7 +94,7 @@ class PlainStreams:
     """As the server passes them on: text with holes, no back pressure."""
 
     def __init__(self, logs: Logs, quiet: float, current: CurrentSocket, stdin_limit: int, command: Command) -> None:
-        self._intake, self._current = Intake(logs, quiet), current
+        self._intake, self._current = OutputReader(logs, quiet), current
         self._stdin_limit = self._stdin_left = stdin_limit
         self._terminal = command.tty is not None
         self._stdin_over = command.stdin is Stdin.NONE
@@ -175,7 +175,7 @@ class ExactStreams:
         self._under_way = b""
         self._open = True  # the program's stdin, as far as we know
         self._over = False  # its end was asked for
-        self._begun = self._torn = False
+        self._begun = self._has_gap = False
         self.refusal = ""
 
     async def introduce(self, socket: Socket) -> None:
@@ -201,11 +201,11 @@ class ExactStreams:
 
     async def _note(self, event: Event, channel: Channel) -> None:
         match event:
-            case Piece(data, torn):
-                self._tear(channel, torn=torn)
+            case Piece(data, has_gap):
+                self._add_gap(channel, has_gap=has_gap)
                 self._logs[channel].append(data)
-            case ChannelEnd(torn):
-                self._tear(channel, torn=torn)
+            case ChannelEnd(has_gap):
+                self._add_gap(channel, has_gap=has_gap)
             case StdinTaken(number, read):
                 await self._stdin_taken(number, read=read)
             case CommandRefused(why):
@@ -213,9 +213,9 @@ class ExactStreams:
             case Begun():
                 self._begun = True
 
-    def _tear(self, channel: Channel, *, torn: bool) -> None:
-        if torn:
-            self._torn = True
+    def _add_gap(self, channel: Channel, *, has_gap: bool) -> None:
+        if has_gap:
+            self._has_gap = True
             self._logs[channel].add_gap()
 
     @property
@@ -273,8 +273,8 @@ class ExactStreams:
     def end(self, *, destroyed: bool) -> str | None:
         if self.may_lack_the_end and not destroyed:
             for channel, reader in self._channels.items():
-                self._tear(channel, torn=not reader.ended)
-        return "the BoxLite server has not kept all of its output" if self._torn else None
+                self._add_gap(channel, has_gap=not reader.ended)
+        return "the BoxLite server has not kept all of its output" if self._has_gap else None
 
 
 async def _try(socket: Socket, data: bytes) -> None:

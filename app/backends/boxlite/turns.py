@@ -14,7 +14,7 @@ AT_ONCE = 8  # requests about one box, of each kind
 ASKS = 32  # signals and resizes of one box, from the request of the client to its answer
 
 
-class Busy(BackendUnavailable):
+class TooManyPending(BackendUnavailable):
     """Too many requests wait already. Nothing was sent, and this says nothing about the server."""
 
     def __init__(self, detail: str = "too many requests wait for this box or its server already") -> None:
@@ -34,15 +34,15 @@ class Turns:
 
 
 async def take(turns: asyncio.Semaphore, seconds: float) -> None:
-    """Raises Busy."""
+    """Raises TooManyPending."""
     try:
         async with asyncio.timeout(seconds):
             await turns.acquire()
     except TimeoutError:
-        raise Busy from None
+        raise TooManyPending from None
 
 
-class Asks:
+class PendingLimit:
     """How many requests of a kind may wait. A disconnect does not end a request, so one too many is refused."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Asks:
 
     def __enter__(self) -> None:
         if self._under_way >= ASKS:
-            raise Busy
+            raise TooManyPending
         self._under_way += 1
 
     def __exit__(self, *_: object) -> None:

@@ -48,12 +48,12 @@ class CommandRefused:
 @dataclass(frozen=True, slots=True)
 class Piece:
     data: bytes
-    torn: bool  # before it something is missing
+    has_gap: bool  # before it something is missing
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelEnd:
-    torn: bool
+    has_gap: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class WrappedChannel:
         if number < self.pieces:
             raise SpoiledOutput
         self.ended = True
-        return ChannelEnd(torn=number > self.pieces)
+        return ChannelEnd(has_gap=number > self.pieces)
 
     def _take_text(self, events: list[Event]) -> bool:
         """False when more must come first."""
@@ -142,7 +142,7 @@ class WrappedChannel:
         if end != _NEWLINE:
             raise SpoiledOutput
         if number > self.pieces:
-            events.append(Piece(_decoded(text), torn=number > self.pieces + 1))
+            events.append(Piece(_decoded(text), has_gap=number > self.pieces + 1))
             self.pieces = number
         return True
 

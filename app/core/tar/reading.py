@@ -31,7 +31,7 @@ _MAGIC = max(map(len, _OTHERS))
 
 async def entries(chunks: AsyncIterator[bytes]) -> AsyncIterator[ArchiveEntry | bytes]:
     """Yields each entry, and after the entry of a file its content in pieces of any size. Reads `chunks` to the end.
-    Names are as they are written, so they must go through `guarded` before anything is made of them. Raises
+    Names are as they are written, so they must go through `checked_names` before anything is made of them. Raises
     InvalidArchive."""
     reader = _Reader(chunks)
     slices = TimeSlices.of_loop()

@@ -137,7 +137,7 @@ class CgroupTree(ABC):
 
     # --- all workers
 
-    def house_workers(self, most: int) -> None:
+    def make_workers_group(self, most: int) -> None:
         """Makes the group of all workers, with room for `most` of them, and opens the way into it.
 
         The limits are wide, and honest workers never reach them: a worker has one thread and about 1 MiB. They are for

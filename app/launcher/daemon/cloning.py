@@ -34,8 +34,8 @@ def clone_owned_by(uid: int, flags: int) -> tuple[int, int]:
     prctl(PR_SET_SECUREBITS, securebits | SECBIT_NO_SETUID_FIXUP)
     try:
         set_effective_uid(uid)
-        # The kernel does this too, but only where fs.suid_dumpable is not 1. What the copy has in /proc belongs to root
-        # until its exec, so that the launcher can write its maps without CAP_DAC_OVERRIDE.
+        # The kernel does this too, but only where fs.suid_dumpable is not 1. What the clone has in /proc belongs to
+        # root until its exec, so that the launcher can write its maps without CAP_DAC_OVERRIDE.
         prctl(PR_SET_DUMPABLE, 0)
         pid, pidfd = clone3(flags)
     except OSError:

@@ -61,7 +61,7 @@ class DeadGroups:
         self._deadline = time.monotonic() + _SECONDS
 
     def _drop_pages(self) -> None:
-        """In the child. Never to swap: `house_workers` and each room forbid it."""
+        """In the child. Never to swap: `make_workers_group` and each payload forbid it."""
         prctl(PR_SET_PDEATHSIG, 9)
         os.nice(19)
         at = os.dup2(self._memory.parent, 3, inheritable=False) if self._memory is not None else 3

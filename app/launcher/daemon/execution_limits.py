@@ -73,7 +73,8 @@ class LimitedExecutions:
         if limited.cpu_ns and usage.cpu_ns >= limited.cpu_ns:
             detail = f"used {usage.cpu_ns / 1e9:.2f} s of processor time; its limit is {limited.cpu_ns / 1e9:g} s"
             return Verdict(sandbox, number, "cpu_limit", detail)
-        # On version 1 the kernel tells the room of kills at the room's limit only, not of those at an execution's own.
+        # On version 1 the kernel tells the payload's group of kills at its own limit only, not of those at an
+        # execution's own.
         if usage.ooms >= MOST_KILLS:
             detail = f"the kernel killed {usage.ooms} of its processes at the memory limit"
             return Verdict(sandbox, number, "oom", f"{detail}; after {MOST_KILLS} it is ended")

@@ -41,7 +41,7 @@ class Freezer:
         """Whether all processes have stopped, so that none can run or fork. Raises OSError."""
         return self.frozen and self._tree.is_frozen(self._name)
 
-    def doom(self) -> None:
+    def kill_frozen(self) -> None:
         """Sends SIGKILL to all that is frozen, before a thaw. Raises OSError."""
         if self.frozen:
             self._tree.kill_frozen(self._name)

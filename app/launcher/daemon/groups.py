@@ -30,7 +30,7 @@ class Groups:
         self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
         self._homes: dict[Hierarchy, str] = {}  # where the worker lives, if not in the group of all workers
         self._home_joins: dict[Hierarchy, int] = {}
-        self.entrances: list[int] = []  # where the worker joins the room for a moment; not to be closed
+        self.join_descriptors: list[int] = []  # where the worker joins the payload for a moment; not to be closed
         self._handed_down = False  # version 2: the payload's controllers, to its executions
         self.oom_events: OomEvents | None = None  # None: the host cannot tell
 
@@ -45,7 +45,7 @@ class Groups:
         for hierarchy in self._tree.hierarchies:
             self._tree.make_group(hierarchy, self._name)
             self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
-            self.entrances.append(self._tree.open_join(hierarchy, self._name))
+            self.join_descriptors.append(self._tree.open_join(hierarchy, self._name))
             if not hierarchy.accounts:
                 self._shared.append(self._tree.open_join(hierarchy, self._name))
         self.oom_events = self._tree.oom_events(self._name)
@@ -198,10 +198,10 @@ class Groups:
         if self.processes_file >= 0:
             os.close(self.processes_file)
             self.processes_file = -1
-        for descriptor in (*self._home_joins.values(), *self.entrances):
+        for descriptor in (*self._home_joins.values(), *self.join_descriptors):
             os.close(descriptor)
         self._home_joins.clear()
-        self.entrances.clear()
+        self.join_descriptors.clear()
 
     def remove(self) -> bool:
         """Removes the groups. Returns True when nothing of the sandbox is left, False while a process of it is not

@@ -199,7 +199,7 @@ class SandboxProcess:
         readable. Frozen processes get SIGKILL before the thaw."""
         self.killed = True
         if self.pidfd >= 0:
-            self.freezer.doom()
+            self.freezer.kill_frozen()
             try:
                 kill_by_pidfd(self.pidfd, 9)
             except ProcessLookupError:

@@ -151,7 +151,7 @@ class Spawner:
         try:
             groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
             zygote = self._hand_over(zygote, plan, owner, groups)
-        except SpawnError:  # of a fresh copy; both are ended already
+        except SpawnError:  # of a fresh clone; both are ended already
             groups.remove()
             raise
         except OSError as error:
@@ -166,12 +166,12 @@ class Spawner:
 
     def _hand_over(self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Zygote:
         last = [groups.processes_file] if groups.processes_file >= 0 else []
-        packet = bytes(plan.write(Writer(GO).u8(len(groups.entrances)).u8(len(last))).data)
-        descriptors = [owner.fileno(), *groups.entrances, *groups.home, *last]
+        packet = bytes(plan.write(Writer(GO).u8(len(groups.join_descriptors)).u8(len(last))).data)
+        descriptors = [owner.fileno(), *groups.join_descriptors, *groups.home, *last]
         try:
             packets.send(zygote.channel, packet, descriptors)
         except (BrokenPipeError, ConnectionResetError):
-            # A copy made ahead that did not get through its steps; a fresh one can tell its waiting client which.
+            # A clone made ahead that did not get through its steps; a fresh one can tell its waiting client which.
             self._end(zygote)
             zygote = self._make_zygote()
             try:
@@ -229,7 +229,7 @@ class Spawner:
             os.close(descriptor)
 
     def _become_worker(self, channel: _socket.socket, uid: int) -> None:
-        """In the copy. Never returns: an exception must not run the launcher's loop a second time."""
+        """In the clone. Never returns: an exception must not run the launcher's loop a second time."""
         try:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
@@ -248,7 +248,7 @@ class Spawner:
 
 
 def _last_words(channel: _socket.socket) -> SpawnError | None:
-    """The step that a copy which has ended named, if it did: it may end before the launcher has done its part."""
+    """The step that a clone which has ended named, if it did: it may end before the launcher has done its part."""
     for _ in range(4):  # that its network is up comes before, and a reset is told once, ahead of what was sent
         try:
             source = Reader(channel.recv(MAX_PACKET, _socket.MSG_DONTWAIT))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from app.launcher.sandbox import lockdown, steps
 from app.launcher.sandbox.setup import SandboxSetup
 
-# Ahead: the same for every sandbox, so the launcher lets its next copy do it while nobody waits for one.
+# Ahead: the same for every sandbox, so the launcher lets its next clone do it while nobody waits for one.
 AHEAD = (
     steps.let_go_of_the_launcher,  # first: nothing below may reach another sandbox's descriptors, whatever it does
     steps.enter_network_namespace,  # here, not in the clone: 0.4 ms, and the launcher must serve others meanwhile
@@ -31,8 +31,8 @@ AHEAD = (
     lockdown.rehearse,
 )
 
-# The room, as it was asked for. Like the steps above it needs capabilities, which are the user namespace's only.
-ROOM = (
+# What the plan asks for. Like the steps above it needs capabilities, which are the user namespace's only.
+FROM_PLAN = (
     steps.await_plan,
     steps.enter_own_cgroup,  # before the namespace, whose root is the group in which it was made
     steps.enter_cgroup_namespace,
@@ -40,8 +40,8 @@ ROOM = (
     steps.size_storage,
 )
 
-# The lock: each step takes away what the ones above needed. Nothing here can be undone.
-LOCK = (
+# The lockdown: each step takes away what the ones above needed. Nothing here can be undone.
+LOCKDOWN = (
     lockdown.drop_all_capabilities,
     lockdown.prove_identity,
     lockdown.die_with_the_launcher,  # after the last change of credentials: that clears it
@@ -67,7 +67,7 @@ class StepRefused(Exception):
 
 def confine(setup: SandboxSetup) -> None:
     """Raises StepRefused with the name of the step that failed."""
-    for step in (*AHEAD, *ROOM, *LOCK, *PROOF):
+    for step in (*AHEAD, *FROM_PLAN, *LOCKDOWN, *PROOF):
         try:
             step(setup)
         except OSError as error:

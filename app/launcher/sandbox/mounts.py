@@ -1,6 +1,6 @@
 """What a sandbox sees of the file system: the template that all share, and the few mounts that each has of its own.
 
-The launcher itself lives in the template. Its root is already the sandbox's root, read-only. A sandbox gets a copy of
+The launcher itself lives in the template. Its root is already the sandbox's root, read-only. A sandbox gets a clone of
 it with its mount namespace, and never sees a host mount. To build the root anew for each sandbox would cost 0.78 ms
 (measured).
 """

@@ -12,8 +12,18 @@ class SandboxSetup:
     """Everything that the steps of one sandbox need. It lives in the clone that becomes the worker."""
 
     __slots__ = (
-        "channel", "config", "entrances", "filters", "home", "landlock_abi", "masks", "null", "owner", "plan",
-        "processes_file", "uid",
+        "channel",
+        "config",
+        "filters",
+        "home",
+        "join_descriptors",
+        "landlock_abi",
+        "masks",
+        "null",
+        "owner",
+        "plan",
+        "processes_file",
+        "uid",
     )  # fmt: skip
 
     def __init__(self, config: Config, channel: _socket.socket, null: int, uid: int) -> None:
@@ -27,6 +37,6 @@ class SandboxSetup:
         # These come with the plan.
         self.plan: CreatePlan
         self.owner: _socket.socket  # to the gateway
-        self.entrances: list[int] = []  # into the sandbox's own control groups
+        self.join_descriptors: list[int] = []  # into the sandbox's own control groups
         self.home: list[int] = []  # into those of the workers
         self.processes_file = -1

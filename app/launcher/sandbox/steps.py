@@ -51,7 +51,7 @@ def let_go_of_the_launcher(setup: SandboxSetup) -> None:
 
 
 def enter_own_cgroup(setup: SandboxSetup) -> None:
-    for descriptor in setup.entrances:
+    for descriptor in setup.join_descriptors:
         os.write(descriptor, b"0")
         os.close(descriptor)
 
@@ -109,11 +109,11 @@ def await_plan(setup: SandboxSetup) -> None:
     source = Reader(word)
     if source.u8() != GO:
         raise OSError(errno.EPROTO, "not a plan")
-    entrances, has_processes_file = source.u8(), source.u8()
+    join_descriptors, has_processes_file = source.u8(), source.u8()
     setup.plan = CreatePlan.read(source)
     setup.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
     setup.processes_file = descriptors.pop() if has_processes_file else -1
-    setup.entrances, setup.home = descriptors[:entrances], descriptors[entrances:]
+    setup.join_descriptors, setup.home = descriptors[:join_descriptors], descriptors[join_descriptors:]
 
 
 def leave_keyring(setup: SandboxSetup) -> None:

@@ -161,8 +161,8 @@ class Worker:
         except OSError as error:
             if error.errno != errno.EAGAIN or self._processes_file < 0:
                 raise
-        # Version 2: while it spawns, the worker itself counts in the room's pids. Where that made the limit too small,
-        # it is one larger until the command runs; at no moment can more than the limit of other processes exist.
+        # Version 2: while it spawns, the worker itself counts in the sandbox's pids. Where that made the limit too
+        # small, it is one larger until the command runs; at no moment can more than the limit of other processes exist.
         os.pwrite(self._processes_file, str(self._most_processes + 1).encode(), 0)
         try:
             return start()

@@ -263,11 +263,11 @@ async def test_a_send_after_the_client_is_gone_is_no_fault(error: Exception, gon
 
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())]}
     tickets, shares = Tickets(Budget("tickets", 4, "client")), service.app.state.context.shares
-    guard = AccessMiddleware(app, AccessPolicy(), tickets, service.telemetry, shares)
+    middleware = AccessMiddleware(app, AccessPolicy(), tickets, service.telemetry, shares)
     if gone:
-        await guard(scope, receive, send)
+        await middleware(scope, receive, send)
         (line,) = service.logged
         assert (line["event"], line["status"]) == ("request", 499)
     else:
         with pytest.raises(RuntimeError, match="shorter"):
-            await guard(scope, receive, send)
+            await middleware(scope, receive, send)

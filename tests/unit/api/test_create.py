@@ -126,7 +126,7 @@ async def test_sandboxes_over_the_operators_limit_are_429_with_retry_after() -> 
         assert int(answer.headers["retry-after"]) >= 1
 
 
-async def test_a_client_that_hangs_up_during_the_boot_leaves_no_sandbox() -> None:
+async def test_a_client_that_disconnects_during_the_boot_leaves_no_sandbox() -> None:
     service = Service()
     gate = service.backend.create_gate = Gate()
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
@@ -139,7 +139,7 @@ async def test_a_client_that_hangs_up_during_the_boot_leaves_no_sandbox() -> Non
     await service.sandboxes.aclose()
 
 
-async def test_a_client_that_hangs_up_but_chose_an_id_finds_its_sandbox() -> None:
+async def test_a_client_that_disconnects_but_chose_an_id_finds_its_sandbox() -> None:
     service = Service()
     gate = service.backend.create_gate = Gate()
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": b'{"id":"mine"}'}, {"type": "http.disconnect"}]
@@ -149,7 +149,7 @@ async def test_a_client_that_hangs_up_but_chose_an_id_finds_its_sandbox() -> Non
         assert (await client.get("/sandboxes/mine?wait_seconds=10")).json()["state"] == "running"
 
 
-async def test_a_hang_up_just_when_the_boot_ends_leaves_no_sandbox() -> None:
+async def test_a_disconnect_just_when_the_boot_ends_leaves_no_sandbox() -> None:
     service = Service()
     gate = service.backend.create_gate = Gate()
     first: dict[str, Any] = {"type": "http.request", "body": b"{}"}

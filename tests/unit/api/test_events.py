@@ -153,7 +153,7 @@ async def test_dropped_bytes_are_a_gap_and_the_id_stands_behind_it() -> None:
     assert output(events, "stdout") == pattern(200_000)[gap.data["to"] :]
 
 
-async def test_a_hole_is_a_gap_without_an_end_and_the_id_stays() -> None:
+async def test_a_gap_is_a_gap_without_an_end_and_the_id_stays() -> None:
     async with Service([vm()], default="boxlite").served() as live:
         events = await all_of(live, await live.start("torn", "16", "8"))
     assert [(event.kind, event.id) for event in events if event.kind != "output"] == [
@@ -251,7 +251,7 @@ async def test_a_silent_program_sends_comments() -> None:
             assert await anext(events) is None
 
 
-async def test_a_client_that_hangs_up_is_noticed_while_the_program_is_silent() -> None:
+async def test_a_client_that_disconnects_is_noticed_while_the_program_is_silent() -> None:
     service = Service()
     async with service.served() as live:
         path = await live.start("sleep")

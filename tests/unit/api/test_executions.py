@@ -202,7 +202,7 @@ async def test_start_waits_for_the_end_when_it_is_asked_to() -> None:
             assert refused.json()["errors"][0]["pointer"] == "query/wait_seconds"
 
 
-async def test_client_that_hangs_up_while_it_waits_for_the_end_leaves_the_execution_running() -> None:
+async def test_client_that_disconnects_while_it_waits_for_the_end_leaves_the_execution_running() -> None:
     service = Service()
     left = asyncio.Event()
     messages = iter([{"type": "http.request", "body": b'{"command": ["sleep"]}'}])
@@ -249,7 +249,7 @@ async def test_a_runtime_that_fails_is_a_problem_and_leaves_no_execution() -> No
         assert (await client.get(f"/sandboxes/{sandbox}/executions")).json()["items"] == []
 
 
-async def test_an_execution_that_its_client_hangs_up_on_runs_and_is_listed() -> None:
+async def test_an_execution_that_its_client_disconnects_on_runs_and_is_listed() -> None:
     service = Service()
     async with service.client() as client:
         sandbox = await create(client)

@@ -250,7 +250,7 @@ async def test_reader_that_is_slow_but_goes_on_gets_everything() -> None:
             assert total > 8 * MIB
 
 
-async def test_reader_that_hangs_up_ends_the_operation() -> None:
+async def test_reader_that_disconnects_ends_the_operation() -> None:
     async with served(sandbox={"limits": {"disk_mib": 64}}) as room:
         await room.call("PUT", "a", content=bytes(30 * MIB))
         for what in ("files", "archive"):
@@ -260,7 +260,7 @@ async def test_reader_that_hangs_up_ends_the_operation() -> None:
             await room.until(lambda: room.running == 0)
 
 
-async def test_reader_that_hangs_up_before_the_first_byte_ends_the_operation() -> None:
+async def test_reader_that_disconnects_before_the_first_byte_ends_the_operation() -> None:
     async with served() as room:
         await room.call("PUT", "a", content=b"1")
         room.files.gate = gate = Gate()

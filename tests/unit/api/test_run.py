@@ -215,7 +215,7 @@ async def test_a_body_may_have_8_mib_here_and_no_more() -> None:
         assert (answer.status_code, answer.json()["limit"]) == (413, BODY_LIMIT)
 
 
-async def test_a_client_that_hangs_up_ends_its_run() -> None:
+async def test_a_client_that_disconnects_ends_its_run() -> None:
     service = Service()
     left = asyncio.Event()
     body = json.dumps({"command": ["sleep"]}).encode()

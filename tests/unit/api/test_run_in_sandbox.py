@@ -166,7 +166,7 @@ async def hung_up(service: Service, path: str, *more: tuple[str, str]) -> None:
     assert await running == []
 
 
-async def test_client_that_hangs_up_ends_its_command_and_not_the_sandbox() -> None:
+async def test_client_that_disconnects_ends_its_command_and_not_the_sandbox() -> None:
     service = Service()
     async with service.client() as client:
         path = await sandbox(client)
@@ -177,7 +177,7 @@ async def test_client_that_hangs_up_ends_its_command_and_not_the_sandbox() -> No
         assert (await run(client, path, "echo", "still here"))["stdout"] == "still here\n"
 
 
-async def test_client_with_a_key_that_hangs_up_ends_nothing() -> None:
+async def test_client_with_a_key_that_disconnects_ends_nothing() -> None:
     service = Service()
     async with service.client() as client:
         path = await sandbox(client)

@@ -262,7 +262,7 @@ async def test_an_upload_that_is_refused_before_it_was_told_to_go_on_closes_the_
 # --- hang-ups
 
 
-async def test_what_came_before_a_hang_up_is_in_stdin_which_stays_open() -> None:
+async def test_what_came_before_a_disconnect_is_in_stdin_which_stays_open() -> None:
     service = Service()
     async with service.served() as live:
         path = await live.start("cat", stdin="open")
@@ -278,7 +278,7 @@ async def test_what_came_before_a_hang_up_is_in_stdin_which_stays_open() -> None
     ]
 
 
-async def test_a_hang_up_is_noticed_while_the_program_does_not_read() -> None:
+async def test_a_disconnect_is_noticed_while_the_program_does_not_read() -> None:
     async with Service(timeouts=RequestTimeouts(close=0.05)).served() as live:
         path = await live.start("silent-then", "cat", stdin="open")
         async with Upload(live, path, 2 * WINDOW) as upload:

@@ -76,7 +76,7 @@ async def test_dropped_bytes_are_a_gap_frame_and_are_counted() -> None:
         assert exit_["stdout"]["sha256"] == hashlib.sha256(pattern(200_000)).hexdigest()
 
 
-async def test_a_hole_is_a_gap_frame_without_an_end_and_dropped_bytes_are_null() -> None:
+async def test_a_gap_is_a_gap_frame_without_an_end_and_dropped_bytes_are_null() -> None:
     async with Service([vm()], default="boxlite").served() as live:
         path = await live.start("torn", "16", "8")
         async with live.stream(path) as socket:
@@ -92,7 +92,7 @@ async def test_a_hole_is_a_gap_frame_without_an_end_and_dropped_bytes_are_null()
 @pytest.mark.parametrize(
     ("offset", "kinds"), [(8, ["start", "gap", "exit"]), (16, ["start", "gap", "exit"]), (17, ["start", "exit"])]
 )
-async def test_a_stream_resumes_before_at_and_after_a_hole(offset: int, kinds: list[str]) -> None:
+async def test_a_stream_resumes_before_at_and_after_a_gap(offset: int, kinds: list[str]) -> None:
     async with Service([vm()], default="boxlite").served() as live:
         path = await live.start("torn", "16", "8")
         await live.client.get(f"{path}?wait_seconds=10")
@@ -195,7 +195,7 @@ async def test_a_client_that_is_cut_off_while_its_stdin_is_not_read_is_noticed()
         await until(live, path, viewers=0, _lease=None)
 
 
-async def test_stdin_sent_before_a_hang_up_still_arrives() -> None:
+async def test_stdin_sent_before_a_disconnect_still_arrives() -> None:
     async with Service().served() as live:
         path = await live.start("silent-then", "cat", stdin="open")
         async with live.stream(path, "?stdin=true") as socket:

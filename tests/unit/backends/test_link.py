@@ -174,7 +174,7 @@ async def test_the_end_of_the_launcher_ends_every_request_and_is_told_once(tmp_p
     ],
     ids=lambda packet: f"{packet[:3].hex()}-{len(packet)}",
 )
-async def test_a_launcher_that_speaks_nonsense_is_hung_up_on(tmp_path: Path, packet: bytes) -> None:
+async def test_a_launcher_that_speaks_nonsense_is_disconnected(tmp_path: Path, packet: bytes) -> None:
     async with stage(tmp_path) as (launcher, noted):
         task, request = await ask(noted, launcher)
         assert request == 2

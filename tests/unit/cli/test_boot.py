@@ -16,22 +16,22 @@ from tests.unit.cli.test_run import WHOLE_LIFE, ending
 from tests.unit.cli.typed import begin, bulkhead
 
 CREATE, LOOK, DESTROY = "POST /sandboxes", f"GET {BASE}", f"DELETE {BASE}"
-ROOM: dict[str, Any] = {"id": SANDBOX, "runtime": "boxlite", "state": "creating"}
-RUNS = ROOM | {"state": "running", "runtime_reason": "the cheapest that has: images"}
-FAILED = ROOM | {"state": "failed", "state_reason": "the box did not boot: timed out after 30s"}
+SANDBOX_ANSWER: dict[str, Any] = {"id": SANDBOX, "runtime": "boxlite", "state": "creating"}
+RUNS = SANDBOX_ANSWER | {"state": "running", "runtime_reason": "the cheapest that has: images"}
+FAILED = SANDBOX_ANSWER | {"state": "failed", "state_reason": "the box did not boot: timed out after 30s"}
 
 
 @asynccontextmanager
 async def booting(*programs: Program) -> AsyncIterator[FakeService]:
     """What each look at the sandbox shows is in `looks`; `looked_at` says that one has come."""
     async with fake_service(*programs) as service:
-        service.answers[CREATE] = answer(201, ROOM)
+        service.answers[CREATE] = answer(201, SANDBOX_ANSWER)
         yield service
 
 
 async def test_slow_boot_is_waited_for() -> None:
     async with booting(ending(code=7)) as service:
-        service.looks.put_nowait(ROOM)
+        service.looks.put_nowait(SANDBOX_ANSWER)
         service.looks.put_nowait(RUNS)
         ended = await bulkhead(service.url, "run", "cmd")
         service.looks.put_nowait(RUNS)
@@ -56,7 +56,7 @@ async def test_boot_that_fails_says_why_and_leaves_nothing(words: list[str]) -> 
 
 async def test_sandbox_that_somebody_destroyed_meanwhile_is_told() -> None:
     async with booting() as service:
-        service.looks.put_nowait(ROOM | {"state": "destroyed"})
+        service.looks.put_nowait(SANDBOX_ANSWER | {"state": "destroyed"})
         ended = await bulkhead(service.url, "run", "cmd")
     assert (ended.status, ended.stderr) == (125, f"bulkhead: the sandbox {SANDBOX} was destroyed\n")
 

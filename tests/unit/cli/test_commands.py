@@ -26,7 +26,7 @@ from tests.unit.cli.typed import ROOT, begin, bulkhead, environment
 NOWHERE = "http://127.0.0.1:1"
 EXECUTIONS = f"{BASE}/executions"
 OUTPUT = f"GET {EXECUTIONS}/{EXECUTION}/output"
-ROOM = {
+SANDBOX_ANSWER = {
     "id": SANDBOX,
     "runtime": "process",
     "state": "running",
@@ -240,8 +240,14 @@ async def test_ls_shows_every_page_and_hides_what_is_destroyed() -> None:
     class Paged(FakeService):
         async def _answer(self, request):  # type: ignore[no-untyped-def]  # the fake's own
             if request.query.get("cursor") == "next":
-                return answer(200, {"items": [ROOM | {"id": "sbx_2", "state": "destroyed"}, ROOM], "next_cursor": None})
-            return answer(200, {"items": [ROOM | {"id": "sbx_0"}], "next_cursor": "next"})
+                return answer(
+                    200,
+                    {
+                        "items": [SANDBOX_ANSWER | {"id": "sbx_2", "state": "destroyed"}, SANDBOX_ANSWER],
+                        "next_cursor": None,
+                    },
+                )
+            return answer(200, {"items": [SANDBOX_ANSWER | {"id": "sbx_0"}], "next_cursor": "next"})
 
     async with fake_service(kind=Paged) as service:
         table = await bulkhead(service.url, "ls", "--label", "team=red")
@@ -306,23 +312,25 @@ async def test_ls_on_a_terminal_of_80_columns_keeps_ids_whole_and_folds_labels()
         "created_at": (now - timedelta(minutes=3, seconds=30)).isoformat(),
         "expires_at": (now + timedelta(minutes=57, seconds=30)).isoformat(),
     }
-    room = ROOM | times | {"id": "sbx_" + "0" * 26, "state": "destroyed", "labels": {"project": "a-long-name"}}
+    sandbox = (
+        SANDBOX_ANSWER | times | {"id": "sbx_" + "0" * 26, "state": "destroyed", "labels": {"project": "a-long-name"}}
+    )
     async with fake_service() as service:
-        service.answers["GET /sandboxes"] = answer(200, {"items": [room], "next_cursor": None})
+        service.answers["GET /sandboxes"] = answer(200, {"items": [sandbox], "next_cursor": None})
         lines = await shown(service.url, "ls", "--all")
         wide = await shown(service.url, "ls", "--all", cols=120)
     assert [line for line in lines if len(line) > 80] == []
     assert lines[0].split() == ["ID", "RUNTIME", "STATE", "CREATED", "EXPIRES", "RUNNING", "LABELS"]
-    row = [room["id"], "process", "destroyed", "3m", "ago", "in", "57m", "1/2"]
+    row = [sandbox["id"], "process", "destroyed", "3m", "ago", "in", "57m", "1/2"]
     assert lines[1].split()[:-1] == row
     assert lines[1].split()[-1] + "".join(line.strip() for line in lines[2:]) == "project=a-long-name"
     assert wide[1].split() == [*row, "project=a-long-name"]
 
 
 async def test_ls_on_a_terminal_that_is_too_narrow_cuts_nothing_off() -> None:
-    room = ROOM | {"id": "x" * 63, "labels": {"team": "red"}}
+    sandbox = SANDBOX_ANSWER | {"id": "x" * 63, "labels": {"team": "red"}}
     async with fake_service() as service:
-        service.answers["GET /sandboxes"] = answer(200, {"items": [room], "next_cursor": None})
+        service.answers["GET /sandboxes"] = answer(200, {"items": [sandbox], "next_cursor": None})
         lines = await shown(service.url, "ls")
     assert lines[0].split()[-1] == "LABELS"
     assert (lines[1].split()[0], lines[1].split()[-1], len(lines[1]) > 80) == ("x" * 63, "team=red", True)

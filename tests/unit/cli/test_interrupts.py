@@ -118,7 +118,7 @@ async def test_sandbox_that_was_being_created_is_destroyed() -> None:
     assert service.asked() == ["POST /sandboxes", DESTROY]
 
 
-async def test_second_ctrl_c_hangs_up_on_a_create_that_does_not_end() -> None:
+async def test_second_ctrl_c_disconnects_from_a_create_that_does_not_end() -> None:
     async with fake_service(Running()) as service:
         service.create_gate = asyncio.Event()
         process = await begin(service.url, "run", "cmd")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from app.core import tar
-from app.core.archive import guarded
+from app.core.archive import checked_names
 from app.core.files import ArchiveEntry, EntryKind
 
 Item = ArchiveEntry | bytes
@@ -78,4 +78,4 @@ def read(archive: bytes, sizes: Sequence[int] = ()) -> list[Item]:
 
 
 def guard(items: Iterable[Item]) -> list[Item]:
-    return collect(guarded(each(items)))
+    return collect(checked_names(each(items)))

@@ -52,7 +52,7 @@ async def test_abandon_that_is_itself_cancelled_still_destroys(turns: int) -> No
 
 
 @pytest.mark.parametrize("turns", TURNS)
-async def test_execution_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) -> None:
+async def test_execution_goes_on_when_its_client_disconnects_at_any_turn(turns: int) -> None:
     async with House() as house:
         sandbox = await house.create()
         await cancelled_after(turns, sandbox.execute(command("silent-then", "echo"), "e1"))
@@ -71,7 +71,7 @@ async def test_execution_goes_on_when_its_client_hangs_up_at_any_turn(turns: int
 
 
 @pytest.mark.parametrize("turns", TURNS)
-async def test_client_that_hangs_up_while_it_waits_for_the_boot_starts_nothing(turns: int) -> None:
+async def test_client_that_disconnects_while_it_waits_for_the_boot_starts_nothing(turns: int) -> None:
     async with House() as house:
         house.backend.create_gate = Gate()
         sandbox, _ = house.sandboxes.create(spec())
@@ -82,7 +82,7 @@ async def test_client_that_hangs_up_while_it_waits_for_the_boot_starts_nothing(t
 
 
 @pytest.mark.parametrize("turns", TURNS)
-async def test_destroy_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) -> None:
+async def test_destroy_goes_on_when_its_client_disconnects_at_any_turn(turns: int) -> None:
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "daemon", "sleep")
@@ -97,7 +97,7 @@ async def test_destroy_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) 
 
 
 @pytest.mark.parametrize("turns", TURNS)
-async def test_kill_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) -> None:
+async def test_kill_goes_on_when_its_client_disconnects_at_any_turn(turns: int) -> None:
     async with House() as house:
         sandbox = await house.create()
         execution = await house.start(sandbox, "daemon", "sleep")
@@ -112,7 +112,7 @@ async def test_kill_goes_on_when_its_client_hangs_up_at_any_turn(turns: int) -> 
 
 
 @pytest.mark.parametrize("turns", TURNS)
-async def test_stdin_counts_what_went_in_when_its_writer_hangs_up_at_any_turn(turns: int) -> None:
+async def test_stdin_counts_what_went_in_when_its_writer_disconnects_at_any_turn(turns: int) -> None:
     async with House() as house:
         execution = await house.start(await house.create(), "silent-then", "cat", stdin=True)
         await cancelled_after(turns, execution.feed(b"abc"))

@@ -127,7 +127,7 @@ async def test_names_of_any_bytes_are_matched_by_characters(named: bytes) -> Non
     assert await collect(Folder({named: 2}), "caf?") == [(named, 2)]
 
 
-async def test_client_that_hangs_up_ends_its_command_and_nothing_else() -> None:
+async def test_client_that_disconnects_ends_its_command_and_nothing_else() -> None:
     async with House() as house:
         sandbox = await house.create()
         other = await house.start(sandbox, "sleep")
@@ -145,7 +145,7 @@ async def test_client_that_hangs_up_ends_its_command_and_nothing_else() -> None:
         assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{other.id}"]
 
 
-async def test_client_that_hangs_up_at_any_moment_leaves_no_command() -> None:
+async def test_client_that_disconnects_at_any_moment_leaves_no_command() -> None:
     async with House() as house:
         sandbox = await house.create()
         for turns in range(12):

@@ -166,7 +166,7 @@ async def test_start_that_the_runtime_could_not_do_is_raised_to_all_and_leaves_n
         assert new
 
 
-async def test_failed_start_leaves_no_record_when_its_client_has_hung_up() -> None:
+async def test_failed_start_leaves_no_record_when_its_client_has_disconnected() -> None:
     async with House() as house:
         sandbox = await house.create()
         house.backend.execute_gate, house.backend.execute_error = Gate(), GONE
@@ -526,7 +526,7 @@ async def test_one_holder_of_stdin_and_taking_over_ends_the_old_ones_right() -> 
         assert text(execution) == b"new"
 
 
-async def test_stdin_that_is_none_closed_or_over_cannot_be_gripped() -> None:
+async def test_stdin_that_is_none_closed_or_over_cannot_be_leased() -> None:
     async with House() as house:
         sandbox = await house.create()
         none = await house.start(sandbox, "sleep")
@@ -546,7 +546,7 @@ async def test_stdin_that_is_none_closed_or_over_cannot_be_gripped() -> None:
             closed.lease_stdin(take=True)
 
 
-async def test_writer_that_hangs_up_while_stdin_is_full_loses_nothing_and_costs_one_piece_at_most() -> None:
+async def test_writer_that_disconnects_while_stdin_is_full_loses_nothing_and_costs_one_piece_at_most() -> None:
     async with House() as house:
         execution = await house.start(await house.create(), "silent-then", "cat", stdin=True)
         program = house.program(execution)

@@ -120,7 +120,7 @@ async def told(logs: dict[Channel, OutputLog], offset: int = 0) -> list[OutputPi
     return found
 
 
-async def test_a_hole_is_a_gap_without_an_end_and_offsets_go_on_there() -> None:
+async def test_a_gap_is_a_gap_without_an_end_and_offsets_go_on_there() -> None:
     assert await told(has_gap(b"abc", b"def")) == [
         OutputPiece(OUT, 0, b"abc"),
         OutputGap(OUT, 3, None),
@@ -128,7 +128,7 @@ async def test_a_hole_is_a_gap_without_an_end_and_offsets_go_on_there() -> None:
     ]
 
 
-async def test_holes_at_the_beginning_and_at_the_end_are_told_too() -> None:
+async def test_gaps_at_the_beginning_and_at_the_end_are_told_too() -> None:
     assert await told(has_gap(b"", b"abc", b"")) == [
         OutputGap(OUT, 0, None),
         OutputPiece(OUT, 0, b"abc"),
@@ -145,13 +145,13 @@ async def test_holes_at_the_beginning_and_at_the_end_are_told_too() -> None:
     ],
     ids=["before", "at", "after"],
 )
-async def test_a_reader_that_resumes_is_told_of_the_holes_that_are_still_before_it(
+async def test_a_reader_that_resumes_is_told_of_the_gaps_that_are_still_before_it(
     offset: int, expected: list[OutputPiece | OutputGap]
 ) -> None:
     assert await told(has_gap(b"abc", b"def"), offset) == expected
 
 
-async def test_each_reader_is_told_of_a_hole_exactly_once() -> None:
+async def test_each_reader_is_told_of_a_gap_exactly_once() -> None:
     log = OutputLog(2**20, exact=False)
     logs = {OUT: log}
     with Follower(logs, {OUT: 0}) as early:
@@ -170,7 +170,7 @@ async def test_each_reader_is_told_of_a_hole_exactly_once() -> None:
             assert early.poll() == late.poll() == OutputPiece(OUT, 3, b"def")
 
 
-async def test_holes_behind_dropped_bytes_are_part_of_that_gap() -> None:
+async def test_gaps_behind_dropped_bytes_are_part_of_that_gap() -> None:
     logs = has_gap(b"abc", b"def", b"ghi", capacity=4)  # 5 to 9 are kept, the gaps are at 3 and 6
     assert logs[OUT].start == 5
     assert await told(logs) == [
@@ -181,12 +181,12 @@ async def test_holes_behind_dropped_bytes_are_part_of_that_gap() -> None:
     ]
 
 
-async def test_a_hole_where_the_dropped_bytes_end_is_still_told() -> None:
+async def test_a_gap_where_the_dropped_bytes_end_is_still_told() -> None:
     logs = has_gap(b"abc", b"def", capacity=3)
     assert await told(logs) == [OutputGap(OUT, 0, 3), OutputGap(OUT, 3, None), OutputPiece(OUT, 3, b"def")]
 
 
-async def test_no_piece_reaches_over_a_hole_though_it_is_stored_in_one() -> None:
+async def test_no_piece_reaches_over_a_gap_though_it_is_stored_in_one() -> None:
     log = has_gap(b"abc", b"def")[OUT]
     assert log.read(0) == b"abcdef"
 
@@ -240,14 +240,14 @@ class Told:
     capacity=st.integers(1, 300),
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["append", "append", "tear", "take", "reader"]),
+            st.sampled_from(["append", "append", "lose", "take", "reader"]),
             st.sampled_from(Channel),
             st.integers(0, 200),
         ),
         max_size=60,
     ),
 )
-def test_follower_delivers_each_channel_in_order_nothing_twice_and_every_hole_once(
+def test_follower_delivers_each_channel_in_order_nothing_twice_and_every_gap_once(
     capacity: int, steps: list[tuple[str, Channel, int]]
 ) -> None:
     logs = two_logs(capacity)
@@ -258,7 +258,7 @@ def test_follower_delivers_each_channel_in_order_nothing_twice_and_every_hole_on
             data = pattern(size, len(models[channel]))
             models[channel] += data
             logs[channel].append(data)
-        elif action == "tear":
+        elif action == "lose":
             logs[channel].add_gap()
         elif action == "take":
             for reader in readers:

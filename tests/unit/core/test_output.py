@@ -230,7 +230,7 @@ def test_a_log_that_is_not_exact_cannot_tell_what_was_dropped() -> None:
         assert (log.total, log.start, log.dropped) == (6, 2, dropped)
 
 
-def test_a_hole_is_an_offset_once_however_often_it_is_torn() -> None:
+def test_a_gap_is_an_offset_once_however_often_it_is_torn() -> None:
     log = OutputLog(100)
     log.add_gap()
     log.append(b"abc")
@@ -242,7 +242,7 @@ def test_a_hole_is_an_offset_once_however_often_it_is_torn() -> None:
     assert (log.total, log.read(0), log.sha256) == (4, b"abcd", hashlib.sha256(b"abcd").hexdigest())
 
 
-def test_holes_are_bounded_and_none_comes_after_the_end() -> None:
+def test_gaps_are_bounded_and_none_comes_after_the_end() -> None:
     log = OutputLog(10)
     for _ in range(MOST_GAPS + 10):
         log.append(b"x")
@@ -254,7 +254,7 @@ def test_holes_are_bounded_and_none_comes_after_the_end() -> None:
     assert closed.gaps == []
 
 
-def test_watchers_are_told_of_appends_holes_and_the_end_until_they_leave() -> None:
+def test_watchers_are_told_of_appends_gaps_and_the_end_until_they_leave() -> None:
     log = OutputLog(10)
     told: list[int] = []
 

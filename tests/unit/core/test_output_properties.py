@@ -115,7 +115,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-ACTIONS = ["append"] * 4 + ["tear"] * 2 + ["view"] * 3 + ["stall", "cut", "connect", "fill", "empty", "leave"]
+ACTIONS = ["append"] * 4 + ["lose"] * 2 + ["view"] * 3 + ["stall", "cut", "connect", "fill", "empty", "leave"]
 STEPS = st.tuples(
     st.sampled_from(ACTIONS),
     st.sampled_from([Channel.STDOUT, Channel.STDOUT, Channel.STDERR]),
@@ -146,7 +146,7 @@ async def play(
                 if size > min(capacity, MEMORY_WINDOW):
                     for viewer in viewers:
                         viewer.missed_nothing_by_right = False
-            case "tear":
+            case "lose":
                 log.add_gap()
             case "close":
                 log.close()

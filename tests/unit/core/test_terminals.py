@@ -57,7 +57,7 @@ async def test_a_new_size_waits_until_the_command_was_started() -> None:
         assert text(await starting) == b"ready\n1x2\n"
 
 
-async def test_output_of_a_runtime_without_exact_output_is_followed_over_its_holes() -> None:
+async def test_output_of_a_runtime_without_exact_output_is_followed_over_its_gaps() -> None:
     backend = NullBackend(capabilities=CAPABILITIES - {Capability.EXACT_OUTPUT})
     async with House(backend=backend) as house:
         execution = await house.start(await house.create(), "torn", "8", "8")

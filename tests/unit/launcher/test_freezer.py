@@ -47,7 +47,7 @@ def test_version_2_is_frozen_once_its_events_say_so(folder: tuple[Path, int]) ->
     assert ((payload / "cgroup.freeze").read_text(), one.settled) == ("1", False)
     (payload / "cgroup.events").write_text("populated 1\nfrozen 1\n")
     assert one.settled
-    one.doom()  # there is no list of processes here: on this version a kill needs no help
+    one.kill_frozen()  # there is no list of processes here: on this version a kill needs no help
     one.release([os.getpid()])
     one.thaw()
     assert (payload / "cgroup.freeze").read_text() == "0"
@@ -59,7 +59,7 @@ def test_a_host_without_a_freezer_cannot(folder: tuple[Path, int]) -> None:
     with pytest.raises(OSError, match="no freezer"):
         one.freeze()
     one.thaw()
-    one.doom()
+    one.kill_frozen()
     one.release([os.getpid()])
     CgroupTreeV1("x", []).end_frozen()
     assert list(folder[0].iterdir()) == []

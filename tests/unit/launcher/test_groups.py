@@ -89,7 +89,7 @@ def _tree(
     patch.setattr(groups, "os", kernel)
     tree = kind("bulkhead/1", hierarchies)
     tree.has_swap_limit = True
-    tree.house_workers(10)
+    tree.make_workers_group(10)
     yield tree
     for hierarchy in hierarchies:
         os.close(hierarchy.workers)
@@ -161,7 +161,7 @@ def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(seco
     payload = Groups(second, "one")
     payload.make(1 << 30, 64, 250)
     handed_down = tmp_path / "one/cgroup.subtree_control"
-    assert [led(fd) for fd in payload.entrances] == [f"{tmp_path}/one/cgroup.procs"]
+    assert [led(fd) for fd in payload.join_descriptors] == [f"{tmp_path}/one/cgroup.procs"]
     assert handed_down.read_text() == ""
     for number in (1, 2):
         for descriptor in payload.open_execution(number):
@@ -209,21 +209,21 @@ def test_usage_of_version_2_is_read_from_its_files(second: CgroupTree, tmp_path:
 
 
 def test_usage_of_version_1_is_read_from_its_trees(first: CgroupTree, tmp_path: Path) -> None:
-    room = Groups(first, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+    groups = Groups(first, "one")
+    groups.make(1 << 30, 64, 250)
+    for descriptor in groups.open_execution(1):
         os.close(descriptor)
     (tmp_path / "cpuacct/one/1/cpuacct.usage").write_text("1234567\n")
     (tmp_path / "memory/one/1/memory.max_usage_in_bytes").write_text("4096\n")
     (tmp_path / "memory/one/1/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
-    usage = room.usage(1)
+    usage = groups.usage(1)
     assert (usage.cpu_ns, usage.peak_bytes, usage.ooms, usage.alive) == (1_234_567, 4096, 1, False)
 
 
 def test_what_is_used_now_is_read_from_the_trees_of_version_1(first: CgroupTree, tmp_path: Path) -> None:
-    room = Groups(first, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+    groups = Groups(first, "one")
+    groups.make(1 << 30, 64, 250)
+    for descriptor in groups.open_execution(1):
         os.close(descriptor)
     for group, processes in (("one", 3), ("one/1", 2)):
         (tmp_path / "memory" / group / "memory.usage_in_bytes").write_text("4096\n")
@@ -231,14 +231,14 @@ def test_what_is_used_now_is_read_from_the_trees_of_version_1(first: CgroupTree,
         (tmp_path / "cpuacct" / group / "cpuacct.usage").write_text("1234567\n")
         (tmp_path / "pids" / group / "pids.current").write_text(f"{processes}\n")
     for number in (0, 1):  # the worker lives in the sandbox's group, and is none of its processes
-        used = room.figures(number)
+        used = groups.figures(number)
         assert (used.memory_bytes, used.peak_bytes, used.cpu_ns, used.processes) == (4096, 8192, 1_234_567, 2)
 
 
 def test_what_is_used_now_is_read_from_the_files_of_version_2(second: CgroupTree, tmp_path: Path) -> None:
-    room = Groups(second, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+    groups = Groups(second, "one")
+    groups.make(1 << 30, 64, 250)
+    for descriptor in groups.open_execution(1):
         os.close(descriptor)
     for group in ("one", "one/1"):
         (tmp_path / group / "memory.current").write_text("4096\n")
@@ -246,28 +246,28 @@ def test_what_is_used_now_is_read_from_the_files_of_version_2(second: CgroupTree
         (tmp_path / group / "cpu.stat").write_text("usage_usec 1234\n")
         (tmp_path / group / "pids.current").write_text("2\n")
     for number in (0, 1):
-        used = room.figures(number)
+        used = groups.figures(number)
         assert (used.memory_bytes, used.peak_bytes, used.cpu_ns, used.processes) == (4096, 8192, 1_234_000, 2)
     (tmp_path / "one/1/memory.peak").unlink()
-    assert room.figures(1).peak_bytes is None, "before Linux 5.19"
+    assert groups.figures(1).peak_bytes is None, "before Linux 5.19"
 
 
 def test_sockets_of_version_1_have_a_limit_and_are_counted_in_each_execution(first: CgroupTree, tmp_path: Path) -> None:
-    room = Groups(first, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+    groups = Groups(first, "one")
+    groups.make(1 << 30, 64, 250)
+    for descriptor in groups.open_execution(1):
         os.close(descriptor)
     name = "memory.kmem.tcp.limit_in_bytes"
     assert [(tmp_path / "memory" / group / name).read_text() for group in ("one", "one/1")] == [str(32 << 20), "-1"]
 
 
 def test_killing_beside_the_worker_on_version_2_forbids_forks_and_spares_it(second: CgroupTree, tmp_path: Path) -> None:
-    room = Groups(second, "one")
-    room.make(1 << 30, 64, 250)
-    for descriptor in room.open_execution(1):
+    groups = Groups(second, "one")
+    groups.make(1 << 30, 64, 250)
+    for descriptor in groups.open_execution(1):
         os.close(descriptor)
     (tmp_path / "one/1/cgroup.procs").write_text("99\n")
-    assert room.kill_execution(1, 99) is True
+    assert groups.kill_execution(1, 99) is True
     assert (tmp_path / "one/1/pids.max").read_text() == "0"
     assert (tmp_path / "one/1/cgroup.kill").read_text() == ""
 

@@ -1,4 +1,4 @@
-"""What a copy that was made ahead has said is heard by the one that it is for."""
+"""What a zygote that was made ahead has said is heard by the one that it is for."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_nothing_is_heard_until_something_is_said(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
-    copy = Zygote(1, -1, ours, 1)
-    assert copy.first_word() is None
+    zygote = Zygote(1, -1, ours, 1)
+    assert zygote.first_word() is None
     theirs.send(bytes((NETWORK_UP,)))
-    assert copy.first_word() == NETWORK_UP
-    assert copy.first_word() is None
+    assert zygote.first_word() == NETWORK_UP
+    assert zygote.first_word() is None
 
 
 def test_a_step_that_failed_and_an_end_without_a_word_are_told_apart_from_silence(
@@ -40,13 +40,13 @@ def test_a_step_that_failed_and_an_end_without_a_word_are_told_apart_from_silenc
 ) -> None:
     ours, theirs = ends
     theirs.send(bytes(Writer(STEP_FAILED).text("enter_network_namespace").u32(1).text("no").data))
-    copy = Zygote(1, -1, ours, 1)
-    assert copy.first_word() == STEP_FAILED
+    zygote = Zygote(1, -1, ours, 1)
+    assert zygote.first_word() == STEP_FAILED
     theirs.close()
-    assert copy.first_word() not in (None, NETWORK_UP)
+    assert zygote.first_word() not in (None, NETWORK_UP)
 
 
-def test_a_copy_ahead_that_fails_is_given_up_and_not_asked_again() -> None:
+def test_a_zygote_ahead_that_fails_is_given_up_and_not_asked_again() -> None:
     """Else the launcher would wake 500 times a second for as long as nobody creates anything."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -87,21 +87,23 @@ class Ended(Spawner):
     def _make_zygote(self) -> Zygote:
         raise SpawnError("clone", OSError(errno.EAGAIN, "no"))
 
-    def _end(self, copy: Zygote) -> None:
-        self.ended.append(copy)
+    def _end(self, zygote: Zygote) -> None:
+        self.ended.append(zygote)
 
 
-def test_copy_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
+def test_zygote_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = ends
     theirs.close()
-    made = SimpleNamespace(make=lambda *_: None, remove=list, close=list, processes_file=-1, entrances=[], home=[])
+    made = SimpleNamespace(
+        make=lambda *_: None, remove=list, close=list, processes_file=-1, join_descriptors=[], home=[]
+    )
     monkeypatch.setattr(zygote, "Groups", lambda *_: made)
     monkeypatch.setattr(zygote, "Freezer", lambda *_: None)
-    copy = Zygote(1, -1, ours, 1)
-    spawner = Ended(copy)
+    made_ahead = Zygote(1, -1, ours, 1)
+    spawner = Ended(made_ahead)
     spawner._tree = cast(Any, None)
     with socket.socket() as owner, pytest.raises(SpawnError) as refusal:
         spawner.spawn(PLAN, owner)
-    assert (refusal.value.step, spawner.ended) == ("clone", [copy])
+    assert (refusal.value.step, spawner.ended) == ("clone", [made_ahead])

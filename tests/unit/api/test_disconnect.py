@@ -72,7 +72,7 @@ async def test_an_error_of_the_work_passes() -> None:
         await until_disconnect(Client().receive, work())
 
 
-async def test_our_own_cancellation_is_not_taken_for_a_hang_up() -> None:
+async def test_our_own_cancellation_is_not_taken_for_a_disconnect() -> None:
     client = Client()
     task = asyncio.ensure_future(until_disconnect(client.receive, asyncio.Event().wait()))
     await asyncio.sleep(0)
