@@ -144,3 +144,16 @@ async def test_stderr_comes_in_the_pipe_of_stdout_where_it_is_asked_for(kind: Ki
             assert (len(said["stdout"]), said["stderr"]) == (160_000, "")
         counts = answers[1].json()["output"]
         assert (counts["stdout"]["bytes"], counts["stderr"]["bytes"]) == (160_000, 0)
+
+
+async def test_limits_of_an_execution_are_taken_or_refused_by_name(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        one = {"cpu_seconds": 5, "stack_mib": 4, "open_files": 64, "file_mib": 1}
+        paths = {f"/sandboxes/{room.id}/run": {**one, "memory_mib": 32}, "/run": one}
+        for path, limits in paths.items():
+            answer = await room.client.post(path, json={"command": list(kind.programs.echo("x")), "limits": limits})
+            if Capability.EXECUTION_LIMITS in room.backend.info.capabilities:
+                assert (answer.status_code, answer.json()["stdout"]) == (200, "x\n"), answer.text
+            else:
+                assert (answer.status_code, slug(answer)) == (422, "policy_not_supported")
+                assert answer.json()["pointer"] == "/limits/cpu_seconds"
