@@ -42,12 +42,13 @@ def test_a_megabyte_that_is_printed_in_pieces_arrives(place: Place, shared: str)
 
 
 def test_binary_output_of_both_channels_arrives_as_it_was_written(place: Place, shared: str) -> None:
-    every = 'i=0; while [ $i -lt 256 ]; do printf "\\\\$(printf %03o $i)"; i=$((i+1)); done >/tmp/every'
-    script = f"{every}; for n in 1 2 3 4; do for m in $(seq 100); do cat /tmp/every; done; cat /tmp/every >&2; done"
+    every = "printf '" + "".join(f"\\{value:03o}" for value in range(256)) + "' >/tmp/every"
+    double = "cat /tmp/every /tmp/every >/tmp/twice && mv /tmp/twice /tmp/every"
+    script = f"{every}; for n in $(seq 8); do {double}; done; cat /tmp/every & cat /tmp/every >&2; wait"
     running = place.start(shared, "sh", "-c", script, timeout_seconds=110)
     with running.stream() as viewer:
         frame = viewer.until_exit()
-    out, err = bytes(range(256)) * 400, bytes(range(256)) * 4
+    out = err = bytes(range(256)) * 256
     assert (bytes(viewer.out["stdout"]), bytes(viewer.out["stderr"])) == (out, err)
     assert frame["stdout"] == {"bytes": len(out), "dropped_bytes": 0, "sha256": hashlib.sha256(out).hexdigest()}
     assert frame["stderr"] == {"bytes": len(err), "dropped_bytes": 0, "sha256": hashlib.sha256(err).hexdigest()}
