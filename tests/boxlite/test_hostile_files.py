@@ -194,7 +194,8 @@ async def test_file_that_is_too_large_for_the_archive_of_a_box_is_named() -> Non
             await sandbox.files.unpack(b".", content())
         assert told(refused.value) == (
             *(413, "payload_too_large", None),
-            "the entry 'd/large' is larger than 8589934591 bytes, which is the most; send it with PUT …/files",
+            "the entry 'd/large' is larger than 8589934591 bytes, which is the most; send it on its own, "
+            "outside the archive",
         )
         await until_clean(sandbox)
 

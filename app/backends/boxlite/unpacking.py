@@ -71,7 +71,8 @@ class _Prepared:
                 continue
             self.entries += 1
             if item.size >= LARGEST:
-                raise PayloadTooLarge(LARGEST - 1, f"the entry {shown(item.name)!r}", "send it with PUT …/files")
+                what = f"the entry {shown(item.name)!r}"
+                raise PayloadTooLarge(LARGEST - 1, what, "send it on its own, outside the archive")
             for entry in self._with_parents(item):
                 yield entry
 
