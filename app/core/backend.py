@@ -155,7 +155,8 @@ class SandboxHandle(Protocol):
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
     """What `GET /runtimes` says about a runtime. `ceilings`: the runtime's own, by name of the limit, where they are
-    below the operator's. `no_network`: why it offers no network, for a request that asks for one."""
+    below the operator's. `no_network`: what follows its name in the sentence that refuses a request for a
+    network."""
 
     name: str
     tier: str
@@ -164,7 +165,7 @@ class RuntimeInfo:
     aliases: tuple[str, ...] = ()
     command_limits: CommandLimits = field(default_factory=CommandLimits)
     ceilings: Mapping[str, float] = field(default_factory=dict)
-    no_network: str = "it has no network"
+    no_network: str = "has no network"
 
 
 class Backend(Protocol):

@@ -127,5 +127,5 @@ class Sandboxes:
 
 def _when_free(sandbox: Sandbox) -> str:
     if sandbox.free_at is None:
-        return "the id is free some time after the sandbox has ended"
-    return f"the id is free at {sandbox.free_at:%Y-%m-%dT%H:%M:%SZ}"
+        return "the id becomes free some time after the sandbox has ended"
+    return f"the id becomes free at {sandbox.free_at:%Y-%m-%dT%H:%M:%SZ}"

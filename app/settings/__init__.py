@@ -27,6 +27,7 @@ from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
 from app.core.limits import LIMITS, LimitRange
 from app.core.sandboxes import Capacity
+from app.sentences import sentence_for
 from app.settings.boxlite import BoxliteSettings
 from app.settings.idempotency import IdempotencySettings
 from app.settings.limits import LimitSettings, LimitsSettings
@@ -255,11 +256,11 @@ def _sentences(error: ValidationError | PydanticSettingsError) -> str:
         like = '["…"], with a text in quotes for each item' if is_list else '{"NAME": …}'
         return f"{_name_without_json(field[1])}: must be JSON, such as {like}"
     lines = []
-    for found in error.errors(include_url=False, include_input=False, include_context=False):
+    for found in error.errors(include_url=False, include_input=False):
         name = "__".join(str(part) for part in found["loc"] if not isinstance(part, int)).upper()
         name = name if name.startswith((PREFIX, "OPENSHELL_")) else PREFIX + name
-        sentence = "is not a setting of Bulkhead" if found["type"] == "extra_forbidden" else found["msg"]
-        lines.append(f"{name}: {sentence.removeprefix('Value error, ')}")
+        sentence = "is not a setting of Bulkhead" if found["type"] == "extra_forbidden" else sentence_for(found)
+        lines.append(f"{name}: {sentence}")
     return "; ".join(lines)
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from app.core.errors import InvalidRequest
 from app.core.models import is_id
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy, check_path
+from app.sentences import sentence_for
 
 
 class ProfilesError(Exception):
@@ -50,7 +51,8 @@ def load_profiles(path: Path | None) -> Mapping[str, Policy]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ProfilesError(f"the profiles file {path}: {where}: {first['msg']}") from error
+        sentence = "is not known here" if first["type"] == "extra_forbidden" else sentence_for(first)
+        raise ProfilesError(f"the profiles file {path}: {where}: {sentence}") from error
     except ValueError as error:  # not TOML, not UTF-8
         raise ProfilesError(f"the profiles file {path} is not TOML: {error}") from error
 

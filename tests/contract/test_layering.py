@@ -37,9 +37,10 @@ TABLE: dict[str, Row] = {
     "spill": row("core"),
     "keys": row("core"),
     "telemetry": row("core", "prometheus_client structlog"),
-    "settings": row("settings core", "pydantic pydantic_settings"),
+    "sentences": row(),
+    "settings": row("settings sentences core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
-    "api": row("api core", "fastapi starlette pydantic pydantic_core"),
+    "api": row("api sentences core", "fastapi starlette pydantic pydantic_core"),
     # pyroute2 reads a sandbox's network back for the receipt
     "backends": row("backends core settings launcher.protocol", "httpx websockets pyroute2"),
     "backends.boxlite": row("backends.boxlite core settings", "httpx websockets"),

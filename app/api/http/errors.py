@@ -25,7 +25,7 @@ class MethodNotAllowed(BulkheadError):
 
     def __init__(self, methods: Iterable[str]) -> None:
         self.allow = ", ".join(sorted(methods))
-        super().__init__(f"the path does not allow this method; it takes {self.allow}")
+        super().__init__(f"this path takes {self.allow}")
 
 
 class InternalError(BulkheadError):

@@ -129,7 +129,7 @@ _RETRY_AFTER = ResponseHeader(
 
 TABLE = (
     ProblemType(
-        e.InvalidRequest.at("/limits/memory_mib", "input should be a valid integer"),
+        e.InvalidRequest.at("/limits/memory_mib", "must be a whole number"),
         "invalid_request",
         422,
         "The request is not valid",
@@ -140,7 +140,7 @@ TABLE = (
         (ResponseHeader("Connection", "", _close),),
     ),
     ProblemType(
-        e.UnknownRuntime("docker", ["boxlite", "kernel", "linux", "process"]),
+        e.UnknownRuntime("docker", ["auto", "boxlite", "kernel", "linux", "process"]),
         "unknown_runtime",
         422,
         "There is no such runtime",
@@ -149,7 +149,7 @@ TABLE = (
         (_RUNTIME, _KNOWN),
     ),
     ProblemType(
-        e.RuntimeNotEnabled("boxlite", ["kernel", "linux", "process"]),
+        e.RuntimeNotEnabled("boxlite", ["auto", "kernel", "linux", "process"]),
         "runtime_not_enabled",
         422,
         "The runtime is not enabled",
@@ -196,7 +196,7 @@ TABLE = (
         e.PolicyNotSupported("/limits/processes", "boxlite", "the runtime 'boxlite' cannot limit processes"),
         "policy_not_supported",
         422,
-        "The runtime cannot enforce this",
+        "The runtime cannot enforce a limit or policy",
         "The service refuses what a runtime cannot enforce; it never ignores it. Leave out what `pointer` names, or "
         "choose another runtime.",
         (_POINTER, _RUNTIME),
@@ -205,7 +205,7 @@ TABLE = (
         e.CapabilityMissing(["pause"], "boxlite"),
         "capability_missing",
         422,
-        "The runtime lacks a required capability",
+        "No such capability in the runtime",
         "The request needs `missing`, and the runtime does not have it. GET /runtimes lists what each runtime can do.",
         (_member("missing", list[str], "the capabilities that the runtime lacks"), _RUNTIME),
     ),
@@ -213,7 +213,7 @@ TABLE = (
         e.IdempotencyMismatch(),
         "idempotency_mismatch",
         422,
-        "The key was used with another request",
+        "The Idempotency-Key was used with another request",
         "An Idempotency-Key stands for one request: the same method, path, query and body. Use a new key for a new "
         "request.",
     ),
@@ -243,7 +243,7 @@ TABLE = (
         e.NotFound("sandbox", "sbx_06fa2c8q0gsbsd9e2y5k8w1m3c"),
         "not_found",
         404,
-        "There is nothing here",
+        "Not found",
         "Nothing has this id or path now. The service forgets a destroyed sandbox after an hour, unless its operator "
         "has set another time.",
     ),
@@ -282,10 +282,10 @@ TABLE = (
         headers=(ResponseHeader("Content-Range", "the file's size, as `bytes */1000`", _content_range),),
     ),
     ProblemType(
-        h.UpgradeRequired("this path speaks WebSocket"),
+        h.UpgradeRequired("this path needs a WebSocket"),
         "upgrade_required",
         426,
-        "This path speaks WebSocket",
+        "This path needs a WebSocket",
         "Open the path with a WebSocket client. Or ask for Server-Sent Events with the header "
         "Accept: text/event-stream.",
         headers=(
@@ -297,7 +297,7 @@ TABLE = (
         e.Conflict("the id 'build-1' is taken by a sandbox with another body"),
         "conflict",
         409,
-        "Something else is in the way",
+        "Conflict with the current state",
         "Another sandbox or execution has the id, another client feeds the stdin, the answer to a repeated request is "
         "no longer stored, or the directory to be deleted is not empty. The detail says which.",
     ),
@@ -305,7 +305,7 @@ TABLE = (
         e.UnsupportedByRuntime("pause", "boxlite"),
         "unsupported_by_runtime",
         409,
-        "The runtime cannot do this",
+        "This sandbox's runtime lacks a capability",
         "The sandbox's runtime lacks what the request needs. GET /runtimes lists what each runtime can do.",
     ),
     ProblemType(
@@ -334,7 +334,7 @@ TABLE = (
         e.Unauthenticated("the key is not known here"),
         "unauthenticated",
         401,
-        "A key is needed",
+        "An API key is needed",
         "Send the header Authorization: Bearer <key> with a key of this service. `bulkhead key new NAME` makes one. A "
         "stream ticket works once, within 30 seconds, and only for the path and the right to stdin that it was made "
         "for.",
@@ -403,14 +403,14 @@ TABLE = (
         h.InternalError(),
         "internal_error",
         500,
-        "The service has a fault",
+        "Internal error",
         "The service's log has the reason, beside the request id that `instance` gives. Please report it.",
     ),
     ProblemType(
         e.BackendFailure("a file has become shorter while it was read"),
         "runtime_failed",
         502,
-        "The runtime could not do this",
+        "The runtime failed",
         "The runtime began, and something in the sandbox or on the host kept it from finishing. The detail says what.",
     ),
     ProblemType(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from app.core.errors import FieldError, InvalidRequest
+from app.sentences import sentence_for
 
 KEY_SHOWN = 64
 # The largest valid body is a run with 1,024 files; an object more than this means that a field was given again.
@@ -23,7 +24,7 @@ _LOCATIONS = frozenset({"query", "path", "header"})
 def invalid_request(error: ValidationError, model: type[BaseModel], location: str = "") -> InvalidRequest:
     """`location` is `query` when the model describes a query, and empty for a body. Each field is a JSON pointer into
     the body, or `query/NAME`."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    found = error.errors(include_url=False, include_input=False)
     prefix = (location,) if location else ()
     return InvalidRequest([FieldError(_pointer((*prefix, *f["loc"])), _sentence(f, model)) for f in found])
 
@@ -78,14 +79,10 @@ def _pointer(loc: Sequence[str | int]) -> str:
 
 
 def _sentence(found: Mapping[str, Any], model: type[BaseModel] | None) -> str:
-    match found["type"]:
-        case "extra_forbidden":
-            *path, name = found["loc"]
-            return unknown(str(name), _fields_at(model, path))
-        case "missing":
-            return "is required"
-    message = str(found["msg"])
-    return message[:1].lower() + message[1:]
+    if found["type"] == "extra_forbidden":
+        *path, name = found["loc"]
+        return unknown(str(name), _fields_at(model, path))
+    return sentence_for(found)
 
 
 def _fields_at(model: Any, path: Sequence[str | int]) -> list[str]:

@@ -74,7 +74,7 @@ PARAMETERS.append(
 async def open_stream_without_upgrade(request: Request, sandbox_id: str, execution_id: str) -> Response:
     if wants_events(request):
         return EventStream(request)
-    raise UpgradeRequired(f"this path speaks WebSocket: send Upgrade: websocket, or Accept: {MEDIA_TYPE} for events")
+    raise UpgradeRequired(f"this path needs a WebSocket: send Upgrade: websocket, or Accept: {MEDIA_TYPE} for events")
 
 
 class StreamEndpoint:

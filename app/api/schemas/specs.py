@@ -145,7 +145,7 @@ def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
             "network/mode",
             network is not None and network.mode == "direct",
             Capability.NETWORK_DIRECT,
-            f"does not reach the network: {backend.info.no_network}",
+            backend.info.no_network,
         ),
     )
     for part, is_asked, capability, lack in parts:

@@ -43,7 +43,7 @@ def start_refused(command: Command, why: str, code: int) -> Exit | None:
     if (why, code) == ("denied", 126):
         return _denied(program)
     if why and code == WRAPPER_FAILED:
-        detail = f"the box {shown(why)}, so output cannot be exact; output_mode plain can be"
+        detail = f"output cannot be exact, because the box {shown(why)}; try output_mode plain"
         return Exit(ExitReason.START_FAILED, detail=detail)
     return None
 

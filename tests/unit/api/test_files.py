@@ -365,4 +365,4 @@ async def test_method_that_is_not_there_names_the_others() -> None:
     async with served() as room:
         answer = await room.call("POST", "a")
         assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD, PUT")
-        assert answer.json()["detail"] == "the path does not allow this method; it takes DELETE, GET, HEAD, PUT"
+        assert answer.json()["detail"] == "this path takes DELETE, GET, HEAD, PUT"
