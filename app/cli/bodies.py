@@ -30,7 +30,7 @@ def _network(typed: Namespace) -> dict[str, Any] | None:
 
 def _terminal(typed: Namespace) -> terminal.Size:
     if typed.json:
-        raise UsageError("--tty and --json exclude each other")
+        raise UsageError("use either --tty or --json")
     if not terminal.there():
         raise UsageError("--tty needs a terminal on stdin")
     return terminal.size()

@@ -12,7 +12,7 @@ from app import __version__
 from app.cli import FAILED, USAGE, commands, operate
 
 EPILOG = (
-    "BULKHEAD_CLIENT_URL is the address of the service (default http://127.0.0.1:8000), BULKHEAD_CLIENT_KEY the key."
+    "BULKHEAD_CLIENT_URL is the address of the service (default: http://127.0.0.1:8000), BULKHEAD_CLIENT_KEY the key."
 )
 STATUS = """Exit status: that of the command; 128+n if signal n ended it; 124 timeout; 137 out of memory or killed;
 126 or 127 if it could not be started; 125 if bulkhead itself failed."""
@@ -83,14 +83,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     listing.add_argument("sandbox", metavar="SANDBOX", nargs="?", help="list the executions of this sandbox")
     listing.add_argument("--all", "-a", action="store_true", help="include destroyed sandboxes that are still listed")
     listing.add_argument(
-        "--label", "-l", metavar="K=V", type=pair, action="append", help="only sandboxes with this label; repeatable"
+        "--label",
+        "-l",
+        metavar="KEY=VALUE",
+        type=label,
+        action="append",
+        help="only sandboxes with this label; repeatable",
     )
 
     _exec(kinds)
 
     usage = _add(kinds, "usage", commands.usage, "show what a sandbox, or one execution of it, uses")
     _json(usage)
-    usage.add_argument("sandbox", metavar="SANDBOX")
+    usage.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
     usage.add_argument("execution", metavar="EXECUTION", nargs="?")
 
     logs = _add(kinds, "logs", commands.logs, "print the stored output of an execution")
@@ -104,7 +109,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _execution(kill)
 
     remove = _add(kinds, "rm", commands.remove, "destroy sandboxes; when it returns, no process of them exists")
-    remove.add_argument("sandboxes", metavar="SANDBOX", nargs="+")
+    remove.add_argument("sandboxes", metavar="SANDBOX", nargs="+", help="id of a sandbox")
 
     _json(_add(kinds, "runtimes", commands.runtimes, "list the runtimes of the service and what they can do"))
     _operator(kinds)
@@ -118,21 +123,32 @@ def _add(kinds: Any, name: str, do: Any, about: str, **options: Any) -> Parser:
     return parser
 
 
+_DATA = (
+    "folder for keys and state (default: /var/lib/bulkhead as root, else ~/.local/state/bulkhead; "
+    "variable BULKHEAD_DATA)"
+)
+
+
 def _operator(kinds: Any) -> None:
     serve = _add(kinds, "serve", operate.serve, "run the service: the launcher and the gateway")
-    serve.add_argument("--host", help="address to listen on [BULKHEAD_HOST, else 127.0.0.1]")
-    serve.add_argument("--port", type=int, help="[BULKHEAD_PORT, else 8000]")
-    serve.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")
+    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1; variable BULKHEAD_HOST)")
+    serve.add_argument("--port", type=int, help="port to listen on (default: 8000; variable BULKHEAD_PORT)")
+    serve.add_argument("--data", metavar="DIR", help=_DATA)
     launcher = _add(kinds, "launcher", operate.launcher, "run the launcher alone, for a gateway that is not root")
-    launcher.add_argument("--socket", metavar="PATH", help="socket to listen on [BULKHEAD_PROCESS__LAUNCHER_SOCKET]")
     launcher.add_argument(
-        "--gateway-uid", metavar="N", type=int, help="the only user who may connect [BULKHEAD_PROCESS__GATEWAY_UID]"
+        "--socket", metavar="PATH", help="socket to listen on (variable BULKHEAD_PROCESS__LAUNCHER_SOCKET)"
+    )
+    launcher.add_argument(
+        "--gateway-uid",
+        metavar="N",
+        type=int,
+        help="uid of the only user who may connect (variable BULKHEAD_PROCESS__GATEWAY_UID)",
     )
     launcher.add_argument("--check", action="store_true", help="check a running launcher; status 1 if it lacks a layer")
     key = _add(kinds, "key", None, "manage keys of clients")
     new = _add(key.add_subparsers(metavar="COMMAND", required=True), "new", operate.new_key, "make and print a key")
-    new.add_argument("--data", metavar="DIR", help="folder for keys and state [BULKHEAD_DATA]")
-    new.add_argument("name", metavar="NAME")
+    new.add_argument("--data", metavar="DIR", help=_DATA)
+    new.add_argument("name", metavar="NAME", help="name of the client, for the log")
     _json(
         _add(
             kinds,
@@ -146,10 +162,18 @@ def _operator(kinds: Any) -> None:
 # --- options that several commands share
 
 
-def pair(text: str) -> tuple[str, str]:
+def label(text: str) -> tuple[str, str]:
+    return _pair(text, "a label as KEY=VALUE")
+
+
+def variable(text: str) -> tuple[str, str]:
+    return _pair(text, "a variable as NAME=VALUE")
+
+
+def _pair(text: str, form: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not K=V")
+        raise argparse.ArgumentTypeError(f"write {form}")
     return name, value
 
 
@@ -169,7 +193,7 @@ def _json(parser: Parser) -> None:
 
 def _env_options(parser: Parser) -> None:
     parser.add_argument(
-        "--env", "-e", metavar="K=V", type=pair, action="append", help="an environment variable; repeatable"
+        "--env", "-e", metavar="NAME=VALUE", type=variable, action="append", help="an environment variable; repeatable"
     )
     parser.add_argument("--workdir", "-w", metavar="DIR", help="working directory of commands")
 
@@ -179,7 +203,7 @@ def _command_options(parser: Parser) -> None:
     parser.add_argument(
         "--on-output-limit",
         choices=("kill", "drop_oldest"),
-        help="what to do when it prints more than --output-bytes (default: drop_oldest)",
+        help="what to do when it prints more than the sandbox keeps (default: drop_oldest)",
     )
     parser.add_argument(
         "--tty", "-t", action="store_true", help="give the command a terminal, shown on this one; all keys go to it"
@@ -195,7 +219,9 @@ def _command_options(parser: Parser) -> None:
 
 
 def _sandbox_options(parser: Parser) -> None:
-    parser.add_argument("--runtime", metavar="R", help="runtime, or auto [BULKHEAD_RUNTIME, then OPENSHELL_RUNTIME]")
+    parser.add_argument(
+        "--runtime", metavar="R", help="runtime, or auto (variables BULKHEAD_RUNTIME, OPENSHELL_RUNTIME)"
+    )
     parser.add_argument("--isolation-min", choices=("kernel", "vm"), help="weakest isolation to accept")
     parser.add_argument(
         "--requires", metavar="CAP", action="append", help="a capability that the runtime must have; repeatable"
@@ -206,7 +232,7 @@ def _sandbox_options(parser: Parser) -> None:
         "--network", choices=("none", "direct"), help="network of the sandbox; direct: only the hosts of --allow"
     )
     parser.add_argument("--allow", metavar="HOST", action="append", help="a host for --network direct; repeatable")
-    parser.add_argument("--label", "-l", metavar="K=V", type=pair, action="append", help="a label; repeatable")
+    parser.add_argument("--label", "-l", metavar="KEY=VALUE", type=label, action="append", help="a label; repeatable")
     parser.add_argument("--ttl", metavar="S", type=seconds, help="destroy the sandbox after S seconds")
     parser.add_argument("--idle", metavar="S", type=seconds, help="destroy the sandbox after S seconds without use")
     parser.add_argument(
@@ -215,31 +241,38 @@ def _sandbox_options(parser: Parser) -> None:
     _json(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--cpus", metavar="N", type=float, help="cores")
-    limits.add_argument("--memory-mib", metavar="N", type=int, help="memory; the limit in force also has --disk-mib")
+    limits.add_argument(
+        "--memory-mib",
+        metavar="N",
+        type=int,
+        help="memory. With the runtime process, the limit is the sum of this and --disk-mib",
+    )
     limits.add_argument("--processes", metavar="N", type=int, help="processes and threads")
     limits.add_argument(
         "--disk-mib",
         metavar="N",
         type=int,
-        help="files in /workspace and /tmp [512]; they are memory, so N is added to --memory-mib",
+        help="files in /workspace and /tmp (default: 512). With the runtime process, they count as memory",
     )
     limits.add_argument("--output-bytes", metavar="N", type=int, help="output to keep for each channel")
     limits.add_argument(
         "--wall-seconds",
         metavar="S",
         type=seconds,
-        help="longest time that any command may run [3600; more with --timeout]",
+        help="longest time that any command may run (default: 3600; a longer --timeout raises it)",
     )
 
 
 def _execution(parser: Parser) -> None:
-    parser.add_argument("sandbox", metavar="SANDBOX")
-    parser.add_argument("execution", metavar="EXECUTION")
+    parser.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
+    parser.add_argument("execution", metavar="EXECUTION", help="id of the execution")
 
 
 def _command(parser: Parser) -> None:
     """Everything from the program's name on is the program's, options too. Its `--` is ours only if it comes first."""
-    parser.add_argument("command", metavar="[--] CMD ...", nargs=argparse.REMAINDER)
+    parser.add_argument(
+        "command", metavar="[--] CMD ...", nargs=argparse.REMAINDER, help="the command and its arguments"
+    )
 
 
 # --- exec: options may stand on either side of SANDBOX, so what follows it is parsed once more
@@ -255,8 +288,8 @@ def _exec_options(parser: Parser) -> None:
 def _exec(kinds: Any) -> None:
     parser = _add(kinds, "exec", commands.execute, "run a command in an existing sandbox", **EXEC)
     _exec_options(parser)
-    parser.add_argument("sandbox", metavar="SANDBOX")
-    parser.add_argument("rest", metavar="CMD", nargs=argparse.REMAINDER)
+    parser.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
+    parser.add_argument("rest", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
 
 
 def _rest_of_exec(found: argparse.Namespace) -> argparse.Namespace:

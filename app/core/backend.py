@@ -72,7 +72,7 @@ class Logs:
         return OutputMode.EXACT if self.stdout.exact and self.stderr.exact else OutputMode.PLAIN
 
     def mark_inexact(self) -> None:
-        """Of this command the runtime may lose output without a word, although it has EXACT_OUTPUT: said before any
+        """Of this command the runtime may lose output unnoticed, although it has EXACT_OUTPUT: said before any
         output comes."""
         self.stdout.exact = self.stderr.exact = False
 

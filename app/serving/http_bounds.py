@@ -225,7 +225,7 @@ class BoundedHttp(SlicedHttp):
 
 
 def _refusal(status: str) -> bytes:
-    """A problem of RFC 9457. It was no request yet: it has no id, and its problem no page of ours."""
+    """A problem of RFC 9457. The input was not a valid request, so the problem has no id and no page."""
     code, _, title = status.partition(" ")
     problem = {"type": "about:blank", "title": title, "status": int(code), "detail": _WHY[status]}
     body = json.dumps(problem)

@@ -136,7 +136,7 @@ class Execution(AnswerSchema):
     started_at: datetime
     ended_at: datetime | None
     exit: Exit | SkipJsonSchema[None] = Field(default_factory=lambda: None, description="absent while it runs")
-    output_mode: OutputMode = Field(description="`plain`: output may be lost without a word")
+    output_mode: OutputMode = Field(description="`plain`: output may be lost unnoticed")
     output: Output
 
 

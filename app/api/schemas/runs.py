@@ -116,7 +116,7 @@ class Outputs(AnswerSchema):
     exit: Exit
     stdout: str
     stderr: str
-    output_mode: OutputMode = Field(description="`plain`: output may be lost without a word")
+    output_mode: OutputMode = Field(description="`plain`: output may be lost unnoticed")
     stdout_truncated: bool = Field(description="true if bytes are missing")
     stderr_truncated: bool = Field(description="true if bytes are missing")
     encoding: Literal["utf-8", "base64"] = Field(description="encoding of both stdout and stderr")

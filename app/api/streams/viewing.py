@@ -30,7 +30,7 @@ class StreamQuery(BaseModel):
     stderr_offset: Annotated[int, Field(ge=0)] = 0
     stdin: Annotated[
         Literal["false", "true", "take"],
-        Field(description="`true`: be the one that feeds stdin; `take`: also when somebody else is, who is cut off"),
+        Field(description="`true`: feed stdin; `take`: take stdin over from another client"),
     ] = "false"
 
     ticket: Annotated[

@@ -196,7 +196,7 @@ async def test_json_and_a_terminal_exclude_each_other() -> None:
     async with screen() as terminal, fake_service() as service:
         process = await terminal.begin(service.url, "run", "-t", "--json", "sh")
         assert await process.wait() == 125
-        await terminal.until(b"exclude each other\r\n")
+        await terminal.until(b"use either --tty or --json\r\n")
     assert service.asked() == []
 
 
