@@ -19,8 +19,8 @@ The parts of the gateway:
 ``keys``        API keys, stored as hashes
 ``spill``       stores on disk the output that does not fit into memory
 ``telemetry``   logs and metrics
-``sentences``   what is wrong with a value, for settings and requests
 ``settings``    everything that an operator may choose
+``sentences``   what is wrong with a value, for settings and requests
 ``core``        sandboxes, executions, policies, output: all decisions, without a framework and without I/O
 
 What imports nothing else of `app`:

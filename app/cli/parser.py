@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     usage = _add(kinds, "usage", commands.usage, "show what a sandbox, or one execution of it, uses")
     _json(usage)
     usage.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
-    usage.add_argument("execution", metavar="EXECUTION", nargs="?")
+    usage.add_argument("execution", metavar="EXECUTION", nargs="?", help="id of one execution of it")
 
     logs = _add(kinds, "logs", commands.logs, "print the stored output of an execution")
     logs.add_argument(
