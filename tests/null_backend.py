@@ -28,7 +28,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from app.core.backend import Capability, CommandLimits, Logs, RuntimeInfo, settle
+from app.core.backend import CommandLimits, Logs, RuntimeInfo, settle
+from app.core.capabilities import Capability
 from app.core.commands import signal_name, signal_number
 from app.core.errors import BulkheadError, InvalidRequest, UnsupportedByRuntime, WrongState
 from app.core.files import FileKind

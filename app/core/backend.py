@@ -10,39 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol
 
+from app.core.capabilities import Capability
 from app.core.files import Files
 from app.core.models import Command, Exit, OutputMode, ResourceUsage, SandboxSpec
 from app.core.output import OutputLog
-
-
-class Capability(StrEnum):
-    """The closed list of what a runtime may promise (docs/api.md)."""
-
-    STDIN = "stdin"
-    SIGNALS = "signals"
-    SIGNAL_GROUP = "signal_group"
-    PTY = "pty"
-    KILL_TREE = "kill_tree"
-    PROMPT_EXIT = "prompt_exit"
-    EXACT_OUTPUT = "exact_output"
-    MERGED_OUTPUT = "merged_output"
-    OOM_EVIDENCE = "oom_evidence"
-    USAGE = "usage"
-    LIMIT_CPUS = "limit_cpus"
-    LIMIT_MEMORY = "limit_memory"
-    LIMIT_DISK = "limit_disk"
-    LIMIT_PROCESSES = "limit_processes"
-    EXECUTION_LIMITS = "execution_limits"
-    FILESYSTEM_POLICY = "filesystem_policy"
-    SYSCALL_PROFILES = "syscall_profiles"
-    FILES = "files"
-    IMAGES = "images"
-    PAUSE = "pause"
-    NETWORK_DIRECT = "network_direct"
-    NETWORK_PROXY = "network_proxy"
 
 
 @dataclass(frozen=True, slots=True)

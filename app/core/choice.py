@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from app.core.backend import Backend, Capability
+from app.core.backend import Backend
+from app.core.capabilities import Capability
 from app.core.errors import BackendUnavailable, BulkheadError, CapabilityMissing, InvalidRequest, RuntimeNotEnabled
 from app.core.models import Tier
 from app.core.registry import AUTO, Registry

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from app.core.backend import Capability, CommandLimits, RuntimeInfo
+from app.core.backend import CommandLimits, RuntimeInfo
+from app.core.capabilities import Capability
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
 from app.core.models import Command, IdleCounts, SandboxSpec, Stderr, Stdin
 from app.core.text import byte_length

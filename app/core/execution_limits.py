@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from app.core.backend import Capability, RuntimeInfo
+from app.core.backend import RuntimeInfo
+from app.core.capabilities import Capability
 from app.core.errors import LimitTooHigh, PolicyNotSupported
 from app.core.limits import Limits
 from app.core.models import ExecutionLimits

@@ -12,8 +12,9 @@ from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 
-from app.core.backend import Capability, ExecutionHandle, Logs, RuntimeInfo, SandboxHandle
+from app.core.backend import ExecutionHandle, Logs, RuntimeInfo, SandboxHandle
 from app.core.budget import Account
+from app.core.capabilities import Capability
 from app.core.commands import command_bytes, environment_bytes
 from app.core.errors import BackendFailure, BulkheadError, CapacityExceeded, Conflict, WrongState
 from app.core.follow import Follower

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import InvalidRequest, LimitTooHigh
 
 Number = TypeVar("Number", int, float)

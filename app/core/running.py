@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.core.backend import Capability, RuntimeInfo
+from app.core.backend import RuntimeInfo
+from app.core.capabilities import Capability
 from app.core.collecting import CollectedFile, Collection, Pattern
 from app.core.commands import check_start, with_environment
 from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState

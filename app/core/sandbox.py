@@ -10,8 +10,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.core.backend import Backend, Capability, SandboxHandle, settle
+from app.core.backend import Backend, SandboxHandle, settle
 from app.core.budget import Account
+from app.core.capabilities import Capability
 from app.core.commands import check_idle_counts, check_start, environment_bytes, with_environment
 from app.core.errors import BackendFailure, BulkheadError, Conflict, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution, Executions

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from app.core.backend import Capability
 from app.core.budget import Budget
+from app.core.capabilities import Capability
 from app.core.errors import UnsupportedByRuntime
 from app.core.files import Files
 from app.core.records import Records

@@ -16,10 +16,9 @@ import resource
 import sys
 
 from app.launcher import config
-from app.launcher.daemon import cgroup_mounts, file_locks, probe
+from app.launcher.daemon import cgroup_mounts, file_locks, probe, template
 from app.launcher.daemon.server import LauncherServer
 from app.launcher.kernel.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
-from app.launcher.sandbox import mounts
 
 
 def main(config_fd: int, parent: int) -> None:
@@ -48,7 +47,7 @@ def main(config_fd: int, parent: int) -> None:
         raise SystemExit(f"bulkhead: {sentence}: {error.strerror}") from None
     listener = _listen(settings)
     lock_counter = file_locks.open_counter()
-    mounts.enter_template(settings)
+    template.enter_template(settings)
     server = LauncherServer(settings, listener, tree, lock_counter)
     _forget_how_to_import()
     _empty_bounding_set()

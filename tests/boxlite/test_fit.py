@@ -9,7 +9,7 @@ import pytest
 
 from app.backends.boxlite.images import Images, canonical
 from app.backends.boxlite.network import narrowed
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import InvalidRequest, LimitTooHigh, PolicyNotSupported, PolicyTooBroad, UnknownImage
 from app.core.limits import Limits
 from app.settings import SettingsError, load_settings

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from app.core.backend import Backend, Capability, ExecutionHandle, Logs, SandboxHandle
+from app.core.backend import Backend, ExecutionHandle, Logs, SandboxHandle
+from app.core.capabilities import Capability
 from app.core.errors import BulkheadError, WrongState
 from app.core.models import Exit, ExitReason, Terminal
 from app.core.output import OutputLog

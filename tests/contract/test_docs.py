@@ -17,7 +17,8 @@ import pytest
 from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
 from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
-from app.core.backend import Backend, Capability, ExecutionHandle, SandboxHandle
+from app.core.backend import Backend, ExecutionHandle, SandboxHandle
+from app.core.capabilities import Capability
 from app.core.files import Files
 from app.launcher.config import OPTIONAL_LAYERS
 from app.launcher.kernel.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS

@@ -41,6 +41,11 @@ TABLE: dict[str, Row] = {
     "settings": row("settings sentences core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
     "api": row("api sentences core", "fastapi starlette pydantic pydantic_core"),
+    "api.context": row("api.http core", "starlette"),
+    "api.http": row("api.http api.context sentences core", "fastapi starlette pydantic pydantic_core"),
+    "api.schemas": row("api.schemas api.http api.context sentences core", "starlette pydantic pydantic_core"),
+    "api.streams": row("api.streams api.schemas api.http api.context core", "starlette pydantic pydantic_core"),
+    "api.openapi": row("api.openapi api.schemas api.streams api.http core", "fastapi starlette pydantic"),
     # pyroute2 reads a sandbox's network back for the receipt
     "backends": row("backends core settings launcher.protocol", "httpx websockets pyroute2"),
     "backends.boxlite": row("backends.boxlite core settings", "httpx websockets"),

@@ -17,9 +17,9 @@ from app.api.http.problem_types import PROBLEMS, TABLE
 from app.api.http.problems import problem_of
 from app.api.openapi.documents import EXAMPLE_ID
 from app.api.openapi.examples import EXAMPLES
-from app.api.openapi.problem_schema import Problem
 from app.api.routes import directories
 from app.api.schemas import answers, requests, runs
+from app.api.schemas.problem_schema import Problem
 from app.api.streams import frames
 from app.core.limits import LIMITS
 

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from app.core.backend import Capability, Logs
+from app.core.backend import Logs
+from app.core.capabilities import Capability
 from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.models import ExitReason
 from app.core.output import OutputLog

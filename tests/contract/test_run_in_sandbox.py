@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from app.api.schemas.runs import RunInSandboxResult
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from tests.contract.files_service import MIB, FileRoom, file_room, slug
 from tests.contract.kinds import Kind
 from tests.null_backend import pattern

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from app.api.schemas.answers import ResourceUsage
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from tests.contract.files_service import FileRoom, file_room, slug
 from tests.contract.kinds import Kind
 

@@ -16,7 +16,7 @@ from app.api.schemas.requests import CreateSandbox
 from app.api.schemas.specs import sandbox_spec
 from app.backends.boxlite.network import narrowed
 from app.backends.process.plan import create_plan
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import (
     InvalidRequest,
     LimitTooHigh,

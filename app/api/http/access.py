@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.context import Journal, Shares, Visitor
 from app.api.http.disconnect import ClientDisconnected
+from app.api.http.open_paths import OPEN_PATHS, OPEN_PREFIX
 from app.api.http.paced import Paced
 from app.api.http.problems import problem_of
 from app.api.http.tickets import Tickets
-from app.api.routes import docs_page, pages
 from app.core.budget import Budget
 from app.core.connections import ConnectionEntry, canonical, network_of
 from app.core.errors import CapacityExceeded, Forbidden, Refused, Unauthenticated
@@ -24,8 +24,6 @@ from app.core.fair_queue import FairQueue
 from app.core.models import new_id
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *docs_page.PATHS, *pages.PATHS})
-OPEN_PREFIX = "/problems/"
 ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})  # a load balancer asks by address
 CLIENT_DISCONNECTED = 499  # nobody sees it: the log's word for a client that disconnected
 UVLOOP_CLOSED = "the handler is closed"  # how it says that a connection is gone

@@ -10,16 +10,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from app.api.http.access import OPEN_PATHS, OPEN_PREFIX
 from app.api.http.idempotency import PATTERN
+from app.api.http.open_paths import OPEN_PATHS, OPEN_PREFIX
 from app.api.http.problem_types import PROBLEMS, TABLE
 from app.api.http.problems import MEDIA_TYPE
 from app.api.openapi.documents import REF, keyed
 from app.api.openapi.examples import EXAMPLES
 from app.api.openapi.links import link
 from app.api.openapi.plain import make_plain
-from app.api.openapi.problem_schema import Problem
 from app.api.schemas import requests, runs
+from app.api.schemas.problem_schema import Problem
 from app.api.streams.frames import FRAMES
 
 _REQUESTS = (

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.api.http.open_paths import DOCS_FILES
+
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
-_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
-PATHS = frozenset({"/docs", *(f"/docs/{name}" for name in _NAMES)})
 
 
 def routes() -> list[Route]:
@@ -31,7 +31,7 @@ def routes() -> list[Route]:
     async def docs(_: Request) -> Response:
         return page
 
-    assets = [_asset(name) for name in _NAMES]
+    assets = [_asset(name) for name in DOCS_FILES]
     return [Route("/docs", docs, include_in_schema=False), *assets]
 
 

@@ -12,10 +12,9 @@ from app.api.context import context_of, held
 from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
-from app.core.errors import RangeNotSatisfiable, WrongState
-from app.core.models import Channel, SandboxState
+from app.api.streams.viewing import check_offset, check_readable
+from app.core.models import Channel
 from app.core.output import OutputLog
-from app.core.sandboxes import Sandbox
 
 router = APIRouter(
     prefix="/sandboxes/{sandbox_id}/executions/{execution_id}", tags=["executions"], route_class=StrictRoute
@@ -33,17 +32,6 @@ class OutputQuery(BaseModel):
     offset: Annotated[int, Field(ge=0, description="position in bytes from the beginning of the channel")] = 0
     limit: Annotated[int, Field(ge=1, le=LIMIT, description="most bytes to return")] = DEFAULT_LIMIT
     wait_seconds: Annotated[float, Field(ge=0, le=60, description="how long to hold an empty answer, in seconds")] = 0
-
-
-def check_readable(sandbox: Sandbox) -> None:
-    """Raises WrongState when the sandbox has ended, and its log with it."""
-    if sandbox.state is SandboxState.DESTROYED:
-        raise WrongState(sandbox.state, "the sandbox was destroyed, and its output with it")
-
-
-def check_offset(log: OutputLog, offset: int, channel: Channel) -> None:
-    if offset > log.total:
-        raise RangeNotSatisfiable(f"{channel} has {log.total} bytes so far, the offset asked for is {offset}")
 
 
 def _header(description: str, kind: str = "integer") -> dict[str, object]:

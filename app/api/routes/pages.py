@@ -11,13 +11,11 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
 from app import __version__
+from app.api.http.open_paths import FRONT, INDEX
 from app.api.http.problem_types import PROBLEMS, ProblemType
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import example_of, problems
 from app.core.errors import NotFound
-
-FRONT, INDEX = "/", "/problems"
-PATHS = frozenset({FRONT, INDEX})
 
 router = APIRouter(tags=["service"], route_class=StrictRoute)
 

@@ -24,7 +24,7 @@ from app.api.schemas.specs import (
     timeout_of,
     workdir_of,
 )
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.collecting import patterns_of
 from app.core.commands import is_merged
 from app.core.errors import InvalidRequest, LimitTooHigh

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.schemas.receipts import Isolation
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.limits import LIMITS
 from app.core.models import ExecutionState, ExitReason, IdleCounts, OutputMode, SandboxState
 

@@ -21,7 +21,7 @@ from app.api.schemas.strict import (
     documented,
     spelled,
 )
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, OutputMode, Stderr, Stdin, Tier
 
 

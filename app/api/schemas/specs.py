@@ -8,7 +8,8 @@ from app.api.context import ApplicationContext
 from app.api.schemas import requests
 from app.api.schemas.limits import CommandLimitsRequest, LimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
-from app.core.backend import Backend, Capability
+from app.core.backend import Backend
+from app.core.capabilities import Capability
 from app.core.choice import RuntimeRequest, choose
 from app.core.commands import check_environment, check_idle_counts
 from app.core.errors import (

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.executions import Execution
 from app.core.models import Channel, Exit, ResourceUsage
 from app.core.sandboxes import Sandbox

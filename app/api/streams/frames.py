@@ -14,8 +14,8 @@ from pydantic_core import from_json, to_json
 
 from app.api.http.problems import problem_of
 from app.api.http.validation import invalid_request, refuse_doubled_keys
-from app.api.openapi.problem_schema import Problem
 from app.api.schemas.answers import AnswerSchema, Exit
+from app.api.schemas.problem_schema import Problem
 from app.api.schemas.requests import Terminal
 from app.api.schemas.strict import Strict
 from app.api.schemas.views import exit_body

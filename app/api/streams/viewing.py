@@ -14,11 +14,13 @@ from starlette.requests import HTTPConnection
 
 from app.api.context import context_of, visitor_of
 from app.api.http.validation import invalid_request
-from app.api.routes.output import check_offset, check_readable
+from app.core.errors import RangeNotSatisfiable, WrongState
 from app.core.executions import Execution
 from app.core.fair_queue import FairQueue
 from app.core.follow import OutputGap, OutputPiece
-from app.core.models import Channel
+from app.core.models import Channel, SandboxState
+from app.core.output import OutputLog
+from app.core.sandbox import Sandbox
 
 Offsets = dict[Channel, int]
 
@@ -59,6 +61,17 @@ class Encoding(Protocol):
     async def output(self, item: OutputPiece) -> None: ...
     async def gap(self, gap: OutputGap) -> None: ...
     async def exit(self, execution: Execution) -> None: ...
+
+
+def check_readable(sandbox: Sandbox) -> None:
+    """Raises WrongState when the sandbox has ended, and its log with it."""
+    if sandbox.state is SandboxState.DESTROYED:
+        raise WrongState(sandbox.state, "the sandbox was destroyed, and its output with it")
+
+
+def check_offset(log: OutputLog, offset: int, channel: Channel) -> None:
+    if offset > log.total:
+        raise RangeNotSatisfiable(f"{channel} has {log.total} bytes so far, the offset asked for is {offset}")
 
 
 @dataclass(frozen=True, slots=True)

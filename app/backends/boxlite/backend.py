@@ -24,7 +24,8 @@ from app.backends.boxlite.receipt import check, isolation
 from app.backends.boxlite.sandbox import BoxliteSandbox
 from app.backends.boxlite.server import BoxliteServer, is_name_taken, is_slow_boot
 from app.backends.boxlite.timeouts import ServerTimeouts
-from app.core.backend import Capability, RuntimeInfo, settle
+from app.core.backend import RuntimeInfo, settle
+from app.core.capabilities import Capability
 from app.core.errors import (
     BackendFailure,
     BackendRefused,

@@ -18,7 +18,8 @@ from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import create_plan
 from app.backends.process.receipt import Networks, isolation
 from app.backends.process.sandbox import ProcessSandbox
-from app.core.backend import Capability, RuntimeInfo
+from app.core.backend import RuntimeInfo
+from app.core.capabilities import Capability
 from app.core.errors import (
     BackendUnavailable,
     BulkheadError,

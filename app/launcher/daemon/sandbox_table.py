@@ -7,7 +7,7 @@ import errno
 import select
 
 from app.launcher.config import Config
-from app.launcher.daemon import cgroup, probe
+from app.launcher.daemon import cgroup, probe, template
 from app.launcher.daemon.checks import Refusal, answer, check_execution, check_plan, reply
 from app.launcher.daemon.connection import Connection
 from app.launcher.daemon.dead_groups import DeadGroups
@@ -39,7 +39,6 @@ from app.launcher.protocol import (
     Writer,
 )
 from app.launcher.protocol.packets import close, receive
-from app.launcher.sandbox import mounts
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class SandboxTable:
     def __init__(self, config: Config, tree: cgroup.CgroupTree, poll: select.poll, lock_counter: int) -> None:
         self._config, self._poll = config, poll
         self.host = Host(config, tree)
-        self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, mounts.masks())
+        self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, template.masks())
         self.pauses = Pauses()
         trees = [hierarchy.parent for hierarchy in tree.hierarchies]
         self._locks = LockHolders(config.max_file_locks, lock_counter, poll, trees)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from app.launcher.config import Config
+from app.launcher.daemon import template
 from app.launcher.daemon.zygote import _CLONE
 from app.launcher.kernel import landlock, seccomp
 from app.launcher.kernel.syscalls import (
@@ -70,8 +71,8 @@ def apply(layer: str, folder: str, program: str) -> None:
 
 
 def _enter_namespaces(config: Config, setup: Any) -> None:
-    mounts.enter_template(config)
-    setup.masks = mounts.masks()
+    template.enter_template(config)
+    setup.masks = template.masks()
     mapped, go = os.pipe()
     pid, _ = clone3(_CLONE | CLONE_NEWUSER)
     if pid == 0:

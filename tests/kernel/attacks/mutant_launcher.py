@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv.pop(1))
 
 from app.launcher import __main__ as launcher
-from app.launcher.daemon import terminals, zygote
+from app.launcher.daemon import template, terminals, zygote
 from app.launcher.kernel import bpf, landlock, seccomp
 from app.launcher.kernel.syscalls import (
     CLONE_NEWIPC,
@@ -70,14 +70,14 @@ def allowed(*names: str) -> Callable[[], None]:
 
 def mounted_without(flags: int, only_if: int = 0) -> Callable[[], None]:
     def mutate() -> None:
-        mount = vars(mounts)["mount"]
+        mount = vars(template)["mount"]
 
         def wrong(source: str, target: str, kind: str | None, given: int, data: str | None = None) -> None:
             if given & only_if == only_if:
                 given &= ~flags
             mount(source, target, kind, given, data)
 
-        replaced(mounts, "mount", wrong)()
+        replaced(template, "mount", wrong)()
 
     return mutate
 
@@ -111,7 +111,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "no_network_namespace": without_step("enter_network_namespace"),
     "no_cgroup_namespace": without_step("enter_cgroup_namespace"),
     "root_writable": mounted_without(MS_RDONLY, MS_REMOUNT | MS_BIND),
-    "usr_writable": replaced(mounts, "mount_setattr", nothing),
+    "usr_writable": replaced(template, "mount_setattr", nothing),
     "proc_writable": _proc_writable,
     "proc_unmasked": without_step("mask_proc"),
     # Served: nothing measures these, so attacks must notice.

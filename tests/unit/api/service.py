@@ -15,7 +15,7 @@ import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
 from app.api.context import RequestTimeouts
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Capacity, Sandboxes

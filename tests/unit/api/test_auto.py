@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.api.http.readiness import Readiness
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import BackendUnavailable
 from tests.unit.api.service import Service, create, kernel, vm
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from app.core.backend import Capability, CommandLimits
+from app.core.backend import CommandLimits
+from app.core.capabilities import Capability
 from tests.null_backend import CAPABILITIES, NullBackend
 from tests.unit.api.service import Service
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from app.api.schemas import answers
-from app.core.backend import Capability, CommandLimits
+from app.core.backend import CommandLimits
+from app.core.capabilities import Capability
 from app.core.errors import BackendUnavailable
 from app.core.sandboxes import Capacity
 from tests.null_backend import CAPABILITIES, Gate, NullBackend

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import BackendFailure, BackendUnavailable
 from app.core.files import FileKind
 from app.core.resources import Capacity

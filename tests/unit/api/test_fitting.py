@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.core.backend import Capability, CommandLimits
+from app.core.backend import CommandLimits
+from app.core.capabilities import Capability
 from app.core.errors import UnknownImage
 from app.core.models import SandboxSpec
 from tests.null_backend import NullBackend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import BackendTimeout
 from tests.null_backend import CAPABILITIES, NullBackend
 from tests.unit.api.service import Service, create

@@ -11,7 +11,7 @@ import pytest
 from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
 from app.api.schemas.run_answers import text_of
 from app.api.schemas.runs import RunResult
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.limits import Limits
 from app.core.running import Captured
 from app.settings import load_settings

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from tests.null_backend import CAPABILITIES, Gate, NullBackend, pattern
 from tests.unit.api.service import Service, call
 from tests.unit.core.support import until

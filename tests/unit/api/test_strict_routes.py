@@ -9,7 +9,7 @@ import pytest
 
 from app.api.http.strict_route import StrictRoute
 from app.api.http.validation import OBJECTS
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from tests.null_backend import CAPABILITIES, NullBackend
 from tests.unit.api.service import Service
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from tests.unit.api.service import Service, create, frames_of, kernel, start, text_of
 from tests.unit.api.streams import refusal
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from app.core.backend import Backend, Capability
+from app.core.backend import Backend
+from app.core.capabilities import Capability
 from app.core.choice import RuntimeRequest, choose
 from app.core.errors import (
     BackendUnavailable,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
 from app.backends.process.backend import CAPABILITIES as PROCESS
 from app.cli import bodies
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import BulkheadError, InvalidRequest, LimitTooHigh
 from app.core.limits import LIMITS, LimitRange, Limits, choose_limits, lower
 

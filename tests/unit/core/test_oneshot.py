@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import (
     BackendTimeout,
     BackendUnavailable,

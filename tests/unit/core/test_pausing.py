@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import BackendTimeout, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution
 from app.core.models import Channel, ExecutionState, ExitReason, SandboxState

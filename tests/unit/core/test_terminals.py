@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from app.core.backend import Capability
+from app.core.capabilities import Capability
 from app.core.errors import WrongState
 from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Channel, Terminal
