@@ -6,6 +6,7 @@
 ``bodies``      what was typed, as request bodies      ``pipes``       our own stdin, stdout and stderr
 ``connect``     the environment, as a client           ``terminal``    our own terminal, while a program has one
 ``replay``      stored output                          ``endings``     how an exit becomes an exit status
+``private_modes``  what a program left on in our terminal
 ``show``        tables, JSON and one-line errors       ``gaps``        what is said about dropped bytes
 ``host``, ``boxlite``, ``kvm``  what `probe` tries
 

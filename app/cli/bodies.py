@@ -88,7 +88,7 @@ def execution_body(typed: Namespace, *, in_own_sandbox: bool) -> dict[str, Any]:
     return _said(
         {
             "command": command,
-            "stdin": "open" if typed.tty or wanted() else "none",
+            "stdin": "open" if typed.tty or typed.interactive or wanted() else "none",
             "tty": _terminal(typed) if typed.tty else None,
             "timeout_seconds": typed.timeout,
             "on_output_limit": typed.on_output_limit,

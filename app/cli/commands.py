@@ -9,12 +9,17 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from app.cli import FAILED
+from app.cli import FAILED, terminal
 from app.cli.bodies import execution_body, sandbox_body
 from app.cli.show import put, put_json, put_table, say, short_time
 
 if TYPE_CHECKING:
     from app.client import Client
+
+
+def _tell_of_stdin(typed: Namespace) -> None:
+    if terminal.there() and not typed.interactive and not typed.tty:
+        say("stdin is not connected: -i connects it, -it gives the command a terminal")
 
 
 def _with_client(work: Callable[[Client], Awaitable[int]]) -> int:
@@ -27,6 +32,7 @@ def _with_client(work: Callable[[Client], Awaitable[int]]) -> int:
 
 def run(typed: Namespace) -> int:
     sandbox, execution = sandbox_body(typed), execution_body(typed, in_own_sandbox=True)
+    _tell_of_stdin(typed)
 
     async def work(client: Client) -> int:
         from app.cli.session import CommandRequest, carry_out
@@ -40,11 +46,21 @@ def run(typed: Namespace) -> int:
 
 def execute(typed: Namespace) -> int:
     execution = execution_body(typed, in_own_sandbox=False)
+    _tell_of_stdin(typed)
 
     async def work(client: Client) -> int:
         from app.cli.session import CommandRequest, carry_out
 
         return await carry_out(client, CommandRequest(typed.sandbox, execution, as_json=typed.json))
+
+    return _with_client(work)
+
+
+def attach(typed: Namespace) -> int:
+    async def work(client: Client) -> int:
+        from app.cli.session import attach
+
+        return await attach(client, typed.sandbox, typed.execution, stdin=not typed.no_stdin, take=typed.take)
 
     return _with_client(work)
 

@@ -17,6 +17,9 @@ EPILOG = (
 STATUS = """Exit status: that of the command; 128+n if signal n ended it; 124 timeout; 137 out of memory or killed;
 126 or 127 if it could not be started; 125 if bulkhead itself failed."""
 
+LEAVE = """Ctrl-P Ctrl-Q leaves a terminal, with status 0, and the execution runs on. Without a terminal, or
+with --no-stdin, a signal leaves. Else the exit status is that of exec."""
+
 # A usage error of these must not be taken for the status of the command that they were to run.
 RUN: dict[str, Any] = {"usage": "bulkhead run [OPTIONS] [--] CMD ...", "epilog": STATUS, "usage_status": FAILED}
 EXEC: dict[str, Any] = {
@@ -97,6 +100,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _json(usage)
     usage.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
     usage.add_argument("execution", metavar="EXECUTION", nargs="?", help="id of one execution of it")
+
+    attach = _add(kinds, "attach", commands.attach, "show and type into an execution that runs already", epilog=LEAVE)
+    attach.add_argument("--no-stdin", action="store_true", help="only watch")
+    attach.add_argument("--take", action="store_true", help="take stdin over from another client that holds it")
+    _execution(attach)
 
     logs = _add(kinds, "logs", commands.logs, "print the stored output of an execution")
     logs.add_argument(
@@ -204,6 +212,9 @@ def _command_options(parser: Parser) -> None:
         "--on-output-limit",
         choices=("kill", "drop_oldest"),
         help="what to do when it prints more than the sandbox keeps (default: drop_oldest)",
+    )
+    parser.add_argument(
+        "--interactive", "-i", action="store_true", help="pass stdin on, also when it is a terminal or /dev/null"
     )
     parser.add_argument(
         "--tty", "-t", action="store_true", help="give the command a terminal, shown on this one; all keys go to it"

@@ -62,13 +62,16 @@ class Sink:
 
     async def write(self, descriptor: int, data: bytes) -> None:
         """Returns at once while less than the window waits."""
+        self.put(descriptor, data)
+        await self._until_below(WINDOW)
+
+    def put(self, descriptor: int, data: bytes) -> None:
         if self._thread is None:
             # A daemon: a blocked write must not keep us from ending.
             self._thread = threading.Thread(target=self._work, name="sink", daemon=True)
             self._thread.start()
         self._waiting += len(data)
         self._queue.put((descriptor, data))
-        await self._until_below(WINDOW)
 
     async def drain(self) -> None:
         """Returns when everything is written or nothing more can be."""

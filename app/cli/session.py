@@ -7,19 +7,23 @@ import base64
 import contextlib
 import signal
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from app.cli import BROKEN_PIPE, FAILED, sandbox
+from app.cli import BROKEN_PIPE, FAILED, sandbox, terminal
 from app.cli.collect import collect
 from app.cli.endings import shell_line, status_of
 from app.cli.gaps import Gaps
 from app.cli.interrupts import ENDING, GRACE_SECONDS, Interrupts, Stopped
-from app.cli.pipes import DESCRIPTORS, OutputClosed, Sink, pour
-from app.cli.show import message, put_json, say
+from app.cli.pipes import DESCRIPTORS, OutputClosed, Sink, pour, wanted
+from app.cli.private_modes import PrivateModes
+from app.cli.show import is_terminal, message, put_json, say
+from app.cli.terminal import DetachKeys, Raw
 from app.client import Client, ClientError, ServiceProblem
 from app.client.stream import Exited, Gap, Output, Stream
 
+HOLD_SECONDS = 0.5  # for the second of the keys that detach
+GIVE_BACK_SECONDS, ANSWER_SECONDS = 0.5, 0.1  # a terminal answers what it was asked after that at the latest
 AGAIN_SECONDS = 2.0  # a second Ctrl-C within this time kills
 COLLECTED_BYTES = 64 * 1024 * 1024  # of each channel, for --json
 
@@ -34,6 +38,12 @@ class CommandRequest:
     as_json: bool = False
     collect: Sequence[str] = ()
     into: str = "."
+    attached: Mapping[str, Any] | None = None  # an execution that others have started: it outlives us
+    take: bool = False
+
+
+class Detached(Exception):
+    """The person at the terminal left. The execution runs on."""
 
 
 async def carry_out(client: Client, order: CommandRequest) -> int:
@@ -43,19 +53,42 @@ async def carry_out(client: Client, order: CommandRequest) -> int:
             if isinstance(order.sandbox, str):
                 return await Session(client, interrupts, order, order.sandbox, kept=True).run()
             sandbox_id = (await sandbox.create(client, interrupts, order.sandbox))["id"]
+            keep = order.keep
             try:
                 interrupts.check()
                 status = await Session(client, interrupts, order, sandbox_id, kept=order.keep).run()
-                if order.collect and not await collect(client, sandbox_id, order.collect, order.into):
-                    return status or FAILED
-                return status
+                whole = not order.collect or await collect(client, sandbox_id, order.collect, order.into)
+            except Detached:
+                keep = True
+                raise
+            else:
+                return status or (0 if whole else FAILED)
             finally:
-                if not order.keep:
+                if not keep:
                     await sandbox.destroy(client, interrupts, sandbox_id)
                 elif not order.as_json:
                     say(f"the sandbox {sandbox_id} is kept")
         except Stopped as stopped:
             return stopped.status
+        except Detached as detached:
+            say(f"detached; to return: bulkhead attach {detached}")
+            return 0
+
+
+async def attach(client: Client, sandbox_id: str, execution_id: str, *, stdin: bool, take: bool) -> int:
+    """The exit status of an execution that runs already; 0 when it is left. Raises ClientError."""
+    execution = await client.execution(sandbox_id, execution_id)
+    here = terminal.there()
+    size = terminal.size() if stdin and here and execution["tty"] else None
+    asked = {"command": execution["command"], "stdin": "open" if stdin and (here or wanted()) else "none", "tty": size}
+    order = CommandRequest(sandbox_id, asked, attached=execution, take=take)
+    try:
+        return await carry_out(client, order)
+    except ServiceProblem as problem:
+        if problem.slug != "conflict" or take or asked["stdin"] == "none":
+            raise
+    say("another client types; this one watches (--take takes over)")
+    return await carry_out(client, replace(order, execution={**asked, "stdin": "none", "tty": None}))
 
 
 class Session:
@@ -74,6 +107,9 @@ class Session:
         self._truncated = {"stdout": False, "stderr": False}
         self._gaps = Gaps()
         self._line_end = "\n"
+        self._modes = PrivateModes()
+        self._is_watched = is_terminal()
+        self._detached = False
         self._ended = False
         self._killing = False
         self._interrupted_at = float("-inf")
@@ -81,6 +117,9 @@ class Session:
         self._errands: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
+        if self.order.attached is not None:
+            self.execution_id = self.order.attached["id"]
+            return await self._follow()
         start = asyncio.create_task(self.client.start(self.sandbox_id, dict(self.order.execution)))
         # Where the sandbox goes anyway, the answer need not be waited for.
         execution = await self.interrupts.wait_for(start, GRACE_SECONDS if self._kept else 0)
@@ -102,6 +141,12 @@ class Session:
         self.interrupts.react(self._on_signal)
         try:
             status = await self._follower
+        except OutputClosed as error:
+            if self.order.attached is None:
+                raise
+            if error.quiet:
+                return BROKEN_PIPE
+            raise ClientError(str(error)) from error
         except asyncio.CancelledError:
             self.interrupts.check()
             raise
@@ -117,19 +162,69 @@ class Session:
         with_stdin = self.order.execution.get("stdin") == "open"
         feeder: asyncio.Task[None] | None = None
         try:
-            async with (
-                Sink() as sink,
-                self.client.stream(self.sandbox_id, self.execution_id, stdin=with_stdin) as stream,
-            ):
+            async with Sink() as sink, self._open_stream(stdin=with_stdin) as stream:
                 with self._screen(stream):
-                    if with_stdin:
-                        feeder = asyncio.create_task(_feed(stream))
-                    exited = await self._until_exit(sink, stream)
+                    try:
+                        await self._redraw(stream)
+                        if with_stdin:
+                            feeder = asyncio.create_task(self._feed(stream))
+                        exited = await self._until_exit(sink, stream)
+                    finally:
+                        await self._give_screen_back(sink)
                     await sink.drain()
+                if self._detached:
+                    raise Detached(f"{self.sandbox_id} {self.execution_id}")
                 return FAILED if exited is None else await self._exited(sink, exited)
         finally:
             if feeder is not None:
                 feeder.cancel()
+
+    def _open_stream(self, *, stdin: bool) -> Stream:
+        offsets: dict[str, int] = {}
+        if self.order.attached is not None:
+            offsets = {name: counts["bytes"] for name, counts in self.order.attached["output"].items()}
+        return self.client.stream(
+            self.sandbox_id, self.execution_id, stdin=stdin, take=self.order.take, offsets=offsets
+        )
+
+    async def _redraw(self, stream: Stream) -> None:
+        """Whoever comes later sees nothing of what is on the screen. Programs draw it anew when the size changes."""
+        known = self.order.execution.get("tty")
+        if known is None or self.order.attached is None:
+            return
+        rows, cols = known["rows"], known["cols"]
+        with contextlib.suppress(ServiceProblem):  # it has ended: the stream says how
+            await self.client.resize(self.sandbox_id, self.execution_id, rows - 1 or rows + 1, cols)
+        await stream.resize(rows, cols)
+
+    async def _give_screen_back(self, sink: Sink) -> None:
+        """Behind the last output; a terminal that takes none is not waited for."""
+        asked = self._modes.asked
+        if undo := self._modes.undo():
+            sink.put(1, undo)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_BACK_SECONDS):
+                await sink.drain()
+                if asked and self._line_end == "\r\n":
+                    await asyncio.sleep(ANSWER_SECONDS)
+
+    async def _feed(self, stream: Stream) -> None:
+        if self.order.execution.get("tty") is None:
+            await pour(stream.write)
+            return stream.end_input()
+        keys, loop = DetachKeys(), asyncio.get_running_loop()
+
+        async def press(data: bytes) -> None:
+            passed, left = keys.press(data)
+            await stream.write(passed)
+            if left:
+                self._detached = True
+                await stream.leave()
+            else:
+                loop.call_later(HOLD_SECONDS, lambda: self._run_errand(stream.write(keys.release())))
+
+        await pour(press)
+        return stream.end_input()
 
     async def _until_exit(self, sink: Sink, stream: Stream) -> Exited | None:
         async for event in stream:
@@ -152,8 +247,6 @@ class Session:
         if known is None:
             yield
             return
-        from app.cli.terminal import Raw
-
         with Raw(known, lambda size: self._run_errand(stream.resize(**size))):
             self._line_end = "\r\n"
             yield
@@ -167,6 +260,8 @@ class Session:
                 del collected[:-COLLECTED_BYTES]  # from the front of a bytearray this moves no bytes
                 self._truncated[event.channel] = True
         else:
+            if self._is_watched:
+                self._modes.read(event.data)
             await sink.write(DESCRIPTORS[event.channel], event.data)
 
     async def _exited(self, sink: Sink, event: Exited) -> int:
@@ -194,7 +289,9 @@ class Session:
         now = asyncio.get_running_loop().time()
         again = now - self._interrupted_at < AGAIN_SECONDS
         self._interrupted_at = now
-        if self._ended or self._killing:
+        attached = self.order.attached is not None
+        watching = attached and self.order.execution["stdin"] == "none"
+        if self._ended or self._killing or watching or (attached and (number in ENDING or again)):
             self._give_up(number)
         elif number in ENDING or again:
             self._killing = True
@@ -223,11 +320,6 @@ class Session:
                 say(str(problem), self._line_end)
         except ClientError as error:
             say(str(error), self._line_end)
-
-
-async def _feed(stream: Stream) -> None:
-    await pour(stream.write)
-    stream.end_input()
 
 
 def encode(channels: Mapping[str, bytes | bytearray]) -> dict[str, str]:

@@ -31,6 +31,32 @@ def size() -> Size:
     return {"rows": found.lines or USUAL["rows"], "cols": found.columns or USUAL["cols"]}
 
 
+class DetachKeys:
+    """Ctrl-P Ctrl-Q. A Ctrl-P waits for the key after it; `release` gives it to the program when none comes. Ctrl-Q as
+    the next key detaches even then."""
+
+    FIRST, SECOND = b"\x10", b"\x11"
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._armed = False  # the last key was the first one
+
+    def press(self, keys: bytes) -> tuple[bytes, bool]:
+        """The keys for the program, and whether it is left. What comes after that is nobody's."""
+        if not keys:
+            return b"", False
+        if self._armed and keys.startswith(self.SECOND):
+            return b"", True
+        before, found, _ = (self._held + keys).partition(self.FIRST + self.SECOND)
+        self._armed = keys.endswith(self.FIRST)
+        self._held = self.FIRST if self._armed and not found else b""
+        return (before if found else before.removesuffix(self._held)), bool(found)
+
+    def release(self) -> bytes:
+        held, self._held = self._held, b""
+        return held
+
+
 class Raw:
     """A block of `with Raw(known, resized)` passes every key through, and calls `resized` for each size but `known`.
     However the block is left, also by a deadly signal or the end of the interpreter, the terminal is restored."""
@@ -80,6 +106,8 @@ class Raw:
     def _restore(self) -> None:
         if self._before is not None:
             with contextlib.suppress(termios.error):  # as above
+                # What the program made the terminal answer, and nobody has read, must not be typed into a shell.
+                termios.tcflush(DESCRIPTOR, termios.TCIFLUSH)
                 # At once: to wait for a terminal that takes no output could mean for ever.
                 termios.tcsetattr(DESCRIPTOR, termios.TCSANOW, self._before)
             self._before = None

@@ -190,6 +190,14 @@ class Client:
         path = execution_path(sandbox_id, execution_id) if execution_id else f"/sandboxes/{segment(sandbox_id)}"
         return await self._json("GET", f"{path}/usage")
 
+    async def execution(self, sandbox_id: str, execution_id: str) -> Json:
+        return await self._json("GET", execution_path(sandbox_id, execution_id))
+
+    async def resize(self, sandbox_id: str, execution_id: str, rows: int, cols: int) -> None:
+        """Gives the terminal of an execution another size."""
+        path = execution_path(sandbox_id, execution_id) + "/resize"
+        await self.request("POST", path, json={"rows": rows, "cols": cols})
+
     async def signal(self, sandbox_id: str, execution_id: str, signal: str) -> None:
         await self.request("POST", execution_path(sandbox_id, execution_id) + "/signal", json={"signal": signal})
 
@@ -207,12 +215,22 @@ class Client:
         total = int(answer.headers.get("Output-Total", after))
         return Stored(begin, answer.content, after, total, answer.headers.get("Output-Complete") == "true")
 
-    def stream(self, sandbox_id: str, execution_id: str, *, stdin: bool = False) -> Stream:
-        """Everything that the execution prints, from its first byte to its exit."""
+    def stream(
+        self,
+        sandbox_id: str,
+        execution_id: str,
+        *,
+        stdin: bool = False,
+        take: bool = False,
+        offsets: Mapping[str, int] | None = None,
+    ) -> Stream:
+        """Everything that the execution prints, from its first byte to its exit; with `offsets`, by channel, from there
+        on. `take` takes stdin over from whoever holds it."""
         from app.client.stream import Connector, Stream
 
         path = execution_path(sandbox_id, execution_id) + "/stream"
-        return Stream(Connector(self.url, path, self.headers(), self.direct), self._say_goodbye, stdin=stdin)
+        dial = Connector(self.url, path, self.headers(), self.direct)
+        return Stream(dial, self._say_goodbye, stdin=stdin, take=take, offsets=offsets)
 
     def _say_goodbye(self, connection: ClientConnection) -> None:
         self._goodbyes[asyncio.create_task(connection.close())] = connection

@@ -38,6 +38,12 @@ class Outgoing:
             self._changed.clear()
             await self._changed.wait()
 
+    async def taken(self) -> None:
+        """Returns when all that was put is on its way, or nobody wants it any more."""
+        while self._waiting and not self.over:
+            self._changed.clear()
+            await self._changed.wait()
+
     def finish(self) -> None:
         """Ends the file after everything that was put."""
         self._finished = True

@@ -22,6 +22,7 @@ BACKOFF_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 CUT = (ConnectionResetError, BrokenPipeError, TimeoutError)  # somebody was there
 STEADY_SECONDS = 10  # a connection that lasted longer is not one more try of the same cut
 OPEN_SECONDS = 10
+LEAVE_SECONDS = 1
 TAKEN_OVER = 4001
 # A peer that vanished without a word: asked after 20 s of silence, given up after 20 more. Not the library's own
 # pings: a service that waits for the program to read its stdin reads no frames meanwhile, and answers none.
@@ -119,12 +120,23 @@ class Stream:
     connection is broken.
     """
 
-    def __init__(self, dial: Connector, farewell: Callable[[ClientConnection], None], *, stdin: bool = False) -> None:
+    def __init__(
+        self,
+        dial: Connector,
+        farewell: Callable[[ClientConnection], None],
+        *,
+        stdin: bool = False,
+        take: bool = False,
+        offsets: Mapping[str, int] | None = None,
+    ) -> None:
         self.received = {name: Received() for name in CHANNELS.values()}
+        for name, offset in (offsets or {}).items():
+            self.received[name].skip(offset)
         self._dial = dial
         self._farewell = farewell  # says goodbye in the background: nobody has to wait for it
         self._stdin = Outgoing()
-        self._claim = "true" if stdin else "false"
+        self._claim = ("take" if take else "true") if stdin else "false"
+        self._left = False
         self._connection: ClientConnection | None = None
         self._pump: asyncio.Task[None] | None = None
         self._problem: ServiceProblem | None = None  # of the last frame: the close that follows makes it final
@@ -145,6 +157,15 @@ class Stream:
 
     def end_input(self) -> None:
         self._stdin.finish()
+
+    async def leave(self) -> None:
+        """Ends the iteration without an exit, when what was written is sent. The execution runs on."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._stdin.taken()
+        self._left = True
+        if self._connection is not None:
+            await self._connection.close()
 
     async def resize(self, rows: int, cols: int) -> None:
         """Changes the size of the terminal. The size is sent again after a broken connection."""
@@ -181,6 +202,8 @@ class Stream:
                 if not isinstance(problem.status, int) or problem.status < 500:
                     raise
                 reason = str(problem)
+            if self._left:
+                return
             await self._close()
             if clock() - began > STEADY_SECONDS:
                 tries = 0

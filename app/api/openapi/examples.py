@@ -82,6 +82,7 @@ _execution: dict[str, Any] = {
     "id": _EXECUTION,
     "sandbox_id": _SANDBOX,
     "command": ["echo", "hello"],
+    "tty": False,
     "state": "ended",
     "started_at": _CREATED,
     "ended_at": "2026-01-31T12:00:00.021000Z",

@@ -132,6 +132,7 @@ class Execution(AnswerSchema):
     id: str
     sandbox_id: str
     command: list[str]
+    tty: bool = Field(description="it runs on a terminal")
     state: ExecutionState
     started_at: datetime
     ended_at: datetime | None

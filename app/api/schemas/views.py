@@ -74,6 +74,7 @@ def execution_body(execution: Execution) -> Body:
         "id": execution.id,
         "sandbox_id": execution.sandbox_id,
         "command": execution.command.argv,
+        "tty": execution.command.tty is not None,
         "state": execution.state,
         "started_at": execution.started_at,
         "ended_at": execution.ended_at,

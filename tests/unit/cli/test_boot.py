@@ -75,8 +75,8 @@ async def test_signal_during_the_boot_deletes_it_at_once(words: list[str], numbe
 
 async def test_person_at_a_terminal_is_told_that_it_boots() -> None:
     async with screen() as terminal, booting(ending(code=3)) as service:
-        process = await terminal.begin(service.url, "run", "cmd")
-        await terminal.until(b"\r\n")
+        process = await terminal.begin(service.url, "run", "-i", "cmd")
+        await terminal.until("booting …\r\n".encode())
         service.looks.put_nowait(RUNS)
         assert await process.wait() == 3
     assert terminal.shown == "bulkhead: booting …\r\n".encode()

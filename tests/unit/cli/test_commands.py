@@ -503,6 +503,7 @@ async def test_every_command_is_documented() -> None:
         "ls",
         "exec",
         "usage",
+        "attach",
         "logs",
         "kill",
         "rm",
