@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from app import __version__
@@ -30,25 +30,46 @@ EXEC: dict[str, Any] = {
 
 
 class Parser(argparse.ArgumentParser):
-    def __init__(self, usage_status: int = USAGE, **options: Any) -> None:
+    """`elsewhere`: what adds the options that belong to another command, and the name of that command."""
+
+    def __init__(
+        self,
+        usage_status: int = USAGE,
+        elsewhere: tuple[Callable[[Parser], None], str] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(allow_abbrev=False, **options)
-        self.usage_status = usage_status
+        self.usage_status, self.elsewhere = usage_status, elsewhere
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Lets a command refuse unknown arguments itself. Otherwise the parser above it would refuse them, with its own
         usage and status."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            near = self._nearest(unknown[0].partition("=")[0])
-            self.error(f"unknown argument: {' '.join(unknown)}" + (f"; did you mean {near}?" if near else ""))
+            self.error(f"unknown argument: {' '.join(unknown)}{self._advice(unknown[0].partition('=')[0])}")
         return found, []
 
+    def _advice(self, option: str) -> str:
+        if self.elsewhere is not None:
+            add_options, command = self.elsewhere
+            other = Parser()
+            add_options(other)
+            if option in other._long_options():
+                return f"; give it to `bulkhead {command}`"
+        near = self._nearest(option)
+        return f"; did you mean {near}?" if near else ""
+
     def _nearest(self, option: str) -> str | None:
+        if option == "--file":  # other programs name a file so, and here --file-mib would be taken for it
+            return None
         from difflib import get_close_matches
 
-        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        known = self._long_options()
         near = [name for name in known if len(option) > len("--") and name.startswith(option)]
         return next(iter(near or get_close_matches(option, known, n=1)), None)
+
+    def _long_options(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
         self.exit(self.usage_status, f"{self.format_usage()}bulkhead: {message}\n")
@@ -76,7 +97,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     run.add_argument("--keep", action="store_true", help="do not destroy the sandbox; print its id on stderr")
     _command(run)
 
-    create = _add(kinds, "create", commands.create, "create a sandbox and print its id")
+    create = _add(kinds, "create", commands.create, "create a sandbox and print its id", elsewhere=_OF_EXEC)
     _sandbox_options(create)
     create.add_argument("--id", metavar="ID", help="id of the sandbox (default: the service chooses one)")
     _env_options(create)
@@ -274,6 +295,10 @@ def _sandbox_options(parser: Parser) -> None:
     )
 
 
+_OF_CREATE = (_sandbox_options, "create")
+_OF_EXEC = (_command_options, "exec")
+
+
 def _execution(parser: Parser) -> None:
     parser.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
     parser.add_argument("execution", metavar="EXECUTION", help="id of the execution")
@@ -297,14 +322,14 @@ def _exec_options(parser: Parser) -> None:
 
 
 def _exec(kinds: Any) -> None:
-    parser = _add(kinds, "exec", commands.execute, "run a command in an existing sandbox", **EXEC)
+    parser = _add(kinds, "exec", commands.execute, "run a command in an existing sandbox", elsewhere=_OF_CREATE, **EXEC)
     _exec_options(parser)
     parser.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
     parser.add_argument("rest", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
 
 
 def _rest_of_exec(found: argparse.Namespace) -> argparse.Namespace:
-    parser = Parser(**EXEC)
+    parser = Parser(elsewhere=_OF_CREATE, **EXEC)
     _exec_options(parser)
     _command(parser)
     return parser.parse_args(found.rest, found)

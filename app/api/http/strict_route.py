@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
+from app.api.http.misplaced import home_of_parameter
 from app.api.http.validation import unknown
 from app.core.errors import FieldError, InvalidRequest
 
@@ -39,7 +40,7 @@ class StrictRoute(APIRoute):
         if scope["method"] not in (self.methods or ()) and not (scope["method"] == "HEAD" and self.answers_head):
             return await super().handle(scope, receive, send)  # which names the methods that it takes
         if scope["query_string"]:
-            _check_query(scope["query_string"], self._known, self._repeatable)
+            _check_query(scope["query_string"], self._known, self._repeatable, self.path)
         if not self._takes_body:
             _check_no_body(Headers(scope=scope))
         return await self.app(scope, receive, send)
@@ -58,12 +59,14 @@ class StrictRoute(APIRoute):
         return frozenset(known), frozenset(repeatable)
 
 
-def _check_query(query: bytes, known: frozenset[str], repeatable: frozenset[str]) -> None:
+def _check_query(query: bytes, known: frozenset[str], repeatable: frozenset[str], path: str) -> None:
     errors: list[FieldError] = []
     seen: set[str] = set()
     for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name not in known:
-            errors.append(FieldError(f"query/{name[:64]}", unknown(name, sorted(known))))
+            home = home_of_parameter(name, path)
+            detail = f"is not known here; {home}" if home else unknown(name, sorted(known))
+            errors.append(FieldError(f"query/{name[:64]}", detail))
         elif name in seen and name not in repeatable:
             errors.append(FieldError(f"query/{name}", "must be given once"))
         seen.add(name)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from app.api.http.misplaced import home_of
 from app.core.errors import FieldError, InvalidRequest
 from app.sentences import sentence_for
 
@@ -81,7 +82,10 @@ def _pointer(loc: Sequence[str | int]) -> str:
 def _sentence(found: Mapping[str, Any], model: type[BaseModel] | None) -> str:
     if found["type"] == "extra_forbidden":
         *path, name = found["loc"]
-        return unknown(str(name), _fields_at(model, path))
+        known = _fields_at(model, path)
+        is_run = model is not None and "collect" in model.model_fields
+        home = home_of(str(name), known, is_run) if model is not None else None
+        return f"is not known here; {home}" if home else unknown(str(name), known)
     return sentence_for(found)
 
 

@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
+from app.api.http.misplaced import EXECUTION_FIELDS, RUN_FIELDS, SANDBOX_FIELDS
 from app.api.http.strict_route import StrictRoute
 from app.api.http.validation import OBJECTS
+from app.api.schemas.requests import CreateExecution, CreateSandbox
+from app.api.schemas.runs import JobFields
 from app.core.capabilities import Capability
 from tests.null_backend import CAPABILITIES, NullBackend
 from tests.unit.api.service import Service
 
+EXECUTIONS = "/sandboxes/demo/executions"
+OF_SANDBOX = "is a limit of a new sandbox"
 ROUTES_WITHOUT_A_QUERY = [
     ("POST", "/run"),
     ("POST", "/stream-tickets"),
@@ -125,6 +130,46 @@ async def test_key_that_is_there_many_times_is_refused_before_all_of_them_are_lo
 async def test_unknown_field_names_the_nearest_that_is_known(body: Any, pointer: str, near: str | None) -> None:
     detail = "is not known here" + (f"; did you mean {near!r}?" if near else "")
     assert await refused("POST", "/sandboxes", json=body) == {"pointer": pointer, "detail": detail}
+
+
+COMMAND = {"command": ["true"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "pointer", "home"),
+    [
+        ("POST", EXECUTIONS, {**COMMAND, "wait_seconds": 5}, "/wait_seconds", "goes into the query: ?wait_seconds=5"),
+        ("POST", EXECUTIONS, {**COMMAND, "limits": {"output_bytes": 5}}, "/limits/output_bytes", OF_SANDBOX),
+        ("POST", EXECUTIONS, {**COMMAND, "collect": ["a"]}, "/collect", "is a field of a run"),
+        ("POST", "/sandboxes", {"limits": {"cpu_seconds": 3}}, "/limits/cpu_seconds", "is a limit of an execution"),
+        ("POST", "/sandboxes", COMMAND, "/command", "is a field of an execution"),
+        ("PATCH", "/sandboxes/demo", {"limits": {}}, "/limits", "is a field of a new sandbox"),
+        ("POST", "/sandboxes/demo/run", {**COMMAND, "limits": {"cpus": 1}}, "/limits/cpus", OF_SANDBOX),
+        ("POST", "/sandboxes/demo/run", {**COMMAND, "image": "a"}, "/image", "is a field of a new sandbox"),
+    ],
+)
+async def test_field_of_another_request_is_told_where_it_belongs(
+    method: str, path: str, body: Any, pointer: str, home: str
+) -> None:
+    error = await refused(method, path, json=body)
+    assert error == {"pointer": pointer, "detail": f"is not known here; it {home}"}
+
+
+@pytest.mark.parametrize("path", ["/run", "/sandboxes/demo/run"])
+async def test_a_run_takes_no_id_and_no_time_to_wait(path: str) -> None:
+    waits = "is not known here; a run always waits; timeout_seconds bounds it"
+    error = await refused("POST", path, json={**COMMAND, "wait_seconds": 5})
+    assert error == {"pointer": "/wait_seconds", "detail": waits}
+    error = await refused("POST", f"{path}?wait_seconds=5", json=COMMAND)
+    assert error == {"pointer": "query/wait_seconds", "detail": waits}
+    error = await refused("POST", path, json={**COMMAND, "id": "one"})
+    assert error == {"pointer": "/id", "detail": "is not known here; the service chooses the ids of a run"}
+
+
+def test_names_of_fields_that_belong_elsewhere_are_those_of_the_schemas() -> None:
+    assert CreateSandbox.model_fields.keys() == SANDBOX_FIELDS
+    assert CreateExecution.model_fields.keys() - SANDBOX_FIELDS - {"limits"} == EXECUTION_FIELDS
+    assert JobFields.model_fields.keys() - EXECUTION_FIELDS == RUN_FIELDS
 
 
 async def test_unknown_field_of_a_file_of_a_run_names_the_nearest() -> None:
