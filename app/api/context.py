@@ -143,7 +143,7 @@ def visitor_of(connection: HTTPConnection) -> Visitor:
     return visitor
 
 
-def held(connection: HTTPConnection) -> AbstractContextManager[None]:
+def waiting_request(connection: HTTPConnection) -> AbstractContextManager[None]:
     """A block for work that may hold an answer for long. Raises CapacityExceeded."""
     return context_of(connection).shares.waits.holding(visitor_of(connection).client)
 

@@ -30,8 +30,9 @@ INSTANCE = "0123456789ab"
 SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE)
 # As short as a double on a busy machine allows.
 QUICK = ServerTimeouts(
-    connect=2, control=10, stop=10, signal=5, shell=10, files=10, piece=5, undoing=5, opening=5, closing=1, beat=0.2,
-    beat_answer=2, look=0.4, leader=0.5, again=5, steady=1, quiet=0.05, backoff=(0.01, 0.02, 0.05, 0.1),
+    connect=2, control=10, stop=10, signal=5, shell=10, files=10, piece=5, cleanup=5, opening=5, closing=1,
+    health_interval=0.2, health_answer=2, status_lag=0.4, exit_after_kill=0.5, backlog_after_end=5, stable_after=1,
+    backlog_silence=0.05, backoff=(0.01, 0.02, 0.05, 0.1),
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from tests.boxlite.rig import INSTANCE, quick, rig, start, until
 def test_a_change_is_known_within_five_seconds() -> None:
     """A server that stalls just after a beat, and the edge, which has asked just before that is noticed."""
     timeouts = ServerTimeouts()
-    assert timeouts.beat + timeouts.beat_answer + FRESH_SECONDS < 5
+    assert timeouts.health_interval + timeouts.health_answer + FRESH_SECONDS < 5
 
 
 async def test_a_dead_server_costs_every_create_nothing_and_no_request() -> None:

@@ -1,4 +1,4 @@
-"""The house stands: one command, from the request to the kernel and back."""
+"""The whole way: one command, from the request to the kernel and back."""
 
 from __future__ import annotations
 

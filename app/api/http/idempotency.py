@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.context import context_of, held, request_id_of, visitor_of
+from app.api.context import context_of, request_id_of, visitor_of, waiting_request
 from app.api.http.bodies import read_body
 from app.api.http.disconnect import until_disconnect
 from app.api.http.problems import problem_of
@@ -67,7 +67,7 @@ class Idempotency:
         key = _digest(scope["method"].encode(), scope["path"].encode(errors="surrogatepass"), keys[0])
         digest = _digest(scope["query_string"], body)
         client = visitor_of(request).client
-        with held(request), context_of(request).shares.bodies.taking(client) as take:
+        with waiting_request(request), context_of(request).shares.bodies.taking(client) as take:
             take(len(body))  # whoever waits for the answer of another holds its own body meanwhile
             return await until_disconnect(
                 request.receive, self._answers.once(key, digest, lambda: self._work(dict(scope), [body]), client)

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import context_of, held
+from app.api.context import context_of, waiting_request
 from app.api.http.bodies import read_json
 from app.api.http.disconnect import until_disconnect
 from app.api.http.paging import PageQuery, page
@@ -92,7 +92,7 @@ async def create_execution(request: Request, sandbox_id: str, query: Annotated[S
     context = context_of(request)
     sandbox = context.sandboxes.use(sandbox_id)
     asked = await read_json(request, requests.CreateExecution)
-    with held(request):
+    with waiting_request(request):
         command = command_of(asked, sandbox, context)
         execution, new = await sandbox.execute(command, asked.id)
         if query.wait_seconds and execution.exit is None:
@@ -127,7 +127,7 @@ async def get_execution(
 ) -> Response:
     execution = context_of(request).sandboxes.execution(sandbox_id, execution_id)
     if query.wait_seconds and execution.exit is None:
-        with held(request):
+        with waiting_request(request):
             await until_disconnect(request.receive, execution.wait(query.wait_seconds))
     return json_response(execution_body(execution))
 

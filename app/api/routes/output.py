@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import context_of, held
+from app.api.context import context_of, waiting_request
 from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
@@ -66,7 +66,7 @@ async def get_output(
     log = execution.logs[query.channel]
     check_offset(log, query.offset, query.channel)
     if query.wait_seconds and log.total == query.offset and not log.closed:
-        with held(request):
+        with waiting_request(request):
             await until_disconnect(request.receive, _growth(log, query.wait_seconds))
         check_readable(sandbox)
     begin = max(query.offset, log.start)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.context import ApplicationContext, context_of, held, visitor_of
+from app.api.context import ApplicationContext, context_of, visitor_of, waiting_request
 from app.api.http.bodies import read_json
 from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
@@ -62,7 +62,7 @@ async def run(request: Request) -> Response:
     await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
     shot = await _shot(asked, context)
     client = visitor_of(request).client
-    with held(request), context.shares.bodies.taking(client) as take:
+    with waiting_request(request), context.shares.bodies.taking(client) as take:
         take(_bytes_of(shot.job))
         outcome = await until_disconnect(request.receive, run_once(context.sandboxes, shot, client))
     return await response_of(outcome, {"sandbox_id": outcome.sandbox_id, "runtime": shot.spec.runtime})
@@ -101,7 +101,7 @@ async def run_in_sandbox(request: Request, sandbox_id: str) -> Response:
     asked = await read_json(request, RunInSandbox)
     await TimeSlices.of_loop().next()
     job = _job_in(asked, sandbox, context)
-    with held(request), context.shares.bodies.taking(visitor_of(request).client) as take:
+    with waiting_request(request), context.shares.bodies.taking(visitor_of(request).client) as take:
         take(_bytes_of(job))
         outcome = await until_disconnect(request.receive, run_in(context.sandboxes, sandbox, job))
     return await response_of(outcome, {"sandbox_id": sandbox.id, "execution_id": outcome.execution_id})

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import ApplicationContext, context_of, held, visitor_of
+from app.api.context import ApplicationContext, context_of, visitor_of, waiting_request
 from app.api.http.bodies import read_json
 from app.api.http.disconnect import ClientDisconnected, until_disconnect
 from app.api.http.paging import PageQuery, page
@@ -96,7 +96,7 @@ async def create_sandbox(request: Request, query: Annotated[CreateQuery, Query()
     context = context_of(request)
     asked = await read_json(request, requests.CreateSandbox)
     client = visitor_of(request).client
-    with held(request):
+    with waiting_request(request):
         sandbox, new = context.sandboxes.create(await sandbox_spec(asked, context, asked.id), asked.id, client)
         try:
             await until_disconnect(request.receive, context.sandboxes.wait_created(sandbox, query.wait_seconds))
@@ -153,7 +153,7 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[Sandbo
     context = context_of(request)
     sandbox = context.sandboxes.use(sandbox_id)
     if query.wait_seconds and sandbox.state is SandboxState.CREATING:
-        with held(request):
+        with waiting_request(request):
             await until_disconnect(request.receive, sandbox.wait(query.wait_seconds))
     return json_response(body_of(sandbox, context))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.context import context_of, held
+from app.api.context import context_of, waiting_request
 from app.api.http.disconnect import ClientDisconnected
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
@@ -66,7 +66,7 @@ async def write_stdin(
     # Refused before it was told to go on, a client may leave the body out: nobody knows what comes next then.
     request.scope["state"]["close_after_problem"] = "expect" in request.headers
     execution = context.sandboxes.execution(sandbox_id, execution_id)
-    with held(request):
+    with waiting_request(request):
         await _Upload(execution, request, context.timeouts.close).run(eof=query.eof)
     return Response(status_code=204)
 
@@ -74,13 +74,13 @@ async def write_stdin(
 class _Upload:
     """Reads a little ahead of the program, so that a disconnect is noticed while the program does not read."""
 
-    def __init__(self, execution: Execution, request: Request, farewell: float) -> None:
-        """Raises Conflict, WrongState. `farewell` is the seconds for the program to read what a client that left has
-        sent."""
+    def __init__(self, execution: Execution, request: Request, close_seconds: float) -> None:
+        """Raises Conflict, WrongState. `close_seconds` is the seconds for the program to read what a client that left
+        has sent."""
         self._execution = execution
         self._lease = execution.lease_stdin(take=False)
         self._request = request
-        self._farewell = farewell
+        self._close_seconds = close_seconds
         self._ahead = bytearray()
         self._whole = self._gone = False
         self._came, self._room = asyncio.Event(), asyncio.Event()
@@ -96,7 +96,7 @@ class _Upload:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 reading.result()
-                await asyncio.wait([feeding, taken], timeout=self._farewell, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([feeding, taken], timeout=self._close_seconds, return_when=asyncio.FIRST_COMPLETED)
                 if not feeding.done():
                     raise ClientDisconnected
             if taken.done():

@@ -55,7 +55,7 @@ class BoxliteExecution:
         if exact:
             self._streams = ExactStreams(logs, self._current, self._exit)
         else:
-            self._streams = PlainStreams(logs, server.timeouts.quiet, self._current, stdin_limit, command)
+            self._streams = PlainStreams(logs, server.timeouts.backlog_silence, self._current, stdin_limit, command)
         self._size = command.tty
         self._reader: asyncio.Task[None] | None = None
         self._id = ""
@@ -106,7 +106,7 @@ class BoxliteExecution:
                 pass
             finally:
                 self._current.end()
-            failures = 0 if self._loop.time() - opened > self._timeouts.steady else failures
+            failures = 0 if self._loop.time() - opened > self._timeouts.stable_after else failures
             await asyncio.sleep(self._timeouts.pause(failures))
             await self._box.server_there()
             failures += 1
@@ -122,7 +122,7 @@ class BoxliteExecution:
         """A reader that was behind when the program ended has missed the end of its output without a word: the server
         repeats the last 256 KiB of a completed execution as often as it is asked."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timeouts.again):
+            async with asyncio.timeout(self._timeouts.backlog_after_end):
                 for delay in (0.0, *self._timeouts.backoff):
                     await asyncio.sleep(delay)
                     try:
@@ -212,7 +212,7 @@ class BoxliteExecution:
         swept = KillResult.LEFT
         with contextlib.suppress(BackendFailure):
             swept = await self._box.inside.kill(self._mark)
-        if await self._ended_within(0 if swept is KillResult.LEFT else self._timeouts.leader):
+        if await self._ended_within(0 if swept is KillResult.LEFT else self._timeouts.exit_after_kill):
             return
         if self._exact:  # before the command began, or what it left behind has its output open
             with contextlib.suppress(BackendFailure):
@@ -225,7 +225,7 @@ class BoxliteExecution:
             raise BackendTimeout(
                 RUNTIME, f"nothing confirms that the execution has ended: {error}", upstream_of(error)
             ) from error
-        if not await self._ended_within(self._timeouts.leader):
+        if not await self._ended_within(self._timeouts.exit_after_kill):
             # A child that holds the pipes delays the exit frame for ever, and of a killed execution nothing can be
             # asked any more.
             dead = killed or swept is KillResult.KILLED

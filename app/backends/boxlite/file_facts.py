@@ -69,7 +69,7 @@ def escaped(path: bytes) -> str:
 def facts_of(line: bytes) -> FileStat:
     found = _LINE.fullmatch(line)
     if found is None:
-        raise nonsense()
+        raise malformed()
     return _stat(found)
 
 
@@ -86,7 +86,7 @@ class TreeNode:
 def node_of(record: bytes) -> TreeNode:
     found = _RECORD.fullmatch(record)
     if found is None:
-        raise nonsense()
+        raise malformed()
     return TreeNode(found[8], _stat(found), int(found[6]), int(found[7]))
 
 
@@ -95,21 +95,21 @@ def _stat(found: re.Match[bytes]) -> FileStat:
     kind = _KINDS.get(stat.S_IFMT(raw))
     modified_ns = seconds * 1_000_000_000 + int(found[5] or 0)
     if kind is None or max(size, inode >> 1, abs(modified_ns)) >= _LARGEST:
-        raise nonsense()
+        raise malformed()
     return FileStat(kind, size, stat.S_IMODE(raw), modified_ns, inode)
 
 
-def nonsense() -> BackendFailure:
+def malformed() -> BackendFailure:
     return BackendFailure("the box's programs gave an answer that makes no sense")
 
 
-def there(line: bytes, path: bytes) -> FileStat:
+def existing(line: bytes, path: bytes) -> FileStat:
     """Parses the answer of `look` of a script. Raises NotFound."""
     if line == b"none":
         raise NotFound("file", shown(path))
     word, _, facts = line.partition(b" ")
     if word != b"is":
-        raise nonsense()
+        raise malformed()
     return facts_of(facts)
 
 
@@ -155,5 +155,5 @@ def failure(said: bytes, path: bytes, disk_bytes: int) -> BulkheadError:
 def records(data: bytes, token: bytes) -> Iterator[bytes]:
     """Yields the text behind each `token`, up to the newline before the next token or the last newline."""
     if data and not (data.startswith(token) and data.endswith(b"\n")):
-        raise nonsense()
+        raise malformed()
     yield from data[len(token) : -1].split(b"\n" + token) if data else ()

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
-from app.backends.boxlite.file_facts import absolute, facts_of, name_of_ours, nonsense, only, there
+from app.backends.boxlite.file_facts import absolute, existing, facts_of, malformed, name_of_ours, only
 from app.backends.boxlite.file_scripts import CLEAN_WRITE, DELETE, MAKE_DIRECTORY, OPEN, PAGE_BYTES, STAT, TREE, WRITE
 from app.backends.boxlite.script_runner import ScriptRunner
 from app.backends.boxlite.script_session import ScriptSession
@@ -50,7 +50,7 @@ class BoxliteFiles:
 
     async def stat(self, path: bytes) -> FileStat:
         async with self._scripts.begin(STAT, absolute(path)) as session:
-            return there(await session.line(), path)
+            return existing(await session.line(), path)
 
     @asynccontextmanager
     async def open(self, path: bytes) -> AsyncIterator[OpenFile]:
@@ -60,10 +60,10 @@ class BoxliteFiles:
     @asynccontextmanager
     async def _opened(self, path: bytes) -> AsyncIterator[_Held]:
         async with self._scripts.begin(OPEN, absolute(path)) as session:
-            only(FileKind.FILE, there(await session.line(), path), path)
+            only(FileKind.FILE, existing(await session.line(), path), path)
             word, _, facts = (await session.line()).partition(b" ")
             if word != b"open":
-                raise nonsense()
+                raise malformed()
             yield _Held(session, only(FileKind.FILE, facts_of(facts), path))
 
     async def write(
@@ -88,14 +88,14 @@ class BoxliteFiles:
                 if word == b"done":
                     return line == b"none"
                 if word != b"again":
-                    raise nonsense()
+                    raise malformed()
                 _checked(line, path, check)
         raise Conflict(f"{shown(path)} is changed by others all the time")
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
         token = secrets.token_hex(16)
         async with self._scripts.begin(TREE, absolute(path), token, "1") as session:
-            only(FileKind.DIRECTORY, there(await session.line(), path), path)
+            only(FileKind.DIRECTORY, existing(await session.line(), path), path)
             tree = BoxTree(session, token)
             names = await tree.first_names(after, limit + 1)
             nodes = await tree.nodes(names[:limit])
@@ -110,7 +110,7 @@ class BoxliteFiles:
             if line == b"made":
                 return True
             if line != b"there":
-                only(FileKind.DIRECTORY, there(line, path), path)
+                only(FileKind.DIRECTORY, existing(line, path), path)
             return False
 
     async def delete(self, path: bytes, *, recursive: bool) -> None:
@@ -119,13 +119,13 @@ class BoxliteFiles:
         require_name(path)
         async with self._scripts.begin(DELETE, absolute(path), "recursive" if recursive else "") as session:
             if await session.line() != b"gone":
-                raise nonsense()
+                raise malformed()
 
     @asynccontextmanager
     async def pack(self, path: bytes) -> AsyncIterator[AsyncIterator[ArchiveEntry | bytes]]:
         token = secrets.token_hex(16)
         async with self._scripts.begin(TREE, absolute(path), token, "") as session:
-            root = there(await session.line(), path)
+            root = existing(await session.line(), path)
             if root.kind is FileKind.DIRECTORY:
                 tree = BoxTree(session, token)
                 yield packed(tree, root, await tree.survey())
@@ -194,6 +194,6 @@ class _Held:
 
 
 def _checked(line: bytes, path: bytes, check: Check | None) -> None:
-    stat = None if line == b"none" else only(FileKind.FILE, there(line, path), path)
+    stat = None if line == b"none" else only(FileKind.FILE, existing(line, path), path)
     if check is not None:
         check(stat)

@@ -67,7 +67,7 @@ class HealthCheck:
             self._failure = None
             self._there.set()
         else:
-            retry = math.ceil(self._server.timeouts.beat)
+            retry = math.ceil(self._server.timeouts.health_interval)
             self._failure = BackendUnavailable(RUNTIME, str(failure), retry, upstream_of(failure))
             self._there.clear()
 
@@ -90,9 +90,9 @@ class HealthCheck:
                 self._set(BackendUnavailable(RUNTIME, f"the runtime failed: {type(error).__name__}"))
                 loop.call_exception_handler({"message": "the health check of boxlite failed", "exception": error})
             self._asked.set()
-            await asyncio.sleep(timeouts.beat / 4)  # many may hurry it at the same time
+            await asyncio.sleep(timeouts.health_interval / 4)  # many may hurry it at the same time
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeouts.beat * 3 / 4):
+                async with asyncio.timeout(timeouts.health_interval * 3 / 4):
                     await self._hurry.wait()
 
     async def aclose(self) -> None:

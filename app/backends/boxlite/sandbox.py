@@ -182,7 +182,7 @@ class BoxliteSandbox:
     async def look(self, *, patient: bool = True) -> str | None:
         """Returns why the box has ended, or None when it runs. Raises a BackendFailure when this cannot be found
         out."""
-        seconds = self._server.timeouts.look
+        seconds = self._server.timeouts.status_lag
         until = self._loop.time() + (seconds if patient else 0)
         while not self._lost.done() and self._ending is None:
             try:

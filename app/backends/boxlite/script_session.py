@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import AttachCut, Ended, Socket
-from app.backends.boxlite.file_facts import nonsense
+from app.backends.boxlite.file_facts import malformed
 from app.backends.boxlite.file_scripts import BLOCK_BYTES, PIECE_BYTES
 from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.errors import BackendTimeout, BackendUnavailable, UnsupportedByRuntime
@@ -60,7 +60,7 @@ class ScriptSession:
                 else:
                     self._heard += frame.data
                     if len(self._heard) > KEPT_BYTES:
-                        raise nonsense()
+                        raise malformed()
                 self._news.set()
         except AttachCut as error:
             self._failure = BackendUnavailable(RUNTIME, f"the BoxLite server closed the connection: {error}")
@@ -96,7 +96,7 @@ class ScriptSession:
         """Returns the next line. `seconds` bounds the silence before it. Raises ScriptEnded, a BackendFailure."""
         while (end := self._heard.find(b"\n", 0, LINE_BYTES)) < 0:
             if len(self._heard) >= LINE_BYTES:
-                raise nonsense()
+                raise malformed()
             await self._more(self._timeouts.files if seconds is None else seconds)
         line = (await self._take(end + 1, 0))[:-1]
         if line.startswith(b"lacks "):
@@ -128,17 +128,17 @@ class ScriptSession:
         while (piece := _PIECE.fullmatch(line := await self.line(seconds))) is not None:
             size = int(piece[1])
             if size > _TEXT_BYTES:
-                raise nonsense()
+                raise malformed()
             text = await self._take(size + 1, seconds)
             data = _decoded(text, piece[2])
             received += len(data)
             if received > limit:
-                raise nonsense()
+                raise malformed()
             yield data
             await self.say("more")
         end = _END.fullmatch(line)
         if end is None:
-            raise nonsense()
+            raise malformed()
         if int(end[1]):
             await self.end()  # of what it says to stderr nothing is sure to be here before its end
             raise ScriptEnded(int(end[1]), bytes(self._errors))
@@ -173,7 +173,7 @@ class ScriptSession:
 
     async def _fed(self) -> None:
         if await self.line() != b"fed":
-            raise nonsense()
+            raise malformed()
 
     # --- the end
 
@@ -182,7 +182,7 @@ class ScriptSession:
         known."""
         await self._socket.end_stdin()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timeouts.undoing):
+            async with asyncio.timeout(self._timeouts.cleanup):
                 await self._reader
         self._reader.cancel()
         return self.code is not None
@@ -194,7 +194,7 @@ def _decoded(text: bytes, digest: bytes) -> bytes:
     try:
         return base64.b64decode(text.replace(b"\n", b""), validate=True)
     except binascii.Error:
-        raise nonsense() from None
+        raise malformed() from None
 
 
 async def _blocks(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -57,7 +57,7 @@ class BoxliteServer:
     async def _discover(self) -> str:
         """`path_prefix` of /v1/me; servers up to 0.9.5 have only `prefix` there, which others send without meaning."""
         try:
-            found = (await self.client.request("GET", "/v1/me", seconds=self.timeouts.beat_answer)).body
+            found = (await self.client.request("GET", "/v1/me", seconds=self.timeouts.health_answer)).body
         except BackendRefused as refused:
             if refused.upstream.status != 404:
                 raise
@@ -74,7 +74,7 @@ class BoxliteServer:
 
     async def _is_there(self, path: str) -> bool:
         try:
-            await self.client.request("GET", path, seconds=self.timeouts.beat_answer)
+            await self.client.request("GET", path, seconds=self.timeouts.health_answer)
         except BackendRefused as refused:
             if refused.upstream.status == 404:
                 return False
@@ -86,7 +86,7 @@ class BoxliteServer:
     async def boxes(self) -> list[Box]:
         """All boxes that the key can see, as the server has neither pages nor filters."""
         path = await self.path("boxes")
-        found = (await self.client.request("GET", path, seconds=self.timeouts.beat_answer, beat=True)).body
+        found = (await self.client.request("GET", path, seconds=self.timeouts.health_answer, beat=True)).body
         items = found.get("boxes") if isinstance(found, dict) else None
         if not isinstance(items, list):
             raise BackendRefused(RUNTIME, "the answer of the BoxLite server has no list of boxes", Upstream(200))

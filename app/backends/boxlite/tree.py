@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from app.backends.boxlite.file_facts import TreeNode, is_ours, node_of, nonsense, records
+from app.backends.boxlite.file_facts import TreeNode, is_ours, malformed, node_of, records
 from app.backends.boxlite.file_scripts import PIECE_BYTES
 from app.backends.boxlite.script_session import ScriptSession
 from app.core.errors import BackendFailure, BoundExceeded
@@ -61,7 +61,7 @@ class BoxTree:
             *paths, rest = (rest + piece).split(b"\0")
             yield [name for name in map(_below, paths) if not is_ours(name)]
         if rest:
-            raise nonsense()
+            raise malformed()
 
     async def nodes(self, names: Sequence[bytes]) -> list[TreeNode]:
         """The facts of some names. Files that disappeared meanwhile are left out."""
@@ -74,7 +74,7 @@ class BoxTree:
                 node = node_of(record)
                 found[node.name] = node
         if not found.keys() <= set(names):
-            raise nonsense()
+            raise malformed()
         return [found[name] for name in names if name in found]
 
     async def targets(self, nodes: Sequence[TreeNode]) -> dict[bytes, bytes]:
@@ -83,7 +83,7 @@ class BoxTree:
         for batch in _batches([node.name for node in nodes if node.stat.kind is FileKind.SYMLINK]):
             answers = list(records(await self._answer("targets", batch), self._token))
             if len(answers) != len(batch):
-                raise nonsense()
+                raise malformed()
             found.update(zip(batch, answers, strict=True))
         return found
 
@@ -133,7 +133,7 @@ class _Source:
 
     async def finish(self) -> None:
         if self._piece or [piece async for piece in self._pieces]:
-            raise nonsense()
+            raise malformed()
 
 
 async def packed(
@@ -176,7 +176,7 @@ def _entry(kind: EntryKind, node: TreeNode, target: bytes = b"") -> ArchiveEntry
 
 def _below(path: bytes) -> bytes:
     if not path.startswith(b"./") or len(path) < 3:
-        raise nonsense()
+        raise malformed()
     return path[2:]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 
-from app.backends.boxlite.file_facts import absolute, facts_of, name_of_ours, nonsense, only, there
+from app.backends.boxlite.file_facts import absolute, existing, facts_of, malformed, name_of_ours, only
 from app.backends.boxlite.file_scripts import CLEAN_UNPACK, UNPACK
 from app.backends.boxlite.script_runner import ScriptRunner
 from app.backends.boxlite.script_session import ScriptSession
@@ -29,7 +29,7 @@ async def unpack(scripts: ScriptRunner, path: bytes, content: AsyncIterator[Arch
     async with scripts.begin(UNPACK, whole, hold, clean=CLEAN_UNPACK) as session:
         line = await session.line()
         if line != b"none":
-            only(FileKind.DIRECTORY, there(line, path), path)
+            only(FileKind.DIRECTORY, existing(line, path), path)
         await session.say("go")
         prepared = _Prepared()
         size, digest = await session.feed(archive(prepared.of(content), TarForm.GNU))
@@ -46,7 +46,7 @@ async def unpack(scripts: ScriptRunner, path: bytes, content: AsyncIterator[Arch
                 await session.ask(b"".join(b"./%b\0" % name for name in some), f"{mode:o}")
         await session.say("0 0")
         if (said, await session.line(seconds)) != (b"checked", b"done"):
-            raise nonsense()
+            raise malformed()
 
 
 async def _clash(session: ScriptSession, said: bytes) -> None:

@@ -35,7 +35,7 @@ class Groups:
         self.oom_events: OomEvents | None = None  # None: the host cannot tell
 
     @property
-    def home(self) -> list[int]:
+    def worker_group(self) -> list[int]:
         """The descriptor by which the worker leaves the limits. It must not be closed."""
         return [self._home_joins.get(hierarchy, hierarchy.workers) for hierarchy in self._tree.hierarchies]
 

@@ -242,7 +242,7 @@ class SandboxProcess:
     def _strays(self) -> list[str]:
         """What only a worker that skipped a step has: another sandbox's descriptors, or a place in a group of ours."""
         wrong: list[str] = []
-        most = _OWN_DESCRIPTORS + len(self.groups.home)
+        most = _OWN_DESCRIPTORS + len(self.groups.worker_group)
         if len(os.listdir(f"/proc/{self.pid}/fd")) > most:
             wrong.append("it holds descriptors that are not its own")
         outside = self.groups.not_with_workers(probe.groups_of(self.pid))

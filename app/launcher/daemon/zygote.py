@@ -167,7 +167,7 @@ class Spawner:
     def _hand_over(self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Zygote:
         last = [groups.processes_file] if groups.processes_file >= 0 else []
         packet = bytes(plan.write(Writer(GO).u8(len(groups.join_descriptors)).u8(len(last))).data)
-        descriptors = [owner.fileno(), *groups.join_descriptors, *groups.home, *last]
+        descriptors = [owner.fileno(), *groups.join_descriptors, *groups.worker_group, *last]
         try:
             packets.send(zygote.channel, packet, descriptors)
         except (BrokenPipeError, ConnectionResetError):

@@ -15,7 +15,6 @@ class SandboxSetup:
         "channel",
         "config",
         "filters",
-        "home",
         "join_descriptors",
         "landlock_abi",
         "masks",
@@ -24,6 +23,7 @@ class SandboxSetup:
         "plan",
         "processes_file",
         "uid",
+        "worker_group",
     )  # fmt: skip
 
     def __init__(self, config: Config, channel: _socket.socket, null: int, uid: int) -> None:
@@ -38,5 +38,5 @@ class SandboxSetup:
         self.plan: CreatePlan
         self.owner: _socket.socket  # to the gateway
         self.join_descriptors: list[int] = []  # into the sandbox's own control groups
-        self.home: list[int] = []  # into those of the workers
+        self.worker_group: list[int] = []  # into those of the workers
         self.processes_file = -1

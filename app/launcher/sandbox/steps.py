@@ -57,7 +57,7 @@ def enter_own_cgroup(setup: SandboxSetup) -> None:
 
 
 def join_cgroup(setup: SandboxSetup) -> None:
-    for descriptor in setup.home:
+    for descriptor in setup.worker_group:
         os.write(descriptor, b"0")
 
 
@@ -113,7 +113,7 @@ def await_plan(setup: SandboxSetup) -> None:
     setup.plan = CreatePlan.read(source)
     setup.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
     setup.processes_file = descriptors.pop() if has_processes_file else -1
-    setup.join_descriptors, setup.home = descriptors[:join_descriptors], descriptors[join_descriptors:]
+    setup.join_descriptors, setup.worker_group = descriptors[:join_descriptors], descriptors[join_descriptors:]
 
 
 def leave_keyring(setup: SandboxSetup) -> None:

@@ -55,7 +55,7 @@ _REAPED_AT_ONCE = 64
 class Worker:
     def __init__(self, setup: SandboxSetup) -> None:
         self._channel, self._owner = setup.channel, setup.owner
-        self._home, self._processes_file = setup.home, setup.processes_file
+        self._worker_group, self._processes_file = setup.worker_group, setup.processes_file
         self._most_processes = setup.plan.processes
         self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
         self._on_terminals: set[int] = set()  # those of them that lead the session of a terminal
@@ -147,7 +147,7 @@ class Worker:
         except OSError as error:
             return self._tell(START_FAILED, number, error.errno or 0, _step_of(error))
         finally:
-            _move_into(self._home)
+            _move_into(self._worker_group)
         self._leaders[pid] = number
         if on_terminal:
             self._on_terminals.add(pid)

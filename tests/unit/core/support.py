@@ -1,4 +1,4 @@
-"""A house with a NullBackend in it, and what must be true when a test leaves it."""
+"""A core with a NullBackend in it, and what must be true when a test leaves it."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Notes:
         self.executions.append(f"{reason} {output_bytes}")
 
 
-class House:
-    """`async with House() as house`: at the end everything is closed, and nothing may be left."""
+class Core:
+    """`async with Core() as core`: at the end everything is closed, and nothing may be left."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class House:
         registry = Registry([self.backend], default="process")
         self.sandboxes = Sandboxes(registry, Capacity(**numbers), self.notes, spill_of)
 
-    async def __aenter__(self) -> House:
+    async def __aenter__(self) -> Core:
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:

@@ -13,48 +13,48 @@ from app.core.backend import settle
 from app.core.models import Channel, ExecutionState, ExitReason, SandboxState
 from app.core.tasks import Tasks
 from tests.null_backend import Gate, NullBackend
-from tests.unit.core.support import House, cancelled_after, command, spec, steps, until
+from tests.unit.core.support import Core, cancelled_after, command, spec, steps, until
 
 TURNS = range(16)
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_create_that_is_abandoned_at_any_turn_leaves_nothing(turns: int) -> None:
-    async with House() as house:
-        sandbox, _ = house.sandboxes.create(spec())
-        await cancelled_after(turns, house.sandboxes.wait_created(sandbox, 60))
+    async with Core() as core:
+        sandbox, _ = core.sandboxes.create(spec())
+        await cancelled_after(turns, core.sandboxes.wait_created(sandbox, 60))
         await sandbox.abandon()
         assert sandbox.state is SandboxState.DESTROYED
-        assert house.backend.alive == []
+        assert core.backend.alive == []
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_create_with_a_chosen_id_survives_its_client_at_any_turn(turns: int) -> None:
-    async with House() as house:
-        sandbox, _ = house.sandboxes.create(spec(), "mine")
-        await cancelled_after(turns, house.sandboxes.wait_created(sandbox, 60))
+    async with Core() as core:
+        sandbox, _ = core.sandboxes.create(spec(), "mine")
+        await cancelled_after(turns, core.sandboxes.wait_created(sandbox, 60))
         await sandbox.abandon()
-        again, new = house.sandboxes.create(spec(), "mine")
-        await house.sandboxes.wait_created(again, 60)
+        again, new = core.sandboxes.create(spec(), "mine")
+        await core.sandboxes.wait_created(again, 60)
         assert (again, new, again.state) == (sandbox, False, SandboxState.RUNNING)
-        assert house.backend.created == ["mine"]
+        assert core.backend.created == ["mine"]
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_abandon_that_is_itself_cancelled_still_destroys(turns: int) -> None:
-    async with House() as house:
-        sandbox, _ = house.sandboxes.create(spec())
+    async with Core() as core:
+        sandbox, _ = core.sandboxes.create(spec())
         await steps(2)
         await cancelled_after(turns, sandbox.abandon())
         if turns:
             await until(lambda: sandbox.state is SandboxState.DESTROYED)
-            assert house.backend.alive == []
+            assert core.backend.alive == []
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_execution_goes_on_when_its_client_disconnects_at_any_turn(turns: int) -> None:
-    async with House() as house:
-        sandbox = await house.create()
+    async with Core() as core:
+        sandbox = await core.create()
         await cancelled_after(turns, sandbox.execute(command("silent-then", "echo"), "e1"))
         await steps(10)
         if turns == 0:
@@ -62,64 +62,64 @@ async def test_execution_goes_on_when_its_client_disconnects_at_any_turn(turns: 
             return
         execution = sandbox.executions["e1"]
         assert execution.state is ExecutionState.RUNNING
-        house.backend.release("e1")
+        core.backend.release("e1")
         await execution.wait()
         assert execution.exit is not None
         assert execution.exit.reason is ExitReason.EXITED
-        assert house.backend.alive == [sandbox.id]
-        await until(lambda: house.notes.executions == ["started", "exited 1"])
+        assert core.backend.alive == [sandbox.id]
+        await until(lambda: core.notes.executions == ["started", "exited 1"])
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_client_that_disconnects_while_it_waits_for_the_boot_starts_nothing(turns: int) -> None:
-    async with House() as house:
-        house.backend.create_gate = Gate()
-        sandbox, _ = house.sandboxes.create(spec())
+    async with Core() as core:
+        core.backend.create_gate = Gate()
+        sandbox, _ = core.sandboxes.create(spec())
         assert await cancelled_after(turns, sandbox.execute(command("echo")))
-        house.backend.create_gate.open()
-        await house.sandboxes.wait_created(sandbox, 60)
+        core.backend.create_gate.open()
+        await core.sandboxes.wait_created(sandbox, 60)
         assert sandbox.executions == {}
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_destroy_goes_on_when_its_client_disconnects_at_any_turn(turns: int) -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        execution = await house.start(sandbox, "daemon", "sleep")
+    async with Core() as core:
+        sandbox = await core.create()
+        execution = await core.start(sandbox, "daemon", "sleep")
         await cancelled_after(turns, sandbox.destroy())
         if turns:
             await until(lambda: sandbox.state is SandboxState.DESTROYED)
-            assert house.backend.alive == []
+            assert core.backend.alive == []
             assert execution.exit is not None
             assert execution.exit.reason is ExitReason.KILLED
         await sandbox.destroy()
-        assert house.notes.sandboxes == ["created", "destroyed"]
+        assert core.notes.sandboxes == ["created", "destroyed"]
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_kill_goes_on_when_its_client_disconnects_at_any_turn(turns: int) -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        execution = await house.start(sandbox, "daemon", "sleep")
+    async with Core() as core:
+        sandbox = await core.create()
+        execution = await core.start(sandbox, "daemon", "sleep")
         await cancelled_after(turns, execution.kill())
         if turns:
-            await until(lambda: house.backend.alive == [sandbox.id])
+            await until(lambda: core.backend.alive == [sandbox.id])
             await execution.wait()
             assert execution.exit is not None
             assert execution.exit.reason is ExitReason.KILLED
         await execution.kill()
-        assert house.backend.alive == [sandbox.id]
+        assert core.backend.alive == [sandbox.id]
 
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_stdin_counts_what_went_in_when_its_writer_disconnects_at_any_turn(turns: int) -> None:
-    async with House() as house:
-        execution = await house.start(await house.create(), "silent-then", "cat", stdin=True)
+    async with Core() as core:
+        execution = await core.start(await core.create(), "silent-then", "cat", stdin=True)
         await cancelled_after(turns, execution.feed(b"abc"))
         await execution.feed(b"def")
-        assert execution.stdin_bytes == len(house.program(execution)._stdin)
+        assert execution.stdin_bytes == len(core.program(execution)._stdin)
         await cancelled_after(turns, execution.end_stdin())
-        house.backend.release(execution.id)
+        core.backend.release(execution.id)
         if turns:
             await execution.wait()
             assert execution.logs[Channel.STDOUT].total == execution.stdin_bytes
@@ -127,10 +127,10 @@ async def test_stdin_counts_what_went_in_when_its_writer_disconnects_at_any_turn
 
 @pytest.mark.parametrize("turns", TURNS)
 async def test_stop_that_is_cancelled_at_any_turn_can_be_repeated(turns: int) -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        await house.start(sandbox, "daemon", "sleep")
-        await cancelled_after(turns, house.sandboxes.aclose())
+    async with Core() as core:
+        sandbox = await core.create()
+        await core.start(sandbox, "daemon", "sleep")
+        await cancelled_after(turns, core.sandboxes.aclose())
 
 
 @pytest.mark.parametrize("turns", TURNS)

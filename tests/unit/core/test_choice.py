@@ -35,7 +35,7 @@ NO_LAUNCHER = BackendUnavailable("process", "no launcher")
 NO_SERVER = BackendUnavailable("boxlite", "no server")
 
 
-class House:
+class Core:
     """Both runtimes; `down` says which do not work now, `asked` which were asked."""
 
     def __init__(self, down: Mapping[str, BulkheadError] | None = None, *disabled: str) -> None:
@@ -60,19 +60,19 @@ class House:
 
 @pytest.mark.parametrize(("runtime", "name"), [("process", "process"), ("vm", "boxlite")])
 async def test_the_one_asked_for_is_taken_without_a_reason_and_whether_it_works_or_not(runtime: str, name: str) -> None:
-    house = House({"process": NO_LAUNCHER, "boxlite": NO_SERVER})
-    assert await house.choose(runtime, None, PAUSE) == (name, None)
-    assert house.asked == []
+    core = Core({"process": NO_LAUNCHER, "boxlite": NO_SERVER})
+    assert await core.choose(runtime, None, PAUSE) == (name, None)
+    assert core.asked == []
 
 
 async def test_the_one_asked_for_may_be_a_stronger_wall_than_the_floor() -> None:
-    assert await House().choose("boxlite", Tier.KERNEL) == ("boxlite", None)
-    assert await House().choose("boxlite", Tier.VM) == ("boxlite", None)
+    assert await Core().choose("boxlite", Tier.KERNEL) == ("boxlite", None)
+    assert await Core().choose("boxlite", Tier.VM) == ("boxlite", None)
 
 
 async def test_a_weaker_wall_than_the_floor_contradicts_the_runtime() -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        await House().choose("process", Tier.VM)
+        await Core().choose("process", Tier.VM)
     (error,) = refusal.value.errors
     assert error.pointer == "/isolation_min"
     assert (
@@ -83,65 +83,65 @@ async def test_a_weaker_wall_than_the_floor_contradicts_the_runtime() -> None:
 
 async def test_unknown_and_disabled_runtimes_are_refused() -> None:
     with pytest.raises(UnknownRuntime):
-        await House().choose("wasm")
+        await Core().choose("wasm")
     with pytest.raises(RuntimeNotEnabled):
-        await House(None, "boxlite").choose("vm")
+        await Core(None, "boxlite").choose("vm")
 
 
 # --- auto
 
 
 async def test_auto_takes_the_cheapest_and_does_not_ask_the_others() -> None:
-    house = House()
-    assert await house.choose() == ("process", "auto: process is the cheapest runtime that is available")
-    assert house.asked == ["process"]
+    core = Core()
+    assert await core.choose() == ("process", "auto: process is the cheapest runtime that is available")
+    assert core.asked == ["process"]
 
 
 async def test_auto_takes_the_next_when_the_cheapest_is_down_and_says_why() -> None:
     reason = "auto: boxlite is the cheapest runtime that is available; process is not available (no launcher)"
-    assert await House({"process": NO_LAUNCHER}).choose() == ("boxlite", reason)
+    assert await Core({"process": NO_LAUNCHER}).choose() == ("boxlite", reason)
 
 
 async def test_auto_goes_by_the_floor() -> None:
-    house = House()
-    name, reason = await house.choose("auto", Tier.VM)
+    core = Core()
+    name, reason = await core.choose("auto", Tier.VM)
     assert name == "boxlite"
     assert reason == (
         "auto: boxlite is the cheapest runtime that is available, isolates by vm at least; "
         "process isolates by kernel only"
     )
-    assert house.asked == ["boxlite"], "a weaker wall is no candidate"
-    assert (await house.choose("auto", Tier.KERNEL))[0] == "process"
+    assert core.asked == ["boxlite"], "a weaker wall is no candidate"
+    assert (await core.choose("auto", Tier.KERNEL))[0] == "process"
 
 
 async def test_auto_goes_by_what_the_request_needs() -> None:
-    name, reason = await House().choose("auto", None, PTY, IMAGES)
+    name, reason = await Core().choose("auto", None, PTY, IMAGES)
     assert name == "boxlite"
     assert reason == (
         "auto: boxlite is the cheapest runtime that is available, has images, pty; process lacks images, pty"
     )
-    assert (await House().choose("auto", None, STDIN, KILL_TREE))[0] == "process"
+    assert (await Core().choose("auto", None, STDIN, KILL_TREE))[0] == "process"
 
 
 async def test_auto_passes_a_disabled_runtime_and_says_so() -> None:
-    name, reason = await House(None, "process").choose()
+    name, reason = await Core(None, "process").choose()
     assert name == "boxlite"
     assert reason is not None
     assert reason.endswith("; process is not enabled")
 
 
 async def test_auto_names_what_is_missing_where_the_least_is_missing() -> None:
-    house = House()
+    core = Core()
     with pytest.raises(CapabilityMissing) as refusal:
-        await house.choose("auto", None, PTY, IMAGES, KILL_TREE)
+        await core.choose("auto", None, PTY, IMAGES, KILL_TREE)
     assert (refusal.value.missing, refusal.value.runtime) == (["kill_tree"], "auto")
     assert str(refusal.value) == "no runtime meets the request: process lacks images, pty; boxlite lacks kill_tree"
-    assert house.asked == []
+    assert core.asked == []
 
 
 async def test_auto_without_any_runtime_that_meets_the_floor_is_not_enabled() -> None:
     with pytest.raises(RuntimeNotEnabled) as refusal:
-        await House(None, "boxlite").choose("auto", Tier.VM)
+        await Core(None, "boxlite").choose("auto", Tier.VM)
     assert (refusal.value.runtime, refusal.value.known) == ("auto", ["process"])
     assert str(refusal.value) == (
         "no runtime meets the request: process isolates by kernel only; boxlite is not enabled"
@@ -149,17 +149,17 @@ async def test_auto_without_any_runtime_that_meets_the_floor_is_not_enabled() ->
 
 
 async def test_auto_never_goes_below_the_floor_when_the_strong_wall_is_down() -> None:
-    house = House({"boxlite": NO_SERVER})
+    core = Core({"boxlite": NO_SERVER})
     with pytest.raises(BackendUnavailable) as refusal:
-        await house.choose("auto", Tier.VM)
+        await core.choose("auto", Tier.VM)
     assert refusal.value.runtime == "boxlite"
-    assert house.asked == ["boxlite"]
+    assert core.asked == ["boxlite"]
 
 
 async def test_auto_with_all_down_names_them_all() -> None:
     down = {"process": IsolationUnavailable("landlock", "no Landlock"), "boxlite": NO_SERVER}
     with pytest.raises(BackendUnavailable) as refusal:
-        await House(down).choose()
+        await Core(down).choose()
     assert str(refusal.value) == (
         "no runtime that meets the request is available: process is not available (no Landlock); "
         "boxlite is not available (no server)"
@@ -176,13 +176,13 @@ async def test_auto_with_all_down_names_them_all() -> None:
 async def test_a_repeated_auto_comes_to_the_same_runtime_whatever_is_down_now(
     name: str, down: dict[str, BulkheadError]
 ) -> None:
-    assert (await House(down).choose(settled_on=name))[0] == name
+    assert (await Core(down).choose(settled_on=name))[0] == name
 
 
 async def test_what_auto_settled_on_does_not_count_when_it_does_not_meet_the_request() -> None:
-    assert (await House().choose("auto", Tier.VM, settled_on="process"))[0] == "boxlite"
-    assert (await House().choose("auto", None, KILL_TREE, settled_on="boxlite"))[0] == "process"
+    assert (await Core().choose("auto", Tier.VM, settled_on="process"))[0] == "boxlite"
+    assert (await Core().choose("auto", None, KILL_TREE, settled_on="boxlite"))[0] == "process"
 
 
 async def test_what_auto_settled_on_does_not_change_an_explicit_runtime() -> None:
-    assert await House().choose("boxlite", settled_on="process") == ("boxlite", None)
+    assert await Core().choose("boxlite", settled_on="process") == ("boxlite", None)

@@ -17,7 +17,7 @@ from app.core.models import SandboxState
 from app.core.running import Job, run_in
 from tests.callbacks import own_work
 from tests.null_backend import Gate
-from tests.unit.core.support import House, command, until
+from tests.unit.core.support import Core, command, until
 
 MANY = {b"%06d" % number: 1 for number in range(100_000)}
 
@@ -128,10 +128,10 @@ async def test_names_of_any_bytes_are_matched_by_characters(named: bytes) -> Non
 
 
 async def test_client_that_disconnects_ends_its_command_and_nothing_else() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        other = await house.start(sandbox, "sleep")
-        running = asyncio.ensure_future(run_in(house.sandboxes, sandbox, Job(command("daemon", "sleep"))))
+    async with Core() as core:
+        sandbox = await core.create()
+        other = await core.start(sandbox, "sleep")
+        running = asyncio.ensure_future(run_in(core.sandboxes, sandbox, Job(command("daemon", "sleep"))))
         await until(lambda: len(sandbox.executions) == 2 and not running.done())
         (mine,) = set(sandbox.executions.values()) - {other}
         await mine.started.wait()
@@ -142,14 +142,14 @@ async def test_client_that_disconnects_ends_its_command_and_nothing_else() -> No
         assert mine.exit is not None
         assert (mine.exit.reason, mine.exit.detail) == ("killed", "its client disconnected")
         assert (sandbox.state, other.exit) == (SandboxState.RUNNING, None)
-        assert house.backend.alive == [sandbox.id, f"{sandbox.id}/{other.id}"]
+        assert core.backend.alive == [sandbox.id, f"{sandbox.id}/{other.id}"]
 
 
 async def test_client_that_disconnects_at_any_moment_leaves_no_command() -> None:
-    async with House() as house:
-        sandbox = await house.create()
+    async with Core() as core:
+        sandbox = await core.create()
         for turns in range(12):
-            running = asyncio.ensure_future(run_in(house.sandboxes, sandbox, Job(command("sleep"))))
+            running = asyncio.ensure_future(run_in(core.sandboxes, sandbox, Job(command("sleep"))))
             for _ in range(turns):
                 await asyncio.sleep(0)
             running.cancel()
@@ -157,4 +157,4 @@ async def test_client_that_disconnects_at_any_moment_leaves_no_command() -> None
                 await running
             for execution in tuple(sandbox.executions.values()):
                 await execution.wait()
-        assert house.backend.alive == [sandbox.id]
+        assert core.backend.alive == [sandbox.id]

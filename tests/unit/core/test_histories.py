@@ -17,7 +17,7 @@ from app.core.errors import BackendUnavailable, BulkheadError, LaunchFailed
 from app.core.executions import Execution
 from app.core.models import ExecutionState, ExitReason, SandboxState
 from app.core.sandboxes import Sandbox
-from tests.unit.core.support import House, command, no_tasks_left, spec, steps, timers
+from tests.unit.core.support import Core, command, no_tasks_left, spec, steps, timers
 
 GONE = BackendUnavailable("process", "the launcher is not there")
 REFUSED = LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM")
@@ -46,7 +46,7 @@ actions = st.tuples(
 
 class History:
     def __init__(self) -> None:
-        self.house = House(sandboxes=4)
+        self.core = Core(sandboxes=4)
         self.calls: list[asyncio.Task[Any]] = []
         self.sandboxes: list[Sandbox] = []
         self.executions: set[Execution] = set()
@@ -62,13 +62,13 @@ class History:
         return known[number % len(known)] if known else None
 
     async def step(self, action: str, number: int) -> None:
-        house, backend = self.house, self.house.backend
+        core, backend = self.core, self.core.backend
         sandbox, execution = self.sandbox(number), self.execution(number)
         if action == "create":
             name = NAMES[number] if number < len(NAMES) else None
-            made, _ = house.sandboxes.create(spec(), name)
+            made, _ = core.sandboxes.create(spec(), name)
             self.sandboxes.append(made)
-            self.call(house.sandboxes.wait_created(made, 60))
+            self.call(core.sandboxes.wait_created(made, 60))
         elif action == "execute" and sandbox is not None:
             wanted = command(*ARGVS[number], stdin=number % 2 == 0, kill=number % 3 == 0)
             self.call(sandbox.execute(wanted, f"e{number}" if number < 2 else None))
@@ -97,7 +97,7 @@ class History:
             self.heal()
 
     def heal(self) -> None:
-        backend = self.house.backend
+        backend = self.core.backend
         backend.create_error = backend.execute_error = backend.kill_error = None
         backend.destroy_error = backend.pause_error = None
 
@@ -109,13 +109,13 @@ class History:
             await steps(turns)
             self.note()
         self.heal()
-        await self.house.sandboxes.aclose()
+        await self.core.sandboxes.aclose()
         self.note()
         results = await asyncio.gather(*self.calls, return_exceptions=True)
         wrong = [r for r in results if isinstance(r, BaseException) and not isinstance(r, BulkheadError)]
         assert [r for r in wrong if not isinstance(r, asyncio.CancelledError)] == []
         self.check()
-        await self.house.backend.aclose()
+        await self.core.backend.aclose()
         await no_tasks_left()
         assert timers() == []
 
@@ -123,7 +123,7 @@ class History:
         self.executions |= {e for sandbox in self.sandboxes for e in sandbox.executions.values()}
 
     def check(self) -> None:
-        assert self.house.backend.alive == []
+        assert self.core.backend.alive == []
         for sandbox in self.sandboxes:
             assert sandbox.state in {SandboxState.DESTROYED, SandboxState.FAILED}
             assert sandbox._handle is None
@@ -135,7 +135,7 @@ class History:
             assert (execution.exit.code is not None) is (execution.exit.reason is ExitReason.EXITED)
             assert all(log.closed and not log._wakers for log in execution.logs.values())
             assert len(execution._tasks) == 0
-        notes = self.house.notes
+        notes = self.core.notes
         ended = [note for note in notes.sandboxes if note != "created"]
         assert len(ended) == len({id(sandbox) for sandbox in self.sandboxes})
         assert notes.sandboxes.count("created") <= len(ended)

@@ -21,7 +21,7 @@ from app.core.retention import LEAST, EndedOutput
 from app.core.sandboxes import Capacity, Sandboxes
 from app.spill import SpillFolder
 from tests.null_backend import NullBackend, pattern
-from tests.unit.core.support import House, Notes, spec, text, until
+from tests.unit.core.support import Core, Notes, spec, text, until
 
 MIB = 1024 * 1024
 
@@ -56,9 +56,9 @@ def test_ended_output_leaves_memory_for_the_disk(tmp_path: Path, size: int, leas
 
 async def test_output_that_left_memory_reads_as_before(tmp_path: Path) -> None:
     folder = SpillFolder(tmp_path, 100 * MIB)
-    async with House(folder.of, ended_output_mib=0) as house:
-        sandbox = await house.create()
-        execution = await house.start(sandbox, "echo", "hello")
+    async with Core(folder.of, ended_output_mib=0) as core:
+        sandbox = await core.create()
+        execution = await core.start(sandbox, "echo", "hello")
         await execution.wait()
         assert [log.in_memory for log in execution.logs.values()] == [0, 0]
         assert text(execution) == b"hello\n"
@@ -68,9 +68,9 @@ async def test_output_that_left_memory_reads_as_before(tmp_path: Path) -> None:
 
 
 async def test_without_a_disk_the_oldest_ended_output_is_dropped_and_the_newest_kept() -> None:
-    async with House(ended_output_mib=1) as house:
-        sandbox = await house.create()
-        ended = [await house.start(sandbox, "print", str(MEMORY_WINDOW)) for _ in range(6)]
+    async with Core(ended_output_mib=1) as core:
+        sandbox = await core.create()
+        ended = [await core.start(sandbox, "print", str(MEMORY_WINDOW)) for _ in range(6)]
         for execution in ended:
             await execution.wait()
         assert [execution.outputs.stdout.dropped for execution in ended] == [MEMORY_WINDOW] * 2 + [0] * 4
@@ -81,22 +81,22 @@ async def test_greedy_sandboxes_cost_a_quiet_one_no_ended_output_though_the_disk
     tmp_path: Path, ends: str
 ) -> None:
     folder = SpillFolder(tmp_path, 4 * MIB)
-    async with House(folder.of, ended_output_mib=4) as house:
-        quiet = await house.create()
-        printed = await house.start(quiet, "silent-then", "print", str(200 * 1024))
+    async with Core(folder.of, ended_output_mib=4) as core:
+        quiet = await core.create()
+        printed = await core.start(quiet, "silent-then", "print", str(200 * 1024))
         if ends == "first":
-            house.backend.release(printed.id)
+            core.backend.release(printed.id)
             await printed.wait()
-        greedy = [await house.create() for _ in range(8)]
+        greedy = [await core.create() for _ in range(8)]
         for size in (MIB, MEMORY_WINDOW):  # the disk is full before memory is
             for sandbox in greedy * 8:
                 with contextlib.suppress(CapacityExceeded):
-                    await (await house.start(sandbox, "print", str(size))).wait()
+                    await (await core.start(sandbox, "print", str(size))).wait()
         logs = [execution.outputs.stdout for sandbox in greedy for execution in sandbox.executions.values()]
         assert sum(log.dropped or 0 for log in logs) > 8 * MIB  # there was more than memory and disk take
         assert not folder.budget.fits(quiet.id, 200 * 1024)
         if ends == "last":
-            house.backend.release(printed.id)
+            core.backend.release(printed.id)
             await printed.wait()
         assert printed.outputs.stdout.dropped == 0
         log = printed.outputs.stdout
@@ -115,11 +115,11 @@ def test_small_outputs_count_for_a_block_so_that_few_make_room_for_a_large_one()
 
 async def test_the_end_of_a_sandbox_with_many_records_leaves_turns_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeslices, "SECONDS", 0.0)  # each record uses up a slice
-    async with House() as house:
-        sandbox = await house.create()
+    async with Core() as core:
+        sandbox = await core.create()
         for _ in range(20):
-            await (await house.start(sandbox, "exit", "0")).wait()
-        house.backend.sandboxes[sandbox.id].executions.clear()
+            await (await core.start(sandbox, "exit", "0")).wait()
+        core.backend.sandboxes[sandbox.id].executions.clear()
         ending, turns = asyncio.ensure_future(sandbox.destroy()), 0
         await until(lambda: sandbox.state is SandboxState.DESTROYED)
         while not ending.done():
@@ -132,10 +132,10 @@ async def test_the_end_of_a_sandbox_with_many_records_leaves_turns_to_others(mon
 
 
 async def test_commands_of_one_sandbox_leave_room_for_another_and_the_oldest_ended_one_is_forgotten() -> None:
-    async with House(commands_mib=1) as house:
-        greedy, other = await house.create(), await house.create()
+    async with Core(commands_mib=1) as core:
+        greedy, other = await core.create(), await core.create()
         for _ in range(10):
-            last = await house.start(greedy, "exit", "0", "x" * 100_000)
+            last = await core.start(greedy, "exit", "0", "x" * 100_000)
             await last.wait()
         assert 2 <= len(greedy.executions) <= 5
         assert list(greedy.executions.values())[-1] is last
@@ -143,31 +143,31 @@ async def test_commands_of_one_sandbox_leave_room_for_another_and_the_oldest_end
             CapacityExceeded, match="this sandbox has 0 of the service's 1 MiB of stored commands and"
         ) as full:
             for _ in range(10):
-                await house.start(greedy, "sleep", "x" * 100_000)
+                await core.start(greedy, "sleep", "x" * 100_000)
         assert full.value.holder == "sandbox"
-        await house.start(other, "echo", "x" * 100_000)
+        await core.start(other, "echo", "x" * 100_000)
         await greedy.destroy()
-        await house.start(other, "echo", "x" * 125_000, "x" * 125_000)
+        await core.start(other, "echo", "x" * 125_000, "x" * 125_000)
 
 
 async def test_what_is_not_kept_any_more_is_not_counted() -> None:
-    async with House(commands_mib=1) as house:
-        kept = house.sandboxes._resources.commands
-        sandbox = await house.create(spec(env={"A": "x" * 1000}))
+    async with Core(commands_mib=1) as core:
+        kept = core.sandboxes._resources.commands
+        sandbox = await core.create(spec(env={"A": "x" * 1000}))
         before = kept.used
-        await (await house.start(sandbox, "exit", "0", env={"B": "y" * 100_000})).wait()
+        await (await core.start(sandbox, "exit", "0", env={"B": "y" * 100_000})).wait()
         assert kept.used - before < 20_000  # the record stays, the environment does not
         await sandbox.destroy()
         assert kept.used == 0
 
 
 async def test_records_of_destroyed_sandboxes_have_a_bound_too_and_the_oldest_makes_room() -> None:
-    async with House(commands_mib=1) as house:
+    async with Core(commands_mib=1) as core:
         for number in range(8):
-            sandbox = await house.create(spec(), f"s{number}")
-            await (await house.start(sandbox, "exit", "0", "x" * 125_000, "x" * 125_000)).wait()
+            sandbox = await core.create(spec(), f"s{number}")
+            await (await core.start(sandbox, "exit", "0", "x" * 125_000, "x" * 125_000)).wait()
             await sandbox.destroy()
-        assert [sandbox.id for sandbox in house.sandboxes] == ["s5", "s6", "s7"]
+        assert [sandbox.id for sandbox in core.sandboxes] == ["s5", "s6", "s7"]
 
 
 @pytest.mark.parametrize("numbers", [{"records": 6}, {"commands_mib": 1}], ids=["number", "bytes"])
@@ -175,16 +175,16 @@ async def test_records_of_a_client_that_leaves_many_do_not_push_out_those_of_ano
     """Each record keeps 240 KiB of the 1 MiB."""
 
     async def leave(client: str, name: str) -> None:
-        sandbox, _ = house.sandboxes.create(spec(), name, client)
-        await house.sandboxes.wait_created(sandbox, 60)
-        await (await house.start(sandbox, "exit", "0", "x" * 120_000, "x" * 120_000)).wait()
+        sandbox, _ = core.sandboxes.create(spec(), name, client)
+        await core.sandboxes.wait_created(sandbox, 60)
+        await (await core.start(sandbox, "exit", "0", "x" * 120_000, "x" * 120_000)).wait()
         await sandbox.destroy()
 
-    async with House(**numbers) as house:
+    async with Core(**numbers) as core:
         await leave("quiet", "mine")
         for number in range(20):
             await leave("greedy", f"g{number}")
-        left = [sandbox.id for sandbox in house.sandboxes]
+        left = [sandbox.id for sandbox in core.sandboxes]
         assert left[0] == "mine"
         assert left[-1] == "g19"
         assert len(left) < 10
@@ -209,9 +209,9 @@ async def test_sandboxes_of_one_client_leave_room_for_another() -> None:
 
 
 async def test_a_file_operation_of_one_sandbox_leaves_room_for_another() -> None:
-    async with House(transfers=4, archives=2) as house:
-        greedy, other = await house.create(), await house.create()
-        transfers = house.sandboxes.transfers
+    async with Core(transfers=4, archives=2) as core:
+        greedy, other = await core.create(), await core.create()
+        transfers = core.sandboxes.transfers
         async with transfers.files(greedy.id), transfers.unpacking(greedy.id):
             with pytest.raises(
                 CapacityExceeded,

@@ -12,7 +12,7 @@ from app.core.executions import Execution
 from app.core.models import Channel, ExecutionState, ExitReason, SandboxState
 from app.core.sandbox import Sandbox
 from tests.null_backend import CAPABILITIES, Gate, NullBackend
-from tests.unit.core.support import House, cancelled_after, command, spec, steps, text, until
+from tests.unit.core.support import Core, cancelled_after, command, spec, steps, text, until
 
 SLOW = BackendTimeout("process", "its processes did not all stop within 2 seconds")
 
@@ -21,16 +21,16 @@ def total(execution: Execution) -> int:
     return execution.logs[Channel.STDOUT].total
 
 
-async def paused(house: House) -> Sandbox:
-    sandbox = await house.create()
+async def paused(core: Core) -> Sandbox:
+    sandbox = await core.create()
     await sandbox.pause()
     return sandbox
 
 
 async def test_paused_sandbox_says_so_and_runs_again_after_resume() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        execution = await house.start(sandbox, "cat", stdin=True)
+    async with Core() as core:
+        sandbox = await core.create()
+        execution = await core.start(sandbox, "cat", stdin=True)
         for _ in range(2):
             await sandbox.pause()
             assert sandbox.state is SandboxState.PAUSED
@@ -45,15 +45,15 @@ async def test_paused_sandbox_says_so_and_runs_again_after_resume() -> None:
 
 
 async def test_resume_of_one_that_was_never_paused_is_nothing() -> None:
-    async with House() as house:
-        sandbox = await house.create()
+    async with Core() as core:
+        sandbox = await core.create()
         await sandbox.resume()
         assert sandbox.state is SandboxState.RUNNING
 
 
 async def test_paused_sandbox_starts_nothing_and_can_be_changed() -> None:
-    async with House() as house:
-        sandbox = await paused(house)
+    async with Core() as core:
+        sandbox = await paused(core)
         with pytest.raises(WrongState) as refusal:
             await sandbox.execute(command("echo"))
         assert refusal.value.state == "paused"
@@ -61,13 +61,13 @@ async def test_paused_sandbox_starts_nothing_and_can_be_changed() -> None:
         sandbox.update(ttl_seconds=5, labels={"a": "b"})
         assert (sandbox.ttl_seconds, sandbox.labels) == (5, {"a": "b"})
         await sandbox.resume()
-        assert (await house.start(sandbox, "echo", "x")).failure is None
+        assert (await core.start(sandbox, "echo", "x")).failure is None
 
 
 async def test_a_start_while_it_is_being_paused_is_refused_and_leaves_no_record() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        house.backend.pause_gate = gate = Gate()
+    async with Core() as core:
+        sandbox = await core.create()
+        core.backend.pause_gate = gate = Gate()
         pausing = asyncio.ensure_future(sandbox.pause())
         await gate.reached.wait()
         with pytest.raises(WrongState) as refusal:
@@ -80,25 +80,25 @@ async def test_a_start_while_it_is_being_paused_is_refused_and_leaves_no_record(
 
 @pytest.mark.parametrize("change", ["pause", "resume"])
 async def test_creating_failed_and_destroyed_ones_are_in_the_wrong_state(change: str) -> None:
-    async with House() as house:
-        destroyed, lost = await house.create(), await house.create()
+    async with Core() as core:
+        destroyed, lost = await core.create(), await core.create()
         await destroyed.destroy()
-        await house.backend.lose(lost.id)
+        await core.backend.lose(lost.id)
         await until(lambda: lost.state is SandboxState.FAILED)
-        house.backend.create_gate = Gate()
-        creating, _ = house.sandboxes.create(spec())
+        core.backend.create_gate = Gate()
+        creating, _ = core.sandboxes.create(spec())
         for sandbox, state in ((creating, "creating"), (destroyed, "destroyed"), (lost, "failed")):
             with pytest.raises(WrongState) as refusal:
                 await getattr(sandbox, change)()
             assert refusal.value.state == state
-        house.backend.create_gate.open()
+        core.backend.create_gate.open()
 
 
 @pytest.mark.parametrize("change", ["pause", "resume"])
 async def test_runtime_without_the_capability_is_not_even_asked(change: str) -> None:
     backend = NullBackend(capabilities=CAPABILITIES - {Capability.PAUSE})
-    async with House(backend=backend) as house:
-        sandbox = await house.create()
+    async with Core(backend=backend) as core:
+        sandbox = await core.create()
         backend.pause_gate = Gate()
         with pytest.raises(UnsupportedByRuntime):
             await getattr(sandbox, change)()
@@ -107,25 +107,25 @@ async def test_runtime_without_the_capability_is_not_even_asked(change: str) -> 
 
 
 async def test_pause_that_fails_leaves_it_running_and_can_be_repeated() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        house.backend.pause_error = SLOW
+    async with Core() as core:
+        sandbox = await core.create()
+        core.backend.pause_error = SLOW
         with pytest.raises(BackendTimeout):
             await sandbox.pause()
         assert sandbox.state is SandboxState.RUNNING
-        assert (await house.start(sandbox, "echo", "x")).failure is None
-        house.backend.pause_error = None
+        assert (await core.start(sandbox, "echo", "x")).failure is None
+        core.backend.pause_error = None
         await sandbox.pause()
-        house.backend.pause_error = SLOW
+        core.backend.pause_error = SLOW
         with pytest.raises(BackendTimeout):
             await sandbox.resume()
         assert str(sandbox.state) == "paused"
-        house.backend.pause_error = None
+        core.backend.pause_error = None
 
 
 async def test_changes_come_in_the_order_of_the_calls_and_outlive_their_clients() -> None:
-    async with House() as house:
-        sandbox = await house.create()
+    async with Core() as core:
+        sandbox = await core.create()
         for number in range(8):
             assert await cancelled_after(number, sandbox.pause()) in (True, False)
             calls = [sandbox.resume(), sandbox.pause()]
@@ -136,9 +136,9 @@ async def test_changes_come_in_the_order_of_the_calls_and_outlive_their_clients(
 
 
 async def test_destroy_does_not_wait_for_a_pause_which_then_says_what_became_of_it() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        house.backend.pause_gate = gate = Gate()
+    async with Core() as core:
+        sandbox = await core.create()
+        core.backend.pause_gate = gate = Gate()
         pausing = asyncio.ensure_future(sandbox.pause())
         behind = asyncio.ensure_future(sandbox.resume())
         await gate.reached.wait()
@@ -151,20 +151,20 @@ async def test_destroy_does_not_wait_for_a_pause_which_then_says_what_became_of_
 
 
 async def test_paused_sandbox_is_destroyed_with_all_that_is_in_it() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        execution = await house.start(sandbox, "daemon", "sleep")
+    async with Core() as core:
+        sandbox = await core.create()
+        execution = await core.start(sandbox, "daemon", "sleep")
         await sandbox.pause()
         await sandbox.destroy()
-        assert (sandbox.state, house.backend.alive) == (SandboxState.DESTROYED, [])
+        assert (sandbox.state, core.backend.alive) == (SandboxState.DESTROYED, [])
         assert execution.exit is not None
         assert execution.exit.reason is ExitReason.KILLED
 
 
 async def test_execution_of_a_paused_sandbox_is_killed_and_its_neighbour_stays_as_it_is() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        first, second = await house.start(sandbox, "spew"), await house.start(sandbox, "spew")
+    async with Core() as core:
+        sandbox = await core.create()
+        first, second = await core.start(sandbox, "spew"), await core.start(sandbox, "spew")
         await sandbox.pause()
         await first.kill()
         assert first.exit is not None
@@ -175,9 +175,9 @@ async def test_execution_of_a_paused_sandbox_is_killed_and_its_neighbour_stays_a
 
 
 async def test_an_execution_times_out_while_it_is_paused() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        execution = await house.start(sandbox, "sleep", timeout_seconds=0.02)
+    async with Core() as core:
+        sandbox = await core.create()
+        execution = await core.start(sandbox, "sleep", timeout_seconds=0.02)
         await sandbox.pause()
         await execution.wait()
         assert execution.exit is not None
@@ -185,9 +185,9 @@ async def test_an_execution_times_out_while_it_is_paused() -> None:
 
 
 async def test_ttl_goes_on_while_paused() -> None:
-    async with House() as house:
-        sandbox = await house.create(spec(ttl_seconds=0.05))
-        execution = await house.start(sandbox, "sleep")
+    async with Core() as core:
+        sandbox = await core.create(spec(ttl_seconds=0.05))
+        execution = await core.start(sandbox, "sleep")
         await sandbox.pause()
         await execution.wait()
         await sandbox.destroy()
@@ -195,9 +195,9 @@ async def test_ttl_goes_on_while_paused() -> None:
 
 
 async def test_paused_sandbox_is_idle_only_without_an_execution() -> None:
-    async with House() as house:
-        empty, busy = [await house.create(spec(idle_seconds=0.05)) for _ in range(2)]
-        execution = await house.start(busy, "sleep")
+    async with Core() as core:
+        empty, busy = [await core.create(spec(idle_seconds=0.05)) for _ in range(2)]
+        execution = await core.start(busy, "sleep")
         for sandbox in (empty, busy):
             await sandbox.pause()
         while empty.state is not SandboxState.DESTROYED:  # noqa: ASYNC110 - a record has no event for its end
@@ -207,11 +207,11 @@ async def test_paused_sandbox_is_idle_only_without_an_execution() -> None:
 
 
 async def test_loss_while_paused_is_told() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        execution = await house.start(sandbox, "sleep")
+    async with Core() as core:
+        sandbox = await core.create()
+        execution = await core.start(sandbox, "sleep")
         await sandbox.pause()
-        await house.backend.lose(sandbox.id, "the launcher ended")
+        await core.backend.lose(sandbox.id, "the launcher ended")
         await until(lambda: sandbox.over)
         assert (sandbox.state, sandbox.state_reason) == (SandboxState.FAILED, "the launcher ended")
         assert execution.exit is not None
@@ -219,12 +219,12 @@ async def test_loss_while_paused_is_told() -> None:
 
 
 async def test_a_destroy_that_fails_leaves_it_paused_and_its_loss_is_still_noticed() -> None:
-    async with House() as house:
-        sandbox = await paused(house)
-        house.backend.destroy_error = SLOW
+    async with Core() as core:
+        sandbox = await paused(core)
+        core.backend.destroy_error = SLOW
         with pytest.raises(BackendTimeout):
             await sandbox.destroy()
         assert sandbox.state is SandboxState.PAUSED
-        house.backend.destroy_error = None
-        await house.backend.lose(sandbox.id)
+        core.backend.destroy_error = None
+        await core.backend.lose(sandbox.id)
         await until(lambda: sandbox.state is SandboxState.FAILED)

@@ -11,21 +11,21 @@ from app.core.errors import WrongState
 from app.core.follow import OutputGap, OutputPiece
 from app.core.models import Channel, Terminal
 from tests.null_backend import CAPABILITIES, Gate, NullBackend
-from tests.unit.core.support import House, steps, text
+from tests.unit.core.support import Core, steps, text
 
 SIZE = Terminal(24, 80)
 
 
 async def test_the_new_size_reaches_the_program() -> None:
-    async with House() as house:
-        execution = await house.start(await house.create(), "trap", stdin=True, tty=SIZE)
+    async with Core() as core:
+        execution = await core.start(await core.create(), "trap", stdin=True, tty=SIZE)
         await execution.resize(Terminal(40, 120))
         assert text(execution) == b"ready\n40x120\n"
 
 
 async def test_the_size_of_what_has_no_terminal_cannot_change() -> None:
-    async with House() as house:
-        execution = await house.start(await house.create(), "trap")
+    async with Core() as core:
+        execution = await core.start(await core.create(), "trap")
         with pytest.raises(WrongState, match="without a terminal") as refusal:
             await execution.resize(SIZE)
         assert refusal.value.state == "running"
@@ -34,8 +34,8 @@ async def test_the_size_of_what_has_no_terminal_cannot_change() -> None:
 
 @pytest.mark.parametrize("argv", [("exit", "0"), ("missing",)])
 async def test_the_size_of_an_ended_terminal_cannot_change(argv: tuple[str, ...]) -> None:
-    async with House() as house:
-        execution = await house.start(await house.create(), *argv, stdin=True, tty=SIZE)
+    async with Core() as core:
+        execution = await core.start(await core.create(), *argv, stdin=True, tty=SIZE)
         await execution.wait()
         with pytest.raises(WrongState, match="has ended") as refusal:
             await execution.resize(SIZE)
@@ -43,10 +43,10 @@ async def test_the_size_of_an_ended_terminal_cannot_change(argv: tuple[str, ...]
 
 
 async def test_a_new_size_waits_until_the_command_was_started() -> None:
-    async with House() as house:
-        sandbox = await house.create()
-        gate = house.backend.execute_gate = Gate()
-        starting = asyncio.create_task(house.start(sandbox, "trap", stdin=True, tty=SIZE))
+    async with Core() as core:
+        sandbox = await core.create()
+        gate = core.backend.execute_gate = Gate()
+        starting = asyncio.create_task(core.start(sandbox, "trap", stdin=True, tty=SIZE))
         await gate.reached.wait()
         (execution,) = sandbox.executions.values()
         resizing = asyncio.create_task(execution.resize(Terminal(1, 2)))
@@ -59,8 +59,8 @@ async def test_a_new_size_waits_until_the_command_was_started() -> None:
 
 async def test_output_of_a_runtime_without_exact_output_is_followed_over_its_gaps() -> None:
     backend = NullBackend(capabilities=CAPABILITIES - {Capability.EXACT_OUTPUT})
-    async with House(backend=backend) as house:
-        execution = await house.start(await house.create(), "torn", "8", "8")
+    async with Core(backend=backend) as core:
+        execution = await core.start(await core.create(), "torn", "8", "8")
         await execution.wait()
         found = []
         with execution.follow({Channel.STDOUT: 0, Channel.STDERR: 0}) as follower:
@@ -75,7 +75,7 @@ async def test_output_of_a_runtime_without_exact_output_is_followed_over_its_gap
 
 
 async def test_output_of_a_runtime_with_exact_output_is_counted() -> None:
-    async with House() as house:
-        execution = await house.start(await house.create(), "print", "8")
+    async with Core() as core:
+        execution = await core.start(await core.create(), "print", "8")
         await execution.wait()
         assert [log.dropped for log in execution.logs.values()] == [0, 0]

@@ -178,7 +178,7 @@ def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(seco
     assert led(joins[0]) == f"{tmp_path}/one/1/cgroup.procs"
     os.close(joins[0])
     assert not [name for name in written(tmp_path) if name.endswith("memory.oom.group")]
-    assert [led(fd) for fd in payload.home] == [f"{tmp_path}/_workers/one/cgroup.procs"]
+    assert [led(fd) for fd in payload.worker_group] == [f"{tmp_path}/_workers/one/cgroup.procs"]
 
 
 def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(first: CgroupTree, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_each_worker_has_a_cpu_group_of_its_own_and_lives_with_the_others_else(
     rooms = [Groups(first, name) for name in ("one", "two")]
     for payload in rooms:
         payload.make(1 << 20, 7, 500)
-    homes = [[led(fd).removeprefix(f"{tmp_path}/") for fd in payload.home] for payload in rooms]
+    homes = [[led(fd).removeprefix(f"{tmp_path}/") for fd in payload.worker_group] for payload in rooms]
     assert homes == [
         ["memory/_workers/tasks", f"pids/{name}/tasks", f"cpu/_workers/{name}/tasks", "cpuacct/_workers/tasks"]
         for name in ("one", "two")
