@@ -47,7 +47,8 @@ class Logs:
     def mark_inexact(self) -> None:
         """Of this command the runtime may lose output unnoticed, although it has EXACT_OUTPUT: said before any
         output comes."""
-        self.stdout.exact = self.stderr.exact = False
+        self.stdout.mark_inexact()
+        self.stderr.mark_inexact()
 
 
 class ExecutionHandle(Protocol):

@@ -91,6 +91,10 @@ class OutputLog:
             wake()
         return len(data)
 
+    def mark_inexact(self) -> None:
+        """The runtime may lose output unnoticed: said before any output comes."""
+        self.exact = False
+
     def add_gap(self) -> None:
         """Records that bytes are missing here, and that nobody knows how many."""
         if not self.closed and self.total not in self.gaps[-1:] and len(self.gaps) < MOST_GAPS:

@@ -45,15 +45,17 @@ class Proxy:
             self._tasks.add(asyncio.create_task(self._pass_on(source, target, held=held)))
 
     async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, held: bool) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await source.read(16 * 1024):
-                if held:
-                    await self.go_on.wait()
-                target.write(data)
-                await target.drain()
-        target.close()
-        with contextlib.suppress(ConnectionError):
-            await target.wait_closed()
+        try:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(16 * 1024):
+                    if held:
+                        await self.go_on.wait()
+                    target.write(data)
+                    await target.drain()
+        finally:  # it may be cancelled at any of these
+            target.close()
+            with contextlib.suppress(ConnectionError):
+                await target.wait_closed()
 
 
 async def test_nothing_is_lost_on_either_channel_although_the_reader_stalls(machine: Machine) -> None:

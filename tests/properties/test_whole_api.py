@@ -87,5 +87,5 @@ def test_over_the_runtime_process(tmp_path_factory: pytest.TempPathFactory, tmp_
         service.run(sandbox, "head", "-c", "3000000", "/dev/zero")
         service.call("DELETE", f"/sandboxes/{sandbox}")
         with nothing_stays(service):
-            check(service, tmp_path, 4, 20)
+            check(service, tmp_path, 4, 30)
             delete_all(service)
