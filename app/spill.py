@@ -6,11 +6,12 @@ Output of ended executions makes room for newer output of the same sandbox, and 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.core.budget import Budget
@@ -23,10 +24,12 @@ INLINE = 8 * MIB  # of a file that is closed at once
 
 class SpillFolder:
     """Makes the files of sandboxes. `size` is the bytes of all of them together. With 0 nothing is stored. The folder
-    is held open, so that an unprivileged process can use it later, wherever it is. Raises OSError."""
+    is held open, so that an unprivileged process can use it later, wherever it is. `on_failure` gets the sandbox's id
+    and the disk's error where one of its files cannot be made, written or read. Raises OSError."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.on_failure: Callable[[str, OSError], None] = lambda _, __: None
         self.budget = Budget("MiB of stored output", size, "sandbox", retry_seconds=10, unit=MIB)
 
     def of(self, sandbox_id: str) -> SpillFile:
@@ -68,10 +71,20 @@ class SpillFile:
     def open(self, capacity: int) -> SpilledOutput:
         """Opens a store for the last `capacity` bytes of one log. Raises OSError."""
         if self._fd < 0:
-            self._fd = self._folder.descriptor()
+            with self.reported():
+                self._fd = self._folder.descriptor()
         output = SpilledOutput(self, capacity)
         self._open.add(output)
         return output
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """Reports the disk's error, and raises it. A budget that is used up is no error of the disk."""
+        try:
+            yield
+        except OSError as error:
+            self._folder.on_failure(self._holder, error)
+            raise
 
     def allocate(self, count: int) -> list[int]:
         """Returns as many blocks as this sandbox may have, at most `count`: free ones, then new ones, then those of the
@@ -132,9 +145,10 @@ class SpilledOutput:
             self._blocks.extend(self._take(missing))
         self._end = end
         view = memoryview(data)
-        for position, length in self._places(offset, len(data)):
-            _write_at(self._file.fd, position, view[:length])
-            view = view[length:]
+        with self._file.reported():
+            for position, length in self._places(offset, len(data)):
+                _write_at(self._file.fd, position, view[:length])
+                view = view[length:]
 
     def _take(self, count: int) -> list[int]:
         """So many blocks, of its own oldest ones where there are no others. Raises OSError."""
@@ -172,10 +186,11 @@ class SpilledOutput:
     def read(self, offset: int, size: int) -> bytes:
         """Reads stored bytes only. Raises OSError. Returns less if somebody has cut the file."""
         pieces: list[bytes] = []
-        for position, length in self._places(offset, min(size, self._end - offset)):
-            pieces.append(os.pread(self._file.fd, length, position))
-            if len(pieces[-1]) < length:
-                break
+        with self._file.reported():
+            for position, length in self._places(offset, min(size, self._end - offset)):
+                pieces.append(os.pread(self._file.fd, length, position))
+                if len(pieces[-1]) < length:
+                    break
         return b"".join(pieces)
 
     def seal(self) -> None:

@@ -132,6 +132,10 @@ class Telemetry:
         """The structured logger, for parts of the service that log at start and end."""
         return self._log
 
+    def spill_failed(self, sandbox_id: str, error: OSError) -> None:
+        """Called when output of a sandbox cannot be stored, or not be read back. That output is dropped."""
+        self._log.error("spill_failed", sandbox=sandbox_id, reason=error.strerror or str(error))
+
     # --- Observer
 
     def sandbox_created(self, runtime: str, seconds: float) -> None:

@@ -20,7 +20,6 @@ import uvicorn
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
-from app.backends.boxlite.instance import Instance, InstanceError
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
 from app.core.connections import NEWCOMERS
@@ -32,6 +31,7 @@ from app.core.sandboxes import Sandboxes
 from app.keys import KeysError, load_keys
 from app.main import create_app
 from app.serving.http_bounds import BoundedHttp
+from app.serving.instance import Instance, InstanceError
 from app.serving.messages import say
 from app.serving.slow_callbacks import SlowCallbacks
 from app.serving.ws_bounds import BoundedWebSocket
@@ -45,6 +45,7 @@ STREAM_FRAME = 1024 * 1024
 SEND_BUFFER = 256 * 1024  # of one connection; the kernel doubles it for its own bookkeeping (socket(7))
 UNSENT_BYTES = 64 * 1024
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
+LOCK_SECONDS = 2.0  # for a gateway that was killed: the kernel takes its memory apart before its descriptors
 FAREWELL_SECONDS = 2.0  # for clients to read the end of their streams
 _LATE = (
     "anyio._backends._asyncio", "encodings.idna", "fastapi.telemetry._runtime",
@@ -60,9 +61,10 @@ def main(arguments: list[str]) -> int:
         check_exposure(settings, tuple(keys))
         profiles = load_profiles(settings.profiles)
         raise_descriptor_limit(descriptors_needed(settings))
+        instance = Instance(settings.data, LOCK_SECONDS)  # before the folder is changed in any way
         spill = open_spill(settings, uid)
         process = ProcessBackend(Path(launcher_socket) if launcher_socket else None, reason)
-        backends: list[Backend] = [process, boxlite_backend(settings)]
+        backends: list[Backend] = [process, BoxliteBackend(settings.boxlite, instance.word)]
         server = build(settings, keys, profiles, spill, backends)
     except (SettingsError, KeysError, ProfilesError, InstanceError, UnknownImage, StartRefused) as error:
         say(str(error))
@@ -131,6 +133,7 @@ def build(
     _check_default(registry)
     telemetry = Telemetry(key_names=keys)
     telemetry.take_server_log()
+    spill.on_failure = telemetry.spill_failed
     sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.of, shared=len(keys) > 1)
     app = create_app(
         settings,
@@ -178,12 +181,6 @@ def _check_default(registry: Registry) -> None:
             raise StartRefused(f"BULKHEAD_RUNTIME: {error}") from None
     except RuntimeNotEnabled:
         return
-
-
-def boxlite_backend(settings: Settings) -> BoxliteBackend:
-    """The backend for BoxLite. Without a server it only has a name and a reason. Raises InstanceError, UnknownImage."""
-    instance = Instance(settings.data).word if settings.boxlite.in_use else "unused"
-    return BoxliteBackend(settings.boxlite, instance)
 
 
 def import_what_comes_late() -> None:
@@ -249,7 +246,7 @@ def raise_descriptor_limit(need: int) -> None:
 
 
 def open_spill(settings: Settings, uid: int) -> SpillFolder:
-    """Makes the data folder, for the user that the gateway becomes. Raises StartRefused."""
+    """Makes the folder for output, for the user that the gateway becomes. Raises StartRefused."""
     folder = settings.data / "spill"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

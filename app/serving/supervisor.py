@@ -142,6 +142,7 @@ class Supervisor:
         if not process.enabled:
             return None, "the operator has not enabled it"
         if self._slot is None:
+            say("the runtime 'process' is not available: it needs a service that is started as root")
             return None, "the runtime 'process' needs a service that is started as root"
         config = launcher_config(self._settings, self._slot)
         self._launcher = start_launcher(config, (self._slot.lock,))

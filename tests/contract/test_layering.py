@@ -59,6 +59,7 @@ TABLE: dict[str, Row] = {
     "launcher.protocol": row("launcher.protocol"),
     "client": row("client core", "httpx websockets"),
     "serving.messages": row(),
+    "serving.instance": row(),
     "serving.slot": row(),
     "serving.pacing": row(),
     "serving.slow_callbacks": row(),
@@ -69,7 +70,7 @@ TABLE: dict[str, Row] = {
     # The gateway has no privilege, so it imports nothing that starts or ends processes as root.
     "serving.gateway": row(
         "main backends core settings keys spill telemetry serving.http_bounds serving.ws_bounds serving.slow_callbacks"
-        " serving.messages",
+        " serving.instance serving.messages",
         "uvicorn",
     ),
     "serving": Row(ANYTHING, ANYTHING),

@@ -104,6 +104,10 @@ def test_without_root_the_process_runtime_is_unavailable_and_says_why(tmp_path: 
         "setpriv", subprocess.run([*drop, sys.executable, "-c", ""], capture_output=True).returncode == 0, "util-linux"
     )
     with Service(data, prefix=drop) as service:
+        assert (
+            "bulkhead: the runtime 'process' is not available: it needs a service that is started as root"
+            in service.log
+        )
         runtime = service.call("GET", "/runtimes")[1]["items"][0]
         assert (runtime["available"], runtime["enabled"]) == (False, True)
         assert runtime["reason"] == "the runtime 'process' needs a service that is started as root"
@@ -156,6 +160,28 @@ def test_a_data_folder_that_cannot_hold_output_refuses_the_start(tmp_path: Path)
     assert status == 2
     assert f"the data folder {tmp_path} cannot be used: File exists" in said
     assert "Traceback" not in said
+
+
+def test_a_data_folder_in_use_refuses_a_second_service_and_the_first_keeps_its_output(tmp_path: Path) -> None:
+    """The second one would take the folder for output, and the first one's next output would be dropped."""
+    require("root", os.geteuid() == 0, "a service that is started as root")
+    with Service(tmp_path) as first:
+        status, said = serve(tmp_path)
+        assert status == 2
+        assert f"another service uses the data folder {tmp_path}: use another one, by --data" in said
+        assert "Traceback" not in said
+        done = first.run(first.create(limits={"output_bytes": 1 << 25}), "head", "-c", "20000000", "/dev/zero")
+        assert (done["exit"]["reason"], done["output"]["stdout"]["dropped_bytes"]) == ("exited", 0)
+
+
+def test_a_service_that_was_killed_starts_again_at_once_on_its_folder(tmp_path: Path) -> None:
+    require("root", os.geteuid() == 0, "a service that is started as root")
+    first = Service(tmp_path)
+    first.wait_listening()
+    first.process.kill()
+    with Service(tmp_path) as second:
+        assert second.run(second.create(), "echo", "again")["stdout"] == "again\n"
+    first.stop()
 
 
 def test_a_data_folder_below_private_ones_is_used(tmp_path: Path) -> None:

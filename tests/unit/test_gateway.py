@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
+from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
 from app.core.limits import MIB
@@ -140,7 +141,7 @@ def test_what_the_server_says_is_one_line_of_the_log(monkeypatch: pytest.MonkeyP
 def test_a_default_runtime_that_does_not_exist_stops_the_start(tmp_path: Path, runtime: str, starts: bool) -> None:
     """One that is not enabled does not: /readyz tells it."""
     settings, spill = load_settings(port=0, data=tmp_path, runtime=runtime), SpillFolder(tmp_path, MIB)
-    backends: list[Backend] = [ProcessBackend(None), gateway.boxlite_backend(settings)]
+    backends: list[Backend] = [ProcessBackend(None), BoxliteBackend(settings.boxlite, "0123456789ab")]
     with nullcontext() if starts else pytest.raises(StartRefused, match="there is no runtime 'boxlit'"):
         build(settings, {}, DEFAULT_PROFILES, spill, backends)
     spill.close()

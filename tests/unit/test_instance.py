@@ -1,4 +1,4 @@
-"""The word by which boxes of this installation are known."""
+"""The word of this installation, and the lock on its data folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.backends.boxlite.instance import FILE, Instance, InstanceError
+from app.serving.instance import FILE, Instance, InstanceError
 
 
 def _release(instance: Instance) -> None:
@@ -42,17 +42,19 @@ def test_two_installations_have_two_words(tmp_path: Path) -> None:
     _release(other)
 
 
-def test_two_services_with_one_folder_would_take_each_others_boxes(tmp_path: Path) -> None:
+def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
     first = Instance(tmp_path)
     before = _descriptors()
-    with pytest.raises(InstanceError, match=r"another service uses the data folder .*BULKHEAD_DATA"):
+    with pytest.raises(
+        InstanceError, match=f"another service uses the data folder {tmp_path}: use another one, by --data or"
+    ):
         Instance(tmp_path)
     assert _descriptors() == before
     _release(first)
 
 
 def test_another_process_holds_it_until_it_ends(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from app.backends.boxlite.instance import Instance\n"
+    program = "import sys; from pathlib import Path; from app.serving.instance import Instance\n"
     program += "i = Instance(Path(sys.argv[1])); print(i.word, flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -92,10 +94,36 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_text() == ""
 
 
-@pytest.mark.parametrize("what", ["no folder", "a folder in its place"])
+def test_a_service_that_is_still_dying_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Instance(tmp_path)
+    pauses: list[float] = []
+
+    def die(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            _release(first)
+
+    monkeypatch.setattr("time.sleep", die)
+    again = Instance(tmp_path, wait_seconds=600)
+    assert len(pauses) == 3 and again.word == first.word
+    _release(again)
+
+
+def test_a_child_does_not_hold_the_lock(tmp_path: Path) -> None:
+    first = Instance(tmp_path)
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, close_fds=False) as child:
+        _release(first)
+        again = Instance(tmp_path, wait_seconds=10)  # the parent goes on a moment before exec closes descriptors
+        assert child.poll() is None
+        _release(again)
+
+
+@pytest.mark.parametrize("what", ["a file above it", "a folder in its place"])
 def test_a_place_that_cannot_be_used(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "data"
-    if what != "no folder":
+    if what == "a file above it":
+        folder.touch()
+    else:
         (folder / FILE).mkdir(parents=True)
     with pytest.raises(InstanceError, match="cannot be used"):
         Instance(folder)

@@ -241,3 +241,33 @@ def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         SpillFolder(tmp_path / "file", 1)
+
+
+def test_an_error_of_the_disk_is_reported_and_a_used_up_budget_is_not(
+    folder: SpillFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, int | None]] = []
+    folder.on_failure = lambda sandbox, error: said.append((sandbox, error.errno))
+    full = folder.of("full")
+    output = fill(full, 16 * STEP)
+    with pytest.raises(OSError, match="budget"):
+        full.open(STEP).write(0, bytes(STEP))
+    assert said == []
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        output.read(output.start, 1)
+    assert said == [("full", errno.EIO)]
+    output.close()
+    monkeypatch.setattr(os, "pwrite", fails)
+    written = folder.of("written").open(STEP)
+    with pytest.raises(OSError, match="Input/output"):
+        written.write(0, b"x")
+    written.close()
+    monkeypatch.setattr(folder, "descriptor", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        folder.of("made").open(STEP)
+    assert said[1:] == [("written", errno.EIO), ("made", errno.EIO)]

@@ -32,3 +32,12 @@ def test_budget_that_tells_what_happened_is_counted_under_its_name_alone() -> No
     telemetry.refused(BackendUnavailable("boxlite", "nobody answers"))
     lines = [line for line in telemetry.render().decode().splitlines() if line.startswith("bulkhead_capacity_ref")]
     assert lines == ['bulkhead_capacity_refusals_total{budget="processes",holder="sandbox"} 2.0']
+
+
+def test_output_that_the_disk_does_not_take_is_one_line_with_its_sandbox() -> None:
+    stream = io.StringIO()
+    Telemetry(stream=stream).spill_failed("s1", PermissionError(13, "Permission denied"))
+    (line,) = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert (line["event"], line["level"], line["sandbox"], line["reason"]) == (
+        "spill_failed", "error", "s1", "Permission denied",
+    )  # fmt: skip
