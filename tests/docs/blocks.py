@@ -34,13 +34,11 @@ class Block:
         return self.language in PROGRAMS and self.file is None
 
 
-def blocks_of(path: Path, address: str | None = None) -> list[Block]:
-    """Programs and files in their order; `address` takes the place of the one that documents print.
+def blocks_of(path: Path) -> list[Block]:
+    """Programs and files in their order.
 
     AssertionError for output that no program is before."""
     document = path.read_text()
-    if address is not None:
-        document = document.replace("localhost:8000", address)
     found: list[Block] = []
     for match in FENCE.finditer(document):
         language, file, text = match.groups()

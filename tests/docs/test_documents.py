@@ -53,7 +53,7 @@ def clean(service: Service) -> Iterator[Service]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_document_does_what_it_prints_and_leaves_no_sandbox(document: Path, clean: Service, tmp_path: Path) -> None:
-    read(document, blocks_of(document, f"localhost:{clean.port}"), tmp_path, clean.url)
+    read(document, blocks_of(document), tmp_path, clean.url)
     assert left(clean) == []
 
 
