@@ -151,9 +151,12 @@ class Execution:
             data = b""
         if data:
             self._reading[descriptor].feed(data)
-            return
-        self._end_reading(descriptor)
-        self._settle()
+        elif self.terminal and self._code is None:
+            # A program may close all of its own before it exits. To close the other side now would be a SIGHUP to it.
+            self._loop.remove_reader(descriptor)
+        else:
+            self._end_reading(descriptor)
+            self._settle()
 
     def _end_reading(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
@@ -168,6 +171,9 @@ class Execution:
             return
         code = exited.result()
         self._code = 128 - code if code < 0 and self.main else code
+        if self.terminal:
+            for descriptor in list(self._reading):
+                self._loop.add_reader(descriptor, self._read, descriptor)
         self._settle()
 
     def _settle(self) -> None:
