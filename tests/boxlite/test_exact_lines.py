@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
+from app.backends.boxlite.attach import Chunk, Ended, Socket
+from app.backends.boxlite.streams import CurrentSocket, ExactStreams
 from app.backends.boxlite.wrapped import (
     PIECE_BYTES,
     Begun,
@@ -13,6 +18,7 @@ from app.backends.boxlite.wrapped import (
     CommandRefused,
     Event,
     Piece,
+    RepeatedPiece,
     SpoiledOutput,
     StdinTaken,
     WrappedChannel,
@@ -20,6 +26,10 @@ from app.backends.boxlite.wrapped import (
     stdin_piece,
     wrapped_command,
 )
+from app.core.backend import Logs
+from app.core.models import Channel
+from tests.boxlite.rig import new_log
+from tests.callbacks import own_work
 
 
 def piece(number: int, data: bytes) -> bytes:
@@ -32,6 +42,10 @@ PIECES = [piece(number, data) for number, data in enumerate(CONTENT, 1)]
 STREAM = b">\n" + b"".join(PIECES[:4]) + b"<1\n" + b"".join(PIECES[4:]) + b".9\n"
 # Of pieces that were not acknowledged two can be under way: so far the server's memory reaches back at the least.
 ENDS = [2 + sum(map(len, PIECES[:n])) + (3 if n > 4 else 0) for n in range(10)]
+
+
+def taken(channel: WrappedChannel, data: bytes) -> list[Event]:
+    return list(channel.take(data))
 
 
 def text_of(events: list[Event]) -> bytes:
@@ -47,8 +61,8 @@ def whole(events: list[Event]) -> bool:
 def test_a_stream_in_bytes_is_read_as_one_in_one_piece() -> None:
     channel, events = WrappedChannel(), []
     for byte in STREAM:
-        events += channel.take(bytes([byte]))
-    assert events == WrappedChannel().take(STREAM)
+        events += taken(channel, bytes([byte]))
+    assert events == taken(WrappedChannel(), STREAM)
     assert whole(events) and channel.ended and channel.pieces == 9
     assert [event for event in events if isinstance(event, (Begun, StdinTaken))] == [Begun(), StdinTaken(1, read=True)]
 
@@ -59,22 +73,22 @@ def test_a_socket_may_break_at_any_byte_and_the_repetition_begin_at_any() -> Non
         complete = max((n for n in range(10) if ENDS[n] <= cut), default=0)
         for begin in range(ENDS[complete] + 1 if cut >= 2 else 1):
             channel = WrappedChannel()
-            events = channel.take(STREAM[:cut])
+            events = taken(channel, STREAM[:cut])
             channel.begin_socket()
-            events += channel.take(STREAM[begin:])
+            events += taken(channel, STREAM[begin:])
             assert whole(events), (cut, begin)
 
 
 def test_a_repetition_that_does_not_reach_back_is_told() -> None:
     channel = WrappedChannel()
-    channel.take(STREAM[: ENDS[2]])
+    taken(channel, STREAM[: ENDS[2]])
     channel.begin_socket()
-    first, *rest = channel.take(STREAM[ENDS[4] :])
+    first, *rest = taken(channel, STREAM[ENDS[4] :])
     assert isinstance(first, StdinTaken)
     pieces = [event for event in rest if isinstance(event, Piece)]
     assert [event.has_gap for event in pieces] == [True, False, False, False, False]
     channel.begin_socket()
-    assert channel.take(b".12\n") == [ChannelEnd(has_gap=True)]
+    assert taken(channel, b".12\n") == [ChannelEnd(has_gap=True)]
 
 
 @pytest.mark.parametrize(
@@ -97,33 +111,41 @@ def test_a_repetition_that_does_not_reach_back_is_told() -> None:
         b"<\n",
         b"\n",
         b"\xff\n",
+        b">\n>\n",
+        b"!missing\n!missing\n",
+        b".0\n.0\n",
+        b".0\n>\n",
+        b".0\n:1 4\nQUJD\n",
+        b"<0\n",
+        b"<1\n<1\n",
+        b"<2\n|1\n",
         b"[boxlite] stdout output dropped 5 bytes\r\n",
     ],
 )
 def test_what_the_wrapper_never_says_is_refused(said: bytes) -> None:
     with pytest.raises(SpoiledOutput):
-        WrappedChannel().take(said)
+        taken(WrappedChannel(), said)
 
 
 def test_no_more_than_a_piece_is_held() -> None:
     channel = WrappedChannel()
-    channel.take(piece(1, bytes(PIECE_BYTES))[:-2])
+    taken(channel, piece(1, bytes(PIECE_BYTES))[:-2])
     assert len(channel._held) < PIECE_BYTES * 1.4
     with pytest.raises(SpoiledOutput):
-        channel.take(b"AAAA" * 10)
+        taken(channel, b"AAAA" * 10)
     with pytest.raises(SpoiledOutput):
-        WrappedChannel().take(piece(1, bytes(PIECE_BYTES + 3)))
+        taken(WrappedChannel(), piece(1, bytes(PIECE_BYTES + 3)))
 
 
 def test_a_channel_that_ends_before_pieces_that_came_is_refused() -> None:
     channel = WrappedChannel()
-    channel.take(PIECES[0])
+    taken(channel, PIECES[0])
     with pytest.raises(SpoiledOutput):
-        channel.take(b".0\n")
+        taken(channel, b".0\n")
 
 
 def test_a_refusal_comes_before_anything_else() -> None:
-    assert WrappedChannel().take(b"!lacks base64\n") == [CommandRefused("lacks base64")]
+    assert taken(WrappedChannel(), b"!lacks base64\n") == [CommandRefused("lacks base64")]
 
 
 def test_what_the_wrapper_is_told() -> None:
@@ -134,3 +156,98 @@ def test_what_the_wrapper_is_told() -> None:
     assert said["command"] == "sh"
     assert isinstance(said["args"], list)
     assert said["args"][3:] == ["start", "open", "1", "A=b=c", "ls", "-l"]
+
+
+def test_a_command_that_has_closed_stdout_still_takes_stdin() -> None:
+    assert taken(WrappedChannel(), b".0\n<1\n|2\n") == [
+        ChannelEnd(has_gap=False),
+        StdinTaken(1, read=True),
+        StdinTaken(2, read=False),
+    ]
+
+
+def test_what_is_said_once_is_said_again_on_the_next_socket() -> None:
+    channel = WrappedChannel()
+    for _ in range(3):
+        events = taken(channel, b">\n<1\n" + PIECES[0] + b".1\n")
+        assert [type(event) for event in events if not isinstance(event, (Piece, RepeatedPiece))] == [
+            Begun,
+            StdinTaken,
+            ChannelEnd,
+        ]
+        channel.begin_socket()
+
+
+@pytest.mark.parametrize("line", [b"\n", b"A\n", b"A" * 76 + b"\n", b"A" * 1000])
+def test_a_repetition_begins_with_the_rest_of_one_piece_at_most(line: bytes) -> None:
+    channel = WrappedChannel()
+    taken(channel, b">\n")
+    channel.begin_socket()
+    with pytest.raises(SpoiledOutput):
+        for _ in range(-(-PIECE_BYTES * 2 // len(line))):
+            taken(channel, line)
+
+
+# --- a program in the box that writes lines of the wrapper
+
+
+class QueuedFrames:
+    """Stands for a WebSocket whose frames have all arrived, so that reading them waits for nothing."""
+
+    def __init__(self, channel: Channel, *frames: bytes) -> None:
+        self._channel, self._frames = channel, frames
+
+    async def frames(self) -> AsyncIterator[Chunk | Ended]:
+        for frame in self._frames:
+            yield Chunk(self._channel, frame)
+        yield Ended(0)
+
+    async def write(self, data: bytes) -> None:
+        pass
+
+
+async def read(channel: Channel, *frames: bytes) -> tuple[Logs, int]:
+    """The logs, and how often others had their turn meanwhile."""
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    logs, turns = Logs(new_log(), new_log()), 0
+    streams = ExactStreams(logs, CurrentSocket(ended), ended)
+    reading = asyncio.create_task(streams.take(cast(Socket, QueuedFrames(channel, *frames))))
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    await reading
+    return logs, turns
+
+
+@pytest.mark.parametrize("in_one_frame", [1, 2000])
+async def test_lines_without_number_leave_the_event_loop_to_others(in_one_frame: int) -> None:
+    """The shortest pieces there are, in 6,000 frames and in frames of the largest size. That no callback takes more
+    than 20 ms of processor time is measured in every test."""
+    with own_work():
+        pieces = [b":%d 4\nQUJD\n" % number for number in range(1, 42_001)]
+        size = 7 * in_one_frame
+        frames = [b"".join(pieces[at : at + size]) for at in range(0, len(pieces), size)]
+    logs, turns = await read(Channel.STDOUT, *frames)
+    assert len(frames) in {3, 6000}
+    assert logs.stdout.total == 3 * 42_000
+    assert turns > 10
+
+
+async def test_pieces_that_came_before_leave_the_event_loop_to_others() -> None:
+    with own_work():
+        frames = [b":1 4\nQUJD\n" * 10_000] * 5
+    logs, turns = await read(Channel.STDOUT, *frames)
+    assert logs.stdout.total == 3
+    assert turns > 5
+
+
+@pytest.mark.parametrize("line", [b"<1\n", b"|1\n", b">\n", b"!missing\n"])
+async def test_stderr_carries_pieces_only(line: bytes) -> None:
+    with pytest.raises(SpoiledOutput):
+        await read(Channel.STDERR, line)
+
+
+@pytest.mark.parametrize("line", [b"<1\n", b"|1\n", b"<999999999999\n"])
+async def test_stdin_that_was_not_sent_cannot_have_been_taken(line: bytes) -> None:
+    with pytest.raises(SpoiledOutput):
+        await read(Channel.STDOUT, b">\n" + line)

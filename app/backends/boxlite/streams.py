@@ -16,6 +16,7 @@ from app.backends.boxlite.wrapped import (
     CommandRefused,
     Event,
     Piece,
+    SpoiledOutput,
     StdinTaken,
     WrappedChannel,
     acknowledgement,
@@ -24,10 +25,12 @@ from app.backends.boxlite.wrapped import (
 from app.core.backend import Logs
 from app.core.errors import PayloadTooLarge
 from app.core.models import Channel, Command, Stdin
+from app.core.timeslices import TimeSlices
 
 BUSY_PIECES = 32  # with fewer a reader cannot have been 256 chunks behind for long: its end is not looked at again
 _CTRL_D = b"\x04"  # end of file on a terminal whose program did not choose another character
 STDIN_BUFFER = 1024 * 1024  # of bytes that wait for the program
+_SAID_ON_STDOUT = (Begun, CommandRefused, StdinTaken)
 _LETTERS = {Channel.STDOUT: "o", Channel.STDERR: "e"}
 
 
@@ -188,18 +191,26 @@ class ExactStreams:
     async def take(self, socket: Socket) -> int:
         for reader in self._channels.values():
             reader.begin_socket()
+        slices = TimeSlices.of_loop()  # who writes in the box chooses how many lines there are in a frame
         async for frame in socket.frames():
             if isinstance(frame, Ended):
                 return frame.code
             reader = self._channels[frame.channel]
             before = reader.pieces
+            if slices.over:  # reading the next of the queued frames does not wait
+                await slices.next()
             for event in reader.take(frame.data):
                 await self._note(event, frame.channel)
+                if slices.over:
+                    await slices.next()
             if reader.pieces != before:
                 await _try(socket, acknowledgement(_LETTERS[frame.channel], reader.pieces))
         raise AssertionError("frames ended without an exit")
 
     async def _note(self, event: Event, channel: Channel) -> None:
+        """Raises SpoiledOutput."""
+        if channel is Channel.STDERR and isinstance(event, _SAID_ON_STDOUT):
+            raise SpoiledOutput
         match event:
             case Piece(data, has_gap):
                 self._add_gap(channel, has_gap=has_gap)
@@ -261,6 +272,8 @@ class ExactStreams:
             await _try(socket, self._under_way)
 
     async def _stdin_taken(self, number: int, *, read: bool) -> None:
+        if number > self._number:
+            raise SpoiledOutput
         if number != self._number or not self._under_way:
             return  # said again on a new socket
         self._under_way = b""

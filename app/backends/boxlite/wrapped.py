@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.backends.boxlite.scripts import script
@@ -21,11 +21,11 @@ STDIN_BYTES = 60 * 1024  # of a piece: with its line it is one frame, which the 
 _TEXT_BYTES = -(-PIECE_BYTES // 3) * 4
 _TEXT_BYTES += _TEXT_BYTES // 76 + 1  # newlines
 _LINE_BYTES = 64
-_REPEATED_LINE_BYTES = 128  # the rest of one that a repetition begins with: of base64 there are 76 letters in a line
+_PASSED_OVER_BYTES = _LINE_BYTES + _TEXT_BYTES  # at most, of what a repetition begins with in the middle
 _PIECE = re.compile(rb":(\d{1,12}) (\d{1,5})")
 _COUNTED = re.compile(rb"([.<|])(\d{1,12})")
 _REFUSAL = re.compile(rb"!([ -~]{1,60})")
-_TAGS = (b":", b".", b"<", b"|", b">", b"!")
+_BEGINNING = re.compile(rb"(?:\A|\n)(?=[:.<|>!])")  # of a line of the wrapper; base64 has none of these letters
 _NEWLINE = 0x0A
 
 
@@ -52,6 +52,11 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class RepeatedPiece:
+    """A piece that has arrived before."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelEnd:
     has_gap: bool
 
@@ -64,7 +69,7 @@ class StdinTaken:
     read: bool
 
 
-Event = Begun | CommandRefused | Piece | ChannelEnd | StdinTaken
+Event = Begun | CommandRefused | Piece | RepeatedPiece | ChannelEnd | StdinTaken
 
 
 class WrappedChannel:
@@ -75,76 +80,117 @@ class WrappedChannel:
         self.ended = False
         self._held = bytearray()
         self._text: tuple[int, int] | None = None  # number and size of the piece whose text comes
-        self._repeated = False  # what comes may begin in the middle of a line
         self._seen = self._begun = False
+        self.begin_socket()
 
     def begin_socket(self) -> None:
         """The server repeats what it has of the channel; what was not whole comes again."""
         self._held.clear()
         self._text = None
-        self._repeated = self._seen
+        self._is_repeated = self._seen  # what comes may begin in the middle of a line or of a piece
+        self._passed_over = 0  # bytes of that
+        self._said: set[bytes] = set()  # on this socket, of what is said once
+        self._stdin_taken = 0  # number of the last piece of stdin that was acknowledged on this socket
 
-    def take(self, data: bytes) -> list[Event]:
-        """What `data` completes. Raises SpoiledOutput."""
+    def take(self, data: bytes) -> Iterator[Event]:
+        """Yields what `data` completes. One step costs no more than the decoding of one piece, so the caller can let
+        others go first after each. Raises SpoiledOutput."""
         self._seen = True
         self._held += data
-        events: list[Event] = []
-        while self._take_text(events) if self._text is not None else self._take_line(events):
-            pass
-        return events
+        while (event := self._next()) is not None:
+            yield event
 
-    def _take_line(self, events: list[Event]) -> bool:
-        """False when more must come first."""
-        most = _REPEATED_LINE_BYTES if self._repeated else _LINE_BYTES
-        end = self._held.find(b"\n", 0, most)
+    def _next(self) -> Event | None:
+        """None when more must come first."""
+        if self._is_repeated:
+            self._pass_over()
+        if self._is_repeated:
+            return None
+        if self._text is None:
+            line = self._line()
+            if line is None:
+                return None
+            if (piece := _PIECE.fullmatch(line)) is None:
+                return self._event(line)
+            self._text = self._announced(int(piece[1]), int(piece[2]))
+        return self._piece(*self._text)
+
+    def _pass_over(self) -> None:
+        """The rest of a piece whose beginning is not repeated."""
+        found = _BEGINNING.search(self._held)
+        # Without a beginning all can go, but for the end of a line: a beginning may follow it.
+        size = len(self._held) - self._held.endswith(b"\n") if found is None else found.end()
+        del self._held[:size]
+        self._passed_over += size
+        if self._passed_over > _PASSED_OVER_BYTES:
+            raise SpoiledOutput
+        self._is_repeated = found is None
+
+    def _line(self) -> bytes | None:
+        """None when more must come first."""
+        end = self._held.find(b"\n", 0, _LINE_BYTES)
         if end < 0:
-            if len(self._held) >= most:
+            if len(self._held) >= _LINE_BYTES:
                 raise SpoiledOutput
-            return False
+            return None
         line = bytes(self._held[:end])
         del self._held[: end + 1]
-        if self._repeated and not line.startswith(_TAGS):
-            return True  # the rest of a piece whose beginning is not repeated
-        self._repeated = False
-        if (piece := _PIECE.fullmatch(line)) is not None:
-            self._text = int(piece[1]), int(piece[2])
-            if not 0 < self._text[1] <= _TEXT_BYTES:
-                raise SpoiledOutput
-        else:
-            events.append(self._event(line))
-        return True
+        return line
 
     def _event(self, line: bytes) -> Event:
         if line == b">":
+            self._say_once(b">")
             self._begun = True
             return Begun()
         if (refusal := _REFUSAL.fullmatch(line)) is not None and not self._begun:
+            self._say_once(b"!")
             return CommandRefused(refusal[1].decode())
         counted = _COUNTED.fullmatch(line)
         if counted is None:
             raise SpoiledOutput
         tag, number = counted[1], int(counted[2])
-        if tag != b".":
-            return StdinTaken(number, read=tag == b"<")
-        if number < self.pieces:
+        return self._end(number) if tag == b"." else self._acknowledged(number, read=tag == b"<")
+
+    def _say_once(self, tag: bytes) -> None:
+        """On one socket, and nothing of it behind the end of the channel."""
+        if tag in self._said or b"." in self._said:
+            raise SpoiledOutput
+        self._said.add(tag)
+
+    def _end(self, pieces: int) -> ChannelEnd:
+        self._say_once(b".")
+        if pieces < self.pieces:
             raise SpoiledOutput
         self.ended = True
-        return ChannelEnd(has_gap=number > self.pieces)
+        return ChannelEnd(has_gap=pieces > self.pieces)
 
-    def _take_text(self, events: list[Event]) -> bool:
-        """False when more must come first."""
-        number, size = self._text or (0, 0)
+    def _acknowledged(self, number: int, *, read: bool) -> StdinTaken:
+        """Each piece of stdin once, in their order. It may follow the end of the channel: a command that has closed
+        stdout still reads."""
+        if number <= self._stdin_taken:
+            raise SpoiledOutput
+        self._stdin_taken = number
+        return StdinTaken(number, read)
+
+    def _announced(self, number: int, size: int) -> tuple[int, int]:
+        if not 0 < size <= _TEXT_BYTES or b"." in self._said:
+            raise SpoiledOutput
+        return number, size
+
+    def _piece(self, number: int, size: int) -> Piece | RepeatedPiece | None:
+        """None when more must come first."""
         if len(self._held) <= size:
-            return False
+            return None
         text, end = bytes(self._held[:size]), self._held[size]
         del self._held[: size + 1]
         self._text = None
         if end != _NEWLINE:
             raise SpoiledOutput
-        if number > self.pieces:
-            events.append(Piece(_decoded(text), has_gap=number > self.pieces + 1))
-            self.pieces = number
-        return True
+        if number <= self.pieces:
+            return RepeatedPiece()
+        piece = Piece(_decoded(text), has_gap=number > self.pieces + 1)
+        self.pieces = number
+        return piece
 
 
 def _decoded(text: bytes) -> bytes:
