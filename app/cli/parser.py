@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--collect",
         metavar="PATH",
         action="append",
-        help="bring this file back, or all that match a pattern; repeatable",
+        help="bring this file back, or all that match a pattern; repeatable; 8 MiB in all at most",
     )
     run.add_argument("--into", metavar="DIR", default=".", help="folder for files of --collect (default: this one)")
     run.add_argument("--keep", action="store_true", help="do not destroy the sandbox; print its id on stderr")

@@ -51,9 +51,9 @@ def _tell_that_it_boots() -> None:
         say("booting …")
 
 
-async def destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> None:
+async def destroy(client: Client, interrupts: Interrupts, sandbox_id: str, *, service_ends: bool = False) -> None:
     """Destroys a sandbox. A failure is printed and does not change the exit status, as the program's own is known, or a
-    worse failure follows."""
+    worse failure follows. A service that ends destroys its sandboxes itself, and then need not answer."""
     request = asyncio.create_task(client.destroy_sandbox(sandbox_id))
 
     def give_up(_: signal.Signals) -> None:
@@ -64,7 +64,8 @@ async def destroy(client: Client, interrupts: Interrupts, sandbox_id: str) -> No
         async with asyncio.timeout(DESTROY_SECONDS):
             await request
     except (ClientError, TimeoutError, asyncio.CancelledError) as error:
-        if not isinstance(error, ServiceProblem) or error.slug != "not_found":
+        gone = isinstance(error, ServiceProblem) and error.slug == "not_found"
+        if not gone and not (service_ends and isinstance(error, ClientError)):
             say(f"the sandbox {sandbox_id} may still exist: {str(error) or 'interrupted'}")
     finally:
         interrupts.react(None)

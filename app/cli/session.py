@@ -24,6 +24,7 @@ from app.client.stream import Exited, Gap, Output, Stream
 
 HOLD_SECONDS = 0.5  # for the second of the keys that detach
 GIVE_BACK_SECONDS, ANSWER_SECONDS = 0.5, 0.1  # a terminal answers what it was asked after that at the latest
+SERVICE_ENDS = "the service is stopping"  # the detail of an exit
 AGAIN_SECONDS = 2.0  # a second Ctrl-C within this time kills
 COLLECTED_BYTES = 64 * 1024 * 1024  # of each channel, for --json
 
@@ -51,21 +52,19 @@ async def carry_out(client: Client, order: CommandRequest) -> int:
     with Interrupts() as interrupts:
         try:
             if isinstance(order.sandbox, str):
-                return await Session(client, interrupts, order, order.sandbox, kept=True).run()
+                return await _whole(Session(client, interrupts, order, order.sandbox, kept=True))
             sandbox_id = (await sandbox.create(client, interrupts, order.sandbox))["id"]
+            session = Session(client, interrupts, order, sandbox_id, kept=order.keep)
             keep = order.keep
             try:
                 interrupts.check()
-                status = await Session(client, interrupts, order, sandbox_id, kept=order.keep).run()
-                whole = not order.collect or await collect(client, sandbox_id, order.collect, order.into)
+                return await _whole(session)
             except Detached:
                 keep = True
                 raise
-            else:
-                return status or (0 if whole else FAILED)
             finally:
                 if not keep:
-                    await sandbox.destroy(client, interrupts, sandbox_id)
+                    await sandbox.destroy(client, interrupts, sandbox_id, service_ends=session.service_ends)
                 elif not order.as_json:
                     say(f"the sandbox {sandbox_id} is kept")
         except Stopped as stopped:
@@ -73,6 +72,20 @@ async def carry_out(client: Client, order: CommandRequest) -> int:
         except Detached as detached:
             say(f"detached; to return: bulkhead attach {detached}")
             return 0
+
+
+async def _whole(session: Session) -> int:
+    """The command, then its files, then the JSON of both. Raises Detached, Stopped, ClientError."""
+    order, interrupts = session.order, session.interrupts
+    files: list[dict[str, str]] | None = None
+    status = await session.run()
+    try:
+        if order.collect and interrupts.status is None:
+            work = collect(session.client, session.sandbox_id, order.collect, order.into)
+            files = await interrupts.wait_for(asyncio.create_task(work), 0)
+    finally:
+        session.report(files)
+    return status or (FAILED if any("error" in file for file in files or ()) else 0)
 
 
 async def attach(client: Client, sandbox_id: str, execution_id: str, *, stdin: bool, take: bool) -> int:
@@ -102,6 +115,8 @@ class Session:
         self.order = order
         self.sandbox_id = sandbox_id
         self.execution_id = ""
+        self._result: dict[str, Any] = {}  # for --json
+        self.service_ends = False  # and its sandboxes with it
         self._kept = kept  # the sandbox outlives us: what we started in it must be ended by name
         self._collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         self._truncated = {"stdout": False, "stderr": False}
@@ -270,18 +285,20 @@ class Session:
         for line in (*self._gaps.summary(), sentence):
             if line is not None:
                 await sink.write(2, message(line))
-        if self.order.as_json:
-            put_json(
-                {
-                    "sandbox_id": self.sandbox_id,
-                    "execution_id": self.execution_id,
-                    "status": status,
-                    "exit": event.exit,
-                    **encode(self._collected),
-                    **{f"{name}_truncated": cut for name, cut in self._truncated.items()},
-                }
-            )
+        self.service_ends = event.exit.get("detail") == SERVICE_ENDS
+        self._result = {
+            "sandbox_id": self.sandbox_id,
+            "execution_id": self.execution_id,
+            "status": status,
+            "exit": event.exit,
+        }
         return status
+
+    def report(self, files: Sequence[Mapping[str, str]] | None) -> None:
+        """With --json, prints the result and the files that were collected. Without an exit it prints nothing."""
+        if self.order.as_json and self._result:
+            outputs = {**encode(self._collected), **{f"{name}_truncated": cut for name, cut in self._truncated.items()}}
+            put_json({**self._result, **outputs, **({} if files is None else {"collected": files})})
 
     # --- signals
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from app.core.errors import BulkheadError, FieldError, InvalidRequest, NotFound, WrongType
+from app.core.errors import AccessDenied, BulkheadError, FieldError, InvalidRequest, NotFound, WrongType
 from app.core.files import DirectoryEntry, FileKind, Files, shown
 from app.core.limits import MIB
 from app.core.text import byte_length
@@ -44,7 +44,8 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class CollectedFile:
-    """`path`: relative to /workspace. It has either `content`, or a sentence that says why it was not brought back."""
+    """`path`: relative to /workspace. It has either `content`, or `error`, which says why it was not brought back:
+    words that follow the path, such as "does not exist"."""
 
     path: bytes
     content: bytes | None = None
@@ -128,7 +129,7 @@ class Collection:
                     continue
                 matched = True
         if not matched:
-            self._fail(pattern.text.encode(), "nothing in the sandbox matches it")
+            self._fail(pattern.text.encode(), "nothing matches")
 
     async def _take_path(self, files: Files, pattern: Pattern, path: bytes, kind: FileKind) -> bool:
         """Returns False for a path that does not exist, or not any more."""
@@ -142,10 +143,12 @@ class Collection:
             content = await self._read(files, path)
         except NotFound as error:
             if not pattern.is_wild:
-                self._fail(path, str(error))
+                self._fail(path, _why(error, path))
             return not pattern.is_wild
-        except (BulkheadError, _Bound) as error:
-            self._fail(path, str(error))
+        except BulkheadError as error:
+            self._fail(path, _why(error, path))
+        except _Bound as bound:
+            self._fail(path, str(bound))
         else:
             self._bytes += len(content)
             self.files.append(CollectedFile(path, content))
@@ -157,7 +160,7 @@ class Collection:
             size = file.stat.size
             if size > TOTAL_BYTES - self._bytes:
                 left = f"; the files before it have {self._bytes}" if self._bytes else ""
-                raise _Bound(f"has {size} bytes; all files of one answer have {TOTAL_BYTES} at most{left}")
+                raise _Bound(f"has {size} bytes; collected files have {TOTAL_BYTES} bytes in all at most{left}")
             async with closing(file.read(0, size)) as pieces:
                 return b"".join([piece async for piece in pieces])
 
@@ -194,7 +197,7 @@ class Collection:
             except (NotFound, WrongType):
                 return
             except BulkheadError as error:
-                raise _Bound(f"{shown(folder)!r} cannot be listed: {error}") from error
+                raise _Bound(f"{shown(folder)!r} cannot be listed: {_why(error, folder)}") from error
             for entry in listing.entries:
                 if slices.over:
                     await slices.next()
@@ -206,6 +209,24 @@ class Collection:
                     yield entry
             more = listing.more and bool(listing.entries)
             after = listing.entries[-1].name if listing.entries else None
+
+
+def _why(error: BulkheadError, path: bytes) -> str:
+    """Words that follow the path. The sentence of an error names the path, and the field of a request that had it."""
+    match error:
+        case NotFound():
+            return "does not exist"
+        case WrongType() if error.found == FileKind.FILE.value:
+            return "does not exist: a part of it is not a directory"
+        case WrongType():
+            return f"is {FileKind(error.found).noun}; only regular files are collected"
+        case AccessDenied():
+            return "permission denied"
+        case InvalidRequest():
+            sentence = "; ".join(field.detail for field in error.errors)
+        case _:
+            sentence = str(error)
+    return sentence.removeprefix(f"{shown(path)!r}: ")
 
 
 def _below(folder: bytes, name: bytes) -> bytes:

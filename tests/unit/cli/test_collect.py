@@ -55,13 +55,52 @@ async def test_only_a_file_that_was_named_replaces_another(tmp_path: Path) -> No
     files = [file("named", b"new"), file("Makefile", b"new"), file("link", b"new"), file("more", b"new")]
     ended, _ = await collected(tmp_path, *files, patterns=("named", "*", "link"))
     assert ended.status == 125
-    assert [line.split()[1] for line in ended.stderr.splitlines()] == ["Makefile", "link"]
+    assert [line.split()[1] for line in ended.stderr.splitlines()] == ["Makefile:", "link:"]
     assert {path.name: path.read_text() for path in here.iterdir() if not path.is_symlink()} == {
         "named": "new",
         "Makefile": "mine",
         "more": "new",
     }
     assert not (here / "elsewhere").exists()
+
+
+async def test_name_may_be_typed_in_any_form(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    (here / "a").mkdir(parents=True)
+    (here / "out.txt").write_text("old")
+    (here / "a" / "b").write_text("old")
+    files = [file("out.txt", b"new"), file("a/b", b"new")]
+    ended, _ = await collected(tmp_path, *files, patterns=("./out.txt", "a//./b"))
+    assert (ended.status, ended.stderr) == (0, "")
+    assert ((here / "out.txt").read_text(), (here / "a" / "b").read_text()) == ("new", "new")
+
+
+async def test_pattern_that_is_the_name_of_what_it_matched_replaces_nothing(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "a[b]*").write_text("mine")
+    ended, _ = await collected(tmp_path, file("a[b]*", b"new"), patterns=("a[b]*",))
+    assert (ended.status, (here / "a[b]*").read_text()) == (125, "mine")
+
+
+async def test_json_has_the_files_and_what_is_wrong_with_each(tmp_path: Path) -> None:
+    missing = {"path": "missing", "error": "does not exist"}
+    async with fake_service(ending()) as service:
+        service.answers[RUN] = answer(200, {"collected": [file("a", b"1"), missing]})
+        words = ["--collect", "a", "--collect", "missing", "--into", str(tmp_path)]
+        ended = await bulkhead(service.url, "run", "--json", *words, "cmd")
+        without = await bulkhead(service.url, "run", "--json", "cmd")
+    assert (ended.status, ended.stderr) == (125, "bulkhead: missing: does not exist\n")
+    assert json.loads(ended.stdout)["collected"] == [{"path": "a"}, missing]
+    assert "collected" not in json.loads(without.stdout)
+
+
+async def test_file_that_is_too_large_is_told_with_the_way_to_get_it(tmp_path: Path) -> None:
+    error = "has 20000000 bytes; collected files have 8388608 bytes in all at most"
+    ended, _ = await collected(tmp_path, {"path": "big", "error": error}, patterns=("big",))
+    first, second = ended.stderr.splitlines()
+    assert first == f"bulkhead: big: {error}"
+    assert second == "bulkhead: a sandbox that is kept (--keep) gives larger files by GET /sandboxes/ID/archive"
 
 
 @pytest.mark.parametrize("path", ["/out-of-it", "../out-of-it", "a/../../out-of-it"])

@@ -9,7 +9,18 @@ from asyncio.subprocess import Process
 
 import pytest
 
-from tests.unit.cli.fake_service import BASE, EXECUTION, SANDBOX, FakeService, Wire, fake_service, problem
+from tests.unit.cli.fake_service import (
+    BASE,
+    EXECUTION,
+    SANDBOX,
+    Answer,
+    FakeService,
+    Request,
+    Wire,
+    fake_service,
+    problem,
+)
+from tests.unit.cli.test_run import ending
 from tests.unit.cli.typed import begin
 
 EXECUTIONS = f"{BASE}/executions"
@@ -104,6 +115,36 @@ async def test_a_signal_to_end_kills_the_program_and_destroys_the_sandbox(number
         assert await process.wait() == status
     assert service.asked()[-1] == DESTROY
     assert service.signals.empty()
+
+
+async def test_ctrl_c_ends_the_wait_for_files_and_destroys_the_sandbox() -> None:
+    collecting = asyncio.Event()
+
+    class Slow(FakeService):
+        async def _answer(self, request: Request) -> Answer:
+            if request.path.endswith("/run"):
+                collecting.set()
+                await asyncio.Event().wait()
+            return await super()._answer(request)
+
+    async with fake_service(ending(), kind=Slow) as service:
+        process = await begin(service.url, "run", "--collect", "a", "cmd")
+        await collecting.wait()
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (130, b"")
+        assert service.asked()[-1] == DESTROY
+
+
+async def test_files_are_not_asked_for_after_a_signal_to_end() -> None:
+    program = Running()
+    async with fake_service(program) as service:
+        process = await ready(service, "run", "--collect", "a", "cmd")
+        process.send_signal(signal.SIGTERM)
+        await service.killed.wait()
+        program.exit.put_nowait(KILLED)
+        assert await process.wait() == 143
+    assert f"POST {BASE}/run" not in service.asked()
 
 
 async def test_sandbox_that_was_being_created_is_destroyed() -> None:
@@ -209,3 +250,19 @@ async def test_exec_that_is_told_to_end_kills_what_it_started() -> None:
         program.exit.put_nowait(KILLED)
         assert await process.wait() == 143
     assert DESTROY not in service.asked()
+
+
+@pytest.mark.parametrize(("detail", "told"), [("the service is stopping", False), ("the sandbox was deleted", True)])
+async def test_sandbox_is_not_said_to_exist_when_its_service_has_stopped(detail: str, told: bool) -> None:
+    class Gone(FakeService):
+        async def _answer(self, request: Request) -> Answer:
+            if request.method == "DELETE":
+                raise ConnectionResetError
+            return await super()._answer(request)
+
+    async with fake_service(ending(reason="killed", code=None, exit_code=-9, detail=detail), kind=Gone) as service:
+        process = await begin(service.url, "run", "cmd")
+        _, err = await process.communicate()
+    first, *more = err.decode().splitlines()
+    assert (process.returncode, first) == (137, f"bulkhead: killed: {detail}")
+    assert ["may still exist" in line for line in more] == [True] * told

@@ -11,7 +11,7 @@ import pytest
 
 from app.core import collecting
 from app.core.collecting import FILES, NAMES, TOTAL_BYTES, Collection, patterns_of
-from app.core.errors import AccessDenied, NotFound
+from app.core.errors import AccessDenied, BackendFailure, BulkheadError, InvalidRequest, NotFound, WrongType
 from app.core.files import DirectoryEntry, FileKind, Files, FileStat, Listing
 from app.core.models import SandboxState
 from app.core.running import Job, run_in
@@ -32,6 +32,7 @@ class Folder:
             self.entries = [DirectoryEntry(name, FileStat(kind, files[name], 0o644, 0, 1)) for name in self.names]
         self.opened: list[bytes] = []
         self.gate: Gate | None = None
+        self.failure: BulkheadError | None = None  # of each open
 
     async def list(self, path: bytes, after: bytes | None, limit: int) -> Listing:
         if path != b".":
@@ -44,6 +45,8 @@ class Folder:
         self.opened.append(path)
         if self.gate is not None:
             await self.gate.pass_through()
+        if self.failure is not None:
+            raise self.failure
         if path not in self.files:
             raise NotFound("file", path.decode())
         yield _Open(self.files[path])
@@ -80,7 +83,7 @@ async def test_names_that_are_looked_at_have_a_bound_for_all_patterns_together()
     folder = Folder(dict(islice(MANY.items(), NAMES // 2 + 1)))
     bound = f"needs a look at more than {NAMES} names, which is the most for one answer"
     assert await collect(folder, "a*", "b*", "c*") == [
-        (b"a*", "nothing in the sandbox matches it"),
+        (b"a*", "nothing matches"),
         (b"b*", bound),
         (b"c*", bound),
     ]
@@ -96,22 +99,47 @@ async def test_what_is_no_file_counts_and_is_not_opened() -> None:
 async def test_bytes_have_a_bound_and_a_gigabyte_is_not_read() -> None:
     folder = Folder({b"a": 1 << 30, b"b": TOTAL_BYTES, b"c": 0, b"d": 1})
     assert await collect(folder, "a", "b", "c", "d") == [
-        (b"a", f"has {1 << 30} bytes; all files of one answer have {TOTAL_BYTES} at most"),
+        (b"a", f"has {1 << 30} bytes; collected files have {TOTAL_BYTES} bytes in all at most"),
         (b"b", TOTAL_BYTES),
         (b"c", 0),
-        (b"d", f"has 1 bytes; all files of one answer have {TOTAL_BYTES} at most; the files before it have 8388608"),
+        (
+            b"d",
+            f"has 1 bytes; collected files have {TOTAL_BYTES} bytes in all at most; the files before it have 8388608",
+        ),
     ]
 
 
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (None, "does not exist"),
+        (
+            WrongType("directory", "'a' is a directory; a file is needed here"),
+            "is a directory; only regular files are collected",
+        ),
+        (WrongType("fifo", "'a' is a FIFO; a file is needed here"), "is a FIFO; only regular files are collected"),
+        (WrongType("file", "'a' is a file; a directory is needed"), "does not exist: a part of it is not a directory"),
+        (AccessDenied("'a': Permission denied"), "permission denied"),
+        (
+            InvalidRequest.at("query/path", "'a': Too many levels of symbolic links"),
+            "Too many levels of symbolic links",
+        ),
+        (BackendFailure("'a': Input/output error"), "Input/output error"),
+    ],
+)
+async def test_error_follows_the_path_and_does_not_repeat_it(failure: BulkheadError | None, error: str) -> None:
+    folder = Folder({})
+    folder.failure = failure
+    assert await collect(folder, "a") == [(b"a", error)]
+
+
 async def test_directory_that_cannot_be_listed_is_told() -> None:
-    assert await collect(Folder({}), "x/*") == [(b"x/*", "'x' cannot be listed: 'x' is not yours")]
+    assert await collect(Folder({}), "x/*") == [(b"x/*", "'x' cannot be listed: permission denied")]
 
 
 async def test_pattern_of_many_stars_is_matched_in_slices() -> None:
     folder = Folder({b"a" * 120 + b"%06d" % number: 1 for number in range(2000)})
-    assert await collect(folder, "*a" * 120 + "*b") == [
-        (("*a" * 120 + "*b").encode(), "nothing in the sandbox matches it")
-    ]
+    assert await collect(folder, "*a" * 120 + "*b") == [(("*a" * 120 + "*b").encode(), "nothing matches")]
 
 
 async def test_time_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
