@@ -262,7 +262,7 @@ class Session:
         if known is None:
             yield
             return
-        with Raw(known, lambda size: self._run_errand(stream.resize(**size))):
+        with Raw(known, lambda size: self._run_errand(stream.resize(**size)), self._modes.undo):
             self._line_end = "\r\n"
             yield
         self._line_end = "\n"

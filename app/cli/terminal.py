@@ -16,7 +16,12 @@ from typing import Any, Self
 DESCRIPTOR = 0
 USUAL = {"rows": 24, "cols": 80}  # of a terminal that does not know its size
 # Nothing of ours reacts to these, and what they end would leave the terminal without echo and line ends.
-DEADLY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGABRT, signal.SIGXCPU)
+# Not SIGSEGV, SIGBUS, SIGFPE and SIGILL: after a real one, Python would run the same instruction again, for ever.
+DEADLY = (
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO),
+    *(signal.SIGABRT, signal.SIGXCPU, signal.SIGTRAP, signal.SIGSYS),
+)
+OUTPUT = 1
 
 Size = dict[str, int]
 
@@ -58,11 +63,13 @@ class DetachKeys:
 
 
 class Raw:
-    """A block of `with Raw(known, resized)` passes every key through, and calls `resized` for each size but `known`.
-    However the block is left, also by a deadly signal or the end of the interpreter, the terminal is restored."""
+    """A block of `with Raw(known, resized, undo)` passes every key through, and calls `resized` for each size but
+    `known`. However the block is left, also by a deadly signal or the end of the interpreter, the terminal is restored.
+    After a deadly signal the bytes of `undo` are written to it too."""
 
-    def __init__(self, known: Size, resized: Callable[[Size], None]) -> None:
+    def __init__(self, known: Size, resized: Callable[[Size], None], undo: Callable[[], bytes]) -> None:
         self._known = known
+        self._undo = undo
         self._resized = resized
         self._before: list[Any] | None = None
         self._deadly: list[signal.Signals] = []
@@ -113,6 +120,14 @@ class Raw:
             self._before = None
 
     def _die(self, number: int, _: object) -> None:
+        if os.isatty(OUTPUT):
+            with contextlib.suppress(OSError):  # it disconnected, or takes nothing
+                was = os.get_blocking(OUTPUT)
+                os.set_blocking(OUTPUT, False)  # a terminal that takes no output must not hold us
+                try:
+                    os.write(OUTPUT, self._undo())
+                finally:
+                    os.set_blocking(OUTPUT, was)  # others share it
         self._restore()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -13,15 +13,12 @@ import pytest
 
 from tests.unit.cli.fake_service import EXECUTION, SANDBOX, FakeService, Wire, answer, fake_service, problem
 from tests.unit.cli.screen import screen
-from tests.unit.cli.test_terminal import DESTROY, EXECUTIONS, Shell, typed
+from tests.unit.cli.test_terminal import DESTROY, DRAWS, EXECUTIONS, UNDONE, Drawing, Shell, typed
 from tests.unit.cli.typed import bulkhead
 
 PATH = f"{EXECUTIONS}/{EXECUTION}"
 KILL = f"DELETE {PATH}"
 LEFT = f"detached; to return: bulkhead attach {SANDBOX} {EXECUTION}\r\n".encode()
-# A program that draws: another screen, no cursor, colours, pasting.
-DRAWS = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[31m$ "
-UNDONE = b"\x1b[?25h\x1b[?2004l\x1b[?1049l\x1b(B\x1b[m"
 
 
 def running(service: FakeService, stdout: int = 0, stderr: int = 0) -> None:
@@ -30,16 +27,6 @@ def running(service: FakeService, stdout: int = 0, stderr: int = 0) -> None:
     body = {"id": EXECUTION, "sandbox_id": SANDBOX, "command": ["sh"], "tty": True, "output": output}
     service.answers[f"GET {PATH}"] = answer(200, body)
     service.answers[f"POST {PATH}/resize"] = (204, {}, b"")
-
-
-class Drawing(Shell):
-    async def __call__(self, wire: Wire) -> None:
-        await wire.start()
-        await wire.output(DRAWS)
-        reader = asyncio.create_task(self._read(wire))
-        await self.end.wait()
-        await wire.exit(code=5)
-        await reader
 
 
 # --- the keys

@@ -7,7 +7,7 @@ import pytest
 from app.cli.private_modes import PrivateModes
 from app.cli.terminal import DetachKeys
 
-PLAIN = b"\x1b(B\x1b[m"
+PLAIN = b"\x0f\x1b(B\x1b)B\x1b[4l\x1b[20l\x1b]8;;\x1b\\\x1b[m"
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,14 @@ PLAIN = b"\x1b(B\x1b[m"
         (b"\x1b[?1049h\x1b[?25l", b"\x1b[?25h\x1b[?1049l" + PLAIN),
         (b"\x1b[?1049h\x1b[?25l\x1b[?25h\x1b[?1049l", PLAIN),
         (b"\x1b[?1;2004;1006h", b"\x1b[?1l\x1b[?2004l\x1b[?1006l" + PLAIN),
+        (b"\x0eletters", PLAIN),
+        (b"\xc2\x9b?25l", b"\x1b[?25h" + PLAIN),
+        (b"\x1b[?1007l\x1b[?1034l", b"\x1b[?1007h\x1b[?1034h" + PLAIN),
+        (b"\x1b[?2031;2048h", b"\x1b[?2031l\x1b[?2048l" + PLAIN),
         (b"\x1b[?7l", b"\x1b[?7h" + PLAIN),
         (b"\x1b[?99999h\x1b[?h\x1b[?;h", PLAIN),
         (b"\x1b[2;20r", b"\x1b7\x1b[r\x1b8" + PLAIN),
-        (b"\x1b=\x1b[>4;2m\x1b[>1u\x1b[5 q", b"\x1b>\x1b[0 q\x1b[<u\x1b[>4;0m" + PLAIN),
+        (b"\x1b=\x1b[>4;2m\x1b[>1u\x1b[5 q", b"\x1b>\x1b[0 q\x1b[<99u\x1b[>4;0m" + PLAIN),
         (b"\x1b[?1049h\x1b=\x1bc", PLAIN),
         (b"\x1bc\x1b[?1000h", b"\x1b[?1000l" + PLAIN),
     ],
@@ -36,7 +40,20 @@ def test_what_is_on_is_undone(shown: bytes, undone: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "question", [b"\x1b[6n", b"\x1b[c", b"\x1b[>c", b"\x1b]11;?\x07", b"\x1bP+q544e\x1b\\", b"\x1b[21t"]
+    "question",
+    [
+        *(b"\x1b[6n", b"\x1b[c", b"\x1b[>c", b"\x1b]11;?\x07", b"\x1bP+q544e\x1b\\", b"\x1b[21t"),
+        *(
+            b"\x1b[?2026$p",
+            b"\x1b[4$p",
+            b"\x1b[>q",
+            b"\x1b[>0q",
+            b"\x1b[?u",
+            b"\x1b]52;c;?\x07",
+            b"\x05",
+            b"\xc2\x9b6n",
+        ),
+    ],
 )
 def test_question_to_the_terminal_is_noticed(question: bytes) -> None:
     modes = PrivateModes()

@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
+from app.cli.terminal import DEADLY
 from tests.unit.cli.fake_service import BASE, SANDBOX, FakeService, Wire, fake_service
 from tests.unit.cli.screen import Screen, screen
 from tests.unit.cli.typed import bulkhead
@@ -37,6 +38,21 @@ class Shell:
     async def _read(self, wire: Wire) -> None:
         while (frame := await wire.read()) is not None:
             self.typed.put_nowait(frame)
+
+
+# A program that draws: another screen, no cursor, colours, pasting.
+DRAWS = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[31m$ "
+UNDONE = b"\x1b[?25h\x1b[?2004l\x1b[?1049l"
+
+
+class Drawing(Shell):
+    async def __call__(self, wire: Wire) -> None:
+        await wire.start()
+        await wire.output(DRAWS)
+        reader = asyncio.create_task(self._read(wire))
+        await self.end.wait()
+        await wire.exit(code=5)
+        await reader
 
 
 async def typed(shell: Shell, count: int) -> bytes:
@@ -128,12 +144,11 @@ async def test_size_that_changed_before_the_stream_is_told() -> None:
     [
         (signal.SIGTERM, 143, True),
         (signal.SIGHUP, 129, True),
-        (signal.SIGUSR1, -signal.SIGUSR1, False),
-        (signal.SIGABRT, -signal.SIGABRT, False),
+        *((number, -number, False) for number in DEADLY),
     ],
 )
 async def test_terminal_is_as_before_after_a_signal(number: signal.Signals, status: int, cleans: bool) -> None:
-    shell = Shell()
+    shell = Drawing()
     async with screen() as terminal, fake_service(shell) as service:
         before = terminal.modes()
         process = await terminal.begin(service.url, "run", "-t", "sh")
@@ -144,6 +159,7 @@ async def test_terminal_is_as_before_after_a_signal(number: signal.Signals, stat
         shell.end.set()
         assert await process.wait() == status
         assert terminal.modes() == before
+        await terminal.until(UNDONE)
     assert (DESTROY in service.asked()) is cleans
 
 
