@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.cli import FAILED, terminal
 from app.cli.bodies import execution_body, sandbox_body
-from app.cli.show import put, put_json, put_table, say, short_time
+from app.cli.show import put, put_json, put_table, say, short_time, size
 
 if TYPE_CHECKING:
     from app.client import Client
@@ -130,7 +130,7 @@ def _sandbox_row(sandbox: Mapping[str, Any]) -> list[str]:
         sandbox["runtime"],
         sandbox["state"],
         short_time(sandbox["created_at"]),
-        short_time(sandbox["expires_at"]),
+        short_time(sandbox["expires_at"]) if sandbox["state"] != "destroyed" else "-",
         f"{executions.get('running', 0)}/{executions.get('total', 0)}",
         " ".join(f"{name}={value}" for name, value in (sandbox.get("labels") or {}).items()),
     ]
@@ -142,10 +142,27 @@ def usage(typed: Namespace) -> int:
         if typed.json:
             put_json(found)
         else:
-            put_table(["", "NOW"], [[name, "-" if value is None else f"{value:,}"] for name, value in found.items()])
+            put("\n".join(f"{name:<15}{figure}" for name, figure in _figures(found)))
         return 0
 
     return _with_client(work)
+
+
+def _figures(usage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and figures for people. `-`: nobody knows."""
+
+    def figure(name: str, show: Callable[[Any], str] = str) -> str:
+        value = usage.get(name)
+        return "-" if value is None else show(value)
+
+    peak = figure("memory_peak_bytes", size)
+    return [
+        ("memory", f"{figure('memory_bytes', size)}, peak {peak}"),
+        ("processor time", figure("cpu_seconds", lambda seconds: f"{seconds:.2f} s")),
+        ("processes", figure("processes")),
+        ("disk", figure("disk_bytes", size)),
+        ("open files", figure("open_files")),
+    ]
 
 
 def logs(typed: Namespace) -> int:

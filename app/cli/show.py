@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+FAIR = 16  # columns of the terminal: what a wrapped column gets at least, if its cells need them
 UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
@@ -58,9 +60,18 @@ def short_time(moment: str | None, now: datetime | None = None) -> str:
     return f"in {count:g}{unit}" if away > 0 else f"{count:g}{unit} ago"
 
 
+def size(count: int) -> str:
+    """Shows bytes in one unit, with one digit after the point below ten: `58 MiB`, `1.5 KiB`, `17 bytes`."""
+    for unit, one in SIZES:
+        if count >= one:
+            return f"{count / one:.0f} {unit}" if count >= 10 * one else f"{count / one:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def put_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequence[str] = ()) -> None:
     """Prints a table. In a pipe the columns are plain. On a terminal the columns `wrapped` become as narrow as needed,
-    and all others stay in one piece, as an id on two lines could not be copied."""
+    and all others stay in one piece, as an id on two lines could not be copied. Where a wrapped column would break
+    words or become too narrow to read, its cells stand below their rows."""
     rows = [[plain(cell) for cell in row] for row in rows]
     if is_terminal():
         _draw(columns, rows, wrapped)
@@ -77,6 +88,9 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequen
 
     terminal = Console()
     widths = _widths(columns, rows, wrapped, terminal.width - len(columns))
+    if widths is None:
+        _draw_below(columns, rows, wrapped)
+        return
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for column, width in zip(columns, widths, strict=True):
         table.add_column(column, width=width, overflow="fold")
@@ -86,18 +100,50 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequen
     Console(width=max(terminal.width, sum(widths) + len(columns))).print(table)
 
 
-def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequence[str], room: int) -> Sequence[int]:
-    """Of each column: what is left by those in one piece goes to the others, for their longest words first."""
+def _widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequence[str], room: int
+) -> Sequence[int] | None:
+    """Of each column: what is left by those in one piece goes to the others, for their longest words first. None where
+    it is too little for them."""
     from rich.cells import cell_len
 
     cells = list(zip(columns, *rows, strict=True))
     whole = [max(map(cell_len, column)) for column in cells]
     words = [max(cell_len(word) for cell in column for word in cell.split() or [""]) for column in cells]
-    widths = [cell_len(name) if name in wrapped else width for name, width in zip(columns, whole, strict=True)]
-    if sum(widths) > room:  # too wide in any case, and then at least readable
-        return [max(width, word) for width, word in zip(widths, words, strict=True)]
-    for wanted in (words, whole):
-        lacks = [max(want - width, 0) for want, width in zip(wanted, widths, strict=True)]
-        given = min(max(room - sum(widths), 0), sum(lacks))
-        widths = [width + given * lack // (sum(lacks) or 1) for width, lack in zip(widths, lacks, strict=True)]
-    return widths
+    least = [
+        min(width, max(word, FAIR)) if name in wrapped else width
+        for name, width, word in zip(columns, whole, words, strict=True)
+    ]
+    if sum(least) <= room:
+        return _shared(least, whole, room)
+    if any(name not in wrapped for name in columns):
+        return None if wrapped else whole
+    return _shared(_shared([cell_len(name) for name in columns], words, room), whole, room)
+
+
+def _shared(widths: Sequence[int], wanted: Sequence[int], room: int) -> Sequence[int]:
+    """Gives what is left of the room to the columns, in proportion to what they lack."""
+    lacks = [max(want - width, 0) for want, width in zip(wanted, widths, strict=True)]
+    given = min(max(room - sum(widths), 0), sum(lacks))
+    return [width + given * lack // (sum(lacks) or 1) for width, lack in zip(widths, lacks, strict=True)]
+
+
+def _draw_below(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequence[str]) -> None:
+    """Each row without its `wrapped` cells, and below it these, each with the name of its column."""
+    from rich.cells import cell_len, set_cell_size
+    from rich.console import Console
+    from rich.text import Text
+
+    terminal = Console()
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    margin = 3 + max(cell_len(name) for name in wrapped)
+    for row in (columns, *rows):
+        cells = list(zip(columns, row, widths, strict=True))
+        line = " ".join(set_cell_size(cell, width) for name, cell, width in cells if name not in wrapped)
+        terminal.print(Text(line.rstrip(), style="bold" if row is columns else ""), soft_wrap=True)
+        for name, cell, _ in cells:
+            if name in wrapped and cell and row is not columns:
+                pieces = Text(cell).wrap(terminal, max(terminal.width - margin, FAIR), overflow="fold")
+                for number, piece in enumerate(pieces):
+                    start = set_cell_size("" if number else f"  {name}", margin)
+                    terminal.print(Text(f"{start}{piece.plain.rstrip()}"), soft_wrap=True)

@@ -117,15 +117,25 @@ async def test_what_is_missing_is_told_on_one_line(tmp_path: Path) -> None:
 
 
 async def test_usage_shows_figures_and_what_nobody_knows() -> None:
-    figures: dict[str, Any] = {"memory_bytes": 1048576, "disk_bytes": None}
+    figures: dict[str, Any] = {
+        "memory_bytes": 61_370_368,
+        "memory_peak_bytes": 1_572_864,
+        "cpu_seconds": 0.078089201,
+        "processes": 2,
+        "disk_bytes": None,
+        "open_files": 17,
+    }
     async with fake_service() as service:
         service.answers[f"GET {BASE}/usage"] = answer(200, figures)
         service.answers[f"GET {EXECUTIONS}/e/usage"] = answer(200, figures)
         shown = await bulkhead(service.url, "usage", "sbx_1")
         told = await bulkhead(service.url, "usage", "sbx_1", "e", "--json")
-    assert [line.split() for line in shown.stdout.decode().splitlines()[1:]] == [
-        ["memory_bytes", "1,048,576"],
-        ["disk_bytes", "-"],
+    assert shown.stdout.decode().splitlines() == [
+        "memory         59 MiB, peak 1.5 MiB",
+        "processor time 0.08 s",
+        "processes      2",
+        "disk           -",
+        "open files     17",
     ]
     assert json.loads(told.stdout) == figures
     assert service.asked() == [f"GET {BASE}/usage", f"GET {EXECUTIONS}/e/usage"]

@@ -310,7 +310,7 @@ def read_to_hangup(master: int) -> bytes:
     return data
 
 
-async def test_ls_on_a_terminal_of_80_columns_keeps_ids_whole_and_folds_labels() -> None:
+async def test_ls_on_a_terminal_of_80_columns_keeps_ids_and_labels_whole() -> None:
     now = datetime.now(UTC)
     times = {
         "created_at": (now - timedelta(minutes=3, seconds=30)).isoformat(),
@@ -324,10 +324,10 @@ async def test_ls_on_a_terminal_of_80_columns_keeps_ids_whole_and_folds_labels()
         lines = await shown(service.url, "ls", "--all")
         wide = await shown(service.url, "ls", "--all", cols=120)
     assert [line for line in lines if len(line) > 80] == []
-    assert lines[0].split() == ["ID", "RUNTIME", "STATE", "CREATED", "EXPIRES", "RUNNING", "LABELS"]
-    row = [sandbox["id"], "process", "destroyed", "3m", "ago", "in", "57m", "1/2"]
-    assert lines[1].split()[:-1] == row
-    assert lines[1].split()[-1] + "".join(line.strip() for line in lines[2:]) == "project=a-long-name"
+    assert lines[0].split() == ["ID", "RUNTIME", "STATE", "CREATED", "EXPIRES", "RUNNING"]
+    row = [sandbox["id"], "process", "destroyed", "3m", "ago", "-", "1/2"]
+    assert lines[1].split() == row
+    assert lines[2:] == ["  LABELS project=a-long-name"]
     assert wide[1].split() == [*row, "project=a-long-name"]
 
 
@@ -336,18 +336,21 @@ async def test_ls_on_a_terminal_that_is_too_narrow_cuts_nothing_off() -> None:
     async with fake_service() as service:
         service.answers["GET /sandboxes"] = answer(200, {"items": [sandbox], "next_cursor": None})
         lines = await shown(service.url, "ls")
-    assert lines[0].split()[-1] == "LABELS"
-    assert (lines[1].split()[0], lines[1].split()[-1], len(lines[1]) > 80) == ("x" * 63, "team=red", True)
+    assert (lines[1].split()[0], lines[1].split()[-1], len(lines[1]) > 80) == ("x" * 63, "1/2", True)
+    assert lines[2:] == ["  LABELS team=red"]
 
 
-async def test_runtimes_on_a_terminal_of_80_columns_wrap_capabilities_at_commas() -> None:
+async def test_runtimes_on_a_terminal_of_80_columns_have_reason_and_capabilities_below() -> None:
     capabilities = ["exact_output", "filesystem_policy", "limit_processes", "syscall_profiles", "usage"]
     row = {"name": "process", "aliases": ["kernel", "linux"], "available": True, "version": "0.1.0", "tier": "kernel"}
+    row |= {"capabilities": capabilities, "reason": "the launcher does not answer"}
     async with fake_service() as service:
-        service.answers["GET /runtimes"] = answer(200, {"items": [row | {"capabilities": capabilities}]})
+        service.answers["GET /runtimes"] = answer(200, {"items": [row]})
         lines = await shown(service.url, "runtimes")
     assert [line for line in lines if len(line) > 80] == []
-    assert lines[0].split()[-3:] == ["VERSION", "REASON", "CAPABILITIES"]
+    assert lines[0].split() == ["NAME", "ALIASES", "AVAILABLE", "TIER", "VERSION"]
+    assert lines[2] == "  REASON       the launcher does not answer"
+    assert lines[3].startswith("  CAPABILITIES exact_output, filesystem_policy, ")
     assert [name for line in lines[1:] for name in re.findall(r"\w+_\w+|usage", line)] == capabilities
 
 
