@@ -61,7 +61,7 @@ def number_of_signal(name: str) -> int:
     """The number of the signal that a request names. Raises InvalidRequest."""
     number = signal_number(name)
     if number is None:
-        raise InvalidRequest.at("/signal", "is not the name of a signal")
+        raise InvalidRequest.at("/signal", "is not the name of a signal, such as SIGINT")
     return number
 
 

@@ -41,6 +41,21 @@ def ceilings_of(limits: Limits) -> dict[str, float]:
     }
 
 
+# What a client raises in the sandbox to raise a ceiling. What every process may open is fixed.
+_RAISED_BY = {
+    "cpu_seconds": "limits.cpus or limits.wall_seconds",
+    "stack_mib": "limits.memory_mib",
+    "file_mib": "limits.disk_mib",
+    "memory_mib": "limits.memory_mib",
+}
+
+
+def _way_out(name: str) -> str:
+    if name not in _RAISED_BY:
+        return "no execution can have more"
+    return f"the sandbox has no more; create the sandbox with a higher {_RAISED_BY[name]}"
+
+
 def check_execution_limits(asked: ExecutionLimits, limits: Limits, runtime: RuntimeInfo) -> None:
     """`limits`: of the sandbox. Raises PolicyNotSupported, LimitTooHigh."""
     for name, value in asdict(asked).items():
@@ -52,4 +67,4 @@ def check_execution_limits(asked: ExecutionLimits, limits: Limits, runtime: Runt
             raise PolicyNotSupported(pointer, runtime.name, sentence)
         ceiling = ceilings_of(limits)[name]
         if value > ceiling:
-            raise LimitTooHigh(pointer, value, ceiling)
+            raise LimitTooHigh(pointer, value, ceiling, _way_out(name))

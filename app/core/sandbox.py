@@ -23,6 +23,8 @@ from app.core.timeslices import TimeSlices
 
 # A timer of the loop may come this much early: its clock and the wall clock are not the same.
 EARLY_SECONDS = 0.0005
+_EXPIRED = "the sandbox expired: "
+_WAS = "the sandbox was "
 RETRY_SECONDS = 5.0  # between attempts to destroy what is past its end
 
 WAIT_SECONDS = 60.0  # for a sandbox that is still `creating`
@@ -161,7 +163,11 @@ class Sandbox:
         return self._handle
 
     def _wrong_state(self) -> WrongState:
-        return WrongState(self._lifecycle.state, f"the sandbox is {self._lifecycle.describe()}")
+        if self._lifecycle.state is not SandboxState.DESTROYED:
+            return WrongState(self._lifecycle.state, f"the sandbox is {self._lifecycle.describe()}")
+        why = (self._lifecycle.reason or "it was destroyed").removeprefix(_EXPIRED)
+        why = f"it was {why.removeprefix(_WAS)}" if why.startswith(_WAS) else why
+        return WrongState(SandboxState.DESTROYED, f"the sandbox has ended: {why}")
 
     def check_running(self) -> None:
         """Raises WrongState unless it runs and its end has not begun."""
@@ -462,7 +468,7 @@ class Sandbox:
         why = "it was idle" if idle else "its ttl passed"
         if self._lifecycle.state is SandboxState.CREATING:
             why = f"its boot took more than {self._resources.capacity.creating_seconds:g} seconds"
-        self._begin_end(f"the sandbox expired: {why}")
+        self._begin_end(f"{_EXPIRED}{why}")
 
     async def _end_without_processes(self) -> None:
         """Ends an idle sandbox without processes. Living processes count as a use at this moment, and so does an
@@ -477,7 +483,7 @@ class Sandbox:
         elif self._seconds_left() > EARLY_SECONDS:  # somebody came meanwhile
             self._arm()
         else:
-            self._begin_end("the sandbox expired: it was idle, and no process of it lived")
+            self._begin_end(f"{_EXPIRED}it was idle, and no process of it lived")
 
     # --- its record
 

@@ -58,7 +58,7 @@ class Sandboxes:
             if known.ends:
                 raise Conflict(f"the id {known.id!r} is taken by a destroyed sandbox; {_when_free(known)}")
             if known.spec != spec:
-                raise Conflict(f"the id {known.id!r} is taken by a sandbox with another body")
+                raise Conflict(f"the id {known.id!r} is taken by a sandbox that was made by a different request")
             return known, False
         if self._closing:
             raise ServiceStopping

@@ -188,8 +188,9 @@ TABLE = (
         "limit_too_high",
         422,
         "The limit is above the ceiling",
-        "Ask for `ceiling` or less. The ceiling is the operator's, or the runtime's own where that is lower. "
-        "GET /runtimes lists the default and the ceiling of every limit.",
+        "The request asks for more than `ceiling`. Send that value or a lower one. For a new sandbox, the operator or "
+        "the runtime sets the ceiling, and GET /runtimes lists it. For an execution, the limits of its sandbox set it: "
+        "create a sandbox with higher limits.",
         (_POINTER, Member("ceiling", float, "the highest value that can be had", _ceiling)),
     ),
     ProblemType(
@@ -294,7 +295,7 @@ TABLE = (
         ),
     ),
     ProblemType(
-        e.Conflict("the id 'build-1' is taken by a sandbox with another body"),
+        e.Conflict("the id 'build-1' is taken by a sandbox that was made by a different request"),
         "conflict",
         409,
         "Conflict with the current state",
@@ -309,11 +310,12 @@ TABLE = (
         "The sandbox's runtime lacks what the request needs. GET /runtimes lists what each runtime can do.",
     ),
     ProblemType(
-        e.WrongState("destroyed", "the sandbox is destroyed"),
+        e.WrongState("destroyed", "the sandbox has ended: it was deleted"),
         "wrong_state",
         409,
         "The state does not allow this",
-        "The sandbox or execution is in the state `state`, and cannot do this there.",
+        "The sandbox or execution cannot do this while its state is `state`. Resume a paused sandbox. Create a new "
+        "sandbox when it has ended. An execution that has ended takes no input and no signals: start another.",
         (_member("state", str, "the state of the sandbox or execution"),),
     ),
     ProblemType(
@@ -370,9 +372,9 @@ TABLE = (
         e.CapacityExceeded("sandboxes", 1000),
         "capacity_exceeded",
         429,
-        "A limit is reached for now",
-        "All of `budget` is in use: in the whole service, or the part that this `client`, `sandbox` or `execution` may "
-        "have, as `holder` says. End something that uses it, or try again after the seconds in Retry-After.",
+        "Too much is in use now",
+        "`budget` names what is used up. `holder` says for whom: the whole service, this client, this sandbox or this "
+        "execution. End something that uses it, or try again after the seconds in Retry-After.",
         (
             _member("budget", str, "what is used up"),
             _member("holder", str, "whose limit or part is used up: `service`, `client`, `sandbox` or `execution`"),
@@ -392,8 +394,8 @@ TABLE = (
         "launch_failed",
         500,
         "An isolation step failed",
-        "The kernel refused the step `step` with the error `errno`. Nothing was started: the service never hands out a "
-        "sandbox that is only partly isolated.",
+        "The kernel refused the isolation step `step` with the error `errno`. Nothing was started, because a sandbox "
+        "must be isolated completely. Report it to the operator; `bulkhead probe` on the host shows what is missing.",
         (
             _member("step", str, "the isolation step"),
             _member("errno", str, "the kernel's reason, such as EPERM; empty: there is none", "errno_name"),
@@ -420,7 +422,9 @@ TABLE = (
         "backend_error",
         502,
         "The runtime's server answered with an error",
-        "The detail has what it said.",
+        "The server behind this runtime answered with an error. `detail` holds its message, `upstream_status` "
+        "and `upstream_code` its status and code. Correct the request if the message names something in it. Otherwise "
+        "report it to the operator.",
         _OF_SERVER,
     ),
     ProblemType(
@@ -430,7 +434,8 @@ TABLE = (
         "backend_unavailable",
         503,
         "The runtime is not available",
-        "What carries out this runtime does not answer, or says that it cannot work now. GET /runtimes has the reason.",
+        "The server or launcher behind this runtime does not answer, or reports that it cannot work now. GET /runtimes "
+        "gives the reason. Try again after the seconds in Retry-After.",
         _OF_SERVER,
         (_RETRY_AFTER,),
     ),
@@ -457,7 +462,8 @@ TABLE = (
         "backend_timeout",
         504,
         "The runtime did not answer in time",
-        "The service undoes what was begun. What it could not undo shows in the lists.",
+        "The runtime did not finish in time. The service removes what it had started. Look into the lists of sandboxes "
+        "and executions for anything that is left, then try again.",
         _OF_SERVER,
     ),
 )

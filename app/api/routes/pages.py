@@ -26,7 +26,9 @@ h1 { line-height: 1.2 } h2 { font-size: 1.1rem; margin-top: 2rem }
 pre { padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; background: rgb(128 128 128 / .15) }
 code, pre { font: 14px/1.5 ui-monospace, monospace }
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .3rem .8rem .3rem 0;
-vertical-align: top; border-bottom: 1px solid rgb(128 128 128 / .3) }
+vertical-align: top; border-bottom: 1px solid rgb(128 128 128 / .3); overflow-wrap: anywhere }
+@media (max-width: 36rem) { td, th { display: block; border: 0; padding: .1rem 0 } th { display: none }
+tr { display: block; padding: .5rem 0; border-bottom: 1px solid rgb(128 128 128 / .3) } }
 """
 
 _LINKS = (
@@ -39,11 +41,12 @@ _LINKS = (
 )
 
 
-def _page(title: str, body: str) -> HTMLResponse:
+def _page(title: str, body: str, status: int = 200) -> HTMLResponse:
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<link rel=icon href=/docs/favicon.png><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1>{body}</html>"
+        f"<h1>{html.escape(title)}</h1>{body}</html>",
+        status,
     )
 
 
@@ -75,7 +78,7 @@ async def _front(request: Request) -> Response:
     return _page(
         "Bulkhead",
         f"<p>This service runs code that nobody trusts, and streams its output live. Version {__version__}.</p>"
-        f"<table>{links}</table>{blocks}<p>A service with keys wants one with every command: "
+        f"<table>{links}</table>{blocks}<p>If the service has API keys, send one with every command: "
         "<code>export BULKHEAD_CLIENT_KEY=…</code> for <code>bulkhead</code>, the header "
         "<code>Authorization: Bearer …</code> for <code>curl</code>.</p>",
     )
@@ -104,8 +107,10 @@ async def _index(_: Request) -> Response:
     response_class=HTMLResponse,
     responses=problems("not_found"),
 )
-async def explain_problem(slug: str) -> Response:
+async def explain_problem(request: Request, slug: str) -> Response:
     kind = PROBLEMS.get(slug)
+    if kind is None and "text/html" in request.headers.get("accept", ""):
+        return _page("There is no such type of problem", f"<p><a href={INDEX}>All types of problems</a></p>", 404)
     if kind is None:
         raise NotFound("problem type", slug[:64])
     return _page(kind.title, _explanation(kind))
@@ -118,7 +123,7 @@ def _explanation(kind: ProblemType) -> str:
         f"<td><code>{html.escape(_json(example[member.name]))}</code>"
         for member in kind.members
     )
-    table = f"<h2>Its own members</h2><table><tr><th>Name<th>Type<th>Meaning<th>Example{rows}</table>"
+    table = f"<h2>Extra fields</h2><table><tr><th>Name<th>Type<th>Meaning<th>Example{rows}</table>"
     return (
         f"<p><code>{kind.slug}</code>, status {kind.status}</p><p>{_with_code(kind.meaning)}</p>"
         + (table if rows else "")

@@ -13,7 +13,7 @@ from app.api.http.disconnect import until_disconnect
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import json_body, problems
 from app.api.routes.sandboxes import OF_A_CREATE
-from app.api.schemas.limits import CommandLimitsRequest
+from app.api.schemas.limits import ProcessLimitsRequest
 from app.api.schemas.run_answers import response_of
 from app.api.schemas.runs import JobFields, Run, RunFile, RunInSandbox, RunInSandboxResult, RunResult
 from app.api.schemas.specs import (
@@ -113,7 +113,7 @@ async def _shot(asked: Run, context: ApplicationContext) -> OneShot:
     needs |= {Capability.PTY} if asked.tty is not None else set()
     needs |= {Capability.MERGED_OUTPUT} if is_merged(job.command) else set()
     needs |= {Capability.FILES} if job.files or job.collect else set()
-    if any(getattr(asked.limits, name) is not None for name in CommandLimitsRequest.model_fields):
+    if any(getattr(asked.limits, name) is not None for name in ProcessLimitsRequest.model_fields):
         needs |= {Capability.EXECUTION_LIMITS}
     spec = await sandbox_spec(asked, _with_output_range(context), more=frozenset(needs))
     timeout = timeout_of(asked.timeout_seconds, spec, context)

@@ -18,9 +18,9 @@ OutputBytes = Annotated[int, Field(ge=LIMITS["output_bytes"].floor, le=EXACT_INT
 WallSeconds = Annotated[float, Field(ge=LIMITS["wall_seconds"].floor)]
 
 
-class CommandLimitsRequest(Strict):
-    """Limits of one execution, which are never above those of its sandbox. They need the capability
-    `execution_limits`."""
+class ProcessLimitsRequest(Strict):
+    """Limits of the one execution of POST /run, whose sandbox already has a `memory_mib` of its own. They need the
+    capability `execution_limits`."""
 
     cpu_seconds: Annotated[float, Field(ge=EXECUTION_LIMITS["cpu_seconds"].floor)] | None = Field(
         None, description=EXECUTION_LIMITS["cpu_seconds"].meaning
@@ -36,9 +36,9 @@ class CommandLimitsRequest(Strict):
     )
 
 
-class ExecutionLimitsRequest(CommandLimitsRequest):
-    """Limits of one execution, which are never above those of its sandbox. They need the capability
-    `execution_limits`."""
+class ExecutionLimitsRequest(ProcessLimitsRequest):
+    """Limits of one execution in a sandbox that stays: also its memory. They are never above those of the
+    sandbox, and need the capability `execution_limits`."""
 
     memory_mib: Annotated[int, Field(ge=EXECUTION_LIMITS["memory_mib"].floor, le=EXACT_INTEGER), WHOLE] | None = Field(
         None, description=EXECUTION_LIMITS["memory_mib"].meaning

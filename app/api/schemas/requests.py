@@ -19,6 +19,7 @@ from app.api.schemas.strict import (
     Seconds,
     Strict,
     documented,
+    needs_text,
     spelled,
 )
 from app.core.capabilities import Capability
@@ -187,4 +188,4 @@ class CreateExecution(Strict):
 class SignalExecution(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"signal": "SIGINT"}]})
 
-    signal: str = Field(description="a name such as SIGINT or INT")
+    signal: Annotated[str, needs_text("SIGINT")] = Field(description="a name such as SIGINT or INT")

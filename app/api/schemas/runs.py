@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.schemas.answers import AnswerSchema, Exit
-from app.api.schemas.limits import CommandLimitsRequest, ExecutionLimitsRequest, LimitsRequest, OutputBytes
+from app.api.schemas.limits import ExecutionLimitsRequest, LimitsRequest, OutputBytes, ProcessLimitsRequest
 from app.api.schemas.requests import OUTPUT_MODE, STDERR, SandboxFields, Tty
 from app.api.schemas.strict import Arguments, Directory, Environment, Mode, Seconds, Strict
 from app.core.collecting import FILES as FILES_BACK
@@ -51,7 +51,7 @@ class JobFields(Strict):
     )
 
 
-class RunLimits(LimitsRequest, CommandLimitsRequest):
+class RunLimits(LimitsRequest, ProcessLimitsRequest):
     """The limits of the sandbox, and of its one execution."""
 
 

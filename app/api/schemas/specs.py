@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from app.api.context import ApplicationContext
 from app.api.schemas import requests
-from app.api.schemas.limits import CommandLimitsRequest, LimitsRequest
+from app.api.schemas.limits import LimitsRequest, ProcessLimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
 from app.core.backend import Backend
 from app.core.capabilities import Capability
@@ -181,7 +181,7 @@ def terminal_of(asked: requests.Terminal | None) -> Terminal | None:
 
 
 def execution_limits_of(
-    asked: CommandLimitsRequest, spec: SandboxSpec, context: ApplicationContext, memory_mib: int | None = None
+    asked: ProcessLimitsRequest, spec: SandboxSpec, context: ApplicationContext, memory_mib: int | None = None
 ) -> ExecutionLimits:
     """Raises PolicyNotSupported, LimitTooHigh."""
     limits = ExecutionLimits(asked.cpu_seconds, asked.stack_mib, asked.open_files, asked.file_mib, memory_mib)

@@ -87,9 +87,30 @@ def spelled(pattern: str, sentence: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def needs_text(example: str) -> BeforeValidator:
+    """Refuses what is not a string with a sentence that shows one."""
+    sentence = f'must be a string such as "{example}"'
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            raise PydanticCustomError("needs_text", "{sentence}", {"sentence": sentence})
+        return value
+
+    return BeforeValidator(check)
+
+
+def _needs_object(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise PydanticCustomError("needs_object", "{sentence}", {"sentence": 'must be an object such as {"A": "1"}'})
+    return value
+
+
 _MODE = "0?[0-7]{3}"
 Mode = Annotated[
-    str, spelled(_MODE, "must be three octal digits, such as 644 or 0644"), documented(pattern=f"^{_MODE}$")
+    str,
+    needs_text("0755"),
+    spelled(_MODE, "must be three octal digits, such as 644 or 0644"),
+    documented(pattern=f"^{_MODE}$"),
 ]
 NO_NUL = r"^[^\x00]*$"
 
@@ -101,6 +122,7 @@ Id = Annotated[
 Environment = Annotated[
     dict[str, Annotated[str, documented(pattern=NO_NUL)]],
     BeforeValidator(_look_at_few_wrong_values),
+    BeforeValidator(_needs_object),
     documented(propertyNames={"pattern": r"^[^=\x00]+$"}),
 ]
 
@@ -125,8 +147,12 @@ Host = Annotated[str, StringConstraints(min_length=1, max_length=255)]  # a DNS 
 Directory = Annotated[str, documented(pattern=r"^/[^\x00]*$")]
 Paths = Annotated[list[Directory], Field(max_length=PATHS, fail_fast=True)]
 _LABEL_KEY, _LABEL_VALUE, _LABEL_LENGTH = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$", r"^[^\x00-\x1f\x7f]*$", 255
-LabelKey = Annotated[str, StringConstraints(pattern=_LABEL_KEY)]
-LabelValue = Annotated[str, StringConstraints(max_length=_LABEL_LENGTH, pattern=_LABEL_VALUE)]
+LabelKey = Annotated[
+    str, spelled(_LABEL_KEY, "must be 1 to 63 of letters, digits and . _ / -, the first one a letter or a digit")
+]
+LabelValue = Annotated[
+    str, StringConstraints(max_length=_LABEL_LENGTH), spelled(_LABEL_VALUE, "must have no control characters")
+]
 # pydantic would say `patternProperties`, of which generators of clients make a map of anything.
 _LABELS_SCHEMA = {
     "type": "object",
@@ -138,6 +164,7 @@ Labels = Annotated[
     dict[LabelKey, LabelValue],
     Field(max_length=LABELS),
     BeforeValidator(_few_labels),
+    BeforeValidator(_needs_object),
     WithJsonSchema(_LABELS_SCHEMA),
 ]
 WHOLE = BeforeValidator(_whole)  # the last of an annotation: bounds that come after it are lost in the schema

@@ -77,6 +77,14 @@ async def test_id_of_a_destroyed_sandbox_says_when_it_is_free() -> None:
         assert 3500 < seconds <= 3600
 
 
+async def test_ended_sandbox_says_once_why() -> None:
+    async with Service().client() as client:
+        await create(client, id="demo")
+        assert (await client.delete("/sandboxes/demo")).status_code == 204
+        answer = await client.post("/sandboxes/demo/executions", json={"command": ["true"]})
+        assert (answer.status_code, answer.json()["detail"]) == (409, "the sandbox has ended: it was deleted")
+
+
 async def test_network_that_a_runtime_cannot_have_says_why() -> None:
     body = {"policy": {"network": {"mode": "direct", "allow": ["files.example.org"]}}}
     problem = await problem_of(Service(), "/sandboxes", body)

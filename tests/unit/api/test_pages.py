@@ -40,6 +40,14 @@ async def test_index_of_problems_leads_to_every_type() -> None:
             assert "<a href=/problems>" in (await client.get(f"/problems/{slug}")).text
 
 
+async def test_page_of_an_unknown_type_leads_a_browser_to_the_index() -> None:
+    async with Service().client() as client:
+        page = await client.get("/problems/nope", headers={"accept": "text/html,*/*"})
+        assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+        assert "<a href=/problems>" in page.text
+        assert (await client.get("/problems/nope")).json()["type"] == "/problems/not_found"
+
+
 async def test_head_is_answered_wherever_get_is() -> None:
     service = Service()
     async with service.served() as live, httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}") as client:

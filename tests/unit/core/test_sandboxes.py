@@ -62,7 +62,7 @@ async def test_same_id_with_the_same_body_is_the_same_sandbox() -> None:
 async def test_same_id_with_another_body_is_a_conflict() -> None:
     async with Core() as core:
         await core.create(spec(), "a")
-        with pytest.raises(Conflict, match="another body"):
+        with pytest.raises(Conflict, match="made by a different request"):
             core.sandboxes.create(spec(ttl_seconds=7), "a")
 
 
