@@ -187,15 +187,17 @@ class Worker:
         os.read(self._children, 4096)
         for _ in range(_REAPED_AT_ONCE):
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
-            number = self._leaders.pop(pid, None)
+            pid = ended.si_pid
             if pid in self._on_terminals:
                 self._on_terminals.discard(pid)
-                _hang_up(pid)
+                _hang_up(pid)  # while its number, which is that of the session, can be no other's
+            _, status = os.waitpid(pid, 0)
+            number = self._leaders.pop(pid, None)
             if number is not None:
                 self._tell(EXITED, number, status, 0)
         os.kill(os.getpid(), _signal.SIGCHLD)  # there may be more, and the next look comes after a rest
@@ -222,7 +224,7 @@ def _move_into(groups: list[int]) -> None:
 
 
 def _signal_group(leader: int, number: int) -> None:
-    """The leader is not reaped yet, so the number is still its group's."""
+    """A leader that is not reaped yet keeps the number for its group."""
     try:
         os.killpg(leader, number)
     except OSError:
@@ -231,7 +233,10 @@ def _signal_group(leader: int, number: int) -> None:
 
 def _hang_up(session: int) -> None:
     """SIGHUP to what a terminal's first process left behind. The kernel sends it to the foreground group alone, and the
-    end of a terminal does not find the others any more. Whole groups: none of them can fork its way out."""
+    end of a terminal does not find the others any more. Whole groups: none of them can fork its way out.
+
+    Call it before the first process is reaped. A group whose own leader was reaped can end between the look and the
+    signal, and only then can another group of this sandbox have its number."""
     groups: dict[int, None] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
