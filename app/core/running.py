@@ -64,8 +64,8 @@ async def check_job(job: Job, spec: SandboxSpec, runtime: RuntimeInfo) -> Placem
 
 
 async def run_in(sandboxes: Sandboxes, sandbox: Sandbox, job: Job) -> Outcome:
-    """Runs a job in a sandbox that stays. The execution's record stays too. When it is cancelled, it ends the command
-    and everything that this started, and nothing else. Raises what files and a start raise."""
+    """Runs a job in a sandbox that stays. The execution's record stays too. When it is cancelled or fails, it ends the
+    command and everything that this started, and nothing else. Raises what files, a start and stdin raise."""
     sandbox.touch()
     runtime = sandboxes.registry.get(sandbox.spec.runtime).info
     return await carry_out(sandboxes, sandbox, job, await check_job(job, sandbox.spec, runtime))
@@ -80,11 +80,17 @@ async def carry_out(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement:
     try:
         execution, _ = await sandbox.execute(job.command, execution_id)
         return await _see_through(sandboxes, sandbox, execution, job)
-    except asyncio.CancelledError:
+    except BaseException as error:  # nobody will hear of the exit: nothing of it goes on
         begun = sandbox.executions.get(execution_id)
         if begun is not None:
-            begun.end_soon(ExitReason.KILLED, "its client disconnected")
+            begun.end_soon(ExitReason.KILLED, _why_ended(error))
         raise
+
+
+def _why_ended(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "its client disconnected"
+    return f"the run failed: {error if isinstance(error, BulkheadError) else type(error).__name__}"
 
 
 async def _see_through(sandboxes: Sandboxes, sandbox: Sandbox, execution: Execution, job: Job) -> Outcome:

@@ -11,12 +11,20 @@ import pytest
 
 from app.core import collecting
 from app.core.collecting import FILES, NAMES, TOTAL_BYTES, Collection, patterns_of
-from app.core.errors import AccessDenied, BackendFailure, BulkheadError, InvalidRequest, NotFound, WrongType
+from app.core.errors import (
+    AccessDenied,
+    BackendFailure,
+    BulkheadError,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    WrongType,
+)
 from app.core.files import DirectoryEntry, FileKind, Files, FileStat, Listing
 from app.core.models import SandboxState
 from app.core.running import Job, run_in
 from tests.callbacks import own_work
-from tests.null_backend import Gate
+from tests.null_backend import Gate, NullExecution
 from tests.unit.core.support import Core, command, until
 
 MANY = {b"%06d" % number: 1 for number in range(100_000)}
@@ -185,4 +193,21 @@ async def test_client_that_disconnects_at_any_moment_leaves_no_command() -> None
                 await running
             for execution in tuple(sandbox.executions.values()):
                 await execution.wait()
+        assert core.backend.alive == [sandbox.id]
+
+
+async def test_command_whose_stdin_cannot_be_fed_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def too_large(self: NullExecution, data: bytes) -> bool:
+        raise PayloadTooLarge(1)
+
+    monkeypatch.setattr(NullExecution, "write", too_large)
+    async with Core() as core:
+        sandbox = await core.create()
+        with pytest.raises(PayloadTooLarge) as raised:
+            await run_in(core.sandboxes, sandbox, Job(command("daemon", "sleep", stdin=True), stdin=b"x"))
+        (execution,) = sandbox.executions.values()
+        await execution.wait()
+        await execution.settled()
+        assert execution.exit is not None
+        assert (execution.exit.reason, execution.exit.detail) == ("killed", f"the run failed: {raised.value}")
         assert core.backend.alive == [sandbox.id]
