@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,34 @@ def test_last_words_are_never_lost_at_the_end(launched: Launched) -> None:
             await backend.aclose()
 
     assert asyncio.run(rounds()) == sizes
+
+
+def test_terminals_pipes_and_files_are_begun_at_one_time(launched: Launched) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    async def one(sandbox: Any, number: int) -> int | None:
+        if number % 4 == 3:
+            await sandbox.files.write(b"%d" % number, content())
+            return 0
+        command = Command(("true",), tty=Terminal(24, 80) if number % 2 == 0 else None)
+        logs = Logs(OutputLog(1024), OutputLog(1024))
+        code: int | None = (await (await sandbox.execute(f"exe_{number}", command, logs)).wait()).code
+        return code
+
+    async def rounds() -> list[int | None]:
+        backend = ProcessBackend(Path(launched[0].socket))
+        backend.open()
+        sandbox = await backend.create("sbx_order", SandboxSpec("process", Limits(), Policy()))
+        try:
+            found: list[int | None] = []
+            for begin in range(0, 40, 8):
+                found += await asyncio.gather(*(one(sandbox, number) for number in range(begin, begin + 8)))
+            return found
+        finally:
+            await backend.aclose()
+
+    assert asyncio.run(rounds()) == [0] * 40
 
 
 def test_every_byte_passes_as_it_is(service: Service, shared: str) -> None:

@@ -19,7 +19,7 @@ from app.backends.process.terminal import PseudoTerminal
 from app.backends.process.usage import resource_usage
 from app.core.backend import Logs
 from app.core.commands import hint_for, signal_name
-from app.core.errors import BackendFailure, BackendTimeout, BackendUnavailable, WrongState
+from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream, WrongState
 from app.core.models import Command, Exit, ExitReason, ResourceUsage, Terminal
 from app.launcher.protocol import (
     EXECUTE,
@@ -29,13 +29,13 @@ from app.launcher.protocol import (
     STEP_CGROUP,
     STEP_LIMITS,
     STEP_WORKDIR,
-    TERMINAL,
     USAGE,
     ProtocolError,
     Writer,
 )
 
 _STEPS = {STEP_CGROUP: "join_cgroup", STEP_LIMITS: "set_limits"}
+_GONE = (errno.ENOENT, errno.ENODEV)  # no such execution; a control group that was removed while it was read
 LAST_WORD_SECONDS = 10.0  # for what the worker has to say about an end, on a machine that is busy
 _START_SECONDS = 5.0
 LOST = Exit(ExitReason.LOST, detail="the sandbox ended without telling how the command ended")
@@ -55,7 +55,7 @@ class ProcessExecution:
     ) -> None:
         """`on_over`: called when it has ended and nothing holds its output any more."""
         self._link, self.number, self._send_signal, self._on_silence = link, number, send_signal, on_silence
-        self._on_over, self._sandbox_id = on_over, sandbox_id
+        self._on_over = on_over
         self._name = bytes(Writer(0).text(sandbox_id).u32(number).data[1:])  # in every request to the launcher
         loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = loop.create_future()
@@ -71,15 +71,16 @@ class ProcessExecution:
 
     # --- start
 
-    async def start(self, command: Command, logs: Logs, budget: PipeBudget) -> None:
-        """Returns when the command runs or could not be started. Raises BackendUnavailable or BackendTimeout."""
+    async def start(
+        self, command: Command, logs: Logs, budget: PipeBudget, terminal: PseudoTerminal | None = None
+    ) -> None:
+        """Hands the command over before it awaits anything. Returns when the command runs or could not be started. Owns
+        `terminal`, which a command with `tty` needs. Raises BackendUnavailable or BackendTimeout."""
         self._argv0, self._workdir = command.argv[0], command.workdir
+        if terminal is not None:
+            self._streams = self._terminal = terminal
         try:
-            if command.tty is not None:
-                await self._open_terminal()
             request, refused = self._hand_over(command, logs, budget)
-        except LauncherRefused as refusal:
-            return self._fail_start(_not_begun(refusal))
         except (OSError, BackendFailure) as error:  # no descriptor is left, or no launcher: it never was
             self._fail_start(LOST)
             if isinstance(error, OSError):
@@ -93,11 +94,10 @@ class ProcessExecution:
         finally:
             self._link.forget(request)
 
-    async def _open_terminal(self) -> None:
-        """Raises LauncherRefused, BackendUnavailable, BackendTimeout."""
-        name = bytes(Writer(0).text(self._sandbox_id).data[1:])
-        self._terminal = PseudoTerminal(await self._link.request_descriptor(TERMINAL, name))
-        self._streams = self._terminal
+    def refuse(self, refused: LauncherRefused) -> ProcessExecution:
+        """Ends what the launcher refused before it was handed over: its start failed. Returns itself."""
+        self._fail_start(_not_begun(refused))
+        return self
 
     def _hand_over(self, command: Command, logs: Logs, budget: PipeBudget) -> tuple[int, asyncio.Future[LauncherReply]]:
         """Raises OSError, BackendUnavailable."""
@@ -206,7 +206,7 @@ class ProcessExecution:
         # A host without the controller says 0, which no process that ran can have used.
         exit_ = replace(exit_, cpu_seconds=cpu_ns / 1e9 or None, max_memory_bytes=peak or None)
         if reason and exit_.signal == "SIGKILL":  # the launcher ended it, and this is what ended it
-            with contextlib.suppress(LauncherRefused):
+            with contextlib.suppress(LauncherRefused, BackendFailure):
                 await self._link.request(KILL, self._name)  # when the end is told, all that it started is gone
             return replace(exit_, reason=ExitReason(reason), detail=why)
         if ooms == 0 or exit_.reason is ExitReason.START_FAILED or exit_.code == 0:
@@ -265,10 +265,24 @@ class ProcessExecution:
             self._on_silence()
 
     async def usage(self) -> ResourceUsage:
-        with contextlib.suppress(LauncherRefused, BackendFailure, ProtocolError):
-            return resource_usage((await self._link.request(USAGE, self._name)).source)
+        """Raises BackendFailure while it runs. After its end the final figures are there without the launcher."""
+        try:
+            return await self._usage_now()
+        except LauncherRefused as refused:
+            if refused.errno not in _GONE and not self._exit.done():
+                raise BackendRefused("process", f"the usage is not known: {refused.detail}", Upstream()) from refused
+        except BackendFailure:
+            if not self._exit.done():
+                raise
         end = await self.wait()  # nothing of it is left, so its end is known, or will be at once
         return ResourceUsage(0, end.max_memory_bytes, end.cpu_seconds, processes=0, open_files=0)
+
+    async def _usage_now(self) -> ResourceUsage:
+        """Raises LauncherRefused, BackendUnavailable, BackendTimeout."""
+        try:
+            return resource_usage((await self._link.request(USAGE, self._name)).source)
+        except ProtocolError as error:
+            raise BackendUnavailable("process", "the launcher does not speak its protocol") from error
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)

@@ -16,6 +16,7 @@ from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
 from app.backends.process.pipes import PipeBudget
+from app.backends.process.terminal import PseudoTerminal
 from app.backends.process.usage import resource_usage
 from app.core.backend import Logs, settle
 from app.core.errors import (
@@ -38,6 +39,7 @@ from app.launcher.protocol import (
     SIGNAL,
     START_FAILED,
     STARTED,
+    TERMINAL,
     USAGE,
     ProtocolError,
     Writer,
@@ -102,12 +104,33 @@ class ProcessSandbox:
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ProcessExecution:
         self._check_open()
+        with contextlib.ExitStack() as opened:
+            terminal: PseudoTerminal | None = None
+            if command.tty is not None:
+                try:
+                    terminal = await self._open_terminal()
+                except LauncherRefused as refused:
+                    return self._add_execution().refuse(refused)
+                opened.callback(terminal.close)
+                self._check_open()
+            # The launcher refuses a number that is lower than one it has seen. So nothing is awaited from here until
+            # the command is handed over.
+            execution = self._add_execution()
+            opened.pop_all()
+        await execution.start(command, logs, self._budget, terminal)
+        return execution
+
+    async def _open_terminal(self) -> PseudoTerminal:
+        """Raises LauncherRefused, BackendUnavailable, BackendTimeout."""
+        name = bytes(Writer(0).text(self.id).data[1:])
+        return PseudoTerminal(await self._link.request_descriptor(TERMINAL, name))
+
+    def _add_execution(self) -> ProcessExecution:
         self._number += 1
         number = self._number
         forget = partial(self._executions.pop, number, None)
         execution = ProcessExecution(self._link, self.id, number, self._send_signal, self._violated, forget)
         self._executions[number] = execution
-        await execution.start(command, logs, self._budget)
         return execution
 
     async def usage(self) -> ResourceUsage:
