@@ -9,6 +9,10 @@ import os
 from app.launcher.kernel.syscalls import MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, detached_mount
 
 _MOST = 64  # of one sandbox; the host has 4096 for all (kernel.pty.max), 1024 of them for itself (kernel.pty.reserve)
+NONE_LEFT = (
+    f"the sandbox has {_MOST} terminals already, or the host has no more; what an earlier command left behind may hold "
+    "them"
+)
 # Who may make terminals: root of the host. Whoever has both sides of one makes threads of the kernel work for nothing:
 # a sandbox with 0.1 processors took 1.4 of the host, measured, by writing into eight that nobody reads.
 _MAKERS = "0600"
