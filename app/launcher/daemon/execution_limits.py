@@ -29,7 +29,9 @@ class LimitedExecution:
 
 class LimitedExecutions:
     """No process uses more than one processor, so a limit is looked at when all of them together can have reached it:
-    a few times for each execution, and more often only near its end."""
+    a few times for each execution, and more often only near its end. One that has a limit on memory alone is looked at
+    four times a second as long as it does nothing, and up to twenty times while it computes. 200 that sleep cost 5 % of
+    the launcher's thread, measured."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
