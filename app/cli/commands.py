@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from app.client import Client
 
 
-def _tell_of_stdin(typed: Namespace) -> None:
-    if terminal.there() and not typed.interactive and not typed.tty:
-        say("stdin is not connected: -i connects it, -it gives the command a terminal")
+STDIN_SECONDS = 1.0  # a command that still runs then may be waiting for its input
+
+
+async def _with_word_of_stdin(typed: Namespace, work: Awaitable[int]) -> int:
+    if not terminal.there() or typed.interactive or typed.tty:
+        return await work
+    word = "stdin is not connected (-i connects it, -it adds a terminal)"
+    hint = asyncio.get_running_loop().call_later(STDIN_SECONDS, say, word)
+    try:
+        return await work
+    finally:
+        hint.cancel()
 
 
 def _with_client(work: Callable[[Client], Awaitable[int]]) -> int:
@@ -32,26 +41,24 @@ def _with_client(work: Callable[[Client], Awaitable[int]]) -> int:
 
 def run(typed: Namespace) -> int:
     sandbox, execution = sandbox_body(typed), execution_body(typed, in_own_sandbox=True)
-    _tell_of_stdin(typed)
 
     async def work(client: Client) -> int:
         from app.cli.session import CommandRequest, carry_out
 
-        return await carry_out(
-            client, CommandRequest(sandbox, execution, typed.keep, typed.json, typed.collect or (), typed.into)
-        )
+        order = CommandRequest(sandbox, execution, typed.keep, typed.json, typed.collect or (), typed.into)
+        return await _with_word_of_stdin(typed, carry_out(client, order))
 
     return _with_client(work)
 
 
 def execute(typed: Namespace) -> int:
     execution = execution_body(typed, in_own_sandbox=False)
-    _tell_of_stdin(typed)
 
     async def work(client: Client) -> int:
         from app.cli.session import CommandRequest, carry_out
 
-        return await carry_out(client, CommandRequest(typed.sandbox, execution, as_json=typed.json))
+        order = CommandRequest(typed.sandbox, execution, as_json=typed.json)
+        return await _with_word_of_stdin(typed, carry_out(client, order))
 
     return _with_client(work)
 

@@ -91,6 +91,8 @@ async def _whole(session: Session) -> int:
 async def attach(client: Client, sandbox_id: str, execution_id: str, *, stdin: bool, take: bool) -> int:
     """The exit status of an execution that runs already; 0 when it is left. Raises ClientError."""
     execution = await client.execution(sandbox_id, execution_id)
+    if execution.get("state") == "ended":
+        say(f"it has ended; bulkhead logs {sandbox_id} {execution_id} shows its output")
     here = terminal.there()
     size = terminal.size() if stdin and here and execution["tty"] else None
     asked = {"command": execution["command"], "stdin": "open" if stdin and (here or wanted()) else "none", "tty": size}
@@ -228,17 +230,27 @@ class Session:
             await pour(stream.write)
             return stream.end_input()
         keys, loop = DetachKeys(), asyncio.get_running_loop()
+        release: asyncio.TimerHandle | None = None  # of the key that is held now
 
         async def press(data: bytes) -> None:
+            nonlocal release
+            if release is not None:
+                release.cancel()
+                release = None
             passed, left = keys.press(data)
             await stream.write(passed)
             if left:
                 self._detached = True
                 await stream.leave()
-            else:
-                loop.call_later(HOLD_SECONDS, lambda: self._run_errand(stream.write(keys.release())))
+            elif keys.holds:
+                release = loop.call_later(HOLD_SECONDS, lambda: self._run_errand(stream.write(keys.release())))
 
-        await pour(press)
+        try:
+            await pour(press)
+        finally:
+            if release is not None:
+                release.cancel()
+        await stream.write(keys.release())
         return stream.end_input()
 
     async def _until_exit(self, sink: Sink, stream: Stream) -> Exited | None:

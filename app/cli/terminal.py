@@ -57,6 +57,10 @@ class DetachKeys:
         self._held = self.FIRST if self._armed and not found else b""
         return (before if found else before.removesuffix(self._held)), bool(found)
 
+    @property
+    def holds(self) -> bool:
+        return bool(self._held)
+
     def release(self) -> bytes:
         held, self._held = self._held, b""
         return held

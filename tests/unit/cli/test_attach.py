@@ -7,10 +7,11 @@ import fcntl
 import signal
 import struct
 import termios
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from app.cli import session
 from tests.unit.cli.fake_service import EXECUTION, SANDBOX, FakeService, Wire, answer, fake_service, problem
 from tests.unit.cli.screen import screen
 from tests.unit.cli.test_terminal import DESTROY, DRAWS, EXECUTIONS, UNDONE, Drawing, Shell, typed
@@ -21,10 +22,10 @@ KILL = f"DELETE {PATH}"
 LEFT = f"detached; to return: bulkhead attach {SANDBOX} {EXECUTION}\r\n".encode()
 
 
-def running(service: FakeService, stdout: int = 0, stderr: int = 0) -> None:
+def running(service: FakeService, stdout: int = 0, stderr: int = 0, state: str = "running") -> None:
     """An execution on a terminal, which has printed so many bytes."""
     output = {"stdout": {"bytes": stdout, "dropped_bytes": 0}, "stderr": {"bytes": stderr, "dropped_bytes": 0}}
-    body = {"id": EXECUTION, "sandbox_id": SANDBOX, "command": ["sh"], "tty": True, "output": output}
+    body = {"id": EXECUTION, "sandbox_id": SANDBOX, "command": ["sh"], "tty": True, "output": output, "state": state}
     service.answers[f"GET {PATH}"] = answer(200, body)
     service.answers[f"POST {PATH}/resize"] = (204, {}, b"")
 
@@ -62,7 +63,55 @@ async def test_first_of_the_keys_alone_reaches_the_program_in_the_end() -> None:
         assert await process.wait() == 5
 
 
+async def test_an_earlier_key_does_not_release_the_first_of_the_keys_too_early() -> None:
+    """Timers of the loop: one while a key is held, and none for all others."""
+    keys, fired = Keys(b"a", b"b", b"\x10", b"c", b"\x10"), []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def counted(delay: float, call: Any, *arguments: Any) -> asyncio.TimerHandle:
+        fired.append(call_later(60, call, *arguments))
+        return fired[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "pour", keys)
+        patch.setattr(loop, "call_later", counted)
+        order = session.CommandRequest("s", {"tty": {"rows": 1, "cols": 1}})
+        await session.Session(cast(Any, None), cast(Any, None), order, "s", kept=True)._feed(cast(Any, keys))
+    assert (keys.written, keys.ended) == (b"ab\x10c\x10", True)
+    assert [handle.cancelled() for handle in fired] == [True, True]
+
+
+class Keys:
+    """A keyboard, and the stream that its keys go to."""
+
+    def __init__(self, *pressed: bytes) -> None:
+        self.pressed = pressed
+        self.written = b""
+        self.ended = False
+
+    async def __call__(self, press: Any) -> None:
+        for key in self.pressed:
+            await press(key)
+
+    async def write(self, data: bytes) -> None:
+        self.written += data
+
+    def end_input(self) -> None:
+        self.ended = True
+
+
 # --- attach
+
+
+async def test_attach_to_what_has_ended_says_where_its_output_is() -> None:
+    shell = Shell()
+    shell.end.set()
+    async with fake_service(shell) as service:
+        running(service, state="ended")
+        ended = await bulkhead(service.url, "attach", SANDBOX, EXECUTION)
+    assert ended.status == 5
+    assert ended.stderr == f"bulkhead: it has ended; bulkhead logs {SANDBOX} {EXECUTION} shows its output\n"
 
 
 async def test_attach_shows_what_comes_types_and_has_the_program_draw_anew() -> None:
@@ -196,21 +245,37 @@ async def test_answers_of_the_terminal_are_not_typed_into_the_shell() -> None:
 # --- stdin without a terminal for the program
 
 
-HINT = b"bulkhead: stdin is not connected: -i connects it, -it gives the command a terminal\r\n"
+HINT = b"bulkhead: stdin is not connected (-i connects it, -it adds a terminal)\r\n"
 
 
 @pytest.mark.parametrize("words", [["run", "cat"], ["exec", SANDBOX, "cat"]])
 async def test_person_at_a_terminal_is_told_that_stdin_is_not_connected(words: list[str]) -> None:
-    async def ends(wire: Wire) -> None:
+    told = asyncio.Event()
+
+    async def waits(wire: Wire) -> None:
         await wire.start()
+        await told.wait()
         await wire.exit(code=0)
 
-    async with screen() as terminal, fake_service(ends) as service:
+    async with screen() as terminal, fake_service(waits) as service:
         process = await terminal.begin(service.url, *words)
-        assert await process.wait() == 0
         await terminal.until(b"\n")
+        told.set()
+        assert await process.wait() == 0
     assert terminal.shown == HINT
+    assert len(HINT.rstrip()) <= 79
     assert service.body_of(f"POST {EXECUTIONS}")["stdin"] == "none"
+
+
+async def test_command_that_ends_at_once_needs_no_word_about_stdin() -> None:
+    async def ends(wire: Wire) -> None:
+        await wire.start()
+        await wire.exit(code=3)
+
+    async with screen() as terminal, fake_service(ends) as service:
+        process = await terminal.begin(service.url, "run", "true")
+        assert await process.wait() == 3
+    assert b"stdin" not in terminal.shown
 
 
 async def test_stdin_of_a_terminal_is_passed_on_by_lines_when_it_is_asked_for() -> None:
