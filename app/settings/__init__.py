@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import ipaddress
 import os
@@ -235,7 +236,10 @@ def _refuse_unknown_names() -> None:
             continue
         top, nested, _ = upper.partition("__")
         if top not in known or (nested and top not in with_parts):
-            raise SettingsError(f"{name} is not a setting of Bulkhead; docs/settings.md lists them all")
+            names = [known_name.removeprefix(PREFIX) for known_name in (with_parts if nested else known)]
+            near = difflib.get_close_matches(top.removeprefix(PREFIX), sorted(names), n=1) if top not in known else []
+            meant = f"; did you mean {PREFIX}{near[0]}{upper[len(top) :]}?" if near else ""
+            raise SettingsError(f"{name} is not a setting of Bulkhead{meant}; docs/settings.md lists them all")
 
 
 def _name_without_json(field: str) -> str:

@@ -200,3 +200,9 @@ def test_the_data_folder_follows_the_user(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/user")
     assert default_data() == Path("/home/user/.local/state/bulkhead")
+
+
+def test_misspelt_setting_is_answered_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_PROCES__GATEWAY_UID", "1")
+    with pytest.raises(SettingsError, match=r"; did you mean BULKHEAD_PROCESS__GATEWAY_UID\?; docs/settings\.md"):
+        load_settings()
