@@ -23,6 +23,7 @@ from app.core.transfers import closing
 PATTERNS = FILES = 1024  # of one run: patterns, and entries of its answer beside one for each pattern
 TOTAL_BYTES = 8 * MIB  # of all files together
 NAMES = 100_000  # of directories, that are looked at for all patterns together
+OPENS = 4 * FILES  # of what wild patterns match, for all of them together: names that lead nowhere are no entries
 SECONDS = 60.0
 DEPTH = 64  # directories of one pattern
 NAME_BYTES, PATH_BYTES = 255, 4095  # path_resolution(7)
@@ -97,7 +98,7 @@ class Collection:
         self._patterns = patterns
         self._done = 0  # patterns
         self._seen: set[bytes] = set()
-        self._bytes = self._names = 0
+        self._bytes = self._names = self._opens = 0
 
     async def run(self, files: Files) -> None:
         """Does not raise for an error of one file or pattern."""
@@ -139,6 +140,10 @@ class Collection:
             self._seen.add(path)
             self._fail(path, f"is {kind.noun}; only regular files are collected")
             return True
+        if pattern.is_wild:
+            self._opens += 1
+            if self._opens > OPENS:
+                raise _Bound(f"needs more than {OPENS} files to be opened, which is the most for one answer")
         try:
             content = await self._read(files, path)
         except NotFound as error:

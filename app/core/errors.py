@@ -102,9 +102,13 @@ class PolicyTooBroad(Refused):
         super().__init__(detail)
 
 
+_MOST_WHOLE = 10**15  # a float has each whole number below it
+
+
 def plain_number(number: float) -> str:
-    """Whole numbers in full: 67108864, not 6.71089e+07."""
-    return f"{number:.0f}" if float(number).is_integer() else f"{number:g}"
+    """Whole numbers in full: 67108864, not 6.71089e+07. Not 1e300, which would have 301 digits."""
+    is_whole = abs(number) < _MOST_WHOLE and float(number).is_integer()
+    return f"{number:.0f}" if is_whole else f"{number:g}"
 
 
 class LimitTooHigh(Refused):

@@ -476,14 +476,19 @@ class Sandbox:
         try:
             processes = (await self.usage()).processes
         except BulkheadError:  # it has ended, or its runtime is away for a while
-            self._arm(at_least=RETRY_SECONDS)
+            self._ask_again_later()
             return
         if processes != 0:
-            self._used()
+            self.touch()
+            self._ask_again_later()
         elif self._seconds_left() > EARLY_SECONDS:  # somebody came meanwhile
             self._arm()
         else:
             self._begin_end(f"{_EXPIRED}it was idle, and no process of it lived")
+
+    def _ask_again_later(self) -> None:
+        """However short its idle time is: each question is work for the launcher. The ttl ends it in time."""
+        self._arm(at_least=min(RETRY_SECONDS, self._ttl_left()))
 
     # --- its record
 

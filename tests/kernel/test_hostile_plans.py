@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from app.launcher.protocol import CREATE, Writer
+from app.launcher.protocol import CREATE, EXECUTE, ExecutionPlan, Writer, pack_command
 from tests.kernel import host
-from tests.kernel.direct import SPARE, Gateway, Launched, Refused, plan
+from tests.kernel.direct import MIB, SPARE, Gateway, Launched, Refused, plan
 
 
 def refusal(gateway: Gateway, **changes: object) -> tuple[str, int]:
@@ -50,6 +51,29 @@ def refusal(gateway: Gateway, **changes: object) -> tuple[str, int]:
 def test_a_plan_out_of_bounds_is_refused(hostile: Gateway, change: dict[str, object], number: int) -> None:
     assert refusal(hostile, **change) == ("plan", number)
     hostile.create().close()  # the connection still works
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ExecutionPlan(memory_bytes=1),
+        ExecutionPlan(memory_bytes=16 * MIB - 1),
+        ExecutionPlan(stack_bytes=1),
+        ExecutionPlan(open_files=1),
+        ExecutionPlan(file_bytes=1),
+        ExecutionPlan(cpu_ns=1),
+    ],
+)
+def test_limits_under_which_nothing_works_are_refused_and_the_worker_lives(
+    hostile: Gateway, limits: ExecutionPlan
+) -> None:
+    with hostile.create() as owner, Path(os.devnull).open("r+b") as null:
+        header = limits.write(Writer(0).text("one").u32(1).u8(0)).data[1:]
+        body = pack_command([b"true"], [b"PATH=/usr/bin"], b"/workspace")
+        with pytest.raises(Refused) as error:
+            hostile.ask(EXECUTE, bytes(header) + body, [null.fileno()] * 3)
+        assert (error.value.step, error.value.errno) == ("plan", errno.ERANGE)
+        assert hostile.run(owner, 1, "echo", "here") == (b"here\n", 0)
 
 
 def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:

@@ -10,6 +10,10 @@ from app.launcher.protocol import OK, REPLY, CreatePlan, ExecutionPlan, Writer
 from app.launcher.sandbox.lockdown import NOFILE_HARD
 
 MOST_CPU_NS = (1 << 63) - 1
+# The floors of an execution, those of the API. With less memory the kernel kills the worker, which forks in the group.
+LEAST_CPU_NS = 10_000_000
+LEAST_MEMORY, LEAST_STACK, LEAST_FILE = 16 << 20, 1 << 20, 1 << 20  # bytes
+LEAST_OPEN_FILES = 8
 
 
 class Refusal(Exception):
@@ -50,16 +54,16 @@ def check_plan(plan: CreatePlan, config: Config, filters: dict[str, bytes]) -> N
 
 
 def check_execution(limits: ExecutionPlan, plan: CreatePlan) -> None:
-    """Raises Refusal for limits of an execution that are above those of its sandbox."""
-    for name, value, most in (
-        ("memory", limits.memory_bytes, plan.memory_bytes),
-        ("stack", limits.stack_bytes, plan.memory_bytes),
-        ("open files", limits.open_files, NOFILE_HARD),
-        ("file", limits.file_bytes, plan.disk_bytes),
-        ("processor time", limits.cpu_ns, MOST_CPU_NS),
+    """Raises Refusal for limits of an execution that are above those of its sandbox or below the floors. 0 is none."""
+    for name, value, least, most in (
+        ("memory", limits.memory_bytes, LEAST_MEMORY, plan.memory_bytes),
+        ("stack", limits.stack_bytes, LEAST_STACK, plan.memory_bytes),
+        ("open files", limits.open_files, LEAST_OPEN_FILES, NOFILE_HARD),
+        ("file", limits.file_bytes, LEAST_FILE, plan.disk_bytes),
+        ("processor time", limits.cpu_ns, LEAST_CPU_NS, MOST_CPU_NS),
     ):
-        if value > most:
-            raise Refusal("plan", errno.ERANGE, f"{name} is {value}, the ceiling {most}")
+        if value and not least <= value <= most:
+            raise Refusal("plan", errno.ERANGE, f"{name} is {value}, the floor {least}, the ceiling {most}")
 
 
 def is_name(text: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from app.core import collecting
-from app.core.collecting import FILES, NAMES, TOTAL_BYTES, Collection, patterns_of
+from app.core.collecting import FILES, NAMES, OPENS, TOTAL_BYTES, Collection, patterns_of
 from app.core.errors import (
     AccessDenied,
     BackendFailure,
@@ -95,6 +95,14 @@ async def test_names_that_are_looked_at_have_a_bound_for_all_patterns_together()
         (b"b*", bound),
         (b"c*", bound),
     ]
+
+
+async def test_links_that_lead_nowhere_are_opened_a_bounded_number_of_times() -> None:
+    folder = Folder({b"%06d" % number: 1 for number in range(OPENS + 10)}, FileKind.SYMLINK)
+    folder.files = {b"plain": 1}
+    bound = f"needs more than {OPENS} files to be opened, which is the most for one answer"
+    assert await collect(folder, "0*", "*", "plain") == [(b"0*", bound), (b"*", bound), (b"plain", 1)]
+    assert len(folder.opened) == OPENS + 1
 
 
 async def test_what_is_no_file_counts_and_is_not_opened() -> None:

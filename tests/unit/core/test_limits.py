@@ -28,6 +28,13 @@ def test_limits_that_are_not_asked_for_are_the_operators() -> None:
     assert choose_limits({"cpus": 2}, RANGES).cpus == 2.0
 
 
+@pytest.mark.parametrize(("number", "text"), [(67108864, "67108864"), (0.5, "0.5"), (1e300, "1e+300"), (1e15, "1e+15")])
+def test_a_number_is_told_in_few_digits(number: float, text: str) -> None:
+    assert str(LimitTooHigh("/limits/cpu_seconds", number, 3600)) == (
+        f"/limits/cpu_seconds is {text}, the ceiling is 3600"
+    )
+
+
 @given(st.dictionaries(st.sampled_from(list(LIMITS)), st.floats(allow_nan=True, allow_infinity=True)))
 def test_limits_are_always_between_floor_and_ceiling(asked: dict[str, float | None]) -> None:
     try:

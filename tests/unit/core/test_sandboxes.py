@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +22,7 @@ from app.core.errors import (
     UnknownRuntime,
     WrongState,
 )
-from app.core.models import ExitReason, SandboxState
+from app.core.models import ExitReason, IdleCounts, ResourceUsage, SandboxState
 from app.core.sandboxes import Sandbox
 from tests.null_backend import Gate
 from tests.unit.core.support import Core, command, no_tasks_left, spec, steps, text, timers, until
@@ -479,6 +480,32 @@ async def test_running_program_keeps_a_sandbox_from_being_idle_and_its_end_start
         assert sandbox._timer.when() > asyncio.get_running_loop().time() + 1000
         core.backend.release(execution.id)
         assert await expired(sandbox) == "the sandbox expired: it was idle"
+
+
+async def test_a_tiny_idle_time_asks_for_processes_once_in_five_seconds() -> None:
+    """The time between two questions is what the timer says; the test lets each timer fire at once."""
+    async with Core() as core:
+        sandbox = await core.create(spec(idle_seconds=0.000001, idle_counts=IdleCounts.PROCESSES, ttl_seconds=1000))
+        gate = core.backend.usage_gate = Gate()
+        gate.open()
+        handle, asked = core.backend.sandboxes[sandbox.id], 0
+        usage = handle.usage
+
+        async def used() -> ResourceUsage:
+            nonlocal asked
+            asked += 1
+            return replace(await usage(), processes=1)
+
+        handle.usage = used  # type: ignore[method-assign]
+        waited = 0.0
+        for _ in range(3):
+            before = asked
+            sandbox._expire()
+            await until(lambda before=before: asked > before and len(asyncio.all_tasks()) <= 2)  # type: ignore[misc]
+            assert sandbox._timer is not None
+            waited += sandbox._timer.when() - asyncio.get_running_loop().time()
+        assert asked <= 4
+        assert 14 < waited <= 15
 
 
 async def test_use_puts_the_idle_end_off() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from app.core.execution_limits import EXECUTION_LIMITS
+from app.core.limits import MIB
+from app.launcher.daemon import checks
 from app.launcher.daemon.execution_limits import LimitedExecutions
 from app.launcher.daemon.groups import Usage
 
@@ -99,3 +102,14 @@ def test_kills_at_its_own_memory_limit_are_counted() -> None:
     sandbox.ooms = 10
     (verdict,) = steps(limited, clock)
     assert verdict.reason == "oom"
+
+
+def test_the_floors_of_the_launcher_are_those_of_the_api() -> None:
+    floors = {name: row.floor for name, row in EXECUTION_LIMITS.items()}
+    assert floors == {
+        "cpu_seconds": checks.LEAST_CPU_NS / 1e9,
+        "stack_mib": checks.LEAST_STACK / MIB,
+        "open_files": checks.LEAST_OPEN_FILES,
+        "file_mib": checks.LEAST_FILE / MIB,
+        "memory_mib": checks.LEAST_MEMORY / MIB,
+    }
