@@ -100,7 +100,7 @@ class SandboxHandle(Protocol):
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
         """Starts a command. Returns when it runs or could not be started (then `wait` says start_failed). Makes the
         working directory if it is below /workspace. Raises WrongState after the end of the sandbox, also when the
-        sandbox ends during the call."""
+        sandbox ends during the call, and CapacityExceeded when the host has no terminal for it."""
 
     async def usage(self) -> ResourceUsage:
         """Now, also of a paused one. Raises WrongState after the end of the sandbox, a BackendFailure."""

@@ -36,6 +36,9 @@ class ProcessSettings(Part):
     max_file_locks: int = Field(
         100_000, ge=0, le=2**31, description="file locks that one sandbox may hold at once; 0: any number"
     )
+    max_terminals: int = Field(
+        2048, ge=1, le=2**20, description="terminals of the host that may be in use when a sandbox gets one more"
+    )
     launcher_socket: Path | None = Field(None, description="socket of a launcher that is a service of its own")
     gateway_uid: int | None = Field(None, ge=1, description="uid of the gateway that may connect to that launcher")
 

@@ -21,12 +21,17 @@ def test_the_launcher_is_told_the_operators_ceilings() -> None:
     settings = load_settings(
         limits={"memory_mib": {"ceiling": 2048}, "disk_mib": {"ceiling": 600}, "cpus": {"ceiling": 1.5, "default": 1}},
         capacity={"sandboxes": 7, "executions_running": 3, "executions_kept": 5},
-        process={"root_paths": ["/opt/tools"], "accept_missing": ["swap_limit"], "max_file_locks": 11},
+        process={
+            "root_paths": ["/opt/tools"],
+            "accept_missing": ["swap_limit"],
+            "max_file_locks": 11,
+            "max_terminals": 12,
+        },
     )
     config = launcher_config(settings, SLOT)
     assert (config.max_memory_bytes, config.max_disk_bytes, config.max_cpu_millis) == (2048 * MIB, 600 * MIB, 1500)
     assert (config.max_sandboxes, config.max_executions) == (7, 8)
-    assert config.max_file_locks == 11
+    assert (config.max_file_locks, config.max_terminals) == (11, 12)
     assert config.root_paths == ["/usr", "/opt/tools"]
     assert config.accept_missing == ["swap_limit"]
 

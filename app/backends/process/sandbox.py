@@ -24,6 +24,7 @@ from app.core.errors import (
     BackendTimeout,
     BackendUnavailable,
     BulkheadError,
+    CapacityExceeded,
     UnsupportedByRuntime,
     Upstream,
     WrongState,
@@ -121,9 +122,14 @@ class ProcessSandbox:
         return execution
 
     async def _open_terminal(self) -> PseudoTerminal:
-        """Raises LauncherRefused, BackendUnavailable, BackendTimeout."""
+        """Raises LauncherRefused, CapacityExceeded, BackendUnavailable, BackendTimeout."""
         name = bytes(Writer(0).text(self.id).data[1:])
-        return PseudoTerminal(await self._link.request_descriptor(TERMINAL, name))
+        try:
+            return PseudoTerminal(await self._link.request_descriptor(TERMINAL, name))
+        except LauncherRefused as refused:
+            if refused.errno == errno.EDQUOT:
+                raise CapacityExceeded("terminals", holder="sandbox", detail=refused.detail) from refused
+            raise
 
     def _add_execution(self) -> ProcessExecution:
         self._number += 1

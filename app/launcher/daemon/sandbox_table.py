@@ -17,7 +17,7 @@ from app.launcher.daemon.host import Host
 from app.launcher.daemon.oom import killed_too_often
 from app.launcher.daemon.pausing import Pauses
 from app.launcher.daemon.sandbox_process import SandboxProcess
-from app.launcher.daemon.terminals import NONE_LEFT, open_terminal
+from app.launcher.daemon.terminals import OWN_LIMIT, open_terminal
 from app.launcher.daemon.watch import Verdict, Watch
 from app.launcher.daemon.zygote import Spawner
 from app.launcher.protocol import (
@@ -211,9 +211,9 @@ class SandboxTable:
         if sandbox.creating is not None:
             raise Refusal("open_terminal", errno.ENOENT, "the sandbox is not ready")
         try:
-            return open_terminal(sandbox.pid)
+            return open_terminal(sandbox.pid, self._config.max_terminals)
         except OSError as error:
-            detail = NONE_LEFT if error.errno == errno.ENOSPC else str(error.strerror)
+            detail = OWN_LIMIT if error.errno == errno.ENOSPC else str(error.strerror)
             raise Refusal("open_terminal", error.errno or 0, detail) from error
 
     def finish(self, sandbox: SandboxProcess, number: int, request: int) -> Writer:
