@@ -17,6 +17,7 @@ from app.core.fair_queue import FairQueue
 from app.core.limits import MIB, LimitRange
 from app.core.policy import Policy
 from app.core.registry import Registry
+from app.core.reservations import BudgetQueue
 from app.core.sandboxes import Capacity, Sandboxes
 
 BODY_LIMIT = 4 * 1024 * 1024
@@ -90,6 +91,7 @@ class Shares:
     strangers: Budget  # connections on which no key was shown; holders are addresses
     bodies: Budget  # bytes of request bodies
     answers: Budget  # bytes
+    run_answers: BudgetQueue  # for room in `answers`, as a command that has run cannot be refused any more
     strangers_answers: Budget  # bytes, of answers that needed no key; holders are addresses
     pieces: FairQueue = field(default_factory=lambda: FairQueue(PIECES_EACH_TURN))  # of output and of large answers
 
@@ -104,6 +106,7 @@ class Shares:
         def memory(what: str, size_mib: int) -> Budget:
             return Budget(f"MiB of {what} at one time", size_mib * MIB, "client", shared=shared, unit=MIB)
 
+        answers = memory("answers", answers_mib)
         return cls(
             streams=budget("streams at one time", capacity.streams),
             tickets=budget("unused stream tickets", capacity.tickets),
@@ -111,7 +114,8 @@ class Shares:
             connections=budget("connections at one time", capacity.connections),
             strangers=Budget("connections without a key at one time", capacity.strangers, "client"),
             bodies=memory("request bodies", bodies_mib),
-            answers=memory("answers", answers_mib),
+            answers=answers,
+            run_answers=BudgetQueue(answers),
             strangers_answers=Budget("MiB of answers without a key at one time", STRANGERS_ANSWERS, "client", unit=MIB),
         )
 

@@ -26,6 +26,11 @@ class Budget:
         self.used = 0
         self._shared, self._retry_seconds, self._unit = shared, retry_seconds, unit
         self._held: dict[Hashable, int] = {}
+        self._wakers: list[Callable[[], None]] = []
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` each time units were given back."""
+        self._wakers.append(wake)
 
     def held(self, holder: Hashable) -> int:
         return self._held.get(holder, 0)
@@ -44,14 +49,14 @@ class Budget:
         """Raises what `take` would raise, and takes nothing."""
         if self.fits(holder, count):
             return
-        self._check_possible(count)
+        self.check_possible(count)
         limit, retry_seconds = self.size // self._unit, self._retry_seconds
         if self.used + count > self.size:
             raise CapacityExceeded(self.what, limit, retry_after_seconds=retry_seconds)
         share = self.share(holder) // self._unit, self.held(holder) // self._unit
         raise CapacityExceeded(self.what, limit, self.holders, share=share, retry_after_seconds=retry_seconds)
 
-    def _check_possible(self, count: int) -> None:
+    def check_possible(self, count: int) -> None:
         """Raises BoundExceeded for more than a holder could have if nothing were held."""
         if count > (most := self._share_of(self.size)):
             raise BoundExceeded(self.what.replace("MiB", "bytes", 1), most, "send less at once")
@@ -71,6 +76,8 @@ class Budget:
             self._held[holder] = left
         else:
             self._held.pop(holder, None)  # who holds nothing is not remembered: holders come and go
+        for wake in self._wakers:
+            wake()
 
     @contextmanager
     def holding(self, holder: Hashable, count: int = 1) -> Iterator[None]:
@@ -89,7 +96,7 @@ class Budget:
 
         def take(count: int) -> None:
             nonlocal held
-            self._check_possible(held + count)
+            self.check_possible(held + count)
             self.take(holder, count)
             held += count
 

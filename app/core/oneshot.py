@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.core.models import SandboxSpec
-from app.core.running import Job, Outcome, carry_out, check_job
+from app.core.running import Job, Outcome, Reserve, carry_out, check_job
 from app.core.sandboxes import Sandboxes
 
 
@@ -15,7 +15,7 @@ class OneShot:
     job: Job
 
 
-async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Outcome:
+async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "", reserve: Reserve | None = None) -> Outcome:
     """When this returns or raises, no process of the sandbox exists, and no record of it is kept. When it is cancelled,
     it ends at once, and the sandbox with it. Raises what a create, its files and a start raise. Raises InvalidRequest,
     CapabilityMissing and UnsupportedByRuntime before anything is begun."""
@@ -24,6 +24,6 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "") -> Out
     try:
         await sandboxes.wait_created(sandbox, shot.spec.ttl_seconds)
         sandbox.check_running()  # perhaps somebody deleted it, and with it its record
-        return await carry_out(sandboxes, sandbox, shot.job, placement)
+        return await carry_out(sandboxes, sandbox, shot.job, placement, reserve)
     finally:
         await sandbox.destroy("the run is over")

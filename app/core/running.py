@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from app.core.backend import RuntimeInfo
@@ -16,6 +16,7 @@ from app.core.models import Channel, Command, Exit, ExitReason, OutputMode, Sand
 from app.core.output import OutputLog
 from app.core.placing import PlacedFile, Placement, place
 from app.core.sandboxes import Sandbox, Sandboxes
+from app.core.timeslices import TimeSlices
 
 STDIN_PIECE = 1024 * 1024
 
@@ -44,6 +45,10 @@ class Captured:
         return self.cut_begin or self.cut_end or self.has_gap
 
 
+# Waits for memory before the answer is read. It gets the number of stored bytes of both channels together.
+Reserve = Callable[[int], Awaitable[None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     sandbox_id: str
@@ -63,15 +68,17 @@ async def check_job(job: Job, spec: SandboxSpec, runtime: RuntimeInfo) -> Placem
     return await place(job.files)
 
 
-async def run_in(sandboxes: Sandboxes, sandbox: Sandbox, job: Job) -> Outcome:
+async def run_in(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, reserve: Reserve | None = None) -> Outcome:
     """Runs a job in a sandbox that stays. The execution's record stays too. When it is cancelled or fails, it ends the
     command and everything that this started, and nothing else. Raises what files, a start and stdin raise."""
     sandbox.touch()
     runtime = sandboxes.registry.get(sandbox.spec.runtime).info
-    return await carry_out(sandboxes, sandbox, job, await check_job(job, sandbox.spec, runtime))
+    return await carry_out(sandboxes, sandbox, job, await check_job(job, sandbox.spec, runtime), reserve)
 
 
-async def carry_out(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement: Placement) -> Outcome:
+async def carry_out(
+    sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement: Placement, reserve: Reserve | None = None
+) -> Outcome:
     """`placement` is the result of `check_job` for the job's files."""
     if not placement.empty:
         async with sandboxes.transfers.files(sandbox.id) as files:
@@ -79,7 +86,7 @@ async def carry_out(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, placement:
     execution_id = new_id("exe_")
     try:
         execution, _ = await sandbox.execute(job.command, execution_id)
-        return await _see_through(sandboxes, sandbox, execution, job)
+        return await _see_through(sandboxes, sandbox, execution, job, reserve)
     except BaseException as error:  # nobody will hear of the exit: nothing of it goes on
         begun = sandbox.executions.get(execution_id)
         if begun is not None:
@@ -93,7 +100,9 @@ def _why_ended(error: BaseException) -> str:
     return f"the run failed: {error if isinstance(error, BulkheadError) else type(error).__name__}"
 
 
-async def _see_through(sandboxes: Sandboxes, sandbox: Sandbox, execution: Execution, job: Job) -> Outcome:
+async def _see_through(
+    sandboxes: Sandboxes, sandbox: Sandbox, execution: Execution, job: Job, reserve: Reserve | None
+) -> Outcome:
     execution.enter_view(sandboxes.capacity.viewers)  # whoever deletes the sandbox now leaves us the output
     try:
         if job.command.stdin is Stdin.OPEN:
@@ -101,7 +110,10 @@ async def _see_through(sandboxes: Sandboxes, sandbox: Sandbox, execution: Execut
         await execution.wait()
         if execution.exit is None:
             raise AssertionError("it has ended")
-        stdout, stderr = (_capture(execution.logs[channel]) for channel in (Channel.STDOUT, Channel.STDERR))
+        logs = execution.logs[Channel.STDOUT], execution.logs[Channel.STDERR]
+        if reserve is not None:
+            await reserve(sum(log.total - log.start for log in logs))
+        stdout, stderr = [await _capture(log) for log in logs]
     finally:
         execution.leave_view()
     collected = await _collect(sandboxes, sandbox, job.collect)
@@ -117,14 +129,20 @@ async def _feed(execution: Execution, data: bytes) -> None:
         return  # it ended, or closed its stdin, before it had read all: its exit is the answer
 
 
-def _capture(log: OutputLog) -> Captured:
+async def _capture(log: OutputLog) -> Captured:
+    slices = TimeSlices.of_loop()
     pieces: list[bytes] = []
     begin = at = log.start
     while piece := log.read(at):
         pieces.append(piece)
         at += len(piece)
-    if log.start > begin:  # the spill became unreadable meanwhile: only what memory still has is whole
-        return _capture(log)
+        if slices.over:
+            await slices.next()
+        if log.start > begin:  # the spill lost it meanwhile: only what is stored now is whole
+            break
+    if log.start > begin:
+        pieces.clear()
+        return await _capture(log)
     return Captured(b"".join(pieces), begin > 0, log.overflowed, bool(log.gaps))
 
 

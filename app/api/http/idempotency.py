@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.context import context_of, request_id_of, visitor_of, waiting_request
 from app.api.http.bodies import read_body
 from app.api.http.disconnect import until_disconnect
+from app.api.http.paced import COUNTED
 from app.api.http.problems import problem_of
 from app.core.errors import BulkheadError, InvalidRequest
 from app.core.idempotency import IdempotencyStore, StoredAnswer
@@ -100,7 +101,7 @@ class _Recorder:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._start = message
+            self._start = {key: value for key, value in message.items() if key != COUNTED}  # it counts when it is sent
         else:
             piece = message.get("body", b"")
             self._body = self._body + piece if self._body else piece  # one that comes as a whole is not copied

@@ -11,12 +11,14 @@ from app.core.errors import Refused
 from app.core.fair_queue import FairQueue
 
 PIECE = 128 * 1024
+COUNTED = "bulkhead.counted"  # a key of the message that starts an answer
 
 
 class Paced:
     """`send` for one answer. A body above 128 KiB counts for its holder until its last piece was sent. A piece is sent
     when the client has taken most of the piece before it, in turn with those of others (`turns`). When there is no
-    room, `refuse` answers instead, as nothing was sent yet."""
+    room, `refuse` answers instead, as nothing was sent yet. An answer whose start says COUNTED holds its room
+    already."""
 
     def __init__(
         self,
@@ -49,8 +51,9 @@ class Paced:
         await self._whole(start, body)
 
     async def _whole(self, start: Message, body: bytes) -> None:
+        count = 0 if start.get(COUNTED) else len(body)
         try:
-            self._budget.take(self._holder, len(body))
+            self._budget.take(self._holder, count)
         except Refused as error:
             self._refused = True
             await self._refuse(error)
@@ -62,7 +65,7 @@ class Paced:
                 more = at + PIECE < len(body)
                 await self._send({"type": "http.response.body", "body": body[at : at + PIECE], "more_body": more})
         finally:
-            self._budget.give_back(self._holder, len(body))
+            self._budget.give_back(self._holder, count)
 
 
 def _is_large(start: Message) -> bool:

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request, Response
 from app.api.context import ApplicationContext, context_of, visitor_of, waiting_request
 from app.api.http.bodies import read_json
 from app.api.http.disconnect import until_disconnect
+from app.api.http.paced import PIECE
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import json_body, problems
 from app.api.routes.sandboxes import OF_A_CREATE
 from app.api.schemas.limits import ProcessLimitsRequest
-from app.api.schemas.run_answers import response_of
+from app.api.schemas.run_answers import answer_bytes, response_of
 from app.api.schemas.runs import JobFields, Run, RunFile, RunInSandbox, RunInSandboxResult, RunResult
 from app.api.schemas.specs import (
     DEFAULT_TTL_SECONDS,
@@ -32,6 +33,7 @@ from app.core.limits import LimitRange
 from app.core.models import Command, Stdin
 from app.core.oneshot import OneShot, run_once
 from app.core.placing import PlacedFile
+from app.core.reservations import Reservation
 from app.core.running import Job, run_in
 from app.core.sandboxes import Sandbox
 from app.core.timeslices import TimeSlices
@@ -62,10 +64,12 @@ async def run(request: Request) -> Response:
     await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
     shot = await _shot(asked, context)
     client = visitor_of(request).client
-    with waiting_request(request), context.shares.bodies.taking(client) as take:
-        take(_bytes_of(shot.job))
-        outcome = await until_disconnect(request.receive, run_once(context.sandboxes, shot, client))
-    return await response_of(outcome, {"sandbox_id": outcome.sandbox_id, "runtime": shot.spec.runtime})
+    with _RunAnswer(context, client, shot.job, shot.spec.limits.output_bytes) as answer:
+        with waiting_request(request), context.shares.bodies.taking(client) as take:
+            take(_bytes_of(shot.job))
+            run = run_once(context.sandboxes, shot, client, answer.reserve)
+            outcome = await until_disconnect(request.receive, run)
+        return await response_of(outcome, {"sandbox_id": outcome.sandbox_id, "runtime": shot.spec.runtime}, answer)
 
 
 @router.post(
@@ -85,6 +89,7 @@ async def run(request: Request) -> Response:
         "disk_full",
         "unsupported_media_type",
         "payload_too_large",
+        "bound_exceeded",
         "capacity_exceeded",
         "backend_error",
         "backend_unavailable",
@@ -101,10 +106,26 @@ async def run_in_sandbox(request: Request, sandbox_id: str) -> Response:
     asked = await read_json(request, RunInSandbox)
     await TimeSlices.of_loop().next()
     job = _job_in(asked, sandbox, context)
-    with waiting_request(request), context.shares.bodies.taking(visitor_of(request).client) as take:
-        take(_bytes_of(job))
-        outcome = await until_disconnect(request.receive, run_in(context.sandboxes, sandbox, job))
-    return await response_of(outcome, {"sandbox_id": sandbox.id, "execution_id": outcome.execution_id})
+    client = visitor_of(request).client
+    with _RunAnswer(context, client, job, job.command.output_bytes or 0) as answer:
+        with waiting_request(request), context.shares.bodies.taking(client) as take:
+            take(_bytes_of(job))
+            outcome = await until_disconnect(request.receive, run_in(context.sandboxes, sandbox, job, answer.reserve))
+        return await response_of(outcome, {"sandbox_id": sandbox.id, "execution_id": outcome.execution_id}, answer)
+
+
+class _RunAnswer(Reservation):
+    """Memory for the answer of one run. Raises BoundExceeded when the largest answer could never have it."""
+
+    def __init__(self, context: ApplicationContext, client: str, job: Job, output_bytes: int) -> None:
+        super().__init__(context.shares.run_answers, client)
+        self._collect = job.collect
+        context.shares.answers.check_possible(answer_bytes(2 * output_bytes, job.collect))
+
+    async def reserve(self, output: int) -> None:
+        """`output`: stored bytes of both channels together. A small answer is not waited for and does not count."""
+        if (size := answer_bytes(output, self._collect)) > PIECE:
+            await self.take(size)
 
 
 async def _shot(asked: Run, context: ApplicationContext) -> OneShot:

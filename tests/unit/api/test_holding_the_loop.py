@@ -13,10 +13,12 @@ from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
 from app.api.http.complexity import DIGITS, MOST, check_complexity
 from app.api.routes.run import OUTPUT_CEILING
 from app.api.schemas.run_answers import response_of
+from app.core.budget import Budget
 from app.core.collecting import FILES, TOTAL_BYTES, CollectedFile
 from app.core.errors import InvalidRequest
 from app.core.files import ArchiveEntry, EntryKind
 from app.core.models import Exit, ExitReason, OutputMode
+from app.core.reservations import BudgetQueue, Reservation
 from app.core.resources import Capacity
 from app.core.running import Captured, Outcome
 from app.core.tar import archive, entries
@@ -143,7 +145,8 @@ async def test_output_of_a_run_becomes_json_by_slices(data: bytes) -> None:
     exit_ = Exit(ExitReason.EXITED, code=0)
     files = [CollectedFile(b"a", data * (TOTAL_BYTES // len(data) // FILES)) for _ in range(FILES)]
     outcome = Outcome("sbx", "exe", exit_, channel, channel, OutputMode.EXACT, files)
-    answer = await asyncio.create_task(response_of(outcome, {"a": "b"}))
+    reservation = Reservation(BudgetQueue(Budget("bytes", 1, "client")), "")
+    answer = await asyncio.create_task(response_of(outcome, {"a": "b"}, reservation))
     with own_work():
         body = json.loads(bytes(answer.body))
         found = body["stdout"].encode() if body["encoding"] == "utf-8" else base64.b64decode(body["stderr"])

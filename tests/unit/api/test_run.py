@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT
-from app.api.schemas.run_answers import text_of
+from app.api.schemas.run_answers import text_pieces
 from app.api.schemas.runs import RunResult
 from app.core.capabilities import Capability
 from app.core.limits import Limits
@@ -261,7 +261,7 @@ async def test_its_life_outlasts_its_timeout() -> None:
     ],
 )
 def test_a_character_that_the_limit_cut_is_left_out(data: bytes, cut_begin: bool, cut_end: bool, text: str) -> None:
-    assert text_of(Captured(data, cut_begin, cut_end, has_gap=False)) == text
+    assert "".join(text_pieces(Captured(data, cut_begin, cut_end, has_gap=False))) == text
 
 
 @pytest.mark.parametrize(
@@ -277,4 +277,4 @@ def test_a_character_that_the_limit_cut_is_left_out(data: bytes, cut_begin: bool
 )
 def test_what_is_no_text_is_not_made_one(data: bytes, cut_begin: bool, cut_end: bool) -> None:
     with pytest.raises(UnicodeDecodeError):
-        text_of(Captured(data, cut_begin, cut_end, has_gap=False))
+        list(text_pieces(Captured(data, cut_begin, cut_end, has_gap=False)))
