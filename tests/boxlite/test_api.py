@@ -187,7 +187,7 @@ async def ready(client: httpx.AsyncClient, *, boxlite: bool) -> httpx.Response:
 
 
 async def test_readiness_is_the_truth_and_costs_the_other_runtime_nothing() -> None:
-    async with service(timeouts=quick(beat_answer=0.3), default="process") as (r, live):
+    async with service(timeouts=quick(health_answer=0.3), default="process") as (r, live):
         assert (await live.client.get("/readyz")).status_code == 200
         r.double.faults.on(Route.LIST, Stall())
         await until(lambda: r.backend._health_check._failure is not None)

@@ -188,7 +188,7 @@ async def test_a_program_that_writes_between_the_pieces_ends_as_lost(junk: str) 
     async with rig() as r:
         sandbox = await r.sandbox()
         each = f"grep -qz '^{WRAPPER_MARK}=exe_1$' $f/environ 2>/dev/null && printf '{junk}\\n\\n' >$f/fd/1"
-        run = await start(sandbox, *script(f"for f in /proc/[0-9]*; do {each}; done; sleep 1000"))
+        run = await start(sandbox, *script(f"while :; do for f in /proc/[0-9]*; do {each}; done; sleep 0.2; done"))
         end = await run.end()
         assert end.reason is ExitReason.LOST and "wrote between" in (end.detail or "")
         await until(lambda: not r.marked() and not carriers(r))

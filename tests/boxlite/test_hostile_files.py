@@ -71,7 +71,7 @@ OPERATIONS: dict[str, Operation] = {
 @asynccontextmanager
 async def hostile(**programs: str) -> AsyncIterator[tuple[Rig, BoxliteSandbox]]:
     """A box with a file `f`, whose programs of these names are replaced by these scripts."""
-    timeouts = quick(files=1.0, shell=1.0, undoing=0.5, look=0.1)
+    timeouts = quick(files=1.0, shell=1.0, cleanup=0.5, status_lag=0.1)
     async with rig(Settings(path=f"/opt/evil:{USUAL}"), timeouts) as made:
         sandbox = await made.sandbox()
         await sandbox.files.write(b"f", pieces(numbers(200_000)))

@@ -88,7 +88,7 @@ async def test_an_answer_about_another_box_says_nothing_of_ours() -> None:
 
 @pytest.mark.parametrize("route", [Route.CREATE, Route.EXEC, Route.LIST])
 async def test_an_endless_body_and_one_that_comes_byte_by_byte(route: Route) -> None:
-    async with rig(timeouts=quick(control=0.5, beat_answer=0.5)) as r:
+    async with rig(timeouts=quick(control=0.5, health_answer=0.5)) as r:
         for body in (lambda: endless(b" " * 65536), lambda: drip(b"{" + b" " * 1000, 0.01)):
             r.double.faults.on(route, Answer.body(body))
             if route is Route.LIST:

@@ -21,7 +21,7 @@ def script(text: str) -> tuple[str, str, str]:
 
 
 async def test_a_kill_by_the_mark_finds_what_left_the_group() -> None:
-    async with rig(timeouts=quick(leader=10)) as r:
+    async with rig(timeouts=quick(exit_after_kill=10)) as r:
         run = await start(await r.sandbox(), *script("setsid sh -c 'sleep 1000' & setsid sleep 1000 & echo up; wait"))
         await run.saw(b"up")
         await until(lambda: len(r.marked()) >= 4)
@@ -102,7 +102,7 @@ async def test_what_could_not_be_killed_at_once_is_killed_later() -> None:
 
 
 async def test_one_box_that_does_not_answer_does_not_close_the_runtime() -> None:
-    async with rig(timeouts=quick(control=0.3, beat=8)) as r:  # the next beat is far away
+    async with rig(timeouts=quick(control=0.3, health_interval=8)) as r:  # the next beat is far away
         sandbox = await r.sandbox()
         r.double.faults.on(Route.EXEC, Stall(), timeouts=2)
         starting = asyncio.get_running_loop().create_task(start(sandbox, "true"))

@@ -76,7 +76,7 @@ async def test_a_life_that_was_killed_leaves_boxes_to_the_next_one() -> None:
 
 async def test_sandboxes_of_this_life_are_never_leftovers() -> None:
     """From before the create is sent to after the delete is answered."""
-    async with rig(timeouts=quick(beat=0.02)) as r:
+    async with rig(timeouts=quick(health_interval=0.02)) as r:
         for n in range(4):
             sandbox = await r.sandbox(f"sbx_{n}")
             await r.beats(3)

@@ -81,7 +81,7 @@ async def test_a_quiet_end_is_not_looked_at_again() -> None:
 
 
 async def test_a_second_look_that_stalls_does_not_hold_the_end() -> None:
-    async with rig(timeouts=quick(again=0.3)) as r:
+    async with rig(timeouts=quick(backlog_after_end=0.3)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.ATTACH, Attach(), timeouts=1)
         r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False))

@@ -18,7 +18,7 @@ from tests.boxlite.rig import INSTANCE, PLAIN, descriptors, quick, rig, start, u
 
 async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody() -> None:
     """It was: 600 signals took all connections, the pulse got none, and after the grace every sandbox was lost."""
-    async with rig(timeouts=quick(control=2, beat_answer=0.5), grace_seconds=0.5) as r:
+    async with rig(timeouts=quick(control=2, health_answer=0.5), grace_seconds=0.5) as r:
         neighbour, hung = await r.sandbox("neighbour"), await r.sandbox("hung")
         run, other = await start(hung, "sleep", "1000"), await start(neighbour, "sleep", "1000")
         before = len(r.double.sent(Route.EXEC)) + len(r.double.sent(Route.SIGNAL))

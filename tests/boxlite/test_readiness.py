@@ -52,7 +52,7 @@ async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many
     answer: Answer, status: int
 ) -> None:
     """And however it does not work, it is unavailable."""
-    async with rig(timeouts=quick(beat=0.1)) as r:
+    async with rig(timeouts=quick(health_interval=0.1)) as r:
         await r.backend.ready()
         r.double.faults.on(Route.LIST, answer)
         await until(lambda: r.backend._health_check._failure is not None)
@@ -70,7 +70,7 @@ async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many
 
 
 async def test_a_server_that_stalls_is_known_after_the_time_of_an_answer() -> None:
-    async with rig(timeouts=quick(beat_answer=0.3)) as r:
+    async with rig(timeouts=quick(health_answer=0.3)) as r:
         await r.backend.ready()
         r.double.faults.on(Route.LIST, Stall(), timeouts=2)
         began = time.perf_counter()
@@ -83,7 +83,7 @@ async def test_a_server_that_stalls_is_known_after_the_time_of_an_answer() -> No
 
 async def test_a_server_that_stalls_from_the_start_says_so_and_does_not_hold_anybody() -> None:
     """The prefix is asked for first."""
-    async with rig(timeouts=quick(beat_answer=0.3), opened=False) as r:
+    async with rig(timeouts=quick(health_answer=0.3), opened=False) as r:
         r.double.faults.on(Route.ME, Stall())
         r.backend.open()
         began = time.perf_counter()
@@ -93,7 +93,7 @@ async def test_a_server_that_stalls_from_the_start_says_so_and_does_not_hold_any
 
 
 async def test_many_who_meet_a_dead_server_do_not_make_it_asked_more_often() -> None:
-    async with rig(timeouts=quick(beat=0.4)) as r:
+    async with rig(timeouts=quick(health_interval=0.4)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.EXEC, Answer.verbatim(b""))
         before, began = len(r.double.sent(Route.LIST)), time.perf_counter()
@@ -106,7 +106,7 @@ async def test_many_who_meet_a_dead_server_do_not_make_it_asked_more_often() -> 
 
 async def test_the_readers_of_output_leave_a_dead_server_alone() -> None:
     """Ten executions whose sockets broke: a few attempts each, and then the pulse alone asks."""
-    async with rig(timeouts=quick(backoff=(0.01,), beat=0.4)) as r:
+    async with rig(timeouts=quick(backoff=(0.01,), health_interval=0.4)) as r:
         sandbox = await r.sandbox()
         runs = [await start(sandbox, "sh", "-c", "echo up; sleep 1000", execution_id=f"exe_{n}") for n in range(10)]
         for run in runs:
