@@ -76,7 +76,8 @@ def execution_body(typed: Namespace, *, in_own_sandbox: bool) -> dict[str, Any]:
     command has one of its own. Raises UsageError."""
     command = typed.command[1:] if typed.command[:1] == ["--"] else typed.command
     if not command:
-        raise UsageError("there is no command to run")
+        form = "bulkhead run -- COMMAND" if in_own_sandbox else "bulkhead exec SANDBOX -- COMMAND"
+        raise UsageError(f"there is no command to run; write {form}")
     for number, argument in enumerate(command, 1):
         try:
             argument.encode()

@@ -8,6 +8,9 @@ every task runs at most once, and a task that is seen at both ends of the limit 
 A call into C may hold the interpreter's lock. Then this thread cannot look. It takes that as a sign of a slow callback,
 unless the kernel says that the thread waited for a processor. Callbacks between the limit and one and a half times the
 limit may be missed.
+
+There are false alarms. Callbacks that give the lock back at each read, and have it again at once, kept this thread away
+for 30 to 170 ms while the loop served others within 12 ms (measured with an archive of 20,000 files).
 """
 
 from __future__ import annotations

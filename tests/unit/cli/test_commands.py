@@ -145,6 +145,12 @@ async def test_something_else_than_a_bulkhead_service_is_noticed() -> None:
     assert {strange.status, proxy.status, redirect.status} == {125}
 
 
+async def test_command_without_its_sandbox_is_told_the_whole_form() -> None:
+    ended = await bulkhead(NOWHERE, "exec", "--", "true")
+    assert ended.stderr == "bulkhead: there is no command to run; write bulkhead exec SANDBOX -- COMMAND\n"
+    assert ended.status == 125
+
+
 @pytest.mark.parametrize(
     ("typed", "status"),
     [
@@ -159,7 +165,7 @@ async def test_something_else_than_a_bulkhead_service_is_noticed() -> None:
 async def test_usage_error_cannot_be_taken_for_the_programs_status(typed: list[str], status: int) -> None:
     ended = await bulkhead(NOWHERE, *typed)
     assert (ended.status, ended.stdout) == (status, b"")
-    assert "usage: bulkhead" in ended.stderr or ended.stderr == "bulkhead: there is no command to run\n"
+    assert "usage: bulkhead" in ended.stderr or ended.stderr.startswith("bulkhead: there is no command to run; write ")
     assert "Traceback" not in ended.stderr
 
 
