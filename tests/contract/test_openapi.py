@@ -265,6 +265,26 @@ def test_examples_fit_their_schemas(name: str) -> None:
     model.model_validate_json(json.dumps(EXAMPLES[name]))
 
 
+def test_every_answer_says_what_it_is() -> None:
+    described = [
+        answer["description"]
+        for path in DOCUMENT["paths"].values()
+        for o in path.values()
+        for answer in o["responses"].values()
+    ]
+    assert len(described) > 100
+    assert "Successful Response" not in described
+
+
+def test_usage_of_an_execution_has_no_disk_in_its_example() -> None:
+    found = DOCUMENT["paths"]["/sandboxes/{sandbox_id}/executions/{execution_id}/usage"]["get"]["responses"]["200"]
+    example = found["content"]["application/json"]["example"]
+    assert example["disk_bytes"] is None
+    model = model_of("ResourceUsage")
+    assert model is not None
+    model.model_validate_json(json.dumps(example))
+
+
 def test_every_frame_of_the_stream_is_a_schema_and_named_in_its_description() -> None:
     stream = DOCUMENT["paths"]["/sandboxes/{sandbox_id}/executions/{execution_id}/stream"]["get"]
     for frame in frames.FRAMES:

@@ -15,7 +15,7 @@ from app.api.http.open_paths import OPEN_PATHS, OPEN_PREFIX
 from app.api.http.problem_types import PROBLEMS, TABLE
 from app.api.http.problems import MEDIA_TYPE
 from app.api.openapi.documents import REF, keyed
-from app.api.openapi.examples import EXAMPLES
+from app.api.openapi.examples import EXAMPLES, OF_OPERATIONS
 from app.api.openapi.links import link
 from app.api.openapi.plain import make_plain
 from app.api.schemas import requests, runs
@@ -68,6 +68,23 @@ _IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{PATTERN}$"},
 }
 
+_OF_THE_FRAMEWORK = "Successful Response"
+_NO_CONTENT = "204"
+_SUCCESSES = {  # by the schema of the answer
+    "Directory": "the entries of the directory, in pages",
+    "Execution": "the execution as it is now",
+    "ExecutionList": "executions, in pages",
+    "Health": "the service is alive",
+    "Ready": "the default runtime works",
+    "ResourceUsage": "the figures of now",
+    "RunInSandboxResult": "how the command ended, its output, and the collected files",
+    "RunResult": "how the command ended, its output, and the collected files",
+    "RuntimeList": "every runtime, with what it can do",
+    "Sandbox": "the sandbox as it is now",
+    "SandboxList": "sandboxes, in pages",
+    "StreamTicket": "the ticket and when it expires",
+}
+
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """The document, made once per application."""
@@ -89,6 +106,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 if method == "post":
                     _take_key(operation)
                 _correct(path, operation)
+                _explain_success(operation)
         _drop_unused_headers(document)
         link(document)
         for name, example in EXAMPLES.items():
@@ -121,6 +139,21 @@ def _correct(path: str, operation: dict[str, Any]) -> None:
             **answer.get("headers", {}),
             **{name: {"$ref": f"#/components/headers/{name}"} for name in names},
         }
+
+
+def _explain_success(operation: dict[str, Any]) -> None:
+    """In place of the framework's one sentence for all."""
+    for status, answer in operation["responses"].items():
+        if answer["description"] != _OF_THE_FRAMEWORK:
+            continue
+        if status == _NO_CONTENT:
+            answer["description"] = "it is done; the answer has no body"
+            continue
+        ((media_type, content),) = answer["content"].items()
+        schema = content["schema"].get("$ref", "").removeprefix(REF)
+        answer["description"] = _SUCCESSES[schema] if schema else f"a page ({media_type})"
+        if example := OF_OPERATIONS.get(operation["operationId"]):
+            content["example"] = example
 
 
 def _drop_unused_headers(document: dict[str, Any]) -> None:

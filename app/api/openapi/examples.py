@@ -101,26 +101,27 @@ _outputs: dict[str, Any] = {
     "stdout_truncated": False,
     "stderr_truncated": False,
     "encoding": "utf-8",
-    "collected": [
-        {"path": "out/chart.svg", "content_base64": "PHN2Zy8+"},
-        {"path": "out/*.png", "error": "nothing in the sandbox matches it"},
-    ],
+}
+_collected: list[dict[str, Any]] = [
+    {"path": "out/log.txt", "content_base64": "ZG9uZQo="},
+    {"path": "out/*.png", "error": "nothing matches"},
+]
+_usage: dict[str, Any] = {
+    "memory_bytes": 9_437_184,
+    "memory_peak_bytes": 41_943_040,
+    "cpu_seconds": 0.173,
+    "processes": 2,
+    "disk_bytes": 4096,
+    "open_files": 11,
 }
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Sandbox": _sandbox,
     "SandboxList": {"items": [_sandbox], "next_cursor": "MTAw"},
     "Execution": _execution,
-    "RunResult": {"sandbox_id": _SANDBOX, "runtime": "process", **_outputs},
-    "RunInSandboxResult": {"sandbox_id": _SANDBOX, "execution_id": _EXECUTION, **_outputs},
-    "ResourceUsage": {
-        "memory_bytes": 9_437_184,
-        "memory_peak_bytes": 41_943_040,
-        "cpu_seconds": 0.173,
-        "processes": 2,
-        "disk_bytes": 4096,
-        "open_files": 11,
-    },
+    "RunResult": {"sandbox_id": _SANDBOX, "runtime": "process", **_outputs, "collected": []},
+    "RunInSandboxResult": {"sandbox_id": _SANDBOX, "execution_id": _EXECUTION, **_outputs, "collected": _collected},
+    "ResourceUsage": _usage,
     "ExecutionList": {"items": [_execution], "next_cursor": None},
     "Directory": {
         "items": [
@@ -193,3 +194,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "StreamSignal": {"type": "signal", "signal": "SIGINT"},
     "StreamResize": {"type": "resize", "rows": 40, "cols": 120},
 }
+
+# Of operations whose answer is not what the schema's own example shows.
+OF_OPERATIONS: dict[str, dict[str, Any]] = {"get_execution_usage": _usage | {"disk_bytes": None}}

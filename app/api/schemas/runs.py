@@ -84,8 +84,12 @@ class RunInSandbox(JobFields):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"command": ["python3", "step.py"], "files": [{"path": "step.py", "content": "print(6 * 7)"}]},
-                {"command": ["sh", "-c", "mkdir out && date > out/now.txt"], "collect": ["out/*.txt"]},
+                {
+                    "command": ["sh", "step.sh"],
+                    "files": [{"path": "step.sh", "content": "echo 2; mkdir out; echo done > out/log.txt"}],
+                    "collect": ["out/log.txt", "out/*.png"],
+                },
+                {"command": ["python3", "-c", "print(6 * 7)"]},
             ]
         }
     )
