@@ -20,7 +20,7 @@ from app.cli.private_modes import PrivateModes
 from app.cli.show import is_terminal, message, put_json, say
 from app.cli.terminal import DetachKeys, Raw
 from app.client import Client, ClientError, ServiceProblem
-from app.client.stream import Exited, Gap, Output, Stream
+from app.client.stream import Exited, Gap, Output, StdinTakenOver, Stream
 
 HOLD_SECONDS = 0.5  # for the second of the keys that detach
 GIVE_BACK_SECONDS, ANSWER_SECONDS = 0.5, 0.1  # a terminal answers what it was asked after that at the latest
@@ -262,6 +262,10 @@ class Session:
                     self._truncated[event.channel] = True
                     if (warning := self._gaps.add(event)) is not None:
                         await sink.write(2, message(warning, self._line_end))
+                case StdinTakenOver():
+                    leaves = "" if self.order.execution.get("tty") is None else "; Ctrl-P Ctrl-Q leaves"
+                    told = f"another client took stdin over; this one watches{leaves}"
+                    await sink.write(2, message(told, self._line_end))
                 case Exited():
                     self._ended = True
                     return event

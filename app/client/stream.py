@@ -59,7 +59,12 @@ class Exited:
     exit: Mapping[str, Any]
 
 
-Event = Output | Gap | Exited
+@dataclass(frozen=True, slots=True)
+class StdinTakenOver:
+    """Another client feeds stdin from now on. What is written here is dropped."""
+
+
+Event = Output | Gap | StdinTakenOver | Exited
 
 
 class Received:
@@ -137,6 +142,7 @@ class Stream:
         self._stdin = Outgoing()
         self._claim = ("take" if take else "true") if stdin else "false"
         self._left = False
+        self._taken_over = False  # and nobody was told yet
         self._connection: ClientConnection | None = None
         self._pump: asyncio.Task[None] | None = None
         self._problem: ServiceProblem | None = None  # of the last frame: the close that follows makes it final
@@ -196,8 +202,7 @@ class Stream:
                 reason = str(error)
             except (OSError, TimeoutError, InvalidMessage) as error:
                 reason = reason_of(error)
-                if not self._reached and isinstance(error, OSError) and not isinstance(error, CUT):
-                    raise ServiceUnreachable(self._dial.url, reason) from error
+                self._check_reached(error, reason)
             except ServiceProblem as problem:
                 if not isinstance(problem.status, int) or problem.status < 500:
                     raise
@@ -205,12 +210,20 @@ class Stream:
             if self._left:
                 return
             await self._close()
+            if self._taken_over:
+                self._taken_over = False
+                yield StdinTakenOver()
             if clock() - began > STEADY_SECONDS:
                 tries = 0
             if tries == len(BACKOFF_SECONDS):
                 raise StreamCut(f"the stream was cut and could not be resumed: {reason}")
             await asyncio.sleep(BACKOFF_SECONDS[tries])
             tries += 1
+
+    def _check_reached(self, error: Exception, reason: str) -> None:
+        """Raises ServiceUnreachable where the service was never there, as another attempt cannot help."""
+        if not self._reached and isinstance(error, OSError) and not isinstance(error, CUT):
+            raise ServiceUnreachable(self._dial.url, reason) from error
 
     async def _open(self) -> ClientConnection:
         self._problem = None
@@ -305,8 +318,9 @@ class Stream:
         await connection.close()
         if connection.close_code == TAKEN_OVER:
             self._let_go_of_stdin()
+            self._taken_over = True
         elif connection.close_code in {1008, 1011} and self._problem is not None:
             raise self._problem
 
 
-__all__ = ["Event", "Exited", "Gap", "Output", "OutputDamaged", "Stream", "StreamCut"]
+__all__ = ["Event", "Exited", "Gap", "Output", "OutputDamaged", "StdinTakenOver", "Stream", "StreamCut"]

@@ -162,6 +162,30 @@ async def test_attach_watches_when_somebody_else_types_and_a_signal_leaves() -> 
         assert [request for request in service.asked() if "DELETE" in request or "signal" in request] == []
 
 
+async def test_client_that_loses_its_stdin_says_so_and_leaves_by_the_detach_keys() -> None:
+    async def taken_over(wire: Wire) -> None:
+        await wire.start()
+        await wire.output(b"$ ")
+        await wire.close(4001)
+
+    async def goes_on(wire: Wire) -> None:
+        await wire.start()
+        await wire.output(b"typed by another")
+        await asyncio.Event().wait()
+
+    async with screen() as terminal, fake_service(taken_over, goes_on) as service:
+        running(service)
+        before = terminal.modes()
+        process = await terminal.begin(service.url, "attach", SANDBOX, EXECUTION)
+        await terminal.until(b"typed by another")
+        assert b"bulkhead: another client took stdin over; this one watches; Ctrl-P Ctrl-Q leaves\r\n" in terminal.shown
+        terminal.type(b"\x10\x11")
+        assert await process.wait() == 0
+        assert terminal.modes() == before
+    streams = [request for request in service.requests if request.path.endswith("/stream")]
+    assert [stream.query["stdin"] for stream in streams] == ["true", "false"]
+
+
 @pytest.mark.parametrize(("options", "stdin"), [(["--take"], "take"), (["--no-stdin"], "false")])
 async def test_attach_takes_over_or_only_watches(options: list[str], stdin: str) -> None:
     shell = Shell()

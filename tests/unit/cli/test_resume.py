@@ -73,7 +73,7 @@ async def test_stdin_that_somebody_took_over_is_let_go() -> None:
 
     async with fake_service(first, second) as service:
         ended = await bulkhead(service.url, "run", "cmd", stdin=b"data")
-    assert (ended.status, ended.stderr) == (0, "")
+    assert (ended.status, ended.stderr) == (0, "bulkhead: another client took stdin over; this one watches\n")
 
 
 async def test_stream_that_is_cut_again_and_again_is_given_up() -> None:
