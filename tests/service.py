@@ -17,6 +17,16 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+# Tests in parallel have ranges of host uids of their own: a service that is started takes the lowest free range, and
+# would take the one of a service that has just been killed, before its test has looked at what is left.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+OWN_UIDS = {"BULKHEAD_PROCESS__UID_BASE": str(1_900_000_000 + _WORKER * 65_536)}
+
+
+def clean_environment() -> dict[str, str]:
+    """What a program of ours is started with: this process's environment without the settings, but for the uids."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")} | OWN_UIDS
+
 
 class Service:
     """Use as a context manager. `log` holds every line that it printed; `url` and `port` are known once it listens."""
@@ -29,11 +39,10 @@ class Service:
         module: str = "app.cli",
     ) -> None:
         self.data = data
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", module, "serve", "--port", "0", "--data", str(data)],
             cwd=PROJECT,
-            env=clean | dict(env or {}),
+            env=clean_environment() | dict(env or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -17,20 +17,17 @@ from app.serving.slot import UIDS
 from app.settings.process import ProcessSettings
 from tests.kernel import host
 from tests.require import require
-from tests.service import PROJECT, Service
+from tests.service import PROJECT, Service, clean_environment
 
 GATEWAY = 64_123
 AS_GATEWAY = ("setpriv", f"--reuid={GATEWAY}", f"--regid={GATEWAY}", "--clear-groups")
 
 
-def clean() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
-
-
 def bulkhead(*arguments: str, prefix: tuple[str, ...] = (), **env: str) -> tuple[int, str]:
     """(status, stderr) of a command that ends by itself."""
     command = [*prefix, sys.executable, "-m", "app.cli", *arguments]
-    done = subprocess.run(command, cwd=PROJECT, env=clean() | env, capture_output=True, text=True, timeout=60)
+    env = clean_environment() | env
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
 
@@ -47,7 +44,7 @@ def folder() -> Iterator[Path]:
 @contextmanager
 def launcher(socket: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "app.cli", "launcher", "--socket", str(socket), "--gateway-uid", str(GATEWAY)]
-    process = subprocess.Popen(command, cwd=PROJECT, env=clean() | env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=PROJECT, env=clean_environment() | env, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         assert process.stderr.readline() == f"bulkhead: the launcher listens on {socket}\n"

@@ -14,7 +14,7 @@ from app.keys import new_key
 from tests.kernel import host
 from tests.kernel.talk import start
 from tests.require import require
-from tests.service import PROJECT, Service
+from tests.service import PROJECT, Service, clean_environment
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -26,12 +26,11 @@ def serve(
     data: Path, *options: str, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
 ) -> tuple[int, str]:
     """(status, stderr) of a service that is expected to refuse its start."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}
     command = [*prefix, sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data), *options]
     done = subprocess.run(
         command,
         cwd=PROJECT,
-        env=clean | dict(env or {}),
+        env=clean_environment() | dict(env or {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
