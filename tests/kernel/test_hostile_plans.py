@@ -53,6 +53,11 @@ def test_a_plan_out_of_bounds_is_refused(hostile: Gateway, change: dict[str, obj
     hostile.create().close()  # the connection still works
 
 
+def test_a_disk_is_refused_by_a_launcher_that_makes_none(hostile: Gateway) -> None:
+    assert refusal(hostile, on_disk=True) == ("layer:loop_storage", errno.ENOSYS)
+    hostile.create().close()
+
+
 @pytest.mark.parametrize(
     "limits",
     [
@@ -92,7 +97,7 @@ def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:
 def test_a_plan_has_no_field_for_a_uid_a_mount_or_a_capability() -> None:
     assert set(plan().__slots__) == {
         "sandbox_id", "template", "filter_name", "cpu_millis", "memory_bytes", "disk_bytes", "processes",
-        "loopback_tcp", "read_only", "read_write",
+        "loopback_tcp", "on_disk", "read_only", "read_write",
     }  # fmt: skip
 
 

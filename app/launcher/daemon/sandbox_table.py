@@ -154,6 +154,8 @@ class SandboxTable:
                 f"layer:{self.host.missing[0]}", errno.ENOSYS, f"this host lacks {', '.join(self.host.missing)}"
             )
         check_plan(plan, self._config, self.host.filters)
+        if plan.on_disk:
+            raise Refusal("layer:loop_storage", errno.ENOSYS, "this launcher makes no disks")
         if plan.sandbox_id in self._sandboxes:
             raise Refusal("plan", errno.EEXIST, "a sandbox of this id is still there")
         if len(self._sandboxes) >= self._config.max_sandboxes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-VERSION = 3
+VERSION = 4
 # SOCK_SEQPACKET takes a packet only if it fits the sender's buffer (212,992 bytes by default, shared with the
 # kernel's own bookkeeping); a larger command travels in a memfd, which the worker reads once.
 MAX_PACKET = 64 * 1024
@@ -36,7 +36,8 @@ RECORD = struct.Struct("<BIii")  # kind, execution number, two values
 # The values of START_FAILED: errno, and which step it was.
 STEP_EXEC, STEP_WORKDIR, STEP_CGROUP, STEP_LIMITS = 0, 1, 2, 3
 
-FLAG_LOOPBACK_TCP = 1
+# Of a plan.
+FLAG_LOOPBACK_TCP, FLAG_DISK = 1, 2
 
 
 class ProtocolError(Exception):
@@ -141,10 +142,14 @@ class Reader:
 
 class CreatePlan:
     """CREATE: the order for a sandbox. It has names, numbers and narrower paths only, and one descriptor, the worker's
-    end of the owner socket."""
+    end of the owner socket.
+
+    `on_disk`: files are on a file system of its own on the operator's disk, with `disk_bytes` of usable room. Else they
+    are in memory.
+    """
 
     __slots__ = (
-        "cpu_millis", "disk_bytes", "filter_name", "loopback_tcp", "memory_bytes", "processes", "read_only",
+        "cpu_millis", "disk_bytes", "filter_name", "loopback_tcp", "memory_bytes", "on_disk", "processes", "read_only",
         "read_write", "sandbox_id", "template",
     )  # fmt: skip
 
@@ -160,16 +165,17 @@ class CreatePlan:
         loopback_tcp: bool,
         read_only: list[str],
         read_write: list[str],
+        on_disk: bool = False,
     ) -> None:
         self.sandbox_id, self.template, self.filter_name = sandbox_id, template, filter_name
         self.cpu_millis, self.memory_bytes, self.disk_bytes = cpu_millis, memory_bytes, disk_bytes
         self.processes, self.loopback_tcp = processes, loopback_tcp
-        self.read_only, self.read_write = read_only, read_write
+        self.read_only, self.read_write, self.on_disk = read_only, read_write, on_disk
 
     def write(self, into: Writer) -> Writer:
         into.text(self.sandbox_id).text(self.template).text(self.filter_name)
         into.u32(self.cpu_millis).u64(self.memory_bytes).u64(self.disk_bytes).u32(self.processes)
-        into.u8(FLAG_LOOPBACK_TCP if self.loopback_tcp else 0)
+        into.u8(FLAG_LOOPBACK_TCP * self.loopback_tcp | FLAG_DISK * self.on_disk)
         into.many([path.encode() for path in self.read_only])
         return into.many([path.encode() for path in self.read_write])
 
@@ -178,13 +184,13 @@ class CreatePlan:
         sandbox_id, template, filter_name = source.text(64), source.text(64), source.text(64)
         cpu_millis, memory, disk, processes = source.u32(), source.u64(), source.u64(), source.u32()
         flags = source.u8()
-        if flags & ~FLAG_LOOPBACK_TCP:
+        if flags & ~(FLAG_LOOPBACK_TCP | FLAG_DISK):
             raise ProtocolError("an unknown flag")
         read_only = [_path(raw) for raw in source.many(256, 4096)]
         read_write = [_path(raw) for raw in source.many(256, 4096)]
         return cls(
             sandbox_id, template, filter_name, cpu_millis, memory, disk, processes,
-            bool(flags & FLAG_LOOPBACK_TCP), read_only, read_write,
+            bool(flags & FLAG_LOOPBACK_TCP), read_only, read_write, bool(flags & FLAG_DISK),
         )  # fmt: skip
 
 
