@@ -12,6 +12,7 @@ import signal
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from tests.callbacks import CALLBACKS
@@ -34,6 +35,10 @@ pytest.register_assert_rewrite(
 MEASURED = ("unit", "contract", "properties")  # where the service itself runs on the test's loop
 if CALLBACKS.limit:
     CALLBACKS.install()
+
+# A deadline is wall clock: on a machine that has other work it fails a test that is right.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 
 async def _run(test: Coroutine[Any, Any, None]) -> None:

@@ -109,7 +109,7 @@ def pieces_of(log: OutputLog) -> list[bytes]:
 SIZES = st.lists(st.integers(1, 1024), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1_200), SIZES | st.just([1024]), cuts())
 def test_what_comes_is_the_stream_with_at_most_gaps_and_no_byte_twice(
     count: int, sizes: list[int], story: list[tuple[int, int, int | None]]
@@ -130,7 +130,7 @@ def test_what_comes_is_the_stream_with_at_most_gaps_and_no_byte_twice(
 WORDS = st.binary(min_size=1, max_size=3) | st.sampled_from([b"y\n", b"aaaaab", b"ab" * 40 + b"c", b"0123456789" * 13])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(WORDS, st.integers(0, BACKLOG // 2), st.lists(st.integers(100, 1024), min_size=1, max_size=10), cuts())
 def test_a_stream_that_fits_the_backlog_is_whole_however_much_it_repeats_itself(
     word: bytes, timeouts: int, sizes: list[int], story: list[tuple[int, int, int | None]]
@@ -141,7 +141,7 @@ def test_a_stream_that_fits_the_backlog_is_whole_however_much_it_repeats_itself(
     assert model.out == stream and not model.log.gaps
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(WORDS, st.integers(BACKLOG, 3 * BACKLOG), st.lists(st.integers(200, 1024), min_size=1, max_size=10), cuts())
 def test_of_a_stream_that_repeats_itself_nothing_is_made_up(
     word: bytes, size: int, sizes: list[int], story: list[tuple[int, int, int | None]]
@@ -153,7 +153,7 @@ def test_of_a_stream_that_repeats_itself_nothing_is_made_up(
     assert all(piece in stream for piece in pieces_of(model.log))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 100_000), st.sets(st.integers(1, 400)), st.integers(0, 300), st.integers(0, 900))
 def test_a_busy_reader_gets_no_byte_twice(size: int, lost: set[int], alone: int, most: int) -> None:
     """What the server dropped in the middle of a socket, without a word, it repeats on the next one, before what we

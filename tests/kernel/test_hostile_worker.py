@@ -210,7 +210,7 @@ async def test_a_worker_that_ended_with_a_signal_unread_did_not_break_the_protoc
         assert (await running.wait()).reason is ExitReason.LOST
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.one_of(
@@ -245,7 +245,7 @@ def test_any_records_end_at_most_their_own_sandbox(packets: list[bytes]) -> None
     asyncio.run(play())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_the_decoder_raises_nothing_but_protocol_errors(noise: bytes, cut: int) -> None:
     plan = CreatePlan("one", "host", "default", 1, 2, 3, 4, False, ["/usr"], ["/tmp"])

@@ -9,5 +9,5 @@ from tests.properties import runs
 LONG_EXAMPLES = 5000
 
 if runs.SECONDS:  # in CI hypothesis takes its profile `ci` by itself, which has no randomness
-    hypothesis.settings.register_profile("long", max_examples=LONG_EXAMPLES, deadline=None)
+    hypothesis.settings.register_profile("long", max_examples=LONG_EXAMPLES)
     hypothesis.settings.load_profile("long")

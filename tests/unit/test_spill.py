@@ -188,7 +188,7 @@ deeds = st.one_of(
 )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(deeds, max_size=60))
 def test_every_output_reads_as_it_was_written(folder: SpillFolder, steps: list[tuple[str, int, int]]) -> None:
     file, logs = folder.of("a"), list[Written]()

@@ -159,7 +159,7 @@ def passed(entries: list[list[Item]]) -> list[Item]:
 def test_what_passes_stays_below_the_root() -> None:
     with place() as here:
 
-        @settings(max_examples=200, deadline=None)
+        @settings(max_examples=200)
         @given(ARCHIVES)
         def holds(entries: list[list[Item]]) -> None:
             here.clear()

@@ -235,7 +235,7 @@ class Told:
             assert self.places[channel] == log.total
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     capacity=st.integers(1, 300),
     steps=st.lists(

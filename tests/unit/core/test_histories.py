@@ -143,7 +143,7 @@ class History:
         assert started == len(notes.executions) - started
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(actions, min_size=5, max_size=60))
 def test_any_history_comes_to_an_end_with_nothing_left(script: list[tuple[str, int, int]]) -> None:
     failures: list[str] = []

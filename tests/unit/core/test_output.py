@@ -102,7 +102,7 @@ capacities = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     capacity=capacities,
     keep_first=st.booleans(),

@@ -198,7 +198,7 @@ SPILL_IS_LOST = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     capacity=st.one_of(
         st.integers(1, 500), st.sampled_from([CHUNK, MEMORY_WINDOW, MEMORY_WINDOW + 1, 2 * MEMORY_WINDOW])
