@@ -73,6 +73,7 @@ def create_app(
         registry=registry,
         readiness=Readiness(registry, telemetry.runtime_ready),
         ranges=settings.limit_ranges(),
+        storage=settings.storage,
         profiles=profiles,
         ttl_ceiling_seconds=settings.ttl_ceiling_seconds,
         journal=telemetry,

@@ -32,7 +32,7 @@ def main() -> None:
     data = os.urandom(MB) * options.megabytes
     with tempfile.TemporaryDirectory() as folder, Service(Path(folder)) as service:
         rest = Rest(service.port)
-        sandbox = rest.create(limits={"disk_mib": 1024, "memory_mib": 256})
+        sandbox = rest.create(limits={"disk_mib": 1024, "memory_mib": 1024})
         before = resident(service.children()["gateway"])
         for name, rates in rounds(rest, sandbox, data, options.rounds).items():
             low, middle, high = min(rates), statistics.median(rates), max(rates)

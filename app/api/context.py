@@ -15,6 +15,7 @@ from app.api.http.tickets import Tickets
 from app.core.budget import Budget
 from app.core.fair_queue import FairQueue
 from app.core.limits import MIB, LimitRange
+from app.core.models import Storage
 from app.core.policy import Policy
 from app.core.registry import Registry
 from app.core.reservations import BudgetQueue
@@ -126,6 +127,7 @@ class ApplicationContext:
     registry: Registry
     readiness: Readiness
     ranges: Mapping[str, LimitRange]
+    storage: Storage  # of a request that does not say
     profiles: Mapping[str, Policy]
     ttl_ceiling_seconds: float
     journal: Journal

@@ -53,6 +53,7 @@ def sandbox_body(typed: Namespace) -> dict[str, Any]:
             "env": _pairs(typed.env),
             "image": typed.image,
             "isolation_min": typed.isolation_min,
+            "storage": typed.storage,
             "requires": typed.requires,
             "workdir": typed.workdir,
             "policy": _said({"profile": typed.profile, "network": _network(typed)}) or None,

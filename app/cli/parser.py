@@ -259,6 +259,11 @@ def _sandbox_options(parser: Parser) -> None:
         "--requires", metavar="CAP", action="append", help="a capability that the runtime must have; repeatable"
     )
     parser.add_argument("--image", metavar="IMAGE", help="image with the files of the sandbox")
+    parser.add_argument(
+        "--storage",
+        choices=("memory", "disk"),
+        help="where the files of the sandbox are: part of its memory, or on a disk of their own",
+    )
     parser.add_argument("--profile", metavar="P", help="the operator's policy profile")
     parser.add_argument(
         "--network", choices=("none", "direct"), help="network of the sandbox; direct: only the hosts of --allow"

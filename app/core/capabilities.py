@@ -22,6 +22,8 @@ class Capability(StrEnum):
     LIMIT_MEMORY = "limit_memory"
     LIMIT_DISK = "limit_disk"
     LIMIT_PROCESSES = "limit_processes"
+    STORAGE_MEMORY = "storage_memory"
+    STORAGE_DISK = "storage_disk"
     EXECUTION_LIMITS = "execution_limits"
     FILESYSTEM_POLICY = "filesystem_policy"
     SYSCALL_PROFILES = "syscall_profiles"

@@ -91,6 +91,14 @@ class OutputMode(StrEnum):
     PLAIN = "plain"
 
 
+class Storage(StrEnum):
+    """Where the files of a sandbox are. `memory`: they are part of its memory. `disk`: on a file system of their own,
+    which takes none of it."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+
+
 class SandboxState(StrEnum):
     CREATING = "creating"
     RUNNING = "running"
@@ -141,6 +149,7 @@ class SandboxSpec:
     idle_counts: IdleCounts = IdleCounts.EXECUTIONS
     labels: Mapping[str, str] = field(default_factory=dict)
     image: str | None = None
+    storage: Storage = Storage.MEMORY
     runtime_reason: str | None = field(default=None, compare=False)
 
 

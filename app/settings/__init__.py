@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
 from app.core.limits import LIMITS, LimitRange
+from app.core.models import Storage
 from app.core.sandboxes import Capacity
 from app.sentences import sentence_for
 from app.settings.boxlite import BoxliteSettings
@@ -132,6 +133,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("BULKHEAD_RUNTIME", "OPENSHELL_RUNTIME"),
         description="the default runtime",
     )
+    storage: Storage = Field(Storage.MEMORY, description="storage of a sandbox whose request does not name one")
     limits: LimitsSettings = Field(default_factory=LimitsSettings)
     capacity: CapacitySettings = Field(default_factory=CapacitySettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)

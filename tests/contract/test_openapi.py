@@ -318,7 +318,7 @@ def test_what_later_orders_bring_is_absent() -> None:
         assert word not in text, word
     components = DOCUMENT["components"]["schemas"]
     assert set(components["CreateSandbox"]["properties"]) == {
-        *("runtime", "isolation_min", "image", "id", "requires", "env", "workdir", "limits", "policy"),
+        *("runtime", "isolation_min", "image", "storage", "id", "requires", "env", "workdir", "limits", "policy"),
         *("ttl_seconds", "idle_seconds", "idle_counts", "labels"),
     }
     assert set(components["CreateExecution"]["properties"]) == {

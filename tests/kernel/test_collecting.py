@@ -15,7 +15,7 @@ def collect(service: Service, sandbox: str, *patterns: str) -> list[dict[str, An
 
 
 def test_bounds_hold_for_what_a_sandbox_really_has(service: Service) -> None:
-    sandbox = service.create(limits={"disk_mib": 512, "memory_mib": 256})
+    sandbox = service.create(limits={"disk_mib": 512, "memory_mib": 512})
     make = "import os\nos.mkdir('many')\nfor n in range(100_000): os.close(os.open(f'many/{n:06}', os.O_CREAT))\n"
     make += "os.truncate(os.open('big', os.O_CREAT | os.O_RDWR), 1 << 30)\nos.symlink('/etc/passwd', 'passwd')"
     assert service.run(sandbox, "python3", "-c", make, wait=60)["exit"]["code"] == 0

@@ -12,7 +12,20 @@ from app.core.limits import LIMITS
 
 _LIFETIME = ("ttl_seconds", "idle_seconds", "idle_counts")
 SANDBOX_FIELDS = frozenset(
-    ["id", "runtime", "isolation_min", "image", "requires", "env", "workdir", "limits", "policy", "labels", *_LIFETIME]
+    [
+        "id",
+        "runtime",
+        "isolation_min",
+        "image",
+        "storage",
+        "requires",
+        "env",
+        "workdir",
+        "limits",
+        "policy",
+        "labels",
+        *_LIFETIME,
+    ]
 )
 EXECUTION_FIELDS = frozenset(["command", "timeout_seconds", "stdin", "tty", "stderr", "on_output_limit", "output_mode"])
 RUN_FIELDS = frozenset(["files", "stdin_base64", "collect"])

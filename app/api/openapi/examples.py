@@ -41,6 +41,7 @@ _sandbox: dict[str, Any] = {
     "runtime": "process",
     "runtime_reason": None,
     "image": None,
+    "storage": "memory",
     "state": "running",
     "state_reason": None,
     "created_at": _CREATED,

@@ -11,7 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 from app.api.schemas.receipts import Isolation
 from app.core.capabilities import Capability
 from app.core.limits import LIMITS
-from app.core.models import ExecutionState, ExitReason, IdleCounts, OutputMode, SandboxState
+from app.core.models import ExecutionState, ExitReason, IdleCounts, OutputMode, SandboxState, Storage
 
 
 class AnswerSchema(BaseModel):
@@ -70,6 +70,7 @@ class Sandbox(AnswerSchema):
     runtime: str
     runtime_reason: str | None = Field(description="why `auto` chose this runtime; null if the request named it")
     image: str | None = Field(description="null: the sandbox has the host's own system directories")
+    storage: Storage = Field(description="where its files are: part of its memory, or on a disk of their own")
     state: SandboxState
     state_reason: str | None
     created_at: datetime

@@ -23,7 +23,7 @@ from app.api.schemas.strict import (
     spelled,
 )
 from app.core.capabilities import Capability
-from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, OutputMode, Stderr, Stdin, Tier
+from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, OutputMode, Stderr, Stdin, Storage, Tier
 
 
 class FilesystemRequest(Strict):
@@ -66,6 +66,11 @@ class SandboxFields(Strict):
     isolation_min: Tier | None = Field(None, description="weakest wall to accept")
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         None, description="root file system: a name of the operator's table, or a reference that the operator permits"
+    )
+    storage: Storage | None = Field(
+        None,
+        description="where the sandbox's files are (default: the operator's choice). `memory`: they count towards "
+        "`memory_mib`. `disk`: a file system of their own of `disk_mib`, which takes no memory of the sandbox",
     )
     requires: Annotated[list[Capability], Field(max_length=64, fail_fast=True)] = Field(
         [], description="capabilities that the runtime must have"

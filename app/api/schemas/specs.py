@@ -22,9 +22,10 @@ from app.core.errors import (
 )
 from app.core.execution_limits import check_execution_limits
 from app.core.limits import LIMITS, Limits, choose_limits, lower
-from app.core.models import Command, ExecutionLimits, IdleCounts, SandboxSpec, Stdin, Terminal
+from app.core.models import Command, ExecutionLimits, IdleCounts, SandboxSpec, Stdin, Storage, Terminal
 from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow
 from app.core.sandboxes import Sandbox
+from app.core.storage import choose_storage, fit_disk, storage_needs
 
 DEFAULT_PROFILE = "default"
 DEFAULT_TTL_SECONDS = 3600.0
@@ -41,7 +42,7 @@ async def sandbox_spec(
     known = context.sandboxes.find(sandbox_id) if sandbox_id else None
     runtime = context.registry.default if asked.runtime is None else asked.runtime
     backend, reason = await choose(
-        RuntimeRequest(runtime, asked.isolation_min, needs_of(asked) | more),
+        RuntimeRequest(runtime, asked.isolation_min, needs_of(asked, context.storage) | more),
         context.registry,
         context.readiness.of,
         settled_on=None if known is None else known.spec.runtime,
@@ -50,10 +51,11 @@ async def sandbox_spec(
     wrong = check_environment(asked.env, backend.info.command_limits)
     if wrong:
         raise InvalidRequest(wrong)
+    storage = choose_storage(asked.storage, context.storage, backend.info)
     spec = backend.fit(
         SandboxSpec(
             runtime=backend.info.name,
-            limits=_limits(asked.limits, backend, context),
+            limits=_limits(asked.limits, storage, backend, context),
             policy=_policy(asked.policy, backend, context),
             env=asked.env,
             workdir=check_path(asked.workdir, "/workdir"),
@@ -63,6 +65,7 @@ async def sandbox_spec(
             idle_counts=asked.idle_counts,
             labels=asked.labels,
             image=_image(asked.image, backend),
+            storage=storage,
             runtime_reason=reason,
         )
     )
@@ -72,9 +75,9 @@ async def sandbox_spec(
     return spec
 
 
-def needs_of(asked: SandboxFields) -> frozenset[Capability]:
+def needs_of(asked: SandboxFields, default_storage: Storage) -> frozenset[Capability]:
     """The capabilities that the runtime must have: those that are required by name, and those that each field needs."""
-    needs = set(asked.requires)
+    needs = set(asked.requires) | storage_needs(asked.storage, default_storage)
     limits = [row for row in LIMITS.values() if getattr(asked.limits, row.name) is not None]
     needs |= {row.capability for row in limits if row.capability is not None}
     if asked.image is not None:
@@ -111,14 +114,15 @@ def lifetime(field: str, seconds: float | None, context: ApplicationContext) -> 
     return seconds
 
 
-def _limits(asked: LimitsRequest, backend: Backend, context: ApplicationContext) -> Limits:
+def _limits(asked: LimitsRequest, storage: Storage, backend: Backend, context: ApplicationContext) -> Limits:
     values: dict[str, float | None] = {name: getattr(asked, name) for name in context.ranges}
     for name, row in LIMITS.items():
         if values[name] is not None and not row.is_enforced(backend.info.capabilities):
             raise PolicyNotSupported(
                 f"/limits/{name}", backend.info.name, f"the runtime {backend.info.name!r} cannot limit {name}"
             )
-    return choose_limits(values, lower(context.ranges, backend.info.ceilings))
+    ranges = lower(context.ranges, backend.info.ceilings)
+    return fit_disk(choose_limits(values, ranges), storage, asked.disk_mib, ranges["disk_mib"].ceiling)
 
 
 def _policy(asked: PolicyRequest, backend: Backend, context: ApplicationContext) -> Policy:

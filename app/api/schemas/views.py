@@ -42,6 +42,7 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
         "runtime": spec.runtime,
         "runtime_reason": spec.runtime_reason,
         "image": spec.image,
+        "storage": spec.storage,
         "state": sandbox.state,
         "state_reason": sandbox.state_reason,
         "created_at": sandbox.created_at,

@@ -48,6 +48,7 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_CPUS,
         Capability.LIMIT_MEMORY,
         Capability.LIMIT_DISK,
+        Capability.STORAGE_DISK,
         Capability.IMAGES,
         Capability.FILES,
         Capability.EXACT_OUTPUT,

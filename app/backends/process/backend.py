@@ -23,7 +23,9 @@ from app.core.capabilities import Capability
 from app.core.errors import (
     BackendUnavailable,
     BulkheadError,
+    CapabilityMissing,
     CapacityExceeded,
+    DiskFull,
     InvalidRequest,
     IsolationUnavailable,
     LaunchFailed,
@@ -48,6 +50,8 @@ CAPABILITIES = frozenset(
         Capability.LIMIT_MEMORY,
         Capability.LIMIT_DISK,
         Capability.LIMIT_PROCESSES,
+        Capability.STORAGE_MEMORY,
+        Capability.STORAGE_DISK,
         Capability.EXECUTION_LIMITS,
         Capability.FILESYSTEM_POLICY,
         Capability.SYSCALL_PROFILES,
@@ -56,6 +60,8 @@ CAPABILITIES = frozenset(
         Capability.PTY,
     }
 )
+
+LAYERS = {"cgroup_freezer": Capability.PAUSE, "loop_storage": Capability.STORAGE_DISK}  # a host may lack one of these
 
 
 class ProcessBackend:
@@ -72,10 +78,8 @@ class ProcessBackend:
 
     @property
     def info(self) -> RuntimeInfo:
-        # What the host has is known once the launcher has told it; a freezer is not worth refusing every sandbox.
         layers = self._link.about.get("layers") if self._link is not None else None
-        lacks_freezer = layers is not None and "cgroup_freezer" not in layers.split(",")
-        capabilities = CAPABILITIES - {Capability.PAUSE} if lacks_freezer else CAPABILITIES
+        capabilities = CAPABILITIES if layers is None else _of_host(layers.split(","))
         return RuntimeInfo(RUNTIME, "kernel", __version__, capabilities, aliases=("linux", "kernel"))
 
     def open(self) -> None:
@@ -120,7 +124,7 @@ class ProcessBackend:
                 await prepare_workdir(sandbox.files, spec.workdir)
             except LauncherRefused as refused:
                 await sandbox.abandon()
-                raise _translate(refused) from refused
+                raise _translate(refused, spec) from refused
             except (ProtocolError, OSError, ValueError, KeyError) as error:
                 await sandbox.abandon()
                 raise LaunchFailed("receipt", "", f"the sandbox could not be measured: {error}") from error
@@ -153,10 +157,20 @@ class ProcessBackend:
         await asyncio.sleep(0)
 
 
-def _translate(refused: LauncherRefused) -> BulkheadError:
+def _of_host(layers: list[str]) -> frozenset[Capability]:
+    """What the launcher's host can do. It is known once the launcher has told its layers. These two are not worth
+    refusing every sandbox."""
+    return CAPABILITIES - {capability for layer, capability in LAYERS.items() if layer not in layers}
+
+
+def _translate(refused: LauncherRefused, spec: SandboxSpec) -> BulkheadError:
     name = errno.errorcode.get(refused.errno, str(refused.errno))
+    if refused.step == "layer:loop_storage":
+        return CapabilityMissing([Capability.STORAGE_DISK], RUNTIME, refused.detail)
     if refused.step.startswith("layer:"):
         return IsolationUnavailable(refused.step.partition(":")[2], refused.detail)
+    if refused.step == "storage" and refused.errno == errno.ENOSPC:
+        return DiskFull(spec.limits.disk_mib * MIB, refused.detail)
     if refused.errno == errno.EDQUOT:
         detail = f"the launcher cannot make another sandbox: {refused.detail}; try again when one has ended"
         return CapacityExceeded("sandboxes of the launcher", detail=detail)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from app.core.limits import MIB
-from app.core.models import Command, ExecutionLimits, SandboxSpec
+from app.core.models import Command, ExecutionLimits, SandboxSpec, Storage
 from app.launcher.protocol import CreatePlan, ExecutionPlan, pack_command
 
 # A command's environment is built from nothing, not from ours.
@@ -32,6 +32,7 @@ def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
         disk_bytes=limits.disk_mib * MIB,
         processes=limits.processes,
         loopback_tcp=spec.policy.loopback_tcp,
+        on_disk=spec.storage is Storage.DISK,
         read_only=list(filesystem.read_only),
         read_write=list(filesystem.read_write),
     )

@@ -41,6 +41,7 @@ VM_CAPABILITIES = frozenset(
         Capability.IMAGES,
         Capability.LIMIT_CPUS,
         Capability.LIMIT_MEMORY,
+        Capability.STORAGE_DISK,
         Capability.LIMIT_DISK,
     }
 )

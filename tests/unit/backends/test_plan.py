@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.backends.process.plan import BASE_ENVIRONMENT, command_body, create_plan
 from app.core.limits import Limits
-from app.core.models import Command, SandboxSpec
+from app.core.models import Command, SandboxSpec, Storage
 from app.core.policy import Filesystem, Policy
 from app.launcher.protocol import unpack_command
 
@@ -18,6 +18,13 @@ def test_a_plan_carries_names_numbers_and_narrower_paths() -> None:
     assert (plan.sandbox_id, plan.template, plan.filter_name) == ("one", "host", "loopback")
     assert (plan.cpu_millis, plan.memory_bytes, plan.disk_bytes, plan.processes) == (500, 100 * MIB, 20 * MIB, 7)
     assert (plan.read_only, plan.read_write, plan.loopback_tcp) == (["/usr"], ["/workspace"], True)
+
+
+def test_a_plan_says_whether_files_are_on_a_disk() -> None:
+    on_disk = {
+        kind: create_plan("one", SandboxSpec("process", Limits(), Policy(), storage=kind)).on_disk for kind in Storage
+    }
+    assert on_disk == {Storage.MEMORY: False, Storage.DISK: True}
 
 
 def test_a_part_of_a_cpu_is_never_rounded_to_none() -> None:
