@@ -134,7 +134,7 @@ def test_oom_is_told_when_the_first_process_was_killed(service: Service) -> None
     ending = service.run(sandbox, "python3", "-c", EAT)["exit"]
     assert (ending["reason"], ending["code"], ending["signal"]) == ("oom", None, "SIGKILL")
     assert "killed 1 of its processes at the memory limit" in ending["detail"]
-    assert 60 << 20 < ending["max_memory_bytes"] <= 80 << 20
+    assert 60 << 20 < ending["max_memory_bytes"] <= 64 << 20
     assert neighbour.show()["state"] == "running"
     assert neighbour.signal("SIGTERM") == 204
     assert neighbour.exit()["reason"] == "signaled"

@@ -468,7 +468,7 @@ async def test_a_hundred_megabytes_take_flat_memory() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    async with room(SandboxSpec("process", Limits(memory_mib=64, processes=32, disk_mib=256), Policy())) as made:
+    async with room(SandboxSpec("process", Limits(memory_mib=128, processes=32, disk_mib=120), Policy())) as made:
         piece = os.urandom(256 * 1024)
 
         most = 0

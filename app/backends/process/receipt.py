@@ -81,7 +81,7 @@ def isolation(
         "network": {"mode": spec.policy.network.mode, **network},
         "missing_layers": _list(about.get("accepted", "")),
         "notes": [
-            "memory and disk have one limit, memory_mib + disk_mib, as files on the tmpfs count as memory",
+            "files in /workspace, /tmp and /dev/shm count as memory: memory_bytes is the limit of both together",
             "Landlock and seccomp were tested inside the sandbox before the first command",
         ],
     }

@@ -10,7 +10,8 @@ from app.launcher.protocol import OK, REPLY, CreatePlan, ExecutionPlan, Writer
 from app.launcher.sandbox.lockdown import NOFILE_HARD
 
 MOST_CPU_NS = (1 << 63) - 1
-# The floors of an execution, those of the API. With less memory the kernel kills the worker, which forks in the group.
+# The floors of an execution, those of the API. The worker is in the group while it starts a command by vfork: with much
+# less memory the kernel would kill it.
 LEAST_CPU_NS = 10_000_000
 LEAST_MEMORY, LEAST_STACK, LEAST_FILE = 16 << 20, 1 << 20, 1 << 20  # bytes
 LEAST_OPEN_FILES = 8

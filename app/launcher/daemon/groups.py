@@ -27,7 +27,7 @@ class Groups:
         self._shared: list[int] = []  # where commands join the payload itself, as no child of it is needed
         self._executions: dict[int, None] = {}
         self._memory_bytes = 0  # the payload's limit
-        self.processes_file = -1  # pids.max, for the worker's spawn (see worker.py)
+        self.processes_files: list[int] = []  # version 2: pids.max and pids.current, for the worker's starts
         self._homes: dict[Hierarchy, str] = {}  # where the worker lives, if not in the group of all workers
         self._home_joins: dict[Hierarchy, int] = {}
         self.join_descriptors: list[int] = []  # where the worker joins the payload for a moment; not to be closed
@@ -61,7 +61,8 @@ class Groups:
             self._settle(hierarchy, payload)
         elif "pids" in hierarchy.controllers:
             write(f"{payload}/pids.max", at, str(processes))
-            self.processes_file = os.open(f"{payload}/pids.max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
+            for name, access in (("pids.max", os.O_WRONLY), ("pids.current", os.O_RDONLY)):
+                self.processes_files.append(os.open(f"{payload}/{name}", access | os.O_CLOEXEC, dir_fd=at))
         if "cpu" in hierarchy.controllers:
             self._tree.limit_cpu(payload, cpu_millis)
             own = self._tree.worker_path(payload)
@@ -195,11 +196,9 @@ class Groups:
 
     def close(self) -> None:
         """Closes the descriptors that only the worker needs."""
-        if self.processes_file >= 0:
-            os.close(self.processes_file)
-            self.processes_file = -1
-        for descriptor in (*self._home_joins.values(), *self.join_descriptors):
+        for descriptor in (*self._home_joins.values(), *self.join_descriptors, *self.processes_files):
             os.close(descriptor)
+        self.processes_files.clear()
         self._home_joins.clear()
         self.join_descriptors.clear()
 

@@ -15,8 +15,8 @@ from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import kill_by_pidfd
 from app.launcher.protocol import HOLD, CreatePlan, ExecutionPlan, Writer, packets
 
-# Three standard streams, two sockets, /dev/null, pids.max, and what tells of children.
-_OWN_DESCRIPTORS = 8
+# Three standard streams, two sockets, /dev/null, pids.max, pids.current, and what tells of children.
+_OWN_DESCRIPTORS = 9
 _TRIED_AGAIN = 4  # a host has 65,535 memory groups, so none may be kept for nothing
 
 

@@ -149,7 +149,7 @@ class Spawner:
         name = f"s-{plan.sandbox_id}"  # no file of the kernel's, such as `tasks`, is called so
         groups, freezer = Groups(self._tree, name), Freezer(self._tree, name)
         try:
-            groups.make(plan.memory_bytes + plan.disk_bytes, plan.processes, plan.cpu_millis)
+            groups.make(plan.memory_bytes, plan.processes, plan.cpu_millis)
             zygote = self._hand_over(zygote, plan, owner, groups)
         except SpawnError:  # of a fresh clone; both are ended already
             groups.remove()
@@ -165,9 +165,9 @@ class Spawner:
         )
 
     def _hand_over(self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Zygote:
-        last = [groups.processes_file] if groups.processes_file >= 0 else []
-        packet = bytes(plan.write(Writer(GO).u8(len(groups.join_descriptors)).u8(len(last))).data)
-        descriptors = [owner.fileno(), *groups.join_descriptors, *groups.worker_group, *last]
+        counted = groups.processes_files
+        packet = bytes(plan.write(Writer(GO).u8(len(groups.join_descriptors)).u8(bool(counted))).data)
+        descriptors = [owner.fileno(), *groups.join_descriptors, *groups.worker_group, *counted]
         try:
             packets.send(zygote.channel, packet, descriptors)
         except (BrokenPipeError, ConnectionResetError):

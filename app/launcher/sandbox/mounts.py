@@ -18,6 +18,9 @@ from app.launcher.kernel.syscalls import (
 INSIDE_ID = 1000
 OWN = "/.bulkhead"  # the launcher's few things inside the template: mask sources and the canary
 CANARY = OWN + "/canary"
+# Of the sandbox's memory, in bytes: files are memory, and what deletes them must be able to start. A shell with two
+# commands needs 0.8 MiB (measured).
+NEVER_FILES = 4 << 20
 # The system directories that a merged-/usr host has as links into /usr, and other hosts as directories of their own.
 SYSTEM_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 # What tells about the host even below a read-only /proc. Others that containers mask need none here: kmsg and

@@ -21,6 +21,7 @@ class SandboxSetup:
         "null",
         "owner",
         "plan",
+        "processes_count",
         "processes_file",
         "uid",
         "worker_group",
@@ -39,4 +40,4 @@ class SandboxSetup:
         self.owner: _socket.socket  # to the gateway
         self.join_descriptors: list[int] = []  # into the sandbox's own control groups
         self.worker_group: list[int] = []  # into those of the workers
-        self.processes_file = -1
+        self.processes_file = self.processes_count = -1  # version 2: pids.max and pids.current

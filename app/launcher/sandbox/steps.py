@@ -102,17 +102,18 @@ def await_identity(setup: SandboxSetup) -> None:
 
 def await_plan(setup: SandboxSetup) -> None:
     """Takes the plan of this sandbox, the owner's socket, the descriptors that lead into its control groups and out of
-    them, and its pids.max."""
+    them, and its pids.max and pids.current."""
     word, descriptors = receive(setup.channel)
     if not word:
         raise OSError(errno.EPIPE, "the launcher went away")
     source = Reader(word)
     if source.u8() != GO:
         raise OSError(errno.EPROTO, "not a plan")
-    join_descriptors, has_processes_file = source.u8(), source.u8()
+    join_descriptors, counts_processes = source.u8(), source.u8()
     setup.plan = CreatePlan.read(source)
     setup.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
-    setup.processes_file = descriptors.pop() if has_processes_file else -1
+    if counts_processes:
+        setup.processes_count, setup.processes_file = descriptors.pop(), descriptors.pop()
     setup.join_descriptors, setup.worker_group = descriptors[:join_descriptors], descriptors[join_descriptors:]
 
 
@@ -157,7 +158,7 @@ def mount_storage(setup: SandboxSetup) -> None:
 
 
 def size_storage(setup: SandboxSetup) -> None:
-    mounts.size_private_storage(setup.plan.disk_bytes)
+    mounts.size_private_storage(min(setup.plan.disk_bytes, setup.plan.memory_bytes - mounts.NEVER_FILES))
 
 
 def mount_terminals(setup: SandboxSetup) -> None:

@@ -25,10 +25,6 @@ from app.launcher.protocol import (
     SIGNAL,
     START_FAILED,
     STARTED,
-    STEP_CGROUP,
-    STEP_EXEC,
-    STEP_LIMITS,
-    STEP_WORKDIR,
     STREAMS,
     ExecutionPlan,
     ProtocolError,
@@ -37,10 +33,10 @@ from app.launcher.protocol import (
 )
 from app.launcher.protocol.packets import close, receive
 from app.launcher.sandbox.file_agent import become_agent
-from app.launcher.sandbox.limited import LimitError, fork_and_exec
+from app.launcher.sandbox.forked import Room, exec_limited, fork_into, move_into, step_of
 from app.launcher.sandbox.setup import SandboxSetup
 from app.launcher.sandbox.spawn import search_and_spawn
-from app.launcher.sandbox.workdir import WorkdirError, enter
+from app.launcher.sandbox.workdir import enter
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
@@ -56,6 +52,7 @@ class Worker:
     def __init__(self, setup: SandboxSetup) -> None:
         self._channel, self._owner = setup.channel, setup.owner
         self._worker_group, self._processes_file = setup.worker_group, setup.processes_file
+        self._processes_count = setup.processes_count
         self._most_processes = setup.plan.processes
         self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
         self._on_terminals: set[int] = set()  # those of them that lead the session of a terminal
@@ -123,36 +120,47 @@ class Worker:
     ) -> None:
         argv, env, workdir = command
 
-        def start() -> int:
+        def become(tells: int) -> None:
             enter(workdir)
-            if limits.rlimits():
-                return fork_and_exec(argv, env, stdio, limits)
+            exec_limited(argv, env, stdio, limits)
+
+        def spawn() -> int:
+            enter(workdir)
             return search_and_spawn(argv, env, stdio)
 
-        self._begin(number, groups, start, on_terminal=os.isatty(stdio[0]))
+        if limits.rlimits():
+            self._begin(number, lambda: fork_into(self._room(groups), become), on_terminal=os.isatty(stdio[0]))
+        else:
+            self._begin(number, lambda: self._spawn(groups, spawn), on_terminal=os.isatty(stdio[0]))
 
     def _run_agent(self, number: int, body: bytes, sockets: list[int], groups: list[int]) -> None:
-        def fork() -> int:
-            pid = os.fork()
-            if pid == 0:
-                become_agent(sockets[0], sockets[1], body)
-            return pid
+        def become(tells: int) -> None:
+            os.close(tells)
+            become_agent(sockets[0], sockets[1], body)
 
-        self._begin(number, groups, fork)
+        self._begin(number, lambda: fork_into(self._room(groups), become))
 
-    def _begin(self, number: int, groups: list[int], start: Callable[[], int], *, on_terminal: bool = False) -> None:
+    def _begin(self, number: int, start: Callable[[], int], *, on_terminal: bool = False) -> None:
         try:
-            _move_into(groups)
-            pid = self._past_own_count(start)
+            pid = start()
         except OSError as error:
-            return self._tell(START_FAILED, number, error.errno or 0, _step_of(error))
-        finally:
-            _move_into(self._worker_group)
+            return self._tell(START_FAILED, number, error.errno or 0, step_of(error))
         self._leaders[pid] = number
         if on_terminal:
             self._on_terminals.add(pid)
         self._tell(STARTED, number, pid, 0)
         return None
+
+    def _room(self, groups: list[int]) -> Room:
+        return Room(groups, self._processes_count, self._most_processes)
+
+    def _spawn(self, groups: list[int], spawn: Callable[[], int]) -> int:
+        """By vfork. The worker enters the groups, as the child can do nothing between vfork and exec."""
+        try:
+            move_into(groups)
+            return self._past_own_count(spawn)
+        finally:
+            move_into(self._worker_group)
 
     def _past_own_count(self, start: Callable[[], int]) -> int:
         """Raises OSError with what fork or exec said."""
@@ -201,26 +209,6 @@ class Worker:
             if number is not None:
                 self._tell(EXITED, number, status, 0)
         os.kill(os.getpid(), _signal.SIGCHLD)  # there may be more, and the next look comes after a rest
-
-
-class GroupError(OSError):
-    """The kernel refused a move between control groups."""
-
-
-def _step_of(error: OSError) -> int:
-    if isinstance(error, GroupError):
-        return STEP_CGROUP
-    if isinstance(error, LimitError):
-        return STEP_LIMITS
-    return STEP_WORKDIR if isinstance(error, WorkdirError) else STEP_EXEC
-
-
-def _move_into(groups: list[int]) -> None:
-    try:
-        for descriptor in groups:
-            os.write(descriptor, b"0")
-    except OSError as error:
-        raise GroupError(error.errno, error.strerror) from error
 
 
 def _signal_group(leader: int, number: int) -> None:

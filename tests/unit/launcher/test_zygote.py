@@ -97,7 +97,7 @@ def test_zygote_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
     ours, theirs = ends
     theirs.close()
     made = SimpleNamespace(
-        make=lambda *_: None, remove=list, close=list, processes_file=-1, join_descriptors=[], worker_group=[]
+        make=lambda *_: None, remove=list, close=list, processes_files=[], join_descriptors=[], worker_group=[]
     )
     monkeypatch.setattr(zygote, "Groups", lambda *_: made)
     monkeypatch.setattr(zygote, "Freezer", lambda *_: None)
