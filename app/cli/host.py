@@ -124,7 +124,7 @@ def _cgroups() -> list[LayerReport]:
     kind = cgroup_mounts.KINDS[version]
     writable = {name: os.access(folder, os.W_OK) for names, folder in places for name in names}
     reports = []
-    for name in ("memory", "pids", "cpu"):
+    for name in ("memory", "pids", "cpu", "cpuset"):
         there = writable.get(name, False)
         detail = f"version {version}" if there else f"version {version}: missing or not writable"
         cure = None if there else "start as root with a writable cgroup mount (in a unit: Delegate=yes)"

@@ -6,7 +6,7 @@ from __future__ import annotations
 # The layers that an operator may give up by name, and then the receipt says so. Every other layer is always required.
 OPTIONAL_LAYERS = (
     "user_namespace", "landlock", "landlock_tcp", "landlock_scopes",
-    "cgroup_memory", "cgroup_pids", "cgroup_cpu", "swap_limit",
+    "cgroup_memory", "cgroup_pids", "cgroup_cpu", "cgroup_cpuset", "swap_limit",
 )  # fmt: skip
 
 

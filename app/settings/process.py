@@ -18,6 +18,7 @@ MissingLayer = Literal[
     "cgroup_memory",
     "cgroup_pids",
     "cgroup_cpu",
+    "cgroup_cpuset",
     "swap_limit",
 ]
 

@@ -224,6 +224,7 @@ HOSTS_OWN = {
     "flushes": "a host's /usr is on a disk that counts its flushes or not",
     "cgroup1": "a host mounts version 1 or version 2",
     "ia32": "a kernel has it or not",
+    "processors": "a host has more than one or not",
 }
 HOSTS_OWN_KINDS = ("attack:", "freezer")  # a kernel has them or not: "attack:NAME", "freezer1"
 

@@ -19,6 +19,7 @@ import pytest
 
 from app.launcher.sandbox import confine
 from tests.kernel.host import state_of, until, worker_of
+from tests.kernel.without import prefix
 from tests.require import require
 from tests.service import PROJECT, Service
 
@@ -27,14 +28,16 @@ Hole = Callable[[Service, str], bool]
 
 
 @contextmanager
-def service_without(step: str, folder: Path) -> Iterator[Service]:
-    """From a copy of the program in which the step is not in the list."""
+def service_without(step: str, folder: Path, layer: str = "") -> Iterator[Service]:
+    """From a copy of the program in which the step is not in the list, on a host that lacks the layer."""
     shutil.copytree(PROJECT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
     page = folder / "app/launcher/sandbox/confine.py"
     text, count = re.subn(rf"^    (steps|lockdown)\.{step},.*\n", "", page.read_text(), flags=re.MULTILINE)
     assert count == 1
     page.write_text(text)
-    with Service(folder / "data", prefix=("env", "-C", str(folder))) as service:
+    env = {"BULKHEAD_PROCESS__ACCEPT_MISSING": layer} if layer else {}
+    lacking = (f"PYTHONPATH={PROJECT}", *prefix(layer)) if layer else ()
+    with Service(folder / "data", env, ("env", "-C", str(folder), *lacking)) as service:
         yield service
 
 
@@ -108,6 +111,7 @@ HOLES: dict[str, Hole] = {
 
 SECOND_WALLS = {
     "leave_keyring",  # the filter denies every call that could use the old keyring
+    "keep_to_cpus",  # the cpuset controller, where the host has it, lets nobody run elsewhere
     "hide_from_commands",  # the change of uid had that effect already, unless fs.suid_dumpable is not 0
 }
 WARM_UP = {"rehearse"}
@@ -132,6 +136,15 @@ def test_without_this_step_no_sandbox_is_served(step: str, tmp_path: Path) -> No
         assert (status, problem["type"]) == (500, "/problems/launch_failed")
         assert (problem["step"], problem["errno"]) == REFUSED[step]
         assert service.call("GET", "/sandboxes")[1]["items"] == []
+
+
+@pytest.mark.usefixtures("root")
+def test_worker_that_may_use_other_processors_is_not_served(tmp_path: Path) -> None:
+    require("processors", len(os.sched_getaffinity(0)) > 1, "with one there are no others")
+    with service_without("keep_to_cpus", tmp_path, "cgroup_cpuset") as service:
+        status, problem = service.call("POST", "/sandboxes", {})
+        assert (status, problem["step"], problem["errno"]) == (500, "prove", "ENOTSUP")
+        assert "it may use other processors than its own" in problem["detail"]
 
 
 @pytest.mark.usefixtures("root")

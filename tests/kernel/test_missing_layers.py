@@ -22,6 +22,7 @@ OPTIONAL = {
     "cgroup_memory": ["cgroup_memory", "swap_limit"],
     "cgroup_pids": ["cgroup_pids"],
     "cgroup_cpu": ["cgroup_cpu"],
+    "cgroup_cpuset": ["cgroup_cpuset"],
 }
 FORK = """
 import os, signal
@@ -91,11 +92,13 @@ def check_the_rest(service: Service, sandbox: str, receipt: dict[str, Any], laye
     assert (receipt["cgroup"]["memory_bytes"] is None) is (layer == "cgroup_memory")
     assert (receipt["cgroup"]["processes"] is None) is (layer == "cgroup_pids")
     assert (receipt["cgroup"]["cpus"] is None) is (layer == "cgroup_cpu")
+    assert (receipt["cgroup"]["cpuset_cpus"] is None) is (layer == "cgroup_cpuset")
+    assert service.run(sandbox, "nproc")["stdout"] == "1\n", "without a control group too, if only a program wants it"
     assert (int(service.run(sandbox, "python3", "-c", FORK)["stdout"]) == 40) is (layer == "cgroup_pids")
 
 
 def test_without_any_control_group_a_sandbox_still_ends_wholly(tmp_path: Path) -> None:
-    given_up = ["cgroup_memory", "cgroup_pids", "cgroup_cpu", "swap_limit"]
+    given_up = ["cgroup_memory", "cgroup_pids", "cgroup_cpu", "cgroup_cpuset", "swap_limit"]
     env = {"BULKHEAD_PROCESS__ACCEPT_MISSING": json.dumps(given_up)}
     with Service(tmp_path, env, prefix("cgroups")) as service:
         sandbox = service.create()

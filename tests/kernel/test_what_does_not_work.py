@@ -68,7 +68,7 @@ def test_call_fails_inside_and_works_outside(service: Service, sandbox: str, nam
     assert service.run(sandbox, "python3", "-c", PROGRAM, call)["stdout"] == f"{error}\n"
 
 
-def test_program_sees_the_memory_and_the_processors_of_the_host(service: Service) -> None:
+def test_program_that_asks_for_the_machine_sees_the_memory_and_the_processors_of_the_host(service: Service) -> None:
     """So programs that size themselves by them have to be told what they may have."""
     sandbox = service.create(limits={"cpus": 1, "memory_mib": 64, "disk_mib": 16})
     ask = "import os; print(os.cpu_count(), os.sysconf('SC_PHYS_PAGES'))"

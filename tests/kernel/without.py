@@ -86,6 +86,7 @@ LACKING = {
     "cgroup_memory": lambda: no_controller("memory"),
     "cgroup_pids": lambda: no_controller("pids"),
     "cgroup_cpu": lambda: no_controller("cpu"),
+    "cgroup_cpuset": lambda: no_controller("cpuset"),
     "cgroup_freezer": lambda: no_controller("freezer"),
     "cgroups": no_cgroups,
     "network_namespace": no_network_namespace,

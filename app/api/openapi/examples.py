@@ -23,7 +23,14 @@ _receipt: dict[str, Any] = {
         "scopes": ["abstract_unix_socket", "signal"],
     },
     "seccomp": {"mode": "filter", "profile": "default", "sha256": _DIGEST},
-    "cgroup": {"version": 2, "memory_bytes": 1073741824, "processes": 128, "cpus": 1.0, "swap": "none"},
+    "cgroup": {
+        "version": 2,
+        "memory_bytes": 1073741824,
+        "processes": 128,
+        "cpus": 1.0,
+        "cpuset_cpus": "3",
+        "swap": "none",
+    },
     "network": {
         "mode": "none",
         "links": [{"name": "lo", "up": True}],

@@ -32,6 +32,7 @@ class CgroupReceipt(Receipt):
     memory_bytes: int | None = Field(description="limit of memory and disk together")
     processes: int | None
     cpus: float | None
+    cpuset_cpus: str | None = Field(description="the host's processors that it may use, such as `0-3,8`")
     swap: str
 
 

@@ -76,6 +76,7 @@ def isolation(
             "memory_bytes": _limit(facts, "memory_bytes"),
             "processes": _limit(facts, "processes"),
             "cpus": _limit(facts, "cpu_millis", 1000),
+            "cpuset_cpus": facts["cpuset_cpus"] or None,
             "swap": "none" if "swap_limit" in about.get("layers", "").split(",") else "not limited",
         },
         "network": {"mode": spec.policy.network.mode, **network},

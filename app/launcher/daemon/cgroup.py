@@ -32,12 +32,15 @@ WORKERS = "_workers"  # no sandbox id begins with _
 class Hierarchy:
     """One mounted tree: its controllers, this service's folder in it, and the group of the workers."""
 
-    __slots__ = ("accounts", "controllers", "parent", "workers")
+    __slots__ = ("accounts", "controllers", "cpuset_only", "parent", "workers")
 
     def __init__(self, controllers: tuple[str, ...], parent: int) -> None:
         self.controllers, self.parent = controllers, parent
         self.workers = -1  # to join them
         self.accounts = bool({"memory", "pids", "cpuacct"} & set(controllers))
+        # It says where processes run and limits nothing else. So the worker lives in its sandbox's group, and commands
+        # are born there.
+        self.cpuset_only = controllers == ("cpuset",)
 
 
 class OomEvents(ABC):
@@ -67,7 +70,7 @@ class CgroupTree(ABC):
     def __init__(self, parent: str, hierarchies: list[Hierarchy]) -> None:
         self.hierarchies, self._parent = hierarchies, parent
         self.has_swap_limit = False
-        self.living_groups = self.removed_groups = 0  # memory groups of sandboxes and executions: there, and gone
+        self.living_groups = self.removed_groups = 0  # memory groups of this service: there, and gone
 
     # --- the host
 
@@ -89,7 +92,7 @@ class CgroupTree(ABC):
     @property
     def layers(self) -> set[str]:
         names = {name for hierarchy in self.hierarchies for name in hierarchy.controllers}
-        found = {f"cgroup_{name}" for name in ("memory", "pids", "cpu") if name in names}
+        found = {f"cgroup_{name}" for name in ("memory", "pids", "cpu", "cpuset") if name in names}
         found |= {"cgroup_freezer"} if self.freezer is not None else set()
         return found | ({"swap_limit"} if self.has_swap_limit and "memory" in names else set())
 
@@ -144,7 +147,9 @@ class CgroupTree(ABC):
         a worker that was taken over. It could otherwise do here what its commands may not do in their group.
         """
         for hierarchy in self.hierarchies:
-            os.mkdir(WORKERS, dir_fd=hierarchy.parent)
+            if hierarchy.cpuset_only:
+                continue
+            self.make_group(hierarchy, WORKERS)
             if "pids" in hierarchy.controllers:
                 write(f"{WORKERS}/pids.max", hierarchy.parent, str(2 * most + 16))
             if "memory" in hierarchy.controllers:
@@ -177,6 +182,20 @@ class CgroupTree(ABC):
 
     @abstractmethod
     def cpu_limit(self, path: str) -> int: ...
+
+    # --- processors
+
+    @abstractmethod
+    def usable_cpus(self) -> list[int]:
+        """The processors that the groups of this service may use now."""
+
+    @abstractmethod
+    def limit_cpus(self, path: str, cpus: str) -> None:
+        """A list such as `0-3,8`, cpuset(7). No process of the group can run elsewhere, whatever it asks for."""
+
+    @abstractmethod
+    def cpus_in_force(self, path: str) -> str:
+        """Such a list."""
 
     # --- executions
 

@@ -68,6 +68,15 @@ def pids(path: str, at: int) -> list[int]:
     return [int(line) for line in text.split()]
 
 
+def cpus_of(text: str) -> list[int]:
+    """Reads a list of processors such as `0-3,8`, cpuset(7)."""
+    found: list[int] = []
+    for part in text.strip().split(",") if text.strip() else ():
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
 def folders(path: str, at: int) -> list[str]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
     try:

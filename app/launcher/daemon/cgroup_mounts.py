@@ -9,7 +9,7 @@ from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
 from app.launcher.daemon.cgroup_v2 import SERVICE, CgroupTreeV2
 
 KINDS: dict[int, type[CgroupTree]] = {1: CgroupTreeV1, 2: CgroupTreeV2}
-CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
+CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "cpuacct", "freezer")
 
 
 def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, ...], str]]]:
@@ -39,8 +39,8 @@ def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, 
     if unified:
         with_controllers = _available(unified)
         if {"memory", "pids", "cpu"} <= with_controllers:
-            return 2, [(("memory", "pids", "cpu"), unified)]
-        if all(names == ("freezer",) for names, _ in first):
+            return 2, [(tuple(name for name in CONTROLLERS if name in with_controllers), unified)]
+        if all(names in (("freezer",), ("cpuset",)) for names, _ in first):
             return 2, [(tuple(sorted(with_controllers & set(CONTROLLERS))), unified)]
     return 1, first
 

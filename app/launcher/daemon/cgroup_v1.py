@@ -2,7 +2,7 @@
 
 Each controller may be a tree of its own, and a group in one costs 30 to 90 us to make and remove. So an execution has a
 group only in the trees that count something for it: memory, pids and cpuacct. A sandbox has a group in every tree, as
-the root of its cgroup namespace. Its limits come from memory, pids and cpu, and it is frozen as a whole.
+the root of its cgroup namespace. Its limits come from memory, pids, cpu and cpuset, and it is frozen as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import select
 import time
 
 from app.launcher.daemon.cgroup import PERIOD_US, WORKERS, CgroupTree, Hierarchy, OomEvents, quota_us
-from app.launcher.daemon.cgroup_files import field, folders, has, number_of, pids, read, write, write_if_there
+from app.launcher.daemon.cgroup_files import cpus_of, field, folders, has, number_of, pids, read, write, write_if_there
 from app.launcher.daemon.cgroup_kill import kill_each
 
 # The memory limit leaves the buffers of UDP and TCP sockets out: 1.3 GiB on its own loopback, measured, and more until
@@ -23,6 +23,7 @@ _SOCKET_LIMIT, SOCKET_BYTES, _ONLY_COUNTED = "memory.kmem.tcp.limit_in_bytes", 3
 # Moving another process takes a lock and an RCU grace period, 10 to 17 ms measured for the first: not all in one turn.
 _RELEASED_AT_ONCE = 16
 _END_SECONDS = 2.0
+_CPUSET = ("cpuset.mems", "cpuset.cpus")  # of a new group they are empty
 
 
 class CgroupTreeV1(CgroupTree):
@@ -31,10 +32,30 @@ class CgroupTreeV1(CgroupTree):
     join_file = "tasks"
     counts_all_dead = True
 
+    @staticmethod
+    def make_parent(folder: str, parent: str) -> None:
+        """A new group of `cpuset` may use nothing, and nobody can join it. So each gets what the one above has."""
+        path = folder
+        for part in parent.split("/"):
+            above, path = path, f"{path}/{part}"
+            os.makedirs(path, exist_ok=True)
+            for name in _CPUSET if os.path.exists(f"{path}/{_CPUSET[0]}") else ():
+                with open(f"{above}/{name}") as source, open(f"{path}/{name}", "w") as target:
+                    target.write(source.read())
+
     def start(self) -> None:
         super().start()
         if self.hierarchy("memory"):
             self._limit_sockets(".", _ONLY_COUNTED)  # now: the first group of a host that does so patches the kernel
+
+    def make_group(self, hierarchy: Hierarchy, path: str) -> None:
+        super().make_group(hierarchy, path)
+        if "cpuset" in hierarchy.controllers:  # before it has processors and memory nobody can join
+            at, above = hierarchy.parent, os.path.dirname(path) or "."
+            # First: a group that has processors and asks for balance makes the kernel look at all groups of the host.
+            write(f"{path}/cpuset.sched_load_balance", at, "0")
+            for name in _CPUSET:
+                write(f"{path}/{name}", at, read(f"{above}/{name}", at))
 
     def hand_down(self, path: str) -> None:
         """Nothing: children have the controllers of their tree."""
@@ -100,6 +121,17 @@ class CgroupTreeV1(CgroupTree):
     def cpu_ns(self, path: str) -> int | None:
         account = self.hierarchy("cpuacct")
         return int(read(f"{path}/cpuacct.usage", account.parent)) if account else None
+
+    # --- cpusets.rst
+
+    def usable_cpus(self) -> list[int]:
+        return cpus_of(read("cpuset.effective_cpus", self._at("cpuset")))
+
+    def limit_cpus(self, path: str, cpus: str) -> None:
+        write(f"{path}/cpuset.cpus", self._at("cpuset"), cpus)
+
+    def cpus_in_force(self, path: str) -> str:
+        return read(f"{path}/cpuset.effective_cpus", self._at("cpuset")).strip()
 
     # --- freezer-subsystem.rst: a kill counts only once the process is thawed
 

@@ -7,7 +7,7 @@ import os
 import select
 
 from app.launcher.daemon.cgroup import PERIOD_US, WORKERS, CgroupTree, Hierarchy, OomEvents, quota_us
-from app.launcher.daemon.cgroup_files import field, has, number_of, read, write, write_if_there
+from app.launcher.daemon.cgroup_files import cpus_of, field, has, number_of, read, write, write_if_there
 
 SERVICE = "service"  # where our own processes move to, see `make_parent`
 _ENABLE = "+cpu +memory +pids"
@@ -39,15 +39,16 @@ class CgroupTreeV2(CgroupTree):
                 for pid in file.read().split():
                     with open(f"{folder}/{SERVICE}/cgroup.procs", "w") as target:
                         target.write(pid)
+        enable = f"{_ENABLE} +cpuset" if _has_cpuset(folder) else _ENABLE
         path = folder
         for part in ("", *parent.split("/")):
             path = f"{path}/{part}".rstrip("/")
             os.makedirs(path, exist_ok=True)
             with open(path + "/cgroup.subtree_control", "w") as file:
-                file.write(_ENABLE)
+                file.write(enable)
 
     def hand_down(self, path: str) -> None:
-        if self.hierarchies:
+        if self.hierarchies:  # without cpuset: all executions have the processors of their sandbox
             write(f"{path}/cgroup.subtree_control", self._at, _ENABLE)
 
     # --- "Memory"
@@ -96,7 +97,8 @@ class CgroupTreeV2(CgroupTree):
 
     def prefer_workers(self) -> None:
         write_if_there(f"{WORKERS}/cpu.weight", self._at, "1000")  # others have 100
-        write(f"{WORKERS}/cgroup.subtree_control", self._at, "+cpu")  # from now on only its children hold processes
+        enable = "+cpu +cpuset" if self.hierarchy("cpuset") else "+cpu"
+        write(f"{WORKERS}/cgroup.subtree_control", self._at, enable)  # from now on only its children hold processes
 
     def limit_cpu(self, path: str, millis: int) -> None:
         write(f"{path}/cpu.max", self._at, f"{quota_us(millis)} {PERIOD_US}")
@@ -106,6 +108,17 @@ class CgroupTreeV2(CgroupTree):
 
     def cpu_ns(self, path: str) -> int | None:
         return field(read(f"{path}/cpu.stat", self._at), "usage_usec") * 1000 if self.hierarchies else None
+
+    # --- "Cpuset"
+
+    def usable_cpus(self) -> list[int]:
+        return cpus_of(read("cpuset.cpus.effective", self._at))
+
+    def limit_cpus(self, path: str, cpus: str) -> None:
+        write(f"{path}/cpuset.cpus", self._at, cpus)
+
+    def cpus_in_force(self, path: str) -> str:
+        return read(f"{path}/cpuset.cpus.effective", self._at).strip()
 
     # --- "Core Interface Files"
 
@@ -157,6 +170,14 @@ class OomEventsFile(OomEvents):
 
     def take(self) -> None:
         os.pread(self.descriptor, 4096, 0)
+
+
+def _has_cpuset(folder: str) -> bool:
+    try:
+        with open(folder + "/cgroup.controllers") as file:
+            return "cpuset" in file.read().split()
+    except FileNotFoundError:
+        return False
 
 
 def _has_swap() -> bool:

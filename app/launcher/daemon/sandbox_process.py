@@ -30,10 +30,12 @@ class SandboxProcess:
         pidfd: int,
         channel: _socket.socket,
         uid: int,
+        cpus: list[int],
         shown_to: Connection | None,
     ) -> None:
         self.id, self.plan, self.groups, self.freezer = plan.sandbox_id, plan, groups, freezer
         self.pid, self.pidfd, self.channel, self.uid = pid, pidfd, channel, uid
+        self.cpus = cpus  # the processors that it may use
         self.connection: Connection | None = None
         self.creating: int | None = None  # the request that waits for READY
         self.failure: tuple[str, int, str] | None = None
@@ -234,9 +236,12 @@ class SandboxProcess:
         }
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
+        facts["cpuset_cpus"] = self.groups.cpus_in_force()
         wrong = probe.shortcomings(status, entered, wanted) + self._strays()
         if "user_namespace" in layers and probe.owner_of_user_namespace(self.pid) != self.uid:
             wrong.append("its user namespace is not its own user's")
+        if os.sched_getaffinity(self.pid) != set(self.cpus):
+            wrong.append("it may use other processors than its own")
         return facts, wrong
 
     def _strays(self) -> list[str]:

@@ -300,6 +300,11 @@ class SandboxTable:
         request, connection = sandbox.creating, sandbox.connection
         if request is None or connection is None:
             return
+        try:
+            sandbox.groups.limit_cpus(sandbox.cpus)
+        except OSError as error:
+            sandbox.failure = ("limit_cpus", error.errno or 0, str(error.strerror))
+            return sandbox.kill()
         facts, wrong = sandbox.measure(self._spawner.own_namespaces, self.host.layers)
         if wrong:
             sandbox.failure = ("prove", errno.ENOTSUP, "; ".join(wrong))
@@ -338,7 +343,7 @@ class SandboxTable:
             return
         self._leaving.pop(sandbox, None)
         del self._sandboxes[sandbox.id]
-        self._spawner.take_back(sandbox.uid)
+        self._spawner.take_back(sandbox)
         connection = sandbox.connection
         if connection is None:
             return

@@ -12,6 +12,7 @@ from app.launcher.config import Config
 from app.launcher.daemon import cgroup, probe
 from app.launcher.daemon.cloning import clone_owned_by
 from app.launcher.daemon.connection import Connection
+from app.launcher.daemon.cpu_allocation import CpuAllocator
 from app.launcher.daemon.freezer import Freezer
 from app.launcher.daemon.groups import Groups
 from app.launcher.daemon.sandbox_process import SandboxProcess
@@ -103,6 +104,8 @@ class Spawner:
         masks: list[tuple[str, str]],
     ) -> None:
         self._config, self._tree, self._filters, self._masks = config, tree, filters, masks
+        self._cpus = CpuAllocator()
+        self._has_cpuset = "cgroup_cpuset" in layers
         self._user_namespace = "user_namespace" in layers
         self._landlock_abi = landlock.abi()
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -113,8 +116,10 @@ class Spawner:
         self.own_namespaces = probe.namespaces_of("self")
         self.own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
-    def take_back(self, uid: int) -> None:
-        self._uids.append(uid)
+    def take_back(self, sandbox: SandboxProcess) -> None:
+        """Its uid and processors, for others."""
+        self._uids.append(sandbox.uid)
+        self._cpus.give_back(sandbox.cpus, sandbox.plan.cpu_millis)
 
     @property
     def prepared(self) -> bool:
@@ -148,25 +153,36 @@ class Spawner:
         zygote, self._ahead = self._ahead or self._make_zygote(), None
         name = f"s-{plan.sandbox_id}"  # no file of the kernel's, such as `tasks`, is called so
         groups, freezer = Groups(self._tree, name), Freezer(self._tree, name)
+        cpus: list[int] = []
         try:
+            cpus = self._cpus.allocate(self._usable_cpus(), plan.cpu_millis)
             groups.make(plan.memory_bytes, plan.processes, plan.cpu_millis)
-            zygote = self._hand_over(zygote, plan, owner, groups)
-        except SpawnError:  # of a fresh clone; both are ended already
-            groups.remove()
-            raise
+            zygote = self._hand_over(zygote, plan, owner, groups, cpus)
         except OSError as error:
             groups.remove()
+            self._cpus.give_back(cpus, plan.cpu_millis)
+            if isinstance(error, SpawnError):  # of a fresh clone; both are ended already
+                raise
             self._end(zygote)
             raise SpawnError("make_cgroup", error) from error
         finally:
             groups.close()
         return SandboxProcess(
-            plan, groups, freezer, zygote.pid, zygote.pidfd, zygote.channel, zygote.uid, zygote.shown_to
+            plan, groups, freezer, zygote.pid, zygote.pidfd, zygote.channel, zygote.uid, cpus, zygote.shown_to
         )
 
-    def _hand_over(self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups) -> Zygote:
+    def _usable_cpus(self) -> list[int]:
+        """Asked each time, as the operator may change them. Workers inherit the launcher's own. Raises OSError."""
+        own = sorted(os.sched_getaffinity(0))
+        return [cpu for cpu in self._tree.usable_cpus() if cpu in own] if self._has_cpuset else own
+
+    def _hand_over(
+        self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups, cpus: list[int]
+    ) -> Zygote:
         counted = groups.processes_files
-        packet = bytes(plan.write(Writer(GO).u8(len(groups.join_descriptors)).u8(bool(counted))).data)
+        head = Writer(GO).u8(len(groups.join_descriptors)).u8(bool(counted))
+        head.many([] if self._has_cpuset else [str(cpu).encode() for cpu in cpus])
+        packet = bytes(plan.write(head).data)
         descriptors = [owner.fileno(), *groups.join_descriptors, *groups.worker_group, *counted]
         try:
             packets.send(zygote.channel, packet, descriptors)

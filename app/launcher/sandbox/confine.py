@@ -37,6 +37,7 @@ FROM_PLAN = (
     steps.enter_own_cgroup,  # before the namespace, whose root is the group in which it was made
     steps.enter_cgroup_namespace,
     steps.join_cgroup,  # after the namespace: the worker lives outside of the limits
+    steps.keep_to_cpus,
     steps.size_storage,
 )
 

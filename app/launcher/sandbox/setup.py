@@ -14,6 +14,7 @@ class SandboxSetup:
     __slots__ = (
         "channel",
         "config",
+        "cpus",
         "filters",
         "join_descriptors",
         "landlock_abi",
@@ -41,3 +42,4 @@ class SandboxSetup:
         self.join_descriptors: list[int] = []  # into the sandbox's own control groups
         self.worker_group: list[int] = []  # into those of the workers
         self.processes_file = self.processes_count = -1  # version 2: pids.max and pids.current
+        self.cpus: list[int] = []  # to keep to; empty where a control group sees to that

@@ -35,6 +35,7 @@ from app.launcher.sandbox.setup import SandboxSetup
 _TIME_STAMPS = "/proc/sys/net/core/tstamp_allow_data"
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_MOST_CPUS = 8192  # CONFIG_NR_CPUS of the largest kernels
 
 
 def let_go_of_the_launcher(setup: SandboxSetup) -> None:
@@ -59,6 +60,12 @@ def enter_own_cgroup(setup: SandboxSetup) -> None:
 def join_cgroup(setup: SandboxSetup) -> None:
     for descriptor in setup.worker_group:
         os.write(descriptor, b"0")
+
+
+def keep_to_cpus(setup: SandboxSetup) -> None:
+    """On a host without the cpuset controller. Commands inherit it and can undo it."""
+    if setup.cpus:
+        os.sched_setaffinity(0, setup.cpus)
 
 
 def enter_cgroup_namespace(setup: SandboxSetup) -> None:
@@ -110,6 +117,7 @@ def await_plan(setup: SandboxSetup) -> None:
     if source.u8() != GO:
         raise OSError(errno.EPROTO, "not a plan")
     join_descriptors, counts_processes = source.u8(), source.u8()
+    setup.cpus = [int(text) for text in source.many(_MOST_CPUS, 8)]
     setup.plan = CreatePlan.read(source)
     setup.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
     if counts_processes:

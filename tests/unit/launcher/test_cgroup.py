@@ -9,7 +9,7 @@ import pytest
 
 from app.launcher.daemon import cgroup_mounts
 from app.launcher.daemon.cgroup import Hierarchy
-from app.launcher.daemon.cgroup_files import field, number_of
+from app.launcher.daemon.cgroup_files import cpus_of, field, number_of
 from app.launcher.daemon.cgroup_mounts import locate
 from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
 from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
@@ -59,12 +59,22 @@ def test_the_first_of_two_mounts_of_the_same_controller_counts(tmp_path: Path) -
 def test_version_2_is_one_tree_with_all_controllers(tmp_path: Path) -> None:
     folder = host(tmp_path, group="/system.slice/bulkhead.service")
     version, places = locate(V2.format(root=tmp_path), "0::/system.slice/bulkhead.service\n")
-    assert (version, places) == (2, [(("memory", "pids", "cpu"), str(folder))])
+    assert (version, places) == (2, [(("memory", "pids", "cpu", "cpuset"), str(folder))])
 
 
 def test_version_2_in_a_container_with_its_own_namespace(tmp_path: Path) -> None:
     host(tmp_path)
-    assert locate(V2.format(root=tmp_path), "0::/\n") == (2, [(("memory", "pids", "cpu"), str(tmp_path))])
+    assert locate(V2.format(root=tmp_path), "0::/\n") == (2, [(("memory", "pids", "cpu", "cpuset"), str(tmp_path))])
+
+
+def test_version_2_without_cpuset_has_the_others(tmp_path: Path) -> None:
+    host(tmp_path, "cpu io memory pids")
+    version, places = locate(V2.format(root=tmp_path), "0::/\n")
+    assert (version, places) == (2, [(("memory", "pids", "cpu"), str(tmp_path))])
+    tree = CgroupTreeV2("x", [Hierarchy(places[0][0], -1)])
+    assert tree.layers == {"cgroup_memory", "cgroup_pids", "cgroup_cpu", "cgroup_freezer"}
+    CgroupTreeV2.make_parent(str(tmp_path), "bulkhead")
+    assert (tmp_path / "bulkhead/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
 
 
 def test_version_2_after_we_moved_ourselves_into_the_leaf(tmp_path: Path) -> None:
@@ -75,13 +85,15 @@ def test_version_2_after_we_moved_ourselves_into_the_leaf(tmp_path: Path) -> Non
 def test_version_2_that_lacks_controllers_says_which_it_has(tmp_path: Path) -> None:
     host(tmp_path, "cpuset pids")
     version, places = locate(V2.format(root=tmp_path), "0::/\n")
-    assert (version, places) == (2, [(("pids",), str(tmp_path))])
-    assert CgroupTreeV2("x", [Hierarchy(places[0][0], -1)]).layers == {"cgroup_pids", "cgroup_freezer"}
+    assert (version, places) == (2, [(("cpuset", "pids"), str(tmp_path))])
+    layers = {"cgroup_cpuset", "cgroup_pids", "cgroup_freezer"}
+    assert CgroupTreeV2("x", [Hierarchy(places[0][0], -1)]).layers == layers
 
 
-def test_a_freezer_of_version_1_alone_does_not_hide_what_version_2_has(tmp_path: Path) -> None:
+def test_what_counts_nothing_on_version_1_does_not_hide_what_version_2_has(tmp_path: Path) -> None:
     host(tmp_path, "pids", group="/unified")
-    mounts = V1.splitlines()[4].format(root=tmp_path) + "\n" + V2.format(root=f"{tmp_path}/unified")
+    freezer = V1.splitlines()[4].format(root=tmp_path)
+    mounts = f"{freezer}\n{freezer.replace('freezer', 'cpuset')}\n{V2.format(root=f'{tmp_path}/unified')}"
     assert locate(mounts, "5:freezer:/\n0::/\n") == (2, [(("pids",), f"{tmp_path}/unified")])
 
 
@@ -108,6 +120,26 @@ def test_a_host_without_any_has_no_layer() -> None:
     assert CgroupTreeV1("x", []).layers == set()
 
 
+def test_version_1_gives_a_new_folder_the_processors_of_the_one_above(tmp_path: Path) -> None:
+    """The kernel makes the files; without processors nobody could join."""
+    for folder, text in ((tmp_path, "0-3\n"), (tmp_path / "bulkhead", ""), (tmp_path / "bulkhead/1", "")):
+        folder.mkdir(exist_ok=True)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            (folder / name).write_text(text)
+    CgroupTreeV1.make_parent(str(tmp_path), "bulkhead/1")
+    assert [(tmp_path / f"bulkhead/1/cpuset.{name}").read_text() for name in ("cpus", "mems")] == ["0-3\n"] * 2
+
+
+def test_version_1_writes_no_processors_where_another_controller_is_mounted(tmp_path: Path) -> None:
+    CgroupTreeV1.make_parent(str(tmp_path), "bulkhead/1")
+    assert list((tmp_path / "bulkhead/1").iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("0-3,8\n", [0, 1, 2, 3, 8]), ("5", [5]), ("\n", [])])
+def test_a_list_of_processors_is_read(text: str, cpus: list[int]) -> None:
+    assert cpus_of(text) == cpus
+
+
 @pytest.mark.parametrize(("text", "number"), [("max\n", 0), ("4096\n", 4096), ("1", 1)])
 def test_no_limit_reads_as_0(text: str, number: int) -> None:
     assert number_of(text) == number
@@ -126,7 +158,7 @@ def test_version_2_moves_us_into_a_leaf_and_hands_controllers_down_to_our_folder
     CgroupTreeV2.make_parent(str(ours), "bulkhead/1")
     assert (ours / "service/cgroup.procs").read_text() == "13"  # the kernel moves what was written last, and before
     for group in (ours, ours / "bulkhead", ours / "bulkhead/1"):
-        assert (group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+        assert (group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids +cpuset"
 
 
 def test_version_2_leaves_us_in_the_root_group(tmp_path: Path) -> None:

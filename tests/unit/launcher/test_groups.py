@@ -31,10 +31,11 @@ FILES_1 = {
     "pids": ("pids.max", "pids.current", "tasks", "cgroup.procs"),
     "cpu": ("cpu.cfs_quota_us", "cpu.shares", "tasks", "cgroup.procs"),
     "cpuacct": ("cpuacct.usage", "tasks", "cgroup.procs"),
+    "cpuset": ("cpuset.cpus", "cpuset.mems", "cpuset.sched_load_balance", "tasks", "cgroup.procs"),
 }
 MEMORY_2 = ("memory.max", "memory.current", "memory.swap.max", "memory.events", "memory.peak")
 GROUP_2 = ("cgroup.procs", "cgroup.subtree_control", "cgroup.kill")
-FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "pids.current", "cpu.max", "cpu.stat", "cpu.weight")
+FILES_2 = (*MEMORY_2, *GROUP_2, "pids.max", "pids.current", "cpu.max", "cpu.stat", "cpu.weight", "cpuset.cpus")
 
 
 class Kernel:
@@ -64,12 +65,15 @@ class Kernel:
 
 @pytest.fixture
 def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CgroupTree]:
+    (tmp_path / "cpuset").mkdir()
+    for name, text in (("cpus", "0-3"), ("mems", "0")):
+        (tmp_path / f"cpuset/cpuset.{name}").write_text(text)
     yield from _tree(CgroupTreeV1, tmp_path, monkeypatch, {name: ((name,), files) for name, files in FILES_1.items()})
 
 
 @pytest.fixture
 def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CgroupTree]:
-    yield from _tree(CgroupTreeV2, tmp_path, monkeypatch, {"": (("memory", "pids", "cpu"), FILES_2)})
+    yield from _tree(CgroupTreeV2, tmp_path, monkeypatch, {"": (("memory", "pids", "cpu", "cpuset"), FILES_2)})
 
 
 def _tree(
@@ -92,7 +96,8 @@ def _tree(
     tree.make_workers_group(10)
     yield tree
     for hierarchy in hierarchies:
-        os.close(hierarchy.workers)
+        if not hierarchy.cpuset_only:
+            os.close(hierarchy.workers)
         os.close(hierarchy.parent)
 
 
@@ -123,7 +128,51 @@ def test_version_1_writes_every_limit_of_a_room(first: CgroupTree, tmp_path: Pat
         "pids/one/pids.max": "65",
         "cpu/one/cpu.cfs_quota_us": "150000",
         "cpu/_workers/one/cpu.cfs_quota_us": "20000",
+        "cpuset/cpuset.cpus": "0-3",
+        "cpuset/cpuset.mems": "0",
+        "cpuset/one/cpuset.cpus": "0-3",
+        "cpuset/one/cpuset.mems": "0",
+        "cpuset/one/cpuset.sched_load_balance": "0",
     }
+
+
+def test_version_1_lets_the_worker_live_with_the_processors_of_its_sandbox(first: CgroupTree, tmp_path: Path) -> None:
+    """Then commands are born there, and no execution needs a group or a move."""
+    payload = Groups(first, "one")
+    payload.make(1 << 30, 64, 1500)
+    payload.limit_cpus([1, 3])
+    assert (tmp_path / "cpuset/one/cpuset.cpus").read_text() == "1,3"
+    assert f"{tmp_path}/cpuset/one/tasks" in [led(fd) for fd in payload.join_descriptors]
+    assert [led(fd) for fd in payload.worker_group if "cpuset" in led(fd)] == []
+    assert [path.name for path in (tmp_path / "cpuset").iterdir() if path.is_dir()] == ["one"]
+    member = {"memory": "/_workers", "pids": "/one", "cpu": "/_workers/one", "cpuacct": "/_workers", "cpuset": "/one"}
+    member = {name: f"/bulkhead/1{path}" for name, path in member.items()}
+    assert payload.not_with_workers(member) == []
+    assert payload.not_with_workers(member | {"cpuset": "/bulkhead/1"}) == ["cpuset"]
+
+
+def test_cpuset_mounted_with_others_is_written_in_every_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody could join an execution."""
+    files = (*FILES_1["cpuset"], *FILES_1["memory"], *FILES_1["cpu"])
+    for name, text in (("cpus", "0-3"), ("mems", "0")):
+        (tmp_path / f"cpuset.{name}").write_text(text)
+    for tree in _tree(CgroupTreeV1, tmp_path, monkeypatch, {"": (("memory", "cpu", "cpuset"), files)}):
+        payload = Groups(tree, "one")
+        payload.make(1 << 30, 64, 1500)
+        payload.limit_cpus([1, 3])
+        for descriptor in payload.open_execution(1):
+            os.close(descriptor)
+        cpus = {str(path.parent.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("cpuset.cpus")}
+        assert cpus == {".": "0-3", "_workers": "0-3", "_workers/one": "1,3", "one": "1,3", "one/1": "1,3"}
+        assert {path.read_text() for path in tmp_path.rglob("cpuset.mems")} == {"0"}
+
+
+def test_version_2_gives_the_processors_to_the_worker_too(second: CgroupTree, tmp_path: Path) -> None:
+    """Then nobody is moved to another one when the worker starts a command."""
+    payload = Groups(second, "one")
+    payload.make(1 << 30, 64, 1500)
+    payload.limit_cpus([1, 3])
+    assert [(tmp_path / path / "cpuset.cpus").read_text() for path in ("one", "_workers/one")] == ["1,3"] * 2
 
 
 def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: CgroupTree, tmp_path: Path) -> None:
@@ -170,7 +219,7 @@ def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(seco
 
 
 def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(second: CgroupTree, tmp_path: Path) -> None:
-    assert (tmp_path / "_workers/cgroup.subtree_control").read_text() == "+cpu"
+    assert (tmp_path / "_workers/cgroup.subtree_control").read_text() == "+cpu +cpuset"
     payload = Groups(second, "one")
     payload.make(1 << 30, 64, 250)
     joins = payload.open_execution(1)
@@ -349,8 +398,8 @@ def test_each_worker_has_a_cpu_group_of_its_own_and_lives_with_the_others_else(
         ["memory/_workers/tasks", f"pids/{name}/tasks", f"cpu/_workers/{name}/tasks", "cpuacct/_workers/tasks"]
         for name in ("one", "two")
     ]
-    member = {"memory": "/_workers", "pids": "/one", "cpu": "/_workers/one", "cpuacct": "/_workers"}
+    member = {"memory": "/_workers", "pids": "/one", "cpu": "/_workers/one", "cpuacct": "/_workers", "cpuset": "/one"}
     member = {name: f"/bulkhead/1{path}" for name, path in member.items()}
     assert rooms[0].not_with_workers(member) == []
-    assert rooms[1].not_with_workers(member) == ["cpu", "pids"]
+    assert rooms[1].not_with_workers(member) == ["cpu", "cpuset", "pids"]
     assert rooms[0].not_with_workers(member | {"cpu": "/bulkhead/1/_workers"}) == ["cpu"], "no limit of its own"

@@ -13,6 +13,7 @@ import pytest
 
 from app.launcher.daemon import zygote
 from app.launcher.daemon.connection import Connection
+from app.launcher.daemon.cpu_allocation import CpuAllocator
 from app.launcher.daemon.zygote import Spawner, SpawnError, Zygote, _last_words
 from app.launcher.protocol import NETWORK_UP, STEP_FAILED, CreatePlan, Writer
 
@@ -82,6 +83,7 @@ class Ended(Spawner):
 
     def __init__(self, ahead: Zygote) -> None:
         self._ahead = ahead
+        self._cpus, self._has_cpuset = CpuAllocator(), False
         self.ended: list[Zygote] = []
 
     def _make_zygote(self) -> Zygote:
@@ -107,3 +109,4 @@ def test_zygote_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
     with socket.socket() as owner, pytest.raises(SpawnError) as refusal:
         spawner.spawn(PLAN, owner)
     assert (refusal.value.step, spawner.ended) == ("clone", [made_ahead])
+    assert set(spawner._cpus._loads.values()) == {0}, "its processors are given back"
