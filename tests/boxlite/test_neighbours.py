@@ -75,8 +75,8 @@ async def test_a_create_that_is_given_up_while_it_waits_for_its_turn_boots_nothi
 
 
 async def test_an_image_that_says_nothing_when_it_is_measured_keeps_no_turn() -> None:
-    async with rig(boots=1, timeouts=quick(shell=2)) as r:
-        r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False), timeouts=1)
+    async with rig(boots=1, timeouts=quick(shell=4)) as r:
+        r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False), timeouts=1)
         silent = asyncio.create_task(r.sandbox("silent"))
         await until(lambda: r.double.sent(Route.ATTACH))
         await r.sandbox("other")
