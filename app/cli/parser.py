@@ -282,14 +282,14 @@ def _sandbox_options(parser: Parser) -> None:
         "--memory-mib",
         metavar="N",
         type=int,
-        help="memory. With the runtime process, the limit is the sum of this and --disk-mib",
+        help="memory. With --storage memory, files count towards it",
     )
     limits.add_argument("--processes", metavar="N", type=int, help="processes and threads")
     limits.add_argument(
         "--disk-mib",
         metavar="N",
         type=int,
-        help="files in /workspace and /tmp (default: 512). With the runtime process, they count as memory",
+        help="files. With --storage memory, they have --memory-mib at most",
     )
     limits.add_argument("--output-bytes", metavar="N", type=int, help="output to keep for each channel")
     limits.add_argument(

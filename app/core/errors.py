@@ -18,7 +18,7 @@
     ├── UnsupportedByRuntime       a request that needs a capability which the sandbox's runtime lacks
     ├── WrongType                  a file is not what is needed here
     ├── AccessDenied               the sandbox itself may not do this with a file
-    ├── DiskFull                   the sandbox's own disk
+    ├── DiskFull                   no room for files, or for the disk of a new sandbox
     ├── InvalidArchive             an entry of an archive is refused
     ├── PreconditionFailed
     ├── RangeNotSatisfiable        an offset beyond the end
@@ -225,7 +225,7 @@ class AccessDenied(BulkheadError):
 
 
 class DiskFull(BulkheadError):
-    """`limit`: bytes."""
+    """`limit`: bytes that the sandbox's files may have."""
 
     def __init__(self, limit: int, detail: str = "") -> None:
         self.limit = limit

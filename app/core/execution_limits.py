@@ -26,7 +26,7 @@ EXECUTION_LIMITS = {
     "stack_mib": ExecutionLimit(1, "stack of each process"),
     "open_files": ExecutionLimit(8, "open descriptors of each process"),
     "file_mib": ExecutionLimit(1, "the largest file that a process can write; beyond it SIGXFSZ"),
-    "memory_mib": ExecutionLimit(16, "memory of all its processes together, with the files that they write"),
+    "memory_mib": ExecutionLimit(16, "memory of all its processes together, with the files that they write in memory"),
 }
 
 

@@ -71,7 +71,7 @@ class Limits:
     memory_mib: int = _row(
         512,
         "MiB",
-        "memory; `process` enforces the sum `memory_mib` + `disk_mib`, as files count as memory",
+        "memory, the one hard limit; with the storage `memory` files count towards it",
         floor=16,  # measured: with less a dynamic program cannot be loaded beside its tmpfs pages
         ceiling=4096,
         capability=Capability.LIMIT_MEMORY,
@@ -87,7 +87,7 @@ class Limits:
     disk_mib: int = _row(
         512,
         "MiB",
-        "files in /workspace, /tmp and /dev/shm together; with `process` they are in memory",
+        "files; with the storage `memory` it is a part of `memory_mib`",
         floor=1,
         ceiling=4096,
         capability=Capability.LIMIT_DISK,

@@ -164,7 +164,7 @@ class Terminal:
 @dataclass(frozen=True, slots=True)
 class ExecutionLimits:
     """Limits of one execution, below those of its sandbox. None: none of its own. `cpu_seconds` and `memory_mib` are of
-    all its processes together, the others of each. Files that it writes count as its memory."""
+    all its processes together, the others of each."""
 
     cpu_seconds: float | None = None
     stack_mib: int | None = None
@@ -214,7 +214,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class ResourceUsage:
-    """What a sandbox or an execution uses; None where nobody knows. Files in a sandbox count as memory and as disk.
+    """What a sandbox or an execution uses; None where nobody knows. Pages of files count as memory too.
     `processes`: threads too. `disk_bytes`: of the sandbox as a whole only."""
 
     memory_bytes: int | None = None

@@ -19,7 +19,7 @@ class Filesystem:
     written. Everything else is refused."""
 
     read_only: tuple[str, ...] = ("/usr", "/etc")
-    read_write: tuple[str, ...] = ("/workspace", "/tmp", "/dev/shm")  # noqa: S108 - paths of the sandbox's own tmpfs
+    read_write: tuple[str, ...] = ("/workspace", "/tmp", "/dev/shm")  # noqa: S108 - paths of the sandbox's own
 
 
 @dataclass(frozen=True, slots=True)

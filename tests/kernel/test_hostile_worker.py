@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from app.backends.process import execution as execution_module
 from app.backends.process import sandbox as sandbox_module
 from app.backends.process.execution import ProcessExecution
-from app.backends.process.files import ProcessFiles
+from app.backends.process.files import FileRoom, ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherReply
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs
 from app.core.errors import WrongState
-from app.core.models import Command, ExitReason
+from app.core.models import Command, ExitReason, Storage
 from app.core.output import OutputLog
 from app.launcher.protocol import (
     CREATE,
@@ -68,7 +68,7 @@ class Stage:
         self.worker.settimeout(5)
         self.ended = 0
         link = cast(LauncherLink, self.launcher)
-        files = partial(ProcessFiles, disk_bytes=1)
+        files = partial(ProcessFiles, room=FileRoom(Storage.MEMORY, 1))
         self.sandbox = ProcessSandbox(link, "one", owner, PipeBudget(), files, self._count_end)
 
     def _count_end(self) -> None:

@@ -189,8 +189,9 @@ TABLE = (
         422,
         "The limit is above the ceiling",
         "The request asks for more than `ceiling`. Send that value or a lower one. For a new sandbox, the operator or "
-        "the runtime sets the ceiling, and GET /runtimes lists it. For an execution, the limits of its sandbox set it: "
-        "create a sandbox with higher limits.",
+        "the runtime sets the ceiling, and GET /runtimes lists it. With the storage `memory`, `disk_mib` has the "
+        "ceiling `memory_mib` too. For an execution, the limits of its sandbox set it: create a sandbox with higher "
+        "limits.",
         (_POINTER, Member("ceiling", float, "the highest value that can be had", _ceiling)),
     ),
     ProblemType(
@@ -385,9 +386,11 @@ TABLE = (
         e.DiskFull(1024**3),
         "disk_full",
         507,
-        "The sandbox's disk is full",
-        "Delete files in the sandbox, or create a sandbox with a higher `limits.disk_mib`.",
-        (_member("limit", int, "the size of the sandbox's disk in bytes"),),
+        "There is no room for files",
+        "The detail says where. In a sandbox: delete files in it, or create one with a higher `limits.disk_mib`. On "
+        "the operator's disk, when a sandbox with the storage `disk` was to be created: ask for a lower "
+        "`limits.disk_mib`, or try again when other sandboxes have ended.",
+        (_member("limit", int, "the bytes that the sandbox's files may have, or were to have"),),
     ),
     ProblemType(
         e.LaunchFailed("mount_proc", "EPERM", "step mount_proc failed: EPERM"),

@@ -25,7 +25,7 @@ _receipt: dict[str, Any] = {
     "seccomp": {"mode": "filter", "profile": "default", "sha256": _DIGEST},
     "cgroup": {
         "version": 2,
-        "memory_bytes": 1073741824,
+        "memory_bytes": 536870912,
         "processes": 128,
         "cpus": 1.0,
         "cpuset_cpus": "3",
@@ -40,7 +40,7 @@ _receipt: dict[str, Any] = {
         "rules": 5,
     },
     "missing_layers": [],
-    "notes": ["memory and disk have one limit, memory_mib + disk_mib, as files on the tmpfs count as memory"],
+    "notes": ["files in /workspace, /tmp and /dev/shm count as memory: memory_bytes is the limit of both together"],
 }
 
 _sandbox: dict[str, Any] = {

@@ -49,9 +49,7 @@ OUTPUT_DEFAULT, OUTPUT_CEILING = 1024 * 1024, 8 * 1024 * 1024
     operation_id="run_once",
     summary="Run one command in a sandbox of its own",
     response_model=RunResult,
-    responses=problems(
-        *OF_A_CREATE, "unsupported_by_runtime", "wrong_state", "wrong_type", "access_denied", "disk_full"
-    ),
+    responses=problems(*OF_A_CREATE, "unsupported_by_runtime", "wrong_state", "wrong_type", "access_denied"),
     openapi_extra=json_body(Run),
 )
 async def run(request: Request) -> Response:

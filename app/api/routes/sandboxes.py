@@ -35,6 +35,7 @@ OF_A_CREATE = (
     "bound_exceeded",
     "capacity_exceeded",
     "service_stopping",
+    "disk_full",
     "launch_failed",
     "runtime_failed",
     "backend_error",

@@ -100,7 +100,7 @@ class Exit(AnswerSchema):
     duration_seconds: float | None = Field(description="wall time from the start to the end of the first process")
     cpu_seconds: float | None = Field(description="processor time of all processes of the execution")
     max_memory_bytes: int | None = Field(
-        description="peak of all processes of the execution, with the files that they wrote"
+        description="peak of all processes of the execution, with the pages of files that they wrote"
     )
 
 
@@ -114,11 +114,11 @@ class ChannelCounts(AnswerSchema):
 class ResourceUsage(AnswerSchema):
     """What a sandbox or an execution uses; null where nobody knows."""
 
-    memory_bytes: int | None = Field(description="now; files in the sandbox are included")
+    memory_bytes: int | None = Field(description="now; pages of files are included")
     memory_peak_bytes: int | None
     cpu_seconds: float | None
     processes: int | None = Field(description="processes and threads now")
-    disk_bytes: int | None = Field(description="files in /workspace, /tmp and /dev/shm; null for an execution")
+    disk_bytes: int | None = Field(description="what `disk_mib` limits; null for an execution")
     open_files: int | None = Field(description="open descriptors of all processes now")
 
 

@@ -47,8 +47,8 @@ class ExecutionLimitsRequest(ProcessLimitsRequest):
 
 class LimitsRequest(Strict):
     """A limit that is absent or null takes the operator's default. GET /runtimes lists defaults and ceilings. With the
-    runtime `process` files in /workspace, /tmp and /dev/shm count as memory, and the limit in force is the sum
-    memory_mib + disk_mib."""
+    storage `memory` files are within memory_mib: an absent disk_mib is memory_mib at most, and a larger one is
+    refused."""
 
     cpus: Cpus | None = Field(None, description=LIMITS["cpus"].meaning)
     memory_mib: MemoryMib | None = Field(None, description=LIMITS["memory_mib"].meaning)

@@ -29,7 +29,7 @@ class CgroupReceipt(Receipt):
     """The limits as read back from the kernel; null where there is none."""
 
     version: int
-    memory_bytes: int | None = Field(description="limit of memory and disk together")
+    memory_bytes: int | None = Field(description="the hard limit of memory, `memory_mib`")
     processes: int | None
     cpus: float | None
     cpuset_cpus: str | None = Field(description="the host's processors that it may use, such as `0-3,8`")

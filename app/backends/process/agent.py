@@ -32,12 +32,16 @@ from app.launcher.protocol import (
     Reader,
     Writer,
 )
-from app.launcher.protocol.files import FAILED, LONGEST, UNKNOWN_KIND, UNPACK, WRITE
+from app.launcher.protocol.files import FAILED, LONGEST, UNPACK, WRITE
 
 ANSWER_SECONDS = 10.0
 _LAST_WORD_SECONDS = 5.0
 _UNDOING_SECONDS = 10.0  # for an agent that was disconnected from to remove what it had begun
 _INTO = (WRITE, UNPACK)
+
+
+class OutOfMemory(Exception):
+    """The kernel killed the agent at the sandbox's memory limit."""
 
 
 class Failed(Exception):
@@ -149,8 +153,8 @@ class FileAgentClient:
         with contextlib.suppress(LauncherRefused, BackendFailure, ProtocolError):
             answer = (await self._link.request(FINISH, self._name)).source
             _cpu_ns, _peak_bytes, ooms = answer.u64(), answer.u64(), answer.u32()
-            if ooms:  # what lies on the disk is memory too, and it was the agent that the kernel chose
-                why = Failed(errno.ENOSPC, UNKNOWN_KIND, b"")
+            if ooms:  # of all processes in the sandbox the kernel chose the agent
+                why = OutOfMemory()
         self._end(why)
 
     def _end(self, why: Exception) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from app import __version__
-from app.backends.process.files import ProcessFiles
+from app.backends.process.files import FileRoom, ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import create_plan
@@ -113,7 +113,7 @@ class ProcessBackend:
             raise BackendUnavailable(RUNTIME, f"no descriptors are left for a sandbox: {error.strerror}") from error
         owner.setblocking(False)
         with workers_end:
-            files = partial(ProcessFiles, disk_bytes=spec.limits.disk_mib * MIB)
+            files = partial(ProcessFiles, room=FileRoom(spec.storage, spec.limits.disk_mib * MIB))
             forget = partial(self._forget, sandbox_id)
             sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, files, forget)
             self._sandboxes[sandbox_id] = sandbox
@@ -166,7 +166,8 @@ def _of_host(layers: list[str]) -> frozenset[Capability]:
 def _translate(refused: LauncherRefused, spec: SandboxSpec) -> BulkheadError:
     name = errno.errorcode.get(refused.errno, str(refused.errno))
     if refused.step == "layer:loop_storage":
-        return CapabilityMissing([Capability.STORAGE_DISK], RUNTIME, refused.detail)
+        detail = f"the runtime {RUNTIME!r} lacks {Capability.STORAGE_DISK}: {refused.detail}"
+        return CapabilityMissing([Capability.STORAGE_DISK], RUNTIME, detail)
     if refused.step.startswith("layer:"):
         return IsolationUnavailable(refused.step.partition(":")[2], refused.detail)
     if refused.step == "storage" and refused.errno == errno.ENOSPC:

@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-from app.backends.process.agent import Failed, FileAgentClient
+from app.backends.process.agent import Failed, FileAgentClient, OutOfMemory
 from app.backends.process.trees import Entries, put_entries
 from app.core.errors import (
     AccessDenied,
@@ -33,6 +33,7 @@ from app.core.files import (
     require_name,
     shown,
 )
+from app.core.models import Storage
 from app.launcher.protocol import ProtocolError, Reader, Writer
 from app.launcher.protocol.files import (
     ABSENT,
@@ -74,13 +75,30 @@ def stat_of(node: FileRecord) -> FileStat:
     return FileStat(FileKind(KINDS[node.kind]), node.size, node.mode, node.modified_ns, node.inode)
 
 
+@dataclass(frozen=True, slots=True)
+class FileRoom:
+    """Where the files of a sandbox are, and how many bytes they may have."""
+
+    storage: Storage
+    disk_bytes: int
+
+    def out_of_memory(self) -> BulkheadError:
+        """Where files are memory, they may be what has used it up."""
+        if self.storage is Storage.DISK:
+            return _scarce(os.strerror(errno.ENOMEM))
+        detail = "the sandbox's memory is full, and files are part of it; delete files or end something that runs in it"
+        return DiskFull(self.disk_bytes, detail)
+
+
 @contextlib.contextmanager
-def translated(disk_bytes: int) -> Iterator[None]:
+def translated(room: FileRoom) -> Iterator[None]:
     """Turns the failure of an agent into an error of the core."""
     try:
         yield
     except Failed as failed:
-        raise _error(failed, disk_bytes) from failed
+        raise _error(failed, room.disk_bytes) from failed
+    except OutOfMemory as error:
+        raise room.out_of_memory() from error
     except ProtocolError as error:
         raise BackendFailure("the file agent does not speak its protocol") from error
 
@@ -136,8 +154,8 @@ class ProcessFiles:
     """`start` begins an agent with a request. At most 16 operations run in a sandbox at once. Others wait for a
     while."""
 
-    def __init__(self, start: Callable[[Writer], FileAgentClient], disk_bytes: int) -> None:
-        self._start, self._disk_bytes = start, disk_bytes
+    def __init__(self, start: Callable[[Writer], FileAgentClient], room: FileRoom) -> None:
+        self._start, self._room = start, room
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
     @contextlib.asynccontextmanager
@@ -151,7 +169,7 @@ class ProcessFiles:
             agent = self._start(asked)
             undone = True
             try:
-                with translated(self._disk_bytes):
+                with translated(self._room):
                     yield agent
                 undone = False
             finally:
@@ -199,7 +217,7 @@ class ProcessFiles:
         return found
 
     async def used(self) -> int:
-        """Bytes of all files in the sandbox together, as its one tmpfs reports them."""
+        """Bytes of all files in the sandbox together, as the file system of /workspace reports them."""
         async with self._agent(request(MEASURE, b".")) as agent:
             _, source = await agent.hear(USED)
             return source.u64()

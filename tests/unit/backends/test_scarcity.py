@@ -20,12 +20,12 @@ from app.backends.process import link as link_module
 from app.backends.process.agent import Failed
 from app.backends.process.backend import ProcessBackend
 from app.backends.process.execution import ProcessExecution
-from app.backends.process.files import ProcessFiles, translated
+from app.backends.process.files import FileRoom, ProcessFiles, translated
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs
 from app.core.errors import BackendTimeout, BackendUnavailable, CapacityExceeded
-from app.core.models import ExitReason, Terminal
+from app.core.models import ExitReason, Storage, Terminal
 from app.core.output import OutputLog
 from app.launcher.protocol import DESTROY, EXECUTE, FINISH, OK, REFUSED, REPLY, TERMINAL, Writer
 from app.launcher.protocol.files import UNKNOWN_KIND
@@ -34,6 +34,7 @@ from tests.told import told
 from tests.unit.backends.test_link import Noted, Played, stage
 from tests.unit.core.support import command, spec
 
+ROOM = FileRoom(Storage.MEMORY, 1)
 LONG = {"LONG": "x" * 100_000}  # too long for a packet: it goes in a memfd
 
 
@@ -58,7 +59,7 @@ async def room(noted: Noted) -> AsyncIterator[tuple[ProcessSandbox, list[str]]]:
         "one",
         owner,
         PipeBudget(),
-        partial(ProcessFiles, disk_bytes=1),
+        partial(ProcessFiles, room=ROOM),
         lambda: ends.append("ended"),
     )
     try:
@@ -254,7 +255,7 @@ def refusal(request: int, detail: str) -> Writer:
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
 def test_file_operation_that_the_sandbox_has_no_room_for_may_be_asked_for_again(number: int) -> None:
-    with pytest.raises(CapacityExceeded) as refused, translated(1):
+    with pytest.raises(CapacityExceeded) as refused, translated(ROOM):
         raise Failed(number, UNKNOWN_KIND, b"f")
     assert told(refused.value) == (
         *(429, "capacity_exceeded", "1"),
