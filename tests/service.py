@@ -68,7 +68,7 @@ class Service:
                 self._listening.set()
         self._listening.set()  # it ended: whoever waits must look
 
-    def wait_listening(self, seconds: float = 30) -> None:
+    def wait_listening(self, seconds: float = 100) -> None:
         assert self._listening.wait(seconds), "the service did not start in time"
         assert self.port, "the service ended: " + "\n".join(self.log)
 

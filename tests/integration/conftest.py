@@ -5,6 +5,7 @@ All of it ends with the last test of this folder: what comes after measures time
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 from tests.boxlite.machine import not_built
 from tests.integration.docker_machine import DockerMachine, running_docker_machine
 from tests.integration.host_engine import Engine, missing, running_engine
+from tests.integration.machine_tests import MachineTests, running_tests
 from tests.integration.product import Product
 from tests.integration.project import IMAGES, Project
+from tests.integration.version_2 import TESTS
 from tests.require import require
 from tests.service import PROJECT
 
@@ -46,6 +49,23 @@ def product(project: Project) -> Product:
     """Runtime `process` on this host: the services that a host without /dev/kvm starts."""
     project.compose("up", "--detach", "--wait", "launcher", "gateway")
     return Product(int(project.settings["PUBLISH"].rpartition(":")[2]), project.key())
+
+
+@pytest.fixture(scope="package", autouse=True)
+def begun(request: pytest.FixtureRequest) -> None:
+    """What takes minutes beside the others begins before them. Where it cannot, its own tests say why."""
+    if any("machine_tests" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+            request.getfixturevalue("machine_tests")
+
+
+@pytest.fixture(scope="package")
+def machine_tests(engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineTests]:
+    """Those of test_version_2.py, in a machine of their own."""
+    reason = not_built()
+    require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
+    with running_tests(engine, tmp_path_factory.mktemp("tests"), TESTS) as running:
+        yield running
 
 
 @pytest.fixture(scope="package")
