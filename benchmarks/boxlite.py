@@ -28,7 +28,8 @@ from benchmarks.rest import Rest
 from benchmarks.wire import follow
 from tests.service import PROJECT, Service
 
-WANTED_MS = 2.0
+WANTED_MS = 2.0  # of the gateway over the server
+WANTED_EXACT_MS = 10.0  # of exact output over plain output
 KEY = secrets.token_urlsafe(24)
 IMAGE = {"bench": {"rootfs_path": "/images/busybox"}}
 Samples = dict[str, list[float]]
@@ -144,25 +145,20 @@ def show(samples: Samples) -> None:
     def cut(name: str, percent: int) -> float:
         return statistics.quantiles(samples[name], n=100)[percent - 1] * 1e3
 
-    titles = ("straight p50", "p95", "gateway p50", "p95", "added p50", "ratio", "wanted")
-    print(f"{'milliseconds':20}", *(f"{title:>12}" for title in titles))
-    for what, client, through in (
-        ("create", "gateway", "create"),
-        ("exec", "gateway", "exec"),
-        ("exec", "gateway", "exec, asked by GET"),
-        ("first byte", "gateway", "first byte"),
-        ("exec", "exact", "exec"),
-        ("first byte", "exact", "first byte"),
-    ):
-        one, other = f"straight: {what}", f"{client}: {through}"
-        added = cut(other, 50) - cut(one, 50)
-        numbers = (cut(one, 50), cut(one, 95), cut(other, 50), cut(other, 95), added, cut(other, 50) / cut(one, 50))
-        verdict = "reached" if added <= WANTED_MS else "missed"
-        print(
-            f"{through if client == 'gateway' else f'{through}, {client}':20}",
-            *(f"{number:12.2f}" for number in numbers),
-            f"<= {WANTED_MS:.2f}, {verdict}",
-        )
+    def row(floor: str, name: str, wanted: float) -> None:
+        added = cut(name, 50) - cut(floor, 50)
+        numbers = (cut(floor, 50), cut(floor, 95), cut(name, 50), cut(name, 95), added, cut(name, 50) / cut(floor, 50))
+        verdict = "reached" if added <= wanted else "missed"
+        print(f"{name:28}", *(f"{number:12.2f}" for number in numbers), f"<= {wanted:.2f}, {verdict}")
+
+    titles = ("floor p50", "p95", "p50", "p95", "added p50", "ratio", "wanted")
+    print(f"{'milliseconds':28}", *(f"{title:>12}" for title in titles))
+    row("straight: create", "gateway: create", WANTED_MS)
+    row("straight: exec", "gateway: exec", WANTED_MS)
+    row("straight: exec", "gateway: exec, asked by GET", WANTED_MS)
+    row("straight: first byte", "gateway: first byte", WANTED_MS)
+    row("gateway: exec", "exact: exec", WANTED_EXACT_MS)
+    row("gateway: first byte", "exact: first byte", WANTED_EXACT_MS)
 
 
 @contextmanager

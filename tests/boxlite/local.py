@@ -122,7 +122,13 @@ def tools_of(shell: str, folder: Path) -> str:
 
 @asynccontextmanager
 async def local(
-    shell: str, folder: Path, *argv: str, stdin: bool = False, env: Mapping[str, str] | None = None, cwd: str = "/"
+    shell: str,
+    folder: Path,
+    *argv: str,
+    stdin: bool = False,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+    user: int | None = None,
 ) -> AsyncIterator[Local]:
     mark = f"exe_{os.urandom(6).hex()}"
     said = wrapped_command(argv, env or {"PATH": "/usr/bin:/bin", "MARK": mark}, stdin=stdin)
@@ -137,6 +143,7 @@ async def local(
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": path, WRAPPER_MARK: mark},
         cwd=cwd,
+        user=user,
         start_new_session=True,
         limit=CHUNK,
     )

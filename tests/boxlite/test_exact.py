@@ -78,7 +78,7 @@ async def test_a_server_that_forgets_output_is_told_of() -> None:
     """Of three pieces it has lost the second."""
     async with rig() as r:
         sandbox = await r.sandbox()
-        said = (b"\x01>\n:1 4\nQUFB\n", b"\x01:3 4\nQ0ND\n.3\n", b"\x02.0\n", EXIT)
+        said = (b"\x01>\n:1\nQUFB\n;\n", b"\x01:3\nQ0ND\n;\n.3\n", b"\x02.0\n", EXIT)
         r.double.faults.on(Route.ATTACH, Attach(first=said), timeouts=1)
         run = await start(sandbox, *script("sleep 1000"))
         end = await run.end()
@@ -183,7 +183,7 @@ async def test_a_box_that_has_lost_a_tool_says_which() -> None:
 # --- hostile programs
 
 
-@pytest.mark.parametrize("junk", ["junk", "", ":1 0", "[boxlite] stdout output dropped 5 bytes"])
+@pytest.mark.parametrize("junk", ["junk", "", ":1 0", ";", "[boxlite] stdout output dropped 5 bytes"])
 async def test_a_program_that_writes_between_the_pieces_ends_as_lost(junk: str) -> None:
     async with rig() as r:
         sandbox = await r.sandbox()

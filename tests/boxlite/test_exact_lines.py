@@ -33,15 +33,15 @@ from tests.callbacks import own_work
 
 
 def piece(number: int, data: bytes) -> bytes:
-    text = base64.encodebytes(data).rstrip(b"\n")
-    return b":%d %d\n%b\n" % (number, len(text), text)
+    return b":%d\n%b;\n" % (number, base64.encodebytes(data))
 
 
 CONTENT = [bytes([65 + n]) * (n * 3 + 1) for n in range(9)]
 PIECES = [piece(number, data) for number, data in enumerate(CONTENT, 1)]
-STREAM = b">\n" + b"".join(PIECES[:4]) + b"<1\n" + b"".join(PIECES[4:]) + b".9\n"
+PIECES[4] = PIECES[4][:9] + b"<1\n" + PIECES[4][9:]  # in the middle of a line
+STREAM = b">\n" + b"".join(PIECES[:6]) + b"<2\n" + b"".join(PIECES[6:]) + b".9\n"
 # Of pieces that were not acknowledged two can be under way: so far the server's memory reaches back at the least.
-ENDS = [2 + sum(map(len, PIECES[:n])) + (3 if n > 4 else 0) for n in range(10)]
+ENDS = [2 + sum(map(len, PIECES[:n])) + (3 if n > 6 else 0) for n in range(10)]
 
 
 def taken(channel: WrappedChannel, data: bytes) -> list[Event]:
@@ -64,7 +64,11 @@ def test_a_stream_in_bytes_is_read_as_one_in_one_piece() -> None:
         events += taken(channel, bytes([byte]))
     assert events == taken(WrappedChannel(), STREAM)
     assert whole(events) and channel.ended and channel.pieces == 9
-    assert [event for event in events if isinstance(event, (Begun, StdinTaken))] == [Begun(), StdinTaken(1, read=True)]
+    assert [event for event in events if isinstance(event, (Begun, StdinTaken))] == [
+        Begun(),
+        StdinTaken(1, read=True),
+        StdinTaken(2, read=True),
+    ]
 
 
 def test_a_socket_may_break_at_any_byte_and_the_repetition_begin_at_any() -> None:
@@ -83,10 +87,10 @@ def test_a_repetition_that_does_not_reach_back_is_told() -> None:
     channel = WrappedChannel()
     taken(channel, STREAM[: ENDS[2]])
     channel.begin_socket()
-    first, *rest = taken(channel, STREAM[ENDS[4] :])
+    first, *rest = taken(channel, STREAM[ENDS[6] :])
     assert isinstance(first, StdinTaken)
     pieces = [event for event in rest if isinstance(event, Piece)]
-    assert [event.has_gap for event in pieces] == [True, False, False, False, False]
+    assert [event.has_gap for event in pieces] == [True, False, False]
     channel.begin_socket()
     assert taken(channel, b".12\n") == [ChannelEnd(has_gap=True)]
 
@@ -96,15 +100,21 @@ def test_a_repetition_that_does_not_reach_back_is_told() -> None:
     [
         b"hello\n",
         b"x" * 64,
-        b":1 4\nAAA\n\n",
-        b":1 4\n!!!!\n",
-        b":1 4\nAAAAA",
-        b":1 0\n\n",
-        b":1 99999\n",
-        b":1 -4\nAAAA\n",
-        b":x 4\n",
-        b":1 4 4\n",
-        b":1 3\nAA=\n",
+        b":1\nAAA\n;\n",
+        b":1\n!!!!\n;\n",
+        b":1\nAAA-\n;\n",
+        b":1\n;\n",
+        b":1\n\n;\n",
+        b":1\n:2\nAAAA\n;\n",
+        b":-1\n",
+        b":x\n",
+        b":1 4\n",
+        b":\n",
+        b":1\nAA=\n;\n",
+        b":1\nAAAA\n!\n;\n",
+        b":1\nAA<x\nAA\n",
+        b":1\nAA>\nAA\n;\n",
+        b";\n",
         b".1\n>\n.0\n.x\n",
         b">\n!missing\n",
         b"!\n",
@@ -115,7 +125,7 @@ def test_a_repetition_that_does_not_reach_back_is_told() -> None:
         b"!missing\n!missing\n",
         b".0\n.0\n",
         b".0\n>\n",
-        b".0\n:1 4\nQUJD\n",
+        b".0\n:1\nQUJD\n;\n",
         b"<0\n",
         b"<1\n<1\n",
         b"<2\n|1\n",
@@ -129,10 +139,17 @@ def test_what_the_wrapper_never_says_is_refused(said: bytes) -> None:
 
 def test_no_more_than_a_piece_is_held() -> None:
     channel = WrappedChannel()
-    taken(channel, piece(1, bytes(PIECE_BYTES))[:-2])
+    whole = piece(1, bytes(PIECE_BYTES))
+    taken(channel, whole[:-1])
     assert len(channel._held) < PIECE_BYTES * 1.4
+    assert len(taken(channel, whole[-1:] + whole)) == 2
+    taken(channel, whole[:-2])
     with pytest.raises(SpoiledOutput):
-        taken(channel, b"AAAA" * 10)
+        taken(channel, b"AAAA")
+    for character in b"<1":
+        taken(channel := WrappedChannel(), b"<")
+        with pytest.raises(SpoiledOutput):
+            taken(channel, bytes([character]) * 63)
     with pytest.raises(SpoiledOutput):
         taken(WrappedChannel(), piece(1, bytes(PIECE_BYTES + 3)))
 
@@ -224,7 +241,7 @@ async def test_lines_without_number_leave_the_event_loop_to_others(in_one_frame:
     """The shortest pieces there are, in 6,000 frames and in frames of the largest size. That no callback takes more
     than 20 ms of processor time is measured in every test."""
     with own_work():
-        pieces = [b":%d 4\nQUJD\n" % number for number in range(1, 42_001)]
+        pieces = [b":%d\nQUJD\n;\n" % number for number in range(1, 42_001)]
         size = 7 * in_one_frame
         frames = [b"".join(pieces[at : at + size]) for at in range(0, len(pieces), size)]
     logs, turns = await read(Channel.STDOUT, *frames)
@@ -235,7 +252,7 @@ async def test_lines_without_number_leave_the_event_loop_to_others(in_one_frame:
 
 async def test_pieces_that_came_before_leave_the_event_loop_to_others() -> None:
     with own_work():
-        frames = [b":1 4\nQUJD\n" * 10_000] * 5
+        frames = [b":1\nQUJD\n;\n" * 10_000] * 5
     logs, turns = await read(Channel.STDOUT, *frames)
     assert logs.stdout.total == 3
     assert turns > 5

@@ -7,6 +7,9 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
+from asyncio.subprocess import PIPE
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -137,6 +140,50 @@ def _stands_still(run: Local) -> bool:
         except OSError:
             continue
     return False
+
+
+# Holds so many pipes, and says what one more has room for.
+HOLD = """
+import fcntl, os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+held = [os.pipe() for _ in range(int(sys.argv[1]))]
+print(fcntl.fcntl(os.pipe()[0], 1032), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can read."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+async def test_output_passes_where_the_kernel_gives_a_user_smaller_pipes_from_now_on(open_folder: Path) -> None:
+    """Where the first pipe of the wrapper is small, and where a later one is."""
+    require("root", os.geteuid() == 0, "to be another user takes root")
+    user, sizes = 100_000 + os.getpid(), set()
+    for left in range(10):
+        holder = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", HOLD, str(_pipes_of_full_size() - left), user=user, stdin=PIPE, stdout=PIPE
+        )
+        assert holder.stdin is not None and holder.stdout is not None
+        sizes.add(int(await holder.stdout.readline()))
+        text = "head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2"
+        async with local("dash", open_folder / "bin", "sh", "-c", text, user=user) as run:
+            assert await run.end() == 0
+            assert (run.logs.stdout.total, run.logs.stderr.total) == (300_000, 300_000)
+        holder.stdin.close()
+        await holder.wait()
+    assert PIECE_BYTES in sizes and min(sizes) < PIECE_BYTES
+
+
+def _pipes_of_full_size() -> int:
+    """That a user without capabilities can have."""
+    pages = int(Path("/proc/sys/fs/pipe-user-pages-soft").read_text())
+    return pages * os.sysconf("SC_PAGE_SIZE") // PIECE_BYTES
 
 
 # --- the command notices nothing

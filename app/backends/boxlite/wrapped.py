@@ -22,11 +22,13 @@ _TEXT_BYTES = -(-PIECE_BYTES // 3) * 4
 _TEXT_BYTES += _TEXT_BYTES // 76 + 1  # newlines
 _LINE_BYTES = 64
 _PASSED_OVER_BYTES = _LINE_BYTES + _TEXT_BYTES  # at most, of what a repetition begins with in the middle
-_PIECE = re.compile(rb":(\d{1,12}) (\d{1,5})")
-_COUNTED = re.compile(rb"([.<|])(\d{1,12})")
+_PIECE = re.compile(rb":(\d{1,12})")
+_PIECE_END = b";\n"
+_END = re.compile(rb"\.(\d{1,12})")
+_STDIN = re.compile(rb"[<|]")  # begins what is said of stdin, which base64 and other lines have nowhere
+_STDIN_TAKEN = re.compile(rb"([<|])(\d{1,12})")
 _REFUSAL = re.compile(rb"!([ -~]{1,60})")
-_BEGINNING = re.compile(rb"(?:\A|\n)(?=[:.<|>!])")  # of a line of the wrapper; base64 has none of these letters
-_NEWLINE = 0x0A
+_BEGINNING = re.compile(rb"(?:\A|\n)(?=[:.>!])")  # of any other line; base64 has none of these letters either
 
 
 class SpoiledOutput(Exception):
@@ -78,15 +80,17 @@ class WrappedChannel:
     def __init__(self) -> None:
         self.pieces = 0  # have arrived
         self.ended = False
-        self._held = bytearray()
-        self._text: tuple[int, int] | None = None  # number and size of the piece whose text comes
+        self._held = bytearray()  # without what is said of stdin
+        self._stdin = bytearray()  # the beginning of what is said of stdin
+        self._number: int | None = None  # of the piece whose text comes
         self._seen = self._begun = False
         self.begin_socket()
 
     def begin_socket(self) -> None:
         """The server repeats what it has of the channel; what was not whole comes again."""
         self._held.clear()
-        self._text = None
+        self._stdin.clear()
+        self._number = None
         self._is_repeated = self._seen  # what comes may begin in the middle of a line or of a piece
         self._passed_over = 0  # bytes of that
         self._said: set[bytes] = set()  # on this socket, of what is said once
@@ -96,9 +100,21 @@ class WrappedChannel:
         """Yields what `data` completes. One step costs no more than the decoding of one piece, so the caller can let
         others go first after each. Raises SpoiledOutput."""
         self._seen = True
-        self._held += data
-        while (event := self._next()) is not None:
-            yield event
+        left = self._stdin + data
+        self._stdin.clear()
+        while left:
+            found = _STDIN.search(left)
+            size = found.start() if found is not None else len(left)
+            self._held += left[:size]
+            del left[:size]
+            while (event := self._next()) is not None:
+                yield event
+            if left:
+                line = _line(left)
+                if line is None:
+                    self._stdin = left
+                    return
+                yield self._acknowledged(line)
 
     def _next(self) -> Event | None:
         """None when more must come first."""
@@ -106,14 +122,14 @@ class WrappedChannel:
             self._pass_over()
         if self._is_repeated:
             return None
-        if self._text is None:
-            line = self._line()
+        if self._number is None:
+            line = _line(self._held)
             if line is None:
                 return None
             if (piece := _PIECE.fullmatch(line)) is None:
                 return self._event(line)
-            self._text = self._announced(int(piece[1]), int(piece[2]))
-        return self._piece(*self._text)
+            self._number = self._announced(int(piece[1]))
+        return self._piece(self._number)
 
     def _pass_over(self) -> None:
         """The rest of a piece whose beginning is not repeated."""
@@ -126,17 +142,6 @@ class WrappedChannel:
             raise SpoiledOutput
         self._is_repeated = found is None
 
-    def _line(self) -> bytes | None:
-        """None when more must come first."""
-        end = self._held.find(b"\n", 0, _LINE_BYTES)
-        if end < 0:
-            if len(self._held) >= _LINE_BYTES:
-                raise SpoiledOutput
-            return None
-        line = bytes(self._held[:end])
-        del self._held[: end + 1]
-        return line
-
     def _event(self, line: bytes) -> Event:
         if line == b">":
             self._say_once(b">")
@@ -145,11 +150,9 @@ class WrappedChannel:
         if (refusal := _REFUSAL.fullmatch(line)) is not None and not self._begun:
             self._say_once(b"!")
             return CommandRefused(refusal[1].decode())
-        counted = _COUNTED.fullmatch(line)
-        if counted is None:
-            raise SpoiledOutput
-        tag, number = counted[1], int(counted[2])
-        return self._end(number) if tag == b"." else self._acknowledged(number, read=tag == b"<")
+        if (end := _END.fullmatch(line)) is not None:
+            return self._end(int(end[1]))
+        raise SpoiledOutput
 
     def _say_once(self, tag: bytes) -> None:
         """On one socket, and nothing of it behind the end of the channel."""
@@ -164,33 +167,50 @@ class WrappedChannel:
         self.ended = True
         return ChannelEnd(has_gap=pieces > self.pieces)
 
-    def _acknowledged(self, number: int, *, read: bool) -> StdinTaken:
+    def _acknowledged(self, line: bytes) -> StdinTaken:
         """Each piece of stdin once, in their order. It may follow the end of the channel: a command that has closed
         stdout still reads."""
-        if number <= self._stdin_taken:
+        taken = _STDIN_TAKEN.fullmatch(line)
+        if taken is None or int(taken[2]) <= self._stdin_taken:
             raise SpoiledOutput
-        self._stdin_taken = number
-        return StdinTaken(number, read)
+        self._stdin_taken = int(taken[2])
+        return StdinTaken(self._stdin_taken, read=taken[1] == b"<")
 
-    def _announced(self, number: int, size: int) -> tuple[int, int]:
-        if not 0 < size <= _TEXT_BYTES or b"." in self._said:
+    def _announced(self, number: int) -> int:
+        if b"." in self._said:
             raise SpoiledOutput
-        return number, size
+        self._searched = 0  # of the text: here it does not end
+        return number
 
-    def _piece(self, number: int, size: int) -> Piece | RepeatedPiece | None:
+    def _piece(self, number: int) -> Piece | RepeatedPiece | None:
         """None when more must come first."""
-        if len(self._held) <= size:
-            return None
-        text, end = bytes(self._held[:size]), self._held[size]
-        del self._held[: size + 1]
-        self._text = None
-        if end != _NEWLINE:
+        end = self._held.find(_PIECE_END, self._searched)
+        size = max(0, len(self._held) - 1) if end < 0 else end  # of the text; the last byte may begin its end
+        if size > _TEXT_BYTES:
             raise SpoiledOutput
+        if end < 0:
+            self._searched = size
+            return None
+        text = bytes(self._held[:size])
+        del self._held[: size + len(_PIECE_END)]
+        self._number = None
         if number <= self.pieces:
             return RepeatedPiece()
         piece = Piece(_decoded(text), has_gap=number > self.pieces + 1)
         self.pieces = number
         return piece
+
+
+def _line(held: bytearray) -> bytes | None:
+    """Takes the first line. None when more must come first. Raises SpoiledOutput."""
+    end = held.find(b"\n", 0, _LINE_BYTES)
+    if end < 0:
+        if len(held) >= _LINE_BYTES:
+            raise SpoiledOutput
+        return None
+    line = bytes(held[:end])
+    del held[: end + 1]
+    return line
 
 
 def _decoded(text: bytes) -> bytes:

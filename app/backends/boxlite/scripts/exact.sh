@@ -9,11 +9,12 @@
 #
 # Said, in lines, on the execution's stdout and stderr:
 #     >               what carries the bytes is there (stdout)
-#     :NUMBER SIZE    a piece: SIZE bytes of base64 and a newline follow
+#     :NUMBER         a piece: lines of base64 follow, and a line `;`
 #     .NUMBER         the channel has ended, after so many pieces
 #     <NUMBER         a piece of stdin was taken (stdout)
 #     |NUMBER         it was not: nobody reads stdin any more (stdout)
-#     !WHY            the command cannot begin (stdout)
+#     !WHY            the command cannot begin (stdout). Without WHY: a program failed, and bytes are lost
+# These two of stdin may come in the middle of a piece, also of a line of it, but whole: a pipe takes 4096 bytes at once.
 # Heard, in lines, on the execution's stdin:
 #     o NUMBER        the pieces of stdout up to this one have arrived; two may be under way
 #     e NUMBER        those of stderr
@@ -24,45 +25,38 @@ give_up() { # give_up STATUS WHY
   exit "$1"
 }
 
-# line TEXT, for a channel with one writer
-line() {
-  printf '%s\n' "$1"
-}
-
-# in_turn TEXT: a pipe takes in 4096 bytes at once, a piece is longer, so who writes holds the line of descriptor 9
-in_turn() {
-  read -r _ <&9
-  printf '%s\n' "$1"
-  echo >&9
-}
-
-# pump SAY: from stdin to stdout, a piece at a time. What has arrived is told on descriptor 3.
+# From stdin to stdout, a piece at a time. What has arrived is told on descriptor 3. dd says how much it has read; nothing
+# is the end. A piece waits in the pipe 4, which has room for it, until the one before the last has arrived.
 pump() {
   sent=0 arrived=0
   while :; do
-    text=$({ { dd bs=65536 count=1 || echo ! >&4; } | base64; } 4>&1) || text=!
-    [ -n "$text" ] || break
+    case $(exec dd bs=65536 count=1 2>&1 >/proc/self/fd/4) in
+      0+0*) break ;;
+      [01]+[01]*) ;;
+      *) echo ! ;;
+    esac
+    while [ $((sent - arrived)) -gt 1 ]; do read -r arrived <&3; done
     sent=$((sent + 1))
-    while [ $((sent - arrived)) -gt 2 ]; do read -r arrived <&3; done
-    $1 ":$sent ${#text}
-$text"
+    echo ":$sent"
+    base64 <&4 || echo !
+    echo ";"
   done
-  $1 ".$sent"
+  echo ".$sent"
 }
 
-# feed SAY: pieces of descriptor 7 to the command's stdin, descriptor 8. It waits until the command takes them.
+# Pieces of descriptor 9 to the command's stdin, descriptor 8. It waits until the command takes them.
 feed() {
   while read -r number size; do
     if [ "$size" = 0 ]; then
       exec 8>&-
-      $1 "<$number"
+      echo "<$number"
     elif dd bs="$size" count=1 iflag=fullblock >&8; then
-      $1 "<$number"
+      echo "<$number"
     else
       exec 8>/dev/null
-      $1 "|$number"
+      echo "|$number"
     fi
-  done <&7
+  done <&9
 }
 
 # Nothing here waits for the command, so that what has arrived is told although it reads nothing.
@@ -70,13 +64,13 @@ obey() {
   known=0
   while read -r word number size; do
     case $word in
-      o) echo "$number" >&3 ;;
+      o) echo "$number" >&7 ;;
       e) echo "$number" >&5 ;;
       i)
         if [ "$number" -gt "$known" ]; then
           known=$number
-          echo "$number $size" >&7
-          [ "$size" = 0 ] || dd bs="$size" count=1 iflag=fullblock >&7
+          echo "$number $size" >&9
+          [ "$size" = 0 ] || dd bs="$size" count=1 iflag=fullblock >&9
         elif [ "$size" != 0 ]; then
           dd bs="$size" count=1 iflag=fullblock >/dev/null
         fi
@@ -85,47 +79,42 @@ obey() {
   done <&6
 }
 
-# serve STDIN. Descriptors: 1 and 3 are the execution's stdout and stderr, 4 and 5 the command's, 6 the execution's
-# stdin, 8 the command's. A here-document is a pipe; /proc opens its other end. Its line is read, or is a first turn.
-# Only `exec` closes a descriptor for good: of a function's redirections the shell keeps the old ones.
+# serve STDIN. Descriptors: 3, 6 and 9 are the execution's stderr, stdin and stdout, 1, 7 and 8 the command's stdout,
+# stderr and stdin, open for both directions; 4 and 5 are the pipes in which pieces of stdout and stderr wait.
+# Only `exec` closes a descriptor for good: of a function's redirections the shell keeps the old ones. What runs in the
+# background has another stdin.
 serve() {
-  exec 7<<END
+  exec </proc/self/fd/7 7<&1 1>&9 9</proc/self/fd/7 7<<END
 0
 END
   exec 7<>/proc/self/fd/7
   {
-    exec <&5 >&3 3<&7 4<&- 5<&- 6<&- 7<&- 8>&-
-    pump line
+    exec <&9 3<&7 5<&- 6<&- 7<&- 8>&- 9<&-
+    echo ">"
+    pump
   } &
-  errors=$!
-  exec 5<&7 3<<END
+  output=$!
+  exec 4<&5 5<<END 9<<END
 0
 END
-  exec 3<>/proc/self/fd/3
-  say=line
+0
+END
+  read -r _ <&9
+  exec 5<>/proc/self/fd/5 9<>/proc/self/fd/9
   if [ "$1" = open ]; then
-    say=in_turn
-    exec 7<<END 9<<TURN
-0
-END
-0
-TURN
-    exec 7<>/proc/self/fd/7 9<>/proc/self/fd/9
-    read -r _ <&7
     {
-      exec 3<&- 4<&- 5<&- 6<&-
-      feed $say
+      exec 3<&- 4<&- 5<&- 6<&- 7<&- 8>/proc/self/fd/8
+      feed
     } &
-    exec 8>&-
   fi
+  exec 8>&-
   {
-    exec 4<&- 9<&-
+    exec 3<&- 4<&-
     obey
   } &
-  exec <&4 4<&- 5<&- 6<&-
-  line ">"
-  pump $say
-  wait $errors
+  exec >&3 3<&5 5<&- 6<&- 7<&- 9<&-
+  pump
+  wait $output
   kill -9 0
 }
 
@@ -173,7 +162,13 @@ case $why in
   denied) give_up 126 denied ;;
 esac
 
-exec 4<<END 5<<END 0<<END
+# A here-document is a pipe; /proc opens its other end. A pipe that is made later may be smaller (pipe-user-pages-soft in
+# pipe(7)), so those in which pieces wait are made first.
+exec 4<<END 5<<END 1<<END 7<<END 8<<END
+0
+END
+0
+END
 0
 END
 0
@@ -181,13 +176,11 @@ END
 0
 END
 [ -p /proc/self/fd/4 ] || give_up 125 "has a shell whose here-documents are files"
-read -r _ <&4
-read -r _ <&5
-read -r _
-exec 1>/proc/self/fd/4 7>/proc/self/fd/5 8>/proc/self/fd/0
-[ "$stdin" = open ] || exec </dev/null 8>&-
+for pipe in 4 5 1 7 8; do read -r _ <&$pipe; done
+exec 1<>/proc/self/fd/1 7<>/proc/self/fd/7 8<>/proc/self/fd/8
+[ "$stdin" = open ] || exec 8</dev/null
 # Through a process that ends at once: the command gets no child that it did not start.
 # shellcheck disable=SC2016 # the inner shell fills it in
-(setsid sh -c 'eval "$0"' "$0" serve "$stdin" <&6 >&9 7>&- 9>&- &)
-exec 2>&7 3>&- 4<&- 5<&- 6<&- 7>&- 8>&- 9>&-
+(setsid sh -c 'eval "$0"' "$0" serve "$stdin" &)
+exec </proc/self/fd/8 >/proc/self/fd/1 2>/proc/self/fd/7 3>&- 4<&- 5<&- 6<&- 7>&- 8>&- 9>&-
 exec env -u _ -u PWD -u OLDPWD -u SHLVL -u BULKHEAD_WRAPPER "$@"
