@@ -1,8 +1,8 @@
 """Starts the launcher: `python -I -S -c '…' CONFIG_FD`. The configuration comes on a descriptor and not from the
 gateway.
 
-First comes what needs the host (groups, socket). Then the launcher enters the template. After that nothing can be
-imported.
+First comes what needs the host (groups, socket, storage). Then the launcher enters the template. After that nothing
+can be imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import resource
 import sys
 
 from app.launcher import config
-from app.launcher.daemon import cgroup_mounts, file_locks, probe, template
+from app.launcher.daemon import cgroup_mounts, file_locks, loop_storage, probe, template
 from app.launcher.daemon.server import LauncherServer
 from app.launcher.kernel.syscalls import PR_CAPBSET_DROP, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 
@@ -47,8 +47,9 @@ def main(config_fd: int, parent: int) -> None:
         raise SystemExit(f"bulkhead: {sentence}: {error.strerror}") from None
     listener = _listen(settings)
     lock_counter = file_locks.open_counter()
+    disks = loop_storage.open_loop_storage(settings.storage_dir)
     template.enter_template(settings)
-    server = LauncherServer(settings, listener, tree, lock_counter)
+    server = LauncherServer(settings, listener, tree, lock_counter, disks)
     _forget_how_to_import()
     _empty_bounding_set()
     wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -16,7 +16,8 @@ class Config:
     __slots__ = (
         "accept_missing", "cgroup_parent", "etc_paths", "gateway_gid", "gateway_uid", "hostname", "max_cpu_millis",
         "max_disk_bytes", "max_executions", "max_file_locks", "max_memory_bytes", "max_processes", "max_sandboxes",
-        "max_terminals", "root_paths", "run_dir", "socket", "uid_count", "uid_first",
+        "max_terminals", "root_paths", "run_dir", "socket", "storage_dir", "storage_reserve_bytes", "uid_count",
+        "uid_first",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class Config:
         self.max_file_locks = 100_000
         self.max_terminals = 2048
         self.max_memory_bytes, self.max_disk_bytes = 1 << 32, 1 << 32
+        self.storage_dir, self.storage_reserve_bytes = "", 0  # a path of the host; what disks leave free there
         self.root_paths: list[str] = []
         self.etc_paths: list[str] = []
         self.accept_missing: list[str] = []

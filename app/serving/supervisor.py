@@ -58,6 +58,8 @@ def launcher_config(settings: Settings, slot: Slot) -> Config:
     config.max_executions = settings.capacity.executions_running + settings.capacity.executions_kept
     config.max_file_locks = process.max_file_locks
     config.max_terminals = process.max_terminals
+    config.storage_dir = str((process.storage_dir or settings.data / "storage").absolute())
+    config.storage_reserve_bytes = process.storage_reserve_mib * MIB
     config.max_cpu_millis = round(limits.cpus.ceiling * 1000)
     config.max_memory_bytes = int(limits.memory_mib.ceiling) * MIB
     config.max_disk_bytes = int(limits.disk_mib.ceiling) * MIB

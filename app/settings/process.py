@@ -40,6 +40,16 @@ class ProcessSettings(Part):
     max_terminals: int = Field(
         2048, ge=1, le=2**20, description="terminals of the host that may be in use when a sandbox gets one more"
     )
+    storage_dir: Path | None = Field(
+        None,
+        description="folder of root for the disks of sandboxes, on ext4 or xfs; absent: `storage` in the data folder",
+    )
+    storage_reserve_mib: int = Field(
+        1024,
+        ge=0,
+        le=2**31,
+        description="room that the disks of sandboxes leave free in the file system of that folder",
+    )
     launcher_socket: Path | None = Field(None, description="socket of a launcher that is a service of its own")
     gateway_uid: int | None = Field(None, ge=1, description="uid of the gateway that may connect to that launcher")
 
@@ -51,9 +61,9 @@ class ProcessSettings(Part):
                 raise ValueError(f"{path} must be an absolute directory below /, without ..")
         return paths
 
-    @field_validator("launcher_socket")
+    @field_validator("launcher_socket", "storage_dir")
     @classmethod
-    def _absolute_socket(cls, path: Path | None) -> Path | None:
+    def _absolute_path(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_absolute():
             raise ValueError(f"{path} must be an absolute path")
         return path

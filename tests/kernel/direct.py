@@ -38,7 +38,7 @@ Launched = tuple[Config, subprocess.Popen[bytes]]
 
 
 @contextmanager
-def launcher(**settings: int) -> Iterator[tuple[Config, subprocess.Popen[bytes]]]:
+def launcher(**settings: int | str) -> Iterator[tuple[Config, subprocess.Popen[bytes]]]:
     """A running launcher whose gateway is uid `config.gateway_uid`; root may connect too."""
     slot = take_slot(UID_BASE, 65_536)
     config = Config()

@@ -55,6 +55,7 @@ REFUSED = {
     "mount_proc": ("prove_read_only_root", "EROFS"),
     "mount_storage": ("size_storage", "EINVAL"),
     "mount_terminals": ("await_plan", "EPROTO"),
+    "mount_disk": ("prove_storage", "EXDEV"),
     "empty_bounding_set": ("prove", "ENOTSUP"),
     "await_plan": ("worker", "0"),
     "enter_cgroup_namespace": ("prove", "ENOTSUP"),
@@ -115,7 +116,7 @@ SECOND_WALLS = {
     "hide_from_commands",  # the change of uid had that effect already, unless fs.suid_dumpable is not 0
 }
 WARM_UP = {"rehearse"}
-PROOFS = {"prove_masks", "prove_read_only_root", "prove_identity", "prove_landlock", "prove_filter"}
+PROOFS = {"prove_masks", "prove_storage", "prove_read_only_root", "prove_identity", "prove_landlock", "prove_filter"}
 
 
 def test_every_step_has_its_place_in_one_of_the_lists() -> None:
@@ -132,7 +133,7 @@ def root() -> None:
 @pytest.mark.parametrize("step", REFUSED)
 def test_without_this_step_no_sandbox_is_served(step: str, tmp_path: Path) -> None:
     with service_without(step, tmp_path) as service:
-        status, problem = service.call("POST", "/sandboxes", {})
+        status, problem = service.call("POST", "/sandboxes", {"storage": "disk"} if step == "mount_disk" else {})
         assert (status, problem["type"]) == (500, "/problems/launch_failed")
         assert (problem["step"], problem["errno"]) == REFUSED[step]
         assert service.call("GET", "/sandboxes")[1]["items"] == []

@@ -36,6 +36,14 @@ class CgroupReceipt(Receipt):
     swap: str
 
 
+class StorageReceipt(Receipt):
+    """What is mounted at /workspace, as measured from outside."""
+
+    kind: str = Field(description="`memory` or `disk`")
+    file_system: str
+    bytes: int = Field(description="room for files when the sandbox was made")
+
+
 class LinkReceipt(Receipt):
     name: str
     up: bool
@@ -79,6 +87,7 @@ class Isolation(Receipt):
     landlock: LandlockReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     seccomp: SeccompReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     cgroup: CgroupReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
+    storage: StorageReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     network: NetworkReceipt | SkipJsonSchema[None] = Field(default_factory=lambda: None)
     missing_layers: list[str] = Field(default_factory=list, description="layers that the operator accepted as missing")
     output_mode: str = Field(default_factory=str, description="`exact`, or `plain` where the image cannot do it")

@@ -49,6 +49,12 @@ class _Marshal(Marshal):  # type: ignore[misc]
     msg_map: ClassVar[dict[int, type[nlmsg]]] = {16: _Link, 20: _Address, 24: _Route, 32: _Rule}
 
 
+_FILES = {
+    "memory": "files in /workspace, /tmp and /dev/shm count as memory: memory_bytes is the limit of both together",
+    "disk": "files in /workspace and /tmp are on a file system of their own; those in /dev/shm count as memory",
+}
+
+
 def isolation(
     facts: Mapping[str, str], about: Mapping[str, str], spec: SandboxSpec, network: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -79,10 +85,15 @@ def isolation(
             "cpuset_cpus": facts["cpuset_cpus"] or None,
             "swap": "none" if "swap_limit" in about.get("layers", "").split(",") else "not limited",
         },
+        "storage": {
+            "kind": facts["storage"],
+            "file_system": facts["storage_file_system"],
+            "bytes": int(facts["storage_bytes"]),
+        },
         "network": {"mode": spec.policy.network.mode, **network},
         "missing_layers": _list(about.get("accepted", "")),
         "notes": [
-            "files in /workspace, /tmp and /dev/shm count as memory: memory_bytes is the limit of both together",
+            _FILES[facts["storage"]],
             "Landlock and seccomp were tested inside the sandbox before the first command",
         ],
     }

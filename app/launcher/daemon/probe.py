@@ -17,6 +17,7 @@ from app.launcher.kernel.syscalls import (
     CLONE_NEWUSER,
     NR_CLONE3,
     clone3,
+    file_system_type,
     setns,
     syscall,
 )
@@ -33,6 +34,7 @@ CAPABILITIES = {
 }
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 _NS_GET_OWNER_UID = 0xB704
+_STORAGE = {0x01021994: ("memory", "tmpfs"), 0xEF53: ("disk", "ext4")}  # linux/magic.h
 _STATUS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "NSpid")
 
 
@@ -124,6 +126,18 @@ def owner_of_user_namespace(pid: int) -> int:
     finally:
         os.close(descriptor)
     return int.from_bytes(owner, "little")
+
+
+def storage_of(pid: int) -> dict[str, str]:
+    """Where the files of the sandbox of worker `pid` are: what is mounted at its /workspace, and how many bytes it has
+    room for. Raises OSError."""
+    descriptor = os.open(f"/proc/{pid}/root/workspace", os.O_PATH | os.O_CLOEXEC)
+    try:
+        kind, name = _STORAGE.get(file_system_type(descriptor), ("unknown", "unknown"))
+        found = os.fstatvfs(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"storage": kind, "storage_file_system": name, "storage_bytes": str(found.f_bavail * found.f_frsize)}
 
 
 def open_netlink(pid: int, own_network: int) -> int:

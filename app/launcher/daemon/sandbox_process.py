@@ -237,11 +237,14 @@ class SandboxProcess:
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
         facts["cpuset_cpus"] = self.groups.cpus_in_force()
+        facts |= probe.storage_of(self.pid)
         wrong = probe.shortcomings(status, entered, wanted) + self._strays()
         if "user_namespace" in layers and probe.owner_of_user_namespace(self.pid) != self.uid:
             wrong.append("its user namespace is not its own user's")
         if os.sched_getaffinity(self.pid) != set(self.cpus):
             wrong.append("it may use other processors than its own")
+        if facts["storage"] != ("disk" if self.plan.on_disk else "memory"):
+            wrong.append(f"its files are on {facts['storage_file_system']}")
         return facts, wrong
 
     def _strays(self) -> list[str]:

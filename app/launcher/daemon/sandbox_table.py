@@ -11,9 +11,11 @@ from app.launcher.daemon import cgroup, probe, template
 from app.launcher.daemon.checks import Refusal, answer, check_execution, check_plan, reply
 from app.launcher.daemon.connection import Connection
 from app.launcher.daemon.dead_groups import DeadGroups
+from app.launcher.daemon.disks import Disks
 from app.launcher.daemon.execution_limits import LimitedExecutions
 from app.launcher.daemon.file_locks import LockHolders
 from app.launcher.daemon.host import Host
+from app.launcher.daemon.loop_storage import LoopStorage, StorageError
 from app.launcher.daemon.oom import killed_too_often
 from app.launcher.daemon.pausing import Pauses
 from app.launcher.daemon.sandbox_process import SandboxProcess
@@ -48,9 +50,17 @@ if TYPE_CHECKING:
 class SandboxTable:
     """`poll` belongs to the loop. Workers' descriptors are registered there, and the loop calls `hear` for them."""
 
-    def __init__(self, config: Config, tree: cgroup.CgroupTree, poll: select.poll, lock_counter: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tree: cgroup.CgroupTree,
+        poll: select.poll,
+        lock_counter: int,
+        storage: LoopStorage | StorageError,
+    ) -> None:
         self._config, self._poll = config, poll
-        self.host = Host(config, tree)
+        self._disks = Disks(config, storage, poll)
+        self.host = Host(config, tree, self._disks.lacks)
         self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, template.masks())
         self.pauses = Pauses()
         trees = [hierarchy.parent for hierarchy in tree.hierarchies]
@@ -154,13 +164,13 @@ class SandboxTable:
                 f"layer:{self.host.missing[0]}", errno.ENOSYS, f"this host lacks {', '.join(self.host.missing)}"
             )
         check_plan(plan, self._config, self.host.filters)
-        if plan.on_disk:
-            raise Refusal("layer:loop_storage", errno.ENOSYS, "this launcher makes no disks")
         if plan.sandbox_id in self._sandboxes:
             raise Refusal("plan", errno.EEXIST, "a sandbox of this id is still there")
         if len(self._sandboxes) >= self._config.max_sandboxes:
             limit = self._config.max_sandboxes
             raise Refusal("plan", errno.EDQUOT, f"the limit of {limit} sandboxes is reached")
+        if plan.on_disk:
+            self._disks.check(plan.disk_bytes)
         owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors[0])
         descriptors.clear()  # it is the socket's now
         try:
@@ -180,6 +190,8 @@ class SandboxTable:
         if (ooms := sandbox.groups.oom_events) is not None:
             self._by_descriptor[ooms.descriptor] = sandbox
             self._poll.register(ooms.descriptor, ooms.events)
+        if plan.on_disk:
+            self._disks.begin(sandbox)
 
     def execute(self, connection: Connection, kind: int, source: Reader, descriptors: list[int]) -> None:
         """Starts a command or a file agent. Raises Refusal. Otherwise the worker answers."""
@@ -245,12 +257,16 @@ class SandboxTable:
     # --- workers and their groups
 
     def knows(self, descriptor: int) -> bool:
-        return descriptor in self._by_descriptor or descriptor == self._locks.descriptor
+        known = descriptor in self._by_descriptor or descriptor == self._locks.descriptor
+        return known or self._disks.knows(descriptor)
 
     def hear(self, descriptor: int) -> None:
-        """Called when a descriptor is readable: that of a worker, of its groups, or of a search for file locks."""
+        """Called when a descriptor is readable: that of a worker, of its groups, of a search for file locks, or of a
+        child that makes a disk."""
         if descriptor == self._locks.descriptor:
             self._carry_out(self._locks.take())
+        elif self._disks.knows(descriptor):
+            self._disks.hear(descriptor)
         else:
             self._hear_sandbox(descriptor)
 

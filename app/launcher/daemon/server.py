@@ -16,6 +16,7 @@ from app.launcher.config import Config
 from app.launcher.daemon import cgroup
 from app.launcher.daemon.checks import Refusal, reply
 from app.launcher.daemon.connection import Connection
+from app.launcher.daemon.loop_storage import LoopStorage, StorageError
 from app.launcher.daemon.sandbox_table import SandboxTable
 from app.launcher.protocol import (
     AGENT,
@@ -42,12 +43,19 @@ _MOST_CONNECTIONS = 32  # a gateway needs one
 
 
 class LauncherServer:
-    def __init__(self, config: Config, listener: _socket.socket, tree: cgroup.CgroupTree, lock_counter: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        listener: _socket.socket,
+        tree: cgroup.CgroupTree,
+        lock_counter: int,
+        storage: LoopStorage | StorageError,
+    ) -> None:
         self._config, self._listener = config, listener
         self._connections: dict[int, Connection] = {}
         self._poll = select.poll()
         self._poll.register(listener.fileno(), select.POLLIN)
-        self._sandboxes = SandboxTable(config, tree, self._poll, lock_counter)
+        self._sandboxes = SandboxTable(config, tree, self._poll, lock_counter, storage)
         self.stopping = False
 
     # --- the loop

@@ -28,6 +28,8 @@ NR_SETRESUID = 117 if _X86 else 147
 NR_SETRESGID = 119 if _X86 else 149
 NR_KCMP = 312 if _X86 else 272
 NR_SIGNALFD4 = 289 if _X86 else 74
+NR_FALLOCATE = 285 if _X86 else 47
+NR_FSTATFS = 138 if _X86 else 44
 NR_MOVE_MOUNT = 429
 NR_FSOPEN = 430
 NR_FSCONFIG = 431
@@ -53,7 +55,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 
-_FSOPEN_CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE, _FSMOUNT_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1, 6, 1, 4
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1, 4
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
@@ -99,11 +102,15 @@ def mount_setattr(target: str, set_: int) -> None:
 
 
 def detached_mount(kind: str, options: dict[str, str], attributes: int) -> int:
-    """A descriptor of a new file system that is mounted nowhere yet (Linux 5.2), fsopen(2), fsmount(2)."""
+    """A descriptor of a file system that is mounted nowhere yet (Linux 5.2), fsopen(2), fsmount(2). An option without a
+    value has the value ""."""
     context = syscall(NR_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
     try:
         for name, value in options.items():
-            syscall(NR_FSCONFIG, context, _FSCONFIG_SET_STRING, name.encode(), value.encode(), 0)
+            if value:
+                syscall(NR_FSCONFIG, context, _FSCONFIG_SET_STRING, name.encode(), value.encode(), 0)
+            else:
+                syscall(NR_FSCONFIG, context, _FSCONFIG_SET_FLAG, name.encode(), None, 0)
         syscall(NR_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
         return syscall(NR_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
     finally:
@@ -113,6 +120,19 @@ def detached_mount(kind: str, options: dict[str, str], attributes: int) -> int:
 def attach_mount(descriptor: int, target: str) -> None:
     """Mounts it at `target`, move_mount(2)."""
     syscall(NR_MOVE_MOUNT, descriptor, b"", AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Reserves the first `size` bytes of a file on its file system, fallocate(2). Unlike posix_fallocate(3) it never
+    writes them where the file system cannot reserve."""
+    syscall(NR_FALLOCATE, descriptor, 0, 0, size)
+
+
+def file_system_type(descriptor: int) -> int:
+    """The magic number of the file system that a file is on, fstatfs(2)."""
+    found = (ctypes.c_long * 32)()
+    syscall(NR_FSTATFS, descriptor, found)
+    return int(found[0])
 
 
 def umount(target: str, flags: int = 0) -> None:

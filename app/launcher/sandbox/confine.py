@@ -25,7 +25,6 @@ AHEAD = (
     steps.prove_masks,
     steps.mount_storage,
     steps.mount_terminals,
-    lockdown.prove_read_only_root,  # after the last mount
     lockdown.set_limits,
     lockdown.empty_bounding_set,  # needs CAP_SETPCAP; what is held already stays
     lockdown.rehearse,
@@ -39,6 +38,9 @@ FROM_PLAN = (
     steps.join_cgroup,  # after the namespace: the worker lives outside of the limits
     steps.keep_to_cpus,
     steps.size_storage,
+    steps.mount_disk,  # after the size, which is that of what the disk replaces
+    steps.prove_storage,
+    lockdown.prove_read_only_root,  # after the last mount
 )
 
 # The lockdown: each step takes away what the ones above needed. Nothing here can be undone.

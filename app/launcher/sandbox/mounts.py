@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 
 from app.launcher.kernel.syscalls import (
+    MNT_DETACH,
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
     MS_REMOUNT,
+    attach_mount,
     mount,
+    umount,
 )
 
 INSIDE_ID = 1000
@@ -86,7 +89,16 @@ def mount_private_storage() -> None:
     mount("/tmp/tmp", "/tmp", None, MS_BIND)  # noqa: S108 - last: it covers the other two
 
 
-def size_private_storage(disk_bytes: int) -> None:
+def size_private_storage(size: int) -> None:
     """Sets its final size. Inodes are limited with it: one per 4 KiB, as each costs the kernel about 1 KiB."""
-    options = f"size={disk_bytes},nr_inodes={max(1024, disk_bytes // 4096)}"
+    options = f"size={size},nr_inodes={max(1024, size // 4096)}"
     mount("none", "/workspace", None, MS_REMOUNT | MS_NOSUID | MS_NODEV, options)
+
+
+def mount_private_disk(disk: int) -> None:
+    """Puts the disk in the place of the tmpfs behind /workspace and /tmp. /dev/shm stays in memory."""
+    for path in ("/workspace", "/tmp", "/tmp"):  # noqa: S108 - /tmp has the tmpfs itself below its own folder
+        umount(path, MNT_DETACH)
+    attach_mount(disk, "/tmp")  # noqa: S108
+    mount("/tmp/workspace", "/workspace", None, MS_BIND)  # noqa: S108
+    mount("/tmp/tmp", "/tmp", None, MS_BIND)  # noqa: S108

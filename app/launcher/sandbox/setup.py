@@ -15,6 +15,7 @@ class SandboxSetup:
         "channel",
         "config",
         "cpus",
+        "disk_device",
         "filters",
         "join_descriptors",
         "landlock_abi",
@@ -43,3 +44,4 @@ class SandboxSetup:
         self.worker_group: list[int] = []  # into those of the workers
         self.processes_file = self.processes_count = -1  # version 2: pids.max and pids.current
         self.cpus: list[int] = []  # to keep to; empty where a control group sees to that
+        self.disk_device = -1  # st_dev of the disk, if the plan asks for one

@@ -27,7 +27,7 @@ from app.launcher.kernel.syscalls import (
     syscall,
     unshare,
 )
-from app.launcher.protocol import GO, IDENTITY, NETWORK_UP, TERMINALS, CreatePlan, Reader
+from app.launcher.protocol import DISK, GO, IDENTITY, NETWORK_UP, TERMINALS, CreatePlan, Reader
 from app.launcher.protocol.packets import receive
 from app.launcher.sandbox import mounts
 from app.launcher.sandbox.setup import SandboxSetup
@@ -166,15 +166,39 @@ def mount_storage(setup: SandboxSetup) -> None:
 
 
 def size_storage(setup: SandboxSetup) -> None:
-    mounts.size_private_storage(min(setup.plan.disk_bytes, setup.plan.memory_bytes - mounts.NEVER_FILES))
+    """With a disk it is that of /dev/shm alone."""
+    most = setup.plan.memory_bytes - mounts.NEVER_FILES
+    mounts.size_private_storage(most if setup.plan.on_disk else min(setup.plan.disk_bytes, most))
+
+
+def mount_disk(setup: SandboxSetup) -> None:
+    """The launcher's child made it: a file system with a device is root's of the host to mount."""
+    if setup.plan.on_disk:
+        disk = _receive_mount(setup, DISK)
+        setup.disk_device = os.fstat(disk).st_dev
+        mounts.mount_private_disk(disk)
+        os.close(disk)
+
+
+def prove_storage(setup: SandboxSetup) -> None:
+    """/workspace and /tmp are on the disk, if the plan asks for one. Else they are where /dev/shm is."""
+    wanted = setup.disk_device if setup.plan.on_disk else os.stat("/dev/shm").st_dev  # noqa: S108
+    for path in ("/workspace", "/tmp"):  # noqa: S108
+        if os.stat(path).st_dev != wanted:
+            raise OSError(errno.EXDEV, f"{path} is on another file system")
 
 
 def mount_terminals(setup: SandboxSetup) -> None:
     """A devpts of its own. The launcher made it: what makes terminals in it must belong to root, and nobody here is."""
+    terminals = _receive_mount(setup, TERMINALS)
+    attach_mount(terminals, "/dev/pts")
+    os.close(terminals)
+
+
+def _receive_mount(setup: SandboxSetup, kind: int) -> int:
     word, descriptors = receive(setup.channel)
     if not word:
         raise OSError(errno.EPIPE, "the launcher went away")
-    if word != bytes((TERMINALS,)) or len(descriptors) != 1:
-        raise OSError(errno.EPROTO, "no terminals")
-    attach_mount(descriptors[0], "/dev/pts")
-    os.close(descriptors[0])
+    if word != bytes((kind,)) or len(descriptors) != 1:
+        raise OSError(errno.EPROTO, "no mount")
+    return descriptors[0]

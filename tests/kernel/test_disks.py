@@ -1,0 +1,350 @@
+"""Sandboxes with a disk: what they hold, what they never take from the host, and bad days of the operator's disk.
+
+The storage folder is in a file system that the test makes and that nobody else uses, so what is free there is exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.launcher.daemon.disk_image import image_bytes
+from app.launcher.kernel.syscall_table import NUMBERS
+from app.launcher.kernel.syscalls import syscall
+from app.launcher.protocol import CREATE, CreatePlan, Writer
+from tests.kernel import host
+from tests.kernel.direct import MIB, Gateway, Launched, Refused, launcher, plan, sandboxes_of
+from tests.require import require
+
+OPERATOR_MIB = 600
+SIZES = (16, 32, 64, 256)
+LOOP_GET_STATUS64 = 0x4C05
+NR_OPEN_BY_HANDLE_AT = NUMBERS[os.uname().machine]["open_by_handle_at"]
+
+
+@contextmanager
+def operators_disk(folder: Path, mib: int = OPERATOR_MIB) -> Iterator[Path]:
+    """A file system of its own, as an operator has one for disks."""
+    image, place = folder / "operator.img", folder / "operator"
+    with image.open("wb") as file:
+        file.truncate(mib * MIB)
+    place.mkdir()
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+        image.unlink()
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    require("root", os.geteuid() == 0, "only root mounts")
+    require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
+    with operators_disk(tmp_path_factory.mktemp("disks")) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def launched(operator: Path) -> Iterator[Launched]:
+    with launcher(storage_dir=str(operator / "storage"), storage_reserve_bytes=64 * MIB) as running:
+        with Gateway(running[0].socket) as gateway:  # the templates of these sizes stay
+            for mib in SIZES:
+                with gateway.create(on_disk(mib=mib)):
+                    gateway.destroy()
+        yield running
+
+
+@pytest.fixture
+def gateway(launched: Launched) -> Iterator[Gateway]:
+    with Gateway(launched[0].socket) as connected:
+        yield connected
+
+
+def free(place: Path) -> int:
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
+def loops(place: Path) -> list[int]:
+    """Numbers of the loop devices whose file is on the file system of `place`."""
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        name = backing.parts[3]
+        with contextlib.suppress(OSError), Path(f"/dev/{name}").open("rb") as device:
+            info = fcntl.ioctl(device, LOOP_GET_STATUS64, bytes(232))
+            if int.from_bytes(info[:8], "little") == place.stat().st_dev:
+                found.append(int(name.removeprefix("loop")))
+    return found
+
+
+def on_disk(sandbox_id: str = "one", mib: int = 32, memory_mib: int = 64) -> CreatePlan:
+    return plan(sandbox_id, on_disk=True, disk_bytes=mib * MIB, memory_bytes=memory_mib * MIB)
+
+
+@contextmanager
+def nothing_stays(place: Path) -> Iterator[None]:
+    before, devices = free(place), loops(place)
+    yield
+    host.until(lambda: loops(place) == devices, "every loop device is free again")
+    host.until(lambda: free(place) == before, f"all of the room is back: {before}, {free(place)}")
+
+
+# --- what a disk is
+
+
+def test_200_mb_of_files_are_no_memory(gateway: Gateway, operator: Path) -> None:
+    script = """
+import hashlib, os
+wrote = hashlib.sha256()
+for name in range(4):
+    with open(f"/workspace/{name}", "wb") as file:
+        for _ in range(50):
+            piece = os.urandom(1 << 20)
+            wrote.update(piece)
+            file.write(piece)
+read = hashlib.sha256()
+for name in range(4):
+    with open(f"/workspace/{name}", "rb") as file:
+        while piece := file.read(1 << 20):
+            read.update(piece)
+print(wrote.digest() == read.digest())
+"""
+    with nothing_stays(operator):
+        with gateway.create(on_disk(mib=256)) as owner:
+            assert gateway.run(owner, 1, "python3", "-c", script) == (b"True\n", 0)
+            gateway.destroy()
+
+
+FILL = """
+import errno, os
+def fill(path, most):
+    written = 0
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while written < most:
+                written += file.write(PIECE)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+    return written
+PIECE = bytes(65536)
+"""
+
+
+@pytest.mark.parametrize("mib", [16, 64, 256])
+def test_disk_holds_what_was_asked_for_and_little_more(gateway: Gateway, operator: Path, mib: int) -> None:
+    script = (
+        FILL
+        + """
+kept = bytearray(os.urandom(32 << 20))
+again = bytes(kept)
+print(fill("/workspace/x", 1 << 40))
+assert kept == again, "the program keeps its memory"
+os.unlink("/workspace/x")
+PIECE, files = bytes(4096), 0
+while LITTLE and fill(f"/tmp/{files}", 4096):
+    files += 1
+print(files * 4096)
+"""
+    )
+    script = script.replace("LITTLE", str(mib == 16))
+    with nothing_stays(operator):
+        with gateway.create(on_disk(mib=mib, memory_mib=128)) as owner:
+            data, status = gateway.run(owner, 1, "python3", "-c", script)
+            gateway.destroy()
+    assert status == 0
+    one, little = map(int, data.split())
+    assert mib * MIB <= one <= mib * MIB * 1.05 + 4 * MIB
+    assert little == 0 or mib * MIB <= little <= mib * MIB * 1.05 + 4 * MIB
+
+
+def test_workspace_and_tmp_share_the_disk_and_dev_shm_is_memory(gateway: Gateway) -> None:
+    script = "stat -c %d%a /workspace /tmp /dev/shm; stat -f -c %T /workspace /dev/shm ; id -u"
+    with gateway.create(on_disk()) as owner:
+        words = gateway.run(owner, 1, "sh", "-c", script)[0].split()
+        mounts = gateway.run(owner, 2, "cat", "/proc/self/mountinfo")[0].decode().splitlines()
+        gateway.destroy()
+    workspace, tmp, shm = words[:3]
+    assert (workspace[:-3], workspace[-3:]) == (tmp[:-4], b"700")
+    assert tmp[-4:] == shm[-4:] == b"1777"
+    assert shm[:-4] != tmp[:-4]
+    assert words[3:] == [b"ext2/ext3", b"tmpfs", b"1000"]
+    own = [line for line in mounts if " - ext4 disk " in line]
+    assert [line.split()[4] for line in own] == ["/tmp", "/workspace", "/tmp"]
+    assert all({"nosuid", "nodev"} <= set(line.split()[5].split(",")) for line in own)
+    assert not [line for line in mounts if "loop" in line or "operator" in line]
+
+
+def test_launcher_holds_nothing_of_a_disk(gateway: Gateway, launched: Launched, operator: Path) -> None:
+    """So it is never the one that gives the blocks back, which takes as long as they are many."""
+
+    def held() -> list[str]:
+        """Files, devices, and mounts that are attached nowhere."""
+        found = host.descriptors(launched[1].pid)
+        return [name for name in found if name == "/" or name.startswith("/dev/") or "(deleted)" in name]
+
+    before = held()
+    assert sum(str(operator) in name for name in before) == len(SIZES), "the control: templates are seen"
+    with nothing_stays(operator), gateway.create(on_disk()):
+        host.until(lambda: held() == before, "it holds what it holds without a disk")
+        assert len(loops(operator)) == 1
+        gateway.destroy()
+
+
+def test_host_neither_caches_nor_flushes_what_a_sandbox_writes(gateway: Gateway, operator: Path) -> None:
+    flushes = Path(f"/sys/dev/block/{os.major(operator.stat().st_dev)}:{os.minor(operator.stat().st_dev)}/stat")
+
+    def flushed() -> int:
+        return int(flushes.read_text().split()[15])
+
+    script = """
+import os, sys
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY | os.O_SYNC)
+for _ in range(400):
+    os.write(file, os.urandom(65536))
+os.fsync(file)
+"""
+    before = flushed()
+    subprocess.run(["python3", "-c", script, operator / "control"], check=True)
+    assert flushed() - before >= 400, "the control: each write outside is a flush"
+    (operator / "control").unlink()
+    with gateway.create(on_disk(mib=64)) as owner:
+        before = flushed()
+        assert gateway.run(owner, 1, "python3", "-c", script, "/workspace/x") == (b"", 0)
+        assert flushed() - before <= 10, "only what the operator's own journal does now and then"
+        with open_image(operator) as image:
+            assert cached(image) <= 1 * MIB
+            os.pread(image, 20 * MIB, 30 * MIB)
+            assert cached(image) >= 16 * MIB, "the control: what is read through the cache is counted"
+        gateway.destroy()
+
+
+@contextmanager
+def open_image(place: Path) -> Iterator[int]:
+    """The one file of a disk on `place`. It has no name, so it is opened by its number, open_by_handle_at(2)."""
+    (number,) = loops(place)
+    with Path(f"/dev/loop{number}").open("rb") as device:
+        inode = int.from_bytes(fcntl.ioctl(device, LOOP_GET_STATUS64, bytes(232))[8:16], "little")
+    handle = struct.pack("IiII", 8, 1, inode, 0)  # FILEID_INO32_GEN, of any generation
+    folder = os.open(place, os.O_RDONLY)
+    image = syscall(NR_OPEN_BY_HANDLE_AT, folder, handle, os.O_RDONLY)
+    try:
+        yield image
+    finally:
+        os.close(folder)
+        os.close(image)
+
+
+def cached(file: int) -> int:
+    """Bytes of a file that are in the host's page cache, mincore(2)."""
+    size, libc = os.fstat(file).st_size, ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    address = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, file, ctypes.c_long(0))
+    pages = (ctypes.c_ubyte * (size // 4096))()
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages) == 0
+    libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+    return sum(page & 1 for page in pages) * 4096
+
+
+# --- bad days
+
+
+def test_disk_that_does_not_fit_above_the_reserve_is_refused_and_nothing_is_made(
+    gateway: Gateway, launched: Launched, operator: Path
+) -> None:
+    reserve = launched[0].storage_reserve_bytes
+    with nothing_stays(operator), filled(operator, reserve + image_bytes(64 * MIB)):
+        before = free(operator)
+        with pytest.raises(Refused) as refused:
+            gateway.create(on_disk(mib=65))
+        assert (refused.value.step, refused.value.errno) == ("storage", errno.ENOSPC)
+        assert str(image_bytes(65 * MIB)) in refused.value.detail
+        assert free(operator) == before
+        assert sandboxes_of(launched) == set()
+        for fits in (plan(), on_disk(mib=64)):
+            with gateway.create(fits):
+                gateway.destroy()
+
+
+@contextmanager
+def filled(place: Path, leave: int) -> Iterator[None]:
+    """`leave` bytes stay free, and half a MiB more at most."""
+    file = place / "filled"
+    with file.open("wb", buffering=0) as opened:
+        os.posix_fallocate(opened.fileno(), 0, free(place) - leave - MIB // 2)
+        assert leave <= free(place) <= leave + MIB // 2
+        if not leave:
+            opened.seek(0, os.SEEK_END)
+            with contextlib.suppress(OSError):
+                while opened.write(bytes(4096)):
+                    pass
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+def test_operators_disk_that_others_fill_is_not_noticed_by_those_who_have_one(gateway: Gateway, operator: Path) -> None:
+    script = (
+        FILL
+        + """
+import hashlib
+PIECE = bytes(range(256)) * 256
+assert fill("/workspace/x", 32 << 20) == 32 << 20
+with open("/workspace/x", "rb") as file:
+    while piece := file.read(65536):
+        assert piece == PIECE
+print(os.stat("/workspace/x").st_size)
+"""
+    )
+    with nothing_stays(operator):
+        with gateway.create(on_disk()) as owner:
+            with filled(operator, 0):
+                with pytest.raises(OSError, match="No space left"):
+                    (operator / "control").write_bytes(bytes(MIB))
+                (operator / "control").unlink()
+                assert gateway.run(owner, 1, "python3", "-c", script) == (b"%d\n" % (32 * MIB), 0)
+                with pytest.raises(Refused) as refused:
+                    gateway.create(on_disk("late"))
+                assert refused.value.errno == errno.ENOSPC
+            assert gateway.run(owner, 2, "sha256sum", "/workspace/x")[1] == 0
+            gateway.destroy()
+
+
+def test_slow_disk_holds_up_nobody_else(gateway: Gateway, operator: Path) -> None:
+    """Frozen, as long as an operator's disk may take: what is made on it waits, and the launcher serves the others."""
+    with nothing_stays(operator), gateway.create(plan("old")) as old:
+        subprocess.run(["fsfreeze", "--freeze", operator], check=True)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with ours, theirs:
+                number = gateway.post(CREATE, bytes(on_disk("slow").write(Writer(0)).data[1:]), [theirs.fileno()])
+                with gateway.create(plan("quick")):
+                    gateway.destroy("quick")
+                assert gateway.run(old, 1, "echo", "fine", sandbox_id="old") == (b"fine\n", 0)
+                assert number not in gateway.answers
+                subprocess.run(["fsfreeze", "--unfreeze", operator], check=True)
+                gateway.answer(number)
+                gateway.destroy("slow")
+        finally:
+            subprocess.run(["fsfreeze", "--unfreeze", operator], check=False, stderr=subprocess.DEVNULL)
+        gateway.destroy("old")
+
+
+def test_disk_smaller_than_16_mib_is_refused(gateway: Gateway) -> None:
+    with pytest.raises(Refused) as refused:
+        gateway.create(plan(on_disk=True, disk_bytes=16 * MIB - 1))
+    assert (refused.value.step, refused.value.errno) == ("plan", errno.ERANGE)
