@@ -5,6 +5,7 @@ It tries everything in a child process that then ends, and does not guess from c
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from app.launcher.daemon import cgroup_mounts, probe
 from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
+from app.launcher.daemon.disks import try_one
+from app.launcher.daemon.loop_storage import LAYER, StorageError, open_loop_storage
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import (
     CLONE_NEWCGROUP,
@@ -53,9 +56,17 @@ _SOMEBODY = 65_534  # any uid of the host that is not root's
 _KERNEL_CURE = "boot Linux 6.12 or later with CONFIG_SECURITY_LANDLOCK=y and landlock in the lsm= list"
 
 
-def probe_host() -> list[LayerReport]:
-    """Every layer, in the order in which a sandbox enters them."""
-    return [_root(), _user_namespace(), *_namespaces(), *_landlock(), _seccomp(), *_cgroups()]
+def probe_host(storage_dir: Path) -> list[LayerReport]:
+    """Every layer, in the order in which a sandbox enters them. `storage_dir` is the folder for disks."""
+    return [
+        _root(),
+        _user_namespace(),
+        *_namespaces(),
+        *_landlock(),
+        _seccomp(),
+        *_cgroups(),
+        _loop_storage(storage_dir),
+    ]
 
 
 def _in_child(attempt: Callable[[], object]) -> str:
@@ -139,6 +150,31 @@ def _cgroups() -> list[LayerReport]:
     cure = None if swap else "boot with swapaccount=1, or swapoff -a"
     reports.append(LayerReport("swap_limit", swap, "in force" if swap else "no memsw limit", cure, optional=True))
     return reports
+
+
+def _loop_storage(folder: Path) -> LayerReport:
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    reason, cure = _lack_for_disks(str(folder))
+    with contextlib.suppress(OSError):
+        for place in made:  # it only looks
+            place.rmdir()
+    detail = f"no sandbox can have a disk: {reason}" if reason else f"disks can be made in {folder}"
+    return LayerReport(LAYER, not reason, detail, cure, needed=False)
+
+
+def _lack_for_disks(folder: str) -> tuple[str, str | None]:
+    """What is in the way of a disk, and what helps."""
+    if os.geteuid() != 0:
+        return "only root can make one", "start the service with sudo or as a unit"
+    storage = open_loop_storage(folder)
+    if isinstance(storage, StorageError):
+        return storage.sentence, storage.cure
+    try:
+        maker, result = try_one(storage, _SOMEBODY)
+    except OSError as error:
+        return str(error.strerror), None
+    maker.reap()
+    return result.sentence, result.cure or None
 
 
 def _swap_limited(kind: type[CgroupTree], folder: str) -> bool:

@@ -50,7 +50,7 @@ def new_key(typed: Namespace) -> int:
 def probe(typed: Namespace) -> int:
     from app.cli.boxlite import probe_boxlite
     from app.cli.host import probe_host
-    from app.settings import SettingsError, load_settings
+    from app.settings import SettingsError, load_settings, storage_folder
 
     try:
         settings = load_settings()
@@ -58,7 +58,7 @@ def probe(typed: Namespace) -> int:
         say(str(error))
         return FAILED
     accepted: set[str] = set(settings.process.accept_missing)
-    layers = [*probe_host(), *probe_boxlite(settings.boxlite)]
+    layers = [*probe_host(storage_folder(settings)), *probe_boxlite(settings.boxlite)]
     if typed.json:
         put_json([asdict(layer) for layer in layers])
     else:

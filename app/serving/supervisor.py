@@ -25,7 +25,7 @@ from app.launcher.config import Config
 from app.launcher.daemon import cgroup_mounts
 from app.serving.messages import say
 from app.serving.slot import Slot, release, take_slot
-from app.settings import Settings
+from app.settings import Settings, storage_folder
 
 _GRACE_SECONDS = 20.0
 _READY_SECONDS = 20.0
@@ -58,7 +58,7 @@ def launcher_config(settings: Settings, slot: Slot) -> Config:
     config.max_executions = settings.capacity.executions_running + settings.capacity.executions_kept
     config.max_file_locks = process.max_file_locks
     config.max_terminals = process.max_terminals
-    config.storage_dir = str((process.storage_dir or settings.data / "storage").absolute())
+    config.storage_dir = str(storage_folder(settings))
     config.storage_reserve_bytes = process.storage_reserve_mib * MIB
     config.max_cpu_millis = round(limits.cpus.ceiling * 1000)
     config.max_memory_bytes = int(limits.memory_mib.ceiling) * MIB

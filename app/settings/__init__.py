@@ -285,3 +285,8 @@ def check_exposure(settings: Settings, key_hashes: Sequence[str]) -> None:
             f"refusing to listen on {settings.host} without a key: everybody who reaches it could run code here. "
             f"Make a key with `bulkhead key new NAME{option}`, or set BULKHEAD_API_KEYS, or set BULKHEAD_HOST=127.0.0.1"
         )
+
+
+def storage_folder(settings: Settings) -> Path:
+    """Where the disks of sandboxes are: an absolute path of the host."""
+    return (settings.process.storage_dir or settings.data / "storage").absolute()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tests.kernel import host
 from tests.kernel.talk import start
 from tests.kernel.without import prefix
 from tests.require import require
-from tests.service import Service
+from tests.service import PROJECT, Service, clean_environment
 
 # What an operator gives up with a layer: Landlock brings three.
 OPTIONAL = {
@@ -131,6 +133,35 @@ def test_without_a_freezer_only_pause_is_missing_and_says_so(tmp_path: Path) -> 
         status, problem = service.call("POST", "/sandboxes", {"requires": ["pause"]})
         assert (status, problem["missing"]) == (422, ["pause"])
         assert service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["missing_layers"] == []
+
+
+def test_without_loop_devices_only_disks_are_missing_and_the_probe_says_what_helps(tmp_path: Path) -> None:
+    with Service(tmp_path, prefix=prefix("loop_storage")) as service:
+        assert service.call("GET", "/readyz")[0] == 200
+        capabilities = service.call("GET", "/runtimes")[1]["items"][0]["capabilities"]
+        assert "storage_disk" not in capabilities
+        assert "storage_memory" in capabilities
+        status, problem = service.call("POST", "/sandboxes", {"storage": "disk"})
+        assert (status, problem["type"], problem["missing"]) == (422, "/problems/capability_missing", ["storage_disk"])
+        sandbox = service.create()
+        assert service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["missing_layers"] == []
+        assert service.run(sandbox, "echo", "fine")["stdout"] == "fine\n"
+    argv = [*prefix("loop_storage"), sys.executable, "-m", "app.cli", "probe", "--json"]
+    said = subprocess.run(argv, capture_output=True, cwd=PROJECT, env=clean_environment(), check=False)
+    layer = next(layer for layer in json.loads(said.stdout) if layer["layer"] == "loop_storage")
+    assert (layer["available"], layer["needed"]) == (False, False)
+    assert "/dev/loop-control" in layer["detail"]
+    assert "modprobe loop" in layer["cure"]
+
+
+def test_probe_of_a_host_with_loop_devices_makes_a_disk_and_leaves_nothing(tmp_path: Path) -> None:
+    require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
+    env = clean_environment() | {"BULKHEAD_DATA": str(tmp_path)}
+    argv = [sys.executable, "-m", "app.cli", "probe", "--json"]
+    said = subprocess.run(argv, capture_output=True, cwd=PROJECT, env=env, check=False)
+    layer = next(layer for layer in json.loads(said.stdout) if layer["layer"] == "loop_storage")
+    assert (layer["available"], layer["cure"]) == (True, None), layer
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("layer", REQUIRED)

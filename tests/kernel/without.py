@@ -72,6 +72,19 @@ def no_cgroups() -> None:
             umount(line.split()[4], MNT_DETACH)
 
 
+def no_loop_devices() -> None:
+    """A /dev of its own, as in a container that was given no devices."""
+    own_mounts()
+    kept = os.open("/dev", os.O_PATH | os.O_CLOEXEC)
+    mount("tmpfs", "/dev", "tmpfs", 0, "mode=755")
+    for name in ("null", "zero", "full", "random", "urandom", "tty"):
+        Path("/dev", name).touch()
+        mount(f"/proc/self/fd/{kept}/{name}", f"/dev/{name}", None, MS_BIND)
+    for name in ("pts", "shm"):
+        Path("/dev", name).mkdir()
+        mount(f"/proc/self/fd/{kept}/{name}", f"/dev/{name}", None, MS_BIND | MS_REC)
+
+
 def no_network_namespace() -> None:
     answer("unshare", bpf.when_any_bit(0, CLONE_NEWNET, bpf.refuse(errno.EPERM), bpf.ALLOW))
 
@@ -89,6 +102,7 @@ LACKING = {
     "cgroup_cpuset": lambda: no_controller("cpuset"),
     "cgroup_freezer": lambda: no_controller("freezer"),
     "cgroups": no_cgroups,
+    "loop_storage": no_loop_devices,
     "network_namespace": no_network_namespace,
     "seccomp": no_seccomp,
 }

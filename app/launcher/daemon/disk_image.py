@@ -51,8 +51,9 @@ def _inodes(usable_bytes: int) -> int:
     return max(1024, usable_bytes // BLOCK) + 16
 
 
-def make_template(template: int, usable_bytes: int) -> None:
-    """Makes the empty file system in the file `template`, with mke2fs. Raises OSError."""
+def make_template(template: int, usable_bytes: int, content: int) -> None:
+    """Makes the file system in the file `template`, with mke2fs. `content` is a folder with what is in it. Raises
+    OSError."""
     size = image_bytes(usable_bytes)
     os.ftruncate(template, size)
     program = next((path for path in _MKE2FS if os.access(path, os.X_OK)), "")
@@ -60,9 +61,14 @@ def make_template(template: int, usable_bytes: int) -> None:
         raise NoMke2fs(2, "there is no mke2fs")
     argv = [
         "mke2fs", "-q", "-F", "-b", str(BLOCK), "-I", str(_INODE), "-m", "0",
-        "-N", str(_inodes(usable_bytes)), "-O", _FEATURES, "-E", _OPTIONS, "/proc/self/fd/3", str(size // BLOCK),
+        "-N", str(_inodes(usable_bytes)), "-O", _FEATURES, "-E", _OPTIONS,
+        "-d", "/proc/self/fd/4", "/proc/self/fd/3", str(size // BLOCK),
     ]  # fmt: skip
-    actions = [(os.POSIX_SPAWN_DUP2, template, 3), (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
+    actions = [
+        (os.POSIX_SPAWN_DUP2, template, 3),
+        (os.POSIX_SPAWN_DUP2, content, 4),
+        (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+    ]
     pid = os.posix_spawn(program, argv, {"MKE2FS_CONFIG": "/dev/null"}, file_actions=actions)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status:

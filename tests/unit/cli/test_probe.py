@@ -19,7 +19,7 @@ FOUND = [
 
 @pytest.fixture(autouse=True)
 def _host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "probe_host", lambda: FOUND)
+    monkeypatch.setattr(host, "probe_host", lambda _: FOUND)
     for name in ("BULKHEAD_PROCESS__ACCEPT_MISSING", "BULKHEAD_BOXLITE__URL", "BOXLITE_REST_URL", "BOXLITE_URL"):
         monkeypatch.delenv(name, raising=False)
 
