@@ -75,6 +75,11 @@ class CgroupTree(ABC):
     # --- the host
 
     @staticmethod
+    @abstractmethod
+    def obtain_controllers(folder: str) -> None:
+        """Turns on those that the host has and our own group, `folder`, has not."""
+
+    @staticmethod
     def make_parent(folder: str, parent: str) -> None:
         """Makes this instance's folder, `parent`, in `folder`, which is the group that the launcher was started in."""
         os.makedirs(f"{folder}/{parent}", exist_ok=True)

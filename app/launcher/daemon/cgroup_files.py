@@ -77,6 +77,15 @@ def cpus_of(text: str) -> list[int]:
     return found
 
 
+def controllers_of(folder: str) -> set[str]:
+    """Those of version 2 that a group may use. None where there is no such group."""
+    try:
+        with open(folder + "/cgroup.controllers") as file:
+            return set(file.read().split())
+    except OSError:
+        return set()
+
+
 def folders(path: str, at: int) -> list[str]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
     try:

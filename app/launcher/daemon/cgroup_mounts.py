@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from app.launcher.daemon.cgroup import CgroupTree, Hierarchy
+from app.launcher.daemon.cgroup_files import controllers_of
 from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
 from app.launcher.daemon.cgroup_v2 import SERVICE, CgroupTreeV2
 
@@ -37,7 +38,7 @@ def locate(mountinfo: str, membership: str) -> tuple[int, list[tuple[tuple[str, 
             # Once we moved ourselves into the leaf, see `CgroupTreeV2.make_parent`, ours is the group above it.
             unified = _below(target, root, own.get("", "/")).removesuffix("/" + SERVICE)
     if unified:
-        with_controllers = _available(unified)
+        with_controllers = controllers_of(unified)
         if {"memory", "pids", "cpu"} <= with_controllers:
             return 2, [(tuple(name for name in CONTROLLERS if name in with_controllers), unified)]
         if all(names in (("freezer",), ("cpuset",)) for names, _ in first):
@@ -50,14 +51,6 @@ def _below(target: str, root: str, own: str) -> str:
     return (target + "/" + relative.strip("/")).rstrip("/")
 
 
-def _available(folder: str) -> set[str]:
-    try:
-        with open(folder + "/cgroup.controllers") as file:
-            return set(file.read().split())
-    except OSError:
-        return set()
-
-
 def open_tree(parent: str) -> CgroupTree:
     """Makes `parent` below the service's own group in every hierarchy and opens it. A layer that the host lacks is not
     in `layers`. Code that needs it refuses."""
@@ -65,6 +58,9 @@ def open_tree(parent: str) -> CgroupTree:
         mountinfo = file.read()
     with open("/proc/self/cgroup") as file:
         membership = file.read()
+    version, places = locate(mountinfo, membership)
+    for _, folder in places:
+        KINDS[version].obtain_controllers(folder)
     version, places = locate(mountinfo, membership)
     kind = KINDS[version]
     hierarchies: list[Hierarchy] = []

@@ -33,6 +33,10 @@ class CgroupTreeV1(CgroupTree):
     counts_all_dead = True
 
     @staticmethod
+    def obtain_controllers(folder: str) -> None:
+        """Nothing: every group of a mounted hierarchy has its controllers."""
+
+    @staticmethod
     def make_parent(folder: str, parent: str) -> None:
         """A new group of `cpuset` may use nothing, and nobody can join it. So each gets what the one above has."""
         path = folder

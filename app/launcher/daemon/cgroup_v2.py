@@ -7,10 +7,10 @@ import os
 import select
 
 from app.launcher.daemon.cgroup import PERIOD_US, WORKERS, CgroupTree, Hierarchy, OomEvents, quota_us
-from app.launcher.daemon.cgroup_files import cpus_of, field, has, number_of, read, write, write_if_there
+from app.launcher.daemon.cgroup_files import controllers_of, cpus_of, field, has, number_of, read, write, write_if_there
 
 SERVICE = "service"  # where our own processes move to, see `make_parent`
-_ENABLE = "+cpu +memory +pids"
+_CONTROLLERS = ("cpu", "memory", "pids", "cpuset")
 
 
 class CgroupTreeV2(CgroupTree):
@@ -31,6 +31,21 @@ class CgroupTreeV2(CgroupTree):
     # --- "Organizing Processes and Threads", "Controlling Controllers"
 
     @staticmethod
+    def obtain_controllers(folder: str) -> None:
+        """From the groups above. systemd hands no cpuset down to a login session, nor to a unit that does not ask for
+        it. What we may not change there stays: the layer is missing, and `layers` says so."""
+        above = os.path.dirname(folder)
+        missing = [name for name in _CONTROLLERS if name not in controllers_of(folder)]
+        if not missing or not os.path.exists(above + "/cgroup.subtree_control"):
+            return
+        CgroupTreeV2.obtain_controllers(above)
+        for name in missing:
+            try:
+                _turn_on(above, [name])
+            except OSError:
+                continue  # the next one may be there
+
+    @staticmethod
     def make_parent(folder: str, parent: str) -> None:
         """Controllers are handed down only through groups that hold no process, so ours move to a leaf first."""
         if os.path.exists(folder + "/cgroup.type"):  # the root group has no such file, and may hold processes
@@ -39,17 +54,18 @@ class CgroupTreeV2(CgroupTree):
                 for pid in file.read().split():
                     with open(f"{folder}/{SERVICE}/cgroup.procs", "w") as target:
                         target.write(pid)
-        enable = f"{_ENABLE} +cpuset" if _has_cpuset(folder) else _ENABLE
+        found = [name for name in _CONTROLLERS if name in controllers_of(folder)]
         path = folder
         for part in ("", *parent.split("/")):
             path = f"{path}/{part}".rstrip("/")
             os.makedirs(path, exist_ok=True)
-            with open(path + "/cgroup.subtree_control", "w") as file:
-                file.write(enable)
+            _turn_on(path, found)
 
     def hand_down(self, path: str) -> None:
-        if self.hierarchies:  # without cpuset: all executions have the processors of their sandbox
-            write(f"{path}/cgroup.subtree_control", self._at, _ENABLE)
+        """Without cpuset: all executions have the processors of their sandbox."""
+        for hierarchy in self.hierarchies:
+            names = [f"+{name}" for name in _CONTROLLERS if name in hierarchy.controllers and name != "cpuset"]
+            write(f"{path}/cgroup.subtree_control", self._at, " ".join(names))
 
     # --- "Memory"
 
@@ -172,12 +188,10 @@ class OomEventsFile(OomEvents):
         os.pread(self.descriptor, 4096, 0)
 
 
-def _has_cpuset(folder: str) -> bool:
-    try:
-        with open(folder + "/cgroup.controllers") as file:
-            return "cpuset" in file.read().split()
-    except FileNotFoundError:
-        return False
+def _turn_on(folder: str, controllers: list[str]) -> None:
+    """For the groups below `folder`. One that it has not refuses all."""
+    with open(folder + "/cgroup.subtree_control", "w") as file:
+        file.write(" ".join(f"+{name}" for name in controllers))
 
 
 def _has_swap() -> bool:

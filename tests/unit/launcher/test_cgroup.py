@@ -161,6 +161,25 @@ def test_version_2_moves_us_into_a_leaf_and_hands_controllers_down_to_our_folder
         assert (group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids +cpuset"
 
 
+def test_version_2_hands_down_those_that_it_has_and_no_other(tmp_path: Path) -> None:
+    host(tmp_path, "io memory")
+    CgroupTreeV2.make_parent(str(tmp_path), "bulkhead")
+    assert (tmp_path / "bulkhead/cgroup.subtree_control").read_text() == "+memory"
+
+
+def test_version_2_turns_on_in_all_groups_above_what_ours_lacks(tmp_path: Path) -> None:
+    """As systemd leaves it for a login session."""
+    session = "/user.slice/user-0.slice/session-1.scope"
+    above = [host(tmp_path), host(tmp_path, group="/user.slice")]
+    above.append(host(tmp_path, "cpu memory pids", "/user.slice/user-0.slice"))
+    ours = host(tmp_path, "cpu memory pids", session)
+    for group in above:
+        (group / "cgroup.subtree_control").write_text("")
+    CgroupTreeV2.obtain_controllers(str(ours))
+    assert [(group / "cgroup.subtree_control").read_text() for group in above] == ["", "+cpuset", "+cpuset"]
+    assert not (ours / "cgroup.subtree_control").exists()
+
+
 def test_version_2_leaves_us_in_the_root_group(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("12\n")
     CgroupTreeV2.make_parent(str(tmp_path), "bulkhead/1")
