@@ -14,7 +14,7 @@ from app.settings.boxlite import BoxliteSettings
 from tests.boxlite.machine import Machine
 from tests.boxlite.rig import INSTANCE, SPEC, Run, start, until
 
-SIZE = 5_000_000  # of each channel: 0.2 MB/s are carried where the processor is emulated
+SIZE = 5_000_000  # of each channel: 0.3 MB/s are carried where the processor is emulated
 STALL_SECONDS = 30
 
 
