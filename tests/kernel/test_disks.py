@@ -11,9 +11,12 @@ import errno
 import fcntl
 import mmap
 import os
+import random
+import signal
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +26,12 @@ import pytest
 from app.launcher.daemon.disk_image import image_bytes
 from app.launcher.kernel.syscall_table import NUMBERS
 from app.launcher.kernel.syscalls import syscall
-from app.launcher.protocol import CREATE, CreatePlan, Writer
+from app.launcher.protocol import CREATE, DESTROY, CreatePlan, Writer
 from tests.kernel import host
 from tests.kernel.direct import MIB, Gateway, Launched, Refused, launcher, plan, sandboxes_of
+from tests.kernel.direct import name as named
 from tests.require import require
+from tests.service import Service
 
 OPERATOR_MIB = 600
 SIZES = (16, 32, 64, 256)
@@ -44,6 +49,7 @@ def operators_disk(folder: Path, mib: int = OPERATOR_MIB) -> Iterator[Path]:
     subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, place], check=True)
     try:
+        (place / "storage").mkdir(mode=0o700)
         yield place
     finally:
         subprocess.run(["umount", place], check=True)
@@ -259,6 +265,39 @@ def cached(file: int) -> int:
     return sum(page & 1 for page in pages) * 4096
 
 
+# --- the service
+
+
+def test_receipt_says_what_is_mounted_and_settings_reach_the_launcher(operator: Path, tmp_path: Path) -> None:
+    env = {
+        "BULKHEAD_PROCESS__STORAGE_DIR": str(operator / "of-the-service"),
+        "BULKHEAD_PROCESS__STORAGE_RESERVE_MIB": str(free(operator) // MIB - 100),
+    }
+    with nothing_stays(operator):
+        with Service(tmp_path, env) as service:
+            limits = {"memory_mib": 64, "disk_mib": 64}
+            disk = service.create(storage="disk", limits=limits)
+            receipt = service.call("GET", f"/sandboxes/{disk}")[1]["isolation"]
+            assert receipt["storage"]["kind"] == "disk"
+            assert receipt["storage"]["file_system"] == "ext4"
+            assert 64 * MIB <= receipt["storage"]["bytes"] <= 64 * MIB * 1.05 + 4 * MIB
+            assert receipt["cgroup"]["memory_bytes"] == 64 * MIB
+            status, problem = service.call("POST", "/sandboxes", {"storage": "disk", "limits": limits})
+            assert (status, problem["type"]) == (507, "/problems/disk_full"), "it would take of the reserve"
+            memory = service.create(storage="memory", limits=limits)
+            receipt = service.call("GET", f"/sandboxes/{memory}")[1]["isolation"]
+            assert receipt["storage"] == {"kind": "memory", "file_system": "tmpfs", "bytes": 60 * MIB}
+            assert receipt["cgroup"]["memory_bytes"] == 64 * MIB
+            assert (
+                service.run(disk, "sh", "-c", "head -c 60M /dev/zero > /tmp/x; stat -c %s /tmp/x")["stdout"]
+                == "62914560\n"
+            )
+            for name in (disk, memory):
+                assert service.call("DELETE", f"/sandboxes/{name}")[0] == 204
+            assert service.call("POST", "/sandboxes", {"storage": "disk", "limits": limits})[0] == 201
+        (operator / "of-the-service").rmdir()
+
+
 # --- bad days
 
 
@@ -348,3 +387,104 @@ def test_disk_smaller_than_16_mib_is_refused(gateway: Gateway) -> None:
     with pytest.raises(Refused) as refused:
         gateway.create(plan(on_disk=True, disk_bytes=16 * MIB - 1))
     assert (refused.value.step, refused.value.errno) == ("plan", errno.ERANGE)
+
+
+def test_hundred_disks_at_once(operator_of_100: Path) -> None:
+    """All creates are sent before the first answer is read."""
+    names = [f"n{number}" for number in range(100)]
+    folder = str(operator_of_100 / "storage")
+    with (
+        launcher(storage_dir=folder, max_sandboxes=100) as (config, child),
+        Gateway(config.socket) as gateway,
+        contextlib.ExitStack() as owners,
+    ):
+        with gateway.create(on_disk("first", mib=16)):
+            gateway.destroy("first")
+        with nothing_stays(operator_of_100):
+            posted, ends = [], []
+            for name in names:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                ends.append(owners.enter_context(ours))
+                with theirs:
+                    body = bytes(on_disk(name, mib=16).write(Writer(0)).data[1:])
+                    posted.append(gateway.post(CREATE, body, [theirs.fileno()]))
+            for number in posted:
+                gateway.answer(number)
+            assert len(loops(operator_of_100)) == 100
+            for name, end in [(names[0], ends[0]), (names[50], ends[50]), (names[99], ends[99])]:
+                end.settimeout(30)
+                script = f"echo {name} > /workspace/own; cat /workspace/*"
+                assert gateway.run(end, 1, "sh", "-c", script, sandbox_id=name) == (f"{name}\n".encode(), 0)
+            waiting = [gateway.post(DESTROY, named(name)) for name in names]
+            for number in waiting:
+                gateway.answer(number)
+        assert child.poll() is None
+
+
+@pytest.fixture
+def operator_of_100(tmp_path: Path) -> Iterator[Path]:
+    require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
+    with operators_disk(tmp_path, 2400) as place:
+        yield place
+
+
+# --- kill -9 at any moment
+
+
+def test_sandboxes_that_end_while_they_are_made_leave_nothing(
+    gateway: Gateway, launched: Launched, operator: Path
+) -> None:
+    """80 rounds: the gateway is gone, the worker is killed, or the sandbox is deleted, a moment after the create was
+    sent."""
+    chance = random.Random(12)
+    with nothing_stays(operator):
+        for turn in range(80):
+            with Gateway(launched[0].socket) as other:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                body = bytes(on_disk(f"n{turn}").write(Writer(0)).data[1:])
+                with ours, theirs:
+                    number = other.post(CREATE, body, [theirs.fileno()])
+                    threading.Event().wait(chance.uniform(0, 0.02))
+                    if turn % 3 == 0:
+                        for pid in host.children_of(launched[1].pid):  # workers, a zygote, what makes disks
+                            with contextlib.suppress(ProcessLookupError):
+                                os.kill(pid, signal.SIGKILL)
+                        with contextlib.suppress(Refused):
+                            other.answer(number)
+                    elif turn % 3 == 1:
+                        with contextlib.suppress(Refused):
+                            other.destroy(f"n{turn}")
+        host.until(lambda: not sandboxes_of(launched), "no group stays")
+        with gateway.create(on_disk()) as owner:
+            assert gateway.run(owner, 1, "echo", "fine") == (b"fine\n", 0)
+            gateway.destroy()
+    assert launched[1].poll() is None
+
+
+def test_killed_launcher_leaves_no_disk_at_any_point(operator: Path) -> None:
+    """20 rounds. The next launcher begins with what the last one left: nothing but empty groups."""
+    chance = random.Random(13)
+    with nothing_stays(operator):
+        for number in range(20):
+            with (
+                launcher(storage_dir=str(operator / "storage")) as (config, child),
+                Gateway(config.socket) as gateway,
+                contextlib.ExitStack() as owners,
+            ):
+                posted = []
+                for turn in range(chance.randrange(1, 5)):
+                    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                    body = bytes(on_disk(f"n{turn}", mib=16).write(Writer(0)).data[1:])
+                    owners.enter_context(ours)
+                    with theirs:
+                        posted.append(gateway.post(CREATE, body, [theirs.fileno()]))
+                if number % 2:  # while they are deleted, else while they are made
+                    for turn, made in enumerate(posted):
+                        gateway.answer(made)
+                        gateway.post(DESTROY, named(f"n{turn}"))
+                threading.Event().wait(chance.uniform(0, 0.05))
+                child.kill()
+                child.wait(30)
+                uids = range(config.uid_first, config.uid_first + config.uid_count)
+                host.until(lambda uids=uids: not host.living_of(*uids), "every process ends")  # type: ignore[misc]
+                host.until(lambda: loops(operator) == [], "every loop device is free")
