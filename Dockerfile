@@ -28,6 +28,8 @@ ENV PATH=/opt/bulkhead/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 
 # --- the launcher. Sandboxes of the runtime `process` see this image's /usr. PACKAGES adds programs for them.
 FROM both AS launcher
+# It has mke2fs, for the disks of sandboxes.
+RUN apt-get update -q && apt-get install -qy --no-install-recommends e2fsprogs && rm -rf /var/lib/apt/lists/*
 ARG PACKAGES=""
 RUN if [ -n "$PACKAGES" ]; then \
         apt-get update -q && apt-get install -qy --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; \

@@ -32,6 +32,7 @@ NEVER = {
     "clock_settime", "acct", "quotactl", "syslog", "add_key", "request_key", "open_tree", "open_tree_attr",
     "chroot",
 }  # fmt: skip
+FOR_DISKS = "MKNOD"  # a container has no nodes of loop devices
 # The launcher makes the terminals of a sandbox as a file system that is mounted nowhere yet. `mount` is allowed to it
 # anyway.
 NEW_MOUNTS = {"fsopen", "fsconfig", "fsmount", "move_mount"}
@@ -93,10 +94,14 @@ def test_what_each_service_has() -> None:
     capabilities = {name: service.get("cap_add", []) for name, service in SERVICES.items()}
     assert capabilities == {
         "gateway": [],
-        "launcher": ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "SYS_PTRACE", "CHOWN", "KILL"],
+        "launcher": ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "SYS_PTRACE", "CHOWN", "KILL", FOR_DISKS],
         "boxlite": ["SETFCAP"],
     }
-    assert set(capabilities["launcher"]) == set(CAPABILITIES), "the launcher does not start without one of them"
+    needed = set(capabilities["launcher"]) - {FOR_DISKS}
+    assert needed == set(CAPABILITIES), "the launcher does not start without one of them"
+    assert {
+        name: service["device_cgroup_rules"] for name, service in SERVICES.items() if "device_cgroup_rules" in service
+    } == {"launcher": ["c 10:237 rw", "b 7:* rw"]}
     assert {name: service.get("devices", []) for name, service in SERVICES.items()} == {
         "gateway": [],
         "launcher": [],
@@ -190,7 +195,16 @@ def directives(unit: Path) -> dict[str, list[str]]:
 
 def test_the_launchers_unit_has_what_its_container_has() -> None:
     (bounding,) = directives(ROOT / "deploy/systemd/bulkhead-launcher.service")["CapabilityBoundingSet"]
-    assert bounding.split() == [f"CAP_{name}" for name in SERVICES["launcher"]["cap_add"]]
+    assert bounding.split() == [f"CAP_{name}" for name in SERVICES["launcher"]["cap_add"] if name != FOR_DISKS]
+
+
+def test_the_launchers_unit_may_open_loop_devices_and_no_other_disk() -> None:
+    """/dev of a unit has their nodes, so it makes none."""
+    found = directives(ROOT / "deploy/systemd/bulkhead-launcher.service")
+    assert found["DevicePolicy"] == ["closed"]
+    assert found["DeviceAllow"] == ["/dev/loop-control rw", "block-loop rw"]
+    assert found["Environment"][-1] == "BULKHEAD_PROCESS__STORAGE_DIR=/var/lib/bulkhead-launcher/storage"
+    assert found["StateDirectory"] == ["bulkhead-launcher"]
 
 
 @pytest.mark.parametrize("name", ["bulkhead-gateway", "boxlite"])

@@ -60,6 +60,15 @@ def the_memory_limit_is_an_oom(product: Product) -> None:
     product.delete(sandbox)
 
 
+def files_on_a_disk_take_no_memory(product: Product) -> None:
+    sandbox = product.create(runtime="process", storage="disk", limits={"memory_mib": 64, "disk_mib": 128})
+    assert sandbox["isolation"]["storage"]["file_system"] == "ext4"
+    script = "head -c 100M /dev/zero > x; stat -c %s x; head -c 100M /dev/zero > y || stat -f -c %T ."
+    done = product.run(sandbox["id"], "sh", "-c", script)
+    assert done["stdout"] == f"{100 * MIB}\next2/ext3\n", done
+    product.delete(sandbox["id"])
+
+
 def a_program_survives_its_child_that_ran_out_of_memory(product: Product) -> None:
     """On both versions of control groups."""
     sandbox = product.create(runtime="process", limits={"memory_mib": 64, "disk_mib": 16})["id"]

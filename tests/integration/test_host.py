@@ -43,19 +43,24 @@ def test_the_gateway_has_no_privilege_at_all(engine: Engine, product: Product) -
     assert (status, b"Read-only" in said) == (1, True), said
 
 
-def test_the_launcher_has_seven_capabilities_and_no_network(engine: Engine, product: Product) -> None:
+def test_the_launcher_has_eight_capabilities_and_no_network(engine: Engine, product: Product) -> None:
     container = engine.client.containers.get("bulkhead-launcher-1")
     config = container.attrs["HostConfig"]
     assert config["Privileged"] is False
     assert (config["NetworkMode"], config["PidMode"], config["CgroupnsMode"]) == ("none", "", "private")
-    assert (config["CapDrop"], len(config["CapAdd"]), config["Devices"]) == (["ALL"], 7, None)
+    assert (config["CapDrop"], len(config["CapAdd"]), config["Devices"]) == (["ALL"], 8, None)
+    assert config["DeviceCgroupRules"] == ["c 10:237 rw", "b 7:* rw"]
     status = promises.status_of(container)
     assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
-    assert int(status["CapBnd"][0], 16).bit_count() == 7
+    assert int(status["CapBnd"][0], 16).bit_count() == 8
     devices = container.exec_run(["cat", "/proc/net/dev"]).output.decode()
     assert [line.split(":")[0].strip() for line in devices.splitlines()[2:]] == ["lo"]
     groups = container.exec_run(["cat", "/proc/self/cgroup"]).output.decode()
     assert "docker" not in groups, "the host's groups are out of sight"
+
+
+def test_files_on_a_disk_take_no_memory(product: Product) -> None:
+    promises.files_on_a_disk_take_no_memory(product)
 
 
 def test_the_launcher_may_not_open_devices(engine: Engine, product: Product) -> None:

@@ -53,6 +53,12 @@ def test_process_sandboxes(whole_product: Product, promise: Callable[[Product], 
     promise(whole_product)
 
 
+def test_a_disk_is_refused_by_name_where_no_room_can_be_reserved(whole_product: Product) -> None:
+    """The engine's volumes are on a tmpfs there."""
+    status, problem = whole_product.call("POST", "/sandboxes", {"runtime": "process", "storage": "disk"})
+    assert (status, problem["type"], problem["missing"]) == (422, "/problems/capability_missing", ["storage_disk"])
+
+
 def test_the_server_has_one_capability_and_a_profile(docker_machine: DockerMachine, whole_product: Product) -> None:
     container = docker_machine.client.containers.get("bulkhead-boxlite-1")
     config = container.attrs["HostConfig"]

@@ -154,6 +154,14 @@ def test_without_loop_devices_only_disks_are_missing_and_the_probe_says_what_hel
     assert "modprobe loop" in layer["cure"]
 
 
+def test_loop_devices_without_nodes_make_disks_as_in_a_container(tmp_path: Path) -> None:
+    require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
+    with Service(tmp_path, prefix=prefix("loop_nodes")) as service:
+        sandbox = service.create(storage="disk", limits={"disk_mib": 16})
+        assert service.run(sandbox, "stat", "-f", "-c", "%T", "/workspace")["stdout"] == "ext2/ext3\n"
+        assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
+
+
 def test_probe_of_a_host_with_loop_devices_makes_a_disk_and_leaves_nothing(tmp_path: Path) -> None:
     require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
     env = clean_environment() | {"BULKHEAD_DATA": str(tmp_path)}

@@ -22,11 +22,14 @@ from app.launcher.kernel.syscalls import (
     MS_BIND,
     MS_PRIVATE,
     MS_REC,
+    PR_CAPBSET_DROP,
     mount,
+    prctl,
     umount,
     unshare,
 )
 
+CAP_MKNOD = 27
 CALLS = NUMBERS[os.uname().machine]
 
 
@@ -72,8 +75,8 @@ def no_cgroups() -> None:
             umount(line.split()[4], MNT_DETACH)
 
 
-def no_loop_devices() -> None:
-    """A /dev of its own, as in a container that was given no devices."""
+def no_loop_nodes() -> None:
+    """A /dev of its own, as in a container. Nodes may still be made."""
     own_mounts()
     kept = os.open("/dev", os.O_PATH | os.O_CLOEXEC)
     mount("tmpfs", "/dev", "tmpfs", 0, "mode=755")
@@ -83,6 +86,12 @@ def no_loop_devices() -> None:
     for name in ("pts", "shm"):
         Path("/dev", name).mkdir()
         mount(f"/proc/self/fd/{kept}/{name}", f"/dev/{name}", None, MS_BIND | MS_REC)
+
+
+def no_loop_devices() -> None:
+    """And none may be made."""
+    no_loop_nodes()
+    prctl(PR_CAPBSET_DROP, CAP_MKNOD)
 
 
 def no_network_namespace() -> None:
@@ -102,6 +111,7 @@ LACKING = {
     "cgroup_cpuset": lambda: no_controller("cpuset"),
     "cgroup_freezer": lambda: no_controller("freezer"),
     "cgroups": no_cgroups,
+    "loop_nodes": no_loop_nodes,
     "loop_storage": no_loop_devices,
     "network_namespace": no_network_namespace,
     "seccomp": no_seccomp,

@@ -10,8 +10,8 @@ import struct
 
 from app.launcher.daemon.disk_image import BLOCK
 
-CONTROL = "/dev/loop-control"
-_MAJOR = 7  # devices.txt of the kernel
+_CONTROL, _CONTROL_DEVICE = "loop-control", os.makedev(10, 237)  # devices.txt of the kernel
+_MAJOR = 7
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_GET_STATUS64 = 0x4C82, 0x4C0A, 0x4C05
 # AUTOCLEAR: free when the last user is gone. DIRECT_IO: past the host's page cache, which would hold everything a
 # second time, outside of every limit (827 MiB for 800 MiB written by a group of 64 MiB, measured; with it 61 MiB).
@@ -23,25 +23,26 @@ _TRIES = 100  # others of the host may take a free device first
 
 
 class LoopDevices:
-    """Makes loop devices with descriptors only: `control` is that of CONTROL, `nodes` that of the host's /dev, and
-    `place` that of a folder of our own in memory.
+    """Makes loop devices with descriptors only: `nodes` is that of the host's /dev, and `place` that of a folder of our
+    own in memory. Raises OSError where the host has no loop devices.
 
-    In a container /dev does not follow the kernel's devices. Then a node is made in `place`, and is gone when it is
-    open.
+    In a container /dev has no loop devices, or does not follow those of the kernel. Then a node is made in `place`, and
+    is gone when it is open.
     """
 
-    def __init__(self, control: int, nodes: int, place: int) -> None:
-        self._control, self._nodes, self._place = control, nodes, place
+    def __init__(self, nodes: int, place: int) -> None:
+        self._nodes, self._place = nodes, place
+        self.control = self._open(_CONTROL, stat.S_IFCHR, _CONTROL_DEVICE)
 
     def attach(self, image: int) -> int:
         """A descriptor of a loop device whose content is the file `image`. Raises OSError: ENODEV when the device has
         no node and none may be made, EOPNOTSUPP when the file's file system has no direct I/O."""
         config = bytearray(_CONFIG.pack(image, BLOCK, _info(_AUTOCLEAR | _DIRECT_IO)))
         for _ in range(_TRIES):
-            number = fcntl.ioctl(self._control, _LOOP_CTL_GET_FREE)
+            number = fcntl.ioctl(self.control, _LOOP_CTL_GET_FREE)
             device = -1
             try:
-                device = self._open(number)
+                device = self._open(f"loop{number}", stat.S_IFBLK, os.makedev(_MAJOR, number))
                 fcntl.ioctl(device, _LOOP_CONFIGURE, config)
                 _check(device, number)
             except OSError as error:
@@ -53,28 +54,29 @@ class LoopDevices:
             return device
         raise OSError(errno.EBUSY, "other programs of the host took every free loop device")
 
-    def _open(self, number: int) -> int:
+    def _open(self, name: str, kind: int, device: int) -> int:
+        """Raises OSError."""
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            device = os.open(f"loop{number}", flags, dir_fd=self._nodes)
+            opened = os.open(name, flags, dir_fd=self._nodes)
         except FileNotFoundError:
-            return self._open_own_node(number)
-        found = os.fstat(device)
-        if not stat.S_ISBLK(found.st_mode) or os.major(found.st_rdev) != _MAJOR:
-            os.close(device)
-            raise OSError(errno.ENODEV, f"/dev/loop{number} is no loop device")
-        return device
+            return self._open_own_node(name, kind, device)
+        found = os.fstat(opened)
+        if stat.S_IFMT(found.st_mode) != kind or os.major(found.st_rdev) != os.major(device):
+            os.close(opened)
+            raise OSError(errno.ENODEV, f"/dev/{name} is another device")
+        return opened
 
-    def _open_own_node(self, number: int) -> int:
-        name = str(os.getpid())
+    def _open_own_node(self, name: str, kind: int, device: int) -> int:
+        node = str(os.getpid())
         try:
-            os.mknod(name, stat.S_IFBLK | 0o600, os.makedev(_MAJOR, number), dir_fd=self._place)
+            os.mknod(node, kind | 0o600, device, dir_fd=self._place)
         except PermissionError:
-            raise OSError(errno.ENODEV, f"there is no /dev/loop{number}, and no node may be made") from None
+            raise OSError(errno.ENODEV, f"there is no /dev/{name}, and no node may be made") from None
         try:
-            return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._place)
+            return os.open(node, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._place)
         finally:
-            os.unlink(name, dir_fd=self._place)
+            os.unlink(node, dir_fd=self._place)
 
 
 def _check(device: int, number: int) -> None:

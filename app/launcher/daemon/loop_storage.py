@@ -10,7 +10,7 @@ import errno
 import os
 
 from app.launcher.daemon import disk_image
-from app.launcher.daemon.loop_device import CONTROL, LoopDevices
+from app.launcher.daemon.loop_device import LoopDevices
 from app.launcher.kernel.syscalls import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -67,10 +67,6 @@ class LoopStorage:
 
     def __init__(self, folder: str) -> None:
         self._folder = _open_folder(folder)
-        try:
-            control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise StorageError("loop_control", error.errno or 0, f"{CONTROL}: {error.strerror}") from error
         nodes = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
@@ -79,8 +75,11 @@ class LoopStorage:
             raise StorageError("mount_disk", error.errno or 0, f"a mount is refused: {error.strerror}") from error
         os.symlink("/proc/self/fd/0", _SOURCE, dir_fd=self._place)
         _make_folders(self._place)
-        self._devices = LoopDevices(control, nodes, self._place)
-        self.descriptors = [self._folder, control, nodes, self._place]
+        try:
+            self._devices = LoopDevices(nodes, self._place)
+        except OSError as error:
+            raise StorageError("loop_control", error.errno or 0, f"/dev/loop-control: {error.strerror}") from error
+        self.descriptors = [self._folder, self._devices.control, nodes, self._place]
 
     @property
     def free_bytes(self) -> int:
