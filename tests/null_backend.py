@@ -364,7 +364,12 @@ class NullSandbox:
 
     @property
     def receipt(self) -> Mapping[str, Any]:
-        return {"tier": self.backend.info.tier, "namespaces": [], "network": {"mode": self.spec.policy.network.mode}}
+        return {
+            "tier": self.backend.info.tier,
+            "namespaces": [],
+            "storage": {"kind": self.spec.storage, "file_system": "none", "bytes": self.files.limit},
+            "network": {"mode": self.spec.policy.network.mode},
+        }
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
         self.check_alive()

@@ -15,7 +15,7 @@ from app.backends.boxlite.sandbox import BoxliteSandbox
 from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.backend import ExecutionHandle, Logs
 from app.core.limits import Limits
-from app.core.models import Command, Exit, OutputMode, SandboxSpec, Stdin, Terminal
+from app.core.models import Command, Exit, OutputMode, SandboxSpec, Stdin, Storage, Terminal
 from app.core.output import OutputLog
 from app.core.policy import Network, Policy
 from app.settings.boxlite import BoxliteSettings
@@ -27,7 +27,7 @@ IMAGE = "busybox"
 MOST = 64 * 1024 * 1024
 PLAIN: dict[str, Any] = {"output_mode": OutputMode.PLAIN}  # for `start`: what is tested has no wrapper, or breaks it
 INSTANCE = "0123456789ab"
-SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE)
+SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE, storage=Storage.DISK)
 # As short as a double on a busy machine allows.
 QUICK = ServerTimeouts(
     connect=2, control=10, stop=10, signal=5, shell=10, files=10, piece=5, cleanup=5, opening=5, closing=1,

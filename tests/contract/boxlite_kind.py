@@ -10,7 +10,7 @@ from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.boxlite.inside import MARK
 from app.core.backend import Backend
 from app.core.limits import Limits
-from app.core.models import SandboxSpec
+from app.core.models import SandboxSpec, Storage
 from app.core.policy import Policy
 from app.settings.boxlite import BoxliteSettings
 from tests.boxlite.double import Answer, Double, Route
@@ -19,7 +19,7 @@ from tests.boxlite.processes import environments
 from tests.require import require
 
 IMAGE = "busybox"
-SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE)
+SPEC = SandboxSpec("boxlite", Limits(cpus=1, memory_mib=64, disk_mib=1024), Policy(), image=IMAGE, storage=Storage.DISK)
 INSTANCE = "0123456789ab"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from app.backends.process.backend import ProcessBackend
@@ -36,7 +37,8 @@ class ProcessRuntime:
     def _start(self) -> None:
         self.close()
         atexit.unregister(self.close)
-        self._config, self._child = self._stack.enter_context(launcher())
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+        self._config, self._child = self._stack.enter_context(launcher(storage_dir=f"{folder}/storage"))
         atexit.register(self.close)
 
     def close(self) -> None:

@@ -7,15 +7,16 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from app.core.backend import Backend, ExecutionHandle, Logs, SandboxHandle
 from app.core.capabilities import Capability
 from app.core.errors import BulkheadError, WrongState
-from app.core.models import Exit, ExitReason, Terminal
+from app.core.models import Exit, ExitReason, Storage, Terminal
 from app.core.output import OutputLog
+from app.core.storage import CAPABILITIES
 from tests.contract.kinds import Kind
 
 MIB = 1024 * 1024
@@ -152,6 +153,15 @@ async def test_created_sandbox_is_empty_and_its_receipt_is_json_with_the_tier(ki
         receipt = json.loads(json.dumps(dict(sandbox.handle.receipt)))
         assert receipt["tier"] == sandbox.backend.info.tier
         assert await sandbox.processes() == 0
+
+
+@pytest.mark.parametrize("storage", Storage)
+async def test_files_are_where_the_spec_says_and_the_receipt_tells_it(kind: Kind, storage: Storage) -> None:
+    async with opened(kind) as backend:
+        await backend.ready()
+        promised(backend, CAPABILITIES[storage])
+        handle = await backend.create("sbx_1", backend.fit(replace(kind.spec, storage=storage)))
+        assert handle.receipt["storage"]["kind"] == storage
 
 
 async def test_sandboxes_created_at_the_same_time_are_apart(kind: Kind) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 LONGEST_WAIT = 0.1
 LONGEST_RUN = 0.5  # an event stream goes on until then, and the answer to a run comes then
 ACCEPTED_WAIT = 60
-CEILINGS = {"cpus": 1, "memory_mib": 64, "processes": 32, "disk_mib": 32, "wall_seconds": 60, "output_bytes": 2**20}
+CEILINGS = {"cpus": 1, "memory_mib": 64, "processes": 32, "disk_mib": 16, "wall_seconds": 60, "output_bytes": 2**20}
 NUMBERS = itertools.count()
 LIFE_SECONDS = (60, 3600)
 # They do something in a sandbox of the host as well as in the backend without isolation.

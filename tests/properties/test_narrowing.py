@@ -25,7 +25,8 @@ from app.core.errors import (
     UnknownProfile,
 )
 from app.core.limits import LIMITS, MIB
-from app.core.models import SandboxSpec
+from app.core.models import SandboxSpec, Storage
+from app.core.storage import LEAST_DISK_MIB
 from tests.unit.api.service import PROFILES, Service, kernel
 
 SERVICE = Service([kernel(Capability.NETWORK_DIRECT)])
@@ -94,11 +95,25 @@ def test_a_policy_is_never_wider_than_its_profile(asked: dict[str, Any]) -> None
     assert set(policy.network.allow) <= set(network.get("allow", ()))
 
 
-@given(limits, st.none() | st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False))
-def test_limits_and_lifetimes_are_never_above_the_ceilings(asked: dict[str, Any], ttl: float | None) -> None:
-    body = {"limits": {k: v for k, v in asked.items() if v is None or v >= LIMITS[k].floor}, "ttl_seconds": ttl}
+@given(
+    limits,
+    st.none() | st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False),
+    st.none() | st.sampled_from(Storage),
+)
+@example({"memory_mib": 64, "disk_mib": 65}, None, None)
+@example({"memory_mib": 64, "disk_mib": 65}, None, Storage.DISK)
+@example({"disk_mib": 15}, None, Storage.DISK)
+def test_limits_and_lifetimes_are_never_above_the_ceilings(
+    asked: dict[str, Any], ttl: float | None, storage: Storage | None
+) -> None:
+    within = {k: v for k, v in asked.items() if v is None or v >= LIMITS[k].floor}
     try:
-        spec = spec_of(body)
+        spec = spec_of({"limits": within, "ttl_seconds": ttl, "storage": storage})
+    except InvalidRequest as refusal:
+        assert [e.pointer for e in refusal.errors] == ["/limits/disk_mib"]
+        assert storage is Storage.DISK
+        assert within["disk_mib"] < LEAST_DISK_MIB
+        return
     except LimitTooHigh as refusal:
         given: dict[str, Any] = {**asked, "ttl_seconds": ttl}
         assert given[refusal.pointer.rpartition("/")[2]] > refusal.ceiling
@@ -113,6 +128,8 @@ def test_limits_and_lifetimes_are_never_above_the_ceilings(asked: dict[str, Any]
         "wall_seconds": spec.limits.wall_seconds,
     }
     assert all(0 < enforced[name] <= CEILINGS[name] for name in LIMITS), enforced
+    assert plan.on_disk == (storage is Storage.DISK)
+    assert plan.disk_bytes >= LEAST_DISK_MIB * MIB if plan.on_disk else plan.disk_bytes <= plan.memory_bytes
     assert 0 < spec.ttl_seconds <= CONTEXT.ttl_ceiling_seconds
 
 

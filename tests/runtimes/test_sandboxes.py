@@ -15,6 +15,7 @@ def test_receipt_and_answer_say_what_is_enforced(place: Place, shared: str) -> N
     assert receipt["network"]["routes_to_outside"] == 0
     assert (shown["limits"]["processes"] is None) != place.promises("limit_processes")
     assert (shown["policy"]["filesystem"] is None) != place.promises("filesystem_policy")
+    assert shown["storage"] == receipt["storage"]["kind"] == ("memory" if place.runtime == "process" else "disk")
     if place.runtime == "boxlite":
         assert receipt["boot_seconds"] > 0
         assert receipt["measured"]["cpus"] == 1
@@ -30,6 +31,10 @@ def test_what_a_runtime_lacks_is_refused_by_name_before_anything_is_made(place: 
             body = {"runtime": place.runtime, "requires": [capability]}
             status, answer = place.service.call("POST", "/sandboxes", body)
             assert (status, answer["missing"]) == (422, [capability])
+    for storage in ("memory", "disk"):
+        if not place.promises(f"storage_{storage}"):
+            status, answer = place.service.call("POST", "/sandboxes", {"runtime": place.runtime, "storage": storage})
+            assert (status, answer["missing"]) == (422, [f"storage_{storage}"])
     if not place.promises("limit_processes"):
         limited = {"runtime": place.runtime, "limits": {"processes": 5}}
         status, answer = place.service.call("POST", "/sandboxes", limited)

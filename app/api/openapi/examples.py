@@ -31,6 +31,7 @@ _receipt: dict[str, Any] = {
         "cpuset_cpus": "3",
         "swap": "none",
     },
+    "storage": {"kind": "memory", "file_system": "tmpfs", "bytes": 532676608},
     "network": {
         "mode": "none",
         "links": [{"name": "lo", "up": True}],

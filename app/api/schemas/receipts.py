@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from app.core.models import Storage
+
 
 class Receipt(BaseModel):
     model_config = ConfigDict(extra="allow")
@@ -37,11 +39,11 @@ class CgroupReceipt(Receipt):
 
 
 class StorageReceipt(Receipt):
-    """What is mounted at /workspace, as measured from outside."""
+    """What is mounted at /workspace, as measured from outside; null where only the runtime's server knows."""
 
-    kind: str = Field(description="`memory` or `disk`")
-    file_system: str
-    bytes: int = Field(description="room for files when the sandbox was made")
+    kind: Storage
+    file_system: str | None
+    bytes: int | None = Field(description="room for files when the sandbox was made")
 
 
 class LinkReceipt(Receipt):

@@ -55,6 +55,7 @@ def isolation(box: Box, spec: SandboxSpec, facts: BoxMeasurements, boot_seconds:
         "measured": {"kernel": facts.kernel, "cpus": facts.cpus, "memory_bytes": facts.memory_bytes},
         "reported": {name: _bounded(said.get(name)) for name in _REPORTED},
         "claimed": list(_CLAIMED),
+        "storage": {"kind": spec.storage, "file_system": None, "bytes": None},  # its size is the server's claim
         "network": {
             "mode": spec.policy.network.mode,
             "links": [{"name": name, "up": up} for name, up in sorted(facts.links.items())],

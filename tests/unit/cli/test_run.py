@@ -155,7 +155,7 @@ async def test_bodies_carry_what_was_typed_and_nothing_else() -> None:
 
 async def test_what_is_wanted_of_the_isolation_is_passed_on() -> None:
     typed = (
-        "--runtime auto --isolation-min vm --image python:3.12 --requires images --requires pty "
+        "--runtime auto --isolation-min vm --image python:3.12 --storage disk --requires images --requires pty "
         "--profile open --network direct --allow example.org --allow 10.0.0.0/8"
     )
     async with fake_service(ending()) as service:
@@ -169,6 +169,7 @@ async def test_what_is_wanted_of_the_isolation_is_passed_on() -> None:
         == {
             "runtime": "auto",
             "isolation_min": "vm",
+            "storage": "disk",
             "image": "python:3.12",
             "requires": ["images", "pty"],
             "policy": {"profile": "open", "network": {"mode": "direct", "allow": ["example.org", "10.0.0.0/8"]}},
