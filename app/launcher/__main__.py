@@ -48,7 +48,7 @@ def main(config_fd: int, parent: int) -> None:
     listener = _listen(settings)
     lock_counter = file_locks.open_counter()
     disks = loop_storage.open_loop_storage(settings.storage_dir)
-    template.enter_template(settings)
+    template.enter_template(settings, tree.group_mounts)
     server = LauncherServer(settings, listener, tree, lock_counter, disks)
     _forget_how_to_import()
     _empty_bounding_set()

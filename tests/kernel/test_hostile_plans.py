@@ -83,11 +83,12 @@ def test_limits_under_which_nothing_works_are_refused_and_the_worker_lives(
 
 def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:
     """What the template has not cannot be named; what it has is the sandbox's own anyway."""
-    for path in ("/root", "/var/lib", "/home", "/sys", str(Path(__file__).parent)):
+    for path in ("/root", "/var/lib", "/home", "/sys/kernel", str(Path(__file__).parent)):
         assert refusal(hostile, read_only=[path])[0] == "restrict_files"
     assert refusal(hostile, read_write=["/"])[0] == "prove_landlock", "the canary could be read then"
-    with hostile.create(plan(read_write=["/workspace", "/usr", "/etc", "/proc", "/dev"])) as owner:
-        script = "for f in /usr/x /etc/x /x /proc/x /dev/x; do echo > $f; done; ls -A /root /home /sys; "
+    with hostile.create(plan(read_write=["/workspace", "/usr", "/etc", "/proc", "/dev", "/sys"])) as owner:
+        script = "for f in /usr/x /etc/x /x /proc/x /dev/x /sys/x /sys/fs/cgroup/*/tasks; do echo > $f; done; "
+        script += "ls -A /root /home /sys/kernel; "
         script += "id -u; cat /etc/passwd"
         out, _ = hostile.run(owner, 1, "sh", "-c", script)
         assert out.startswith(b"1000\nroot:x:0:0:root:/nonexistent"), out

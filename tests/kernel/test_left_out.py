@@ -45,7 +45,9 @@ def service_without(step: str, folder: Path, layer: str = "") -> Iterator[Servic
 
 REFUSED = {
     "let_go_of_the_launcher": ("prove", "ENOTSUP"),
-    "enter_own_cgroup": ("prove", "ENOTSUP"),
+    "enter_own_cgroup": ("prove_groups", "ENOTSUP"),
+    "mount_groups": ("prove_groups", "ENOENT"),
+    "show_memory": ("prove_memory", "ENOTSUP"),
     "join_cgroup": ("prove", "ENOTSUP"),
     "mask_proc": ("prove_masks", "EACCES"),
     "enter_network_namespace": ("raise_loopback", "EPERM"),
@@ -58,7 +60,7 @@ REFUSED = {
     "mount_disk": ("prove_storage", "EXDEV"),
     "empty_bounding_set": ("prove", "ENOTSUP"),
     "await_plan": ("worker", "0"),
-    "enter_cgroup_namespace": ("prove", "ENOTSUP"),
+    "enter_cgroup_namespace": ("mount_groups", "EPERM"),
     "drop_all_capabilities": ("prove", "ENOTSUP"),
     "forbid_new_privileges": ("restrict_files", "EPERM"),
     "restrict_files": ("prove_landlock", "ENOTSUP"),
@@ -115,8 +117,11 @@ SECOND_WALLS = {
     "keep_to_cpus",  # the cpuset controller, where the host has it, lets nobody run elsewhere
     "hide_from_commands",  # the change of uid had that effect already, unless fs.suid_dumpable is not 0
 }
-WARM_UP = {"rehearse"}
-PROOFS = {"prove_masks", "prove_storage", "prove_read_only_root", "prove_identity", "prove_landlock", "prove_filter"}
+WARM_UP = {"begin_rules", "rehearse"}
+PROOFS = {
+    "prove_masks", "prove_groups", "prove_storage", "prove_memory", "prove_read_only_root", "prove_identity",
+    "prove_landlock", "prove_filter",
+}  # fmt: skip
 
 
 def test_every_step_has_its_place_in_one_of_the_lists() -> None:

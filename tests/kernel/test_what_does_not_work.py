@@ -44,7 +44,7 @@ CALLS = {  # what each is answered with, and a program that makes it
         second.bind(first.getsockname())
         """,
     ),
-    "sys": ("ENOENT", "os.listdir('/sys')"),
+    "sys": ("ENOENT", "os.listdir('/sys/devices')"),
 }
 PROGRAM = """
 import errno, os, socket, sys, tempfile, textwrap
@@ -69,7 +69,7 @@ def test_call_fails_inside_and_works_outside(service: Service, sandbox: str, nam
 
 
 def test_program_that_asks_for_the_machine_sees_the_memory_and_the_processors_of_the_host(service: Service) -> None:
-    """So programs that size themselves by them have to be told what they may have."""
+    """By the call `sysinfo` and by /proc/stat; /proc/meminfo and the affinity mask are its own."""
     sandbox = service.create(limits={"cpus": 1, "memory_mib": 64, "disk_mib": 16})
     ask = "import os; print(os.cpu_count(), os.sysconf('SC_PHYS_PAGES'))"
     said = service.run(sandbox, "python3", "-c", ask)["stdout"]

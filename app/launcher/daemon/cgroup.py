@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 
 from app.launcher.daemon.cgroup_files import folders, pids, write, write_if_there
 from app.launcher.daemon.cgroup_kill import kill_each
+from app.launcher.sandbox.own_groups import GroupMount
 
 PERIOD_US = 100_000  # in which a group may use its quota of cpu time; the kernel's own choice
 # For each worker: a start and an end take 0.3 ms. One limit for all workers would let one sandbox that keeps its worker
@@ -32,10 +33,11 @@ WORKERS = "_workers"  # no sandbox id begins with _
 class Hierarchy:
     """One mounted tree: its controllers, this service's folder in it, and the group of the workers."""
 
-    __slots__ = ("accounts", "controllers", "cpuset_only", "parent", "workers")
+    __slots__ = ("accounts", "controllers", "cpuset_only", "names", "parent", "workers")
 
-    def __init__(self, controllers: tuple[str, ...], parent: int) -> None:
+    def __init__(self, controllers: tuple[str, ...], parent: int, names: str = "") -> None:
         self.controllers, self.parent = controllers, parent
+        self.names = names or ",".join(controllers)  # of all its controllers, as the kernel lists them
         self.workers = -1  # to join them
         self.accounts = bool({"memory", "pids", "cpuacct"} & set(controllers))
         # It says where processes run and limits nothing else. So the worker lives in its sandbox's group, and commands
@@ -114,6 +116,11 @@ class CgroupTree(ABC):
                 _remove_tree(hierarchy.parent, entry)
 
     # --- groups
+
+    @property
+    @abstractmethod
+    def group_mounts(self) -> list[GroupMount]:
+        """Which of its own groups a sandbox sees, and where."""
 
     def make_group(self, hierarchy: Hierarchy, path: str) -> None:
         os.mkdir(path, dir_fd=hierarchy.parent)
@@ -207,10 +214,6 @@ class CgroupTree(ABC):
     @abstractmethod
     def hand_down(self, path: str) -> None:
         """The group gets children with controllers of their own, and has no processes itself any more."""
-
-    @abstractmethod
-    def count_sockets(self, path: str) -> None:
-        """What the sockets of an execution hold counts as memory of the sandbox. Its memory group was just made."""
 
     @abstractmethod
     def cpu_ns(self, path: str) -> int | None:

@@ -51,6 +51,12 @@ def _below(target: str, root: str, own: str) -> str:
     return (target + "/" + relative.strip("/")).rstrip("/")
 
 
+def _all_names(controllers: tuple[str, ...], membership: str) -> str:
+    """The controllers of that hierarchy, also those that the service has no use for. Empty for version 2."""
+    listed = [line.split(":", 2)[1] for line in membership.splitlines()]
+    return next((names for names in listed if set(controllers) & set(names.split(","))), "")
+
+
 def open_tree(parent: str) -> CgroupTree:
     """Makes `parent` below the service's own group in every hierarchy and opens it. A layer that the host lacks is not
     in `layers`. Code that needs it refuses."""
@@ -70,7 +76,7 @@ def open_tree(parent: str) -> CgroupTree:
             descriptor = os.open(f"{folder}/{parent}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             continue  # read-only or not ours: the layer is missing, and `layers` says so
-        hierarchies.append(Hierarchy(controllers, descriptor))
+        hierarchies.append(Hierarchy(controllers, descriptor, _all_names(controllers, membership)))
     tree = kind(parent, hierarchies)
     tree.start()
     return tree

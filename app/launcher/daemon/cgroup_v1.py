@@ -15,6 +15,7 @@ import time
 from app.launcher.daemon.cgroup import PERIOD_US, WORKERS, CgroupTree, Hierarchy, OomEvents, quota_us
 from app.launcher.daemon.cgroup_files import cpus_of, field, folders, has, number_of, pids, read, write, write_if_there
 from app.launcher.daemon.cgroup_kill import kill_each
+from app.launcher.sandbox.own_groups import GroupMount
 
 # The memory limit leaves the buffers of UDP and TCP sockets out: 1.3 GiB on its own loopback, measured, and more until
 # `udp_mem` of the whole host is used up. They have a limit of their own, which counts for a group only once it was
@@ -24,6 +25,8 @@ _SOCKET_LIMIT, SOCKET_BYTES, _ONLY_COUNTED = "memory.kmem.tcp.limit_in_bytes", 3
 _RELEASED_AT_ONCE = 16
 _END_SECONDS = 2.0
 _CPUSET = ("cpuset.mems", "cpuset.cpus")  # of a new group they are empty
+# What a sandbox sees of its groups. Java 17 ignores its memory limit unless all four are mounted (measured).
+SHOWN = {"cpu", "cpuacct", "cpuset", "memory"}
 
 
 class CgroupTreeV1(CgroupTree):
@@ -64,6 +67,12 @@ class CgroupTreeV1(CgroupTree):
     def hand_down(self, path: str) -> None:
         """Nothing: children have the controllers of their tree."""
 
+    @property
+    def group_mounts(self) -> list[GroupMount]:
+        numbered = enumerate(self.hierarchies)
+        shown = [(number, each) for number, each in numbered if SHOWN & set(each.controllers)]
+        return [GroupMount(number, each.names, self.join_file, "memory" in each.controllers) for number, each in shown]
+
     # --- memory.rst
 
     @staticmethod
@@ -84,9 +93,6 @@ class CgroupTreeV1(CgroupTree):
 
     def memory_limit(self, path: str) -> int:
         return number_of(read(f"{path}/memory.limit_in_bytes", self._at("memory")))
-
-    def count_sockets(self, path: str) -> None:
-        self._limit_sockets(path, _ONLY_COUNTED)
 
     def _limit_sockets(self, path: str, size: int) -> None:
         """For the sockets that the group's processes open from now on."""

@@ -8,6 +8,7 @@ import select
 
 from app.launcher.daemon.cgroup import PERIOD_US, WORKERS, CgroupTree, Hierarchy, OomEvents, quota_us
 from app.launcher.daemon.cgroup_files import controllers_of, cpus_of, field, has, number_of, read, write, write_if_there
+from app.launcher.sandbox.own_groups import GroupMount
 
 SERVICE = "service"  # where our own processes move to, see `make_parent`
 _CONTROLLERS = ("cpu", "memory", "pids", "cpuset")
@@ -61,6 +62,13 @@ class CgroupTreeV2(CgroupTree):
             os.makedirs(path, exist_ok=True)
             _turn_on(path, found)
 
+    @property
+    def group_mounts(self) -> list[GroupMount]:
+        return [
+            GroupMount(number, "", self.join_file, "memory" in each.controllers)
+            for number, each in enumerate(self.hierarchies)
+        ]
+
     def hand_down(self, path: str) -> None:
         """Without cpuset: all executions have the processors of their sandbox."""
         for hierarchy in self.hierarchies:
@@ -85,9 +93,6 @@ class CgroupTreeV2(CgroupTree):
 
     def memory_limit(self, path: str) -> int:
         return number_of(read(f"{path}/memory.max", self._at))
-
-    def count_sockets(self, path: str) -> None:
-        """Nothing: their buffers are charged to the memory limit."""
 
     def memory_bytes(self, path: str) -> int | None:
         return int(read(f"{path}/memory.current", self._at)) if self.hierarchy("memory") else None

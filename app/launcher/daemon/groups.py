@@ -26,7 +26,7 @@ class Groups:
         self._tree, self._name = tree, name
         self._shared: list[int] = []  # where commands join the payload itself, as no child of it is needed
         self._executions: dict[int, None] = {}
-        self._memory_bytes = 0  # the payload's limit
+        self._memory_bytes = self._cpu_millis = 0  # the payload's limits
         self.processes_files: list[int] = []  # version 2: pids.max and pids.current, for the worker's starts
         self._homes: dict[Hierarchy, str] = {}  # where the worker lives, if not in the group of all workers
         self._home_joins: dict[Hierarchy, int] = {}
@@ -42,7 +42,7 @@ class Groups:
 
     def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
         """Makes the groups. Raises OSError. Then `remove` removes what was made."""
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._cpu_millis = memory_bytes, cpu_millis
         for hierarchy in self._tree.hierarchies:
             self._tree.make_group(hierarchy, self._name)
             self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
@@ -130,8 +130,7 @@ class Groups:
                 if hierarchy.accounts:
                     path = self._path(number)
                     self._tree.make_group(hierarchy, path)
-                    if "memory" in hierarchy.controllers:
-                        self._tree.count_sockets(path)
+                    self._show_limits(hierarchy, path)
                     joins.append(self._tree.open_join(hierarchy, path))
         except OSError:
             for descriptor in joins:
@@ -139,6 +138,13 @@ class Groups:
             self.remove_execution(number)
             raise
         return joins
+
+    def _show_limits(self, hierarchy: Hierarchy, path: str) -> None:
+        """The sandbox's limits on an execution. A program reads its limits in its own group and not in those above."""
+        if "memory" in hierarchy.controllers:
+            self._tree.limit_memory(path, self._memory_bytes)
+        if "cpu" in hierarchy.controllers:
+            self._tree.limit_cpu(path, self._cpu_millis)
 
     def limit_execution(self, number: int, memory_bytes: int) -> None:
         """Of one that was opened and has no process yet. Raises OSError, also where the host has no such limit."""

@@ -100,6 +100,11 @@ def groups_of(pid: int) -> dict[str, str]:
     return {name: path for _, names, path in lines for name in names.split(",")}
 
 
+def descriptors_of(pid: int) -> int:
+    """How many a process has. 0 before Linux 6.2, where only a list of them tells: that takes 70 us, and this 5."""
+    return os.stat(f"/proc/{pid}/fd").st_size
+
+
 def _text_of(path: str) -> str:
     """A text file object costs 50 us more."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

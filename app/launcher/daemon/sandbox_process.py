@@ -15,8 +15,10 @@ from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import kill_by_pidfd
 from app.launcher.protocol import HOLD, CreatePlan, ExecutionPlan, Writer, packets
 
-# Three standard streams, two sockets, /dev/null, pids.max, pids.current, and what tells of children.
-_OWN_DESCRIPTORS = 9
+# Three standard streams, two sockets, /dev/null, pids.max, pids.current, what tells of children, /proc/meminfo, and two
+# files of the memory group.
+_OWN_DESCRIPTORS = 12
+_LANDLOCK: dict[bool, dict[str, str]] = {}  # the same for all plans of a kind, and 50 us to find out
 _TRIED_AGAIN = 4  # a host has 65,535 memory groups, so none may be kept for nothing
 
 
@@ -232,7 +234,7 @@ class SandboxProcess:
             "gid": status["Gid"].split()[0],
             "no_new_privs": status["NoNewPrivs"],
             "seccomp": status["Seccomp"],
-            **self._landlock(),
+            **_landlock(loopback_tcp=self.plan.loopback_tcp),
         }
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
@@ -251,7 +253,7 @@ class SandboxProcess:
         """What only a worker that skipped a step has: another sandbox's descriptors, or a place in a group of ours."""
         wrong: list[str] = []
         most = _OWN_DESCRIPTORS + len(self.groups.worker_group)
-        if len(os.listdir(f"/proc/{self.pid}/fd")) > most:
+        if (probe.descriptors_of(self.pid) or len(os.listdir(f"/proc/{self.pid}/fd"))) > most:
             wrong.append("it holds descriptors that are not its own")
         outside = self.groups.not_with_workers(probe.groups_of(self.pid))
         wrong += [f"it is not in the workers' {name} group" for name in outside]
@@ -259,13 +261,16 @@ class SandboxProcess:
             wrong.append("the limit of its worker's cpu time is not in force")
         return wrong
 
-    def _landlock(self) -> dict[str, str]:
-        """What its domain handles; that there is one, the worker's own canary proved before it said READY."""
+
+def _landlock(*, loopback_tcp: bool) -> dict[str, str]:
+    """What a worker's domain handles; that there is one, its own canary proved before it said READY."""
+    if loopback_tcp not in _LANDLOCK:
         version = landlock.abi()
-        tcp = 0 if self.plan.loopback_tcp else landlock.handled_network(version)
-        return {
+        tcp = 0 if loopback_tcp else landlock.handled_network(version)
+        _LANDLOCK[loopback_tcp] = {
             "landlock_abi": str(version),
             "landlock_files": landlock.names(landlock.FS_NAMES, landlock.handled_files(version)),
             "landlock_tcp": landlock.names(landlock.NET_NAMES, tcp),
             "landlock_scopes": landlock.names(landlock.SCOPE_NAMES, landlock.handled_scopes(version)),
         }
+    return _LANDLOCK[loopback_tcp]

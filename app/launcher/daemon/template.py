@@ -32,6 +32,7 @@ from app.launcher.kernel.syscalls import (
     unshare,
 )
 from app.launcher.sandbox.mounts import CANARY, CONSTANTS, MASKED_FILES, MASKED_FOLDERS, OWN, SYSTEM_LINKS
+from app.launcher.sandbox.own_groups import GroupMount, make_mount_points
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _ETC = {
@@ -46,8 +47,9 @@ _ETC = {
 }
 
 
-def enter_template(config: Config) -> None:
-    """Builds the template in a new mount namespace and makes it the launcher's root. Raises OSError."""
+def enter_template(config: Config, groups: list[GroupMount]) -> None:
+    """Builds the template in a new mount namespace and makes it the launcher's root. `groups`: what a sandbox will see
+    of its control groups. Raises OSError."""
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = config.run_dir + "/root"
@@ -55,6 +57,7 @@ def enter_template(config: Config) -> None:
     mount("bulkhead", root, "tmpfs", MS_NOSUID, "mode=0755,size=32m,nr_inodes=16k")
     for name in ("proc", "dev", "dev/pts", "dev/shm", "etc", "workspace", "tmp", "var", "run", OWN.strip("/")):
         os.mkdir(f"{root}/{name}", 0o755)
+    make_mount_points(root, groups)
     os.symlink("../tmp", f"{root}/var/tmp")  # noqa: S108 - the sandbox's own
     for path in config.root_paths:
         _bind_read_only(path, root + path)

@@ -6,6 +6,7 @@ import os
 
 from app.launcher.daemon.cgroup import CgroupTree
 from app.launcher.daemon.cgroup_files import read
+from app.launcher.daemon.probe import descriptors_of
 from app.launcher.protocol import Writer
 
 UNKNOWN = (1 << 64) - 1  # on the wire
@@ -36,13 +37,13 @@ class Figures:
 
 
 def open_files_of(alive: list[int]) -> int | None:
-    """Descriptors of all these processes together. The size of /proc/PID/fd is their number since Linux 6.2."""
-    if len(alive) > MOST_PROCESSES or os.stat("/proc/self/fd").st_size == 0:
+    """Descriptors of all these processes together. None where the host does not tell."""
+    if len(alive) > MOST_PROCESSES or descriptors_of(os.getpid()) == 0:
         return None
     total = 0
     for pid in alive:
         try:
-            total += os.stat(f"/proc/{pid}/fd").st_size
+            total += descriptors_of(pid)
         except OSError:
             continue  # it has just ended
     return total

@@ -106,6 +106,7 @@ class Spawner:
         self._config, self._tree, self._filters, self._masks = config, tree, filters, masks
         self._cpus = CpuAllocator()
         self._has_cpuset = "cgroup_cpuset" in layers
+        self._group_mounts = tree.group_mounts
         self._user_namespace = "user_namespace" in layers
         self._landlock_abi = landlock.abi()
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -251,6 +252,7 @@ class Spawner:
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
             setup = SandboxSetup(self._config, channel, self._null, INSIDE_ID if self._user_namespace else uid)
             setup.masks, setup.filters, setup.landlock_abi = self._masks, self._filters, self._landlock_abi
+            setup.group_mounts = self._group_mounts
             try:
                 confine.confine(setup)
             except confine.StepRefused as refused:

@@ -27,6 +27,7 @@ AHEAD = (
     steps.mount_terminals,
     lockdown.set_limits,
     lockdown.empty_bounding_set,  # needs CAP_SETPCAP; what is held already stays
+    lockdown.begin_rules,  # after the last mount ahead; what is mounted later lies below their folders
     lockdown.rehearse,
 )
 
@@ -35,11 +36,15 @@ FROM_PLAN = (
     steps.await_plan,
     steps.enter_own_cgroup,  # before the namespace, whose root is the group in which it was made
     steps.enter_cgroup_namespace,
+    steps.mount_groups,  # after the namespace, whose root is what is mounted
+    steps.prove_groups,
     steps.join_cgroup,  # after the namespace: the worker lives outside of the limits
     steps.keep_to_cpus,
     steps.size_storage,
     steps.mount_disk,  # after the size, which is that of what the disk replaces
     steps.prove_storage,
+    steps.show_memory,  # after join_cgroup: what the worker needs for it is not the sandbox's
+    steps.prove_memory,
     lockdown.prove_read_only_root,  # after the last mount
 )
 

@@ -139,8 +139,10 @@ class FileAgent:
             tree.delete(path, recursive=bool(request.u8()))
             self._tell(Writer(DONE).u8(0))
         elif operation == MEASURE:
-            disk = os.statvfs(path)
-            self._tell(Writer(USED).u64((disk.f_blocks - disk.f_bfree) * disk.f_frsize))
+            disk, ours = os.statvfs(path), os.stat("/proc/meminfo")
+            used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+            own = ours.st_blocks * 512 if ours.st_dev == os.stat(path).st_dev else 0
+            self._tell(Writer(USED).u64(used - own))
         elif operation == PACK:
             packing.require_readable(path)
             self._tell(Writer(DONE).u8(0))

@@ -17,6 +17,7 @@ from app.launcher.kernel.syscalls import (
     mount,
     umount,
 )
+from app.launcher.sandbox import own_memory
 
 INSIDE_ID = 1000
 OWN = "/.bulkhead"  # the launcher's few things inside the template: mask sources and the canary
@@ -40,7 +41,7 @@ MASKED_FILES = (
     "sched_debug",
     "latency_stats",
     # Counts of the whole host that tell what neighbours do, to the event or page. The coarse ones that programs need
-    # (stat, meminfo, loadavg, uptime) stay.
+    # (stat, loadavg, uptime) stay.
     "softirqs",
     "schedstat",
     "vmstat",
@@ -78,15 +79,27 @@ def mask_proc(pairs: list[tuple[str, str]]) -> None:
         mount(source, target, None, MS_BIND)
 
 
-def mount_private_storage() -> None:
-    """One tmpfs behind /workspace, /tmp and /dev/shm, so that one number limits them."""
+def mount_private_storage(*, with_meminfo: bool) -> int:
+    """One tmpfs behind /workspace, /tmp and /dev/shm, so that one number limits them. Returns a descriptor of
+    /proc/meminfo, which is a file of it, or -1."""
     mount("sandbox", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=64k,mode=0755")  # noqa: S108 - the sandbox's own
     for name, mode in (("workspace", 0o700), ("tmp", 0o1777), ("shm", 0o1777)):
         os.mkdir(f"/tmp/{name}")  # noqa: S108
         os.chmod(f"/tmp/{name}", mode)  # noqa: S108 - the umask would take bits away
     mount("/tmp/workspace", "/workspace", None, MS_BIND)  # noqa: S108
     mount("/tmp/shm", "/dev/shm", None, MS_BIND)  # noqa: S108
-    mount("/tmp/tmp", "/tmp", None, MS_BIND)  # noqa: S108 - last: it covers the other two
+    meminfo = _cover_meminfo("/tmp/meminfo") if with_meminfo else -1  # noqa: S108
+    mount("/tmp/tmp", "/tmp", None, MS_BIND)  # noqa: S108 - last: it covers the others
+    return meminfo
+
+
+def _cover_meminfo(path: str) -> int:
+    """Returns a descriptor by which the file can still be written."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+    os.write(descriptor, bytes(1))  # so that its page belongs to all workers, and not to the sandbox
+    mount(path, own_memory.PLACE, None, MS_BIND)
+    mount("none", own_memory.PLACE, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    return descriptor
 
 
 def size_private_storage(size: int) -> None:

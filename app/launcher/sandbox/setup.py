@@ -5,7 +5,10 @@ from __future__ import annotations
 import _socket
 
 from app.launcher.config import Config
+from app.launcher.kernel.landlock import Ruleset
 from app.launcher.protocol import CreatePlan
+from app.launcher.sandbox.own_groups import GroupMount
+from app.launcher.sandbox.own_memory import OwnMemory
 
 
 class SandboxSetup:
@@ -17,14 +20,18 @@ class SandboxSetup:
         "cpus",
         "disk_device",
         "filters",
+        "group_mounts",
         "join_descriptors",
         "landlock_abi",
         "masks",
+        "meminfo",
+        "memory",
         "null",
         "owner",
         "plan",
         "processes_count",
         "processes_file",
+        "rules",
         "uid",
         "worker_group",
     )  # fmt: skip
@@ -37,11 +44,15 @@ class SandboxSetup:
         self.landlock_abi = 0
         self.filters: dict[str, bytes] = {}
         self.masks: list[tuple[str, str]] = []
+        self.group_mounts: list[GroupMount] = []
+        self.meminfo = -1  # /proc/meminfo, open for writing; none without a memory group
+        self.rules: Ruleset | None = None  # for Landlock, those that most plans have
         # These come with the plan.
         self.plan: CreatePlan
         self.owner: _socket.socket  # to the gateway
         self.join_descriptors: list[int] = []  # into the sandbox's own control groups
         self.worker_group: list[int] = []  # into those of the workers
+        self.memory: OwnMemory | None = None
         self.processes_file = self.processes_count = -1  # version 2: pids.max and pids.current
         self.cpus: list[int] = []  # to keep to; empty where a control group sees to that
         self.disk_device = -1  # st_dev of the disk, if the plan asks for one

@@ -29,7 +29,8 @@ from app.launcher.kernel.syscalls import (
 )
 from app.launcher.protocol import DISK, GO, IDENTITY, NETWORK_UP, TERMINALS, CreatePlan, Reader
 from app.launcher.protocol.packets import receive
-from app.launcher.sandbox import mounts
+from app.launcher.sandbox import mounts, own_memory
+from app.launcher.sandbox.own_memory import OwnMemory
 from app.launcher.sandbox.setup import SandboxSetup
 
 _TIME_STAMPS = "/proc/sys/net/core/tstamp_allow_data"
@@ -54,22 +55,34 @@ def let_go_of_the_launcher(setup: SandboxSetup) -> None:
 def enter_own_cgroup(setup: SandboxSetup) -> None:
     for descriptor in setup.join_descriptors:
         os.write(descriptor, b"0")
-        os.close(descriptor)
+
+
+def enter_cgroup_namespace(setup: SandboxSetup) -> None:
+    unshare(CLONE_NEWCGROUP)
+
+
+def mount_groups(setup: SandboxSetup) -> None:
+    for group in setup.group_mounts:
+        group.attach()
+
+
+def prove_groups(setup: SandboxSetup) -> None:
+    """What is mounted is the sandbox's own group, into which the launcher's descriptors lead, and read-only."""
+    for group in setup.group_mounts:
+        group.prove(setup.join_descriptors[group.number])
 
 
 def join_cgroup(setup: SandboxSetup) -> None:
     for descriptor in setup.worker_group:
         os.write(descriptor, b"0")
+    for descriptor in setup.join_descriptors:
+        os.close(descriptor)
 
 
 def keep_to_cpus(setup: SandboxSetup) -> None:
     """On a host without the cpuset controller. Commands inherit it and can undo it."""
     if setup.cpus:
         os.sched_setaffinity(0, setup.cpus)
-
-
-def enter_cgroup_namespace(setup: SandboxSetup) -> None:
-    unshare(CLONE_NEWCGROUP)
 
 
 def enter_network_namespace(setup: SandboxSetup) -> None:
@@ -162,13 +175,15 @@ def prove_masks(setup: SandboxSetup) -> None:
 
 
 def mount_storage(setup: SandboxSetup) -> None:
-    mounts.mount_private_storage()
+    with_meminfo = any(group.has_memory for group in setup.group_mounts)
+    setup.meminfo = mounts.mount_private_storage(with_meminfo=with_meminfo)
 
 
 def size_storage(setup: SandboxSetup) -> None:
     """With a disk it is that of /dev/shm alone."""
     most = setup.plan.memory_bytes - mounts.NEVER_FILES
-    mounts.size_private_storage(most if setup.plan.on_disk else min(setup.plan.disk_bytes, most))
+    size = most if setup.plan.on_disk else min(setup.plan.disk_bytes, most)
+    mounts.size_private_storage(size + own_memory.FILE_BYTES if setup.meminfo >= 0 else size)
 
 
 def mount_disk(setup: SandboxSetup) -> None:
@@ -186,6 +201,18 @@ def prove_storage(setup: SandboxSetup) -> None:
     for path in ("/workspace", "/tmp"):  # noqa: S108
         if os.stat(path).st_dev != wanted:
             raise OSError(errno.EXDEV, f"{path} is on another file system")
+
+
+def show_memory(setup: SandboxSetup) -> None:
+    """Writes the limit into /proc/meminfo. The worker writes the other numbers when a command starts."""
+    group = next((group for group in setup.group_mounts if group.has_memory), None)
+    if group is not None:
+        setup.memory = OwnMemory(setup.meminfo, group, setup.plan.memory_bytes)
+
+
+def prove_memory(setup: SandboxSetup) -> None:
+    if any(group.has_memory for group in setup.group_mounts):
+        own_memory.prove(setup.plan.memory_bytes)
 
 
 def mount_terminals(setup: SandboxSetup) -> None:

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 # So after each look at its children it does not look again for nine times as long as that took: a tenth of a processor.
 _REST = 9
 _REAPED_AT_ONCE = 64
+# Bytes that the sandbox must still have when the worker enters its groups, which it does for a vfork. If they run out
+# meanwhile, the kernel kills the largest process: the new command and not the worker, whose pages are 10 MiB.
+_AMPLE = 16 << 20
 
 
 class Worker:
@@ -54,6 +57,8 @@ class Worker:
         self._worker_group, self._processes_file = setup.worker_group, setup.processes_file
         self._processes_count = setup.processes_count
         self._most_processes = setup.plan.processes
+        self._memory = setup.memory
+        self._alone = True  # no other process is in the sandbox
         self._leaders: dict[int, int] = {}  # pid of a command's first process -> its execution's number
         self._on_terminals: set[int] = set()  # those of them that lead the session of a terminal
         # Blocked, one SIGCHLD is pending however many come, and wakes nobody who does not poll for it: with a handler
@@ -71,7 +76,7 @@ class Worker:
         rested = 0.0
         while True:
             left = rested - time.monotonic()
-            for descriptor, _ in commands.poll(left * 1000) if left > 0 else all_.poll():
+            for descriptor, _ in commands.poll(left * 1000) if left > 0 else all_.poll(self._look_at_memory()):
                 if descriptor == self._children:
                     began = time.thread_time()
                     self._reap()
@@ -81,6 +86,14 @@ class Worker:
                         return
                 elif not self._take_signal():
                     return
+
+    def _look_at_memory(self) -> float | None:
+        """Brings /proc/meminfo up to date when it is due. Returns the milliseconds until it is due again; None while
+        nobody is there to read it."""
+        if self._memory is None or self._alone:
+            return None
+        self._memory.refresh()
+        return self._memory.seconds_left * 1000 + 1
 
     def _tell(self, kind: int, number: int, first: int, second: int) -> None:
         self._owner.send(RECORD.pack(kind, number, first, second))
@@ -128,7 +141,7 @@ class Worker:
             enter(workdir)
             return search_and_spawn(argv, env, stdio)
 
-        if limits.rlimits():
+        if limits.rlimits() or (self._memory is not None and not self._memory.has(_AMPLE)):
             self._begin(number, lambda: fork_into(self._room(groups), become), on_terminal=os.isatty(stdio[0]))
         else:
             self._begin(number, lambda: self._spawn(groups, spawn), on_terminal=os.isatty(stdio[0]))
@@ -141,11 +154,13 @@ class Worker:
         self._begin(number, lambda: fork_into(self._room(groups), become))
 
     def _begin(self, number: int, start: Callable[[], int], *, on_terminal: bool = False) -> None:
+        if self._memory is not None:
+            self._memory.refresh()
         try:
             pid = start()
         except OSError as error:
             return self._tell(START_FAILED, number, error.errno or 0, step_of(error))
-        self._leaders[pid] = number
+        self._leaders[pid], self._alone = number, False
         if on_terminal:
             self._on_terminals.add(pid)
         self._tell(STARTED, number, pid, 0)
@@ -197,6 +212,7 @@ class Worker:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
+                self._alone = True
                 return
             if ended is None:
                 return

@@ -51,6 +51,8 @@ def _room(config: Config, read_only: list[str], read_write: list[str]) -> Any:
         filters={"default": program},
         landlock_abi=landlock.abi(),
         masks=[],
+        group_mounts=[],
+        rules=None,
     )
 
 
@@ -71,7 +73,7 @@ def apply(layer: str, folder: str, program: str) -> None:
 
 
 def _enter_namespaces(config: Config, setup: Any) -> None:
-    template.enter_template(config)
+    template.enter_template(config, [])
     setup.masks = template.masks()
     mapped, go = os.pipe()
     pid, _ = clone3(_CLONE | CLONE_NEWUSER)

@@ -24,6 +24,7 @@ from app.launcher.kernel.syscalls import (
     CLONE_NEWUTS,
     MS_BIND,
     MS_NODEV,
+    MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
     MS_REMOUNT,
@@ -31,7 +32,7 @@ from app.launcher.kernel.syscalls import (
     clone3,
     prctl,
 )
-from app.launcher.sandbox import confine, mounts, worker
+from app.launcher.sandbox import confine, mounts, own_groups, own_memory, worker
 
 
 def nothing(*_: Any, **__: Any) -> None:
@@ -92,6 +93,15 @@ def _proc_writable() -> None:
     replaced(mounts, "mount_proc", lambda: mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV))()
 
 
+def _meminfo_writable() -> None:
+    mount = vars(mounts)["mount"]
+
+    def wrong(source: str, target: str, kind: str | None, given: int, data: str | None = None) -> None:
+        mount(source, target, kind, given & ~MS_RDONLY if target == own_memory.PLACE else given, data)
+
+    replaced(mounts, "mount", wrong)()
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "none": nothing,
     "seccomp_off": replaced(seccomp, "load", nothing),
@@ -110,6 +120,9 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "no_uts_namespace": without_clone_flag(CLONE_NEWUTS),
     "no_network_namespace": without_step("enter_network_namespace"),
     "no_cgroup_namespace": without_step("enter_cgroup_namespace"),
+    "groups_of_workers": without_step("enter_own_cgroup"),
+    "groups_writable": replaced(own_groups, "READ_ONLY", MS_NOSUID | MS_NODEV | MS_NOEXEC),
+    "meminfo_writable": _meminfo_writable,
     "root_writable": mounted_without(MS_RDONLY, MS_REMOUNT | MS_BIND),
     "usr_writable": replaced(template, "mount_setattr", nothing),
     "proc_writable": _proc_writable,

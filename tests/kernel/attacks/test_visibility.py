@@ -138,10 +138,15 @@ def test_etc_holds_no_secret_of_the_host(service: Service, sandbox: str) -> None
     assert [name for name in hosts_own if f"{name}:x:" in said] == []
 
 
-def test_control_groups_cannot_be_seen(service: Service, sandbox: str) -> None:
-    done = service.run(sandbox, "sh", "-c", "ls /sys /sys/fs/cgroup; grep -c -- '- cgroup' /proc/self/mountinfo")
-    assert done["stdout"] == "0\n"
-    assert done["stderr"].count("No such file or directory") == 2
+def test_nothing_of_sysfs_can_be_seen_but_the_own_control_groups(service: Service, sandbox: str) -> None:
+    done = service.run(sandbox, "sh", "-c", "ls -A /sys; ls -A /sys/fs; grep -- '- cgroup' /proc/self/mountinfo")
+    folders, mounts = done["stdout"].splitlines()[:2], done["stdout"].splitlines()[2:]
+    assert folders == ["fs", "cgroup"]
+    assert mounts
+    for line in mounts:
+        fields = line.split()
+        assert (fields[3], fields[4].startswith("/sys/fs/cgroup")) == ("/", True)
+        assert {"ro", "nosuid", "nodev", "noexec"} <= set(fields[5].split(","))
 
 
 def test_membership_in_control_groups_tells_no_name(service: Service, sandbox: str) -> None:

@@ -307,7 +307,38 @@ def test_sockets_of_version_1_have_a_limit_and_are_counted_in_each_execution(fir
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     name = "memory.kmem.tcp.limit_in_bytes"
-    assert [(tmp_path / "memory" / group / name).read_text() for group in ("one", "one/1")] == [str(32 << 20), "-1"]
+    assert [(tmp_path / "memory" / group / name).read_text() for group in ("one", "one/1")] == [str(32 << 20)] * 2
+
+
+def test_each_execution_of_version_1_has_the_memory_limit_of_its_sandbox(first: CgroupTree, tmp_path: Path) -> None:
+    """That of cpu is in a group that no execution has one below."""
+    groups = Groups(first, "one")
+    groups.make(1 << 30, 64, 250)
+    for descriptor in groups.open_execution(1):
+        os.close(descriptor)
+    for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+        assert (tmp_path / "memory/one/1" / name).read_text() == str(1 << 30)
+    assert not (tmp_path / "cpu/one/1").exists()
+    groups.limit_execution(1, 1 << 25)  # the files of this tree keep what was longer
+    assert (tmp_path / "memory/one/1/memory.limit_in_bytes").read_text().startswith(str(1 << 25))
+
+
+def test_each_execution_of_version_2_has_the_limits_of_its_sandbox(second: CgroupTree, tmp_path: Path) -> None:
+    groups = Groups(second, "one")
+    groups.make(1 << 30, 64, 250)
+    for descriptor in groups.open_execution(1):
+        os.close(descriptor)
+    assert (tmp_path / "one/1/memory.max").read_text() == str(1 << 30)
+    assert (tmp_path / "one/1/cpu.max").read_text() == (tmp_path / "one/cpu.max").read_text() == "25000 100000"
+
+
+def test_sandbox_sees_four_trees_of_version_1_and_the_one_of_version_2(first: CgroupTree, second: CgroupTree) -> None:
+    assert [(each.number, each.path) for each in first.group_mounts] == [
+        (number, f"/sys/fs/cgroup/{tree.names}")
+        for number, tree in enumerate(first.hierarchies)
+        if tree.controllers != ("pids",)
+    ]
+    assert [(each.number, each.path, each.has_memory) for each in second.group_mounts] == [(0, "/sys/fs/cgroup", True)]
 
 
 def test_killing_beside_the_worker_on_version_2_forbids_forks_and_spares_it(second: CgroupTree, tmp_path: Path) -> None:
