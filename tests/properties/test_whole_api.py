@@ -21,6 +21,8 @@ ENV = {
     "BULKHEAD_API_KEYS": json.dumps([KEY]),
     **{f"BULKHEAD_CAPACITY__{name}": "100000" for name in ("SANDBOXES", "EXECUTIONS", "RECORDS")},
 }
+# The room of a disk is reserved at once, and many sandboxes live at one time: a host that has no more answers 507.
+SMALL_DISKS = {f"BULKHEAD_LIMITS__DISK_MIB__{part}": "64" for part in ("DEFAULT", "CEILING")}
 pytestmark = pytest.mark.timeout(3 * runs.SECONDS + runs.SLACK_SECONDS + 60)
 
 
@@ -82,7 +84,7 @@ def test_over_the_backend_without_isolation(tmp_path: Path) -> None:
 
 def test_over_the_runtime_process(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     require("root", os.geteuid() == 0, "real isolation is made by a service that is started as root")
-    with Service(tmp_path_factory.mktemp("data")) as service:
+    with Service(tmp_path_factory.mktemp("data"), SMALL_DISKS) as service:
         sandbox = service.create()  # whatever is opened once
         service.run(sandbox, "head", "-c", "3000000", "/dev/zero")
         service.call("DELETE", f"/sandboxes/{sandbox}")
