@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pathlib import Path
 import pytest
 
 from app.launcher.daemon.disk_image import image_bytes
+from app.launcher.daemon.loop_storage import StorageError, open_loop_storage
 from app.launcher.kernel.syscall_table import NUMBERS
 from app.launcher.kernel.syscalls import syscall
 from app.launcher.protocol import CREATE, DESTROY, CreatePlan, Writer
@@ -299,6 +301,27 @@ def test_receipt_says_what_is_mounted_and_settings_reach_the_launcher(operator: 
 
 
 # --- bad days
+
+
+def test_folder_that_cannot_hold_disks_is_refused_and_says_why(operator: Path) -> None:
+    (operator / "file").touch()
+    (operator / "link").symlink_to(operator / "storage")
+    (operator / "open").mkdir()
+    (operator / "open").chmod(0o777)
+    (operator / "others").mkdir()
+    os.chown(operator / "others", 12345, 12345)
+    in_memory = tempfile.mkdtemp(dir="/dev/shm")
+    found = {name: open_loop_storage(str(operator / name)) for name in ("file", "link", "open", "others")}
+    found |= {"": open_loop_storage(""), "tmpfs": open_loop_storage(in_memory)}
+    assert {name: isinstance(each, StorageError) and (each.step, each.errno) for name, each in found.items()} == {
+        "file": ("open_folder", errno.EEXIST),
+        "link": ("open_folder", errno.ENOTDIR),
+        "open": ("open_folder", errno.EOPNOTSUPP),
+        "others": ("open_folder", errno.EOPNOTSUPP),
+        "": ("open_folder", errno.ENOENT),
+        "tmpfs": ("open_folder", errno.EOPNOTSUPP),
+    }
+    Path(in_memory).rmdir()
 
 
 def test_disk_that_does_not_fit_above_the_reserve_is_refused_and_nothing_is_made(

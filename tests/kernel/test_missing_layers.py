@@ -146,12 +146,18 @@ def test_without_loop_devices_only_disks_are_missing_and_the_probe_says_what_hel
         sandbox = service.create()
         assert service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["missing_layers"] == []
         assert service.run(sandbox, "echo", "fine")["stdout"] == "fine\n"
-    argv = [*prefix("loop_storage"), sys.executable, "-m", "app.cli", "probe", "--json"]
-    said = subprocess.run(argv, capture_output=True, cwd=PROJECT, env=clean_environment(), check=False)
-    layer = next(layer for layer in json.loads(said.stdout) if layer["layer"] == "loop_storage")
+    layer = probed(tmp_path, *prefix("loop_storage"))
     assert (layer["available"], layer["needed"]) == (False, False)
     assert "/dev/loop-control" in layer["detail"]
     assert "modprobe loop" in layer["cure"]
+
+
+def probed(folder: Path, *before: str) -> dict[str, Any]:
+    """What `bulkhead probe` says of disks in a folder."""
+    env = clean_environment() | {"BULKHEAD_PROCESS__STORAGE_DIR": str(folder / "storage")}
+    argv = [*before, sys.executable, "-m", "app.cli", "probe", "--json"]
+    said = subprocess.run(argv, capture_output=True, cwd=PROJECT, env=env, check=False)
+    return dict(next(layer for layer in json.loads(said.stdout) if layer["layer"] == "loop_storage"))
 
 
 def test_loop_devices_without_nodes_make_disks_as_in_a_container(tmp_path: Path) -> None:
@@ -164,12 +170,15 @@ def test_loop_devices_without_nodes_make_disks_as_in_a_container(tmp_path: Path)
 
 def test_probe_of_a_host_with_loop_devices_makes_a_disk_and_leaves_nothing(tmp_path: Path) -> None:
     require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
-    env = clean_environment() | {"BULKHEAD_DATA": str(tmp_path)}
-    argv = [sys.executable, "-m", "app.cli", "probe", "--json"]
-    said = subprocess.run(argv, capture_output=True, cwd=PROJECT, env=env, check=False)
-    layer = next(layer for layer in json.loads(said.stdout) if layer["layer"] == "loop_storage")
+    layer = probed(tmp_path)
     assert (layer["available"], layer["cure"]) == (True, None), layer
     assert list(tmp_path.iterdir()) == []
+
+
+def test_probe_says_that_mke2fs_is_missing(tmp_path: Path) -> None:
+    require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
+    layer = probed(tmp_path, *prefix("mke2fs"))
+    assert (layer["available"], layer["cure"]) == (False, "install e2fsprogs, which has mke2fs")
 
 
 @pytest.mark.parametrize("layer", REQUIRED)

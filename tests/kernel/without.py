@@ -94,6 +94,12 @@ def no_loop_devices() -> None:
     prctl(PR_CAPBSET_DROP, CAP_MKNOD)
 
 
+def no_mke2fs() -> None:
+    own_mounts()
+    for path in ("/usr/sbin/mke2fs", "/sbin/mke2fs"):
+        mount("/dev/null", os.path.realpath(path), None, MS_BIND)
+
+
 def no_network_namespace() -> None:
     answer("unshare", bpf.when_any_bit(0, CLONE_NEWNET, bpf.refuse(errno.EPERM), bpf.ALLOW))
 
@@ -112,6 +118,7 @@ LACKING = {
     "cgroup_freezer": lambda: no_controller("freezer"),
     "cgroups": no_cgroups,
     "loop_nodes": no_loop_nodes,
+    "mke2fs": no_mke2fs,
     "loop_storage": no_loop_devices,
     "network_namespace": no_network_namespace,
     "seccomp": no_seccomp,

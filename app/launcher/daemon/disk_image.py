@@ -13,6 +13,7 @@ from app.launcher.kernel.syscalls import allocate
 BLOCK = 4096  # bytes; the loop device has the same, and a file system with smaller ones could not be mounted on it
 _GROUP = 8 * BLOCK  # blocks that one bitmap of a block describes
 _INODE = 256  # bytes
+_PIECE = 1 << 20
 # What the kernel of ext4 keeps for itself: a fiftieth of the blocks, and 4,096 at most (ext4_calculate_resv_clusters).
 _KEPT, _KEPT_MOST = 50, 4096
 _MKE2FS = ("/usr/sbin/mke2fs", "/sbin/mke2fs", "/usr/bin/mke2fs")
@@ -85,5 +86,5 @@ def fill(image: int, template: int) -> None:
         except OSError:
             return  # ENXIO: there is no more
         at = os.lseek(template, begin, os.SEEK_HOLE)
-        while begin < at:
-            begin += os.copy_file_range(template, image, at - begin, begin, begin)
+        while begin < at:  # not by copy_file_range: xfs would share the blocks, and need new ones at the first write
+            begin += os.pwrite(image, os.pread(template, min(at - begin, _PIECE), begin), begin)

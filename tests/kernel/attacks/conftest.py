@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import host as outside
-from tests.kernel.attacks.catalog import ALL, LOOPBACK, NAMES, Attack
+from tests.kernel.attacks.catalog import ALL, FILES, LOOPBACK, NAMES, Attack
 from tests.require import require
 from tests.service import PROJECT, Service
 
@@ -150,6 +150,13 @@ def confined(service: Service, probe: Path, prey: dict[str, str]) -> Results:
 @pytest.fixture(scope="session")
 def on_loopback(service: Service, probe: Path, prey: dict[str, str]) -> Results:
     return _attack(service, probe, prey, LOOPBACK, policy={"profile": "loopback"})
+
+
+@pytest.fixture(scope="session")
+def on_disk(service: Service, probe: Path, prey: dict[str, str]) -> Results:
+    """With files on ext4 and not on a tmpfs."""
+    require("loop", Path("/dev/loop-control").exists(), "the host has no loop devices")
+    return _attack(service, probe, prey, FILES, storage="disk")
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,11 @@ def test_attack_on_files_is_refused(attack: Attack, confined: Results, refused: 
     refused(attack, confined)
 
 
+@pytest.mark.parametrize("attack", FILES, ids=_named)
+def test_attack_on_files_is_refused_on_a_disk(attack: Attack, on_disk: Results, refused: Verdict) -> None:
+    refused(attack, on_disk)
+
+
 @pytest.mark.parametrize("attack", PROCESSES, ids=_named)
 def test_attack_on_processes_is_refused(attack: Attack, confined: Results, refused: Verdict) -> None:
     refused(attack, confined)
