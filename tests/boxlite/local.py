@@ -90,8 +90,8 @@ class Local:
     def err(self) -> bytes:
         return everything(self.logs.stderr)
 
-    async def end(self) -> int:
-        async with asyncio.timeout(60):
+    async def end(self, seconds: float = 60) -> int:
+        async with asyncio.timeout(seconds):
             return await asyncio.shield(self.code)
 
     def left(self) -> list[int]:

@@ -104,8 +104,8 @@ class Run:
     handle: ExecutionHandle
     logs: Logs
 
-    async def end(self) -> Exit:
-        async with asyncio.timeout(30):
+    async def end(self, seconds: float = 30) -> Exit:
+        async with asyncio.timeout(seconds):
             return await self.handle.wait()
 
     @property
