@@ -71,6 +71,10 @@ class PipeSocket:
         while not self._frames.empty():
             self._frames.get_nowait()
         await asyncio.wait(self._tasks)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(ConnectionError):  # of what was written when nobody read any more
+            await self._process.stdin.wait_closed()
 
 
 @dataclass
@@ -129,9 +133,10 @@ async def local(
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
     user: int | None = None,
+    merged: bool = False,
 ) -> AsyncIterator[Local]:
     mark = f"exe_{os.urandom(6).hex()}"
-    said = wrapped_command(argv, env or {"PATH": "/usr/bin:/bin", "MARK": mark}, stdin=stdin)
+    said = wrapped_command(argv, env or {"PATH": "/usr/bin:/bin", "MARK": mark}, stdin=stdin, merged=merged)
     arguments = said["args"]
     assert isinstance(arguments, list)
     path = tools_of(shell, folder)

@@ -11,13 +11,14 @@ import pytest
 
 from app.backends.boxlite.inside import WRAPPER_MARK
 from app.core.errors import BackendTimeout, CapabilityMissing, UnsupportedByRuntime
-from app.core.models import ExitReason, OutputMode
+from app.core.models import ExitReason, OutputMode, Stderr
 from tests.boxlite.double import Attach, Drop, Route, Settings
 from tests.boxlite.processes import environments
 from tests.boxlite.rig import SPEC, Rig, quick, rig, start, until
 from tests.boxlite.test_exact_script import BOTH
 
 EXACT: dict[str, Any] = {"output_mode": OutputMode.EXACT}
+MERGED: dict[str, Any] = {"stderr": Stderr.STDOUT}
 CANNOT = b"\x01cpus=1\nmemory_kib=80000\nroutes=0\ninexact=lacks base64\n"
 EXIT = '{"type":"exit","exit_code":0}'
 
@@ -218,19 +219,27 @@ async def test_an_image_that_cannot_is_plain_and_says_so() -> None:
         assert sandbox.receipt["output_detail"] == "the image lacks base64"
         run = await start(sandbox, "echo", "x")
         assert ((await run.end()).code, run.out, run.logs.stdout.dropped, run.logs.mode) == (0, b"x\n", None, "plain")
-        with pytest.raises(UnsupportedByRuntime, match="lacks base64"):
-            await start(sandbox, "echo", "x", execution_id="exe_2", **EXACT)
+        for wanted in (EXACT, MERGED):
+            with pytest.raises(UnsupportedByRuntime, match="lacks base64"):
+                await start(sandbox, "echo", "x", execution_id="exe_2", **wanted)
 
 
-async def test_an_image_that_cannot_is_refused_when_exact_output_is_required() -> None:
+async def test_both_channels_in_one_pipe_are_refused_with_plain_output() -> None:
+    async with rig() as r:
+        with pytest.raises(UnsupportedByRuntime, match="both channels in one pipe with plain output"):
+            await start(await r.sandbox(), "echo", "x", output_mode=OutputMode.PLAIN, **MERGED)
+
+
+@pytest.mark.parametrize("capability", ["exact_output", "merged_output"])
+async def test_an_image_that_cannot_is_refused_when_exact_output_is_required(capability: str) -> None:
     """Its first box is booted for that, later ones are not."""
     async with rig() as r:
         r.double.faults.on(Route.ATTACH, Attach(first=(CANNOT, EXIT)), timeouts=1)
-        wanted = replace(SPEC, requires=frozenset({"exact_output"}))
+        wanted = replace(SPEC, requires=frozenset({capability}))
         for _ in range(2):
             with pytest.raises(CapabilityMissing, match="lacks base64") as caught:
                 await r.sandbox(spec=wanted)
-            assert caught.value.missing == ["exact_output"]
+            assert caught.value.missing == [capability]
         assert len(r.double.sent(Route.START)) == 1 and not r.double.boxes
 
 

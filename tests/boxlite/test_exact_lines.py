@@ -172,7 +172,8 @@ def test_what_the_wrapper_is_told() -> None:
     said = wrapped_command(["ls", "-l"], {"A": "b=c"}, stdin=True)
     assert said["command"] == "sh"
     assert isinstance(said["args"], list)
-    assert said["args"][3:] == ["start", "open", "1", "A=b=c", "ls", "-l"]
+    assert said["args"][3:] == ["start", "open", "apart", "1", "A=b=c", "ls", "-l"]
+    assert wrapped_command(["ls"], {}, stdin=False, merged=True)["args"][3:] == ["start", "none", "merged", "0", "ls"]  # type: ignore[index]
 
 
 def test_a_command_that_has_closed_stdout_still_takes_stdin() -> None:

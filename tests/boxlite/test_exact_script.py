@@ -232,6 +232,17 @@ async def test_environment_arguments_descriptors_and_directory_are_the_commands(
         assert run.out == expected
 
 
+async def test_both_channels_in_one_pipe_come_in_the_order_of_writing(shell: str, tmp_path: Path) -> None:
+    text = "n=0; while [ $n -lt 2000 ]; do echo $n; echo $((n + 1)) >&2; n=$((n + 2)); done; ls -l /proc/self/fd >&2"
+    async with local(shell, tmp_path / "bin", "sh", "-c", text, merged=True) as run:
+        assert await run.end() == 0
+        lines = run.out.splitlines()
+        assert lines[:2000] == [b"%d" % n for n in range(2000)]
+        out, err = ([line for line in lines if b" %d -> pipe:" % number in line] for number in (1, 2))
+        assert out[0].split()[-1] == err[0].split()[-1]
+        assert (run.err, run.streams.may_lack_the_end) == (b"", False)
+
+
 async def test_a_command_that_waits_for_all_its_children_has_none_of_ours(shell: str, tmp_path: Path) -> None:
     code = "import os\ntry:\n  os.wait()\nexcept ChildProcessError:\n  print('none')"
     async with local(shell, tmp_path / "bin", sys.executable, "-c", code) as run:

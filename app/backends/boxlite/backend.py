@@ -39,6 +39,7 @@ from app.core.tasks import Tasks
 from app.core.workdirs import prepare_workdir
 from app.settings.boxlite import BoxliteSettings
 
+EXACT = frozenset({Capability.EXACT_OUTPUT, Capability.MERGED_OUTPUT})  # the wrapper's, so not in every image
 CAPABILITIES = frozenset(
     {
         Capability.STDIN,
@@ -51,7 +52,7 @@ CAPABILITIES = frozenset(
         Capability.STORAGE_DISK,
         Capability.IMAGES,
         Capability.FILES,
-        Capability.EXACT_OUTPUT,
+        *EXACT,
     }
 )
 IMAGES_KNOWN = 1024  # of which it is known whether output can be exact; clients may name any that match a pattern
@@ -60,9 +61,9 @@ REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours m
 
 def _check_exact(spec: SandboxSpec, inexact: str) -> None:
     """Raises CapabilityMissing."""
-    if inexact and Capability.EXACT_OUTPUT in spec.requires:
+    if inexact and (missing := EXACT & spec.requires):
         detail = f"output cannot be exact in the image {spec.image!r}: it {inexact}"
-        raise CapabilityMissing([Capability.EXACT_OUTPUT], RUNTIME, detail)
+        raise CapabilityMissing(missing, RUNTIME, detail)
 
 
 class BoxliteBackend:

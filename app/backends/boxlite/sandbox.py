@@ -18,6 +18,7 @@ from app.backends.boxlite.server import BoxliteServer, SpawnFailed, is_silent
 from app.backends.boxlite.turns import PendingLimit
 from app.backends.boxlite.wrapped import wrapped_command
 from app.core.backend import Logs
+from app.core.commands import is_merged
 from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
@@ -93,19 +94,23 @@ class BoxliteSandbox:
 
     def _is_exact(self, command: Command) -> bool:
         """Raises UnsupportedByRuntime."""
-        if command.output_mode is OutputMode.EXACT and command.tty is not None:
-            raise UnsupportedByRuntime("exact output of a terminal", RUNTIME)
-        if command.output_mode is OutputMode.EXACT and self._inexact:
-            raise UnsupportedByRuntime(f"exact output in this image: it {self._inexact}", RUNTIME)
+        wanted = "exact output" if command.output_mode is OutputMode.EXACT else ""
+        if is_merged(command):  # the server gives a command two pipes; the wrapper makes one of them
+            wanted = "both channels in one pipe"
+        if wanted and command.tty is not None:
+            raise UnsupportedByRuntime(f"{wanted} of a terminal", RUNTIME)
+        if wanted and command.output_mode is OutputMode.PLAIN:
+            raise UnsupportedByRuntime(f"{wanted} with plain output", RUNTIME)
+        if wanted and self._inexact:
+            raise UnsupportedByRuntime(f"{wanted} in this image: it {self._inexact}", RUNTIME)
         return command.output_mode is not OutputMode.PLAIN and command.tty is None and not self._inexact
 
     async def _start(self, execution: BoxliteExecution, mark: str, command: Command, *, exact: bool) -> None:
         env = {**command.env, MARK: mark}
-        what = (
-            {**wrapped_command(command.argv, env, stdin=command.stdin is Stdin.OPEN), "env": {WRAPPER_MARK: mark}}
-            if exact
-            else {"command": command.argv[0], "args": list(command.argv[1:]), "env": env}
-        )
+        what: dict[str, object] = {"command": command.argv[0], "args": list(command.argv[1:]), "env": env}
+        if exact:
+            stdin, merged = command.stdin is Stdin.OPEN, is_merged(command)
+            what = {**wrapped_command(command.argv, env, stdin=stdin, merged=merged), "env": {WRAPPER_MARK: mark}}
         body = {
             **what,
             "working_dir": command.workdir,

@@ -223,12 +223,15 @@ def _decoded(text: bytes) -> bytes:
     return data
 
 
-def wrapped_command(argv: Sequence[str], env: Mapping[str, str], *, stdin: bool) -> dict[str, object]:
-    """`command` and `args`, as the server takes them. A program with `=` in its name would be a variable to env(1)."""
+def wrapped_command(
+    argv: Sequence[str], env: Mapping[str, str], *, stdin: bool, merged: bool = False
+) -> dict[str, object]:
+    """`command` and `args`, as the server takes them. `merged`: stderr goes into the pipe of stdout."""
+    # A program with `=` in its name would be a variable to env(1).
     command = ["/bin/sh", "-c", 'exec "$0" "$@"', *argv] if "=" in argv[0] else list(argv)
     variables = [f"{name}={value}" for name, value in env.items()]
-    args = ["-c", 'eval "$0"', SCRIPT, "start", "open" if stdin else "none", str(len(variables)), *variables, *command]
-    return {"command": "sh", "args": args}
+    how = ["open" if stdin else "none", "merged" if merged else "apart", str(len(variables))]
+    return {"command": "sh", "args": ["-c", 'eval "$0"', SCRIPT, "start", *how, *variables, *command]}
 
 
 def acknowledgement(letter: str, pieces: int) -> bytes:

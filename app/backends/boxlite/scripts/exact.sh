@@ -1,9 +1,10 @@
 #!/bin/sh
 # Runs a command so that every byte of its output arrives as it was written, and the command waits when it is ahead.
 #
-#     sh -c 'eval "$0"' THIS start STDIN COUNT VARIABLE=VALUE... COMMAND ARGUMENT...
+#     sh -c 'eval "$0"' THIS start STDIN STDERR COUNT VARIABLE=VALUE... COMMAND ARGUMENT...
 #
-# STDIN is `open` or `none`; COUNT says how many variables follow. In the end this shell becomes the command: process,
+# STDIN is `open` or `none`; STDERR is `apart`, or `merged` into the pipe of stdout; COUNT says how many variables follow.
+# In the end this shell becomes the command: process,
 # group, exit status, directory and arguments are the command's own. What carries its bytes is in another session, so no
 # signal to the command's group reaches it. It ends when nobody has the command's output open any more.
 #
@@ -124,8 +125,8 @@ if [ "$1" = serve ]; then
 fi
 
 exec 3>&2 2>/dev/null 6<&0 9>&1
-stdin=$2 count=$3 path=$PATH
-shift 3
+stdin=$2 stderr=$3 count=$4 path=$PATH
+shift 4
 for tool in dd base64 env setsid; do
   command -v $tool >/dev/null || give_up 125 "lacks $tool"
 done
@@ -183,4 +184,5 @@ exec 1<>/proc/self/fd/1 7<>/proc/self/fd/7 8<>/proc/self/fd/8
 # shellcheck disable=SC2016 # the inner shell fills it in
 (setsid sh -c 'eval "$0"' "$0" serve "$stdin" &)
 exec </proc/self/fd/8 >/proc/self/fd/1 2>/proc/self/fd/7 3>&- 4<&- 5<&- 6<&- 7>&- 8>&- 9>&-
+[ "$stderr" = apart ] || exec 2>&1
 exec env -u _ -u PWD -u OLDPWD -u SHLVL -u BULKHEAD_WRAPPER "$@"
