@@ -82,6 +82,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_LIMITS__MEMORY__CEILING", "1", "BULKHEAD_LIMITS__MEMORY: is not a setting"),
         ("BULKHEAD_LIMITS__MEMORY_MIB__CEIL", "1", "BULKHEAD_LIMITS__MEMORY_MIB__CEIL: is not a setting"),
         ("BULKHEAD_CAPACITY__ROOMS", "1", "BULKHEAD_CAPACITY__ROOMS: is not a setting"),
+        ("BULKHEAD_STORAGE", "tape", "BULKHEAD_STORAGE: must be 'memory' or 'disk'"),
         ("BULKHEAD_PORT", "http", "BULKHEAD_PORT: must be a whole number"),
         ("BULKHEAD_PORT", "70000", "BULKHEAD_PORT: must be at most 65535"),
         ("BULKHEAD_LIMITS__MEMORY_MIB__CEILING", "256", "memory_mib: the default 512 is above the ceiling 256"),
