@@ -66,6 +66,11 @@ class Disks:
             sentence = f"it needs {image_bytes(usable_bytes)} bytes, and {max(0, left)} are left above the reserve"
             raise Refusal("storage", errno.ENOSPC, sentence)
 
+    @property
+    def making(self) -> bool:
+        """Whether a disk is being made."""
+        return bool(self._makers)
+
     def begin(self, sandbox: SandboxProcess) -> None:
         """The sandbox's clone gets its disk when it is made. If it cannot be made, the sandbox is killed, and its
         failure says why."""

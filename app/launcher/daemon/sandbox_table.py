@@ -94,7 +94,7 @@ class SandboxTable:
 
     @property
     def prepared(self) -> bool:
-        return bool(self.host.missing) or self._spawner.prepared
+        return bool(self.host.missing or self._disks.making) or self._spawner.prepared
 
     def prepare(self, connection: Connection) -> None:
         """Makes a clone ahead while there are no requests, and shows its network to the one gateway."""
