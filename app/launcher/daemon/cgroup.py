@@ -205,10 +205,6 @@ class CgroupTree(ABC):
     def limit_cpus(self, path: str, cpus: str) -> None:
         """A list such as `0-3,8`, cpuset(7). No process of the group can run elsewhere, whatever it asks for."""
 
-    @abstractmethod
-    def cpus_in_force(self, path: str) -> str:
-        """Such a list."""
-
     # --- executions
 
     @abstractmethod

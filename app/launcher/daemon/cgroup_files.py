@@ -86,6 +86,17 @@ def controllers_of(folder: str) -> set[str]:
         return set()
 
 
+def list_of(cpus: list[int]) -> str:
+    """Writes such a list; `cpus` are in order."""
+    ranges: list[list[int]] = []
+    for cpu in cpus:
+        if ranges and ranges[-1][1] == cpu - 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
 def folders(path: str, at: int) -> list[str]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
     try:

@@ -35,6 +35,8 @@ class CgroupTreeV1(CgroupTree):
     join_file = "tasks"
     counts_all_dead = True
 
+    _cpuset: dict[str, str]  # file -> what the groups of this service may use
+
     @staticmethod
     def obtain_controllers(folder: str) -> None:
         """Nothing: every group of a mounted hierarchy has its controllers."""
@@ -52,17 +54,19 @@ class CgroupTreeV1(CgroupTree):
 
     def start(self) -> None:
         super().start()
+        if cpuset := self.hierarchy("cpuset"):
+            self._cpuset = {name: read(name, cpuset.parent) for name in _CPUSET}
         if self.hierarchy("memory"):
             self._limit_sockets(".", _ONLY_COUNTED)  # now: the first group of a host that does so patches the kernel
 
     def make_group(self, hierarchy: Hierarchy, path: str) -> None:
         super().make_group(hierarchy, path)
         if "cpuset" in hierarchy.controllers:  # before it has processors and memory nobody can join
-            at, above = hierarchy.parent, os.path.dirname(path) or "."
+            at, above = hierarchy.parent, os.path.dirname(path)
             # First: a group that has processors and asks for balance makes the kernel look at all groups of the host.
             write(f"{path}/cpuset.sched_load_balance", at, "0")
-            for name in _CPUSET:
-                write(f"{path}/{name}", at, read(f"{above}/{name}", at))
+            for name, own in self._cpuset.items():
+                write(f"{path}/{name}", at, read(f"{above}/{name}", at) if above else own)
 
     def hand_down(self, path: str) -> None:
         """Nothing: children have the controllers of their tree."""
@@ -139,9 +143,6 @@ class CgroupTreeV1(CgroupTree):
 
     def limit_cpus(self, path: str, cpus: str) -> None:
         write(f"{path}/cpuset.cpus", self._at("cpuset"), cpus)
-
-    def cpus_in_force(self, path: str) -> str:
-        return read(f"{path}/cpuset.effective_cpus", self._at("cpuset")).strip()
 
     # --- freezer-subsystem.rst: a kill counts only once the process is thawed
 

@@ -138,9 +138,6 @@ class CgroupTreeV2(CgroupTree):
     def limit_cpus(self, path: str, cpus: str) -> None:
         write(f"{path}/cpuset.cpus", self._at, cpus)
 
-    def cpus_in_force(self, path: str) -> str:
-        return read(f"{path}/cpuset.cpus.effective", self._at).strip()
-
     # --- "Core Interface Files"
 
     def kill(self, path: str, worker: int) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 
 from app.launcher.daemon.cgroup import WORKER_CPU_MILLIS, CgroupTree, Hierarchy, OomEvents
-from app.launcher.daemon.cgroup_files import number_of, read, write
+from app.launcher.daemon.cgroup_files import list_of, number_of, read, write
 from app.launcher.daemon.usage import Figures, all_pids
 
 
@@ -40,38 +40,42 @@ class Groups:
         left = [hierarchy for hierarchy in self._tree.hierarchies if not hierarchy.cpuset_only]
         return [self._home_joins.get(hierarchy, hierarchy.workers) for hierarchy in left]
 
-    def make(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
-        """Makes the groups. Raises OSError. Then `remove` removes what was made."""
-        self._memory_bytes, self._cpu_millis = memory_bytes, cpu_millis
+    def make(self) -> None:
+        """Makes the groups, without limits. Raises OSError. Then `remove` removes what was made."""
         for hierarchy in self._tree.hierarchies:
             self._tree.make_group(hierarchy, self._name)
-            self._limit(hierarchy, self._name, memory_bytes, processes, cpu_millis)
-            if hierarchy.cpuset_only:
-                self._homes[hierarchy] = self._name
+            self._choose_home(hierarchy, self._name)
             self.join_descriptors.append(self._tree.open_join(hierarchy, self._name))
             if not hierarchy.accounts and not hierarchy.cpuset_only:
                 self._shared.append(self._tree.open_join(hierarchy, self._name))
-        self.oom_events = self._tree.oom_events(self._name)
 
-    def _limit(self, hierarchy: Hierarchy, payload: str, memory_bytes: int, processes: int, cpu_millis: int) -> None:
+    def _choose_home(self, hierarchy: Hierarchy, payload: str) -> None:
         at = hierarchy.parent
-        if "memory" in hierarchy.controllers:
-            self._tree.limit_memory(payload, memory_bytes)
-        if hierarchy.controllers == ("pids",):
+        if hierarchy.cpuset_only:
+            self._homes[hierarchy] = payload
+        elif hierarchy.controllers == ("pids",):
             # The worker is in an execution's group while it spawns. It lives in the payload, where it counts always and
             # the limit is one more, so that a command's first fork does not find it still counted.
-            write(f"{payload}/pids.max", at, str(processes + 1))
             self._settle(hierarchy, payload)
         elif "pids" in hierarchy.controllers:
-            write(f"{payload}/pids.max", at, str(processes))
             for name, access in (("pids.max", os.O_WRONLY), ("pids.current", os.O_RDONLY)):
                 self.processes_files.append(os.open(f"{payload}/{name}", access | os.O_CLOEXEC, dir_fd=at))
         if "cpu" in hierarchy.controllers:
-            self._tree.limit_cpu(payload, cpu_millis)
             own = self._tree.worker_path(payload)
             self._tree.make_group(hierarchy, own)
             self._settle(hierarchy, own)
-            self._tree.limit_cpu(own, WORKER_CPU_MILLIS)
+
+    def limit(self, memory_bytes: int, processes: int, cpu_millis: int) -> None:
+        """Sets the limits, while the worker builds the sandbox and nothing else runs there. Raises OSError."""
+        self._memory_bytes, self._cpu_millis = memory_bytes, cpu_millis
+        if self._tree.hierarchy("memory"):
+            self._tree.limit_memory(self._name, memory_bytes)
+        if pids := self._tree.hierarchy("pids"):
+            write(f"{self._name}/pids.max", pids.parent, str(processes + (self._homes.get(pids) == self._name)))
+        if cpu := self._tree.hierarchy("cpu"):
+            self._tree.limit_cpu(self._name, cpu_millis)
+            self._tree.limit_cpu(self._homes[cpu], WORKER_CPU_MILLIS)
+        self.oom_events = self._tree.oom_events(self._name)
 
     def _settle(self, hierarchy: Hierarchy, path: str) -> None:
         """The worker lives there, in a group that exists."""
@@ -83,10 +87,10 @@ class Groups:
         process that runs took up to 4 ms on a busy host (measured).
 
         The worker's own group has them too, so that nobody is moved when the worker starts a command."""
-        hierarchy, text = self._tree.hierarchy("cpuset"), ",".join(map(str, cpus))
+        hierarchy = self._tree.hierarchy("cpuset")
         if hierarchy is not None:
             for path in {self._name, self._homes.get(hierarchy, self._name)}:
-                self._tree.limit_cpus(path, text)
+                self._tree.limit_cpus(path, list_of(cpus))
 
     def limits_in_force(self) -> dict[str, int]:
         """The limits as read back from the kernel: bytes, processes, thousandths of a cpu. 0 for a limit that is not
@@ -103,10 +107,6 @@ class Groups:
             found["cpu_millis"] = self._tree.cpu_limit(payload)
             found["worker_cpu_millis"] = self._tree.cpu_limit(self._homes[cpu])
         return found
-
-    def cpus_in_force(self) -> str:
-        """The processors as read back from the kernel, such as `0-3,8`. Empty where it has no cpuset controller."""
-        return self._tree.cpus_in_force(self._name) if self._tree.hierarchy("cpuset") else ""
 
     def not_with_workers(self, membership: dict[str, str]) -> list[str]:
         """Returns the controllers in whose tree a process with this membership (controller -> path) is not in the group

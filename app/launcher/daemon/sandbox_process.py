@@ -7,6 +7,7 @@ import os
 
 from app.launcher.daemon import probe
 from app.launcher.daemon.cgroup import WORKER_CPU_MILLIS
+from app.launcher.daemon.cgroup_files import list_of
 from app.launcher.daemon.connection import Connection
 from app.launcher.daemon.freezer import Freezer
 from app.launcher.daemon.groups import Groups, Usage
@@ -238,12 +239,13 @@ class SandboxProcess:
         }
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
-        facts["cpuset_cpus"] = self.groups.cpus_in_force()
+        cpus = os.sched_getaffinity(self.pid)
+        facts["cpuset_cpus"] = list_of(sorted(cpus)) if "cgroup_cpuset" in layers else ""
         facts |= probe.storage_of(self.pid)
         wrong = probe.shortcomings(status, entered, wanted) + self._strays()
         if "user_namespace" in layers and probe.owner_of_user_namespace(self.pid) != self.uid:
             wrong.append("its user namespace is not its own user's")
-        if os.sched_getaffinity(self.pid) != set(self.cpus):
+        if cpus != set(self.cpus):
             wrong.append("it may use other processors than its own")
         if facts["storage"] != ("disk" if self.plan.on_disk else "memory"):
             wrong.append(f"its files are on {facts['storage_file_system']}")

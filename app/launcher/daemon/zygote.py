@@ -106,6 +106,7 @@ class Spawner:
         self._config, self._tree, self._filters, self._masks = config, tree, filters, masks
         self._cpus = CpuAllocator()
         self._has_cpuset = "cgroup_cpuset" in layers
+        self._groups_cpus = tree.usable_cpus() if self._has_cpuset else []
         self._group_mounts = tree.group_mounts
         self._user_namespace = "user_namespace" in layers
         self._landlock_abi = landlock.abi()
@@ -156,26 +157,27 @@ class Spawner:
         groups, freezer = Groups(self._tree, name), Freezer(self._tree, name)
         cpus: list[int] = []
         try:
-            cpus = self._cpus.allocate(self._usable_cpus(), plan.cpu_millis)
-            groups.make(plan.memory_bytes, plan.processes, plan.cpu_millis)
+            cpus = self._cpus.allocate(self._usable_cpus, plan.cpu_millis)
+            groups.make()
             zygote = self._hand_over(zygote, plan, owner, groups, cpus)
+            groups.limit(plan.memory_bytes, plan.processes, plan.cpu_millis)
         except OSError as error:
+            if not isinstance(error, SpawnError):  # of a fresh clone; then both are ended already
+                self._end(zygote)  # first: it may be in the groups
             groups.remove()
             self._cpus.give_back(cpus, plan.cpu_millis)
-            if isinstance(error, SpawnError):  # of a fresh clone; both are ended already
-                raise
-            self._end(zygote)
-            raise SpawnError("make_cgroup", error) from error
+            raise error if isinstance(error, SpawnError) else SpawnError("make_cgroup", error) from error
         finally:
             groups.close()
         return SandboxProcess(
             plan, groups, freezer, zygote.pid, zygote.pidfd, zygote.channel, zygote.uid, cpus, zygote.shown_to
         )
 
+    @property
     def _usable_cpus(self) -> list[int]:
-        """Asked each time, as the operator may change them. Workers inherit the launcher's own. Raises OSError."""
-        own = sorted(os.sched_getaffinity(0))
-        return [cpu for cpu in self._tree.usable_cpus() if cpu in own] if self._has_cpuset else own
+        """The launcher's own, which change with those of the service, as far as the groups have them."""
+        own = os.sched_getaffinity(0)
+        return [cpu for cpu in self._groups_cpus if cpu in own] if self._has_cpuset else sorted(own)
 
     def _hand_over(
         self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups, cpus: list[int]

@@ -9,7 +9,7 @@ import pytest
 
 from app.launcher.daemon import cgroup_mounts
 from app.launcher.daemon.cgroup import Hierarchy
-from app.launcher.daemon.cgroup_files import cpus_of, field, number_of
+from app.launcher.daemon.cgroup_files import cpus_of, field, list_of, number_of
 from app.launcher.daemon.cgroup_mounts import locate
 from app.launcher.daemon.cgroup_v1 import CgroupTreeV1
 from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
@@ -136,8 +136,8 @@ def test_version_1_writes_no_processors_where_another_controller_is_mounted(tmp_
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("0-3,8\n", [0, 1, 2, 3, 8]), ("5", [5]), ("\n", [])])
-def test_a_list_of_processors_is_read(text: str, cpus: list[int]) -> None:
-    assert cpus_of(text) == cpus
+def test_a_list_of_processors_is_read_and_written(text: str, cpus: list[int]) -> None:
+    assert (cpus_of(text), list_of(cpus)) == (cpus, text.strip())
 
 
 @pytest.mark.parametrize(("text", "number"), [("max\n", 0), ("4096\n", 4096), ("1", 1)])

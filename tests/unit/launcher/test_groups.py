@@ -92,6 +92,7 @@ def _tree(
     patch.setattr(cgroup, "os", kernel)
     patch.setattr(groups, "os", kernel)
     tree = kind("bulkhead/1", hierarchies)
+    tree.start()
     tree.has_swap_limit = True
     tree.make_workers_group(10)
     yield tree
@@ -120,7 +121,9 @@ def test_every_tree_of_version_1_has_room_for_as_many_workers(first: CgroupTree,
 
 
 def test_version_1_writes_every_limit_of_a_room(first: CgroupTree, tmp_path: Path) -> None:
-    Groups(first, "one").make(1 << 30, 64, 1500)
+    payload = Groups(first, "one")
+    payload.make()
+    payload.limit(1 << 30, 64, 1500)
     assert written(tmp_path) == {
         "memory/one/memory.limit_in_bytes": str(1 << 30),
         "memory/one/memory.memsw.limit_in_bytes": str(1 << 30),
@@ -139,7 +142,8 @@ def test_version_1_writes_every_limit_of_a_room(first: CgroupTree, tmp_path: Pat
 def test_version_1_lets_the_worker_live_with_the_processors_of_its_sandbox(first: CgroupTree, tmp_path: Path) -> None:
     """Then commands are born there, and no execution needs a group or a move."""
     payload = Groups(first, "one")
-    payload.make(1 << 30, 64, 1500)
+    payload.make()
+    payload.limit(1 << 30, 64, 1500)
     payload.limit_cpus([1, 3])
     assert (tmp_path / "cpuset/one/cpuset.cpus").read_text() == "1,3"
     assert f"{tmp_path}/cpuset/one/tasks" in [led(fd) for fd in payload.join_descriptors]
@@ -158,7 +162,8 @@ def test_cpuset_mounted_with_others_is_written_in_every_group(tmp_path: Path, mo
         (tmp_path / f"cpuset.{name}").write_text(text)
     for tree in _tree(CgroupTreeV1, tmp_path, monkeypatch, {"": (("memory", "cpu", "cpuset"), files)}):
         payload = Groups(tree, "one")
-        payload.make(1 << 30, 64, 1500)
+        payload.make()
+        payload.limit(1 << 30, 64, 1500)
         payload.limit_cpus([1, 3])
         for descriptor in payload.open_execution(1):
             os.close(descriptor)
@@ -170,13 +175,16 @@ def test_cpuset_mounted_with_others_is_written_in_every_group(tmp_path: Path, mo
 def test_version_2_gives_the_processors_to_the_worker_too(second: CgroupTree, tmp_path: Path) -> None:
     """Then nobody is moved to another one when the worker starts a command."""
     payload = Groups(second, "one")
-    payload.make(1 << 30, 64, 1500)
+    payload.make()
+    payload.limit(1 << 30, 64, 1500)
     payload.limit_cpus([1, 3])
     assert [(tmp_path / path / "cpuset.cpus").read_text() for path in ("one", "_workers/one")] == ["1,3"] * 2
 
 
 def test_version_2_writes_every_limit_of_a_room_and_no_group_kill_on_it(second: CgroupTree, tmp_path: Path) -> None:
-    Groups(second, "one").make(1 << 30, 64, 250)
+    payload = Groups(second, "one")
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     assert written(tmp_path) == {
         "one/memory.max": str(1 << 30),
         "one/memory.swap.max": "0",
@@ -208,7 +216,8 @@ def test_workers_come_before_commands_on_version_2(second: CgroupTree, tmp_path:
 def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(second: CgroupTree, tmp_path: Path) -> None:
     """In a group with processes the kernel refuses it, and with it no process may enter."""
     payload = Groups(second, "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     handed_down = tmp_path / "one/cgroup.subtree_control"
     assert [led(fd) for fd in payload.join_descriptors] == [f"{tmp_path}/one/cgroup.procs"]
     assert handed_down.read_text() == ""
@@ -221,7 +230,8 @@ def test_version_2_hands_controllers_down_once_the_worker_has_left_the_room(seco
 def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(second: CgroupTree, tmp_path: Path) -> None:
     assert (tmp_path / "_workers/cgroup.subtree_control").read_text() == "+cpu +cpuset"
     payload = Groups(second, "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     joins = payload.open_execution(1)
     assert len(joins) == 1
     assert led(joins[0]) == f"{tmp_path}/one/1/cgroup.procs"
@@ -232,7 +242,8 @@ def test_version_2_has_one_group_for_an_execution_and_kills_none_as_a_whole(seco
 
 def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(first: CgroupTree, tmp_path: Path) -> None:
     payload = Groups(first, "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     joins = payload.open_execution(1)
     files = {led(fd).removeprefix(f"{tmp_path}/") for fd in joins}
     for descriptor in joins:
@@ -242,7 +253,8 @@ def test_version_1_joins_by_thread_in_every_tree_that_tells_executions_apart(fir
 
 def test_usage_of_version_2_is_read_from_its_files(second: CgroupTree, tmp_path: Path) -> None:
     payload = Groups(second, "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     for descriptor in payload.open_execution(1):
         os.close(descriptor)
     folder = tmp_path / "one/1"
@@ -259,7 +271,8 @@ def test_usage_of_version_2_is_read_from_its_files(second: CgroupTree, tmp_path:
 
 def test_usage_of_version_1_is_read_from_its_trees(first: CgroupTree, tmp_path: Path) -> None:
     groups = Groups(first, "one")
-    groups.make(1 << 30, 64, 250)
+    groups.make()
+    groups.limit(1 << 30, 64, 250)
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     (tmp_path / "cpuacct/one/1/cpuacct.usage").write_text("1234567\n")
@@ -271,7 +284,8 @@ def test_usage_of_version_1_is_read_from_its_trees(first: CgroupTree, tmp_path: 
 
 def test_what_is_used_now_is_read_from_the_trees_of_version_1(first: CgroupTree, tmp_path: Path) -> None:
     groups = Groups(first, "one")
-    groups.make(1 << 30, 64, 250)
+    groups.make()
+    groups.limit(1 << 30, 64, 250)
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     for group, processes in (("one", 3), ("one/1", 2)):
@@ -286,7 +300,8 @@ def test_what_is_used_now_is_read_from_the_trees_of_version_1(first: CgroupTree,
 
 def test_what_is_used_now_is_read_from_the_files_of_version_2(second: CgroupTree, tmp_path: Path) -> None:
     groups = Groups(second, "one")
-    groups.make(1 << 30, 64, 250)
+    groups.make()
+    groups.limit(1 << 30, 64, 250)
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     for group in ("one", "one/1"):
@@ -303,7 +318,8 @@ def test_what_is_used_now_is_read_from_the_files_of_version_2(second: CgroupTree
 
 def test_sockets_of_version_1_have_a_limit_and_are_counted_in_each_execution(first: CgroupTree, tmp_path: Path) -> None:
     groups = Groups(first, "one")
-    groups.make(1 << 30, 64, 250)
+    groups.make()
+    groups.limit(1 << 30, 64, 250)
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     name = "memory.kmem.tcp.limit_in_bytes"
@@ -313,7 +329,8 @@ def test_sockets_of_version_1_have_a_limit_and_are_counted_in_each_execution(fir
 def test_each_execution_of_version_1_has_the_memory_limit_of_its_sandbox(first: CgroupTree, tmp_path: Path) -> None:
     """That of cpu is in a group that no execution has one below."""
     groups = Groups(first, "one")
-    groups.make(1 << 30, 64, 250)
+    groups.make()
+    groups.limit(1 << 30, 64, 250)
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
@@ -325,7 +342,8 @@ def test_each_execution_of_version_1_has_the_memory_limit_of_its_sandbox(first: 
 
 def test_each_execution_of_version_2_has_the_limits_of_its_sandbox(second: CgroupTree, tmp_path: Path) -> None:
     groups = Groups(second, "one")
-    groups.make(1 << 30, 64, 250)
+    groups.make()
+    groups.limit(1 << 30, 64, 250)
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     assert (tmp_path / "one/1/memory.max").read_text() == str(1 << 30)
@@ -343,7 +361,8 @@ def test_sandbox_sees_four_trees_of_version_1_and_the_one_of_version_2(first: Cg
 
 def test_killing_beside_the_worker_on_version_2_forbids_forks_and_spares_it(second: CgroupTree, tmp_path: Path) -> None:
     groups = Groups(second, "one")
-    groups.make(1 << 30, 64, 250)
+    groups.make()
+    groups.limit(1 << 30, 64, 250)
     for descriptor in groups.open_execution(1):
         os.close(descriptor)
     (tmp_path / "one/1/cgroup.procs").write_text("99\n")
@@ -354,7 +373,8 @@ def test_killing_beside_the_worker_on_version_2_forbids_forks_and_spares_it(seco
 
 def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: CgroupTree, tmp_path: Path) -> None:
     payload = Groups(second, "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     for descriptor in payload.open_execution(1):
         os.close(descriptor)
     (tmp_path / "one/1/cgroup.procs").write_text("12\n13\n")
@@ -369,7 +389,8 @@ def test_killing_on_version_2_is_one_write_and_waits_for_the_last(second: Cgroup
 def test_one_busy_group_of_an_execution_keeps_the_others(first: CgroupTree, tmp_path: Path) -> None:
     """Its end comes between two of the calls at any time, and what is half gone cannot be killed or measured."""
     payload = Groups(first, "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     for descriptor in payload.open_execution(1):
         os.close(descriptor)
     (tmp_path / "memory/one/1/cgroup.procs").write_text("12\n")
@@ -384,7 +405,8 @@ def test_an_execution_that_is_gone_can_be_killed_measured_and_removed_again(
     tree: str, request: pytest.FixtureRequest
 ) -> None:
     payload = Groups(request.getfixturevalue(tree), "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     for descriptor in payload.open_execution(1):
         os.close(descriptor)
     assert payload.remove_execution(1) is True
@@ -401,7 +423,8 @@ def test_nothing_is_left_of_a_room_that_was_removed(
     tree = request.getfixturevalue(version)
     before = own_descriptors()
     payload = Groups(tree, "one")
-    payload.make(1 << 30, 64, 250)
+    payload.make()
+    payload.limit(1 << 30, 64, 250)
     for number in (1, 2):
         for descriptor in payload.open_execution(number):
             os.close(descriptor)
@@ -413,7 +436,8 @@ def test_nothing_is_left_of_a_room_that_was_removed(
 @pytest.mark.parametrize("version", ["first", "second"])
 def test_limits_that_are_in_force_are_read_back(version: str, request: pytest.FixtureRequest) -> None:
     payload = Groups(request.getfixturevalue(version), "one")
-    payload.make(1 << 20, 7, 500)
+    payload.make()
+    payload.limit(1 << 20, 7, 500)
     limits = {"memory_bytes": 1 << 20, "processes": 7, "cpu_millis": 500, "worker_cpu_millis": 200}
     assert payload.limits_in_force() == limits
 
@@ -423,7 +447,8 @@ def test_each_worker_has_a_cpu_group_of_its_own_and_lives_with_the_others_else(
 ) -> None:
     rooms = [Groups(first, name) for name in ("one", "two")]
     for payload in rooms:
-        payload.make(1 << 20, 7, 500)
+        payload.make()
+        payload.limit(1 << 20, 7, 500)
     homes = [[led(fd).removeprefix(f"{tmp_path}/") for fd in payload.worker_group] for payload in rooms]
     assert homes == [
         ["memory/_workers/tasks", f"pids/{name}/tasks", f"cpu/_workers/{name}/tasks", "cpuacct/_workers/tasks"]

@@ -110,3 +110,32 @@ def test_zygote_that_has_ended_is_ended_once_when_the_fresh_one_fails_too(
         spawner.spawn(PLAN, owner)
     assert (refusal.value.step, spawner.ended) == ("clone", [made_ahead])
     assert set(spawner._cpus._loads.values()) == {0}, "its processors are given back"
+
+
+def test_zygote_ends_before_its_groups_go_when_a_limit_is_refused(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be in them already, and a group that has a process stays."""
+    ours, _theirs = ends
+    made_ahead = Zygote(1, -1, ours, 1)
+    spawner = Ended(made_ahead)
+    removed: list[bool] = []
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    groups = SimpleNamespace(
+        make=lambda: None,
+        limit=refuse,
+        remove=lambda: removed.append(spawner.ended == [made_ahead]),
+        close=list,
+        processes_files=[],
+        join_descriptors=[],
+        worker_group=[],
+    )
+    monkeypatch.setattr(zygote, "Groups", lambda *_: groups)
+    monkeypatch.setattr(zygote, "Freezer", lambda *_: None)
+    spawner._tree = cast(Any, None)
+    with socket.socket() as owner, pytest.raises(SpawnError) as refusal:
+        spawner.spawn(PLAN, owner)
+    assert (refusal.value.step, refusal.value.errno, removed) == ("make_cgroup", errno.EINVAL, [True])
