@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # Programs that tests run in sandboxes. CI demands each, and scripts/install brings those that Debian 12 does not have.
-PROGRAMS = ("curl", "git", "go", "java", "nginx", "node", "npm", "postgres", "redis-server")
+PROGRAMS = ("curl", "git", "go", "java", "make", "nginx", "node", "npm", "postgres", "redis-server")
 _PLACES = ("bin", "sbin", "local/bin", "local/go/bin", "lib/postgresql/*/bin")
 
 
