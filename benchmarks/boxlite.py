@@ -67,7 +67,8 @@ class Straight:
 
     def _follow(self, box: str, body: Mapping[str, object]) -> Any:
         execution = self._ask("POST", f"/v1/boxes/{box}/exec", body)["execution_id"]
-        return follow(self._port, f"/v1/boxes/{box}/executions/{execution}/attach", self._headers)
+        path = f"/v1/boxes/{box}/executions/{execution}/attach"
+        return follow(self._port, path, self._headers, end_stdin=True)
 
     def _ask(self, method: str, path: str, body: object = None) -> Any:
         status, answer = self._rest(method, path, body)
@@ -164,7 +165,7 @@ def show(samples: Samples) -> None:
 @contextmanager
 def double() -> Iterator[str]:
     """The URL of a server that this process has started, and ends."""
-    command = [sys.executable, "-m", "tests.boxlite.double", "--port", "0", "--key", KEY]
+    command = [sys.executable, "-m", "tests.boxlite.double", "--port", "0", f"--key={KEY}"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -20,8 +20,8 @@ class Seen:
     exit: float
 
 
-def follow(port: int, path: str, headers: str = "") -> Seen:
-    """Attaches without stdin, and reads to the end."""
+def follow(port: int, path: str, headers: str = "", *, end_stdin: bool = False) -> Seen:
+    """Attaches and reads to the end. `end_stdin`: BoxLite has to be told that there is none."""
     with socket.create_connection(("127.0.0.1", port)) as channel:
         channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         key = "c29tZXRoaW5nIG9mIDE2IQ=="
@@ -32,7 +32,8 @@ def follow(port: int, path: str, headers: str = "") -> Seen:
                 raise RuntimeError(f"no WebSocket at {path}")
             while file.readline() != b"\r\n":
                 pass
-            _send(channel, TEXT, b'{"type":"stdin_eof"}')
+            if end_stdin:
+                _send(channel, TEXT, b'{"type":"stdin_eof"}')
             first = 0.0
             while True:
                 head = file.read(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
@@ -26,6 +27,14 @@ class ImageSource(Part):
         if self.rootfs_path is not None and (not self.rootfs_path.is_absolute() or ".." in self.rootfs_path.parts):
             raise ValueError("rootfs_path must be an absolute path on the BoxLite server, without ..")
         return self
+
+
+def _has_host_and_port(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:  # a port that is none, or a name that the domain name system cannot have
+        return False
 
 
 class BoxliteSettings(Part):
@@ -57,7 +66,9 @@ class BoxliteSettings(Part):
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: str | None) -> str | None:
-        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", url):
+        if url is None:
+            return None
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", url) or not _has_host_and_port(url):
             raise ValueError("must be http://host[:port] or https://…, without user name, query or spaces")
         return url
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from app.backends.boxlite.attach import FRAME_BYTES, AttachCut, AttachRefused, Sockets
+from app.backends.boxlite.connection_pool import ConnectionPool, ServerAddress
+from app.backends.boxlite.timeouts import ServerTimeouts
+from tests.boxlite.answering import raw_server
 from tests.boxlite.double import Attach, Route
 from tests.boxlite.double.websocket import accept_key
 from tests.boxlite.rig import QUICK, quick, rig, start
@@ -45,6 +48,17 @@ async def listening() -> AsyncIterator[Listener]:
         yield listener
 
 
+@asynccontextmanager
+async def sockets_of(url: str, timeouts: ServerTimeouts = QUICK, key: str | None = None) -> AsyncIterator[Sockets]:
+    pool = ConnectionPool(ServerAddress.of(url), key, 256)
+    sockets = Sockets(pool, timeouts)
+    try:
+        yield sockets
+    finally:
+        await sockets.aclose()
+        await pool.aclose()
+
+
 JUNK: tuple[str | bytes, ...] = (
     b"", b"\x01", b"\x00zero", b"\x03three", b"\xff\xff", "", "{", "[]", "null", "7", '"exit"', "[" * 100_000,
     '{"type":"error","message":"' + "x" * 1000 + '"}', '{"type":7}', '{"type":"exits","exit_code":0}',
@@ -75,22 +89,17 @@ async def test_bytes_that_are_no_frames_cut_the_socket(frame: bytes) -> None:
     """Broken UTF-8, reserved bits, an unknown kind, a mask and a length without end."""
     upgrade = b"HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: "
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         key = next(line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key"))
         writer.write(upgrade + accept_key(key).encode() + b"\r\n\r\n" + frame)
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        sockets = Sockets(f"http://127.0.0.1:{port}", {}, QUICK)
+    async with raw_server(talk) as url, sockets_of(url) as sockets:
         with pytest.raises(AttachCut):
             async with asyncio.timeout(5), sockets.attached("/v1/x") as socket:
                 async for _ in socket.frames():
                     pass
-        await sockets.aclose()
 
 
 @pytest.mark.parametrize(
@@ -109,10 +118,10 @@ async def test_bytes_that_are_no_frames_cut_the_socket(frame: bytes) -> None:
 async def test_a_handshake_that_is_none(answer: bytes, error: type[Exception]) -> None:
     async with listening() as listener:
         listener.answer = answer
-        sockets = Sockets(f"http://127.0.0.1:{listener.port}", {"authorization": "Bearer k"}, quick(opening=0.3))
-        with pytest.raises(error):
-            async with asyncio.timeout(5), sockets.attached("/v1/x"):
-                pass
+        async with sockets_of(f"http://127.0.0.1:{listener.port}", quick(opening=0.3), "k") as sockets:
+            with pytest.raises(error):
+                async with asyncio.timeout(5), sockets.attached("/v1/x"):
+                    pass
         assert b"authorization: bearer k" in listener.heads[0].lower()
 
 
@@ -122,30 +131,31 @@ async def test_a_redirect_of_the_websocket_is_not_followed(path: str) -> None:
     async with listening() as listener, listening() as other:
         place = path or f"http://127.0.0.1:{other.port}/x"
         listener.answer = f"HTTP/1.1 302 x\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n".encode()
-        sockets = Sockets(f"http://127.0.0.1:{listener.port}", {}, QUICK)
-        with pytest.raises(AttachRefused) as caught:
-            async with sockets.attached("/v1/x"):
-                pass
+        async with sockets_of(f"http://127.0.0.1:{listener.port}") as sockets:
+            with pytest.raises(AttachRefused) as caught:
+                async with sockets.attached("/v1/x"):
+                    pass
         assert caught.value.status == 302 and listener.connections == 1 and other.connections == 0
 
 
-@pytest.mark.parametrize(
-    ("url", "target"),
-    [
-        ("http://h:8100", "ws://h:8100/v1/x"),
-        ("https://h", "wss://h/v1/x"),
-        ("https://h/base/http", "wss://h/base/http/v1/x"),
-        ("http://[::1]:8100", "ws://[::1]:8100/v1/x"),
-    ],
-)
-def test_the_websocket_has_the_servers_scheme_and_path(url: str, target: str) -> None:
-    assert Sockets(url, {}, QUICK).target("/v1/x") == target
+@pytest.mark.parametrize("base", ["", "/base/http"])
+async def test_the_websocket_has_the_servers_host_and_path(base: str) -> None:
+    """Its scheme and port: `test_addresses.py`; over TLS: `test_connection.py`."""
+    async with listening() as listener:
+        listener.answer = b"HTTP/1.1 404 x\r\ncontent-length: 0\r\n\r\n"
+        async with sockets_of(f"http://127.0.0.1:{listener.port}{base}") as sockets:
+            with pytest.raises(AttachRefused):
+                async with sockets.attached("/v1/x"):
+                    pass
+        lines = listener.heads[0].decode().split("\r\n")
+        assert lines[0] == f"GET {base}/v1/x HTTP/1.1" and f"host: 127.0.0.1:{listener.port}" in lines
 
 
 async def test_a_server_of_tls_is_spoken_to_in_tls() -> None:
     async with listening() as listener:
-        sockets = Sockets(f"https://127.0.0.1:{listener.port}", {}, quick(opening=0.3))
-        with pytest.raises(AttachCut):
-            async with sockets.attached("/v1/x"):
-                pass
+        async with sockets_of(f"https://127.0.0.1:{listener.port}", quick(opening=0.3)) as sockets:
+            with pytest.raises(AttachCut):
+                async with sockets.attached("/v1/x"):
+                    pass
+        assert not listener.heads
         assert listener.connections == 1 and not listener.heads  # a hello of TLS has no end of a head

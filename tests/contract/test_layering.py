@@ -47,8 +47,8 @@ TABLE: dict[str, Row] = {
     "api.streams": row("api.streams api.schemas api.http api.context core", "starlette pydantic pydantic_core"),
     "api.openapi": row("api.openapi api.schemas api.streams api.http core", "fastapi starlette pydantic"),
     # pyroute2 reads a sandbox's network back for the receipt
-    "backends": row("backends core settings launcher.protocol", "httpx websockets pyroute2"),
-    "backends.boxlite": row("backends.boxlite core settings", "httpx websockets"),
+    "backends": row("backends core settings launcher.protocol", "httptools websockets pyroute2"),
+    "backends.boxlite": row("backends.boxlite core settings", "httptools websockets"),
     "backends.process": row("backends.process core settings launcher.protocol", "pyroute2"),
     # What runs in the sandbox's clone cannot reach for what belongs to the launcher, and the wire knows no side.
     "launcher": row("launcher"),

@@ -9,21 +9,30 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
+from websockets.exceptions import WebSocketException
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.uri import WebSocketURI
 
+from app.backends.boxlite.connection import SWITCHING, ConnectionBroken, ResponseTooLarge
+from app.backends.boxlite.connection_pool import ConnectionPool, NotConnected
 from app.backends.boxlite.timeouts import ServerTimeouts
+from app.backends.boxlite.websocket import WebSocket, WebSocketClosed
 from app.core.models import Channel
 
 FRAME_BYTES = 256 * 1024  # the server's are 1 KiB, or 3 where it replaced every byte; one that lies is cut off
-FRAMES_QUEUED = 256  # while we are busy elsewhere: what stays in the server's hands for long is lost
 STDIN_BYTES = 64 * 1024  # above 4 MiB a frame kills the execution's stdin without an error
-PING_SECONDS, PONG_SECONDS = 15.0, 30.0
 CODES = range(-64, 256)  # minus a signal, -1, or what a program can return; anything else tells nothing
+CLOSING = 64  # sockets whose Close the server has not answered yet; who closes one more waits for it
+REFUSAL_BYTES = 64 * 1024  # of the body of an answer that opens no socket
+_UPGRADE = "upgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n"
+_NO_URI = WebSocketURI(False, "", 80, "/", "", None, None)  # for its library, which does not send the request
 _CHANNELS = {1: Channel.STDOUT, 2: Channel.STDERR}
 _UNHEARD = logging.getLogger(__name__)  # the library writes whole requests into its log, the key among them
 _UNHEARD.disabled = True
@@ -55,22 +64,22 @@ class AttachCut(Exception):
 
 
 class Socket:
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: WebSocket) -> None:
         self._connection = connection
 
     async def frames(self) -> AsyncIterator[Chunk | Ended]:
         """Yields frames until the exit frame. Unknown frames are skipped, as the official client does. Raises
         AttachCut."""
-        try:
-            async for message in self._connection:
-                frame = _chunk(message) if isinstance(message, bytes) else _ended(message)
-                if frame is not None:
-                    yield frame
-                if isinstance(frame, Ended):
-                    return
-        except (ConnectionClosed, OSError) as error:
-            raise AttachCut(str(error)) from error
-        raise AttachCut("closed without an exit")
+        while True:
+            try:
+                message = await self._connection.receive()
+            except WebSocketClosed as error:
+                raise AttachCut(str(error)) from error
+            frame = _chunk(message) if isinstance(message, bytes) else _ended(message)
+            if frame is not None:
+                yield frame
+            if isinstance(frame, Ended):
+                return
 
     async def write(self, data: bytes) -> None:
         """Raises AttachCut."""
@@ -92,7 +101,7 @@ class Socket:
     async def _send(self, message: str | bytes) -> None:
         try:
             await self._connection.send(message)
-        except (ConnectionClosed, OSError) as error:
+        except WebSocketClosed as error:
             raise AttachCut(str(error)) from error
 
 
@@ -112,52 +121,21 @@ def _ended(message: str) -> Ended | None:
     return Ended(code if isinstance(code, int) and not isinstance(code, bool) and code in CODES else -1)
 
 
-class _Connection(ClientConnection):
-    def data_received(self, data: bytes) -> None:
-        """Closes the connection after an invalid frame. The library would wait for the other side to close it."""
-        super().data_received(data)
-        if self.protocol.parser_exc is not None:
-            self.transport.abort()
-
-
-class _Connect(connect):
-    def process_redirect(self, exc: Exception) -> Exception:
-        """Follows no redirect, so that the key goes to no other server."""
-        return exc
-
-
 class Sockets:
-    """`url` is the server's, http or https."""
+    """WebSockets on the connections of a pool, beyond what it counts: each is there for a whole execution."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], timeouts: ServerTimeouts) -> None:
-        self._url, self._headers, self._timeouts = "ws" + url.removeprefix("http"), dict(headers), timeouts
+    def __init__(self, pool: ConnectionPool, timeouts: ServerTimeouts, most_closing: int = CLOSING) -> None:
+        self._pool, self._timeouts, self._most_closing = pool, timeouts, most_closing
         self._closing: set[asyncio.Task[None]] = set()
-
-    def target(self, path: str) -> str:
-        return self._url + path
 
     @asynccontextmanager
     async def attached(self, path: str) -> AsyncIterator[Socket]:
-        """Raises AttachRefused and AttachCut, also inside the block."""
+        """Raises AttachRefused and AttachCut, also inside the block. At its end the socket is closed, and nobody waits
+        for the server's part of that."""
         try:
-            connection = await _Connect(
-                self.target(path),
-                additional_headers=self._headers,
-                user_agent_header=None,
-                proxy=None,
-                compression=None,
-                max_size=FRAME_BYTES,
-                max_queue=FRAMES_QUEUED,
-                open_timeout=self._timeouts.opening,
-                close_timeout=self._timeouts.closing,
-                ping_interval=PING_SECONDS,
-                ping_timeout=PONG_SECONDS,
-                logger=_UNHEARD,
-                create_connection=_Connection,
-            )
-        except InvalidStatus as error:
-            raise AttachRefused(error.response.status_code) from error
-        except (OSError, TimeoutError, WebSocketException, ValueError) as error:
+            async with asyncio.timeout(self._timeouts.opening):
+                connection = await self._open(path)
+        except (TimeoutError, NotConnected, ConnectionBroken, ResponseTooLarge, WebSocketException) as error:
             raise AttachCut(type(error).__name__) from error
         try:
             yield Socket(connection)
@@ -165,7 +143,26 @@ class Sockets:
             closing = asyncio.get_running_loop().create_task(connection.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-            await asyncio.shield(closing)
+            self._pool.warm(self._timeouts.connect)
+            if len(self._closing) > self._most_closing:
+                await asyncio.shield(closing)
+
+    async def _open(self, path: str) -> WebSocket:
+        """No redirect is followed, so the key goes to no other server."""
+        protocol = ClientProtocol(_NO_URI, state=State.OPEN, max_size=FRAME_BYTES, logger=_UNHEARD)
+        request = self._pool.request("GET", path, f"{_UPGRADE}sec-websocket-key: {protocol.key}\r\n")
+        response, taken = await self._pool.exchange(request, REFUSAL_BYTES, self._timeouts.connect, again=False)
+        if response.status != SWITCHING:
+            self._pool.keep(taken)
+            raise AttachRefused(response.status)
+        try:
+            protocol.process_response(Response(response.status, "", Headers(response.headers)))
+        except WebSocketException:
+            taken.close()
+            raise
+        connection = WebSocket(protocol, self._timeouts)
+        taken.hand_over(connection, response.rest)
+        return connection
 
     async def aclose(self) -> None:
         if self._closing:

@@ -14,10 +14,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
-
-import httpx
+from urllib.parse import urlencode
 
 from app.backends.boxlite import RUNTIME
+from app.backends.boxlite.connection import ConnectionBroken, HttpResponse, ResponseTooLarge
+from app.backends.boxlite.connection_pool import ConnectionPool, NotConnected, ServerAddress
 from app.backends.boxlite.timeouts import ServerTimeouts
 from app.backends.boxlite.turns import TooManyPending, take
 from app.core.backend import settle
@@ -26,6 +27,9 @@ from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, Back
 # The list has all boxes of all who have the key, about 600 bytes and five objects each. What is more in number or size
 # would keep everybody waiting while it is read: 16 MiB of `[],` take three seconds.
 ANSWER_BYTES, ANSWER_PARTS = 4 * 1024 * 1024, 100_000
+# What comes is counted as it comes, so nothing may be packed.
+_HEADERS = "accept: application/json\r\naccept-encoding: identity\r\n"
+_HEADERS_OF_JSON = f"{_HEADERS}content-type: application/json\r\n"
 SHOWN = 300  # characters of the server's own words in our sentences
 _UNAVAILABLE = frozenset({"engine_unavailable", "network_unavailable", "resource_exhausted", "upstream_unavailable"})
 
@@ -67,18 +71,13 @@ class BoxliteClient:
     def __init__(
         self, url: str, key: str | None, timeouts: ServerTimeouts | None = None, *, connections: int = 256
     ) -> None:
-        self.url = url.rstrip("/")
         self.timeouts = timeouts or ServerTimeouts()
-        self.headers = {"authorization": f"Bearer {key}"} if key else {}
         self._key = key
         self._requests: set[asyncio.Task[ServerReply]] = set()
         self._closed = False
-        # What comes is counted as it comes, so nothing may be packed.
-        self._sent = {**self.headers, "accept": "application/json", "accept-encoding": "identity"}
-        # The lower half of httpx: it knows no redirects, no cookies and no proxies of the environment, all of which
-        # would lead the key elsewhere, and a request costs 0.3 ms less.
-        self._http = _transport(connections)
-        self._beats = _transport(2)  # what tells whether the server is there waits behind nobody's hung box
+        address = ServerAddress.of(url)
+        self.connections = ConnectionPool(address, key, connections)
+        self._beats = ConnectionPool(address, key, 2)  # what tells whether the server is there waits for no hung box
 
     async def request(
         self,
@@ -101,8 +100,11 @@ class BoxliteClient:
             if turns is not None:
                 turns.release()
             raise Unreachable(RUNTIME, "the service is stopping")
-        http = self._beats if beat else self._http
-        task = asyncio.get_running_loop().create_task(self._send(http, method, path, seconds, body, query))
+        pool = self._beats if beat else self.connections
+        path = f"{path}?{urlencode(query)}" if query else path
+        data = None if body is None else json.dumps(body).encode()
+        sent = pool.request(method, path, _HEADERS if data is None else _HEADERS_OF_JSON, data)
+        task = asyncio.get_running_loop().create_task(self._send(pool, method, sent, seconds))
         if turns is not None:
             task.add_done_callback(lambda _: turns.release())
         self._requests.add(task)
@@ -110,41 +112,32 @@ class BoxliteClient:
         task.add_done_callback(seen)
         return await asyncio.shield(task)
 
-    async def _send(
-        self,
-        http: httpx.AsyncHTTPTransport,
-        method: str,
-        path: str,
-        seconds: float,
-        body: Any,
-        query: Mapping[str, str] | None,
-    ) -> ServerReply:
-        headers = self._sent if body is None else {**self._sent, "content-type": "application/json"}
-        content = None if body is None else json.dumps(body).encode()
-        connect = min(self.timeouts.connect, seconds)
-        extensions = {"timeout": {"connect": connect, "read": seconds, "write": seconds, "pool": seconds}}
+    async def _send(self, pool: ConnectionPool, method: str, request: bytes, seconds: float) -> ServerReply:
+        until = asyncio.get_running_loop().time() + seconds
         try:
-            request = httpx.Request(
-                method, self.url + path, params=query, headers=headers, content=content, extensions=extensions
-            )
-            async with asyncio.timeout(seconds):
-                response = await http.handle_async_request(request)
-                try:
-                    return self._understood(response, await _bounded(response))
-                finally:
-                    await response.aclose()
-        except httpx.PoolTimeout as error:
+            async with asyncio.timeout_at(until):
+                await pool.acquire()
+        except TimeoutError as error:
             raise TooManyPending from error
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Unreachable(RUNTIME, f"the BoxLite server cannot be reached: {self._why(error)}") from error
-        except (TimeoutError, httpx.TimeoutException) as error:
+        try:
+            async with asyncio.timeout_at(until):
+                connect = min(self.timeouts.connect, seconds)
+                response, connection = await pool.exchange(request, ANSWER_BYTES, connect, again=method == "GET")
+            pool.keep(connection)
+            return self._understood(response)
+        except NotConnected as error:
+            raise Unreachable(RUNTIME, f"the BoxLite server cannot be reached: {self._shown(str(error))}") from error
+        except TimeoutError as error:
             detail = f"the BoxLite server did not answer {method} within {seconds:g} seconds"
             raise Unanswered(RUNTIME, detail) from error
-        except httpx.HTTPError as error:
-            detail = f"the BoxLite server's answer to {method} is incomplete: {self._why(error)}"
+        except ConnectionBroken as error:
+            detail = f"the BoxLite server's answer to {method} is incomplete: {self._shown(str(error))}"
             raise Unanswered(RUNTIME, detail) from error
-        except httpx.InvalidURL as error:
-            raise BackendUnavailable(RUNTIME, f"the address of the BoxLite server is wrong: {error}", 60) from error
+        except ResponseTooLarge as error:
+            detail = f"the BoxLite server answers with more than {ANSWER_BYTES} bytes"
+            raise BackendRefused(RUNTIME, detail, Upstream(error.status)) from error
+        finally:
+            pool.release()
 
     async def aclose(self) -> None:
         """Waits for requests that are under way, as a disconnect would break boxes."""
@@ -152,20 +145,17 @@ class BoxliteClient:
         for task in tuple(self._requests):
             with contextlib.suppress(BackendFailure):
                 await settle(task)
-        await self._http.aclose()
+        await self.connections.aclose()
         await self._beats.aclose()
 
     # --- what the server says
-
-    def _why(self, error: Exception) -> str:
-        return self._shown(str(error)) or type(error).__name__
 
     def _shown(self, text: str) -> str:
         """And not the key, which a server may repeat."""
         return shown(text.replace(self._key, "…") if self._key else text)
 
-    def _understood(self, response: httpx.Response, raw: bytes) -> ServerReply:
-        status = response.status_code
+    def _understood(self, response: HttpResponse) -> ServerReply:
+        status, raw = response.status, response.body
         if 200 <= status < 300:
             if not raw:
                 return ServerReply(status, None)
@@ -176,10 +166,10 @@ class BoxliteClient:
                     RUNTIME, "the answer of the BoxLite server is not JSON", Upstream(status)
                 ) from None
         found: Any = None
-        if response.headers.get("content-type", "").startswith("application/json"):
+        if response.header("content-type").startswith("application/json"):
             with contextlib.suppress(ValueError, RecursionError):
                 found = _parsed(raw)
-        self._refuse(status, found, raw, response.headers.get("x-request-id", ""))
+        self._refuse(status, found, raw, response.header("x-request-id"))
 
     def _refuse(self, status: int, found: Any, raw: bytes, request_id: str) -> NoReturn:
         """The envelope, the cloud's flat body, or plain text; `code` beats the status."""
@@ -204,25 +194,11 @@ class BoxliteClient:
         raise BackendRefused(RUNTIME, detail, upstream)
 
 
-def _transport(connections: int) -> httpx.AsyncHTTPTransport:
-    return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32))
-
-
 def _parsed(raw: bytes) -> Any:
     """Raises ValueError, RecursionError."""
     if raw.count(b"[") + raw.count(b"{") > ANSWER_PARTS:
         raise ValueError("too many parts")
     return json.loads(raw)
-
-
-async def _bounded(response: httpx.Response) -> bytes:
-    found = bytearray()
-    async for piece in response.aiter_raw():
-        found += piece
-        if len(found) > ANSWER_BYTES:
-            detail = f"the BoxLite server answers with more than {ANSWER_BYTES} bytes"
-            raise BackendRefused(RUNTIME, detail, Upstream(response.status_code))
-    return bytes(found)
 
 
 def upstream_of(error: BackendFailure) -> Upstream:

@@ -33,7 +33,7 @@ class BoxliteServer:
 
     def __init__(self, client: BoxliteClient, prefix: str | None) -> None:
         self.client, self.timeouts = client, client.timeouts
-        self.sockets = Sockets(client.url, client.headers, client.timeouts)
+        self.sockets = Sockets(client.connections, client.timeouts)
         self._prefix = prefix
         self._finding = asyncio.Lock()
         self._turns = Turns()

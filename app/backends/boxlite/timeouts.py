@@ -17,6 +17,8 @@ class ServerTimeouts:
     cleanup: float = 5.0  # for what such a script takes away before it ends
     opening: float = 30.0  # a WebSocket
     closing: float = 5.0  # the server waits as long for our Close, and refuses another socket meanwhile
+    ping: float = 15.0  # between our pings on a WebSocket; the server sends none while output flows
+    pong: float = 30.0  # for its answer to one
     health_interval: float = 1.5
     health_answer: float = 2.4  # with a beat and the second for which the API believes: less than 5 s to the truth
     status_lag: float = 4.0  # the server says `running` for up to 3 s after a box has ended

@@ -1,0 +1,255 @@
+"""The client's end of a WebSocket, frame by frame."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from websockets.client import ClientProtocol
+from websockets.frames import Close, Frame, Opcode
+from websockets.protocol import SERVER, Protocol, State
+from websockets.uri import WebSocketURI
+
+from app.backends.boxlite.attach import Chunk, Ended, Sockets
+from app.backends.boxlite.connection import ConnectionBroken, ServerConnection
+from app.backends.boxlite.connection_pool import ConnectionPool, ServerAddress
+from app.backends.boxlite.websocket import FRAGMENTS, FRAMES_QUEUED, WebSocket, WebSocketClosed
+from app.core.models import Channel
+from tests.boxlite.answering import raw_server
+from tests.boxlite.double.websocket import accept_key
+from tests.boxlite.rig import quick, until
+from tests.boxlite.wire import Wire
+
+
+class Line:
+    """A WebSocket without a network, and the server's side of it."""
+
+    def __init__(self, **timeouts: float) -> None:
+        uri = WebSocketURI(False, "", 80, "/", "", None, None)
+        self.socket = WebSocket(ClientProtocol(uri, state=State.OPEN), quick(**timeouts))
+        self.wire = Wire(self.socket)
+        self.server = Protocol(SERVER)
+
+    def say(self, opcode: Opcode, data: bytes = b"", *, fin: bool = True) -> None:
+        self.socket.data_received(Frame(opcode, data, fin=fin).serialize(mask=False))
+
+    def heard(self) -> list[Frame]:
+        self.server.receive_data(self.wire.sent.removesuffix(b"EOF"))
+        self.wire.sent = b""
+        return [event for event in self.server.events_received() if isinstance(event, Frame)]
+
+    async def end(self) -> None:
+        self.wire.abort()
+        await self.socket.close()
+
+
+async def test_messages_come_whole_and_in_order_and_their_reader_may_be_there_before_them() -> None:
+    line = Line()
+    reading = asyncio.create_task(line.socket.receive())
+    await asyncio.sleep(0)
+    line.say(Opcode.TEXT, "ü".encode())
+    line.say(Opcode.BINARY, b"a", fin=False)
+    line.say(Opcode.PING, b"p")
+    line.say(Opcode.CONT, b"b", fin=False)
+    line.say(Opcode.CONT, b"c")
+    assert await reading == "ü" and await line.socket.receive() == b"abc"
+    assert [(frame.opcode, frame.data) for frame in line.heard()] == [(Opcode.PONG, b"p")]
+    await line.end()
+
+
+async def test_a_reader_that_is_behind_holds_the_server_up_and_loses_nothing() -> None:
+    line = Line()
+    for number in range(FRAMES_QUEUED):
+        line.say(Opcode.BINARY, b"%d" % number)
+    assert not line.wire.paused
+    line.say(Opcode.BINARY, b"last")
+    assert line.wire.paused
+    found = [await line.socket.receive() for _ in range(FRAMES_QUEUED * 3 // 4)]
+    assert line.wire.paused
+    found.append(await line.socket.receive())
+    assert not line.wire.paused
+    found += [await line.socket.receive() for _ in range(FRAMES_QUEUED // 4)]
+    assert found == [b"%d" % number for number in range(FRAMES_QUEUED)] + [b"last"]
+    await line.end()
+
+
+async def test_a_reader_that_is_behind_at_the_end_reads_all_that_came() -> None:
+    line = Line()
+    for _ in range(FRAMES_QUEUED + 1):
+        line.say(Opcode.BINARY, b"x")
+    line.wire.abort()
+    line.say(Opcode.BINARY, b"x")
+    for _ in range(FRAMES_QUEUED + 2):
+        assert await line.socket.receive() == b"x"
+    with pytest.raises(WebSocketClosed):
+        await line.socket.receive()
+    await line.end()
+
+
+async def test_what_comes_with_the_handshake_may_hold_the_server_up_at_once() -> None:
+    line, taken = Line(), ServerConnection(lambda _: None)
+    wire = Wire(taken)
+    wire.pause_reading()  # as behind the answer 101
+    taken.hand_over(line.socket, Frame(Opcode.BINARY, b"x").serialize(mask=False) * (FRAMES_QUEUED + 1))
+    assert wire.paused
+    await line.end()
+    with pytest.raises(ConnectionBroken):
+        taken.hand_over(line.socket, b"")
+
+
+async def test_what_came_before_the_end_is_read_before_it() -> None:
+    line = Line()
+    line.say(Opcode.BINARY, b"a")
+    line.say(Opcode.CLOSE, Close(1000, "").serialize())
+    assert await line.socket.receive() == b"a"
+    with pytest.raises(WebSocketClosed):
+        await line.socket.receive()
+    with pytest.raises(WebSocketClosed):
+        await line.socket.send(b"x")
+    assert [frame.opcode for frame in line.heard()] == [Opcode.CLOSE]
+    await line.end()
+
+
+@pytest.mark.parametrize("polite", [True, False])
+async def test_a_reader_is_let_go_at_the_end(*, polite: bool) -> None:
+    line = Line()
+    reading = asyncio.create_task(line.socket.receive())
+    await asyncio.sleep(0)
+    if polite:
+        line.say(Opcode.CLOSE)
+    else:
+        line.wire.abort()
+    with pytest.raises(WebSocketClosed):
+        await reading
+    await line.end()
+
+
+async def test_a_message_of_too_many_fragments_cuts_the_connection() -> None:
+    line = Line()
+    line.say(Opcode.BINARY, fin=False)
+    for _ in range(FRAGMENTS - 1):
+        line.say(Opcode.CONT, fin=False)
+    assert not line.wire.ended
+    line.say(Opcode.CONT, fin=False)
+    assert line.wire.ended
+    with pytest.raises(WebSocketClosed):
+        await line.socket.receive()
+    await line.end()
+
+
+async def test_a_sender_waits_while_the_server_takes_nothing() -> None:
+    line = Line()
+    line.socket.pause_writing()
+    sending = asyncio.create_task(line.socket.send(b"a"))
+    await asyncio.sleep(0)
+    assert not sending.done()
+    line.socket.resume_writing()
+    await sending
+    assert [frame.data for frame in line.heard()] == [b"a"]
+    await line.end()
+
+
+async def test_a_sender_that_waits_is_told_of_the_end() -> None:
+    line = Line()
+    line.socket.pause_writing()
+    sending = asyncio.create_task(line.socket.send("a"))
+    await asyncio.sleep(0)
+    line.wire.abort()
+    with pytest.raises(WebSocketClosed):
+        await sending
+    await line.end()
+
+
+async def test_a_connection_whose_other_end_answers_no_ping_is_cut() -> None:
+    line = Line(ping=0.01, pong=0.05)
+    with pytest.raises(WebSocketClosed):
+        await line.socket.receive()
+    assert [frame.opcode for frame in line.heard()] == [Opcode.PING] and line.wire.ended
+    await line.end()
+
+
+async def test_a_connection_whose_other_end_answers_pings_is_kept_and_asked_again() -> None:
+    line = Line(ping=0.01, pong=30)
+    for _ in range(3):
+        await until(lambda: line.wire.sent)
+        assert [frame.opcode for frame in line.heard()] == [Opcode.PING]
+        line.say(Opcode.PONG)
+    assert not line.wire.ended
+    await line.end()
+
+
+async def test_a_close_waits_for_the_servers_part_and_not_for_ever() -> None:
+    line = Line(closing=0.05)
+    await line.socket.close()
+    assert line.wire.ended and [frame.opcode for frame in line.heard()] == [Opcode.CLOSE]
+    line = Line(closing=30)
+    closing = asyncio.create_task(line.socket.close())
+    await asyncio.sleep(0)
+    assert not closing.done() and not line.wire.ended
+    line.say(Opcode.CLOSE)
+    line.socket.eof_received()
+    line.wire.abort()  # the transport ends itself at the end of what it reads
+    await closing
+
+
+async def test_nothing_is_written_to_a_connection_that_has_ended() -> None:
+    """The transport of a test refuses it."""
+    line = Line()
+    line.wire.abort()
+    line.say(Opcode.PING)
+    with pytest.raises(WebSocketClosed):
+        await line.socket.send(b"a")
+    await line.socket.close()
+
+
+async def test_frames_that_come_with_the_handshake_are_not_lost() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key"))
+        upgrade = "HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        frames = [Frame(Opcode.BINARY, b"\x01out"), Frame(Opcode.TEXT, b'{"type":"exit","exit_code":5}')]
+        first, second = [frame.serialize(mask=False) for frame in frames]
+        writer.write(f"{upgrade}sec-websocket-accept: {accept_key(key)}\r\n\r\n".encode() + first + second[:9])
+        await writer.drain()
+        writer.write(second[9:])
+        await reader.read()
+
+    async with raw_server(talk) as url:
+        pool = ConnectionPool(ServerAddress.of(url), None, 1)
+        sockets = Sockets(pool, quick(closing=0.2))
+        async with sockets.attached("/v1/x") as socket:
+            assert [frame async for frame in socket.frames()] == [Chunk(Channel.STDOUT, b"out"), Ended(5)]
+        await sockets.aclose()
+        await pool.aclose()
+
+
+async def test_whoever_attaches_does_not_wait_for_the_close_of_the_server_unless_many_do() -> None:
+    """A server that answers no Close, as one that hangs."""
+    ended = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key"))
+        upgrade = "HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        writer.write(f"{upgrade}sec-websocket-accept: {accept_key(key)}\r\n\r\n".encode())
+        await ended.wait()
+
+    async with raw_server(talk) as url:
+        pool = ConnectionPool(ServerAddress.of(url), None, 1)
+        sockets = Sockets(pool, quick(closing=0.3), most_closing=2)
+
+        async def attach() -> None:
+            async with sockets.attached("/v1/x"):
+                return
+
+        for _ in range(2):
+            await attach()
+        assert len(sockets._closing) == 2
+        third = asyncio.create_task(attach())
+        await until(lambda: len(sockets._closing) == 3)
+        assert not third.done()
+        await third
+        assert len(sockets._closing) < 3
+        ended.set()
+        await sockets.aclose()
+        await pool.aclose()
