@@ -23,7 +23,6 @@ LIMITS = (
 OOM = (
     "test_endings.py::test_oom_is_told_when_a_child_was_killed_and_the_program_failed",
     "test_endings.py::test_a_loop_of_oom_kills_is_ended_before_it_fills_the_kernels_log",
-    "test_endings.py::test_a_timeout_after_an_oom_that_was_survived_is_a_timeout",
 )
 KILLS = (
     "test_endings.py::test_a_timeout_ends_what_does_not_want_to_end",
@@ -48,7 +47,19 @@ PAUSE = (
     "test_pause.py::test_a_timeout_ends_what_is_paused",
     "test_pause.py::test_a_killed_worker_takes_what_is_paused_with_it",
 )
+OWN_LIMITS = (
+    "test_own_limits.py::test_limits_are_read_in_the_control_groups_of_the_sandbox_and_of_the_execution",
+    "test_own_limits.py::test_nothing_of_it_can_be_changed",
+    "test_own_limits.py::test_neighbours_and_the_host_cannot_be_seen_there",
+    "test_own_limits.py::test_total_memory_is_the_limit_and_available_memory_follows",
+    "test_own_limits.py::test_worker_is_never_killed_for_memory_that_nobody_holds",
+)
+DISKS = (
+    "test_disks.py::test_workspace_and_tmp_share_the_disk_and_dev_shm_is_memory",
+    "test_disks.py::test_disk_holds_what_was_asked_for_and_little_more[256]",
+    "test_disks.py::test_launcher_holds_nothing_of_a_disk",
+)
 # With a service of their own for each.
 CRASHES = ("test_pause.py::test_a_killed_launcher_is_followed_by_one_that_ends_what_was_paused",)
 
-TESTS = tuple(f"tests/kernel/{test}" for test in (*LIMITS, *OOM, *KILLS, *USAGE, *PAUSE, *CRASHES))
+TESTS = tuple(f"tests/kernel/{test}" for test in (*LIMITS, *OOM, *OWN_LIMITS, *KILLS, *USAGE, *PAUSE, *DISKS, *CRASHES))

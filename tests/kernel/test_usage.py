@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tests.kernel.talk import start
@@ -33,6 +34,7 @@ def test_figures_are_those_of_what_runs(service: Service) -> None:
     path = f"/sandboxes/{sandbox}"
     before = usage(service, path)
     assert (before["processes"], before["open_files"], before["disk_bytes"]) == (0, 0, 0)
+    began = time.monotonic()
     busy = start(service, sandbox, "python3", "-c", BUSY)
     other = start(service, sandbox, "sleep", "600")
     busy.saw(b"ready\n")
@@ -43,7 +45,7 @@ def test_figures_are_those_of_what_runs(service: Service) -> None:
     assert whole["open_files"] == 36
     assert 48 * MIB < one["memory_bytes"] < 120 * MIB
     assert one["memory_bytes"] <= one["memory_peak_bytes"] <= whole["memory_peak_bytes"]
-    assert 0.2 <= one["cpu_seconds"] < 5
+    assert 0.2 <= one["cpu_seconds"] < time.monotonic() - began + 0.2, "it may use one processor"
     assert one["cpu_seconds"] <= whole["cpu_seconds"]
     assert small["memory_bytes"] < 8 * MIB
     assert (whole["disk_bytes"], one["disk_bytes"]) == (8 * MIB, None)
