@@ -52,7 +52,7 @@ async def ended(live: LiveService, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("failure", "timeouts", "status", "kind"),
+    ("failure", "times", "status", "kind"),
     [
         (None, 2, 503, "backend_unavailable"),
         (Failure("engine_unavailable", "the VM failed to start"), 1, 503, "backend_unavailable"),
@@ -61,10 +61,10 @@ async def ended(live: LiveService, path: str) -> dict[str, Any]:
     ],
 )
 async def test_a_failed_boot_is_a_problem_with_the_upstreams_status_and_code(
-    failure: Failure | None, timeouts: int, status: int, kind: str
+    failure: Failure | None, times: int, status: int, kind: str
 ) -> None:
     async with service() as (r, live):
-        r.double.faults.fail_boot(timeouts, failure)
+        r.double.faults.fail_boot(times, failure)
         problem = await refused(live, status, kind)
         code = failure.code if failure else "engine_unavailable"
         upstream = {503: 503, 502: {"storage_error": 500}.get(code, 422)}[status]
@@ -74,7 +74,7 @@ async def test_a_failed_boot_is_a_problem_with_the_upstreams_status_and_code(
 
 async def test_a_boot_without_an_answer_is_a_timeout() -> None:
     async with service(boot_seconds=0.5) as (r, live):
-        r.double.faults.on(Route.START, Stall(), timeouts=1)
+        r.double.faults.on(Route.START, Stall(), times=1)
         problem = await refused(live, 504, "backend_timeout")
         assert (problem["upstream_status"], problem["upstream_code"]) == (None, None)
         await until(lambda: not r.double.boxes)
@@ -147,7 +147,7 @@ async def test_a_sandbox_is_creating_until_its_box_runs_and_the_receipt_tells_ho
 async def test_a_client_that_disconnects_during_a_boot_does_not_disconnect_from_the_server() -> None:
     async with service() as (r, live):
         boot = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.START, boot, timeouts=1)
+        r.double.faults.on(Route.START, boot, times=1)
         asking = asyncio.get_running_loop().create_task(live.client.post("/sandboxes", json=BODY, timeout=30))
         await boot.reached.wait()
         asking.cancel()
@@ -246,7 +246,7 @@ async def test_a_delete_ends_with_sigkill_and_says_what_may_live_on() -> None:
 async def test_a_stream_over_a_cut_has_every_byte_once() -> None:
     async with service() as (r, live):
         sandbox = await create(live.client, **BODY)
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=20), timeouts=2)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=20), times=2)
         path = await live.start("sh", "-c", "seq -w 1 20000", sandbox=sandbox, output_mode="plain")
         async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
@@ -259,7 +259,7 @@ async def test_a_stream_over_a_cut_has_every_byte_once() -> None:
 async def test_a_cut_that_is_longer_than_the_backlog_is_a_gap_of_unknown_size() -> None:
     async with service(timeouts=quick(backoff=(1.0,))) as (r, live):
         sandbox = await create(live.client, **BODY)
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=50), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=50), times=1)
         path = await live.start("sh", "-c", "seq -w 1 200000", sandbox=sandbox, output_mode="plain")
         async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
@@ -287,7 +287,7 @@ async def test_stdin_beyond_its_bound_is_a_problem_on_the_stream_and_not_the_end
 async def test_answers_that_are_lost_leave_no_record_of_an_execution() -> None:
     async with service() as (r, live):
         sandbox = await create(live.client, **BODY)
-        r.double.faults.on(Route.EXEC, Drop(done=True), timeouts=1)
+        r.double.faults.on(Route.EXEC, Drop(done=True), times=1)
         answer = await live.client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["sleep", "1000"]})
         assert answer.status_code == 504
         assert (await live.client.get(f"/sandboxes/{sandbox}/executions")).json()["items"] == []
@@ -297,7 +297,7 @@ async def test_answers_that_are_lost_leave_no_record_of_an_execution() -> None:
 async def test_an_error_of_an_execute_carries_the_upstreams_code() -> None:
     async with service() as (r, live):
         sandbox = await create(live.client, **BODY)
-        r.double.faults.on(Route.EXEC, Answer.failure("invalid_argument", "no"), timeouts=1)
+        r.double.faults.on(Route.EXEC, Answer.failure("invalid_argument", "no"), times=1)
         answer = await live.client.post(f"/sandboxes/{sandbox}/executions", json={"command": ["x"]})
         problem = answer.json()
         assert answer.status_code == 502

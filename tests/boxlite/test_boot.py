@@ -114,7 +114,7 @@ async def test_an_image_that_the_server_does_not_have() -> None:
 
 async def test_a_create_whose_answer_is_lost_leaves_one_box_and_gives_it() -> None:
     async with rig() as r:
-        r.double.faults.on(Route.CREATE, Drop(done=True), timeouts=1)
+        r.double.faults.on(Route.CREATE, Drop(done=True), times=1)
         sandbox = await r.sandbox()
         (box,) = r.double.boxes
         assert box.id == sandbox.box_id
@@ -126,7 +126,7 @@ async def test_after_a_lost_create_a_box_of_an_earlier_life_is_not_taken_for_the
     of another client."""
     async with rig(opened=False) as r:
         old = await r.double.seed(f"bh-{INSTANCE}-sbx_1", image="other", start=True, cmd=["sleep", "1000"])
-        r.double.faults.on(Route.CREATE, Drop(), timeouts=1)
+        r.double.faults.on(Route.CREATE, Drop(), times=1)
         r.double.faults.on(Route.LIST, Answer.json({"boxes": []}))
         r.backend.open()
         sandbox = await r.sandbox()
@@ -192,7 +192,7 @@ async def test_a_create_that_is_cancelled_at_any_moment_leaves_nothing(moment: i
 async def test_a_cancelled_create_waits_for_the_boot_and_the_server_never_sees_a_client_leave() -> None:
     async with rig() as r:
         boot = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.START, boot, timeouts=1)
+        r.double.faults.on(Route.START, boot, times=1)
         creating = asyncio.get_running_loop().create_task(r.sandbox())
         await boot.reached.wait()
         creating.cancel()
@@ -208,8 +208,8 @@ async def test_a_cancelled_create_waits_for_the_boot_and_the_server_never_sees_a
 async def test_a_cancelled_create_whose_box_cannot_be_removed_is_removed_later() -> None:
     async with rig() as r:
         boot = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.START, boot, timeouts=1)
-        r.double.faults.on(Route.DELETE, Answer.failure("internal"), timeouts=2)
+        r.double.faults.on(Route.START, boot, times=1)
+        r.double.faults.on(Route.DELETE, Answer.failure("internal"), times=2)
         creating = asyncio.get_running_loop().create_task(r.sandbox())
         await boot.reached.wait()
         creating.cancel()
@@ -240,7 +240,7 @@ EXIT = '{"type":"exit","exit_code":%d}'
 async def test_an_image_whose_user_cannot_make_the_workspace() -> None:
     async with rig() as r:
         denied = b"\x02mkdir: can't create directory '/workspace': Permission denied"
-        r.double.faults.on(Route.ATTACH, Attach(first=(denied, EXIT % 4)), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=(denied, EXIT % 4)), times=1)
         with pytest.raises(LaunchFailed, match=r"Permission denied.*workdir that the image has") as caught:
             await r.sandbox()
         assert (caught.value.step, caught.value.errno_name) == ("workspace", "EACCES")
@@ -275,7 +275,7 @@ async def test_an_image_whose_user_cannot_make_the_workspace_works_with_another_
 async def test_a_box_that_has_more_than_it_was_given_is_removed_again(facts: str, layer: str) -> None:
     async with rig() as r:
         said = b"\x01" + "\n".join(facts.split()).encode() + b"\n"
-        r.double.faults.on(Route.ATTACH, Attach(first=(said, EXIT % 0)), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=(said, EXIT % 0)), times=1)
         with pytest.raises(IsolationUnavailable) as caught:
             await r.sandbox()
         assert caught.value.layer == layer
@@ -286,7 +286,7 @@ async def test_a_box_without_a_shell_is_no_fault_of_the_server() -> None:
     """One image must not close the runtime to everybody else."""
     async with rig() as r:
         no_shell = "internal error: spawn_failed: executable 'sh' not found in $PATH"
-        r.double.faults.on(Route.EXEC, Answer.failure("internal", no_shell), timeouts=2)
+        r.double.faults.on(Route.EXEC, Answer.failure("internal", no_shell), times=2)
         with pytest.raises(BackendUnavailable, match="no working shell"):
             await r.sandbox()
         await r.backend.ready()

@@ -162,7 +162,7 @@ async def test_a_client_that_disconnects_during_exec_leaves_a_process_without_an
     mark = some_seconds()
     async with box_double() as double, Client(double) as client:
         box = await client.box()
-        double.faults.on(Route.EXEC, Stall(done=True), timeouts=1)
+        double.faults.on(Route.EXEC, Stall(done=True), times=1)
         with pytest.raises(httpx.ReadTimeout):
             await client.ask("POST", f"/v1/boxes/{box}/exec", {"command": "sleep", "args": [mark]}, timeout=0.3)
         assert alive(mark)

@@ -18,8 +18,8 @@ LARGE = b"\x01" + b"x" * 2_000_000
 
 async def test_an_answer_comes_instead_of_the_own_one_as_often_as_said() -> None:
     async with box_double() as double, Client(double) as client:
-        double.faults.on(Route.LIST, Answer.failure("upstream_unavailable"), timeouts=2)
-        double.faults.on(Route.LIST, Answer.text("<h1>Bad gateway</h1>", 502), timeouts=1)
+        double.faults.on(Route.LIST, Answer.failure("upstream_unavailable"), times=2)
+        double.faults.on(Route.LIST, Answer.text("<h1>Bad gateway</h1>", 502), times=1)
         assert [(await client.ask("GET", LIST)).status_code for _ in range(4)] == [503, 503, 502, 200]
         assert [request.route for request in double.requests] == [Route.LIST] * 4
         double.faults.on(Route.LIST, Answer.json({"boxes": "many"}))
@@ -29,7 +29,7 @@ async def test_an_answer_comes_instead_of_the_own_one_as_often_as_said() -> None
 
 async def test_nothing_is_done_where_the_answer_is_made_up() -> None:
     async with box_double() as double, Client(double) as client:
-        double.faults.on(Route.CREATE, Answer.failure("internal"), timeouts=1)
+        double.faults.on(Route.CREATE, Answer.failure("internal"), times=1)
         assert (await client.ask("POST", LIST, {"name": "one"})).status_code == 500
         assert not double.boxes
         assert double.sent(Route.CREATE)[0].json == {"name": "one"}
@@ -38,7 +38,7 @@ async def test_nothing_is_done_where_the_answer_is_made_up() -> None:
 @pytest.mark.parametrize(("done", "made"), [(False, 0), (True, 1)])
 async def test_a_dropped_connection_before_and_after_the_work(done: bool, made: int) -> None:
     async with box_double() as double, Client(double) as client:
-        double.faults.on(Route.CREATE, Drop(done=done), timeouts=1)
+        double.faults.on(Route.CREATE, Drop(done=done), times=1)
         with pytest.raises(httpx.RemoteProtocolError):
             await client.ask("POST", LIST, {"name": "one"})
         assert len(double.boxes) == made
@@ -47,7 +47,7 @@ async def test_a_dropped_connection_before_and_after_the_work(done: bool, made: 
 async def test_a_stalled_answer_comes_when_the_test_says_so() -> None:
     async with box_double() as double, Client(double) as client:
         stall = Stall(asyncio.Event(), done=True)
-        double.faults.on(Route.CREATE, stall, timeouts=1)
+        double.faults.on(Route.CREATE, stall, times=1)
         asked = asyncio.create_task(client.ask("POST", LIST, {"name": "one"}))
         await stall.reached.wait()
         assert len(double.boxes) == 1
@@ -66,9 +66,9 @@ async def test_a_stall_without_an_event_never_answers() -> None:
 
 async def test_bodies_that_do_not_end_or_come_in_drops() -> None:
     async with box_double() as double, Client(double) as client:
-        double.faults.on(Route.LIST, Answer.body(lambda: drip(b'{"boxes":[]}', 0.001)), timeouts=1)
+        double.faults.on(Route.LIST, Answer.body(lambda: drip(b'{"boxes":[]}', 0.001)), times=1)
         assert (await client.ok("GET", LIST)) == {"boxes": []}
-        double.faults.on(Route.LIST, Answer.body(lambda: endless(b" " * 65536, b'{"boxes":[')), timeouts=1)
+        double.faults.on(Route.LIST, Answer.body(lambda: endless(b" " * 65536, b'{"boxes":[')), times=1)
         size = 0
         async with client.stream("GET", LIST) as answer:
             async for piece in answer.aiter_bytes():
@@ -81,7 +81,7 @@ async def test_bodies_that_do_not_end_or_come_in_drops() -> None:
 async def test_a_head_that_lies() -> None:
     async with box_double() as double, Client(double) as client:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
-        double.faults.on(Route.LIST, Answer.verbatim(head, b'{"boxes":[]}'), timeouts=1)
+        double.faults.on(Route.LIST, Answer.verbatim(head, b'{"boxes":[]}'), times=1)
         with pytest.raises(httpx.RemoteProtocolError):
             await client.ask("GET", LIST)
 
@@ -119,7 +119,7 @@ async def test_boots_that_fail(failure: Failure | None, status: int, code: str) 
 async def attach_with(fault: Fault, *argv: str) -> tuple[list[str | bytes], int | None]:
     async with box_double() as double, Client(double) as client:
         box = await client.box()
-        double.faults.on(Route.ATTACH, fault, timeouts=1)
+        double.faults.on(Route.ATTACH, fault, times=1)
         said = await client.follow(await client.execute(box, *argv))
         return said.frames, said.close_code
 
@@ -153,7 +153,7 @@ async def test_sockets_that_end_in_another_way(fault: Attach, frames: list[Any],
 async def test_an_exit_without_a_close() -> None:
     async with box_double() as double, Client(double) as client:
         path = await client.execute(await client.box(), "true")
-        double.faults.on(Route.ATTACH, Attach(close=False), timeouts=1)
+        double.faults.on(Route.ATTACH, Attach(close=False), times=1)
         async with client.attached(path) as socket:
             assert await socket.recv() == '{"exit_code":0,"type":"exit"}'
             with pytest.raises(TimeoutError):
@@ -163,11 +163,11 @@ async def test_an_exit_without_a_close() -> None:
 async def test_an_upgrade_that_is_refused_or_never_answered() -> None:
     async with box_double() as double, Client(double) as client:
         path = await client.execute(await client.box(), "true")
-        double.faults.on(Route.ATTACH, Answer.failure("internal"), timeouts=1)
+        double.faults.on(Route.ATTACH, Answer.failure("internal"), times=1)
         with pytest.raises(InvalidStatus):
             async with client.attached(path):
                 pass
-        double.faults.on(Route.ATTACH, Stall(), timeouts=1)
+        double.faults.on(Route.ATTACH, Stall(), times=1)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2), client.attached(path):
                 pass

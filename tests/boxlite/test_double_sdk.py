@@ -128,7 +128,7 @@ async def test_files_land_where_the_server_puts_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", ERRORS)
 async def test_every_code_is_the_error_it_means(code: str) -> None:
     async with official() as (double, boxlite, runtime):
-        double.faults.on(Route.LIST, Answer.failure(code, "made up"), timeouts=1)
+        double.faults.on(Route.LIST, Answer.failure(code, "made up"), times=1)
         with pytest.raises(getattr(boxlite, ERRORS[code]), match="made up"):
             await runtime.list_info()
         assert await runtime.list_info() == []

@@ -53,7 +53,7 @@ async def test_sockets_that_break_again_and_again_cost_nothing(cut_after: int) -
     """Five cuts, while output and stdin are under way."""
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=cut_after), timeouts=5)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=cut_after), times=5)
         run = await start(sandbox, *script("seq -w 1 100000; sha256sum >&2"), stdin=True)
         data = b"x1y2z3" * 100_000
         assert await run.handle.write(data)
@@ -82,7 +82,7 @@ async def test_a_server_that_forgets_output_is_told_of() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
         said = (b"\x01>\n:1\nQUFB\n;\n", b"\x01:3\nQ0ND\n;\n.3\n", b"\x02.0\n", EXIT)
-        r.double.faults.on(Route.ATTACH, Attach(first=said), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=said), times=1)
         run = await start(sandbox, *script("sleep 1000"))
         end = await run.end()
         assert (end.code, end.detail) == (0, "the BoxLite server has not kept all of its output")
@@ -133,7 +133,7 @@ async def test_a_kill_at_the_very_start_leaves_nothing() -> None:
 async def test_a_command_whose_start_is_lost_leaves_nothing() -> None:
     async with rig(timeouts=quick(control=0.5)) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.EXEC, Drop(done=True), timeouts=1)
+        r.double.faults.on(Route.EXEC, Drop(done=True), times=1)
         with pytest.raises(BackendTimeout):
             await start(sandbox, *script("sleep 1000"))
         await until(lambda: not r.marked() and not carriers(r))
@@ -213,7 +213,7 @@ async def test_a_program_that_writes_without_end_between_the_pieces_costs_no_mem
 
 async def test_an_image_that_cannot_is_plain_and_says_so() -> None:
     async with rig() as r:
-        r.double.faults.on(Route.ATTACH, Attach(first=(CANNOT, EXIT)), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=(CANNOT, EXIT)), times=1)
         sandbox = await r.sandbox()
         assert sandbox.receipt["output_mode"] == "plain"
         assert sandbox.receipt["output_detail"] == "the image lacks base64"
@@ -234,7 +234,7 @@ async def test_both_channels_in_one_pipe_are_refused_with_plain_output() -> None
 async def test_an_image_that_cannot_is_refused_when_exact_output_is_required(capability: str) -> None:
     """Its first box is booted for that, later ones are not."""
     async with rig() as r:
-        r.double.faults.on(Route.ATTACH, Attach(first=(CANNOT, EXIT)), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=(CANNOT, EXIT)), times=1)
         wanted = replace(SPEC, requires=frozenset({capability}))
         for _ in range(2):
             with pytest.raises(CapabilityMissing, match="lacks base64") as caught:

@@ -87,7 +87,7 @@ async def test_the_end_as_the_server_tells_it(command: str, code: int | None) ->
 async def test_what_could_not_be_started(said: str, reason: ExitReason, words: str, not_found: bool) -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.EXEC, Answer.failure("internal", f"internal error: {said}"), timeouts=1)
+        r.double.faults.on(Route.EXEC, Answer.failure("internal", f"internal error: {said}"), times=1)
         end = await (await start(sandbox, "x")).end()
         assert end.reason is reason and words in (end.detail or "") and end.not_found is not_found
         assert end.duration_seconds is None
@@ -109,7 +109,7 @@ async def test_the_doubles_own_refusals_to_start() -> None:
 async def test_an_exit_that_tells_nothing_is_lost_and_not_invented(frame: str) -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(first=(f'{{"type":"exit","exit_code":{frame}}}',)), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=(f'{{"type":"exit","exit_code":{frame}}}',)), times=1)
         run = await start(sandbox, *script("sleep 1000"))
         end = await run.end()
         assert end.reason is ExitReason.LOST and end.code is None and end.signal is None

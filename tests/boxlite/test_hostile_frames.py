@@ -69,7 +69,7 @@ JUNK: tuple[str | bytes, ...] = (
 async def test_frames_that_are_none_are_passed_over() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(first=JUNK), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=JUNK), times=1)
         run = await start(sandbox, "sh", "-c", "echo out; echo err >&2")
         assert (await run.end()).code == 0 and (run.out, run.err) == (b"out\n", b"err\n")
         assert len(r.double.sent(Route.ATTACH)) == 2
@@ -78,7 +78,7 @@ async def test_frames_that_are_none_are_passed_over() -> None:
 async def test_a_frame_that_is_too_large_cuts_the_socket_and_not_the_execution() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(first=(b"\x01" * (FRAME_BYTES + 1),)), timeouts=2)
+        r.double.faults.on(Route.ATTACH, Attach(first=(b"\x01" * (FRAME_BYTES + 1),)), times=2)
         run = await start(sandbox, "sh", "-c", "echo out")
         assert (await run.end()).code == 0 and run.out == b"out\n"
         assert len(r.double.sent(Route.ATTACH)) == 4

@@ -45,7 +45,7 @@ LIES = {
 async def test_a_lie_in_the_middle_of_a_boot_is_a_failure_and_nothing_else(route: Route, lie: str) -> None:
     async with rig() as r:
         await r.double.seed("not-ours")
-        r.double.faults.on(route, LIES[lie], timeouts=3)
+        r.double.faults.on(route, LIES[lie], times=3)
         with pytest.raises(BackendFailure):
             await r.sandbox()
         r.double.faults.clear()
@@ -56,8 +56,8 @@ async def test_a_name_for_which_the_server_gives_another_box_removes_nobody_else
     async with rig() as r:
         stranger = await r.double.seed("not-ours", start=True, cmd=["sleep", "1000"])
         taken = Answer.failure("invalid_argument", "invalid argument: box with name 'x' already exists")
-        r.double.faults.on(Route.CREATE, taken, timeouts=1)
-        r.double.faults.on(Route.GET, Answer.json(stranger.view()), timeouts=1)
+        r.double.faults.on(Route.CREATE, taken, times=1)
+        r.double.faults.on(Route.GET, Answer.json(stranger.view()), times=1)
         with pytest.raises(BackendRefused, match="another box"):
             await r.sandbox()
         assert stranger.status == "running" and not r.double.sent(Route.STOP)
@@ -66,7 +66,7 @@ async def test_a_name_for_which_the_server_gives_another_box_removes_nobody_else
 async def test_a_create_that_is_answered_with_somebody_elses_box_leaves_that_alone() -> None:
     async with rig() as r:
         stranger = await r.double.seed("not-ours", start=True, cmd=["sleep", "1000"])
-        r.double.faults.on(Route.CREATE, Answer.json(stranger.view(), 201), timeouts=1)
+        r.double.faults.on(Route.CREATE, Answer.json(stranger.view(), 201), times=1)
         with pytest.raises(BackendRefused, match="another box"):
             await r.sandbox()
         assert stranger.status == "running" and r.routes() == [Route.CREATE]
@@ -76,11 +76,11 @@ async def test_an_answer_about_another_box_says_nothing_of_ours() -> None:
     """Neither that it was started, nor that it has ended."""
     async with rig() as r:
         other = Answer.json({"box_id": "AAAAAAAAAAAA", "name": "not-ours", "status": "stopped"})
-        r.double.faults.on(Route.START, other, timeouts=1)
+        r.double.faults.on(Route.START, other, times=1)
         with pytest.raises(BackendRefused, match="another box"):
             await r.sandbox()
         sandbox = await r.sandbox("sbx_2")
-        r.double.faults.on(Route.GET, other, timeouts=1)
+        r.double.faults.on(Route.GET, other, times=1)
         with pytest.raises(BackendRefused, match="another box"):
             await sandbox.look()
         assert (await (await start(sandbox, "true")).end()).code == 0

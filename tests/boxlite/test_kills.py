@@ -45,7 +45,7 @@ async def test_a_kill_in_a_box_without_a_shell_is_the_servers() -> None:
     async with rig() as r:
         run = await start(await r.sandbox(), *script(HIDDEN))
         await run.saw(b"hidden")
-        r.double.faults.on(Route.EXEC, Answer.failure("internal", "internal error: spawn_failed: no sh"), timeouts=1)
+        r.double.faults.on(Route.EXEC, Answer.failure("internal", "internal error: spawn_failed: no sh"), times=1)
         await run.handle.kill()
         assert len(r.double.sent(Route.KILL)) == 1
         end = await run.end()
@@ -67,8 +67,8 @@ async def test_a_kill_that_nobody_confirms_is_an_error_with_the_upstreams_words_
     async with rig() as r:
         run = await start(await r.sandbox(), *script("echo up; sleep 1000"), **PLAIN)
         await run.saw(b"up")
-        r.double.faults.on(Route.EXEC, Answer.failure("upstream_unavailable"), timeouts=1)
-        r.double.faults.on(Route.KILL, Answer.failure("engine_unavailable"), timeouts=1)
+        r.double.faults.on(Route.EXEC, Answer.failure("upstream_unavailable"), times=1)
+        r.double.faults.on(Route.KILL, Answer.failure("engine_unavailable"), times=1)
         with pytest.raises(BackendTimeout, match="nothing confirms") as caught:
             await run.handle.kill()
         assert (caught.value.upstream.status, caught.value.upstream.code) == (503, "engine_unavailable")
@@ -83,7 +83,7 @@ async def test_a_kill_that_nobody_confirms_is_an_error_with_the_upstreams_words_
 async def test_a_start_whose_answer_is_lost_leaves_no_process(fault: Drop | Stall) -> None:
     async with rig(timeouts=quick(control=0.5)) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.EXEC, fault, timeouts=1)
+        r.double.faults.on(Route.EXEC, fault, times=1)
         with pytest.raises(BackendTimeout):
             await start(sandbox, *script("sleep 1000"))
         await until(lambda: not r.marked())
@@ -93,8 +93,8 @@ async def test_a_start_whose_answer_is_lost_leaves_no_process(fault: Drop | Stal
 async def test_what_could_not_be_killed_at_once_is_killed_later() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.EXEC, Drop(done=True), timeouts=1)
-        r.double.faults.on(Route.EXEC, Drop(), timeouts=2)
+        r.double.faults.on(Route.EXEC, Drop(done=True), times=1)
+        r.double.faults.on(Route.EXEC, Drop(), times=2)
         with pytest.raises(BackendTimeout):
             await start(sandbox, *script("sleep 1000"), **PLAIN)
         assert r.marked()
@@ -104,7 +104,7 @@ async def test_what_could_not_be_killed_at_once_is_killed_later() -> None:
 async def test_one_box_that_does_not_answer_does_not_close_the_runtime() -> None:
     async with rig(timeouts=quick(control=0.3, health_interval=8)) as r:  # the next beat is far away
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.EXEC, Stall(), timeouts=2)
+        r.double.faults.on(Route.EXEC, Stall(), times=2)
         starting = asyncio.get_running_loop().create_task(start(sandbox, "true"))
         while not starting.done():
             await r.backend.ready()
@@ -118,7 +118,7 @@ async def test_one_box_that_does_not_answer_does_not_close_the_runtime() -> None
 async def test_a_refused_start_is_told_as_it_is(code: str) -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.EXEC, Answer.failure(code), timeouts=1)
+        r.double.faults.on(Route.EXEC, Answer.failure(code), times=1)
         with pytest.raises(BackendRefused) as caught:
             await start(sandbox, "true")
         assert caught.value.upstream.code == code
@@ -186,7 +186,7 @@ async def test_kills_signals_and_writes_against_a_natural_end() -> None:
 async def test_who_waits_to_write_is_let_go_at_the_end() -> None:
     async with rig(Settings(), timeouts=quick(backoff=(5.0,))) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=1), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=1), times=1)
         run = await start(sandbox, *script("echo up; sleep 1000"), stdin=True, **PLAIN)
         await run.saw(b"up")
         await until(lambda: not run.handle._current._connected.is_set())  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ async def test_a_running_box_of_somebody_else_stays_as_it_is() -> None:
 async def test_what_could_not_be_removed_is_tried_again_once_per_beat() -> None:
     async with rig(opened=False) as r:
         await r.double.seed(f"{OURS}old")
-        r.double.faults.on(Route.DELETE, Answer.failure("internal"), timeouts=3)
+        r.double.faults.on(Route.DELETE, Answer.failure("internal"), times=3)
         r.backend.open()
         await until(lambda: not r.double.boxes)
         assert len(r.double.sent(Route.DELETE)) == 4 and len(r.double.sent(Route.LIST)) >= 4
@@ -50,7 +50,7 @@ async def test_a_removal_that_takes_long_is_not_begun_twice() -> None:
     async with rig(opened=False) as r:
         await r.double.seed(f"{OURS}old")
         stop = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.STOP, stop, timeouts=1)
+        r.double.faults.on(Route.STOP, stop, times=1)
         r.backend.open()
         await stop.reached.wait()
         await r.beats(3)
@@ -86,8 +86,8 @@ async def test_sandboxes_of_this_life_are_never_leftovers() -> None:
 
 async def test_a_box_whose_create_was_not_answered_and_not_found_goes_when_it_is_seen() -> None:
     async with rig() as r:
-        r.double.faults.on(Route.CREATE, Drop(done=True), timeouts=1)
-        r.double.faults.on(Route.GET, Answer.failure("internal"), timeouts=1)
+        r.double.faults.on(Route.CREATE, Drop(done=True), times=1)
+        r.double.faults.on(Route.GET, Answer.failure("internal"), times=1)
         with pytest.raises(BackendRefused, match="internal"):
             await r.sandbox()
         await until(lambda: not r.double.boxes)

@@ -28,7 +28,7 @@ async def test_output_over_a_cut_is_whole(cut_after: int) -> None:
     """100 KiB fit into the backlog, so nothing may be missing, and nothing be there twice."""
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=cut_after), timeouts=3)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=cut_after), times=3)
         text = 'i=0; while [ $i -lt 100 ]; do i=$((i+1)); printf "%01023d\\n" $i; done; echo error >&2'
         run = await start(sandbox, *script(text), **PLAIN)
         assert (await run.end()).code == 0
@@ -39,7 +39,7 @@ async def test_output_over_a_cut_is_whole(cut_after: int) -> None:
 async def test_a_cut_that_is_longer_than_the_backlog_leaves_a_gap_and_no_byte_twice() -> None:
     async with rig(timeouts=quick(backoff=(1.0,))) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=100), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=100), times=1)
         text = 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); printf "%07d\\n" $i; done'
         run = await start(sandbox, *script(text), **PLAIN)
         assert (await run.end()).code == 0
@@ -67,7 +67,7 @@ async def test_who_was_behind_at_the_end_is_shown_the_rest() -> None:
         text = 'i=0; while [ $i -lt 200 ]; do i=$((i+1)); printf "%01023d\\n" $i; done'
         frames = tuple(b"\x01" + b"%01023d\n" % n for n in range(1, 101))
         lagging = Attach(first=(*frames, '{"type":"exit","exit_code":0}'))
-        r.double.faults.on(Route.ATTACH, lagging, timeouts=1)
+        r.double.faults.on(Route.ATTACH, lagging, times=1)
         run = await start(sandbox, *script(text), **PLAIN)
         assert (await run.end()).code == 0
         assert run.out == b"".join(b"%01023d\n" % n for n in range(1, 201)) and not run.logs.stdout.gaps
@@ -83,7 +83,7 @@ async def test_a_quiet_end_is_not_looked_at_again() -> None:
 async def test_a_second_look_that_stalls_does_not_hold_the_end() -> None:
     async with rig(timeouts=quick(backlog_after_end=0.3)) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(), times=1)
         r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False))
         run = await start(sandbox, "head", "-c", "100000", "/dev/zero", **PLAIN)
         assert (await run.end()).code == 0 and len(run.out) == 100_000
@@ -123,9 +123,9 @@ async def test_a_server_that_stops_says_minus_one_of_what_lives_on() -> None:
     """As on SIGINT: exit -1, Close, and then nobody is there. It is killed when the server is back."""
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(first=(b"\x01up", '{"type":"exit","exit_code":-1}')), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=(b"\x01up", '{"type":"exit","exit_code":-1}')), times=1)
         asked = Stall()
-        r.double.faults.on(Route.GET, asked, timeouts=1)
+        r.double.faults.on(Route.GET, asked, times=1)
         run = await start(sandbox, *script("sleep 1000"), **PLAIN)
         await asked.reached.wait()
         await r.double.crash()
@@ -254,7 +254,7 @@ async def test_a_list_that_was_made_before_the_box_does_not_fail_its_sandbox() -
     async with rig() as r:
         await r.backend.ready()
         old = Stall(until=asyncio.Event(), done=True)
-        r.double.faults.on(Route.LIST, old, timeouts=1)
+        r.double.faults.on(Route.LIST, old, times=1)
         await old.reached.wait()
         sandbox = await r.sandbox()
         assert old.until is not None

@@ -58,7 +58,7 @@ async def test_who_waits_too_long_for_the_turn_of_a_box_is_told_so_and_asks_noth
 async def test_a_create_that_is_given_up_while_it_waits_for_its_turn_boots_nothing() -> None:
     async with rig(boots=1) as r:
         stall = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.START, stall, timeouts=1)
+        r.double.faults.on(Route.START, stall, times=1)
         first = asyncio.create_task(r.sandbox("first"))
         await stall.reached.wait()
         given_up = [asyncio.create_task(r.sandbox(f"given-up-{n}")) for n in range(20)]
@@ -76,7 +76,7 @@ async def test_a_create_that_is_given_up_while_it_waits_for_its_turn_boots_nothi
 
 async def test_an_image_that_says_nothing_when_it_is_measured_keeps_no_turn() -> None:
     async with rig(boots=1, timeouts=quick(shell=4)) as r:
-        r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False), times=1)
         silent = asyncio.create_task(r.sandbox("silent"))
         await until(lambda: r.double.sent(Route.ATTACH))
         await r.sandbox("other")
@@ -105,7 +105,7 @@ def test_what_an_image_says_of_itself_is_bounded_and_nothing_that_a_terminal_obe
 async def test_what_an_image_says_when_it_refuses_the_workspace_is_one_plain_line() -> None:
     frames = (b"\x02mkdir: \x1b[31mno\x1b[0m\r\nbulkhead: a line of its own\x9b", '{"type":"exit","exit_code":4}')
     async with rig() as r:
-        r.double.faults.on(Route.ATTACH, Attach(first=frames), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(first=frames), times=1)
         with pytest.raises(LaunchFailed) as caught:
             await r.sandbox()
         assert str(caught.value).isprintable() and "a line of its own" in str(caught.value)

@@ -72,7 +72,7 @@ async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many
 async def test_a_server_that_stalls_is_known_after_the_time_of_an_answer() -> None:
     async with rig(timeouts=quick(health_answer=0.3)) as r:
         await r.backend.ready()
-        r.double.faults.on(Route.LIST, Stall(), timeouts=2)
+        r.double.faults.on(Route.LIST, Stall(), times=2)
         began = time.perf_counter()
         await until(lambda: r.backend._health_check._failure is not None)
         assert time.perf_counter() - began < 2

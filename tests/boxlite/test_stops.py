@@ -18,7 +18,7 @@ async def test_a_stop_that_is_lost_is_sent_again_before_anything_else() -> None:
     async with rig(timeouts=quick(stop=0.5)) as r:
         sandbox = await r.sandbox()
         r.double.requests.clear()
-        r.double.faults.on(Route.STOP, Stall(), timeouts=1)
+        r.double.faults.on(Route.STOP, Stall(), times=1)
         await sandbox.destroy()
         assert r.routes() == [Route.STOP, Route.STOP, Route.DELETE]
 
@@ -26,7 +26,7 @@ async def test_a_stop_that_is_lost_is_sent_again_before_anything_else() -> None:
 async def test_a_stop_that_never_answers_is_an_error_and_the_destroy_can_be_repeated() -> None:
     async with rig(timeouts=quick(stop=0.2)) as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.STOP, Stall(), timeouts=2)
+        r.double.faults.on(Route.STOP, Stall(), times=2)
         with pytest.raises(BackendTimeout):
             await sandbox.destroy()
         await sandbox.destroy()
@@ -56,7 +56,7 @@ async def test_a_box_is_stopped_and_then_deleted_with_force_and_both_by_its_id()
 async def test_a_delete_whose_answer_is_lost_was_done_all_the_same() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.DELETE, Drop(done=True), timeouts=1)
+        r.double.faults.on(Route.DELETE, Drop(done=True), times=1)
         await sandbox.destroy()
         assert not r.double.boxes
 
@@ -65,7 +65,7 @@ async def test_what_is_cancelled_does_not_disconnect_from_a_stop() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
         stop = Stall(until=asyncio.Event())
-        r.double.faults.on(Route.STOP, stop, timeouts=1)
+        r.double.faults.on(Route.STOP, stop, times=1)
         destroying = asyncio.get_running_loop().create_task(sandbox.destroy())
         await stop.reached.wait()
         destroying.cancel()

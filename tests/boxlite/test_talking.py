@@ -55,7 +55,7 @@ async def test_the_bound_of_stdin_is_64_mib_where_the_operator_says_nothing() ->
 async def test_stdin_that_was_cut_off_is_not_sent_twice_and_its_loss_is_told() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=1), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=1), times=1)
         run = await start(sandbox, *script("read -r a; echo got $a; read -r b; echo got $b; cat"), stdin=True, **PLAIN)
         await run.handle.write(b"first\n")
         await run.saw(b"got first")
@@ -87,7 +87,7 @@ async def test_without_a_shell_the_server_signals_the_first_process(number: int,
         sandbox = await r.sandbox()
         run = await start(sandbox, *script("echo up; exec sleep 1000"))
         await run.saw(b"up")
-        r.double.faults.on(Route.EXEC, Answer.failure("internal", "internal error: spawn_failed: no sh"), timeouts=1)
+        r.double.faults.on(Route.EXEC, Answer.failure("internal", "internal error: spawn_failed: no sh"), times=1)
         await run.handle.signal(number)
         assert len(r.double.sent(route)) == 1
         assert (await run.end()).signal == ("SIGTERM" if number == 15 else "SIGKILL")
@@ -97,7 +97,7 @@ async def test_what_the_server_would_not_pass_on_is_not_sent_to_it() -> None:
     async with rig() as r:
         run = await start(await r.sandbox(), *script("echo up; exec sleep 1000"))
         await run.saw(b"up")
-        r.double.faults.on(Route.EXEC, Answer.failure("internal", "internal error: spawn_failed: no sh"), timeouts=1)
+        r.double.faults.on(Route.EXEC, Answer.failure("internal", "internal error: spawn_failed: no sh"), times=1)
         with pytest.raises(WrongState, match="SIGSTOP"):
             await run.handle.signal(19)
         assert not r.double.sent(Route.SIGNAL)
@@ -112,7 +112,7 @@ async def test_what_the_server_would_not_pass_on_is_not_sent_to_it() -> None:
 async def test_a_terminal_has_its_size_from_the_start_and_again_after_a_cut() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        r.double.faults.on(Route.ATTACH, Attach(cut_after=1), timeouts=1)
+        r.double.faults.on(Route.ATTACH, Attach(cut_after=1), times=1)
         text = "echo up; while read -r line; do stty size; done"
         run = await start(sandbox, *script(text), tty=(33, 77), stdin=True)
         await run.saw(b"up")

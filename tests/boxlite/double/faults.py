@@ -131,19 +131,19 @@ class Faults:
     _rules: list[tuple[Route, Fault, list[int | None]]] = field(default_factory=list)
     _boots: list[Failure] = field(default_factory=list)
 
-    def on(self, route: Route, fault: Fault, timeouts: int | None = None) -> None:
+    def on(self, route: Route, fault: Fault, times: int | None = None) -> None:
         """From now on, or so many times. Rules of one route apply in the order in which they were made."""
-        self._rules.append((route, fault, [timeouts]))
+        self._rules.append((route, fault, [times]))
 
     def clear(self) -> None:
         self._rules.clear()
         self._boots.clear()
 
-    def fail_boot(self, timeouts: int = 1, failure: Failure | None = None) -> None:
+    def fail_boot(self, times: int = 1, failure: Failure | None = None) -> None:
         """The next boots fail, by not becoming ready in time or with a failure like those of an image:
         `Failure("storage_error", ...)`, `Failure("image_pull_failed", ...)`.
         """
-        self._boots += [failure or Failure("engine_unavailable", NOT_READY)] * timeouts
+        self._boots += [failure or Failure("engine_unavailable", NOT_READY)] * times
 
     def take(self, route: Route) -> Fault | None:
         for rule in self._rules:

@@ -88,9 +88,9 @@ class Double:
     def attached_clients(self) -> int:
         return sum(execution.attached for execution in self._engine.executions.values())
 
-    async def arrived(self, route: Route, timeouts: int = 1) -> None:
+    async def arrived(self, route: Route, times: int = 1) -> None:
         """Returns when so many requests of a route have come in, answered or not."""
-        while len(self.sent(route)) < timeouts:
+        while len(self.sent(route)) < times:
             self._arrival.clear()
             await self._arrival.wait()
 
