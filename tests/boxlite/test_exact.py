@@ -201,10 +201,11 @@ async def test_a_program_that_writes_between_the_pieces_ends_as_lost(junk: str) 
 async def test_a_program_that_writes_without_end_between_the_pieces_costs_no_memory() -> None:
     async with rig() as r:
         sandbox = await r.sandbox()
-        # The shells of the wrapper write there; what dd writes to is a pipe of theirs.
+        # Where the shells of the wrapper write when they have begun: what dd writes to is a pipe of theirs.
         ours = f"grep -qz '^{WRAPPER_MARK}=exe_1$' $f/environ 2>/dev/null && grep -qzx serve $f/cmdline"
-        each = f"{ours} && cat /dev/zero >$f/fd/1"
-        run = await start(sandbox, *script(f"for f in /proc/[0-9]*; do {each}; done"))
+        begun = '[ "$(readlink $f/fd/1)" != "$(readlink /proc/$$/fd/1)" ]'
+        each = f"{ours} && {begun} && cat /dev/zero >$f/fd/1"
+        run = await start(sandbox, *script(f"while :; do for f in /proc/[0-9]*; do {each}; done; sleep 0.1; done"))
         end = await run.end()
         assert end.reason is ExitReason.LOST and run.logs.stdout.total == 0
         await until(lambda: not r.marked() and not carriers(r))
