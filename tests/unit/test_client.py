@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
+import respx
 
 from app.client import Client, ClientError, ServiceProblem
 from app.client import stdin as outgoing
@@ -132,14 +132,9 @@ async def test_key_is_not_in_the_clients_own_description() -> None:
         assert client.headers()["Authorization"] == "Bearer bh_secret_secret"
 
 
-async def test_every_label_of_a_list_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.query.decode())
-        return httpx.Response(200, json={"items": [], "next_cursor": None})
-
-    async with Client() as client:
-        monkeypatch.setattr(client, "_http", httpx.AsyncClient(transport=httpx.MockTransport(answer)))
-        assert [item async for item in client.sandboxes({"a": "1", "b": "2"})] == []
-    assert asked == ["label=a%3A1&label=b%3A2&limit=1000"]
+async def test_every_label_of_a_list_is_sent() -> None:
+    with respx.mock(base_url="http://service") as service:
+        asked = service.get("/sandboxes").respond(json={"items": [], "next_cursor": None})
+        async with Client("http://service") as client:
+            assert [item async for item in client.sandboxes({"a": "1", "b": "2"})] == []
+    assert asked.calls.last.request.url.query == b"label=a%3A1&label=b%3A2&limit=1000"
