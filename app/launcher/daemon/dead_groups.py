@@ -41,31 +41,32 @@ class DeadGroups:
         elif self._tree.removed_groups - self._looked_at >= _LOOK_EVERY:
             self._looked_at = self._tree.removed_groups
             self._others += min(0, self._number())
-            if self._number() > MOST:
-                self._reclaim()
+            if self._memory is not None and self._number() > MOST:
+                self._reclaim(self._memory.parent)
 
     def _number(self) -> int:
         """How many of ours are dead and there."""
         return 0 if self._memory is None else self._tree.dead_groups() - self._others
 
-    def _reclaim(self) -> None:
+    def _reclaim(self, at: int) -> None:
         try:
             self._child = os.fork()
         except OSError:
             return  # the next look tries again
         if self._child == 0:
             try:
-                self._drop_pages()
+                self._drop_pages(at)
             finally:
                 os._exit(0)
         self._deadline = time.monotonic() + _SECONDS
 
-    def _drop_pages(self) -> None:
+    def _drop_pages(self, at: int) -> None:
         """In the child. Never to swap: `make_workers_group` and each payload forbid it."""
         prctl(PR_SET_PDEATHSIG, 9)
         os.nice(19)
-        at = os.dup2(self._memory.parent, 3, inheritable=False) if self._memory is not None else 3
-        close_range(at + 1, 0xFFFFFFFF)  # the end of a socket that we kept would not be noticed at the other one
+        for first, last in ((3, at - 1), (at + 1, 0xFFFFFFFF)):
+            if first <= last:
+                close_range(first, last)  # the end of a socket that we kept would not be noticed at the other one
         self._tree.drop_pages(at)
 
     def _await_child(self) -> None:

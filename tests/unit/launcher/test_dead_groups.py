@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,28 @@ def test_pages_are_dropped_when_too_many_are_dead(tmp_path: Path, dead: int, rem
     host.until(ended, "the child ends")
     assert (tmp_path / "memory.reclaim").read_text() == told
     os.close(at)
+
+
+# As in the launcher on version 2, the folder is the first that is opened.
+LOWEST = """
+import os, sys
+from app.launcher.daemon.cgroup import Hierarchy
+from app.launcher.daemon.cgroup_v2 import CgroupTreeV2
+from app.launcher.daemon.dead_groups import DeadGroups
+at = os.open(sys.argv[1], os.O_RDONLY)
+assert at == 3
+tree = CgroupTreeV2("x", [Hierarchy(("memory",), at)])
+groups = DeadGroups(tree)
+tree.removed_groups = 32
+groups.go_on()
+while groups.reclaiming:
+    groups.go_on()
+"""
+
+
+def test_pages_are_dropped_where_the_folder_is_the_lowest_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.stat").write_text(f"nr_dying_descendants {MOST + 1}\n")
+    (tmp_path / "memory.current").write_text("4096\n")
+    (tmp_path / "memory.reclaim").write_text("")
+    subprocess.run([sys.executable, "-c", LOWEST, tmp_path], check=True)
+    assert (tmp_path / "memory.reclaim").read_text() == "4096"
