@@ -10,6 +10,7 @@ import httpx
 
 from app.api.schemas.runs import RunInSandboxResult
 from app.core.capabilities import Capability
+from tests.callbacks import own_work
 from tests.contract.files_service import MIB, FileRoom, file_room, slug
 from tests.contract.kinds import Kind
 from tests.null_backend import pattern
@@ -18,8 +19,9 @@ from tests.null_backend import pattern
 async def run(room: FileRoom, command: tuple[str, ...], **body: Any) -> dict[str, Any]:
     answer = await asked(room, command, **body)
     assert answer.status_code == 200, answer.text
-    RunInSandboxResult.model_validate_json(answer.content)
-    found: dict[str, Any] = answer.json()
+    with own_work():
+        RunInSandboxResult.model_validate_json(answer.content)
+        found: dict[str, Any] = answer.json()
     return found
 
 
