@@ -344,19 +344,23 @@ async def test_a_body_in_chunks_of_one_byte_is_taken() -> None:
 
 async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedHttp, "stall_seconds", 0.2)
+    over = asyncio.Event()
 
     async def large(_: object, __: object, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"50000000")]})
-        await send({"type": "http.response.body", "body": bytes(50_000_000)})
+        await send({"type": "http.response.body", "body": bytes(50_000_000), "more_body": True})
+        await send({"type": "http.response.body"})  # waits until all is taken, or the client cut off
+        over.set()
 
     async with served(large) as port, asyncio.timeout(20):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET + b"connection: close\r\n\r\n")
         assert len(await reader.read()) > 50_000_000  # who reads gets all
         writer.close()
+        over.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(GET + b"\r\n")
-        await asyncio.sleep(1.5)  # the time that the client takes nothing
+        await over.wait()  # meanwhile the client takes nothing
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(50_000_000)
         writer.close()
