@@ -54,12 +54,15 @@ class DiskMaker:
         return self._take()
 
     def reap(self) -> DiskResult:
-        """Call it when the child has ended. Returns what it has said, if nobody took it before."""
-        os.waitpid(self._pid, 0)
+        """Call it when the child has ended. Returns what it has said, if nobody took it before. A child that was killed
+        has failed, whatever it has said."""
+        _, status = os.waitpid(self._pid, 0)
         os.close(self.pidfd)
         self._socket.setblocking(False)
         result = self._take()
         self._socket.close()
+        if status and not result.errno:
+            result.errno, result.sentence = errno.EIO, "the process that makes the disk was killed"
         return result
 
     def _take(self) -> DiskResult:
@@ -81,7 +84,8 @@ def _make(
     channel: _socket.socket | None,
     result: _socket.socket,
 ) -> None:
-    """In the child. Never returns."""
+    """In the child. Never returns. It says that the disk is made after the clone has it, so a child that is killed
+    before never leaves a clone waiting."""
     try:
         prctl(PR_SET_PDEATHSIG, 9)
         _signal.set_wakeup_fd(-1)
@@ -90,14 +94,25 @@ def _make(
         try:
             made = storage.make_template(usable_bytes) if template < 0 else -1
             mount = storage.make_disk(max(template, made), usable_bytes, owner)
+            if channel is not None:
+                _hand_over(channel, mount)
         except StorageError as error:
             packets.send(result, _result(error.errno or errno.EIO, error.sentence[:500], error.cure), [])
             os._exit(1)
+        except OSError as error:
+            packets.send(result, _result(error.errno or errno.EIO, f"nobody gets the disk: {error.strerror}", ""), [])
+            os._exit(1)
         packets.send(result, _result(0, "", ""), [made] if made >= 0 else [])
-        if channel is not None:
-            packets.send(channel, bytes((DISK,)), [mount])  # if the clone has ended, the launcher knows why
     finally:
         os._exit(0)
+
+
+def _hand_over(channel: _socket.socket, mount: int) -> None:
+    """Raises OSError when the clone cannot get it. If the clone has ended, the launcher knows why, and better."""
+    try:
+        packets.send(channel, bytes((DISK,)), [mount])
+    except (BrokenPipeError, ConnectionResetError):
+        return
 
 
 def _result(number: int, sentence: str, cure: str) -> bytes:
