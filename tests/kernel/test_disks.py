@@ -386,6 +386,66 @@ print(os.stat("/workspace/x").st_size)
             gateway.destroy()
 
 
+# Many files with parts that have room and were never written. Then the disk is full, so no part can be split any more,
+# and a write into the middle of one makes the kernel write zeros to the rest of it.
+HOLES = """
+import mmap, os
+os.chdir("/workspace")
+B = 4096
+blocks = os.statvfs(".").f_blocks
+page = mmap.mmap(-1, B)
+page.write(b"z" * B)
+def reserve(file, at, count):
+    try:
+        os.posix_fallocate(file, at * B, count * B)
+    except OSError:
+        return False
+    return True
+def make(name, count):
+    file = os.open(name, os.O_CREAT | os.O_RDWR, 0o600)
+    for block in (0, 2, 4):
+        os.pwritev(file, [page], block * B)
+    os.fsync(file)
+    done = reserve(file, 6, count)
+    os.close(file)
+    return done
+def poke(name, block):
+    file = os.open(name, os.O_RDWR | os.O_DIRECT)
+    try:
+        os.pwritev(file, [page], block * B)
+    except OSError:
+        pass
+    finally:
+        os.close(file)
+small, big = min(blocks // 45, 4096) + 60, []
+for number in range(small):
+    make(f"s{number}", 3)
+while (count := min(os.statvfs(".").f_bavail - 8, 400)) >= 16 and make(f"b{len(big)}", count):
+    big.append(count)
+rest, at, step = os.open("rest", os.O_CREAT | os.O_RDWR), 0, 256
+while step:
+    if reserve(rest, at, step):
+        at += step
+    else:
+        step //= 2
+for number in range(small):
+    poke(f"s{number}", 7)
+for number, count in enumerate(big):
+    poke(f"b{number}", 6 + count // 2)
+"""
+
+
+def test_program_cannot_give_back_the_room_of_its_disk(gateway: Gateway, operator: Path) -> None:
+    with nothing_stays(operator):
+        with gateway.create(on_disk(mib=64, memory_mib=128)) as owner:
+            before = free(operator)
+            said, status = gateway.run(owner, 1, "sh", "-c", "fallocate -l 4096 /workspace/f 2>&1")
+            assert (b"Operation not supported" in said, os.waitstatus_to_exitcode(status)) == (True, 1)
+            assert gateway.run(owner, 2, "python3", "-c", HOLES) == (b"", 0)
+            assert free(operator) <= before
+            gateway.destroy()
+
+
 def test_slow_disk_holds_up_nobody_else(gateway: Gateway, operator: Path) -> None:
     """Frozen, as long as an operator's disk may take: what is made on it waits, and the launcher serves the others."""
     with nothing_stays(operator), gateway.create(plan("old")) as old:

@@ -19,8 +19,9 @@ _KEPT, _KEPT_MOST = 50, 4096
 _MKE2FS = ("/usr/sbin/mke2fs", "/sbin/mke2fs", "/usr/bin/mke2fs")
 # Named one by one, so that no mke2fs.conf and no version of mke2fs decides. No journal: what is thrown away need not
 # survive a crash. uninit_bg: tables of inodes need not be written, as a hole reads as zeros. One copy of the super
-# block is enough.
-_FEATURES = "none,dir_index,dir_nlink,extent,extra_isize,filetype,flex_bg,huge_file,large_file,sparse_super2,uninit_bg"
+# block is enough. No extents: where ext4 has no room to split an unwritten one, it asks the device to write zeros, and
+# a loop device makes a hole in its file. A program gave back 52 of 71 MiB of reserved room like that (measured).
+_FEATURES = "none,dir_index,dir_nlink,extra_isize,filetype,flex_bg,huge_file,large_file,sparse_super2,uninit_bg"
 _OPTIONS = "nodiscard,lazy_itable_init=1,num_backup_sb=0,packed_meta_blocks=1,root_owner=0:0"
 
 

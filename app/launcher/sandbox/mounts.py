@@ -48,8 +48,10 @@ MASKED_FILES = (
     "zoneinfo",
     "buddyinfo",
     "diskstats",
+    "partitions",  # loop devices and their sizes: the disks of neighbours
 )
-MASKED_FOLDERS = ("acpi", "scsi", "pressure")
+# `fs` tells of each file system of the host, disks of neighbours among them, how much is free in which part.
+MASKED_FOLDERS = ("acpi", "fs", "scsi", "pressure")
 # What programs must be able to read, and may not tell what it does: covered by a file that is the same for everybody.
 # Java turns its container support off where `cgroups` cannot be read; PID 1 lives in another group than all the others.
 CONSTANTS = {"cgroups": "cgroups", "1/cgroup": "membership", "1/task/1/cgroup": "membership"}
