@@ -341,6 +341,36 @@ def test_disk_that_does_not_fit_above_the_reserve_is_refused_and_nothing_is_made
                 gateway.destroy()
 
 
+@pytest.mark.parametrize("asked", [8, 12])
+def test_exact_room_is_given_to_as_many_as_it_is_for(
+    gateway: Gateway, launched: Launched, operator: Path, asked: int
+) -> None:
+    """All creates are sent before the first answer is read."""
+    room = launched[0].storage_reserve_bytes + 8 * image_bytes(16 * MIB)
+    with nothing_stays(operator), filled(operator, room), contextlib.ExitStack() as owners:
+        posted = []
+        for turn in range(asked):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            owners.enter_context(ours)
+            with theirs:
+                body = bytes(on_disk(f"n{turn}", mib=16).write(Writer(0)).data[1:])
+                posted.append(gateway.post(CREATE, body, [theirs.fileno()]))
+        made, refused = [], []
+        for turn, number in enumerate(posted):
+            try:
+                gateway.answer(number)
+                made.append(turn)
+            except Refused as problem:
+                refused.append((problem.step, problem.errno))
+        assert len(made) == 8
+        assert refused == [("storage", errno.ENOSPC)] * (asked - 8)
+        assert len(loops(operator)) == 8
+        assert free(operator) >= launched[0].storage_reserve_bytes
+        for turn in made:
+            gateway.destroy(f"n{turn}")
+        host.until(lambda: not sandboxes_of(launched), "no group stays")
+
+
 @contextmanager
 def filled(place: Path, leave: int) -> Iterator[None]:
     """`leave` bytes stay free, and half a MiB more at most."""

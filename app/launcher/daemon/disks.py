@@ -54,17 +54,19 @@ class Disks:
     def check(self, usable_bytes: int) -> None:
         """Raises Refusal where no disk can be made, or not one more of this size. Nothing was made by then.
 
-        A disk that is being made may count twice for some milliseconds, when its room is reserved already."""
+        The room of a disk that is being made may be reserved already, or not yet. Here it counts as reserved, and
+        `begin` finds out."""
         if self._storage is None:
             raise Refusal(f"layer:{LAYER}", errno.ENOSYS, self.lacks)
         if usable_bytes < LEAST_BYTES:
             raise Refusal("plan", errno.ERANGE, f"disk is {usable_bytes}, the floor {LEAST_BYTES}")
-        begun = [maker.usable_bytes for maker, _ in self._makers.values()]
-        begun += [sandbox.plan.disk_bytes for sandbox in self._waiting]
-        left = self._storage.free_bytes - sum(map(image_bytes, begun)) - self._reserve_bytes
+        left = self._left(self._storage, [sandbox.plan.disk_bytes for sandbox in self._waiting])
         if image_bytes(usable_bytes) > left:
-            sentence = f"it needs {image_bytes(usable_bytes)} bytes, and {max(0, left)} are left above the reserve"
-            raise Refusal("storage", errno.ENOSPC, sentence)
+            raise Refusal("storage", errno.ENOSPC, _no_room(usable_bytes, left))
+
+    def _left(self, storage: LoopStorage, begun: list[int]) -> int:
+        """Bytes above the reserve, when images for these usable bytes are reserved as well."""
+        return storage.free_bytes - sum(map(image_bytes, begun)) - self._reserve_bytes
 
     @property
     def making(self) -> bool:
@@ -93,10 +95,18 @@ class Disks:
 
     def _go_on(self) -> None:
         while self._waiting and len(self._makers) < _AT_ONCE and self._storage is not None:
-            sandbox = self._waiting.pop(0)
+            sandbox = self._waiting[0]
+            size = sandbox.plan.disk_bytes
+            left = self._left(self._storage, [maker.usable_bytes for maker, _ in self._makers.values()])
+            fits = image_bytes(size) <= left
+            if not fits and self._makers:
+                return  # one of them may count twice; when it has ended, what is free is exact
+            self._waiting.pop(0)
             if sandbox.killed or sandbox.pidfd < 0:
                 continue
-            size = sandbox.plan.disk_bytes
+            if not fits:
+                _fail(sandbox, errno.ENOSPC, _no_room(size, left))
+                continue
             try:
                 maker = DiskMaker(self._storage, self._template(size), size, sandbox.uid, sandbox.channel)
             except OSError as error:
@@ -121,6 +131,10 @@ class Disks:
         if len(self._templates) > _TEMPLATES:
             os.close(self._templates.pop(next(iter(self._templates))))
         return None
+
+
+def _no_room(usable_bytes: int, left: int) -> str:
+    return f"it needs {image_bytes(usable_bytes)} bytes, and {max(0, left)} are left above the reserve"
 
 
 def _fail(sandbox: SandboxProcess, number: int, sentence: str) -> None:
