@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 import random
+import select
 import signal
 import socket
 import struct
@@ -24,8 +25,11 @@ from pathlib import Path
 
 import pytest
 
+from app.launcher.config import Config
+from app.launcher.daemon import disks, loop_storage
 from app.launcher.daemon.disk_image import image_bytes
-from app.launcher.daemon.loop_storage import StorageError, open_loop_storage
+from app.launcher.daemon.disk_maker import DiskResult
+from app.launcher.daemon.loop_storage import LoopStorage, StorageError, open_loop_storage
 from app.launcher.kernel.syscall_table import NUMBERS
 from app.launcher.kernel.syscalls import syscall
 from app.launcher.protocol import CREATE, DESTROY, CreatePlan, Writer
@@ -322,6 +326,42 @@ def test_folder_that_cannot_hold_disks_is_refused_and_says_why(operator: Path) -
         "tmpfs": ("open_folder", errno.EOPNOTSUPP),
     }
     Path(in_memory).rmdir()
+
+
+@pytest.mark.parametrize("step", ["detached_mount", "_make_folders", "LoopDevices"])
+def test_storage_that_cannot_be_opened_leaves_no_descriptor(
+    operator: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """From the host's /dev, `..` would lead to the host's root."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "refused")
+
+    before = host.own_descriptors()
+    monkeypatch.setattr(loop_storage, step, refuse)
+    assert isinstance(open_loop_storage(str(operator / "storage")), StorageError)
+    assert host.own_descriptors() == before
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_storage_of_which_no_disk_can_be_made_is_closed(
+    operator: Path, monkeypatch: pytest.MonkeyPatch, *, raises: bool
+) -> None:
+    class Ended:
+        pidfd = 0
+
+    def fail(*_: object) -> tuple[Ended, DiskResult]:
+        if raises:
+            raise OSError(errno.EAGAIN, "no process")
+        return Ended(), DiskResult(errno.EIO, "mke2fs ended with 1", "install e2fsprogs", -1)
+
+    before = host.own_descriptors()
+    storage = open_loop_storage(str(operator / "storage"))
+    assert isinstance(storage, LoopStorage)
+    assert len(host.own_descriptors()) == len(before) + 4, "the control: what is open is seen"
+    monkeypatch.setattr(disks, "try_one", fail)
+    assert disks.Disks(Config(), storage, select.poll()).lacks
+    assert host.own_descriptors() == before
 
 
 def test_disk_that_does_not_fit_above_the_reserve_is_refused_and_nothing_is_made(

@@ -14,7 +14,7 @@ from app.launcher.daemon.loop_storage import LAYER, LEAST_BYTES, LoopStorage, St
 from app.launcher.daemon.sandbox_process import SandboxProcess
 
 _AT_ONCE = 4  # that are being made
-_TEMPLATES = 8  # empty file systems that are kept, one for each size: some 64 KiB each, on the operator's disk
+_TEMPLATES = 8  # empty file systems that are kept, for the sizes used last: 172 to 176 KiB each, on the operator's disk
 _PROBE_SECONDS = 10.0
 
 
@@ -45,11 +45,15 @@ class Disks:
         try:
             maker, result = try_one(storage, owner)
         except OSError as error:
+            storage.close()
             return None, f"no process makes a disk: {error.strerror}"
         self._add(maker, None)
         if result.template >= 0:
             self._keep(LEAST_BYTES, result.template)
-        return (None, f"{result.sentence}: {result.cure}") if result.errno else (storage, "")
+        if result.errno:
+            storage.close()
+            return None, f"{result.sentence}: {result.cure}"
+        return storage, ""
 
     def check(self, usable_bytes: int) -> None:
         """Raises Refusal where no disk can be made, or not one more of this size. Nothing was made by then.

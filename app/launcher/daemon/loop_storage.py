@@ -27,7 +27,8 @@ _FOLDERS = {"workspace": 0o700, "tmp": 0o1777}
 _CONTENT = "content"
 _SOURCE = "disk"  # what a sandbox sees as the device of its mounts: a link to descriptor 0 of whoever mounts
 # No barriers: what is thrown away need not reach the operator's disk at a certain time (3,561 flushes a second were
-# asked for by writes with O_SYNC, measured). Tables of inodes are zero already.
+# asked for by writes with O_SYNC, measured). Tables of inodes are zero already. Nothing about ACLs: the seccomp filter
+# refuses setxattr(2) and its kin, so no file inside gets one.
 _OPTIONS = {"source": _SOURCE, "barrier": "0", "noinit_itable": ""}
 
 _FOLDER = "set BULKHEAD_PROCESS__STORAGE_DIR to a folder that belongs to root, on ext4 or xfs"
@@ -66,20 +67,39 @@ class LoopStorage:
     """Raises StorageError if the host has not what it needs. `folder` is a path of the host."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = _open_folder(folder)
-        nodes = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.descriptors: list[int] = []
         try:
+            self._folder = self._hold(_open_folder(folder))
+            self._open_devices()
+        except OSError:
+            self.close()
+            raise
+
+    def _open_devices(self) -> None:
+        """Raises StorageError."""
+        try:
+            nodes = self._hold(os.open("/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
-            self._place = detached_mount("tmpfs", {"size": "64k", "mode": "0700"}, attributes)
+            self._place = self._hold(detached_mount("tmpfs", {"size": "64k", "mode": "0700"}, attributes))
+            os.symlink("/proc/self/fd/0", _SOURCE, dir_fd=self._place)
+            _make_folders(self._place)
         except OSError as error:
             raise StorageError("mount_disk", error.errno or 0, f"a mount is refused: {error.strerror}") from error
-        os.symlink("/proc/self/fd/0", _SOURCE, dir_fd=self._place)
-        _make_folders(self._place)
         try:
             self._devices = LoopDevices(nodes, self._place)
         except OSError as error:
             raise StorageError("loop_control", error.errno or 0, f"/dev/loop-control: {error.strerror}") from error
-        self.descriptors = [self._folder, self._devices.control, nodes, self._place]
+        self._hold(self._devices.control)
+
+    def _hold(self, descriptor: int) -> int:
+        self.descriptors.append(descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        """No disk can be made after that. From the host's /dev, `..` leads to the host's root, so what is of no use is
+        not kept open."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
     @property
     def free_bytes(self) -> int:
