@@ -262,7 +262,8 @@ def _sandbox_options(parser: Parser) -> None:
     parser.add_argument(
         "--storage",
         choices=("memory", "disk"),
-        help="where the files of the sandbox are: part of its memory, or on a disk of their own",
+        help="where the files of the sandbox are: part of its memory, or on a disk of their own (default: the "
+        "operator's choice)",
     )
     parser.add_argument("--profile", metavar="P", help="the operator's policy profile")
     parser.add_argument(
@@ -289,7 +290,7 @@ def _sandbox_options(parser: Parser) -> None:
         "--disk-mib",
         metavar="N",
         type=int,
-        help="files. With --storage memory, they have --memory-mib at most",
+        help="size of all files; at most --memory-mib with --storage memory, at least 16 with disk",
     )
     limits.add_argument("--output-bytes", metavar="N", type=int, help="output to keep for each channel")
     limits.add_argument(

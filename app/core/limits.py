@@ -87,7 +87,7 @@ class Limits:
     disk_mib: int = _row(
         512,
         "MiB",
-        "files; with the storage `memory` it is a part of `memory_mib`",
+        "size of all files: at most `memory_mib` with the storage `memory`; the storage `disk` needs 16",
         floor=1,
         ceiling=4096,
         capability=Capability.LIMIT_DISK,

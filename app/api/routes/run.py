@@ -13,7 +13,7 @@ from app.api.http.disconnect import until_disconnect
 from app.api.http.paced import PIECE
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import json_body, problems
-from app.api.routes.sandboxes import OF_A_CREATE
+from app.api.routes.sandboxes import AT_A_CREATE, OF_A_CREATE
 from app.api.schemas.limits import ProcessLimitsRequest
 from app.api.schemas.run_answers import answer_bytes, response_of
 from app.api.schemas.runs import JobFields, Run, RunFile, RunInSandbox, RunInSandboxResult, RunResult
@@ -49,7 +49,9 @@ OUTPUT_DEFAULT, OUTPUT_CEILING = 1024 * 1024, 8 * 1024 * 1024
     operation_id="run_once",
     summary="Run one command in a sandbox of its own",
     response_model=RunResult,
-    responses=problems(*OF_A_CREATE, "unsupported_by_runtime", "wrong_state", "wrong_type", "access_denied"),
+    responses=problems(
+        *(*OF_A_CREATE, "unsupported_by_runtime", "wrong_state", "wrong_type", "access_denied"), examples=AT_A_CREATE
+    ),
     openapi_extra=json_body(Run),
 )
 async def run(request: Request) -> Response:

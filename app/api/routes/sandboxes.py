@@ -16,7 +16,7 @@ from app.api.openapi.documents import created, json_body, problems
 from app.api.schemas import answers, requests
 from app.api.schemas.specs import lifetime, sandbox_spec, ttl_of
 from app.api.schemas.views import Body, json_page, json_response, sandbox_body
-from app.core.errors import InvalidRequest
+from app.core.errors import DiskFull, InvalidRequest
 from app.core.models import SandboxState
 from app.core.sandboxes import Sandbox
 
@@ -43,6 +43,9 @@ OF_A_CREATE = (
     "isolation_unavailable",
     "backend_timeout",
 )
+
+# A new sandbox has no files that could be deleted.
+AT_A_CREATE = {"disk_full": DiskFull(1024**3, "it needs 1175093248 bytes, and 805306368 are left above the reserve")}
 
 router = APIRouter(tags=["sandboxes"], route_class=StrictRoute)
 
@@ -86,7 +89,7 @@ def body_of(sandbox: Sandbox, context: ApplicationContext) -> Body:
     responses={
         200: {"model": answers.Sandbox, "description": "a sandbox with this id and the same body exists; this is it"},
         201: created("sandbox"),
-        **problems(*OF_A_CREATE, "conflict"),
+        **problems(*OF_A_CREATE, "conflict", examples=AT_A_CREATE),
     },
     openapi_extra=json_body(requests.CreateSandbox),
 )
