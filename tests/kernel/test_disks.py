@@ -13,10 +13,12 @@ import mmap
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ from app.launcher.daemon.loop_storage import LoopStorage, StorageError, open_loo
 from app.launcher.kernel.syscall_table import NUMBERS
 from app.launcher.kernel.syscalls import syscall
 from app.launcher.protocol import CREATE, DESTROY, CreatePlan, Writer
+from app.serving.supervisor import PROJECT
 from tests.kernel import host
 from tests.kernel.direct import MIB, Gateway, Launched, Refused, launcher, plan, sandboxes_of
 from tests.kernel.direct import name as named
@@ -540,6 +543,38 @@ def test_disk_smaller_than_16_mib_is_refused(gateway: Gateway) -> None:
     with pytest.raises(Refused) as refused:
         gateway.create(plan(on_disk=True, disk_bytes=16 * MIB - 1))
     assert (refused.value.step, refused.value.errno) == ("plan", errno.ERANGE)
+
+
+MKE2FS = """#!/bin/sh
+grep ^Cap /proc/self/status | grep -vq 0000000000000000 && exit 8
+[ "$(echo $(ls /proc/self/fd))" = "0 1 2 3 4 5" ] || exit 9
+exit 7
+"""
+ASK = """
+import sys
+from tests.kernel.direct import Gateway, Refused, launcher
+from tests.kernel.test_disks import on_disk
+with launcher(storage_dir=sys.argv[1]) as (config, _), Gateway(config.socket) as gateway:
+    try:
+        gateway.create(on_disk())
+    except Refused as refused:
+        print(refused.detail)
+"""
+
+
+def test_mke2fs_has_no_capabilities_and_only_its_own_descriptors(operator: Path, tmp_path: Path) -> None:
+    """The first one, before there is a sandbox. In its place is a program that looks at itself; 5 is what `ls` opens
+    itself. A mount namespace hides it from the rest of the host."""
+    program = tmp_path / "mke2fs"
+    program.write_text(MKE2FS)
+    program.chmod(0o755)
+    inside = 'mount --bind "$0" "$1" && shift && exec "$@"'
+    place = shutil.which("mke2fs")
+    assert place is not None
+    folder = str(operator / "storage")
+    argv = ["unshare", "--mount", "sh", "-c", inside, str(program), place, sys.executable, "-c", ASK, folder]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert "mke2fs ended with 7:" in done.stdout, done
 
 
 def test_hundred_disks_at_once(operator_of_100: Path) -> None:
