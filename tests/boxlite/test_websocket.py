@@ -149,6 +149,18 @@ async def test_a_sender_waits_while_the_server_takes_nothing() -> None:
     await line.end()
 
 
+async def test_a_server_that_asks_and_takes_nothing_gets_one_answer() -> None:
+    line = Line()
+    line.socket.pause_writing()
+    for number in range(1000):
+        line.say(Opcode.PING, b"%d" % number)
+    assert line.heard() == []
+    line.say(Opcode.TEXT, b"x")
+    line.socket.resume_writing()
+    assert [(frame.opcode, frame.data) for frame in line.heard()] == [(Opcode.PONG, b"999")]
+    await line.end()
+
+
 async def test_a_sender_that_waits_is_told_of_the_end() -> None:
     line = Line()
     line.socket.pause_writing()

@@ -37,6 +37,7 @@ class WebSocket(asyncio.Protocol):
         self._reader: asyncio.Future[None] | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
         self._writable = True
+        self._pong: list[bytes] = []  # not written yet, as the server takes nothing
         self._is_paused = False
         self._lost: asyncio.Future[None] = loop.create_future()
         self._timer = loop.call_later(self._timeouts.ping, self._ping)
@@ -101,7 +102,10 @@ class WebSocket(asyncio.Protocol):
         for event in self._protocol.events_received():
             if isinstance(event, Frame):
                 self._take(event)
-        self._flush()
+        if self._writable or self._protocol.state is not State.OPEN:
+            self._flush()
+        else:  # what is to be sent are answers to pings. The last is enough (RFC 6455, 5.5.3), and they take memory
+            self._pong = self._protocol.data_to_send()[-1:] or self._pong
         if self._protocol.parser_exc is not None:
             self._transport.abort()  # else the other side would have to close it
 
@@ -121,6 +125,9 @@ class WebSocket(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable = True
+        pong, self._pong = self._pong, []
+        if pong and not self._transport.is_closing():
+            self._transport.writelines(pong)
         for waiter in self._writers:
             if not waiter.done():
                 waiter.set_result(None)
