@@ -15,6 +15,10 @@ CAPABILITIES: Mapping[Storage, Capability] = {
     Storage.MEMORY: Capability.STORAGE_MEMORY,
     Storage.DISK: Capability.STORAGE_DISK,
 }
+_WAYS_OUT: Mapping[Storage, str] = {
+    Storage.MEMORY: "leave `storage` out, or ask for the storage `disk`",
+    Storage.DISK: "ask for the storage `memory`; `bulkhead probe` tells the operator why there are no disks",
+}
 LEAST_DISK_MIB = 16  # below it a file system's own structures would be most of it
 
 
@@ -33,7 +37,10 @@ def choose_storage(asked: Storage | None, default: Storage, runtime: RuntimeInfo
         return wanted
     if asked is None and Capability.STORAGE_DISK in runtime.capabilities:
         return Storage.DISK
-    raise CapabilityMissing([CAPABILITIES[wanted]], runtime.name)
+    missing = CAPABILITIES[wanted]
+    raise CapabilityMissing(
+        [missing], runtime.name, f"the runtime {runtime.name!r} lacks {missing}: {_WAYS_OUT[wanted]}"
+    )
 
 
 def fit_disk(limits: Limits, storage: Storage, asked: int | None, ceiling: float) -> Limits:

@@ -208,7 +208,8 @@ TABLE = (
         "capability_missing",
         422,
         "No such capability in the runtime",
-        "The request needs `missing`, and the runtime does not have it. GET /runtimes lists what each runtime can do.",
+        "The request needs what `missing` names, and the runtime lacks it. GET /runtimes lists what each runtime "
+        "can do.",
         (_member("missing", list[str], "the capabilities that the runtime lacks"), _RUNTIME),
     ),
     ProblemType(

@@ -171,7 +171,11 @@ def _translate(refused: LauncherRefused, spec: SandboxSpec) -> BulkheadError:
     if refused.step.startswith("layer:"):
         return IsolationUnavailable(refused.step.partition(":")[2], refused.detail)
     if refused.step == "storage" and refused.errno == errno.ENOSPC:
-        return DiskFull(spec.limits.disk_mib * MIB, refused.detail)
+        size = spec.limits.disk_mib
+        detail = (
+            f"the operator's disk has no room for one of {size} MiB above its reserve: ask for less, or try again later"
+        )
+        return DiskFull(size * MIB, detail)
     if refused.errno == errno.EDQUOT:
         detail = f"the launcher cannot make another sandbox: {refused.detail}; try again when one has ended"
         return CapacityExceeded("sandboxes of the launcher", detail=detail)

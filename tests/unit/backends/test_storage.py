@@ -24,6 +24,8 @@ from tests.unit.core.support import spec
 
 ON_DISK = replace(spec(), storage=Storage.DISK, limits=Limits(disk_mib=200))
 
+NO_ROOM = "the operator's disk has no room for one of 200 MiB above its reserve: ask for less, or try again later"
+
 
 @asynccontextmanager
 async def played(tmp_path: Path) -> AsyncIterator[tuple[Played, ProcessBackend]]:
@@ -64,7 +66,7 @@ async def refused(tmp_path: Path, step: str, number: int, detail: str) -> Bulkhe
 async def test_disk_for_which_there_is_no_room_is_disk_full_with_its_size(tmp_path: Path) -> None:
     error = await refused(tmp_path, "storage", errno.ENOSPC, "the operator's disk has no room for it")
     assert isinstance(error, DiskFull)
-    assert (error.limit, str(error)) == (200 * MIB, "the operator's disk has no room for it")
+    assert (error.limit, str(error)) == (200 * MIB, NO_ROOM)
 
 
 async def test_disk_without_loop_devices_is_a_missing_capability(tmp_path: Path) -> None:
