@@ -199,8 +199,10 @@ def test_the_launchers_unit_has_what_its_container_has() -> None:
 
 
 def test_the_launchers_unit_may_open_loop_devices_and_no_other_disk() -> None:
-    """/dev of a unit has their nodes, so it makes none."""
+    """/dev of a unit has their nodes, so it makes none. systemd looks `block-loop` up in /proc/devices when the unit
+    starts, and leaves the rule out if the module is not loaded yet."""
     found = directives(ROOT / "deploy/systemd/bulkhead-launcher.service")
+    assert (found["Wants"], found["After"]) == (["modprobe@loop.service"], ["modprobe@loop.service"])
     assert found["DevicePolicy"] == ["closed"]
     assert found["DeviceAllow"] == ["/dev/loop-control rw", "block-loop rw"]
     assert found["Environment"][-1] == "BULKHEAD_PROCESS__STORAGE_DIR=/var/lib/bulkhead-launcher/storage"
