@@ -11,21 +11,8 @@ from app.core.execution_limits import EXECUTION_LIMITS
 from app.core.limits import LIMITS
 
 _LIFETIME = ("ttl_seconds", "idle_seconds", "idle_counts")
-SANDBOX_FIELDS = frozenset(
-    [
-        "id",
-        "runtime",
-        "isolation_min",
-        "image",
-        "storage",
-        "requires",
-        "env",
-        "workdir",
-        "limits",
-        "policy",
-        "labels",
-        *_LIFETIME,
-    ]
+SANDBOX_FIELDS = frozenset(_LIFETIME).union(
+    ["id", "runtime", "isolation_min", "image", "storage", "requires", "env", "workdir", "limits", "policy", "labels"]
 )
 EXECUTION_FIELDS = frozenset(["command", "timeout_seconds", "stdin", "tty", "stderr", "on_output_limit", "output_mode"])
 RUN_FIELDS = frozenset(["files", "stdin_base64", "collect"])

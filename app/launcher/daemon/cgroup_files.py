@@ -77,15 +77,6 @@ def cpus_of(text: str) -> list[int]:
     return found
 
 
-def controllers_of(folder: str) -> set[str]:
-    """Those of version 2 that a group may use. None where there is no such group."""
-    try:
-        with open(folder + "/cgroup.controllers") as file:
-            return set(file.read().split())
-    except OSError:
-        return set()
-
-
 def list_of(cpus: list[int]) -> str:
     """Writes such a list; `cpus` are in order."""
     ranges: list[list[int]] = []
@@ -95,6 +86,15 @@ def list_of(cpus: list[int]) -> str:
         else:
             ranges.append([cpu, cpu])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def controllers_of(folder: str) -> set[str]:
+    """Those of version 2 that a group may use. None where there is no such group."""
+    try:
+        with open(folder + "/cgroup.controllers") as file:
+            return set(file.read().split())
+    except OSError:
+        return set()
 
 
 def folders(path: str, at: int) -> list[str]:
