@@ -17,6 +17,7 @@ PLACE = "/proc/meminfo"
 PERIOD_SECONDS = 0.9
 FILE_BYTES = os.sysconf("SC_PAGESIZE")  # that it takes of the tmpfs, on top of what the sandbox may have
 _FIRST_LINE = 28  # bytes
+_STAT_BYTES = 16_384  # more than memory.stat has
 _MOST_KIB = 99_999_999  # eight digits
 # The first line has 28 bytes and each other one 32, so every number of eight digits is at a multiple of eight. A copy
 # moves eight aligned bytes at once, so nobody reads half a number while the file is written.
@@ -59,7 +60,7 @@ class OwnMemory:
         """Writes the limit, and nothing is used yet. Raises OSError. `file`: /proc/meminfo, open for writing."""
         self._file, self._limit, self._group = file, limit, group
         self._usage = self._stat = -1  # not before the first command: a create takes 0.05 ms less
-        self._looked, self._seen = 0.0, -1
+        self._looked, self._seen = 0.0, (-1, b"")
         os.pwrite(file, text_of(limit, 0, {}), 0)
 
     @property
@@ -70,15 +71,19 @@ class OwnMemory:
     def has(self, size: int) -> bool:
         """Whether so many bytes can be had without a kill."""
         free = self._limit - self._used()
-        return free >= size or free + _reclaimable(self._stats()) >= size
+        if free >= size:
+            return True
+        return free + _reclaimable(self._fields_of(os.pread(self._stat, _STAT_BYTES, 0))) >= size
 
     def refresh(self) -> None:
         """Looks if the last look was PERIOD_SECONDS ago, and writes what has changed. Raises OSError."""
         if self.seconds_left <= 0:
             used = self._used()
-            if used != self._seen:  # to the page: what sleeps costs no more than this question
-                os.pwrite(self._file, text_of(self._limit, used, self._stats()), 0)
-                self._seen = used
+            stat = os.pread(self._stat, _STAT_BYTES, 0)
+            # The size alone does not do: at the limit it stays the same while processes take the room of cached files.
+            if (used, stat) != self._seen:
+                os.pwrite(self._file, text_of(self._limit, used, self._fields_of(stat)), 0)
+                self._seen = used, stat
             self._looked = time.monotonic()
 
     def _used(self) -> int:
@@ -89,9 +94,9 @@ class OwnMemory:
             ]
         return int(os.pread(self._usage, 32, 0))
 
-    def _stats(self) -> dict[bytes, int]:
-        """The fields of memory.stat under the names of version 2, in bytes."""
-        pairs = [line.split() for line in os.pread(self._stat, 16_384, 0).splitlines()]
+    def _fields_of(self, stat: bytes) -> dict[bytes, int]:
+        """Those of memory.stat under the names of version 2, in bytes."""
+        pairs = [line.split() for line in stat.splitlines()]
         if not self._group.names:
             return {name: int(value) for name, value in pairs}
         # Those of the whole tree begin with total_.

@@ -70,7 +70,22 @@ def test_it_is_due_after_the_period_and_not_before(own: OwnMemory, tmp_path: Pat
     assert fields((tmp_path / "meminfo").read_text())["MemFree"] == 14 * 1024
 
 
-def test_what_uses_as_much_as_before_is_not_written_again(own: OwnMemory, tmp_path: Path) -> None:
+def test_cached_files_that_give_way_to_processes_are_no_longer_available(own: OwnMemory, tmp_path: Path) -> None:
+    """At its limit a sandbox uses as much as before."""
+    own.refresh()
+    before = fields((tmp_path / "meminfo").read_text())
+    version_1 = (tmp_path / "memory.usage_in_bytes").exists()
+    numbers = {"anon": 28 * MIB, "file": 8 * MIB, "cold": 2 * MIB}
+    (tmp_path / "memory.stat").write_text((STAT_1 if version_1 else STAT_2).format(**numbers))
+    own._looked -= own_memory.PERIOD_SECONDS
+    own.refresh()
+    found = fields((tmp_path / "meminfo").read_text())
+    assert found["MemFree"] == before["MemFree"]
+    assert found["MemAvailable"] == before["MemAvailable"] - 8 * 1024
+    assert (found["AnonPages"], found["Cached"]) == (28 * 1024, 8 * 1024)
+
+
+def test_what_uses_its_memory_as_before_is_not_written_again(own: OwnMemory, tmp_path: Path) -> None:
     own.refresh()
     (tmp_path / "meminfo").write_text("")
     own._looked -= own_memory.PERIOD_SECONDS
@@ -82,7 +97,7 @@ def test_what_uses_as_much_as_before_is_not_written_again(own: OwnMemory, tmp_pa
 def test_a_refresh_costs_a_thousand_sandboxes_a_fraction_of_a_processor(own: OwnMemory) -> None:
     began = time.thread_time()
     for _ in range(1000):
-        own._looked, own._seen = 0.0, -1
+        own._looked, own._seen = 0.0, (-1, b"")
         own.refresh()
     assert (time.thread_time() - began) / own_memory.PERIOD_SECONDS < 0.5  # 0.03 measured
 
