@@ -64,7 +64,7 @@ def probe_host(storage_dir: Path) -> list[LayerReport]:
         *_namespaces(),
         *_landlock(),
         _seccomp(),
-        *_cgroups(),
+        *_cgroups(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()),
         _loop_storage(storage_dir),
     ]
 
@@ -129,10 +129,10 @@ def _seccomp() -> LayerReport:
     return LayerReport("seccomp", True, "filters can be loaded")
 
 
-def _cgroups() -> list[LayerReport]:
-    text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-    version, places = cgroup_mounts.locate(*text)
+def _cgroups(mountinfo: str, membership: str) -> list[LayerReport]:
+    version, found = cgroup_mounts.locate(mountinfo, membership)
     kind = cgroup_mounts.KINDS[version]
+    places = [((*names, *kind.obtainable(folder)), folder) for names, folder in found]
     writable = {name: os.access(folder, os.W_OK) for names, folder in places for name in names}
     reports = []
     for name in ("memory", "pids", "cpu", "cpuset"):

@@ -82,6 +82,11 @@ class CgroupTree(ABC):
         """Turns on those that the host has and our own group, `folder`, has not."""
 
     @staticmethod
+    @abstractmethod
+    def obtainable(folder: str) -> set[str]:
+        """Those that `obtain_controllers` would turn on. It only looks."""
+
+    @staticmethod
     def make_parent(folder: str, parent: str) -> None:
         """Makes this instance's folder, `parent`, in `folder`, which is the group that the launcher was started in."""
         os.makedirs(f"{folder}/{parent}", exist_ok=True)

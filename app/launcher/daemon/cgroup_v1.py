@@ -42,6 +42,10 @@ class CgroupTreeV1(CgroupTree):
         """Nothing: every group of a mounted hierarchy has its controllers."""
 
     @staticmethod
+    def obtainable(folder: str) -> set[str]:
+        return set()
+
+    @staticmethod
     def make_parent(folder: str, parent: str) -> None:
         """A new group of `cpuset` may use nothing, and nobody can join it. So each gets what the one above has."""
         path = folder

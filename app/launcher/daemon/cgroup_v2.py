@@ -47,6 +47,14 @@ class CgroupTreeV2(CgroupTree):
                 continue  # the next one may be there
 
     @staticmethod
+    def obtainable(folder: str) -> set[str]:
+        above = os.path.dirname(folder)
+        if not _hands_down(above):
+            return set()
+        found = controllers_of(above) | CgroupTreeV2.obtainable(above)
+        return (found & set(_CONTROLLERS)) - controllers_of(folder)
+
+    @staticmethod
     def make_parent(folder: str, parent: str) -> None:
         """Controllers are handed down only through groups that hold no process, so ours move to a leaf first."""
         if os.path.exists(folder + "/cgroup.type"):  # the root group has no such file, and may hold processes
@@ -194,6 +202,16 @@ def _turn_on(folder: str, controllers: list[str]) -> None:
     """For the groups below `folder`. One that it has not refuses all."""
     with open(folder + "/cgroup.subtree_control", "w") as file:
         file.write(" ".join(f"+{name}" for name in controllers))
+
+
+def _hands_down(folder: str) -> bool:
+    """Whether `_turn_on` can work there: it is writable, and holds no process unless it is the root group."""
+    if not os.access(folder + "/cgroup.subtree_control", os.W_OK):
+        return False
+    try:
+        return not os.path.exists(folder + "/cgroup.type") or not read(folder + "/cgroup.procs", -1)
+    except OSError:
+        return False
 
 
 def _has_swap() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,27 @@ def test_boxlite_server_counts_once_it_is_configured(
     assert (server["layer"], server["available"], server["needed"]) == ("server", False, True)
     monkeypatch.setenv("BULKHEAD_BOXLITE__ENABLED", "false")
     assert operate.probe(Namespace(json=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("above", "processes", "available"),
+    [("cpu cpuset memory pids", "", True), ("cpu memory pids", "", False), ("cpu cpuset memory pids", "7\n", False)],
+    ids=["they have it", "nobody has it", "a process is in the way"],
+)
+def test_controller_that_the_service_turns_on_in_the_groups_above_is_available(
+    tmp_path: Path, above: str, processes: str, available: bool
+) -> None:
+    """As systemd leaves version 2 for a login session."""
+    session = tmp_path / "user.slice/session-1.scope"
+    session.mkdir(parents=True)
+    (session / "cgroup.controllers").write_text("cpu memory pids\n")
+    for group in (tmp_path, tmp_path / "user.slice"):
+        (group / "cgroup.controllers").write_text(f"{above}\n")
+        (group / "cgroup.subtree_control").write_text("cpu memory pids\n")
+    (tmp_path / "user.slice/cgroup.type").write_text("domain\n")  # the root group has no such file
+    (tmp_path / "user.slice/cgroup.procs").write_text(processes)
+    mounts = f"31 24 0:27 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
+    found = {each.layer: each.available for each in host._cgroups(mounts, "0::/user.slice/session-1.scope\n")}
+    assert found["cgroup_cpuset"] is available
+    assert found["cgroup_memory"] and found["cgroup_pids"] and found["cgroup_cpu"]
+    assert (tmp_path / "user.slice/cgroup.subtree_control").read_text() == "cpu memory pids\n", "it only looks"
