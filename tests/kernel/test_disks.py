@@ -112,9 +112,10 @@ def on_disk(sandbox_id: str = "one", mib: int = 32, memory_mib: int = 64) -> Cre
 
 @contextmanager
 def nothing_stays(place: Path) -> Iterator[None]:
-    before, devices = free(place), loops(place)
+    host.until(lambda: loops(place) == [], "the disks before are gone")  # it takes a moment after the answer
+    before = free(place)
     yield
-    host.until(lambda: loops(place) == devices, "every loop device is free again")
+    host.until(lambda: loops(place) == [], "every loop device is free again")
     host.until(lambda: free(place) == before, f"all of the room is back: {before}, {free(place)}")
 
 
