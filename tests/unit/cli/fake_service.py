@@ -140,6 +140,8 @@ class FakeService:
     looked_at: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
     streams: int = 0
+    # Held, as the collector takes a task that waits for what nobody else has, once its client is gone.
+    serving: set[asyncio.Task[Any] | None] = field(default_factory=set)
 
     def asked(self) -> list[str]:
         return [str(request) for request in self.requests]
@@ -148,6 +150,7 @@ class FakeService:
         return next(request.body for request in self.requests if str(request) == what)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving.add(asyncio.current_task())
         try:
             while (request := await self._read(reader)) is not None:
                 self.requests.append(request)
