@@ -54,6 +54,8 @@ class Callbacks:
         self.slow: list[str] = []
         self.counted = 0
         self._left_out = self._collecting = 0.0
+        self._own_works = 0
+        self._began: tuple[float, float] | None = None  # of the callback that runs, and what was left out before it
         self._stack = ""
 
     def install(self) -> None:
@@ -72,22 +74,28 @@ class Callbacks:
     def own_work(self) -> Iterator[None]:
         """What goes on in here is not the service's. Not to be held over an `await`."""
         began, left_out = time.thread_time(), self._left_out
+        self._own_works += 1
         try:
             yield
         finally:
+            self._own_works -= 1
             self._left_out = left_out + time.thread_time() - began
+            if self._began is not None:  # the timer ran meanwhile, and may have told of what is not counted
+                left = self.limit * _SOONER - self._counted_since(*self._began)
+                signal.setitimer(signal.ITIMER_PROF, max(0.001, left))
 
     def _measured(self, run: Callable[[Handle], None]) -> Callable[[Handle], None]:
         def measured(handle: Handle) -> None:
             if threading.current_thread() is not threading.main_thread():  # a loop of a test's own client
                 return run(handle)
-            left_out, self._stack = self._left_out, ""
+            self._stack = ""
             signal.setitimer(signal.ITIMER_PROF, self.limit * _SOONER)
-            began = time.thread_time()
+            began = self._began = time.thread_time(), self._left_out
             try:
                 run(handle)
             finally:
-                took = time.thread_time() - began - (self._left_out - left_out)
+                self._began = None
+                took = self._counted_since(*began)
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 self.counted += 1
                 if took > self.limit and self._stack:
@@ -95,6 +103,9 @@ class Callbacks:
             return None
 
         return measured
+
+    def _counted_since(self, began: float, left_out: float) -> float:
+        return time.thread_time() - began - (self._left_out - left_out)
 
     def _not_counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -111,7 +122,7 @@ class Callbacks:
             self._left_out += time.thread_time() - self._collecting
 
     def _on_time_is_up(self, _: int, frame: FrameType | None) -> None:
-        if any(_is_service(at) for at, _ in traceback.walk_stack(frame)):
+        if not self._own_works and any(_is_service(at) for at, _ in traceback.walk_stack(frame)):
             self._stack = "".join(traceback.format_stack(frame, FRAMES_SHOWN))
 
 
