@@ -45,5 +45,5 @@ RUN groupadd --gid 10001 bulkhead && \
 USER 10001:10001
 ENV BULKHEAD_DATA=/var/lib/bulkhead BULKHEAD_HOST=0.0.0.0
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=10s --start-period=120s CMD ["http-answers", "8000", "/healthz"]
+HEALTHCHECK --interval=10s --timeout=30s --start-period=120s CMD ["http-answers", "8000", "/healthz"]
 ENTRYPOINT ["gateway-start"]

@@ -96,6 +96,9 @@ def _try_again(test: Callable[..., Coroutine[Any, Any, None]], arguments: dict[s
     service does, it does again in the same test."""
     found = "\n".join(CALLBACKS.slow)
     try:
+        if "tmp_path" in arguments:  # the sockets and files of the first time are still there
+            (fresh := arguments["tmp_path"] / "again").mkdir()
+            arguments = arguments | {"tmp_path": fresh}
         asyncio.run(_run(test(**arguments)))
         if not CALLBACKS.slow:
             return

@@ -51,10 +51,17 @@ class Project:
             check=False,
         )
         if done.returncode != 0:
-            logs = "" if arguments[0] == "logs" else self.compose("logs", "--tail=20")
+            more = "" if arguments[0] in ("logs", "ps") else self.compose("logs", "--tail=20") + self._health()
             said = f"{done.stdout[-1000:]}{done.stderr[-3000:]}"
-            raise AssertionError(f"docker compose {' '.join(arguments)}: {said}\n{logs}")
+            raise AssertionError(f"docker compose {' '.join(arguments)}: {said}\n{more}")
         return done.stdout
+
+    def _health(self) -> str:
+        """What the last health checks of the containers said, and how long they took."""
+        ask = ["docker", "inspect", "--format={{.Name}} {{json .State.Health}}", *self.compose("ps", "-aq").split()]
+        return subprocess.run(
+            ask, env={**os.environ, **self._client}, capture_output=True, text=True, timeout=60, check=False
+        ).stdout
 
     def build(self, base: str, *services: str) -> None:
         trusted = {"CA_BUNDLE": str(CERTIFICATES)} if CERTIFICATES.exists() else {}

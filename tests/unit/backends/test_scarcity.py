@@ -222,8 +222,11 @@ async def test_sandbox_that_the_launcher_has_no_room_for_may_be_asked_for_again(
     await launcher.greet()
     _, request, _ = await launcher.hear()
     launcher.say(refusal(request, "the limit of 4 sandboxes is reached"))
+    kind, request, _ = await launcher.hear()
+    launcher.say(Writer(REPLY).u32(request).u8(OK))
     with pytest.raises(CapacityExceeded) as refused:
         await creating
+    assert kind == DESTROY
     assert told(refused.value) == (
         *(429, "capacity_exceeded", "1"),
         "the launcher cannot make another sandbox: the limit of 4 sandboxes is reached; try again when one has ended",
@@ -268,6 +271,7 @@ async def test_seventeenth_file_operation_of_a_sandbox_may_be_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files_module, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(link_module, "_ANSWER_SECONDS", 0.05)
     async with stage(tmp_path) as (launcher, noted):
         await greeted(launcher, noted)
         async with room(noted) as (sandbox, _):
