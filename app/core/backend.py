@@ -130,7 +130,8 @@ class SandboxHandle(Protocol):
 class RuntimeInfo:
     """What `GET /runtimes` says about a runtime. `ceilings`: the runtime's own, by name of the limit, where they are
     below the operator's. `no_network`: what follows its name in the sentence that refuses a request for a
-    network."""
+    network. `disk_bytes`: what the disks of all sandboxes together can hold, as of the last `ready`. None: it is not
+    known."""
 
     name: str
     tier: str
@@ -140,6 +141,7 @@ class RuntimeInfo:
     command_limits: CommandLimits = field(default_factory=CommandLimits)
     ceilings: Mapping[str, float] = field(default_factory=dict)
     no_network: str = "has no network"
+    disk_bytes: int | None = None
 
 
 class Backend(Protocol):

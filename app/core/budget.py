@@ -32,6 +32,10 @@ class Budget:
         """Calls `wake` each time units were given back."""
         self._wakers.append(wake)
 
+    def resize(self, size: int) -> None:
+        """What is held stays held, also where it is more than the new size."""
+        self.size = size
+
     def held(self, holder: Hashable) -> int:
         return self._held.get(holder, 0)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from app.core.backend import RuntimeInfo
 from app.core.budget import Budget
 from app.core.commands import spec_bytes
+from app.core.disk_room import DiskRoom
 from app.core.errors import CapacityExceeded, NotFound
+from app.core.models import SandboxSpec
 from app.core.resources import Resources
 from app.core.retention import Retention
 from app.core.sandbox import Sandbox
@@ -19,6 +22,7 @@ class Records:
         """With `shared` there are several clients."""
         self._capacity = resources.capacity
         self._living = Budget("sandboxes", self._capacity.sandboxes, "client", shared=shared)
+        self._disks = DiskRoom(shared=shared)
         self._records: dict[str, Sandbox] = {}
         self._alive: list[Sandbox] = []  # all that are not over, and some that are
         self._retired = Retention[str](self._capacity.records)
@@ -40,14 +44,17 @@ class Records:
             raise NotFound("sandbox", sandbox_id)
         return sandbox
 
-    def admit(self, client: str) -> None:
-        """Makes room for one more sandbox of this client. Raises CapacityExceeded."""
-        if not self._living.fits(client):  # looked through only then: records of what is over are many more
+    def admit(self, client: str, spec: SandboxSpec, info: RuntimeInfo) -> None:
+        """Makes room for one more sandbox of this client. Raises CapacityExceeded, LimitTooHigh, DiskFull."""
+        # Looked through only then: records of what is over are many more.
+        if not (self._living.fits(client) and self._disks.fits(client, spec, info)):
             for sandbox in self._alive:
                 if sandbox.over:
                     self._living.give_back(sandbox.client)
+                    self._disks.give_back(sandbox.client, sandbox)
             self._alive = [sandbox for sandbox in self._alive if not sandbox.over]
             self._living.check(client)
+            self._disks.check(client, spec, info)
         if len(self._records) >= self._capacity.records:
             self.forget(self._next_to_go())
 
@@ -61,10 +68,11 @@ class Records:
             raise CapacityExceeded("sandbox records", self._capacity.records)
         return lost
 
-    def add(self, sandbox: Sandbox) -> None:
-        """Raises CapacityExceeded."""
+    def add(self, sandbox: Sandbox, info: RuntimeInfo) -> None:
+        """`info` is that of its runtime. Raises CapacityExceeded."""
         sandbox.commands.take(spec_bytes(sandbox.spec))
         self._living.take(sandbox.client)
+        self._disks.take(sandbox.client, sandbox, sandbox.spec, info)
         self._records[sandbox.id] = sandbox
         self._alive.append(sandbox)
 

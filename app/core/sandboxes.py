@@ -46,8 +46,8 @@ class Sandboxes:
         """Begins a sandbox. Returns True when it is new. For an id that is taken it returns the existing sandbox if the
         spec is the same. `ephemeral`: no record of it is kept after its end.
 
-        Raises CapabilityMissing, Conflict, CapacityExceeded, BoundExceeded, ServiceStopping; errors of the boot come
-        from `wait_created`.
+        Raises CapabilityMissing, Conflict, CapacityExceeded, BoundExceeded, LimitTooHigh, DiskFull, ServiceStopping;
+        errors of the boot come from `wait_created`.
         """
         backend = self.registry.get(spec.runtime)
         missing = spec.requires - backend.info.capabilities
@@ -62,7 +62,7 @@ class Sandboxes:
             return known, False
         if self._closing:
             raise ServiceStopping
-        self._records.admit(client)
+        self._records.admit(client, spec, backend.info)
         sandbox = Sandbox(
             sandbox_id or new_id("sbx_"),
             spec,
@@ -73,7 +73,7 @@ class Sandboxes:
             client=client,
             ephemeral=ephemeral,
         )
-        self._records.add(sandbox)
+        self._records.add(sandbox, backend.info)
         sandbox.begin()
         return sandbox, True
 

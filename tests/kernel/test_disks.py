@@ -34,7 +34,7 @@ from app.launcher.daemon.disk_maker import DiskResult
 from app.launcher.daemon.loop_storage import LoopStorage, StorageError, open_loop_storage
 from app.launcher.kernel.syscall_table import NUMBERS
 from app.launcher.kernel.syscalls import syscall
-from app.launcher.protocol import CREATE, DESTROY, CreatePlan, Writer
+from app.launcher.protocol import CREATE, DESTROY, HELLO, CreatePlan, Writer
 from app.serving.supervisor import PROJECT, start_launcher
 from tests.kernel import host
 from tests.kernel.direct import MIB, Gateway, Launched, Refused, launcher, plan, sandboxes_of
@@ -538,6 +538,24 @@ def test_slow_disk_holds_up_nobody_else(gateway: Gateway, operator: Path) -> Non
         finally:
             subprocess.run(["fsfreeze", "--unfreeze", operator], check=False, stderr=subprocess.DEVNULL)
         gateway.destroy("old")
+
+
+def usable(gateway: Gateway) -> int:
+    """What all disks together can hold, as the launcher says."""
+    lines = gateway.answer(gateway.post(HELLO)).many(64)
+    return int(dict(line.partition(b"=")[::2] for line in lines)[b"disk_bytes"])
+
+
+def test_launcher_tells_what_all_disks_can_hold_whatever_is_taken_of_it(gateway: Gateway, operator: Path) -> None:
+    with nothing_stays(operator):
+        before = usable(gateway)
+        above_reserve = free(operator) - 64 * MIB
+        assert (above_reserve - MIB) * 7 // 8 <= before <= above_reserve * 7 // 8
+        with gateway.create(on_disk(mib=64)):
+            assert abs(usable(gateway) - before) <= MIB
+            gateway.destroy()
+        with filled(operator, 144 * MIB):
+            assert 70 * MIB <= usable(gateway) <= 71 * MIB
 
 
 def test_disk_smaller_than_16_mib_is_refused(gateway: Gateway) -> None:

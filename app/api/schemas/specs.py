@@ -51,6 +51,8 @@ async def sandbox_spec(
     wrong = check_environment(asked.env, backend.info.command_limits)
     if wrong:
         raise InvalidRequest(wrong)
+    if (asked.storage or context.storage) is Storage.DISK:
+        await context.readiness.of(backend)  # then it knows what its disks can hold
     storage = choose_storage(asked.storage, context.storage, backend.info)
     spec = backend.fit(
         SandboxSpec(

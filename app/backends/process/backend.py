@@ -20,12 +20,12 @@ from app.backends.process.receipt import Networks, isolation
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import RuntimeInfo
 from app.core.capabilities import Capability
+from app.core.disk_room import no_room
 from app.core.errors import (
     BackendUnavailable,
     BulkheadError,
     CapabilityMissing,
     CapacityExceeded,
-    DiskFull,
     InvalidRequest,
     IsolationUnavailable,
     LaunchFailed,
@@ -78,9 +78,13 @@ class ProcessBackend:
 
     @property
     def info(self) -> RuntimeInfo:
-        layers = self._link.about.get("layers") if self._link is not None else None
+        about = self._link.about if self._link is not None else {}
+        layers = about.get("layers")
         capabilities = CAPABILITIES if layers is None else _of_host(layers.split(","))
-        return RuntimeInfo(RUNTIME, "kernel", __version__, capabilities, aliases=("linux", "kernel"))
+        disk_bytes = int(about["disk_bytes"]) if "disk_bytes" in about else None
+        return RuntimeInfo(
+            RUNTIME, "kernel", __version__, capabilities, aliases=("linux", "kernel"), disk_bytes=disk_bytes
+        )
 
     def open(self) -> None:
         """Does nothing: the launcher is called when it is needed."""
@@ -171,11 +175,7 @@ def _translate(refused: LauncherRefused, spec: SandboxSpec) -> BulkheadError:
     if refused.step.startswith("layer:"):
         return IsolationUnavailable(refused.step.partition(":")[2], refused.detail)
     if refused.step == "storage" and refused.errno == errno.ENOSPC:
-        size = spec.limits.disk_mib
-        detail = (
-            f"the operator's disk has no room for one of {size} MiB above its reserve: ask for less, or try again later"
-        )
-        return DiskFull(size * MIB, detail)
+        return no_room(spec.limits.disk_mib)
     if refused.errno == errno.EDQUOT:
         detail = f"the launcher cannot make another sandbox: {refused.detail}; try again when one has ended"
         return CapacityExceeded("sandboxes of the launcher", detail=detail)

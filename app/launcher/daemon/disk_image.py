@@ -16,6 +16,8 @@ _INODE = 256  # bytes
 _PIECE = 1 << 20
 # What the kernel of ext4 keeps for itself: a fiftieth of the blocks, and 4,096 at most (ext4_calculate_resv_clusters).
 _KEPT, _KEPT_MOST = 50, 4096
+# Eighths of an image that are usable, at least, from 16 MiB on: 88 % there, and 92 % at 4 GiB.
+USABLE_OF_8 = 7
 _MKE2FS = ("/usr/sbin/mke2fs", "/sbin/mke2fs", "/usr/bin/mke2fs")
 # Named one by one, so that no mke2fs.conf and no version of mke2fs decides. No journal: what is thrown away need not
 # survive a crash. uninit_bg: tables of inodes need not be written, as a hole reads as zeros. One copy of the super

@@ -8,7 +8,7 @@ import select
 
 from app.launcher.config import Config
 from app.launcher.daemon.checks import Refusal
-from app.launcher.daemon.disk_image import image_bytes
+from app.launcher.daemon.disk_image import USABLE_OF_8, image_bytes
 from app.launcher.daemon.disk_maker import DiskMaker, DiskResult
 from app.launcher.daemon.loop_storage import LAYER, LEAST_BYTES, LoopStorage, StorageError
 from app.launcher.daemon.sandbox_process import SandboxProcess
@@ -71,6 +71,12 @@ class Disks:
     def _left(self, storage: LoopStorage, begun: list[int]) -> int:
         """Bytes above the reserve, when images for these usable bytes are reserved as well."""
         return storage.free_bytes - sum(map(image_bytes, begun)) - self._reserve_bytes
+
+    def usable_bytes(self, made: list[int]) -> int:
+        """What all disks together can hold: those of these usable bytes, and as many more as fit above the reserve."""
+        if self._storage is None:
+            return 0
+        return max(0, self._left(self._storage, []) + sum(map(image_bytes, made))) * USABLE_OF_8 // 8
 
     @property
     def making(self) -> bool:

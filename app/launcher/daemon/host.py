@@ -26,8 +26,9 @@ class Host:
         self.missing = probe.missing_layers(self.layers, config.accept_missing)
         self.filters = {name: seccomp.compile_filter(name, os.uname().machine) for name in seccomp.PROFILES}
 
-    def about(self) -> list[bytes]:
-        """Lines NAME=VALUE about the host and the configuration, for receipts."""
+    def about(self, disk_bytes: int) -> list[bytes]:
+        """Lines NAME=VALUE about the host and the configuration, for receipts. `disk_bytes`: what all
+        disks can hold."""
         facts = {
             "protocol": str(VERSION),
             "kernel": os.uname().release,
@@ -38,6 +39,7 @@ class Host:
             "layers": ",".join(sorted(self.layers)),
             "missing": ",".join(self.missing),
             f"lacks_{LAYER}": self._lacks_for_disks,
+            "disk_bytes": str(disk_bytes),
             "accepted": ",".join(layer for layer in self._config.accept_missing if layer not in self.layers),
         }
         return [f"{name}={value}".encode() for name, value in facts.items()]

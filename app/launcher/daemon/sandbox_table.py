@@ -76,6 +76,11 @@ class SandboxTable:
     def __len__(self) -> int:
         return len(self._sandboxes)
 
+    def about(self) -> list[bytes]:
+        """What a gateway is told of the host. Sandboxes of an earlier gateway may still be ending."""
+        made = [sandbox.plan.disk_bytes for sandbox in self._sandboxes.values() if sandbox.plan.on_disk]
+        return self.host.about(self._disks.usable_bytes(made))
+
     @property
     def busy(self) -> bool:
         """Whether work is left that has to be tried again later."""

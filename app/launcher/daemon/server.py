@@ -143,7 +143,7 @@ class LauncherServer:
     ) -> None:
         if kind == HELLO:
             source.end()
-            connection.send(bytes(reply(request).many(self._sandboxes.host.about()).data))
+            connection.send(bytes(reply(request).many(self._sandboxes.about()).data))
         elif kind == CREATE:
             plan = CreatePlan.read(source)
             source.end()

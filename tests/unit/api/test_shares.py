@@ -7,14 +7,17 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
 
 from app.core.budget import Budget
+from app.core.limits import MIB
 from app.core.sandboxes import Capacity
 from app.settings import Settings, load_settings
-from tests.null_backend import Gate
+from tests.null_backend import Gate, NullBackend
 from tests.unit.api.service import Service, create, start
 
 KEYS = ("bh_" + "a" * 43, "bh_" + "b" * 43)
@@ -24,9 +27,11 @@ EVENTS = {"accept": "text/event-stream"}
 
 @asynccontextmanager
 async def two_clients(
-    settings: Settings | None = None, **numbers: int
+    settings: Settings | None = None, backend: NullBackend | None = None, **numbers: int
 ) -> AsyncIterator[tuple[Service, httpx.AsyncClient, httpx.AsyncClient]]:
-    service = Service(capacity=Capacity(**numbers), key_hashes=HASHES, settings=settings)
+    service = Service(
+        [backend] if backend else None, capacity=Capacity(**numbers), key_hashes=HASHES, settings=settings
+    )
     async with service.client() as first, service.client() as second:
         for client, key in zip((first, second), KEYS, strict=True):
             client.headers["authorization"] = f"Bearer {key}"
@@ -230,3 +235,31 @@ async def test_request_of_one_client_does_not_wait_for_hundreds_of_another() -> 
         many = [ask("many", first, "/sandboxes") for _ in range(300)]
         await asyncio.gather(*many, ask("one", second, "/sandboxes"), ask("health", first, "/healthz"))
         assert max(order.index("one"), order.index("health")) < 30, order
+
+
+class Measuring(NullBackend):
+    """Knows what its disks can hold once it has been asked."""
+
+    async def ready(self) -> None:
+        self._info = replace(self.info, disk_bytes=1000 * MIB)
+
+
+async def test_each_client_has_a_share_of_the_room_for_disks_from_the_first_request_on() -> None:
+    async with two_clients(backend=Measuring()) as (service, first, second):
+
+        async def create(client: httpx.AsyncClient, mib: int, path: str = "/sandboxes", **more: Any) -> httpx.Response:
+            return await client.post(path, json={"storage": "disk", "limits": {"disk_mib": mib}, **more})
+
+        too_high = await create(first, 501)
+        assert (too_high.status_code, too_high.json()["pointer"], too_high.json()["ceiling"]) == (
+            422,
+            "/limits/disk_mib",
+            500,
+        )
+        assert (await create(first, 500)).status_code == 201
+        for answer in await create(first, 16), await create(first, 16, "/run", command=["exit", "0"]):
+            assert is_refused(answer, "MiB of disks", "client")
+        assert (await create(second, 250)).status_code == 201
+        too_much = await create(second, 1001)
+        assert (too_much.status_code, too_much.json()["type"]) == (507, "/problems/disk_full")
+        assert len(list(service.sandboxes)) == 2

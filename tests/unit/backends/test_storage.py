@@ -42,9 +42,12 @@ async def played(tmp_path: Path) -> AsyncIterator[tuple[Played, ProcessBackend]]
 async def test_disks_are_offered_when_the_launcher_can_make_them(tmp_path: Path, layers: str, has: bool) -> None:
     async with played(tmp_path) as (launcher, backend):
         assert Capability.STORAGE_DISK in backend.info.capabilities, "nobody has asked the launcher yet"
+        assert backend.info.disk_bytes is None
         ready = asyncio.create_task(backend.ready())
-        await launcher.greet([f"protocol={VERSION}".encode(), f"layers={layers}".encode(), b"missing="])
+        about = [f"protocol={VERSION}", f"layers={layers}", "missing=", "disk_bytes=1000"]
+        await launcher.greet([line.encode() for line in about])
         await ready
+        assert backend.info.disk_bytes == 1000
         assert (Capability.STORAGE_DISK in backend.info.capabilities) is has
         assert Capability.STORAGE_MEMORY in backend.info.capabilities
 

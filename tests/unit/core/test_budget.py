@@ -108,6 +108,18 @@ def test_what_was_taken_little_by_little_is_given_back_as_a_whole() -> None:
     assert (budget.used, budget.held("a")) == (2, 0)
 
 
+def test_budget_that_became_smaller_than_what_is_held_takes_nothing_back_and_gives_nothing() -> None:
+    budget = Budget("streams", 12, "client")
+    budget.take("a", 6)
+    budget.resize(4)
+    assert (budget.held("a"), budget.used) == (6, 6)
+    for holder in ("a", "b"):
+        with pytest.raises(CapacityExceeded, match="the service's limit of 4 streams is reached"):
+            budget.take(holder)
+    budget.resize(12)
+    budget.take("b", 3)
+
+
 @given(st.integers(0, 40), st.lists(st.tuples(st.sampled_from("abc"), st.integers(-5, 9)), max_size=60))
 def test_nothing_is_lost_and_nobody_shuts_others_out(size: int, deeds: list[tuple[str, int]]) -> None:
     budget = Budget("streams", size, "client")
