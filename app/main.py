@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -39,6 +40,7 @@ def create_app(
     """
 
     shared = len(key_hashes) > 1
+    readiness = Readiness(registry, telemetry.runtime_ready, storage=settings.storage)
     answers: IdempotencyStore[Recorded] = IdempotencyStore(settings.idempotency.kept_answers(), shared=shared)
 
     @asynccontextmanager
@@ -47,7 +49,9 @@ def create_app(
             for backend in registry:
                 if registry.enabled(backend.info.name):
                     backend.open()
+            asking = asyncio.create_task(readiness.all())  # the log says which work, and why another does not
             yield
+            asking.cancel()
         finally:
             await answers.aclose()
             await sandboxes.aclose()
@@ -71,7 +75,7 @@ def create_app(
     context = ApplicationContext(
         sandboxes=sandboxes,
         registry=registry,
-        readiness=Readiness(registry, telemetry.runtime_ready),
+        readiness=readiness,
         ranges=settings.limit_ranges(),
         storage=settings.storage,
         profiles=profiles,

@@ -63,7 +63,7 @@ class Telemetry:
         """`key_names`: what to call a client in the log, by the SHA-256 of its key."""
         self._key_names = key_names or {}
         logging.getLogger("uvicorn.error").addFilter(_REFUSED_UPGRADES)  # one object: adding it again is nothing
-        self._reasons: dict[str, str | None] = {}  # why a runtime was not available when it was last asked
+        self._results: dict[str, tuple[bool, bool]] = {}  # of the last check of each runtime
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[
@@ -158,14 +158,18 @@ class Telemetry:
     def streamed(self, runtime: str, count: int) -> None:
         self._streamed.labels(runtime).inc(count)
 
-    def runtime_ready(self, runtime: str, error: BulkheadError | None) -> None:
-        """Called after each check of a runtime. Logs a line when the result has changed."""
+    def runtime_ready(
+        self, runtime: str, error: BulkheadError | None, without_storage: BulkheadError | None = None
+    ) -> None:
+        """Called after each check of a runtime. Logs a line when the result has changed. `without_storage` says why it
+        refuses requests that do not name their storage."""
         self._healthy.labels(runtime).set(error is None)
-        reason = None if error is None else str(error)
-        if (self._reasons.get(runtime) is None) != (reason is None) or runtime not in self._reasons:
-            say = self._log.info if reason is None else self._log.warning
-            say("runtime", runtime=runtime, available=reason is None, reason=reason)
-        self._reasons[runtime] = reason
+        why = error or without_storage
+        result = error is None, why is None
+        if self._results.get(runtime) != result:
+            say = self._log.info if why is None else self._log.warning
+            say("runtime", runtime=runtime, available=error is None, reason=None if why is None else str(why))
+        self._results[runtime] = result
 
     def request(
         self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None, key: str

@@ -56,8 +56,9 @@ _SOMEBODY = 65_534  # any uid of the host that is not root's
 _KERNEL_CURE = "boot Linux 6.12 or later with CONFIG_SECURITY_LANDLOCK=y and landlock in the lsm= list"
 
 
-def probe_host(storage_dir: Path) -> list[LayerReport]:
-    """Every layer, in the order in which a sandbox enters them. `storage_dir` is the folder for disks."""
+def probe_host(storage_dir: Path, *, disks_needed: bool) -> list[LayerReport]:
+    """Every layer, in the order in which a sandbox enters them. `storage_dir` is the folder for disks. `disks_needed`:
+    a sandbox has a disk if its request does not say."""
     return [
         _root(),
         _user_namespace(),
@@ -65,7 +66,7 @@ def probe_host(storage_dir: Path) -> list[LayerReport]:
         *_landlock(),
         _seccomp(),
         *_cgroups(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()),
-        _loop_storage(storage_dir),
+        _loop_storage(storage_dir, disks_needed),
     ]
 
 
@@ -152,14 +153,14 @@ def _cgroups(mountinfo: str, membership: str) -> list[LayerReport]:
     return reports
 
 
-def _loop_storage(folder: Path) -> LayerReport:
+def _loop_storage(folder: Path, needed: bool) -> LayerReport:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     reason, cure = _lack_for_disks(str(folder))
     with contextlib.suppress(OSError):
         for place in made:  # it only looks
             place.rmdir()
     detail = f"no sandbox can have a disk: {reason}" if reason else f"disks can be made in {folder}"
-    return LayerReport(LAYER, not reason, detail, cure, needed=False)
+    return LayerReport(LAYER, not reason, detail, cure, needed=needed)
 
 
 def _lack_for_disks(folder: str) -> tuple[str, str | None]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from app.core.backend import RuntimeInfo
 from app.core.capabilities import Capability
-from app.core.errors import CapabilityMissing, InvalidRequest, LimitTooHigh
+from app.core.errors import BackendUnavailable, CapabilityMissing, InvalidRequest, LimitTooHigh
 from app.core.limits import Limits
 from app.core.models import Storage
 
@@ -19,6 +19,7 @@ _WAYS_OUT: Mapping[Storage, str] = {
     Storage.MEMORY: "leave `storage` out, or ask for the storage `disk`",
     Storage.DISK: "ask for the storage `memory`; `bulkhead probe` tells the operator why there are no disks",
 }
+_RETRY_SECONDS = 60  # an operator's work brings it, and time does not
 LEAST_DISK_MIB = 16  # below it a file system's own structures would be most of it
 
 
@@ -41,6 +42,17 @@ def choose_storage(asked: Storage | None, default: Storage, runtime: RuntimeInfo
     raise CapabilityMissing(
         [missing], runtime.name, f"the runtime {runtime.name!r} lacks {missing}: {_WAYS_OUT[wanted]}"
     )
+
+
+def lacks_default(default: Storage, runtime: RuntimeInfo) -> BackendUnavailable | None:
+    """None, or why the runtime refuses every request that does not name its storage."""
+    try:
+        choose_storage(None, default, runtime)
+    except CapabilityMissing as error:
+        missing = ", ".join(error.missing)
+        detail = f"the runtime {runtime.name!r} lacks {missing}, and the operator chose the storage `{default}`"
+        return BackendUnavailable(runtime.name, f"{detail}; `bulkhead probe` says what helps", _RETRY_SECONDS)
+    return None
 
 
 def fit_disk(limits: Limits, storage: Storage, asked: int | None, ceiling: float) -> Limits:

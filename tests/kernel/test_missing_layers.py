@@ -152,9 +152,22 @@ def test_without_loop_devices_only_disks_are_missing_and_the_probe_says_what_hel
     assert "modprobe loop" in layer["cure"]
 
 
-def probed(folder: Path, *before: str) -> dict[str, Any]:
+def test_without_loop_devices_a_service_whose_default_are_disks_says_so_when_it_starts(tmp_path: Path) -> None:
+    default = {"BULKHEAD_STORAGE": "disk"}
+    with Service(tmp_path, default, prefix("loop_storage")) as service:
+        host.until(lambda: any("lacks storage_disk" in line for line in service.log), "the log says it")
+        status, ready = service.call("GET", "/readyz")
+        assert (status, ready["type"]) == (503, "/problems/backend_unavailable")
+        assert "lacks storage_disk" in ready["detail"]
+        assert service.call("POST", "/sandboxes", {})[1]["missing"] == ["storage_disk"]
+        assert service.run(service.create(storage="memory"), "echo", "fine")["stdout"] == "fine\n"
+    layer = probed(tmp_path, *prefix("loop_storage"), settings=default)
+    assert (layer["available"], layer["needed"]) == (False, True)
+
+
+def probed(folder: Path, *before: str, settings: dict[str, str] | None = None) -> dict[str, Any]:
     """What `bulkhead probe` says of disks in a folder."""
-    env = clean_environment() | {"BULKHEAD_PROCESS__STORAGE_DIR": str(folder / "storage")}
+    env = clean_environment() | {"BULKHEAD_PROCESS__STORAGE_DIR": str(folder / "storage")} | (settings or {})
     argv = [*before, sys.executable, "-m", "app.cli", "probe", "--json"]
     said = subprocess.run(argv, capture_output=True, cwd=PROJECT, env=env, check=False)
     return dict(next(layer for layer in json.loads(said.stdout) if layer["layer"] == "loop_storage"))

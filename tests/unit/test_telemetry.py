@@ -12,16 +12,21 @@ from app.telemetry import Telemetry
 def test_a_runtime_that_goes_and_comes_back_is_told_once_each() -> None:
     stream = io.StringIO()
     telemetry = Telemetry(stream=stream)
-    gone = BackendUnavailable("boxlite", "nobody answers")
+    gone, lacks = BackendUnavailable("boxlite", "nobody answers"), BackendUnavailable("boxlite", "no disks")
     for error in (None, None, gone, gone, None):
         telemetry.runtime_ready("boxlite", error)
+    for error, without_storage in ((None, lacks), (None, lacks), (gone, lacks), (None, lacks)):
+        telemetry.runtime_ready("boxlite", error, without_storage)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [(line["event"], line["runtime"], line["available"], line["reason"]) for line in lines] == [
         ("runtime", "boxlite", True, None),
         ("runtime", "boxlite", False, "nobody answers"),
         ("runtime", "boxlite", True, None),
+        ("runtime", "boxlite", True, "no disks"),
+        ("runtime", "boxlite", False, "nobody answers"),
+        ("runtime", "boxlite", True, "no disks"),
     ]
-    assert [line["level"] for line in lines] == ["info", "warning", "info"]
+    assert [line["level"] for line in lines] == ["info", "warning", "info", "warning", "warning", "warning"]
 
 
 def test_budget_that_tells_what_happened_is_counted_under_its_name_alone() -> None:

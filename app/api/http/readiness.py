@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from app.core.backend import Backend
 from app.core.errors import BackendFailure, BackendUnavailable, BulkheadError, RuntimeNotEnabled
+from app.core.models import Storage
 from app.core.registry import Registry
+from app.core.storage import lacks_default
 
 FRESH_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
@@ -17,13 +19,17 @@ class Readiness:
     def __init__(
         self,
         registry: Registry,
-        noted: Callable[[str, BulkheadError | None], None],
+        noted: Callable[[str, BulkheadError | None, BulkheadError | None], None],
         *,
+        storage: Storage = Storage.MEMORY,
         answer_seconds: float = ANSWER_SECONDS,
         fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
+        """`storage` is the operator's default. `noted` is told the name of a runtime, why it does not work, and why it
+        refuses requests that do not name their storage."""
         self._registry = registry
         self._noted = noted
+        self._storage = storage
         self._answer_seconds = answer_seconds
         self._fresh_seconds = fresh_seconds
         self._known: dict[str, tuple[float, asyncio.Task[BulkheadError | None]]] = {}
@@ -51,10 +57,15 @@ class Readiness:
             error = BackendUnavailable(name, f"the runtime did not answer within {self._answer_seconds:g} seconds")
         except BackendFailure as found:
             error = found
-        self._noted(name, error)
+        self._noted(name, error, lacks_default(self._storage, backend.info))
         return error
 
     async def all(self) -> dict[str, BulkheadError | None]:
         backends = list(self._registry)
         answers = await asyncio.gather(*(self.of(backend) for backend in backends))
         return {backend.info.name: answer for backend, answer in zip(backends, answers, strict=True)}
+
+    async def for_defaults(self) -> dict[str, BulkheadError | None]:
+        """As `all`, for requests that do not name their storage."""
+        answers = await self.all()
+        return {b.info.name: answers[b.info.name] or lacks_default(self._storage, b.info) for b in self._registry}

@@ -73,10 +73,11 @@ async def check_alive() -> Response:
     responses=problems("backend_unavailable", "isolation_unavailable"),
 )
 async def check_ready(request: Request) -> Response:
-    """With the default `auto` one runtime that works is enough. The service asks the runtimes at most once a second. If
-    it is not ready, the problem also has the member `runtimes`."""
+    """A runtime is ready if it works and has the operator's default storage. With the default `auto` one such runtime
+    is enough. The service asks the runtimes at most once a second. If it is not ready, the problem also has the member
+    `runtimes`."""
     context = context_of(request)
-    answers = await context.readiness.all()
+    answers = await context.readiness.for_defaults()
     runtimes: list[Body] = [
         {"name": name, "ready": answer is None, "reason": None if answer is None else str(answer)}
         for name, answer in answers.items()

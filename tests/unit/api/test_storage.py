@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -54,6 +55,53 @@ async def test_storage_that_the_runtime_lacks_is_refused_by_name(asked: str, bac
 async def test_the_operators_disk_is_not_replaced_by_memory() -> None:
     problem = await refused({}, of_default("disk", kernel(lacks=[Capability.STORAGE_DISK])))
     assert (problem["type"], problem["missing"]) == ("/problems/capability_missing", ["storage_disk"])
+
+
+NO_DISKS = "the runtime 'process' lacks storage_disk, and the operator chose the storage `disk`"
+
+
+async def test_a_default_storage_that_the_default_runtime_lacks_is_told_before_a_create_is_refused() -> None:
+    service = of_default("disk", kernel(lacks=[Capability.STORAGE_DISK]), vm())
+    async with service.client() as client:
+        answer = await client.get("/readyz")
+        problem = answer.json()
+        assert (answer.status_code, problem["type"]) == (503, "/problems/backend_unavailable")
+        assert problem["detail"].startswith(NO_DISKS)
+        assert [runtime["ready"] for runtime in problem["runtimes"]] == [False, True]
+        assert problem["runtimes"][0]["reason"] == problem["detail"]
+        process = (await client.get("/runtimes")).json()["items"][0]
+        assert (process["available"], process["reason"]) == (True, None), "requests that name another storage work"
+        assert (await client.post("/sandboxes", json={"storage": "memory"})).status_code == 201
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_default_storage_that_no_runtime_of_auto_has_is_told(served: bool) -> None:
+    backends = [kernel(lacks=[Capability.STORAGE_DISK]), *([vm()] if served else [])]
+    async with of_default("disk", *backends, default="auto").client() as client:
+        answer = await client.get("/readyz")
+    assert answer.status_code == (200 if served else 503)
+    assert answer.json()["runtimes"][0]["reason"].startswith(NO_DISKS)
+    assert served or NO_DISKS in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("default", "runtime"), [("memory", "process"), ("disk", "boxlite")])
+async def test_a_lack_of_disks_is_no_news_where_nobody_needs_them(default: str, runtime: str) -> None:
+    service = of_default(default, kernel(lacks=[Capability.STORAGE_DISK]), vm(), default=runtime)
+    async with service.client() as client:
+        assert (await client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("lacks", [[Capability.STORAGE_DISK], []])
+async def test_the_log_tells_it_when_the_service_starts(lacks: list[Capability]) -> None:
+    service = of_default("disk", kernel(lacks=lacks))
+    async with service.served(), asyncio.timeout(10):
+        while not service.logged:  # noqa: ASYNC110 - nobody is told when the runtimes have been asked
+            await asyncio.sleep(0)
+    line = service.logged[0]
+    assert (line["event"], line["runtime"], line["available"]) == ("runtime", "process", True)
+    assert (line["level"], bool(line["reason"] and line["reason"].startswith(NO_DISKS))) == (
+        ("warning", True) if lacks else ("info", False)
+    )
 
 
 @pytest.mark.parametrize(

@@ -115,12 +115,12 @@ async def test_the_runtime_is_asked_once_for_many_and_at_most_once_a_second() ->
 
 
 async def test_a_runtime_that_does_not_answer_is_not_ready() -> None:
-    noted: list[tuple[str, BulkheadError | None]] = []
+    noted: list[tuple[str, BulkheadError | None, BulkheadError | None]] = []
     backend = SilentBackend()
     readiness = Readiness(Registry([backend], default="process"), lambda *told: noted.append(told), answer_seconds=0.01)
     error = await readiness.of(backend)
     assert isinstance(error, BackendUnavailable)
-    assert noted == [("process", error)]
+    assert noted == [("process", error, None)]
 
 
 async def test_healthz_is_alive_whatever_the_runtimes_do() -> None:

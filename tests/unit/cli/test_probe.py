@@ -20,7 +20,7 @@ FOUND = [
 
 @pytest.fixture(autouse=True)
 def _host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "probe_host", lambda _: FOUND)
+    monkeypatch.setattr(host, "probe_host", lambda _, *, disks_needed: FOUND)
     for name in ("BULKHEAD_PROCESS__ACCEPT_MISSING", "BULKHEAD_BOXLITE__URL", "BOXLITE_REST_URL", "BOXLITE_URL"):
         monkeypatch.delenv(name, raising=False)
 
