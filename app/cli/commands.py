@@ -143,6 +143,20 @@ def _sandbox_row(sandbox: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def show(typed: Namespace) -> int:
+    async def work(client: Client) -> int:
+        from app.cli.facts import facts_of
+
+        found = await client.sandbox(typed.sandbox)
+        if typed.json:
+            put_json(found)
+        else:
+            put_table(["FACT", "VALUE"], facts_of(found), wrapped=["VALUE"])
+        return 0
+
+    return _with_client(work)
+
+
 def usage(typed: Namespace) -> int:
     async def work(client: Client) -> int:
         found = await client.usage(typed.sandbox, typed.execution)

@@ -117,6 +117,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     _exec(kinds)
 
+    show = _add(kinds, "show", commands.show, "show a sandbox: its limits, its storage, and how it is isolated")
+    _json(show)
+    show.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
+
     usage = _add(kinds, "usage", commands.usage, "show what a sandbox, or one execution of it, uses")
     _json(usage)
     usage.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")

@@ -515,6 +515,7 @@ async def test_every_command_is_documented() -> None:
         "create",
         "ls",
         "exec",
+        "show",
         "usage",
         "attach",
         "logs",
