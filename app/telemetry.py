@@ -65,7 +65,7 @@ class Telemetry:
         logging.getLogger("uvicorn.error").addFilter(_REFUSED_UPGRADES)  # one object: adding it again is nothing
         self._results: dict[str, tuple[bool, bool]] = {}  # of the last check of each runtime
         self._log = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stderr),
+            structlog.WriteLogger(stream or sys.stderr),  # a line is one write, also where nothing is buffered
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),

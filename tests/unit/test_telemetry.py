@@ -46,3 +46,16 @@ def test_output_that_the_disk_does_not_take_is_one_line_with_its_sandbox() -> No
     assert (line["event"], line["level"], line["sandbox"], line["reason"]) == (
         "spill_failed", "error", "s1", "Permission denied",
     )  # fmt: skip
+
+
+def test_a_line_of_the_log_is_one_write() -> None:
+    """Two would let a line of another process come between, and wake whoever reads the log twice."""
+    writes: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return super().write(text)
+
+    Telemetry(stream=Stream()).spill_failed("s1", PermissionError(13, "Permission denied"))
+    assert [text[-1] for text in writes] == ["\n"]
