@@ -9,11 +9,12 @@ import json
 import socket
 import struct
 import termios
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.serving.http_slices import SlicedHttp
+from app.serving.joined_writes import JoinedWrites
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
@@ -63,7 +64,8 @@ class BoundedHttp(SlicedHttp):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
+        self._writes = JoinedWrites(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._writes))
         self._expect_a_head()
         self._entry = self.bounds.connections.enter(self, self.client[0] if self.client else "")
         self.app_state = {**self.app_state, "connection": self._entry}  # uvicorn puts it into each scope, as `state`
@@ -192,6 +194,7 @@ class BoundedHttp(SlicedHttp):
             self._waiting = self.loop.call_later(WAITING_SECONDS, self.transport.abort)
 
     def on_response_complete(self) -> None:
+        self._writes.flush()
         self._stop_waiting()
         super().on_response_complete()
 

@@ -65,7 +65,8 @@ TABLE: dict[str, Row] = {
     "serving.slow_callbacks": row(),
     "serving.http_upgrades": row("", "uvicorn httptools"),
     "serving.http_slices": row("core serving.http_upgrades serving.pacing", "uvicorn"),
-    "serving.http_bounds": row("serving.http_slices", "uvicorn"),
+    "serving.joined_writes": row(),
+    "serving.http_bounds": row("serving.http_slices serving.joined_writes", "uvicorn"),
     "serving.ws_bounds": row("core serving.pacing", "uvicorn websockets"),
     # The gateway has no privilege, so it imports nothing that starts or ends processes as root.
     "serving.gateway": row(

@@ -74,6 +74,7 @@ async def answer_to(port: int, *pieces: bytes) -> bytes:
 
 
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
+PIECE = 1_000_000  # of a large answer
 
 
 async def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +269,8 @@ async def test_a_client_that_takes_little_at_a_time_is_not_cut_off(monkeypatch: 
 
     async def large(_: object, __: object, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
-        await send({"type": "http.response.body", "body": bytes(size)})
+        for sent in range(0, size, PIECE):
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": sent + PIECE < size})
 
     async with served(large) as port, asyncio.timeout(30):
         loop = asyncio.get_running_loop()
@@ -348,7 +350,8 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch:
 
     async def large(_: object, __: object, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"50000000")]})
-        await send({"type": "http.response.body", "body": bytes(50_000_000), "more_body": True})
+        for _ in range(50):
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
         await send({"type": "http.response.body"})  # waits until all is taken, or the client cut off
         over.set()
 
