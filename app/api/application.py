@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -95,7 +94,7 @@ def install(
     app.router.routes.extend(docs_page.routes())
     app.router.routes.extend(pages.routes)
     _answer_head(app)
-    for kind in (BulkheadError, RequestValidationError, HTTPException):
+    for kind in (BulkheadError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Idempotency, answers=answers)
     app.add_middleware(

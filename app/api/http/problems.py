@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api.http.errors import InternalError, MethodNotAllowed
 from app.api.http.problem_types import TABLE, ProblemType
-from app.api.http.validation import field_errors
 from app.core.errors import InvalidRequest, NotFound
 
 MEDIA_TYPE = "application/problem+json"
@@ -65,8 +63,6 @@ def problem_of(error: Exception) -> ProblemResponse:
 
 
 def _as_ours(error: Exception) -> Exception:
-    if isinstance(error, RequestValidationError):
-        return InvalidRequest(field_errors(error.errors()))
     if isinstance(error, HTTPException) and error.status_code == NO_PATH:
         return NotFound("path", "", "there is nothing at this path")
     if isinstance(error, HTTPException) and error.status_code == NO_METHOD:

@@ -30,11 +30,6 @@ def invalid_request(error: ValidationError, model: type[BaseModel], location: st
     return InvalidRequest([FieldError(_pointer((*prefix, *f["loc"])), _sentence(f, model)) for f in found])
 
 
-def field_errors(found: Iterable[Mapping[str, Any]]) -> Sequence[FieldError]:
-    """The errors of the framework, whose locations begin with `query` or `path`."""
-    return [FieldError(_pointer(f["loc"]), _sentence(f, None)) for f in found]
-
-
 def unknown(name: str, known: Iterable[str]) -> str:
     """The sentence about an unknown name, with the nearest known one. A name with dots, such as `limits.cpus`, is a
     field of a field. It is compared by its last part."""
@@ -79,12 +74,11 @@ def _pointer(loc: Sequence[str | int]) -> str:
     return "".join(f"/{part}" for part in parts)
 
 
-def _sentence(found: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+def _sentence(found: Mapping[str, Any], model: type[BaseModel]) -> str:
     if found["type"] == "extra_forbidden":
         *path, name = found["loc"]
         known = _fields_at(model, path)
-        is_run = model is not None and "collect" in model.model_fields
-        home = home_of(str(name), known, is_run) if model is not None else None
+        home = home_of(str(name), known, "collect" in model.model_fields)
         return f"is not known here; {home}" if home else unknown(str(name), known)
     return sentence_for(found)
 

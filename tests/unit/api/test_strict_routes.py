@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from fastapi import Header, Query, Request
+from pydantic import BaseModel
 
 from app.api.http.misplaced import EXECUTION_FIELDS, RUN_FIELDS, SANDBOX_FIELDS
 from app.api.http.strict_route import StrictRoute
@@ -49,6 +51,26 @@ def test_every_route_of_the_api_is_strict() -> None:
     routes = [route for route in Service().app.router.routes if hasattr(route, "operation_id")]
     assert len(routes) > 25
     assert all(isinstance(route, StrictRoute) for route in routes)
+
+
+class SomeQuery(BaseModel):
+    wait_seconds: float = 0
+
+
+async def takes_a_header(request: Request, x_name: Annotated[str, Header()]) -> None: ...
+async def takes_a_number_in_its_path(request: Request, number: int) -> None: ...
+async def takes_a_query_without_a_model(request: Request, limit: int = 1) -> None: ...
+async def takes_two_queries(one: Annotated[SomeQuery, Query()], two: Annotated[SomeQuery, Query()]) -> None: ...
+async def takes_a_body(body: SomeQuery) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [takes_a_header, takes_a_number_in_its_path, takes_a_query_without_a_model, takes_two_queries, takes_a_body],
+)
+def test_endpoint_with_a_parameter_that_nobody_would_fill_is_refused_when_it_is_declared(endpoint: Any) -> None:
+    with pytest.raises(TypeError, match=endpoint.__name__):
+        StrictRoute("/{number}", endpoint)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES_WITHOUT_A_QUERY)
