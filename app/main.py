@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api.application import install
+from app.api.application import Application, install
 from app.api.context import ApplicationContext, RequestTimeouts, Shares, TransferBounds
 from app.api.http.access import AccessPolicy
 from app.api.http.idempotency import Recorded
@@ -58,13 +58,14 @@ def create_app(
             for backend in registry:
                 await backend.aclose()
 
-    app = FastAPI(
+    app = Application(
         title="Bulkhead",
         version=__version__,
         lifespan=lifespan,
         docs_url=None,  # ours needs no internet: api/routes/docs_page.py
         redoc_url=None,
-        telemetry={"auto_configure": False},  # an OTEL_ variable of the host must not send requests elsewhere
+        # An OTEL_ variable of the host must not send requests elsewhere, and nobody asks at each request who listens.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
         redirect_slashes=False,
     )
     telemetry.watch(sandboxes)

@@ -3,12 +3,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.http.access import AccessMiddleware, AccessPolicy
+from app.api.http.idempotency import Idempotency
 from app.api.http.tickets import Tickets
 from app.core.budget import Budget
 from app.core.fair_queue import EACH_TURN
@@ -271,3 +275,13 @@ async def test_a_send_after_the_client_is_gone_is_no_fault(error: Exception, gon
     else:
         with pytest.raises(RuntimeError, match="shorter"):
             await middleware(scope, receive, send)
+
+
+def test_only_our_own_layers_stand_around_a_request() -> None:
+    """Each costs every request, and the framework brings some that nothing here needs."""
+    layers = []
+    layer: Any = Service().app.build_middleware_stack()
+    while not isinstance(layer, APIRouter):
+        layers.append(type(layer))
+        layer = getattr(layer, "app", None) or layer._app
+    assert layers == [AccessMiddleware, Idempotency, ExceptionMiddleware]
