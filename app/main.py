@@ -49,7 +49,7 @@ def create_app(
             for backend in registry:
                 if registry.enabled(backend.info.name):
                     backend.open()
-            asking = asyncio.create_task(readiness.all())  # the log says which work, and why another does not
+            asking = asyncio.create_task(readiness.note_all())  # the log says which work, and why another does not
             yield
             asking.cancel()
         finally:

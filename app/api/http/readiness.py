@@ -65,6 +65,10 @@ class Readiness:
         answers = await asyncio.gather(*(self.of(backend) for backend in backends))
         return {backend.info.name: answer for backend, answer in zip(backends, answers, strict=True)}
 
+    async def note_all(self) -> None:
+        """Asks all that are switched on, and has it noted. The answers are not kept: who asks next gets new ones."""
+        await asyncio.gather(*(self._ask(b) for b in self._registry if self._registry.enabled(b.info.name)))
+
     async def for_defaults(self) -> dict[str, BulkheadError | None]:
         """As `all`, for requests that do not name their storage."""
         answers = await self.all()

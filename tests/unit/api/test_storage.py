@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.core.capabilities import Capability
+from app.core.errors import BackendUnavailable
 from app.core.models import SandboxSpec
 from app.settings import load_settings
 from tests.null_backend import NullBackend, NullSandbox
@@ -94,9 +95,11 @@ async def test_a_lack_of_disks_is_no_news_where_nobody_needs_them(default: str, 
 @pytest.mark.parametrize("lacks", [[Capability.STORAGE_DISK], []])
 async def test_the_log_tells_it_when_the_service_starts(lacks: list[Capability]) -> None:
     service = of_default("disk", kernel(lacks=lacks))
-    async with service.served(), asyncio.timeout(10):
+    async with service.served() as live, asyncio.timeout(10):
         while not service.logged:  # noqa: ASYNC110 - nobody is told when the runtimes have been asked
             await asyncio.sleep(0)
+        service.backend.ready_error = BackendUnavailable("process", "no launcher")
+        assert (await live.client.get("/readyz")).json()["detail"] == "no launcher", "who asks now hears of now"
     line = service.logged[0]
     assert (line["event"], line["runtime"], line["available"]) == ("runtime", "process", True)
     assert (line["level"], bool(line["reason"] and line["reason"].startswith(NO_DISKS))) == (
