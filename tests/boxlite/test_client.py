@@ -14,7 +14,18 @@ from typing import Any
 
 import pytest
 
-from app.backends.boxlite.client import ANSWER_BYTES, BoxliteClient, Unanswered, Unreachable, upstream_of
+from app.backends.boxlite.client import (
+    AT_ONCE_BYTES,
+    LIST,
+    ONE_THING,
+    AnswerLimits,
+    BoxliteClient,
+    Unanswered,
+    Unreachable,
+    upstream_of,
+)
+from app.backends.boxlite.connection import HttpResponse, ServerConnection
+from app.backends.boxlite.connection_pool import ConnectionPool
 from app.backends.boxlite.server import BoxliteServer, is_silent
 from app.backends.boxlite.turns import TooManyPending
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable
@@ -306,9 +317,60 @@ async def test_an_answer_that_does_not_end_is_given_up_at_the_bound() -> None:
             yield b" " * 65536
 
     async with answering(Response(200, endless(), "application/json")) as server, client(server.url) as ours:
-        with pytest.raises(BackendRefused, match=str(ANSWER_BYTES)) as caught:
+        with pytest.raises(BackendRefused, match=str(ONE_THING.bytes)) as caught:
             await ours.request("GET", "/v1/x", seconds=30)
     assert upstream_of(caught.value).status == 200
+
+
+@pytest.mark.parametrize("limits", [ONE_THING, LIST])
+async def test_an_answer_of_too_many_parts_is_not_parsed(limits: AnswerLimits) -> None:
+    async def asked(commas: int) -> object:
+        body = b"[" + b"0," * commas + b"0]"
+        async with answering(Response(200, body, "application/json")) as server, client(server.url) as ours:
+            return (await ours.request("GET", "/v1/x", seconds=5, limits=limits)).body
+
+    assert await asked(limits.parts - 1) == [0] * limits.parts
+    with pytest.raises(BackendRefused, match="is not JSON"):
+        await asked(limits.parts)
+
+
+@pytest.mark.parametrize("limits", [ONE_THING, LIST])
+async def test_an_answer_of_too_many_bytes_is_refused(limits: AnswerLimits) -> None:
+    async def asked(size: int) -> object:
+        async with answering(Response(200, b"7" + b" " * (size - 1), "application/json")) as server:
+            async with client(server.url) as ours:
+                return (await ours.request("GET", "/v1/x", seconds=5, limits=limits)).body
+
+    assert await asked(limits.bytes) == 7
+    with pytest.raises(BackendRefused, match=str(limits.bytes)):
+        await asked(limits.bytes + 1)
+
+
+async def test_long_answers_that_come_together_are_parsed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in each run through the loop, so that they delay the others by one at a time."""
+    parsed: list[int] = []
+    runs = 0
+
+    def run() -> None:
+        nonlocal runs
+        runs += 1
+        asyncio.get_running_loop().call_soon(run)
+
+    class Answered(ConnectionPool):
+        async def exchange(self, *_: object, **__: object) -> tuple[HttpResponse, ServerConnection]:
+            return HttpResponse(200, body=b" " * AT_ONCE_BYTES + b"7"), ServerConnection(lambda _: None)
+
+        def keep(self, connection: ServerConnection) -> None:
+            parsed.append(runs)
+
+    monkeypatch.setattr("app.backends.boxlite.client.ConnectionPool", Answered)
+    monkeypatch.setattr("app.backends.boxlite.client.json.loads", lambda _: parsed.append(runs))
+    async with client("http://127.0.0.1:1") as ours:
+        run()
+        asked = [ours.request("GET", "/v1/x", seconds=5) for _ in range(10)]
+        await asyncio.gather(*asked)
+    came, read = parsed[:10], parsed[10:]
+    assert len(set(came)) == 1 and len(read) == len(set(read)) == 10
 
 
 async def test_an_answer_that_comes_byte_by_byte_has_as_much_time_as_any_other() -> None:

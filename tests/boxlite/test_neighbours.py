@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.backends.boxlite.backend import REMOVALS
-from app.backends.boxlite.client import ANSWER_BYTES
+from app.backends.boxlite.client import LIST
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.inside import MARK, MOST_LINKS, facts_of
 from app.backends.boxlite.turns import ASKS, TooManyPending
@@ -142,7 +142,7 @@ async def test_a_server_that_lists_thousands_of_boxes_as_ours_costs_a_few_reques
 
 @pytest.mark.parametrize("part", [b"[]", b"{}"])
 async def test_an_answer_of_a_million_parts_is_not_read(part: bytes) -> None:
-    body = b'{"boxes":[' + b",".join([part] * (ANSWER_BYTES // 3 - 10)) + b"]}"
+    body = b'{"boxes":[' + b",".join([part] * (LIST.bytes // 3 - 10)) + b"]}"
     async with rig(opened=False) as r:
         r.double.faults.on(Route.LIST, Answer.text(body, content_type="application/json"))
         r.backend.open()

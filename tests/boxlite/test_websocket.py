@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
-from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import SERVER, Protocol, State
 from websockets.uri import WebSocketURI
 
-from app.backends.boxlite.attach import Chunk, Ended, Sockets
+from app.backends.boxlite.attach import EXIT_LETTERS, Chunk, Ended, Socket, Sockets
 from app.backends.boxlite.connection import ConnectionBroken, ServerConnection
 from app.backends.boxlite.connection_pool import ConnectionPool, ServerAddress
-from app.backends.boxlite.websocket import FRAGMENTS, FRAMES_QUEUED, WebSocket, WebSocketClosed
+from app.backends.boxlite.websocket import (
+    BYTES_QUEUED,
+    FRAGMENTS,
+    FRAMES_AT_ONCE,
+    FRAMES_QUEUED,
+    IncrementalProtocol,
+    WebSocket,
+    WebSocketClosed,
+)
+from app.core import timeslices
 from app.core.models import Channel
 from tests.boxlite.answering import raw_server
 from tests.boxlite.double.websocket import accept_key
@@ -26,7 +35,8 @@ class Line:
 
     def __init__(self, **timeouts: float) -> None:
         uri = WebSocketURI(False, "", 80, "/", "", None, None)
-        self.socket = WebSocket(ClientProtocol(uri, state=State.OPEN), quick(**timeouts))
+        self.protocol = IncrementalProtocol(uri, state=State.OPEN)
+        self.socket = WebSocket(self.protocol, quick(**timeouts))
         self.wire = Wire(self.socket)
         self.server = Protocol(SERVER)
 
@@ -83,6 +93,163 @@ async def test_a_reader_that_is_behind_at_the_end_reads_all_that_came() -> None:
         assert await line.socket.receive() == b"x"
     with pytest.raises(WebSocketClosed):
         await line.socket.receive()
+    await line.end()
+
+
+@pytest.mark.parametrize(("message", "size"), [(b"x" * 64 * 1024, 1), ("x" * 64 * 1024, 4)])
+async def test_messages_of_many_bytes_hold_the_server_up_too(message: str | bytes, size: int) -> None:
+    """Else 256 frames of 256 KiB would take 64 MiB. Each letter of a text counts four bytes, as one letter that is wide
+    makes all of them wide."""
+    line = Line()
+    for _ in range(FRAMES_QUEUED):
+        if isinstance(message, str):
+            line.say(Opcode.TEXT, message.encode())
+        else:
+            line.say(Opcode.BINARY, message)
+    assert line.wire.paused
+    assert len(line.socket._messages) == BYTES_QUEUED // (size * len(message)) + 1
+    for _ in range(FRAMES_QUEUED):
+        assert await line.socket.receive() == message
+    await asyncio.sleep(0)
+    assert not line.wire.paused
+    await line.end()
+
+
+async def test_as_many_of_the_servers_longest_frames_fit_as_of_its_short_ones() -> None:
+    """Each of 1,024 bytes was replaced by three, behind the number of its channel."""
+    line = Line()
+    for _ in range(FRAMES_QUEUED):
+        line.say(Opcode.BINARY, b"x" * 3073)
+    assert not line.wire.paused
+    await line.end()
+
+
+# --- what comes is parsed in slices
+
+
+EMPTY = {opcode: Frame(opcode, b"").serialize(mask=False) for opcode in Opcode}
+
+
+async def test_a_read_of_many_frames_is_parsed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more is read meanwhile."""
+    monkeypatch.setattr(timeslices, "SECONDS", 0.0)  # each look at the time uses up a slice
+    line = Line()
+    line.socket.data_received(EMPTY[Opcode.PING] * FRAMES_AT_ONCE * 3)
+    for _ in range(2):
+        assert len(line.heard()) == FRAMES_AT_ONCE and line.wire.paused
+        await asyncio.sleep(0)
+    assert len(line.heard()) == FRAMES_AT_ONCE and not line.wire.paused
+    await line.end()
+
+
+async def test_connections_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slice in each run through the loop, however many connections have something unread."""
+    monkeypatch.setattr(timeslices, "SECONDS", 0.0)
+    lines = [Line() for _ in range(10)]
+    for line in lines:
+        line.socket.data_received(EMPTY[Opcode.PING] * FRAMES_AT_ONCE * 3)
+        line.heard()
+    for _ in range(2 * len(lines)):
+        await asyncio.sleep(0)
+        assert sorted(len(line.heard()) for line in lines) == [0] * 9 + [FRAMES_AT_ONCE]
+    for line in lines:
+        assert not line.wire.paused
+        await line.end()
+
+
+@pytest.mark.parametrize("opcode", [Opcode.BINARY, Opcode.PING, Opcode.PONG])
+async def test_a_read_of_empty_frames_holds_nobody_up(opcode: Opcode) -> None:
+    """Processor time of one run through the loop. Without slices it is 0.3 to 5 s."""
+    line = Line()
+
+    async def read() -> None:
+        while True:
+            await line.socket.receive()
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    longest, since = 0.0, time.thread_time()
+    line.socket.data_received(EMPTY[opcode] * (256 * 1024 // 2))
+    while line.wire.paused or not longest:
+        await asyncio.sleep(0)
+        now = time.thread_time()
+        longest, since, line.wire.sent = max(longest, now - since), now, b""
+    assert longest < 0.05
+    reading.cancel()
+    await line.end()
+
+
+async def test_what_is_unread_at_the_end_is_read_before_it() -> None:
+    line = Line()
+    line.socket.data_received(Frame(Opcode.BINARY, b"x").serialize(mask=False) * FRAMES_AT_ONCE * 3)
+    line.wire.abort()
+    line.say(Opcode.BINARY, b"y")
+    found = [await line.socket.receive() for _ in range(FRAMES_AT_ONCE * 3 + 1)]
+    assert line.socket._lost.done() and found == [b"x"] * FRAMES_AT_ONCE * 3 + [b"y"]
+    with pytest.raises(WebSocketClosed):
+        await line.socket.receive()
+    await line.end()
+
+
+@pytest.mark.parametrize("last", [b"\x83\x00", b"\x81\x02\xff\xfe", EMPTY[Opcode.CLOSE]])
+@pytest.mark.parametrize("before", [0, FRAMES_AT_ONCE - 1, FRAMES_AT_ONCE])
+async def test_nothing_behind_the_last_frame_counts(last: bytes, before: int) -> None:
+    """An unknown kind, broken UTF-8, and a Close, wherever in a slice it stands."""
+    line = Line()
+    frame = Frame(Opcode.BINARY, b"x").serialize(mask=False)
+    line.socket.data_received(frame * before + last + frame * FRAMES_AT_ONCE * 2)
+    line.say(Opcode.BINARY, b"y")
+    assert [await line.socket.receive() for _ in range(before)] == [b"x"] * before
+    with pytest.raises(WebSocketClosed):
+        await line.socket.receive()
+    await line.end()
+    assert not line.socket._messages and not line.protocol.unread
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, 64 * 1024, 1024 * 1024])
+async def test_frames_in_pieces_come_whole(size: int) -> None:
+    """Wherever a read or a slice ends."""
+    line = Line()
+    lengths = [*range(140), 65_535, 65_536, *range(FRAMES_AT_ONCE)]
+    stream = b"".join(Frame(Opcode.BINARY, bytes(length)).serialize(mask=False) for length in lengths)
+    for at in range(0, len(stream), size):
+        line.socket.data_received(stream[at : at + size])
+    assert [len(await line.socket.receive()) for _ in lengths] == lengths
+    await line.end()
+
+
+async def test_a_pong_that_was_not_asked_for_sets_no_timer() -> None:
+    line = Line()
+    timer = line.socket._timer
+    line.say(Opcode.PONG)
+    assert line.socket._timer is timer and not timer.cancelled()
+    await line.end()
+
+
+async def test_a_frame_that_is_none_waits_behind_everybody_else() -> None:
+    """What is queued is read without a wait, and to parse a frame takes 0.2 ms at worst."""
+    line = Line()
+    for _ in range(50):
+        line.say(Opcode.TEXT, b"[]")
+    line.say(Opcode.TEXT, b'{"type":"exit","exit_code":5}')
+
+    async def read() -> Chunk | Ended:
+        return await anext(Socket(line.socket).frames())
+
+    reading = asyncio.create_task(read())
+    runs = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        runs += 1
+    assert await reading == Ended(5) and runs > 50
+    await line.end()
+
+
+async def test_a_long_text_is_no_exit_frame() -> None:
+    line = Line()
+    line.say(Opcode.TEXT, b'{"type":"exit","exit_code":3,"x":"' + b"x" * EXIT_LETTERS + b'"}')
+    line.say(Opcode.TEXT, b'{"type":"exit","exit_code":5}')
+    assert await anext(Socket(line.socket).frames()) == Ended(5)
     await line.end()
 
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.exceptions import WebSocketException
 from websockets.http11 import Response
@@ -23,11 +22,13 @@ from websockets.uri import WebSocketURI
 from app.backends.boxlite.connection import SWITCHING, ConnectionBroken, ResponseTooLarge
 from app.backends.boxlite.connection_pool import ConnectionPool, NotConnected
 from app.backends.boxlite.timeouts import ServerTimeouts
-from app.backends.boxlite.websocket import WebSocket, WebSocketClosed
+from app.backends.boxlite.websocket import IncrementalProtocol, WebSocket, WebSocketClosed
 from app.core.models import Channel
+from app.core.timeslices import TimeSlices
 
 FRAME_BYTES = 256 * 1024  # the server's are 1 KiB, or 3 where it replaced every byte; one that lies is cut off
 STDIN_BYTES = 64 * 1024  # above 4 MiB a frame kills the execution's stdin without an error
+EXIT_LETTERS = 4096  # of the text of an exit frame, which has 32
 CODES = range(-64, 256)  # minus a signal, -1, or what a program can return; anything else tells nothing
 CLOSING = 64  # sockets whose Close the server has not answered yet; who closes one more waits for it
 REFUSAL_BYTES = 64 * 1024  # of the body of an answer that opens no socket
@@ -68,16 +69,18 @@ class Socket:
         self._connection = connection
 
     async def frames(self) -> AsyncIterator[Chunk | Ended]:
-        """Yields frames until the exit frame. Unknown frames are skipped, as the official client does. Raises
-        AttachCut."""
+        """Yields frames until the exit frame. Unknown frames are skipped, as the official client does, and a server
+        that sends many waits behind everybody else. Raises AttachCut."""
         while True:
             try:
                 message = await self._connection.receive()
             except WebSocketClosed as error:
                 raise AttachCut(str(error)) from error
             frame = _chunk(message) if isinstance(message, bytes) else _ended(message)
-            if frame is not None:
-                yield frame
+            if frame is None:
+                await TimeSlices.of_loop().next()
+                continue
+            yield frame
             if isinstance(frame, Ended):
                 return
 
@@ -111,6 +114,8 @@ def _chunk(message: bytes) -> Chunk | None:
 
 
 def _ended(message: str) -> Ended | None:
+    if len(message) > EXIT_LETTERS:
+        return None
     try:
         frame = json.loads(message)
     except (ValueError, RecursionError):
@@ -149,7 +154,7 @@ class Sockets:
 
     async def _open(self, path: str) -> WebSocket:
         """No redirect is followed, so the key goes to no other server."""
-        protocol = ClientProtocol(_NO_URI, state=State.OPEN, max_size=FRAME_BYTES, logger=_UNHEARD)
+        protocol = IncrementalProtocol(_NO_URI, state=State.OPEN, max_size=FRAME_BYTES, logger=_UNHEARD)
         request = self._pool.request("GET", path, f"{_UPGRADE}sec-websocket-key: {protocol.key}\r\n")
         response, taken = await self._pool.exchange(request, REFUSAL_BYTES, self._timeouts.connect, again=False)
         if response.status != SWITCHING:

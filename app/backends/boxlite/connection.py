@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NoReturn, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-HEAD_BYTES = 64 * 1024  # of the status line and the headers, with all interim answers before
+HEAD_BYTES = 64 * 1024  # of all that is no body: interim answers, the head, lengths of chunks, headers behind them
+HEAD_LINES = 512  # status lines and headers, of these too
+BODY_PIECES = 16 * 1024  # of a chunk or a read each, so a body of 4 MiB may come in reads of 256 bytes
 SWITCHING, _INTERIM = 101, range(100, 200)
 
 
@@ -55,8 +57,9 @@ class _ResponseReader:
         self._body_limit = body_limit
         self._body = bytearray()
         self._response = HttpResponse()
-        self._received = self._head = 0  # bytes
-        self._head_is_over = self._ended = self._is_too_large = False
+        self._received = self._lines = self._pieces = 0
+        self._head_is_over = self._ended = False
+        self._excess: Exception | None = None
         self.reusable = False  # the connection, after this answer
 
     @property
@@ -71,17 +74,32 @@ class _ResponseReader:
         except HttpParserUpgrade as upgrade:
             self._response.rest = data[upgrade.args[0] :]
         except HttpParserError as error:
+            if self._excess is not None:
+                raise self._excess from None
             if not self._ended:
                 raise ConnectionBroken(f"it is no HTTP: {error}", began=True) from error
             self.reusable = False  # what follows a complete answer was not asked for
-        if not self._head_is_over:
-            self._head += len(data)
-            if self._head > HEAD_BYTES:
-                raise ConnectionBroken(f"its head has more than {HEAD_BYTES} bytes", began=True)
-        # Chunks of one byte, or headers behind the last chunk, are no body and take memory all the same.
-        if self._is_too_large or self._received > HEAD_BYTES + 2 * self._body_limit:
-            raise ResponseTooLarge(self._response.status)
-        return self._whole() if self._ended else None
+        if self._ended:
+            return self._whole()
+        if self._received - len(self._body) > HEAD_BYTES:
+            raise self._too_large(f"{HEAD_BYTES} bytes")
+        return None
+
+    def _too_large(self, most: str) -> Exception:
+        if self._head_is_over:
+            return ResponseTooLarge(self._response.status)
+        return ConnectionBroken(f"its head has more than {most}", began=True)
+
+    def _stop(self, excess: Exception) -> NoReturn:
+        """Ends the parsing of what came, as a read has room for tens of thousands of lines. The parser does not pass
+        an error of a callback on."""
+        self._excess = excess
+        raise excess
+
+    def _count_line(self) -> None:
+        self._lines += 1
+        if self._lines > HEAD_LINES:
+            self._stop(self._too_large(f"{HEAD_LINES} lines"))
 
     def end(self) -> HttpResponse | None:
         """The server has ended the connection. The answer, when this is how its body ends."""
@@ -97,26 +115,25 @@ class _ResponseReader:
 
     def on_message_begin(self) -> None:
         if self._ended:
-            self.reusable = False
+            raise ConnectionBroken("nobody asked for a second answer", began=True)
+        self._count_line()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_line()
         if not self._head_is_over:
             self._response.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
-        if not self._ended:
-            self._response.status = self._parser.get_status_code()
-            self._head_is_over = True
+        self._response.status = self._parser.get_status_code()
+        self._head_is_over = True
 
     def on_body(self, data: bytes) -> None:
-        if self._ended:
-            return
         self._body += data
-        self._is_too_large = len(self._body) > self._body_limit
+        self._pieces += 1
+        if len(self._body) > self._body_limit or self._pieces > BODY_PIECES:
+            self._stop(ResponseTooLarge(self._response.status))
 
     def on_message_complete(self) -> None:
-        if self._ended:
-            return
         if self._response.status in _INTERIM and self._response.status != SWITCHING:
             self._response, self._head_is_over = HttpResponse(), False
             return

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.attach import Socket, Sockets
 from app.backends.boxlite.box import Box, box_of, called, is_id, with_id
-from app.backends.boxlite.client import BoxliteClient, Unanswered, Unreachable, upstream_of
+from app.backends.boxlite.client import LIST, BoxliteClient, Unanswered, Unreachable, upstream_of
 from app.backends.boxlite.turns import TooManyPending, Turns
 from app.core.errors import BackendFailure, BackendRefused, Upstream
 
@@ -74,7 +74,7 @@ class BoxliteServer:
 
     async def _is_there(self, path: str) -> bool:
         try:
-            await self.client.request("GET", path, seconds=self.timeouts.health_answer)
+            await self.client.request("GET", path, seconds=self.timeouts.health_answer, limits=LIST)
         except BackendRefused as refused:
             if refused.upstream.status == 404:
                 return False
@@ -86,7 +86,8 @@ class BoxliteServer:
     async def boxes(self) -> list[Box]:
         """All boxes that the key can see, as the server has neither pages nor filters."""
         path = await self.path("boxes")
-        found = (await self.client.request("GET", path, seconds=self.timeouts.health_answer, beat=True)).body
+        seconds = self.timeouts.health_answer
+        found = (await self.client.request("GET", path, seconds=seconds, beat=True, limits=LIST)).body
         items = found.get("boxes") if isinstance(found, dict) else None
         if not isinstance(items, list):
             raise BackendRefused(RUNTIME, "the answer of the BoxLite server has no list of boxes", Upstream(200))
