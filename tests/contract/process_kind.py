@@ -13,6 +13,7 @@ from pathlib import Path
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
 from app.launcher.config import Config
+from app.serving.supervisor import remove_groups
 from tests.kernel import host
 from tests.kernel.direct import launcher
 from tests.require import require
@@ -49,9 +50,10 @@ class ProcessRuntime:
         return range(self._config.uid_first, self._config.uid_first + self._config.uid_count)
 
     def left(self, _: Backend) -> list[str]:
-        """Groups, workers but one (it is made ahead, and rehearses with a child) and what else has a sandbox's uid."""
+        """Groups and workers, without those of the one clone that is made ahead and rehearses with a child, and what
+        else has a sandbox's uid."""
         parent, first = self._config.cgroup_parent.split("/")
-        left = [f for f in host.group_folders(int(first), parent) if not f.endswith(host.WORKERS)]
+        left = host.sandbox_groups(self._child.pid if self._child is not None else 0, int(first), parent)
         uids = set(self._uids())
         found = [pid for pid in host.pids() if uids & set(host.uids_of(pid))]
         workers = host.children_of(self._child.pid) if self._child is not None else []
@@ -80,3 +82,4 @@ class ProcessRuntime:
         self._child.wait(30)
         uids = set(self._uids())
         host.until(lambda: not [pid for pid in host.pids() if uids & set(host.uids_of(pid))], "its workers end")
+        remove_groups(self._config.cgroup_parent)  # those of the clone ahead, as the next launcher does when it starts

@@ -53,6 +53,10 @@ OWN_LIMITS = (
     "test_own_limits.py::test_total_memory_is_the_limit_and_available_memory_follows",
     "test_own_limits.py::test_worker_is_never_killed_for_memory_that_nobody_holds",
 )
+AHEAD = (
+    "test_groups_ahead.py::test_groups_are_there_before_anybody_asks_for_a_sandbox",
+    "test_groups_ahead.py::test_clone_ahead_that_is_killed_takes_its_groups_with_it",
+)
 DISKS = (
     "test_disks.py::test_workspace_and_tmp_share_the_disk_and_dev_shm_is_memory",
     "test_disks.py::test_disk_holds_what_was_asked_for_and_little_more[256]",
@@ -61,4 +65,6 @@ DISKS = (
 # With a service of their own for each.
 CRASHES = ("test_pause.py::test_a_killed_launcher_is_followed_by_one_that_ends_what_was_paused",)
 
-TESTS = tuple(f"tests/kernel/{test}" for test in (*LIMITS, *OOM, *OWN_LIMITS, *KILLS, *USAGE, *PAUSE, *DISKS, *CRASHES))
+TESTS = tuple(
+    f"tests/kernel/{test}" for test in (*LIMITS, *OOM, *OWN_LIMITS, *AHEAD, *KILLS, *USAGE, *PAUSE, *DISKS, *CRASHES)
+)

@@ -54,4 +54,5 @@ def honest(launched: Launched) -> Iterator[Gateway]:
 @pytest.fixture
 def hostile(launched: Launched, honest: Gateway) -> Iterator[Gateway]:
     with Gateway(launched[0].socket) as gateway:
+        gateway.hello()  # the launcher has accepted it: a test may count descriptors
         yield gateway

@@ -63,11 +63,10 @@ def launcher(**settings: int | str) -> Iterator[tuple[Config, subprocess.Popen[b
 
 
 def sandboxes_of(launched: Launched) -> set[str]:
-    """Names of the control groups: the clone that is made ahead has none of its own yet."""
+    """The names of their control groups."""
     parent, _, first = launched[0].cgroup_parent.partition("/")
-    folders = [Path(folder) for folder in host.group_folders(int(first), parent)]
-    names = {folder.name for folder in folders if folder.parent.name == first} - {host.WORKERS[1:]}
-    return {name.partition(".")[0].removeprefix("s-") for name in names}
+    folders = [Path(folder) for folder in host.sandbox_groups(launched[1].pid, int(first), parent)]
+    return {name for folder in folders for name in folder.parts if name.startswith("s-")}
 
 
 def plan(sandbox_id: str = "one", **changes: object) -> CreatePlan:

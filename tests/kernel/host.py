@@ -38,9 +38,9 @@ def cpu_ns(pid: int) -> int:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
-def groups_of(first: int, sandbox: str, parent: str = "bulkhead") -> Found:
-    """Those of the folders that belong to a sandbox: its own, and those of its executions."""
-    return [folder for folder in group_folders(first, parent) if sandbox in folder]
+def groups_of(service: Service, uid: int) -> Found:
+    """The folders of the sandbox with this host uid: its own, its worker's, and those of its executions."""
+    return [folder for folder in group_folders(first_uid(service)) if f"s-{uid}" in Path(folder).parts]
 
 
 def describe(pid: int) -> str:
@@ -122,6 +122,21 @@ def group_folders(first: int, parent: str = "bulkhead") -> Found:
         root = Path(folder, parent, str(first))
         found += [f"{at}/{name}" for at, names, _ in os.walk(root) for name in names]
     return sorted(found)
+
+
+def sandbox_groups(launcher: int, first: int, parent: str = "bulkhead") -> Found:
+    """Those of them that belong to sandboxes. The one clone that is made ahead has groups without limits."""
+    folders = [Path(folder) for folder in group_folders(first, parent) if not folder.endswith(WORKERS)]
+    limited = {folder.name for folder in folders if _has_limits(folder)}
+    names = {f"s-{uid}" for pid in children_of(launcher) for uid in uids_of(pid)}
+    ahead = names & {part for folder in folders for part in folder.parts} - limited
+    return [str(folder) for folder in folders if len(ahead) > 1 or not ahead & set(folder.parts)]
+
+
+def _has_limits(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # it has no such file, or has just been removed
+        return (folder / "pids.max").read_text() != "max\n"
+    return False
 
 
 def namespaces(*, of: str = "mnt") -> set[int]:

@@ -83,7 +83,7 @@ def test_a_killed_gateway_or_supervisor_leaves_nothing(tmp_path: Path, victim: s
             assert victim == "supervisor" or host.group_folders(first) == []
     with Service(tmp_path / "last") as fresh:
         if host.first_uid(fresh) == first:  # the lowest free range; unless somebody else was faster
-            assert host.groups_of(first, "sbx_") == []
+            assert host.sandbox_groups(fresh.children()["launcher"], first) == []
         assert fresh.run(fresh.create(), "echo", "fine")["stdout"] == "fine\n"
 
 

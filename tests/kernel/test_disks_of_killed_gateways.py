@@ -18,7 +18,7 @@ from app.settings.process import ProcessSettings
 from tests.kernel import host
 from tests.kernel.talk import start
 from tests.kernel.test_disks import loops, nothing_stays, operators_disk
-from tests.kernel.test_standalone import folder, gateway, launcher
+from tests.kernel.test_standalone import folder, gateway, launcher, launcher_of
 from tests.require import require
 from tests.service import Service
 
@@ -94,7 +94,8 @@ def test_launcher_that_lives_on_leaves_nothing_of_a_killed_gateway(operator: Pat
                 first = uid - (uid - ProcessSettings().uid_base) % UIDS
                 unanswered += kill_amid_creates(service, service.process.pid, operator, seconds)
                 service.process.wait(30)
-            host.until(lambda first=first: not host.groups_of(first, "sbx_"), "no group stays")  # type: ignore[misc]
+            pid = launcher_of(process)
+            host.until(lambda first=first, pid=pid: not host.sandbox_groups(pid, first), "no group stays")  # type: ignore[misc]
             host.until(lambda: loops(operator) == [], "every loop device is free")
             host.until(lambda first=first: len(host.sandbox_processes(first)) <= 1, "only the clone made ahead stays")  # type: ignore[misc]
         assert unanswered > 0, "some were being made"

@@ -23,11 +23,11 @@ WITHOUT_SWAP = ("memory.memsw.limit_in_bytes", "memory.swap.max")  # not there o
 
 def in_force(service: Service, sandbox: str, group: str = "") -> dict[str, str]:
     """What of these files the sandbox's group has, or one below it."""
-    found = {}
-    for folder in host.groups_of(host.first_uid(service), sandbox):
+    found, uid = {}, host.host_uid(service, sandbox)
+    for folder in host.groups_of(service, uid):
         for name in {**FIRST, **SECOND}:
             file = Path(folder, name)
-            if folder.endswith(f"/s-{sandbox}{group}") and host.WORKERS not in folder and file.exists():
+            if folder.endswith(f"/s-{uid}{group}") and host.WORKERS not in folder and file.exists():
                 found[name] = file.read_text().strip()
     return found
 

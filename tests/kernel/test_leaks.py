@@ -39,7 +39,7 @@ def nothing_stays(service: Service) -> Iterator[None]:
     yield
 
     def left() -> list[str]:
-        found = [folder for folder in host.group_folders(first) if not folder.endswith(host.WORKERS)]
+        found = host.sandbox_groups(parts["launcher"], first)
         found += [
             f"process {pid}" for pid in host.sandbox_processes(first) if pid not in host.children_of(parts["launcher"])
         ]

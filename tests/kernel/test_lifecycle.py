@@ -87,14 +87,14 @@ def test_delete_of_a_sandbox_leaves_no_process_group_or_namespace(service: Servi
     sandbox = service.create()
     for name in ("one", "two"):
         daemon(service, sandbox, name, stay=name == "one")
-    uid, worker, first = host.host_uid(service, sandbox), host.worker_of(service, sandbox), host.first_uid(service)
+    uid, worker = host.host_uid(service, sandbox), host.worker_of(service, sandbox)
     own = {
         kind: Path(f"/proc/{worker}/ns/{kind}").stat().st_ino for kind in ("mnt", "net", "pid", "ipc", "uts", "user")
     }
-    assert host.groups_of(first, sandbox)
+    assert host.groups_of(service, uid)
     assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
     assert host.processes_of(uid) == []
-    assert host.groups_of(first, sandbox) == []
+    assert host.groups_of(service, uid) == []
     for kind, inode in own.items():
         assert inode not in host.namespaces(of=kind)
 
@@ -135,14 +135,14 @@ def test_orphans_are_reaped(service: Service, sandbox: str) -> None:
 
 def test_groups_go_once_what_was_left_behind_has_ended(service: Service, sandbox: str) -> None:
     """A host can have 65,535 memory groups; they are taken away as further executions end."""
-    first = host.first_uid(service)
+    uid = host.host_uid(service, sandbox)
     service.run(sandbox, "mkfifo", "go")
     for _ in range(8):
         assert service.run(sandbox, "sh", "-c", "cat go & exit 0")["exit"]["code"] == 0
 
     def rooms() -> list[str]:
         """Those that are left of the eight."""
-        folders = [Path(folder).name.rpartition(".")[2] for folder in host.groups_of(first, sandbox)]
+        folders = [Path(folder).name.rpartition(".")[2] for folder in host.groups_of(service, uid)]
         return [number for number in folders if number.isdigit() and 2 <= int(number) <= 9]
 
     def rooms_later() -> list[str]:

@@ -197,13 +197,13 @@ def test_probe_says_that_mke2fs_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layer", REQUIRED)
 def test_a_layer_that_nobody_can_give_up_fails_the_create_with_its_step(tmp_path: Path, layer: str) -> None:
     with Service(tmp_path, prefix=prefix(layer)) as service:
-        first = host.first_uid(service)
+        first, launcher = host.first_uid(service), service.children()["launcher"]
         for _ in range(3):
             status, problem = service.call("POST", "/sandboxes", {})
             assert (status, problem["type"]) == (500, "/problems/launch_failed"), problem
             assert problem["step"] == REQUIRED[layer]
         assert service.call("GET", "/sandboxes")[1]["items"] == []
-        host.until(lambda: not [f for f in host.group_folders(first) if not f.endswith(host.WORKERS)], "no group stays")
+        host.until(lambda: not host.sandbox_groups(launcher, first), "no group stays")
         assert service.stop() == 0
     with host.kept(first):
         assert host.left_of(first) == []

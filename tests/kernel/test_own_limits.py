@@ -108,7 +108,7 @@ def test_limits_are_read_in_the_control_groups_of_the_sandbox_and_of_the_executi
 
 def test_nothing_of_it_can_be_changed(service: Service, sandbox: str) -> None:
     """Control: the launcher, as root outside, changes the same files."""
-    control = [Path(folder) for folder in host.groups_of(host.first_uid(service), sandbox)]
+    control = [Path(folder) for folder in host.groups_of(service, host.host_uid(service, sandbox))]
     assert all(os.access(folder / "cgroup.procs", os.W_OK) for folder in control)
     done = service.run(sandbox, "python3", "-c", CHANGE)
     refused = json.loads(done["stdout"])
@@ -129,13 +129,14 @@ def test_neighbours_and_the_host_cannot_be_seen_there(service: Service, sandbox:
     neighbour = service.create()
     busy = start(service, neighbour, "sh", "-c", "echo up; sleep 600")
     busy.saw(b"up")
-    first = host.first_uid(service)
-    assert host.groups_of(first, neighbour)
+    first, uids = host.first_uid(service), [host.host_uid(service, each) for each in (sandbox, neighbour)]
+    assert all(host.groups_of(service, uid) for uid in uids)
     said = service.run(sandbox, "python3", "-c", WALK)["stdout"]
     folders = [line for line in said.splitlines() if line.startswith("/sys/fs/cgroup")]
     assert len(folders) > 1
     assert all(re.fullmatch(r"/sys/fs/cgroup(/[a-z,]+)?(/\d+)?", folder) for folder in folders)
     words = [neighbour, sandbox, "_workers", f"bulkhead/{first}", str(host.worker_of(service, neighbour))]
+    words += [f"s-{uid}" for uid in uids]
     mountinfo = service.run(sandbox, "cat", "/proc/self/mountinfo", "/proc/self/cgroup")["stdout"]
     assert [word for word in words if re.search(rf"\b{word}\b", said + mountinfo)] == []
     service.call("DELETE", f"/sandboxes/{neighbour}")

@@ -107,15 +107,15 @@ def test_deletes_beside_what_stays_paused(service: Service, sandbox: str) -> Non
 def test_delete_of_a_paused_sandbox_is_prompt_and_leaves_nothing(service: Service) -> None:
     sandbox = service.create(limits={"processes": 128})
     start(service, sandbox, "sh", "-c", MANY.format(100)).saw(b"up")
-    uid, first = host.host_uid(service, sandbox), host.first_uid(service)
+    uid = host.host_uid(service, sandbox)
     pause(service, sandbox)
     assert len(host.living_of(uid)) > 100
-    assert [folder for folder in host.groups_of(first, sandbox) if "freezer" in folder] or not is_first_version()
+    assert [folder for folder in host.groups_of(service, uid) if "freezer" in folder] or not is_first_version()
     began = time.monotonic()
     assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
     assert time.monotonic() - began < BOUND_SECONDS
     assert host.processes_of(uid) == []
-    assert host.groups_of(first, sandbox) == []
+    assert host.groups_of(service, uid) == []
 
 
 def is_first_version() -> bool:

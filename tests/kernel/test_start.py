@@ -70,7 +70,7 @@ def test_two_services_on_one_host_do_not_collide(service: Service, tmp_path: Pat
         uids = [host.host_uid(each, "twin") for each in (service, other)]
         assert len(set(uids)) == 2
         running = [start(each, "twin", "sleep", "1000") for each in (service, other)]
-        groups = [set(host.groups_of(first, "twin")) for first in firsts]
+        groups = [set(host.groups_of(each, uid)) for each, uid in zip((service, other), uids, strict=True)]
         assert groups[0]
         assert groups[1]
         assert not groups[0] & groups[1]

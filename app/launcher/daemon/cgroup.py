@@ -3,9 +3,9 @@
 ::
 
     <parent>/_workers             every worker, outside of all limits: an out-of-memory kill never takes one
-    <parent>/_workers/<sandbox>   its worker's cpu time, which has a limit of its own
-    <parent>/<sandbox>            the limits                                            (groups.py)
-    <parent>/<sandbox>/<n>        one execution: its kill list, cpu time, peak memory and out-of-memory count
+    <parent>/_workers/s-<uid>     its worker's cpu time, which has a limit of its own
+    <parent>/s-<uid>              the limits of the sandbox with this host uid          (groups.py)
+    <parent>/s-<uid>/<n>          one execution: its kill list, cpu time, peak memory and out-of-memory count
 
 `CgroupTree` is the interface. `cgroup_v1.py` and `cgroup_v2.py` have a class each that does it with the files of that
 version. No other code asks for the version.

@@ -23,7 +23,7 @@ class Groups:
     """The groups of one sandbox. `make` makes them. `remove` closes and removes everything."""
 
     def __init__(self, tree: CgroupTree, name: str) -> None:
-        self._tree, self._name = tree, name
+        self._tree, self.name = tree, name
         self._shared: list[int] = []  # where commands join the payload itself, as no child of it is needed
         self._executions: dict[int, None] = {}
         self._memory_bytes = self._cpu_millis = 0  # the payload's limits
@@ -43,11 +43,11 @@ class Groups:
     def make(self) -> None:
         """Makes the groups, without limits. Raises OSError. Then `remove` removes what was made."""
         for hierarchy in self._tree.hierarchies:
-            self._tree.make_group(hierarchy, self._name)
-            self._choose_home(hierarchy, self._name)
-            self.join_descriptors.append(self._tree.open_join(hierarchy, self._name))
+            self._tree.make_group(hierarchy, self.name)
+            self._choose_home(hierarchy, self.name)
+            self.join_descriptors.append(self._tree.open_join(hierarchy, self.name))
             if not hierarchy.accounts and not hierarchy.cpuset_only:
-                self._shared.append(self._tree.open_join(hierarchy, self._name))
+                self._shared.append(self._tree.open_join(hierarchy, self.name))
 
     def _choose_home(self, hierarchy: Hierarchy, payload: str) -> None:
         at = hierarchy.parent
@@ -69,13 +69,13 @@ class Groups:
         """Sets the limits, while the worker builds the sandbox and nothing else runs there. Raises OSError."""
         self._memory_bytes, self._cpu_millis = memory_bytes, cpu_millis
         if self._tree.hierarchy("memory"):
-            self._tree.limit_memory(self._name, memory_bytes)
+            self._tree.limit_memory(self.name, memory_bytes)
         if pids := self._tree.hierarchy("pids"):
-            write(f"{self._name}/pids.max", pids.parent, str(processes + (self._homes.get(pids) == self._name)))
+            write(f"{self.name}/pids.max", pids.parent, str(processes + (self._homes.get(pids) == self.name)))
         if cpu := self._tree.hierarchy("cpu"):
-            self._tree.limit_cpu(self._name, cpu_millis)
+            self._tree.limit_cpu(self.name, cpu_millis)
             self._tree.limit_cpu(self._homes[cpu], WORKER_CPU_MILLIS)
-        self.oom_events = self._tree.oom_events(self._name)
+        self.oom_events = self._tree.oom_events(self.name)
 
     def _settle(self, hierarchy: Hierarchy, path: str) -> None:
         """The worker lives there, in a group that exists."""
@@ -89,14 +89,14 @@ class Groups:
         The worker's own group has them too, so that nobody is moved when the worker starts a command."""
         hierarchy = self._tree.hierarchy("cpuset")
         if hierarchy is not None:
-            for path in {self._name, self._homes.get(hierarchy, self._name)}:
+            for path in {self.name, self._homes.get(hierarchy, self.name)}:
                 self._tree.limit_cpus(path, list_of(cpus))
 
     def limits_in_force(self) -> dict[str, int]:
         """The limits as read back from the kernel: bytes, processes, thousandths of a cpu. 0 for a limit that is not
         set."""
         found: dict[str, int] = {}
-        payload = self._name
+        payload = self.name
         if self._tree.hierarchy("memory"):
             found["memory_bytes"] = self._tree.memory_limit(payload)
         if pids := self._tree.hierarchy("pids"):
@@ -155,16 +155,16 @@ class Groups:
     @property
     def can_count_cpu(self) -> bool:
         """Whether the processor time of an execution is known."""
-        return self._tree.cpu_ns(self._name) is not None
+        return self._tree.cpu_ns(self.name) is not None
 
     def _hand_down(self) -> None:
         """Not before the worker is ready, which was in the payload for a moment."""
         if not self._handed_down:
-            self._tree.hand_down(self._name)
+            self._tree.hand_down(self.name)
             self._handed_down = True
 
     def _path(self, number: int) -> str:
-        return f"{self._name}/{number}"
+        return f"{self.name}/{number}"
 
     def usage(self, number: int) -> Usage:
         """Zeros for groups that are gone."""
@@ -180,9 +180,9 @@ class Groups:
         if number:
             return Figures(self._tree, self._path(number), self._memory_bytes, self.alive(number))
         counted = self._tree.hierarchy("pids")
-        with_worker = counted is not None and self._homes.get(counted) == self._name
+        with_worker = counted is not None and self._homes.get(counted) == self.name
         alive = all_pids(self._tree, [self._path(execution) for execution in self._executions])
-        return Figures(self._tree, self._name, self._memory_bytes, alive, workers=int(with_worker))
+        return Figures(self._tree, self.name, self._memory_bytes, alive, workers=int(with_worker))
 
     def oom_kills(self, number: int) -> int:
         """Kills of this execution so far. 0 when its groups are gone."""
@@ -239,7 +239,7 @@ class Groups:
         for number in tuple(self._executions):
             gone = self.remove_execution(number) and gone
         for hierarchy in self._tree.hierarchies:
-            gone = self._tree.remove_group(hierarchy, self._name) and gone
+            gone = self._tree.remove_group(hierarchy, self.name) and gone
             if "cpu" in hierarchy.controllers:
-                gone = self._tree.remove_group(hierarchy, self._tree.worker_path(self._name)) and gone
+                gone = self._tree.remove_group(hierarchy, self._tree.worker_path(self.name)) and gone
         return gone

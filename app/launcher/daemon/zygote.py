@@ -29,6 +29,7 @@ from app.launcher.kernel.syscalls import (
 )
 from app.launcher.protocol import (
     GO,
+    GROUPS,
     IDENTITY,
     MAX_PACKET,
     NETWORK_UP,
@@ -70,12 +71,14 @@ def _write(path: str, text: str) -> None:
 
 
 class Zygote:
-    """A clone of the launcher that will become a worker and belongs to no sandbox yet."""
+    """A clone of the launcher that will become a worker and belongs to no sandbox yet, and its control groups, which
+    have no limits yet."""
 
-    __slots__ = ("channel", "pid", "pidfd", "shown_to", "uid")
+    __slots__ = ("channel", "groups", "has_groups", "pid", "pidfd", "shown_to", "uid")
 
-    def __init__(self, pid: int, pidfd: int, channel: _socket.socket, uid: int) -> None:
-        self.pid, self.pidfd, self.channel, self.uid = pid, pidfd, channel, uid
+    def __init__(self, pid: int, pidfd: int, channel: _socket.socket, uid: int, groups: Groups) -> None:
+        self.pid, self.pidfd, self.channel, self.uid, self.groups = pid, pidfd, channel, uid, groups
+        self.has_groups = False
         self.shown_to: Connection | None = None  # who has read its network namespace
 
     def first_word(self) -> int | None:
@@ -91,8 +94,8 @@ class Zygote:
 
 class Spawner:
     """Assigns uids and makes sandboxes in the template. One clone is made ahead while the launcher has nothing to do
-    (`prepare`), as clone, namespaces and network are two thirds of the time of a create, and the same for all. A second
-    create at the same moment makes its own clone.
+    (`prepare`), as clone, namespaces, network and control groups are most of the time of a create, and the same for
+    all. A second create at the same moment makes its own clone.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Spawner:
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         # A uid that was given back goes to the end of the line, so that a number is used again as late as possible.
         self._uids = list(range(config.uid_first, config.uid_first + config.uid_count))
+        self._leaving: list[Zygote] = []  # ended, but a group of theirs is still busy
         self._ahead: Zygote | None = None
         self._tried = False  # to make one, since the last create
         self.own_namespaces = probe.namespaces_of("self")
@@ -126,21 +130,25 @@ class Spawner:
     @property
     def prepared(self) -> bool:
         """Whether nothing is left to do ahead, or there is no use in trying before the next create."""
-        return self._tried and (self._ahead is None or self._ahead.shown_to is not None)
+        return self._tried and (self._ahead is None or self._ahead.has_groups)
 
     def prepare(self, connection: Connection) -> Zygote | None:
-        """Makes the next clone. When it is called again and the clone's network is up, it returns the clone to be shown
-        to `connection`. It reports no error: the create that then makes its own clone finds the error and names it."""
-        if self._ahead is None:
-            self._tried = True
-            try:
+        """Makes the next clone, in three calls, so that a request in between does not wait for all of it. The first
+        makes the clone. One of the next, when its network is up, returns the clone to be shown to `connection`. The
+        last makes its control groups. It reports no error: the create that then makes its own clone finds the error and
+        names it."""
+        self._tried = True
+        try:
+            if self._ahead is None:
                 self._ahead = self._make_zygote()
-            except SpawnError:
-                return None
-        elif self._ahead.shown_to is None and (word := self._ahead.first_word()) is not None:
-            if word == NETWORK_UP:
-                self._ahead.shown_to = connection
-                return self._ahead
+            elif self._ahead.shown_to is not None:
+                self._give_groups(self._ahead)
+            elif (word := self._ahead.first_word()) is not None:
+                if word == NETWORK_UP:
+                    self._ahead.shown_to = connection
+                    return self._ahead
+                self.discard()
+        except OSError:
             self.discard()
         return None
 
@@ -152,23 +160,19 @@ class Spawner:
     def spawn(self, plan: CreatePlan, owner: _socket.socket) -> SandboxProcess:
         """Raises SpawnError, and then nothing of the sandbox is left."""
         self._tried = False
-        zygote, self._ahead = self._ahead or self._make_zygote(), None
-        name = f"s-{plan.sandbox_id}"  # no file of the kernel's, such as `tasks`, is called so
-        groups, freezer = Groups(self._tree, name), Freezer(self._tree, name)
+        zygote, self._ahead = self._ahead, None
         cpus: list[int] = []
         try:
             cpus = self._cpus.allocate(self._usable_cpus, plan.cpu_millis)
-            groups.make()
-            zygote = self._hand_over(zygote, plan, owner, groups, cpus)
-            groups.limit(plan.memory_bytes, plan.processes, plan.cpu_millis)
+            zygote = self._hand_over(zygote, plan, owner, cpus)
+            zygote.groups.limit(plan.memory_bytes, plan.processes, plan.cpu_millis)
         except OSError as error:
-            if not isinstance(error, SpawnError):  # of a fresh clone; then both are ended already
-                self._end(zygote)  # first: it may be in the groups
-            groups.remove()
+            # A SpawnError is that of a fresh clone. Then both are ended already.
+            if zygote is not None and not isinstance(error, SpawnError):
+                self._end(zygote)
             self._cpus.give_back(cpus, plan.cpu_millis)
             raise error if isinstance(error, SpawnError) else SpawnError("make_cgroup", error) from error
-        finally:
-            groups.close()
+        groups, freezer = zygote.groups, Freezer(self._tree, zygote.groups.name)
         return SandboxProcess(
             plan, groups, freezer, zygote.pid, zygote.pidfd, zygote.channel, zygote.uid, cpus, zygote.shown_to
         )
@@ -179,34 +183,58 @@ class Spawner:
         own = os.sched_getaffinity(0)
         return [cpu for cpu in self._groups_cpus if cpu in own] if self._has_cpuset else sorted(own)
 
-    def _hand_over(
-        self, zygote: Zygote, plan: CreatePlan, owner: _socket.socket, groups: Groups, cpus: list[int]
-    ) -> Zygote:
-        counted = groups.processes_files
-        head = Writer(GO).u8(len(groups.join_descriptors)).u8(bool(counted))
-        head.many([] if self._has_cpuset else [str(cpu).encode() for cpu in cpus])
+    def _hand_over(self, ahead: Zygote | None, plan: CreatePlan, owner: _socket.socket, cpus: list[int]) -> Zygote:
+        """Gives the plan to the clone that was made ahead, or else to a fresh one, which it returns. Raises OSError,
+        and SpawnError for a fresh one, of which then nothing is left."""
+        head = Writer(GO).many([] if self._has_cpuset else [str(cpu).encode() for cpu in cpus])
         packet = bytes(plan.write(head).data)
-        descriptors = [owner.fileno(), *groups.join_descriptors, *groups.worker_group, *counted]
-        try:
-            packets.send(zygote.channel, packet, descriptors)
-        except (BrokenPipeError, ConnectionResetError):
-            # A clone made ahead that did not get through its steps; a fresh one can tell its waiting client which.
-            self._end(zygote)
-            zygote = self._make_zygote()
+        if ahead is not None:
             try:
-                packets.send(zygote.channel, packet, descriptors)
-            except OSError as error:
-                refusal = _last_words(zygote.channel) or SpawnError("await_plan", error)
-                self._end(zygote)
-                raise refusal from error
-        return zygote
+                self._give_plan(ahead, packet, owner)
+            except (BrokenPipeError, ConnectionResetError):
+                self._end(ahead)  # it did not get through its steps; a fresh one can tell its waiting client which
+            else:
+                return ahead
+        fresh = self._make_zygote()
+        try:
+            self._give_plan(fresh, packet, owner)
+        except OSError as error:
+            step = "await_plan" if fresh.has_groups else "make_cgroup"
+            refusal = _last_words(fresh.channel) or SpawnError(step, error)
+            self._end(fresh)
+            raise refusal from error
+        return fresh
+
+    def _give_plan(self, zygote: Zygote, packet: bytes, owner: _socket.socket) -> None:
+        """Raises OSError."""
+        if not zygote.has_groups:
+            self._give_groups(zygote)
+        packets.send(zygote.channel, packet, [owner.fileno()])
+
+    def _give_groups(self, zygote: Zygote) -> None:
+        """Makes the control groups, and sends the clone the ways in and out. Raises OSError."""
+        groups = zygote.groups
+        try:
+            groups.make()
+            joins, counted = groups.join_descriptors, groups.processes_files
+            packet = bytes(Writer(GROUPS).u8(len(joins)).u8(bool(counted)).data)
+            packets.send(zygote.channel, packet, [*joins, *groups.worker_group, *counted])
+        finally:
+            groups.close()
+        zygote.has_groups = True
 
     def _make_zygote(self) -> Zygote:
-        """Raises SpawnError."""
+        """Raises SpawnError, and then nothing of it is left."""
+        self._try_to_forget()
         if not self._uids:
             raise SpawnError("allocate_uid", OSError(errno.EDQUOT, "no host uid is free"))
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+        try:
+            ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+        except OSError as error:
+            raise SpawnError("clone", error) from error
         uid = self._uids.pop(0)
+        # No file of the kernel's, such as `tasks`, is called so. Nobody else has this uid while the groups exist.
+        groups = Groups(self._tree, f"s-{uid}")
         step, pid, pidfd = "clone", -1, -1
         try:
             pid, pidfd = clone_owned_by(uid, _CLONE | CLONE_NEWUSER) if self._user_namespace else clone3(_CLONE)
@@ -219,11 +247,11 @@ class Spawner:
             self._send_terminals(ours, uid)
         except OSError as error:
             refusal = _last_words(ours) or SpawnError(step, error)
-            self._end(Zygote(pid, pidfd, ours, uid))
+            self._end(Zygote(pid, pidfd, ours, uid, groups))
             raise refusal from error
         finally:
             theirs.close()
-        return Zygote(pid, pidfd, ours, uid)
+        return Zygote(pid, pidfd, ours, uid, groups)
 
     def _end(self, zygote: Zygote) -> None:
         if zygote.pid > 0:
@@ -231,7 +259,15 @@ class Spawner:
             os.waitpid(zygote.pid, 0)
             os.close(zygote.pidfd)
         zygote.channel.close()
-        self._uids.append(zygote.uid)
+        self._leaving.append(zygote)
+        self._try_to_forget()
+
+    def _try_to_forget(self) -> None:
+        """Removes the groups of clones that have ended. Their uids name them, so they come back after that."""
+        for zygote in tuple(self._leaving):
+            if zygote.groups.remove():
+                self._leaving.remove(zygote)
+                self._uids.append(zygote.uid)
 
     def _map_identity(self, pid: int, uid: int) -> None:
         """One uid and one gid of the host, as 1000 inside. Nothing else exists in there, root least of all."""

@@ -21,7 +21,7 @@ HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME, USAGE, TERM
 REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1
 # launcher -> worker
-IDENTITY, GO, RUN, RUN_AGENT, HOLD, TERMINALS, DISK = 31, 32, 33, 34, 35, 36, 37
+IDENTITY, GO, RUN, RUN_AGENT, HOLD, TERMINALS, DISK, GROUPS = 31, 32, 33, 34, 35, 36, 37, 38
 # worker -> launcher
 NETWORK_UP, READY, STEP_FAILED, HELD = 47, 48, 49, 50
 # The answer to TERMINAL comes with the controlling side of a new terminal of the sandbox. A command whose stdin is the

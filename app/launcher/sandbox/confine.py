@@ -27,18 +27,19 @@ AHEAD = (
     steps.mount_terminals,
     lockdown.set_limits,
     lockdown.empty_bounding_set,  # needs CAP_SETPCAP; what is held already stays
-    lockdown.begin_rules,  # after the last mount ahead; what is mounted later lies below their folders
+    lockdown.begin_rules,  # what is mounted later lies below their folders
     lockdown.rehearse,
-)
-
-# What the plan asks for. Like the steps above it needs capabilities, which are the user namespace's only.
-FROM_PLAN = (
-    steps.await_plan,
+    steps.await_groups,
     steps.enter_own_cgroup,  # before the namespace, whose root is the group in which it was made
     steps.enter_cgroup_namespace,
     steps.mount_groups,  # after the namespace, whose root is what is mounted
     steps.prove_groups,
     steps.join_cgroup,  # after the namespace: the worker lives outside of the limits
+)
+
+# What the plan asks for. Like the steps above it needs capabilities, which are the user namespace's only.
+FROM_PLAN = (
+    steps.await_plan,
     steps.keep_to_cpus,
     steps.size_storage,
     steps.mount_disk,  # after the size, which is that of what the disk replaces

@@ -27,7 +27,7 @@ from app.launcher.kernel.syscalls import (
     syscall,
     unshare,
 )
-from app.launcher.protocol import DISK, GO, IDENTITY, NETWORK_UP, TERMINALS, CreatePlan, Reader
+from app.launcher.protocol import DISK, GO, GROUPS, IDENTITY, NETWORK_UP, TERMINALS, CreatePlan, Reader
 from app.launcher.protocol.packets import receive
 from app.launcher.sandbox import mounts, own_memory
 from app.launcher.sandbox.own_memory import OwnMemory
@@ -50,6 +50,16 @@ def let_go_of_the_launcher(setup: SandboxSetup) -> None:
             close_range(first, descriptor - 1)
         first = descriptor + 1
     close_range(first, 0xFFFFFFFF)
+
+
+def await_groups(setup: SandboxSetup) -> None:
+    """Takes the descriptors that lead into the sandbox's control groups and out of them, and its pids.max and
+    pids.current."""
+    source, descriptors = _receive(setup, GROUPS, "no control groups")
+    join_descriptors, counts_processes = source.u8(), source.u8()
+    if counts_processes:
+        setup.processes_count, setup.processes_file = descriptors.pop(), descriptors.pop()
+    setup.join_descriptors, setup.worker_group = descriptors[:join_descriptors], descriptors[join_descriptors:]
 
 
 def enter_own_cgroup(setup: SandboxSetup) -> None:
@@ -121,21 +131,11 @@ def await_identity(setup: SandboxSetup) -> None:
 
 
 def await_plan(setup: SandboxSetup) -> None:
-    """Takes the plan of this sandbox, the owner's socket, the descriptors that lead into its control groups and out of
-    them, and its pids.max and pids.current."""
-    word, descriptors = receive(setup.channel)
-    if not word:
-        raise OSError(errno.EPIPE, "the launcher went away")
-    source = Reader(word)
-    if source.u8() != GO:
-        raise OSError(errno.EPROTO, "not a plan")
-    join_descriptors, counts_processes = source.u8(), source.u8()
+    """Takes the plan of this sandbox and the owner's socket."""
+    source, descriptors = _receive(setup, GO, "not a plan")
     setup.cpus = [int(text) for text in source.many(_MOST_CPUS, 8)]
     setup.plan = CreatePlan.read(source)
-    setup.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors.pop(0))
-    if counts_processes:
-        setup.processes_count, setup.processes_file = descriptors.pop(), descriptors.pop()
-    setup.join_descriptors, setup.worker_group = descriptors[:join_descriptors], descriptors[join_descriptors:]
+    setup.owner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptors[0])
 
 
 def leave_keyring(setup: SandboxSetup) -> None:
@@ -223,9 +223,18 @@ def mount_terminals(setup: SandboxSetup) -> None:
 
 
 def _receive_mount(setup: SandboxSetup, kind: int) -> int:
+    _, descriptors = _receive(setup, kind, "no mount")
+    if len(descriptors) != 1:
+        raise OSError(errno.EPROTO, "no mount")
+    return descriptors[0]
+
+
+def _receive(setup: SandboxSetup, kind: int, otherwise: str) -> tuple[Reader, list[int]]:
+    """The launcher's next message and its descriptors. `otherwise`: what it is if it is of another kind."""
     word, descriptors = receive(setup.channel)
     if not word:
         raise OSError(errno.EPIPE, "the launcher went away")
-    if word != bytes((kind,)) or len(descriptors) != 1:
-        raise OSError(errno.EPROTO, "no mount")
-    return descriptors[0]
+    source = Reader(word)
+    if source.u8() != kind:
+        raise OSError(errno.EPROTO, otherwise)
+    return source, descriptors

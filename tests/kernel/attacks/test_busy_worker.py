@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from app.backends.process.backend import ProcessBackend
+from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs, SandboxHandle
 from app.core.limits import Limits
 from app.core.models import Command, ExitReason, SandboxSpec
@@ -18,11 +19,12 @@ from tests.kernel.attacks.mutants import Launcher
 STORM = "import os\nfor _ in range(6): os.fork()\nwhile True: os.kill(1, 17)"
 
 
-def throttled(parent: str, sandbox: str) -> int:
+def throttled(parent: str, sandbox: ProcessSandbox) -> int:
     """In how many periods its worker's group was stopped because its time was used up."""
     text = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
     folders = [folder for names, folder in cgroup_mounts.locate(*text)[1] if "cpu" in names]
-    return field(Path(folders[0], parent, "_workers", f"s-{sandbox}", "cpu.stat").read_text(), "nr_throttled")
+    group = f"s-{sandbox.receipt['host_uid']}"
+    return field(Path(folders[0], parent, "_workers", group, "cpu.stat").read_text(), "nr_throttled")
 
 
 async def execute(sandbox: SandboxHandle, *argv: str) -> tuple[ExitReason, int | None]:
@@ -39,9 +41,9 @@ async def test_busy_worker_is_stopped_by_its_own_limit_and_no_other_is(tmp_path:
         busy, quiet = [await backend.create(name, spec) for name in ("busy", "quiet")]
         storm = asyncio.create_task(execute(busy, "python3", "-c", STORM))
         async with asyncio.timeout(60):
-            while throttled(launcher.cgroup, "busy") < 3:
+            while throttled(launcher.cgroup, busy) < 3:
                 assert await execute(quiet, "true") == (ExitReason.EXITED, 0)
-        assert throttled(launcher.cgroup, "quiet") == 0
+        assert throttled(launcher.cgroup, quiet) == 0
         await busy.destroy()
         assert (await storm)[0] is ExitReason.SIGNALED
         await quiet.destroy()

@@ -95,8 +95,9 @@ def room_of(service: Service, profile: str, pin: Path) -> Iterator[tuple[str, Pa
     """A sandbox with the probes in it, and its memory group."""
     sandbox = service.create(limits=LIMITS, policy={"profile": profile})
     try:
-        found = [Path(path) for path in host.groups_of(host.first_uid(service), f"s-{sandbox}")]
-        rooms = [path for path in found if path.name == f"s-{sandbox}" and (path / "memory.stat").exists()]
+        uid = host.host_uid(service, sandbox)
+        found = [Path(path) for path in host.groups_of(service, uid)]
+        rooms = [path for path in found if path.name == f"s-{uid}" and (path / "memory.stat").exists()]
         require(
             "cgroup1",
             (rooms[0] / "memory.kmem.tcp.usage_in_bytes").exists(),
