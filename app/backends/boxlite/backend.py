@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
+from functools import cached_property
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.box import Box
@@ -86,7 +87,7 @@ class BoxliteBackend:
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._inexact: dict[str, str] = {}  # by image: why output cannot be exact; empty: it can
 
-    @property
+    @cached_property
     def info(self) -> RuntimeInfo:
         direct = {Capability.NETWORK_DIRECT} if self._settings.direct_allow else set()
         return RuntimeInfo(

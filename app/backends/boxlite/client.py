@@ -20,7 +20,7 @@ from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.connection import ConnectionBroken, HttpResponse, ResponseTooLarge
 from app.backends.boxlite.connection_pool import ConnectionPool, NotConnected, ServerAddress
 from app.backends.boxlite.timeouts import ServerTimeouts
-from app.backends.boxlite.turns import TooManyPending, take
+from app.backends.boxlite.turns import take
 from app.core.backend import settle
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
 from app.core.timeslices import TimeSlices
@@ -129,11 +129,7 @@ class BoxliteClient:
         self, pool: ConnectionPool, method: str, request: bytes, seconds: float, limits: AnswerLimits
     ) -> ServerReply:
         until = asyncio.get_running_loop().time() + seconds
-        try:
-            async with asyncio.timeout_at(until):
-                await pool.acquire()
-        except TimeoutError as error:
-            raise TooManyPending from error
+        await pool.acquire(seconds)
         try:
             async with asyncio.timeout_at(until):
                 connect = min(self.timeouts.connect, seconds)

@@ -9,6 +9,7 @@ from typing import Self
 from urllib.parse import quote, urlsplit
 
 from app.backends.boxlite.connection import ConnectionBroken, HttpResponse, ServerConnection
+from app.backends.boxlite.turns import take
 
 KEPT = 32  # connections without a request
 KEPT_SECONDS = 20.0  # less than servers and proxies keep them; one that they end is noticed at once
@@ -67,9 +68,9 @@ class ConnectionPool:
         head = f"{method} {self._address.path}{path} HTTP/1.1\r\n{self._headers}{headers}{length}\r\n"
         return head.encode("ascii") + (body or b"")
 
-    async def acquire(self) -> None:
-        """A place for one request, to be given back by `release`."""
-        await self._places.acquire()
+    async def acquire(self, seconds: float) -> None:
+        """A place for one request, to be given back by `release`. Raises TooManyPending."""
+        await take(self._places, seconds)
 
     def release(self) -> None:
         self._places.release()

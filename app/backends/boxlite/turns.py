@@ -35,6 +35,9 @@ class Turns:
 
 async def take(turns: asyncio.Semaphore, seconds: float) -> None:
     """Raises TooManyPending."""
+    if not turns.locked():  # it does not wait, and needs no timer
+        await turns.acquire()
+        return
     try:
         async with asyncio.timeout(seconds):
             await turns.acquire()

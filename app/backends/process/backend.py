@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import socket
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from app import __version__
@@ -79,12 +79,7 @@ class ProcessBackend:
     @property
     def info(self) -> RuntimeInfo:
         about = self._link.about if self._link is not None else {}
-        layers = about.get("layers")
-        capabilities = CAPABILITIES if layers is None else _of_host(layers.split(","))
-        disk_bytes = int(about["disk_bytes"]) if "disk_bytes" in about else None
-        return RuntimeInfo(
-            RUNTIME, "kernel", __version__, capabilities, aliases=("linux", "kernel"), disk_bytes=disk_bytes
-        )
+        return _info_of(about.get("layers"), about.get("disk_bytes"))
 
     def open(self) -> None:
         """Does nothing: the launcher is called when it is needed."""
@@ -159,6 +154,20 @@ class ProcessBackend:
         if self._link is not None:
             self._link.close()
         await asyncio.sleep(0)
+
+
+@lru_cache(maxsize=1)  # it is asked for 13 times in a create
+def _info_of(layers: str | None, disk_bytes: str | None) -> RuntimeInfo:
+    """By what the launcher has told. None: not yet."""
+    capabilities = CAPABILITIES if layers is None else _of_host(layers.split(","))
+    return RuntimeInfo(
+        RUNTIME,
+        "kernel",
+        __version__,
+        capabilities,
+        aliases=("linux", "kernel"),
+        disk_bytes=None if disk_bytes is None else int(disk_bytes),
+    )
 
 
 def _of_host(layers: list[str]) -> frozenset[Capability]:
