@@ -18,7 +18,7 @@ from app.core.capabilities import Capability
 from app.core.errors import BulkheadError, CapabilityMissing, CapacityExceeded, DiskFull
 from app.core.limits import MIB, Limits
 from app.core.models import Storage
-from app.launcher.protocol import REFUSED, REPLY, VERSION, CreatePlan, Writer
+from app.launcher.protocol import DESTROY, OK, REFUSED, REPLY, VERSION, CreatePlan, Writer
 from tests.unit.backends.test_link import Played
 from tests.unit.core.support import spec
 
@@ -61,8 +61,11 @@ async def refused(tmp_path: Path, step: str, number: int, detail: str) -> Bulkhe
         plan = CreatePlan.read(body)
         assert (plan.on_disk, plan.disk_bytes) == (True, 200 * MIB)
         launcher.say(Writer(REPLY).u32(request).u8(REFUSED).text(step).u32(number).text(detail))
+        kind, request, _ = await launcher.hear()
+        launcher.say(Writer(REPLY).u32(request).u8(OK))
         with pytest.raises(BulkheadError) as raised:
             await creating
+        assert kind == DESTROY
     return raised.value
 
 
