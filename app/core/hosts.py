@@ -1,16 +1,25 @@
-"""Rules about hosts that may be reached directly: host names, `*.name`, IPv4 addresses and networks, without ports.
+"""Host patterns of network rules: names, `*.name`, `*` for every name, addresses and networks.
 
-No rule may name an address of the machine itself, or an address at which clouds give out secrets. The owner of a name
-decides where it leads. So the operator permits names one by one.
+A pattern in its normal form is in lower case, without a dot at its end, and a name outside ASCII stands as its A-labels
+(`xn--…`), which is what programs ask for. A network of one address is written as that address.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 
-_NAME = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-# 192.168.127.0/24 is a BoxLite box's own network: .254 there is the server machine's loopback, .1 its resolver.
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+ANY_NAME = "*"
+# The last label begins with a letter, so that no spelling of an address (127.1, 0x7f000001) is a name.
+_NAME = re.compile(r"([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+# What `direct` never reaches. 192.168.127.0/24 is a BoxLite box's own network: .254 there is the server machine's
+# loopback, .1 its resolver.
 FORBIDDEN = tuple(
     ipaddress.IPv4Network(net)
     for net in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.168.127.0/24", "224.0.0.0/4", "240.0.0.0/4")
@@ -18,34 +27,71 @@ FORBIDDEN = tuple(
 _LOCAL = ("localhost", ".localhost", ".local", ".internal")
 
 
+def normal_host(host: str) -> str:
+    """Returns the pattern in its normal form. Raises ValueError with a sentence."""
+    if len(host) > 260:
+        raise ValueError(f"{host[:60]}… is longer than a host name can be")
+    text = host.strip().lower().removesuffix(".")
+    net = net_of(text)
+    if net is not None:
+        return str(net.network_address) if net.prefixlen == net.max_prefixlen else str(net)
+    if text == ANY_NAME or is_name(text.removeprefix("*.")):
+        return text
+    hint = "" if text.isascii() else "; a name outside ASCII is written in its xn-- form"
+    raise ValueError(f"{host[:80]} is not a host name, *.name, address or network{hint}")
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a host name in its normal form."""
+    return len(text) <= 253 and _NAME.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=1024)
+def net_of(host: str) -> IPNetwork | None:
+    """The network of an address or network, None for a name. What is IPv4 mapped into IPv6 is IPv4."""
+    if "%" in host:  # a zone names an interface of one machine
+        return None
+    try:
+        net = ipaddress.ip_network(host, strict=False)
+    except ValueError:
+        return None
+    if isinstance(net, ipaddress.IPv6Network) and net.subnet_of(_MAPPED):
+        inner = ipaddress.IPv4Address(int(net.network_address) & 0xFFFFFFFF)
+        return ipaddress.IPv4Network((inner, net.prefixlen - 96))
+    return net
+
+
+def is_within(narrow: IPNetwork, wide: IPNetwork) -> bool:
+    """Whether all addresses of one network are in another one. IPv4 and IPv6 have none in common."""
+    return narrow.version == wide.version and narrow.network_address in wide and wide.prefixlen <= narrow.prefixlen
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether one pattern covers another. Both must be in their normal form. `*.x` covers every depth, and not `x`."""
+    wide_net, narrow_net = net_of(wide), net_of(narrow)
+    if wide_net is not None or narrow_net is not None:
+        return wide_net is not None and narrow_net is not None and is_within(narrow_net, wide_net)
+    if wide in (narrow, ANY_NAME):
+        return True
+    return wide.startswith("*.") and narrow.removeprefix("*.").endswith(wide[1:])
+
+
 def check_rule(rule: str) -> str:
-    """Returns the rule in its normal form. Raises ValueError with a sentence."""
-    text = rule.strip().lower().rstrip(".")
-    net = _net(text)
+    """Returns a rule of the mode `direct`, which has no ports and no IPv6, in its normal form.
+
+    No rule may name an address of the machine itself, or an address at which clouds give out secrets. The owner of a
+    name decides where it leads. So the operator permits names one by one. Raises ValueError with a sentence.
+    """
+    text = normal_host(rule)
+    net = net_of(text)
+    if isinstance(net, ipaddress.IPv6Network) or text == ANY_NAME:
+        raise ValueError(f"{rule} is not a host name, *.name, IPv4 address or network")
     if net is not None:
         for forbidden in FORBIDDEN:
             if net.overlaps(forbidden):
                 raise ValueError(f"{rule} includes addresses of {forbidden}, which no sandbox may reach")
-        return str(net.network_address) if net.prefixlen == 32 else str(net)
-    if not _NAME.fullmatch(text) or len(text) > 253:
-        raise ValueError(f"{rule} is not a host name, *.name, IPv4 address or network")
-    if text.endswith(_LOCAL):
+    elif text.endswith(_LOCAL):
         raise ValueError(f"{rule} is a name of the machine or its network, which no sandbox may reach")
+    elif "." not in text.removeprefix("*."):
+        raise ValueError(f"{rule} is not a host name with a dot")
     return text
-
-
-def _net(text: str) -> ipaddress.IPv4Network | None:
-    try:
-        return ipaddress.IPv4Network(text, strict=False)
-    except ValueError:
-        return None
-
-
-def covers(wide: str, narrow: str) -> bool:
-    """Whether one rule covers another. Both must be in their normal form."""
-    if wide == narrow:
-        return True
-    wide_net, narrow_net = _net(wide), _net(narrow)
-    if wide_net is not None:
-        return narrow_net is not None and narrow_net.subnet_of(wide_net)
-    return wide.startswith("*.") and narrow_net is None and narrow.removeprefix("*.").endswith(wide[1:])

@@ -1,0 +1,117 @@
+"""Rules of the network mode `proxy`: which hosts can be reached at which ports. Rules only add: what one permits is
+permitted.
+
+A connection is TLS or HTTP that names the host, or, with `raw`, anything. Addresses and networks name no host, so their
+rules are always raw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from app.core import hosts
+
+PORTS = 16  # different ones in the rules of a sandbox: each is a listening socket of its own
+RULES = 64
+DNS_PORT = 53
+_FIELDS = frozenset({"host", "ports", "raw"})
+_AS_OBJECT = 'an object, such as {"host": "203.0.113.0/24", "ports": [5432], "raw": true}'
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRule:
+    """`host` is a pattern in its normal form (see `core.hosts`). `ports` are sorted and distinct."""
+
+    host: str
+    ports: tuple[int, ...]
+    raw: bool = False
+
+    @property
+    def is_net(self) -> bool:
+        return hosts.net_of(self.host) is not None
+
+    def matches(self, name: str) -> bool:
+        """Whether a name, or an address in text, is one of this rule's. Case and a dot at the end do not matter."""
+        text = name.lower().removesuffix(".")
+        return (hosts.is_name(text) or hosts.net_of(text) is not None) and hosts.covers(self.host, text)
+
+    def as_dict(self) -> dict[str, object]:
+        return {"host": self.host, "ports": list(self.ports), "raw": self.raw}
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{','.join(map(str, self.ports))}{' raw' if self.raw else ''}"
+
+
+def parse_rule(value: str | Mapping[str, object]) -> NetworkRule:
+    """`HOST:PORT`, or an object with `host`, `ports` and `raw`. Raises ValueError with a sentence."""
+    rule = _parse_text(value) if isinstance(value, str) else _parse_object(value)
+    if rule.host == "localhost" or rule.host.endswith(".localhost"):
+        raise ValueError("localhost is the sandbox itself, which needs no rule")
+    return rule
+
+
+def _parse_text(text: str) -> NetworkRule:
+    host, colon, port = text.strip().rpartition(":")
+    if ":" in host or _is_net(host) or _is_net(text.strip()):
+        raise ValueError(f"{text[:80]} is not HOST:PORT; an address or network is written as {_AS_OBJECT}")
+    if not colon:
+        raise ValueError(f"{text[:80]} has no port; write HOST:PORT")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5):
+        raise ValueError(f"{text[:80]} is not HOST:PORT: what follows the colon is not a port")
+    return NetworkRule(hosts.normal_host(host), _ports([int(port)]))
+
+
+def _parse_object(value: Mapping[str, object]) -> NetworkRule:
+    unknown = sorted(str(name) for name in value.keys() - _FIELDS)
+    if unknown:
+        raise ValueError(f"{unknown[0][:80]} is not a field of a rule, which has host, ports and raw")
+    host, raw = value.get("host"), value.get("raw", False)
+    if not isinstance(host, str):
+        raise ValueError("host is missing, or is not a text")
+    if not isinstance(raw, bool):
+        raise ValueError("raw must be true or false")
+    rule = NetworkRule(hosts.normal_host(host), _ports(value.get("ports")), raw)
+    if rule.is_net and not raw:
+        raise ValueError(f'{rule.host} is not a name, so its rule must have "raw": true')
+    return rule
+
+
+def _ports(value: object) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ValueError("ports must be a list of at least one port")
+    ports = set()
+    for port in value:
+        if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+            raise ValueError(f"{str(port)[:80]} is not a port from 1 to 65535")
+        if port == DNS_PORT:
+            raise ValueError("port 53 cannot be reached: names are answered inside the sandbox")
+        ports.add(port)
+    return tuple(sorted(ports))
+
+
+def _is_net(text: str) -> bool:
+    try:
+        ip_network(text.strip("[]"), strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def rule_for(rules: Iterable[NetworkRule], name_or_address: str, port: int) -> NetworkRule | None:
+    """The rule that permits it: a raw one, if there is one, for rules only add."""
+    fitting = [rule for rule in rules if port in rule.ports and rule.matches(name_or_address)]
+    return next((rule for rule in fitting if rule.raw), fitting[0] if fitting else None)
+
+
+def covers(wide: Iterable[NetworkRule], narrow: NetworkRule) -> bool:
+    """Whether rules, taken together, permit all that another one permits."""
+    fitting = [rule for rule in wide if (rule.raw or not narrow.raw) and hosts.covers(rule.host, narrow.host)]
+    return set(narrow.ports) <= {port for rule in fitting for port in rule.ports}
+
+
+def ports_of(rules: Iterable[NetworkRule]) -> tuple[int, ...]:
+    """All ports of the rules, sorted and distinct."""
+    return tuple(sorted({port for rule in rules for port in rule.ports}))
