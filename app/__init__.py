@@ -16,6 +16,7 @@ The parts of the gateway:
 
 ``api``         the routes: checks requests, calls the core, writes answers
 ``backends``    one package per runtime; each carries out what the core asks for
+``egress``      the process that connects sandboxes of the network mode `proxy` with the outside: no privilege, no key
 ``keys``        API keys, stored as hashes
 ``spill``       stores on disk the output that does not fit into memory
 ``telemetry``   logs and metrics
@@ -25,6 +26,7 @@ The parts of the gateway:
 
 What imports nothing else of `app`:
 
+``privileges``  how a process gives up root for good
 ``launcher``    the only program that keeps root and takes requests: it makes sandboxes. It imports the standard library
                 and itself
 

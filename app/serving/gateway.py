@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import errno
 import gc
 import importlib
@@ -30,6 +28,7 @@ from app.core.registry import AUTO, Registry
 from app.core.sandboxes import Sandboxes
 from app.keys import KeysError, load_keys
 from app.main import create_app
+from app.privileges import give_up_root
 from app.serving.http_bounds import BoundedHttp
 from app.serving.instance import Instance, InstanceError
 from app.serving.messages import say
@@ -40,7 +39,6 @@ from app.settings.profiles import ProfilesError, load_profiles
 from app.spill import SpillFolder
 from app.telemetry import Telemetry
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 STREAM_FRAME = 1024 * 1024
 SEND_BUFFER = 256 * 1024  # of one connection; the kernel doubles it for its own bookkeeping (socket(7))
 UNSENT_BYTES = 64 * 1024
@@ -264,22 +262,6 @@ def prove_spill(spill: SpillFolder, settings: Settings) -> None:
     except OSError as error:
         folder = settings.data / "spill"
         raise StartRefused(f"{folder} cannot hold output that does not fit into memory: {error.strerror}") from error
-
-
-def give_up_root(uid: int, parent: int) -> None:
-    """Gives up groups, ids, capabilities (they go with uid 0), and the way back through set-id programs, for good. With
-    a `parent` the gateway dies when the parent does. With 0 it is a service of its own."""
-    if uid >= 0:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-        with contextlib.suppress(OSError):
-            os.setuid(0)
-            raise SystemExit("the way back to root is open")
-    libc = ctypes.CDLL(None, use_errno=True)
-    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, 9 if parent else 0)):
-        if libc.prctl(option, value, 0, 0, 0) != 0:
-            raise SystemExit(f"prctl {option} failed: {os.strerror(ctypes.get_errno())}")
 
 
 if __name__ == "__main__":

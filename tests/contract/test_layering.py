@@ -47,9 +47,13 @@ TABLE: dict[str, Row] = {
     "api.streams": row("api.streams api.schemas api.http api.context core", "starlette pydantic pydantic_core"),
     "api.openapi": row("api.openapi api.schemas api.streams api.http core", "fastapi starlette pydantic"),
     # pyroute2 reads a sandbox's network back for the receipt
-    "backends": row("backends core settings launcher.protocol", "httptools websockets pyroute2"),
+    "backends": row("backends core settings launcher.protocol egress.protocol", "httptools websockets pyroute2"),
     "backends.boxlite": row("backends.boxlite core settings", "httptools websockets"),
-    "backends.process": row("backends.process core settings launcher.protocol", "pyroute2"),
+    "backends.process": row("backends.process core settings launcher.protocol egress.protocol", "pyroute2"),
+    # It meets hostile programs and servers, so it has nothing of the gateway's but the rules.
+    "egress": row("egress privileges core", "dns h11 uvloop"),
+    "egress.protocol": row("core"),
+    "privileges": row(),
     # What runs in the sandbox's clone cannot reach for what belongs to the launcher, and the wire knows no side.
     "launcher": row("launcher"),
     "launcher.config": row(),
@@ -70,8 +74,8 @@ TABLE: dict[str, Row] = {
     "serving.ws_bounds": row("core serving.pacing", "uvicorn websockets"),
     # The gateway has no privilege, so it imports nothing that starts or ends processes as root.
     "serving.gateway": row(
-        "main backends core settings keys spill telemetry serving.http_bounds serving.ws_bounds serving.slow_callbacks"
-        " serving.instance serving.messages",
+        "main backends core settings keys privileges spill telemetry serving.http_bounds serving.ws_bounds"
+        " serving.slow_callbacks serving.instance serving.messages",
         "uvicorn",
     ),
     "serving": Row(ANYTHING, ANYTHING),
