@@ -86,6 +86,7 @@ def create_app(
         streamed=telemetry.streamed,
         shares=shares,
         tickets=Tickets(shares.tickets),
+        egress=settings.egress.policy(),
         timeouts=timeouts or RequestTimeouts(),
         transfers=TransferBounds(transfers.ceiling_mib * MIB, transfers.stall_seconds),
     )

@@ -13,7 +13,7 @@
     trap SIGNAL...       prints the names of signals, goes on      daemon ARGV...   leaves a process, then is ARGV
     silent-then ARGV...  waits for `backend.release`, then is ARGV
     ln TARGET PATH       makes a symbolic link                     mkfifo PATH      makes a FIFO
-    read-file PATH       prints a file
+    read-file PATH       prints a file                             dial NAME PORT   connects, if a rule permits it
 
 A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate`, `pause_gate`, `usage_gate`
 or `destroy_gate` holds that call; an error in `create_error`, `execute_error`, `kill_error`, `pause_error`,
@@ -24,6 +24,7 @@ everything that was not given back.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from app.core.commands import signal_name, signal_number
 from app.core.errors import BulkheadError, InvalidRequest, UnsupportedByRuntime, WrongState
 from app.core.files import FileKind
 from app.core.models import Command, Exit, ExitReason, ResourceUsage, SandboxSpec, Stderr, Stdin
+from app.core.network_log import NetworkEvent, NetworkLog
+from app.core.network_rules import rule_for
 from app.core.workdirs import prepare_workdir
 from tests.null_files import NullFiles
 from tests.stopping import Ice
@@ -320,6 +323,9 @@ class NullExecution:
         self.logs.stdout.append(bytes(self._room.files.tree.at(arguments[0].encode()).content))
         return 0
 
+    async def _dial(self, arguments: list[str]) -> int:
+        return 0 if self._room.dial(arguments[0], int(arguments[1])) else 1
+
 
 PROGRAMS: dict[str, Callable[[NullExecution, list[str]], Coroutine[Any, Any, int]]] = {
     "echo": NullExecution._echo,
@@ -341,6 +347,7 @@ PROGRAMS: dict[str, Callable[[NullExecution, list[str]], Coroutine[Any, Any, int
     "ln": NullExecution._ln,
     "mkfifo": NullExecution._mkfifo,
     "read-file": NullExecution._read_file,
+    "dial": NullExecution._dial,
 }
 
 
@@ -354,6 +361,7 @@ class NullSandbox:
         self.ice = Ice()
         self.kept: list[tuple[NullExecution, int]] = []  # signals that came while it was paused
         self.loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.network_log = NetworkLog() if spec.policy.network.mode == "proxy" else None
         self._files = NullFiles(self)
         self._ending: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
@@ -370,6 +378,18 @@ class NullSandbox:
             "storage": {"kind": self.spec.storage, "file_system": "none", "bytes": self.files.limit},
             "network": {"mode": self.spec.policy.network.mode},
         }
+
+    def dial(self, name: str, port: int) -> bool:
+        if self.network_log is None:
+            return False
+        rule = rule_for(self.spec.policy.network.rules, name, port)
+        event = NetworkEvent(
+            time.time(), "connection", name, "203.0.113.1", port, "allowed", str(rule), None, 9, 99, 0.5
+        )
+        if rule is None:
+            event = NetworkEvent(time.time(), "name", name, None, None, "refused", None, "not_allowed")
+        self.network_log.add(event)
+        return rule is not None
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
         self.check_alive()

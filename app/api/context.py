@@ -16,7 +16,7 @@ from app.core.budget import Budget
 from app.core.fair_queue import FairQueue
 from app.core.limits import MIB, LimitRange
 from app.core.models import Storage
-from app.core.policy import Policy
+from app.core.policy import EgressPolicy, Policy
 from app.core.registry import Registry
 from app.core.reservations import BudgetQueue
 from app.core.sandboxes import Capacity, Sandboxes
@@ -135,6 +135,7 @@ class ApplicationContext:
     streamed: Callable[[str, int], None]
     shares: Shares
     tickets: Tickets
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
     timeouts: RequestTimeouts = field(default_factory=RequestTimeouts)
     transfers: TransferBounds = field(default_factory=TransferBounds)
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from app.core.capabilities import Capability
 from app.core.files import Files
 from app.core.models import Command, Exit, OutputMode, ResourceUsage, SandboxSpec
+from app.core.network_log import NetworkLog
 from app.core.output import OutputLog
 
 
@@ -97,6 +98,11 @@ class SandboxHandle(Protocol):
     def files(self) -> Files:
         """The files of the sandbox. Only a runtime with FILES needs to have it."""
 
+    @property
+    def network_log(self) -> NetworkLog | None:
+        """Where the runtime adds what the sandbox does with a network of the mode `proxy`; None without one. It is
+        complete when `destroy` returns. The core closes it."""
+
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> ExecutionHandle:
         """Starts a command. Returns when it runs or could not be started (then `wait` says start_failed). Makes the
         working directory if it is below /workspace. Raises WrongState after the end of the sandbox, also when the
@@ -129,9 +135,9 @@ class SandboxHandle(Protocol):
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
     """What `GET /runtimes` says about a runtime. `ceilings`: the runtime's own, by name of the limit, where they are
-    below the operator's. `no_network`: what follows its name in the sentence that refuses a request for a
-    network. `disk_bytes`: what the disks of all sandboxes together can hold, as of the last `ready`. None: it is not
-    known."""
+    below the operator's. `no_direct`, `no_proxy`: what follows its name in the sentence that refuses a request for a
+    network of this mode. `disk_bytes`: what the disks of all sandboxes together can hold, as of the last `ready`. None:
+    it is not known."""
 
     name: str
     tier: str
@@ -140,7 +146,8 @@ class RuntimeInfo:
     aliases: tuple[str, ...] = ()
     command_limits: CommandLimits = field(default_factory=CommandLimits)
     ceilings: Mapping[str, float] = field(default_factory=dict)
-    no_network: str = "has no network"
+    no_direct: str = "has no network of the mode direct"
+    no_proxy: str = "has no network of the mode proxy"
     disk_bytes: int | None = None
 
 

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 
 from app.core import hosts
 
-PORTS = 16  # different ones in the rules of a sandbox: each is a listening socket of its own
+PORTS = 16  # of one rule, and different ones in all rules of a sandbox: each is a listening socket of its own
 RULES = 64
 DNS_PORT = 53
 _FIELDS = frozenset({"host", "ports", "raw"})
@@ -65,9 +65,9 @@ def _parse_text(text: str) -> NetworkRule:
 
 
 def _parse_object(value: Mapping[str, object]) -> NetworkRule:
-    unknown = sorted(str(name) for name in value.keys() - _FIELDS)
-    if unknown:
-        raise ValueError(f"{unknown[0][:80]} is not a field of a rule, which has host, ports and raw")
+    unknown = next((str(name) for name in value if name not in _FIELDS), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown[:80]} is not a field of a rule, which has host, ports and raw")
     host, raw = value.get("host"), value.get("raw", False)
     if not isinstance(host, str):
         raise ValueError("host is missing, or is not a text")
@@ -80,8 +80,8 @@ def _parse_object(value: Mapping[str, object]) -> NetworkRule:
 
 
 def _ports(value: object) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ValueError("ports must be a list of at least one port")
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 1 <= len(value) <= PORTS:
+        raise ValueError(f"ports must be a list of 1 to {PORTS} ports")
     ports = set()
     for port in value:
         if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:

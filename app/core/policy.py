@@ -9,7 +9,10 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from app.core.addresses import forbidden_net
 from app.core.errors import InvalidRequest, PolicyTooBroad
+from app.core.hosts import IPNetwork, net_of
+from app.core.network_rules import PORTS, NetworkRule, covers, parse_rule, ports_of
 from app.core.text import byte_length
 
 
@@ -24,10 +27,12 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """With `direct` the hosts of `allow` can be reached: names, `*.name`, IPv4 addresses or networks."""
+    """With `direct` the hosts of `allow` can be reached: names, `*.name`, IPv4 addresses or networks. With `proxy` what
+    `rules` permit."""
 
     mode: str = "none"
     allow: tuple[str, ...] = ()
+    rules: tuple[NetworkRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,24 @@ class Syscalls:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A profile, possibly narrowed. `loopback_tcp`: programs may use TCP on the sandbox's own loopback."""
+    """A profile, possibly narrowed. `loopback_tcp`: programs may use TCP on the sandbox's own loopback. `permitted`:
+    the widest rules that the profile has for a network of the mode `proxy`; None: what the operator permits to all."""
 
     profile: str = "default"
     filesystem: Filesystem = Filesystem()
     network: Network = Network()
     syscalls: Syscalls = Syscalls()
     loopback_tcp: bool = False
+    permitted: tuple[NetworkRule, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """What any client may ask for with the network mode `proxy`. `permit_nets` are networks that may be reached
+    although they are not public."""
+
+    allow: tuple[NetworkRule, ...] = ()
+    permit_nets: tuple[IPNetwork, ...] = ()
 
 
 DEFAULT_PROFILES: Mapping[str, Policy] = {
@@ -114,3 +130,47 @@ def narrow(profile: Policy, request: FilesystemRequest | None) -> Policy:
             read_write=_narrow_list("read_write", request.read_write, allowed.read_write, allowed.read_write),
         ),
     )
+
+
+_ALLOW = "/policy/network/allow"
+
+
+def narrow_network(profile: Policy, asked: Sequence[str | Mapping[str, object]], operators: EgressPolicy) -> Network:
+    """Returns a network of the mode `proxy` whose rules lie within those of the profile and of the operator.
+
+    Raises InvalidRequest for what is no rule, and PolicyTooBroad. Both name the first wrong rule.
+    """
+    if not asked:
+        raise InvalidRequest.at(_ALLOW, "must name the hosts that may be reached")
+    rules: dict[NetworkRule, None] = {}
+    for place, value in enumerate(asked):
+        pointer = f"{_ALLOW}/{place}"
+        try:
+            rule = parse_rule(value)
+        except ValueError as error:
+            raise InvalidRequest.at(pointer, str(error)) from None
+        _check_permitted(rule, pointer, profile.permitted, f"what the profile {profile.profile!r} permits")
+        _check_permitted(rule, pointer, operators.allow, "what the operator permits")
+        _check_addresses(rule, pointer, operators.permit_nets)
+        rules[rule] = None
+    if (count := len(ports_of(rules))) > PORTS:
+        raise InvalidRequest.at(_ALLOW, f"has {count} different ports; at most {PORTS} are possible")
+    return Network("proxy", rules=tuple(rules))
+
+
+def _check_permitted(rule: NetworkRule, pointer: str, wide: Sequence[NetworkRule] | None, what: str) -> None:
+    if wide is None or covers(wide, rule):
+        return
+    ceiling = ", ".join(map(str, wide)) or "nothing"
+    hint = "; raw only where a rule there is raw" if rule.raw and not any(own.raw for own in wide) else ""
+    raise PolicyTooBroad(pointer, ceiling, f"{rule} is outside {what}: {ceiling}{hint}")
+
+
+def _check_addresses(rule: NetworkRule, pointer: str, permit_nets: Sequence[IPNetwork]) -> None:
+    net = net_of(rule.host)
+    reason = None if net is None else forbidden_net(net, permit_nets)
+    if reason is not None:
+        ceiling = ", ".join(map(str, permit_nets)) or "nothing"
+        raise PolicyTooBroad(
+            pointer, ceiling, f"{rule.host} is not public ({reason}); beside public addresses may be reached: {ceiling}"
+        )

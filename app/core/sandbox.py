@@ -18,6 +18,7 @@ from app.core.errors import BackendFailure, BulkheadError, Conflict, Unsupported
 from app.core.executions import Execution, Executions
 from app.core.lifecycle import ALIVE, DESTROYED, Event, Lifecycle
 from app.core.models import Command, ExitReason, IdleCounts, ResourceUsage, SandboxSpec, SandboxState, now
+from app.core.network_log import NetworkLog
 from app.core.resources import Resources
 from app.core.timeslices import TimeSlices
 
@@ -56,7 +57,7 @@ class Sandbox:
         self.sequence = resources.next_sequence()
         self.named = named
         self.ephemeral = ephemeral
-        self.commands = Account(resources.commands, sandbox_id)  # bytes of what is kept of requests
+        self.commands = Account(resources.commands, sandbox_id)  # bytes of what is kept of requests and events
         self._backend = backend
         self._resources = resources
         self._retire = retire
@@ -69,6 +70,7 @@ class Sandbox:
         self._lifecycle = Lifecycle()
         self._failure: BulkheadError | None = None
         self._handle: SandboxHandle | None = None
+        self._network_log: NetworkLog | None = None
         self._executions = Executions(sandbox_id, spec, backend.info, resources, self.commands, self._used)
         self._transfers: set[asyncio.Timeout] = set()  # operations on its files; each with what ends it
         self._settled = asyncio.Event()  # no longer `creating`
@@ -133,6 +135,11 @@ class Sandbox:
     def receipt(self) -> Mapping[str, Any] | None:
         """What is in force (`SandboxHandle.receipt`). None when there is no sandbox yet, or none any more."""
         return None if self._handle is None else self._handle.receipt
+
+    @property
+    def network_log(self) -> NetworkLog | None:
+        """Kept after the end. None without a network of the mode `proxy`."""
+        return self._network_log
 
     @property
     def executions(self) -> Mapping[str, Execution]:
@@ -204,6 +211,9 @@ class Sandbox:
 
     def _started(self, handle: SandboxHandle, seconds: float) -> None:
         self._handle = handle
+        self._network_log = handle.network_log
+        if self._network_log is not None:
+            self._network_log.charge(self.commands)
         self._lifecycle.apply(Event.STARTED)
         self._last_active_at = now()
         self._expires_at = self._last_active_at + timedelta(seconds=self._ttl_seconds)
@@ -232,6 +242,7 @@ class Sandbox:
         self._resources.observer.sandbox_ended(self._spec.runtime, "lost")
         await handle.destroy()
         self._handle = None
+        self._close_network_log()
 
     # --- changes
     #
@@ -382,11 +393,16 @@ class Sandbox:
             self._resources.observer.sandbox_ended(self._spec.runtime, "destroyed")
         self._lifecycle.apply(Event.DESTROYED, why)
         self._handle = None
+        self._close_network_log()
         self._settled.set()
         await self._let_go_of_output()
         self.commands.give_back(environment_bytes(self._spec.env))
         self._spec = replace(self._spec, env={})  # no answer tells it, and the record is kept for long
         self._retire(self)
+
+    def _close_network_log(self) -> None:
+        if self._network_log is not None:
+            self._network_log.close()
 
     async def _end_handle(self, why: str) -> None:
         self._disarm()

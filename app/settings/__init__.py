@@ -31,6 +31,7 @@ from app.core.models import Storage
 from app.core.sandboxes import Capacity
 from app.sentences import sentence_for
 from app.settings.boxlite import BoxliteSettings
+from app.settings.egress import EgressSettings
 from app.settings.idempotency import IdempotencySettings
 from app.settings.limits import LimitSettings, LimitsSettings
 from app.settings.part import Part, split
@@ -152,6 +153,7 @@ class Settings(BaseSettings):
     )
     transfers: TransferSettings = Field(default_factory=TransferSettings)
     process: ProcessSettings = Field(default_factory=ProcessSettings)
+    egress: EgressSettings = Field(default_factory=EgressSettings)
     boxlite: BoxliteSettings = Field(default_factory=BoxliteSettings)
 
     @field_validator("allowed_hosts")

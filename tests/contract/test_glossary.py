@@ -103,6 +103,7 @@ TWINS = frozenset(
         "FilesystemRequest",
         "Limits",
         "Network",
+        "NetworkRule",
         "Output",
         "Policy",
         "ResourceUsage",

@@ -345,7 +345,7 @@ def test_what_later_orders_bring_is_absent() -> None:
             "id",
         )
     }
-    assert components["NetworkRequest"]["properties"]["mode"]["enum"] == ["none", "direct"]
+    assert components["NetworkRequest"]["properties"]["mode"]["enum"] == ["none", "direct", "proxy"]
 
 
 def test_every_operation_on_files_says_which_path_and_no_answer_is_without_its_headers() -> None:

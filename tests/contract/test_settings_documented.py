@@ -28,7 +28,7 @@ def shown(value: Any) -> str:
     if value is None or value in ((), "", {}):
         return "-"
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(str, value))
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

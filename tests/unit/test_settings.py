@@ -109,6 +109,17 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_PROCESS__GATEWAY_UID", "0", "BULKHEAD_PROCESS__GATEWAY_UID: "),
         ("BULKHEAD_PROCESS__GATEWAY_UID", "1900000000", "gateway_uid 1900000000 is among the uids of sandboxes"),
         ("BULKHEAD_PROCESS__LAUNCHER_SOCKET", "x.sock", "x.sock must be an absolute path"),
+        ("BULKHEAD_EGRESS__ALLOW", "*", "BULKHEAD_EGRESS__ALLOW: * has no port; write HOST:PORT"),
+        ("BULKHEAD_EGRESS__ALLOW", "10.0.0.0/8:443", "an address or network is written as an object"),
+        ("BULKHEAD_EGRESS__ALLOW", '[{"host": "10.0.0.1", "ports": [1]}]', 'its rule must have "raw": true'),
+        ("BULKHEAD_EGRESS__ALLOW", "[1]", "1 is neither HOST:PORT nor an object"),
+        ("BULKHEAD_EGRESS__ALLOW", "[", "BULKHEAD_EGRESS__ALLOW: "),
+        ("BULKHEAD_EGRESS__PERMIT_NETS", "10.0.0.1/8", "'10.0.0.1/8' is not an address or a network"),
+        ("BULKHEAD_EGRESS__PERMIT_NETS", "[8]", "8 is not an address or a network"),
+        ("BULKHEAD_EGRESS__RESOLVER", "192.0.2.53", "'192.0.2.53' is not ADDRESS:PORT"),
+        ("BULKHEAD_EGRESS__RESOLVER", "192.0.2.530:53", "does not appear to be an IPv4"),
+        ("BULKHEAD_EGRESS__RESOLVER", "192.0.2.53:0", "has no port from 1 to 65535"),
+        ("BULKHEAD_EGRESS__CONNECTIONS", "0", "BULKHEAD_EGRESS__CONNECTIONS: must be at least 1"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_name(
@@ -146,6 +157,30 @@ def test_accepted_layers_and_root_paths(monkeypatch: pytest.MonkeyPatch) -> None
     process = load_settings().process
     assert process.accept_missing == ("landlock_tcp", "swap_limit")
     assert process.root_paths == (Path("/opt/tools"),)
+
+
+def test_egress_is_web_pages_of_public_addresses_unless_the_operator_says_otherwise() -> None:
+    policy = load_settings().egress.policy()
+    assert [str(rule) for rule in policy.allow] == ["*:80", "*:443"]
+    assert policy.permit_nets == ()
+
+
+@pytest.mark.parametrize(
+    "value", ["a.test:443,*.b.test:80", '["a.test:443", {"host": "*.b.test", "ports": [80]}]'], ids=["commas", "json"]
+)
+def test_egress_rules_are_texts_or_objects(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("BULKHEAD_EGRESS__ALLOW", value)
+    monkeypatch.setenv("BULKHEAD_EGRESS__PERMIT_NETS", "10.0.0.0/8,fd00::/8")
+    monkeypatch.setenv("BULKHEAD_EGRESS__RESOLVER", "[2001:db8::53]:53")
+    egress = load_settings().egress
+    assert [str(rule) for rule in egress.allow] == ["a.test:443", "*.b.test:80"]
+    assert [str(net) for net in egress.permit_nets] == ["10.0.0.0/8", "fd00::/8"]
+    assert egress.resolver == "[2001:db8::53]:53"
+
+
+def test_egress_is_switched_off_by_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_EGRESS__ALLOW", "[]")
+    assert load_settings().egress.allow == ()
 
 
 def test_keys_are_secret_and_hashed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from app.sentences import sentence_for
 KEY_SHOWN = 64
 # The largest valid body is a run with 1,024 files; an object more than this means that a field was given again.
 OBJECTS = 4096
+_NO_FIELDS = frozenset({"[key]", "[text]", "[rule]"})  # parts of a location that say which schema was meant
 PREFIX = 3  # characters that two names must share at their beginnings: `ttl` is `ttl_seconds`
 _ELSEWHERE = {"cwd": "workdir", "args": "command", "argv": "command"}  # what other interfaces call it
 _LOCATIONS = frozenset({"query", "path", "header"})
@@ -68,7 +69,7 @@ def refuse_doubled_keys(body: bytes | str) -> None:
 
 
 def _pointer(loc: Sequence[str | int]) -> str:
-    parts = [str(part)[:KEY_SHOWN].replace("~", "~0").replace("/", "~1") for part in loc if part != "[key]"]
+    parts = [str(part)[:KEY_SHOWN].replace("~", "~0").replace("/", "~1") for part in loc if part not in _NO_FIELDS]
     if len(parts) > 1 and parts[0] in _LOCATIONS:  # alone it is a field of the body
         return "/".join(parts)
     return "".join(f"/{part}" for part in parts)
@@ -86,7 +87,7 @@ def _sentence(found: Mapping[str, Any], model: type[BaseModel]) -> str:
 def _fields_at(model: Any, path: Sequence[str | int]) -> list[str]:
     """The fields of the model at the path, after those of the objects in it (`limits.cpus`)."""
     for part in path:
-        if not isinstance(part, str):
+        if not isinstance(part, str) or part in _NO_FIELDS:
             continue  # a place in a list, whose items were looked at already
         field = None if model is None else model.model_fields.get(part)
         model = None if field is None else _model_in(field.annotation)

@@ -41,9 +41,17 @@ class Filesystem(AnswerSchema):
     read_write: list[str]
 
 
+class NetworkRule(AnswerSchema):
+    """A host with the ports at which it can be reached. With `raw`: by any protocol."""
+
+    host: str
+    ports: list[int]
+    raw: bool
+
+
 class Network(AnswerSchema):
     mode: str
-    allow: list[str] = Field(description="hosts that the sandbox may reach with `direct`")
+    allow: list[str | NetworkRule] = Field(description="rules of `proxy`, as objects; hosts of `direct`, as strings")
 
 
 class Syscalls(AnswerSchema):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from app.api.schemas.limits import ExecutionLimitsRequest, LimitsRequest
 from app.api.schemas.strict import (
@@ -24,6 +24,7 @@ from app.api.schemas.strict import (
 )
 from app.core.capabilities import Capability
 from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, OutputMode, Stderr, Stdin, Storage, Tier
+from app.core.network_rules import PORTS, RULES
 
 
 class FilesystemRequest(Strict):
@@ -33,12 +34,42 @@ class FilesystemRequest(Strict):
     read_write: Paths | None = None
 
 
-class NetworkRequest(Strict):
-    """`none`: only the sandbox's own loopback. `direct`: also the hosts of `allow`, if the operator permits them."""
+class NetworkRuleRequest(Strict):
+    """A host with the ports at which it can be reached, by TLS or HTTP that names the host. With `raw`: by anything."""
 
-    mode: Literal["none", "direct"] = "none"
-    allow: Annotated[list[Host], Field(max_length=64, fail_fast=True)] = Field(
-        [], description="for `direct`: host names, *.name, IPv4 addresses or networks, within the operator's list"
+    model_config = ConfigDict(json_schema_extra={"examples": [{"host": "*.example.net", "ports": [443, 8443]}]})
+
+    host: Host = Field(description="a name; `*.name` for every name below it; `*` for every name; address or network")
+    ports: Annotated[
+        list[Annotated[int, Field(ge=1, le=65_535), WHOLE]], Field(min_length=1, max_length=PORTS, fail_fast=True)
+    ] = Field(description="at most 16 different ones in all rules; not 53")
+    raw: bool = Field(False, description="true is needed for addresses and networks, and for programs like databases")
+
+
+def _form(value: Any) -> str | None:
+    return "[text]" if isinstance(value, str) else "[rule]" if isinstance(value, dict | NetworkRuleRequest) else None
+
+
+RuleText = Annotated[str, Field(min_length=1, max_length=261)]  # a DNS name has 253 characters at most
+AllowedHost = Annotated[
+    Annotated[RuleText, Tag("[text]")] | Annotated[NetworkRuleRequest, Tag("[rule]")],
+    Discriminator(
+        _form,
+        custom_error_type="needs_rule",
+        custom_error_message='must be a string such as "example.org:443", or an object with host and ports',
+    ),
+]
+
+
+class NetworkRequest(Strict):
+    """`none`: only the sandbox's own loopback. `proxy`: also what the rules of `allow` permit, through a proxy that
+    programs need not know. `direct`: also the hosts of `allow`. The operator's list must cover each rule and host."""
+
+    mode: Literal["none", "direct", "proxy"] = "none"
+    allow: Annotated[list[AllowedHost], Field(max_length=RULES, fail_fast=True)] = Field(
+        [],
+        description='for `proxy`: `"HOST:PORT"`, or an object; for `direct`: host names, *.name, IPv4 addresses or '
+        "networks, without ports",
     )
 
 

@@ -23,12 +23,13 @@ from app.core.errors import (
 from app.core.execution_limits import check_execution_limits
 from app.core.limits import LIMITS, Limits, choose_limits, lower
 from app.core.models import Command, ExecutionLimits, IdleCounts, SandboxSpec, Stdin, Storage, Terminal
-from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow
+from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow, narrow_network
 from app.core.sandboxes import Sandbox
 from app.core.storage import choose_storage, fit_disk, storage_needs
 
 DEFAULT_PROFILE = "default"
 DEFAULT_TTL_SECONDS = 3600.0
+_NETWORKS = {"direct": Capability.NETWORK_DIRECT, "proxy": Capability.NETWORK_PROXY}
 
 
 async def sandbox_spec(
@@ -90,8 +91,8 @@ def needs_of(asked: SandboxFields, default_storage: Storage) -> frozenset[Capabi
         needs.add(Capability.FILESYSTEM_POLICY)
     if asked.policy.syscalls is not None:
         needs.add(Capability.SYSCALL_PROFILES)
-    if asked.policy.network is not None and asked.policy.network.mode == "direct":
-        needs.add(Capability.NETWORK_DIRECT)
+    if asked.policy.network is not None and (capability := _NETWORKS.get(asked.policy.network.mode)):
+        needs.add(capability)
     return frozenset(needs)
 
 
@@ -133,7 +134,7 @@ def _policy(asked: PolicyRequest, backend: Backend, context: ApplicationContext)
         raise UnknownProfile(asked.profile[:64], context.profiles)
     _check_enforced(asked, backend)
     if asked.network is not None:
-        profile = replace(profile, network=_network(asked.network))
+        profile = replace(profile, network=_network(asked.network, profile, context))
     if asked.filesystem is None:
         return profile
     return narrow(profile, FilesystemRequest(asked.filesystem.read_only, asked.filesystem.read_write))
@@ -143,29 +144,32 @@ def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
     """Raises for parts of a policy that the runtime does not enforce. A profile consists of its filesystem and its
     system calls. Where neither is enforced, its name would mean nothing."""
     name, capabilities = backend.info.name, backend.info.capabilities
-    network = asked.network
+    mode = "none" if asked.network is None else asked.network.mode
     parts = (
         ("profile", asked.profile != DEFAULT_PROFILE, Capability.FILESYSTEM_POLICY, "enforces no profile"),
         ("filesystem", asked.filesystem is not None, Capability.FILESYSTEM_POLICY, "has no filesystem policy"),
         ("syscalls", asked.syscalls is not None, Capability.SYSCALL_PROFILES, "has no system call profiles"),
-        (
-            "network/mode",
-            network is not None and network.mode == "direct",
-            Capability.NETWORK_DIRECT,
-            backend.info.no_network,
-        ),
+        ("network/mode", mode == "direct", Capability.NETWORK_DIRECT, backend.info.no_direct),
+        ("network/mode", mode == "proxy", Capability.NETWORK_PROXY, backend.info.no_proxy),
     )
     for part, is_asked, capability, lack in parts:
         if is_asked and capability not in capabilities:
             raise PolicyNotSupported(f"/policy/{part}", name, f"the runtime {name!r} {lack}")
 
 
-def _network(asked: NetworkRequest) -> Network:
+def _network(asked: NetworkRequest, profile: Policy, context: ApplicationContext) -> Network:
+    if asked.mode == "proxy":
+        rules = [rule if isinstance(rule, str) else rule.model_dump() for rule in asked.allow]
+        return narrow_network(profile, rules, context.egress)
+    if asked.mode == "none" and asked.allow:
+        raise InvalidRequest.at("/policy/network/allow", "needs the mode `proxy` or `direct`")
     if asked.mode == "direct" and not asked.allow:
         raise InvalidRequest.at("/policy/network/allow", "must name the hosts that may be reached")
-    if asked.mode == "none" and asked.allow:
-        raise InvalidRequest.at("/policy/network/allow", "needs the mode `direct`")
-    return Network(asked.mode, tuple(asked.allow))
+    hosts = [host for host in asked.allow if isinstance(host, str)]
+    for place, host in enumerate(asked.allow):
+        if not isinstance(host, str):
+            raise InvalidRequest.at(f"/policy/network/allow/{place}", "must be a string: `direct` has no ports")
+    return Network(asked.mode, tuple(hosts))
 
 
 def timeout_of(asked: float | None, spec: SandboxSpec, context: ApplicationContext) -> float:

@@ -60,7 +60,10 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
             }
             if Capability.FILESYSTEM_POLICY in capabilities
             else None,
-            "network": {"mode": policy.network.mode, "allow": policy.network.allow},
+            "network": {
+                "mode": policy.network.mode,
+                "allow": policy.network.allow or [rule.as_dict() for rule in policy.network.rules],
+            },
             "syscalls": {"profile": policy.syscalls.profile} if Capability.SYSCALL_PROFILES in capabilities else None,
             "loopback_tcp": policy.loopback_tcp if Capability.FILESYSTEM_POLICY in capabilities else None,
         },

@@ -98,7 +98,7 @@ class BoxliteBackend:
             aliases=("vm", "microvm"),
             command_limits=COMMAND_LIMITS,
             ceilings={"cpus": MOST_CPUS},
-            no_network=f"has no network: {NOBODY_PERMITTED}",
+            no_direct=f"has no network: {NOBODY_PERMITTED}",
         )
 
     def open(self) -> None:

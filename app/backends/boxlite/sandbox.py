@@ -22,6 +22,7 @@ from app.core.commands import is_merged
 from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
+from app.core.network_log import NetworkLog
 from app.core.tasks import Tasks
 from app.core.workdirs import may_be_made
 
@@ -47,6 +48,7 @@ class BoxliteSandbox:
         self._server, self._health_check, self._stdin_limit, self._on_end = server, health_check, stdin_limit, on_end
         self.id, self.box_id = sandbox_id, box_id
         self.inside, self.asks = BoxCommands(server, box_id), PendingLimit()
+        self.network_log: NetworkLog | None = None
         self.files: Files = BoxliteFiles(ScriptRunner(server, self, tasks, disk_bytes))
         loop = asyncio.get_running_loop()
         self._loop = loop

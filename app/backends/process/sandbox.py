@@ -31,6 +31,7 @@ from app.core.errors import (
 )
 from app.core.files import Files
 from app.core.models import Command, ResourceUsage
+from app.core.network_log import NetworkLog
 from app.launcher.protocol import (
     DESTROY,
     EXITED,
@@ -61,6 +62,7 @@ class ProcessSandbox:
     ) -> None:
         self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
         self._receipt: Mapping[str, Any] = {}
+        self.network_log: NetworkLog | None = None
         self._executions: dict[int, ProcessExecution | FileAgentClient] = {}
         self._files = files(self._start_agent)
         self._number = 0

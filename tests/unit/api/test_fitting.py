@@ -184,10 +184,10 @@ async def test_direct_reaches_the_hosts_that_are_named() -> None:
         ({"mode": "none", "allow": ["files.example.org"]}, "/policy/network/allow"),
         ({"allow": ["files.example.org"]}, "/policy/network/allow"),
         ({"mode": "direct", "allow": [""]}, "/policy/network/allow/0"),
-        ({"mode": "direct", "allow": ["x" * 256]}, "/policy/network/allow/0"),
+        ({"mode": "direct", "allow": ["x" * 262]}, "/policy/network/allow/0"),
         ({"mode": "direct", "allow": ["x"] * 65}, "/policy/network/allow"),
         ({"mode": "direct", "allow": "files.example.org"}, "/policy/network/allow"),
-        ({"mode": "proxy", "allow": ["files.example.org"]}, "/policy/network/mode"),
+        ({"mode": "bridge", "allow": ["files.example.org"]}, "/policy/network/mode"),
     ],
     ids=lambda value: repr(value)[:60],
 )

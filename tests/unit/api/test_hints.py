@@ -88,7 +88,7 @@ async def test_ended_sandbox_says_once_why() -> None:
 async def test_network_that_a_runtime_cannot_have_says_why() -> None:
     body = {"policy": {"network": {"mode": "direct", "allow": ["files.example.org"]}}}
     problem = await problem_of(Service(), "/sandboxes", body)
-    assert problem["detail"] == "the runtime 'process' has no network"
+    assert problem["detail"] == "the runtime 'process' has no network of the mode direct"
 
 
 async def test_null_is_the_default_lifetime_also_in_a_patch() -> None:

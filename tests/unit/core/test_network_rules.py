@@ -77,6 +77,7 @@ def test_a_rule_has_one_normal_form(value: Any, rule: NetworkRule) -> None:
         ({"host": "a.test"}, "ports must be a list"),
         ({"host": "a.test", "ports": []}, "ports must be a list"),
         ({"host": "a.test", "ports": "443"}, "ports must be a list"),
+        ({"host": "a.test", "ports": [*range(1, 18)]}, "1 to 16 ports"),
         ({"host": "a.test", "ports": [True]}, "not a port"),
         ({"host": "a.test", "ports": [443.0]}, "not a port"),
         ({"host": "a.test", "ports": [443], "raw": 1}, "raw must be"),

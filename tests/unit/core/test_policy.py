@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import posixpath
+import re
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.errors import InvalidRequest, PolicyTooBroad
-from app.core.policy import Filesystem, FilesystemRequest, Policy, check_path, narrow
+from app.core.network_rules import parse_rule
+from app.core.policy import (
+    EgressPolicy,
+    Filesystem,
+    FilesystemRequest,
+    Policy,
+    check_path,
+    narrow,
+    narrow_network,
+)
 
 part = st.sampled_from(["usr", "usr2", "etc", "tmp", "workspace", "a", "..", ".", "", "us", "usr "])
 path = st.builds(
@@ -96,3 +107,82 @@ def test_unclean_path_is_refused_with_its_pointer(bad: str) -> None:
 @pytest.mark.parametrize(("raw", "kept"), [("/", "/"), ("//", "/"), ("//usr//bin/", "/usr/bin"), ("/a b", "/a b")])
 def test_clean_path_is_normalised(raw: str, kept: str) -> None:
     assert check_path(raw, "/x") == kept
+
+
+# --- networks of the mode `proxy`
+
+WEB = EgressPolicy((parse_rule("*:80"), parse_rule("*:443")))
+NETS = EgressPolicy(
+    tuple(parse_rule({"host": host, "ports": [5432], "raw": True}) for host in ("0.0.0.0/0", "*.db.test")),
+    (ip_network("10.1.0.0/16"),),
+)
+
+
+def raw(host: str, port: int = 5432) -> dict[str, object]:
+    return {"host": host, "ports": [port], "raw": True}
+
+
+def test_rules_within_those_of_the_operator_are_taken_in_their_normal_form() -> None:
+    network = narrow_network(Policy(), ["A.test:443", {"host": "b.test", "ports": [443, 80]}, "a.test:443"], WEB)
+    assert (network.mode, network.allow) == ("proxy", ())
+    assert [str(rule) for rule in network.rules] == ["a.test:443", "b.test:80,443"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "operators", "pointer", "sentence"),
+    [
+        (
+            ["a.test:80", "a.test:8080"],
+            WEB,
+            "/policy/network/allow/1",
+            "outside what the operator permits: *:80, *:443",
+        ),
+        ([raw("a.test", 443)], WEB, "/policy/network/allow/0", "raw only where a rule there is raw"),
+        ([raw("203.0.113.1", 443)], WEB, "/policy/network/allow/0", "outside what the operator permits"),
+        (["a.test:443"], EgressPolicy(), "/policy/network/allow/0", "outside what the operator permits: nothing"),
+        ([raw("10.2.0.1")], NETS, "/policy/network/allow/0", "10.2.0.1 is not public (private)"),
+        ([raw("127.0.0.1")], NETS, "/policy/network/allow/0", "127.0.0.1 is not public (loopback)"),
+        ([raw("db.test")], NETS, "/policy/network/allow/0", "outside what the operator permits"),
+    ],
+)
+def test_a_rule_beyond_those_of_the_operator_is_refused(
+    asked: list[str], operators: EgressPolicy, pointer: str, sentence: str
+) -> None:
+    with pytest.raises(PolicyTooBroad, match=re.escape(sentence)) as refusal:
+        narrow_network(Policy(), asked, operators)
+    assert refusal.value.pointer == pointer
+
+
+@pytest.mark.parametrize("host", ["10.1.2.0/24", "10.0.0.0/8", "203.0.113.9", "a.db.test"])
+def test_a_network_may_be_asked_for_where_a_part_of_it_can_be_reached(host: str) -> None:
+    assert [rule.host for rule in narrow_network(Policy(), [raw(host)], NETS).rules] == [host]
+
+
+def test_a_profile_permits_less_than_the_operator() -> None:
+    profile = Policy("web", permitted=(parse_rule("*.a.test:443"),))
+    assert narrow_network(profile, ["x.a.test:443"], WEB).rules
+    with pytest.raises(PolicyTooBroad, match="outside what the profile 'web' permits"):
+        narrow_network(profile, ["b.test:443"], WEB)
+    with pytest.raises(PolicyTooBroad, match="outside what the operator permits"):
+        narrow_network(profile, ["x.a.test:443"], EgressPolicy())
+
+
+@pytest.mark.parametrize(
+    ("asked", "pointer"),
+    [
+        ([], "/policy/network/allow"),
+        (["a.test:443", "b.test"], "/policy/network/allow/1"),
+        ([{"host": "a.test", "ports": [443], "http": []}], "/policy/network/allow/0"),
+        ([f"a.test:{port}" for port in range(1, 18)], "/policy/network/allow"),
+    ],
+)
+def test_what_is_no_list_of_rules_is_refused(asked: list[str], pointer: str) -> None:
+    everything = EgressPolicy(tuple(parse_rule(f"*:{port}") for port in [*range(1, 18), 443]))
+    with pytest.raises(InvalidRequest) as refusal:
+        narrow_network(Policy(), asked, everything)
+    assert [error.pointer for error in refusal.value.errors] == [pointer]
+
+
+def test_sixteen_ports_are_possible() -> None:
+    everything = EgressPolicy(tuple(parse_rule(f"*:{port}") for port in range(1, 18)))
+    assert len(narrow_network(Policy(), [f"a.test:{port}" for port in range(1, 17)], everything).rules) == 16

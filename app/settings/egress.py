@@ -1,0 +1,76 @@
+"""What sandboxes with a network of the mode `proxy` may reach, and how much of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import NoDecode
+
+from app.core.hosts import IPNetwork
+from app.core.network_rules import NetworkRule, parse_rule
+from app.core.policy import EgressPolicy
+from app.settings.part import Part, split
+
+_RESOLVER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
+
+
+def _rules(value: Any) -> Any:
+    """`HOST:PORT,HOST:PORT` as well as a JSON list, whose items may be objects."""
+    items = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else split(value)
+    if not isinstance(items, list | tuple):
+        raise ValueError("must be a list of rules")
+    return tuple(item if isinstance(item, NetworkRule) else _rule(item) for item in items)
+
+
+def _rule(value: Any) -> NetworkRule:
+    if not isinstance(value, str | dict):
+        raise ValueError(f"{value!r} is neither HOST:PORT nor an object")
+    return parse_rule(value)
+
+
+def _nets(value: Any) -> Any:
+    value = split(value)
+    return tuple(map(_net, value)) if isinstance(value, list | tuple) else value
+
+
+def _net(value: Any) -> IPNetwork:
+    try:
+        return value if isinstance(value, IPNetwork) else ipaddress.ip_network(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an address or a network such as 10.0.0.0/8") from None
+
+
+class EgressSettings(Part):
+    allow: Annotated[tuple[NetworkRule, ...], NoDecode, BeforeValidator(_rules)] = Field(
+        (NetworkRule("*", (80,)), NetworkRule("*", (443,))),
+        description="widest rules that clients may ask for with the network mode `proxy`; `[]`: no such mode",
+    )
+    permit_nets: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(_nets)] = Field(
+        (), description="networks that sandboxes may reach although they are not public"
+    )
+    resolver: str = Field("", description="ADDRESS:PORT of the DNS server that is asked; empty: the system's")
+    connections: int = Field(4096, ge=1, le=2**20, description="open connections of all sandboxes")
+    connections_per_sandbox: int = Field(256, ge=1, le=2**20, description="open connections of one sandbox")
+    connections_per_second: int = Field(100, ge=1, le=2**20, description="new connections of one sandbox in a second")
+    bytes_per_sandbox: int = Field(
+        0, ge=0, le=2**63 - 1, description="bytes that one sandbox may send and receive in its life; 0: any number"
+    )
+
+    @field_validator("resolver")
+    @classmethod
+    def _is_address_and_port(cls, text: str) -> str:
+        found = _RESOLVER.fullmatch(text)
+        if text and found is None:
+            raise ValueError(f"{text!r} is not ADDRESS:PORT, such as 192.0.2.53:53 or [2001:db8::53]:53")
+        if found is not None:
+            ipaddress.ip_address(found[1] or found[2])
+            if not 1 <= int(found[3]) <= 65_535:
+                raise ValueError(f"{text!r} has no port from 1 to 65535")
+        return text
+
+    def policy(self) -> EgressPolicy:
+        return EgressPolicy(self.allow, self.permit_nets)
