@@ -1,0 +1,209 @@
+"""One connection of a program: which host it is for, whether a rule permits it, and then its bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from app.core.addresses import unmapped
+from app.core.hosts import IPAddress
+from app.egress.client_hello import RECORD, ClientHello
+from app.egress.dialling import NotDialled
+from app.egress.plain_http import PlainHttp
+from app.egress.reasons import Reason
+from app.egress.sockets import bound_memory, reset
+from app.egress.splice import Splice
+
+if TYPE_CHECKING:
+    from app.egress.network import SandboxNetwork
+
+FIRST_SECONDS = 10.0  # for the client to say which host it means
+FAREWELL_SECONDS = 1.0  # for the client to read why it is refused
+_PIECE = 16 * 1024
+
+
+class Cut(Exception):
+    """The connection ends here, and is told as refused."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Connection:
+    """Owns `inside`, the accepted socket. `wide` lets the kernel hold more for it."""
+
+    def __init__(self, network: SandboxNetwork, inside: socket.socket, *, wide: bool) -> None:
+        self._network, self._turns, self._inside, self._wide = network, network.turns, inside, wide
+        asked = inside.getsockname()
+        # What the program connected to: the listener's address is every address.
+        self._asked: IPAddress = unmapped(ip_address(asked[0].partition("%")[0]))
+        self._port: int = asked[1]
+        self._name = network.names.name_of(self._asked)
+        self._rule = network.rule_for(self._name or str(self._asked), self._port)
+        self._dialled: IPAddress | None = None
+        self._outside: list[socket.socket] = []
+        self._sent = self._received = 0
+        self._began = time.monotonic()
+
+    async def run(self) -> None:
+        """Returns when both sockets are closed, and the end was told. Raises nothing but CancelledError."""
+        reason: str | None = None
+        try:
+            bound_memory(self._inside, wide=self._wide)
+            await self._pass()
+        except Cut as cut:
+            reason = cut.reason
+            self._end(reset=True)
+        except NotDialled as failure:
+            reason, self._dialled = failure.reason, failure.address
+            self._end(reset=True)
+        except OSError:  # one side was reset, and so is the other
+            self._end(reset=True)
+        except BaseException:
+            self._end(reset=True)
+            raise
+        else:
+            self._end(reset=False)
+        finally:
+            self._tell(reason)
+
+    async def _pass(self) -> None:
+        if self._rule is not None and self._rule.raw:
+            await self._splice(await self._dial(), b"")
+        elif self._name is None:
+            raise Cut(Reason.RULE)
+        else:
+            await self._pass_named(self._name)
+
+    async def _pass_named(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(FIRST_SECONDS) as patience:
+                first = await self._receive()
+                if not first:
+                    return
+                if first[0] == RECORD:
+                    await self._pass_tls(name, first, patience)
+                elif first[:1].isalpha():
+                    await self._pass_http(name, first, patience)
+                else:
+                    raise Cut(Reason.PROTOCOL)
+        except TimeoutError as error:  # which the kernel's ETIMEDOUT is as well
+            raise Cut(Reason.SILENT) if patience.expired() else error from None
+
+    # --- TLS
+
+    async def _pass_tls(self, name: str, first: bytes, patience: asyncio.Timeout) -> None:
+        hello, read = ClientHello(name), bytearray(first)
+        hello.feed(first)
+        while not hello.is_read:
+            more = await self._receive()
+            if not more:
+                return
+            read += more
+            hello.feed(more)
+        patience.reschedule(None)
+        if hello.refusal is not None or self._rule is None:
+            await self._say_goodbye(hello.alert)
+            raise Cut(hello.refusal or Reason.RULE)
+        try:
+            outside = await self._dial()
+        except NotDialled:
+            await self._say_goodbye(hello.alert)
+            raise
+        await self._splice(outside, bytes(read))
+
+    async def _say_goodbye(self, data: bytes) -> None:
+        """Sends the last bytes, and waits until the client has ended, so that no reset overtakes them."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self._turns.send(self._inside, data)
+                self._inside.shutdown(socket.SHUT_WR)
+                while await self._turns.receive(self._inside, _PIECE):
+                    pass
+
+    # --- HTTP
+
+    async def _pass_http(self, name: str, first: bytes, patience: asyncio.Timeout) -> None:
+        http = PlainHttp(
+            self._turns,
+            self._inside,
+            name,
+            self._port,
+            self._network.kept,
+            dial=self._dial_permitted,
+            heard=lambda: patience.reschedule(None),
+            refused=self._request_refused,
+            count=self._count,
+        )
+        await http.run(first)
+        await self._say_goodbye(b"")
+
+    async def _dial_permitted(self) -> socket.socket:
+        """Raises NotDialled."""
+        if self._rule is None:
+            raise NotDialled(Reason.RULE)
+        return await self._dial()
+
+    def _request_refused(self, reason: str) -> None:
+        self._network.told.event("request", reason=reason, name=self._name, port=self._port, rule=self._rule_text)
+
+    @property
+    def _rule_text(self) -> str | None:
+        return str(self._rule) if self._rule is not None else None
+
+    # --- both sides
+
+    async def _dial(self) -> socket.socket:
+        """Raises NotDialled."""
+        while self._outside:
+            self._close(self._outside.pop())
+        outside, self._dialled = await self._network.shared.dialler.dial(
+            self._turns, self._name or self._asked, self._port, wide=self._wide
+        )
+        self._outside.append(outside)
+        return outside
+
+    async def _splice(self, outside: socket.socket, first: bytes) -> None:
+        await self._turns.send(outside, first)
+        await Splice(self._turns, self._inside, outside, self._network.kept, self._count).run()
+
+    async def _receive(self) -> bytes:
+        data = await self._turns.receive(self._inside, _PIECE)
+        self._count(len(data), 0)
+        return data
+
+    def _count(self, sent: int, received: int) -> None:
+        self._sent += sent
+        self._received += received
+        if not self._network.count(sent + received):
+            raise Cut(Reason.BYTES)
+
+    def _end(self, *, reset: bool) -> None:
+        for connection in (self._inside, *self._outside):
+            self._close(connection, with_reset=reset)
+
+    def _close(self, connection: socket.socket, *, with_reset: bool = False) -> None:
+        self._turns.forget(connection.fileno())
+        with contextlib.suppress(OSError):
+            if with_reset:
+                reset(connection)
+            else:
+                connection.close()
+
+    def _tell(self, reason: str | None) -> None:
+        self._network.told.event(
+            "connection",
+            reason=reason,
+            name=self._name,
+            address=self._dialled or (None if self._name else self._asked),
+            port=self._port,
+            rule=self._rule_text,
+            bytes_sent=self._sent,
+            bytes_received=self._received,
+            duration_seconds=round(time.monotonic() - self._began, 6),
+        )

@@ -1,0 +1,156 @@
+"""The network of one sandbox: its resolver, its listeners, its connections, its share of everything."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.core.budget import Budget
+from app.core.network_rules import NetworkRule, rule_for
+from app.egress.config import EgressConfig
+from app.egress.connection import Connection
+from app.egress.dialling import Dialler
+from app.egress.names import NameTable
+from app.egress.protocol import OpenNetwork
+from app.egress.rates import Rate
+from app.egress.reasons import Reason
+from app.egress.resolver import Resolver
+from app.egress.sockets import SpareDescriptor, reset
+from app.egress.splice import KEPT, KEPT_PER_SANDBOX, KeptBytes
+from app.egress.told import Reports, Told
+from app.egress.turns import Turns
+
+QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE = 200, 500  # 0.1 ms of processor time each
+WIDE_CONNECTIONS = 16  # of a sandbox, for which the kernel may hold more
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all sandboxes have together."""
+
+    config: EgressConfig
+    dialler: Dialler
+    connections: Budget
+    kept: KeptBytes
+    spare: SpareDescriptor
+
+    @classmethod
+    def of(cls, config: EgressConfig) -> Shared:
+        """Raises ValueError for an address in the configuration that is none."""
+        dialler = Dialler(config.permit_nets, config.resolver, config.service)
+        return cls(
+            config, dialler, Budget("connections", config.connections, "sandbox"), KeptBytes(KEPT), SpareDescriptor()
+        )
+
+
+class SandboxNetwork:
+    """Owns `resolver` and `listeners` from now on. Must be closed."""
+
+    def __init__(
+        self,
+        order: OpenNetwork,
+        resolver: socket.socket,
+        listeners: Sequence[socket.socket],
+        shared: Shared,
+        reports: Reports,
+    ) -> None:
+        """Raises OSError when there are no descriptors left."""
+        self.sandbox, self.rules, self.shared = order.sandbox, order.rules, shared
+        self.turns = Turns()
+        self.told = Told(order.sandbox, reports)
+        self.names = NameTable(order.names)
+        self.kept = KeptBytes(KEPT_PER_SANDBOX, shared.kept)
+        self._rate = Rate(shared.config.connections_per_second, shared.config.connections_per_second)
+        self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)
+        self._rest: asyncio.TimerHandle | None = None
+        self._bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._endpoint, self._listeners = resolver, tuple(listeners)
+        self._resolver = Resolver(resolver, self.names, self.permits, self.told.name, self._name_refused)
+        self._answer_questions()
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self.turns.read(listener.fileno(), lambda listener=listener: self._accept(listener))  # type: ignore[misc]
+
+    async def aclose(self) -> None:
+        """Cuts all connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._rest is not None:
+            self._rest.cancel()
+        self.told.close()
+        self.turns.close()
+        for opened in (self._endpoint, *self._listeners):
+            opened.close()
+
+    # --- names
+
+    def permits(self, name: str) -> bool:
+        return any(rule.matches(name) for rule in self.rules)
+
+    def rule_for(self, host: str, port: int) -> NetworkRule | None:
+        return rule_for(self.rules, host, port)
+
+    def _name_refused(self, name: str, reason: Reason) -> None:
+        self.told.refusal("name", reason, name=name)
+
+    def _answer_questions(self) -> None:
+        self._rest = None
+        self._endpoint.setblocking(False)
+        self.turns.read(self._endpoint.fileno(), self._question)
+
+    def _question(self) -> None:
+        """Beyond the rate questions stay in the kernel's buffer, which drops what does not fit."""
+        if self._questions.take():
+            self._resolver.serve_one()
+            return
+        self.turns.read(self._endpoint.fileno(), None)
+        self._rest = asyncio.get_running_loop().call_later(self._questions.wait_seconds, self._answer_questions)
+
+    # --- connections
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.shared.spare.shed(listener)
+                self._connection_refused(listener, Reason.DESCRIPTORS)
+            return
+        if reason := self._bound_reached():
+            reset(connection)
+            self._connection_refused(listener, reason)
+            return
+        self.shared.connections.take(self.sandbox)
+        connection.setblocking(False)
+        task = asyncio.get_running_loop().create_task(
+            Connection(self, connection, wide=len(self._tasks) < WIDE_CONNECTIONS).run()
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._connection_ended)
+
+    def _bound_reached(self) -> Reason | None:
+        config = self.shared.config
+        if config.bytes_per_sandbox and self._bytes >= config.bytes_per_sandbox:
+            return Reason.BYTES
+        if len(self._tasks) >= config.connections_per_sandbox:
+            return Reason.CONNECTIONS_PER_SANDBOX
+        if not self.shared.connections.fits(self.sandbox):
+            return Reason.CONNECTIONS
+        return None if self._rate.take() else Reason.CONNECTIONS_PER_SECOND
+
+    def _connection_refused(self, listener: socket.socket, reason: Reason) -> None:
+        self.told.refusal("connection", reason, port=listener.getsockname()[1])
+
+    def _connection_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.shared.connections.give_back(self.sandbox)
+
+    def count(self, size: int) -> bool:
+        """Returns False when the sandbox has moved more bytes than it may."""
+        self._bytes += size
+        return not 0 < self.shared.config.bytes_per_sandbox < self._bytes

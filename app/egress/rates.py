@@ -1,0 +1,28 @@
+"""At most so many in a second, with some more at once after a rest."""
+
+from __future__ import annotations
+
+import time
+
+
+class Rate:
+    """A token bucket: `per_second` on average, `burst` at once."""
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._per_second, self._burst = per_second, burst
+        self._left = burst
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    @property
+    def wait_seconds(self) -> float:
+        """Until `take` succeeds again, after it has failed."""
+        return max(0.0, (1 - self._left) / self._per_second)

@@ -1,0 +1,69 @@
+"""Why something was refused: the words in events and metrics, each with a sentence for people.
+
+Beside these there are the reasons of `core.addresses` for an address that must not be dialled.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from app.core.addresses import REASONS
+
+
+class Reason(StrEnum):
+    # names
+    NAME = "name"
+    NAMES = "names"
+    # what was asked for
+    RULE = "rule"
+    SERVICE = "service"
+    TLS = "tls"
+    TLS_NAME = "tls_name"
+    PROTOCOL = "protocol"
+    SILENT = "silent"
+    HTTP = "http"
+    HTTP_HOST = "http_host"
+    HTTP_METHOD = "http_method"
+    # the way there
+    NOT_FOUND = "not_found"
+    RESOLVER = "resolver"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    UPSTREAM = "upstream"
+    # bounds
+    CONNECTIONS = "connections"
+    CONNECTIONS_PER_SANDBOX = "connections_per_sandbox"
+    CONNECTIONS_PER_SECOND = "connections_per_second"
+    BYTES = "bytes"
+    DESCRIPTORS = "descriptors"
+
+
+_SENTENCES = {
+    Reason.NAME: "no rule permits the name",
+    Reason.NAMES: "the sandbox has as many names as it may have",
+    Reason.RULE: "no rule permits this host at this port",
+    Reason.SERVICE: "the address and port are those of the service itself",
+    Reason.TLS: "the client did not begin with a TLS 1.2 or 1.3 handshake that can be read",
+    Reason.TLS_NAME: "the TLS handshake names another host than the one whose address was connected to, or none",
+    Reason.PROTOCOL: "the connection is neither TLS nor HTTP, and the rule is not raw",
+    Reason.SILENT: "the client did not begin within 10 seconds",
+    Reason.HTTP: "the request is not HTTP/1.1 that can be passed on safely",
+    Reason.HTTP_HOST: "the request names another host than the one whose address was connected to, or none",
+    Reason.HTTP_METHOD: "the method is not passed on",
+    Reason.NOT_FOUND: "the name has no address",
+    Reason.RESOLVER: "the DNS server did not answer",
+    Reason.UNREACHABLE: "no address of the host accepted the connection",
+    Reason.TIMEOUT: "the host did not answer in time",
+    Reason.UPSTREAM: "the host closed the connection, or its answer was not HTTP",
+    Reason.CONNECTIONS: "all connections of the service are in use",
+    Reason.CONNECTIONS_PER_SANDBOX: "the sandbox has as many connections open as it may have",
+    Reason.CONNECTIONS_PER_SECOND: "the sandbox opened more connections in a second than it may",
+    Reason.BYTES: "the sandbox has moved as many bytes as it may",
+    Reason.DESCRIPTORS: "the egress process has no descriptors left",
+}
+
+
+def sentence(reason: str) -> str:
+    if reason in REASONS:
+        return f"the address of the host is {reason.replace('_', ' ')}, and the operator does not permit its network"
+    return _SENTENCES[Reason(reason)]

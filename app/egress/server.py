@@ -1,0 +1,170 @@
+"""All sandboxes of one gateway: carries out its orders, and closes everything when it hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Sequence
+
+from app.egress import protocol
+from app.egress.config import EgressConfig
+from app.egress.network import SandboxNetwork, Shared
+from app.egress.peer import Peer
+from app.egress.protocol import (
+    MAX_NAMES,
+    CloseNetwork,
+    Hello,
+    InvalidMessage,
+    KnownNames,
+    NetworkClosed,
+    NetworkNotOpened,
+    NetworkOpened,
+    OpenNetwork,
+    Order,
+)
+
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
+
+
+class EgressServer:
+    """Serves one gateway at a time, one of the uid in the configuration. Others wait, or are refused."""
+
+    def __init__(self, listener: socket.socket, config: EgressConfig) -> None:
+        """Raises ValueError for an address in the configuration that is none."""
+        self._loop = asyncio.get_running_loop()
+        self._listener, self._uid = listener, config.gateway_uid
+        self._shared = Shared.of(config)
+        self._networks: dict[str, SandboxNetwork] = {}
+        self._known: tuple[str, dict[str, str]] = ("", {})  # of the sandbox that is opened next
+        self._peer: Peer | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        listener.setblocking(False)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid != self._uid:
+            connection.close()
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._peer = Peer(connection, self._carry_out, self._ended)
+        self._peer.tell(Hello())
+
+    def _ended(self) -> None:
+        self._peer, self._known = None, ("", {})
+        for sandbox in list(self._networks):
+            self._close(sandbox)
+        self._listen()
+
+    async def aclose(self) -> None:
+        """Cuts everything."""
+        if self._peer is not None:
+            self._peer.close()
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    # --- orders
+
+    def _carry_out(self, order: Order, descriptors: list[int]) -> None:
+        """Raises InvalidMessage."""
+        if isinstance(order, OpenNetwork):
+            self._open(order, descriptors)
+            return
+        protocol.close(descriptors)
+        if isinstance(order, KnownNames):
+            self._remember(order)
+        else:
+            self._close_by_order(order)
+
+    def _remember(self, order: KnownNames) -> None:
+        sandbox, names = self._known
+        names = {**(names if sandbox == order.sandbox else {}), **order.names}
+        if len(names) > MAX_NAMES:
+            raise InvalidMessage("too many names")
+        self._known = order.sandbox, names
+
+    def _open(self, order: OpenNetwork, descriptors: list[int]) -> None:
+        sandbox, names = self._known
+        self._known = "", {}
+        if sandbox == order.sandbox:
+            order = OpenNetwork(sandbox, order.rules, order.ports, {**names, **order.names})
+        peer = self._peer
+        if peer is None:
+            protocol.close(descriptors)
+            return
+        try:
+            if order.sandbox in self._networks:
+                raise NotOpened("it is open already")
+            self._networks[order.sandbox] = self._network(order, descriptors, peer)
+        except NotOpened as error:
+            protocol.close(descriptors)
+            peer.tell(NetworkNotOpened(order.sandbox, str(error)))
+        else:
+            peer.tell(NetworkOpened(order.sandbox))
+
+    def _network(self, order: OpenNetwork, descriptors: list[int], peer: Peer) -> SandboxNetwork:
+        """Raises NotOpened, and then has taken no descriptor."""
+        opened = _sockets(order.ports, descriptors)
+        try:
+            return SandboxNetwork(order, opened[0], opened[1:], self._shared, peer)
+        except OSError as error:
+            for taken in opened:
+                taken.detach()
+            raise NotOpened(error.strerror or str(error)) from error
+
+    def _close_by_order(self, order: CloseNetwork) -> None:
+        peer = self._peer
+        closing = self._close(order.sandbox)
+        if peer is not None:
+            closing.add_done_callback(lambda _: peer.tell(NetworkClosed(order.sandbox)))
+
+    def _close(self, sandbox: str) -> asyncio.Task[None]:
+        network = self._networks.pop(sandbox, None)
+        closing = self._loop.create_task(network.aclose() if network is not None else asyncio.sleep(0))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        return closing
+
+
+class NotOpened(Exception):
+    """`str(error)` is a sentence for people."""
+
+
+def _sockets(ports: Sequence[int], descriptors: list[int]) -> list[socket.socket]:
+    """Takes the descriptors over as sockets, if they are what the order says. Raises NotOpened, and then has taken
+    none."""
+    if len(descriptors) != len(ports) + 1:
+        raise NotOpened("its sockets did not arrive: the egress process has no descriptors left")
+    opened: list[socket.socket] = []
+    try:
+        for descriptor in descriptors:
+            opened.append(socket.socket(fileno=descriptor))
+        resolver, *listeners = opened
+        right = resolver.type == socket.SOCK_DGRAM and all(map(_listens_on, listeners, ports))
+    except OSError:
+        right = False
+    if not right:
+        for taken in opened:
+            taken.detach()
+        raise NotOpened("its sockets are not a resolver's and listeners of its ports")
+    return opened
+
+
+def _listens_on(listener: socket.socket, port: int) -> bool:
+    with contextlib.suppress(OSError, IndexError):
+        return bool(
+            listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            and listener.family in (socket.AF_INET, socket.AF_INET6)
+            and listener.getsockname()[1] == port
+        )
+    return False

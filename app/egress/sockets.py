@@ -1,0 +1,48 @@
+"""What is done with every socket of a connection."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+WINDOW = 1024 * 1024  # bytes that the kernel may hold for one connection before they are read
+NARROW_WINDOW = 64 * 1024
+UNSENT = 128 * 1024  # bytes that the kernel takes before they can be sent
+NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset, socket(7)
+
+
+def bound_memory(connection: socket.socket, *, wide: bool) -> None:
+    """Bounds what the kernel holds for a side that does not read, and sends small pieces at once."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, WINDOW if wide else NARROW_WINDOW)
+    connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
+
+
+def reset(connection: socket.socket) -> None:
+    """Closes at once. The other side gets ECONNRESET."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    finally:
+        connection.close()
+
+
+class SpareDescriptor:
+    """When there are no descriptors left, a connection can still be accepted and reset. Else it would stay in the
+    backlog, where nobody tells the program anything."""
+
+    def __init__(self) -> None:
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def shed(self, listener: socket.socket) -> None:
+        os.close(self._spare)
+        try:
+            connection, _ = listener.accept()
+            reset(connection)
+        except OSError:  # the program has given up, or another process took the last descriptor of the host
+            pass
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,172 @@
+"""A sandbox's network on the test's own loopback.
+
+In a sandbox every address leads to the listeners. Here all of 127.0.0.0/8 is the loopback's, so a listener on
+127.77.0.1 stands for what a name was given as its address. The real hosts are servers on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
+
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
+
+from app.core.network_rules import parse_rule
+from app.egress.config import EgressConfig
+from app.egress.network import SandboxNetwork, Shared
+from app.egress.protocol import EventsDropped, NameGiven, NetworkEventTold, OpenNetwork, Report
+
+NAME = "index.example.org"
+GIVEN = "127.77.0.1"  # the address that NAME was given
+HOST = "127.0.0.1"  # where it is
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class FakeGateway:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
+        self.dropped = 0
+        self.is_behind = False
+        self.holds_names_back = False
+        self.held_back: list[Callable[[], None]] = []
+        self._changed = asyncio.Event()
+
+    def tell(self, report: Report, told: Callable[[], None] | None = None) -> None:
+        if isinstance(report, NameGiven):
+            self.names[report.name] = report.address
+        elif isinstance(report, NetworkEventTold):
+            self.events.append(dict(report.event))
+        elif isinstance(report, EventsDropped):
+            self.dropped += report.count
+        self._changed.set()
+        if told is not None:
+            if self.holds_names_back:
+                self.held_back.append(told)
+            else:
+                told()
+
+    async def event(self, number: int = 0) -> dict[str, Any]:
+        """Waits until there are so many events, and returns one."""
+        async with asyncio.timeout(20):
+            while len(self.events) <= number:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.events[number]
+
+
+class FakeDns(asyncio.DatagramProtocol):
+    """A DNS server. `addresses` by name; a name that is not there does not exist. It counts its questions, and is
+    silent while `is_silent`."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, list[str]] = {NAME: [HOST]}
+        self.asked: Counter[str] = Counter()
+        self.is_silent = False
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, sender: tuple[str | Any, int]) -> None:
+        question = dns.message.from_wire(data)
+        asked = question.question[0]
+        name = asked.name.to_text(omit_final_dot=True)
+        self.asked[name] += 1
+        if self.is_silent or self._transport is None:
+            return
+        answer = dns.message.make_response(question)
+        kind = dns.rdatatype.to_text(asked.rdtype)
+        if name not in self.addresses:
+            answer.set_rcode(dns.rcode.NXDOMAIN)
+        found = [address for address in self.addresses.get(name, []) if (":" in address) is (kind == "AAAA")]
+        if found and kind in ("A", "AAAA"):
+            answer.answer.append(dns.rrset.from_text_list(asked.name, 60, "IN", kind, found))
+        self._transport.sendto(answer.to_wire(), sender)
+
+
+class Site:
+    """A sandbox's network, the DNS server that it asks, and one real host."""
+
+    def __init__(self, network: SandboxNetwork, gateway: FakeGateway, dns_server: FakeDns, port: int) -> None:
+        self.network, self.gateway, self.dns, self.port = network, gateway, dns_server, port
+        self._opened: list[asyncio.StreamWriter] = []
+
+    async def connect(self, **more: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As a program does that was given an address for NAME."""
+        reader, writer = await asyncio.open_connection(GIVEN, self.port, **more)
+        self._opened.append(writer)
+        return reader, writer
+
+    async def ask(self, data: bytes) -> bytes:
+        """Sends bytes, ends the input, and returns all that comes back."""
+        reader, writer = await self.connect()
+        writer.write(data)
+        writer.write_eof()
+        return await asyncio.wait_for(reader.read(), 20)
+
+    def close(self) -> None:
+        for writer in self._opened:
+            writer.close()
+
+
+@asynccontextmanager
+async def site(
+    serve: Serve,
+    *,
+    rules: Sequence[Any] | None = None,
+    names: dict[str, str] | None = None,
+    permit_nets: Sequence[str] = ("127.0.0.0/8",),
+    service: Callable[[int], Sequence[str]] = lambda port: (),
+    resolver: str | None = None,
+    **bounds: int,
+) -> AsyncIterator[Site]:
+    """`serve` is the real host, at a port that is free. `rules` get this port: by default NAME is permitted."""
+    async with AsyncExitStack() as stack:
+        host = await asyncio.start_server(serve, HOST, 0)
+        stack.callback(host.close)
+        port = host.sockets[0].getsockname()[1]
+        transport, dns_server = await asyncio.get_running_loop().create_datagram_endpoint(FakeDns, local_addr=(HOST, 0))
+        stack.callback(transport.close)
+        dns_at = "{}:{}".format(*transport.get_extra_info("sockname"))
+        config = EgressConfig(0, tuple(permit_nets), resolver or dns_at, tuple(service(port)), **bounds)
+        listener = socket.create_server((GIVEN, port), backlog=128)
+        endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        endpoint.bind((GIVEN, 0))
+        wanted = [{"host": NAME, "ports": [port]}] if rules is None else rules
+        order = OpenNetwork(
+            "a",
+            tuple(parse_rule({**rule, "ports": rule.get("ports", [port])}) for rule in wanted),
+            (port,),
+            names or {NAME: GIVEN},
+        )
+        gateway = FakeGateway()
+        network = SandboxNetwork(order, endpoint, [listener], Shared.of(config), gateway)
+        stack.push_async_callback(network.aclose)
+        found = Site(network, gateway, dns_server, port)
+        stack.callback(found.close)
+        yield found
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends back what it reads, and ends when the client does."""
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    opened = writer.get_extra_info("socket")
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.close()
