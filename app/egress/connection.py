@@ -34,7 +34,7 @@ class Cut(Exception):
         self.reason = reason
 
 
-class Connection:
+class ProgramConnection:
     """Owns `inside`, the accepted socket. `wide` lets the kernel hold more for it."""
 
     def __init__(self, network: SandboxNetwork, inside: socket.socket, *, wide: bool) -> None:

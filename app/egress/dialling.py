@@ -22,7 +22,7 @@ from app.core.addresses import forbidden, unmapped
 from app.core.hosts import IPAddress, IPNetwork
 from app.egress.reasons import Reason
 from app.egress.sockets import NO_DESCRIPTORS, bound_memory
-from app.egress.turns import Turns
+from app.egress.turns import SandboxTurns
 
 RESOLVE_SECONDS = 5.0
 ADDRESS_SECONDS = 5.0  # for one address, while there are others
@@ -85,7 +85,7 @@ class Dialler:
         return bool(here) and (address in here or address.is_loopback or address in self._own)
 
     async def dial(
-        self, turns: Turns, host: str | IPAddress, port: int, *, wide: bool
+        self, turns: SandboxTurns, host: str | IPAddress, port: int, *, wide: bool
     ) -> tuple[socket.socket, IPAddress]:
         """Returns a non-blocking socket, and the address that it is connected to. `wide` lets the kernel hold more for
         it. Raises NotDialled."""
@@ -155,7 +155,7 @@ async def _ask(resolver: dns.asyncresolver.Resolver, name: str, kind: str) -> li
 
 
 async def _connect(
-    turns: Turns, address: IPAddress, port: int, seconds: float, wide: bool
+    turns: SandboxTurns, address: IPAddress, port: int, seconds: float, wide: bool
 ) -> tuple[socket.socket, IPAddress]:
     """Raises OSError and TimeoutError."""
     address = unmapped(address)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from app.core.budget import Budget
 from app.core.network_rules import NetworkRule, rule_for
 from app.egress.config import EgressConfig
-from app.egress.connection import Connection
+from app.egress.connection import ProgramConnection
 from app.egress.dialling import Dialler
 from app.egress.names import NameTable
 from app.egress.protocol import OpenNetwork
@@ -21,7 +21,7 @@ from app.egress.resolver import Resolver
 from app.egress.sockets import SpareDescriptor, reset
 from app.egress.splice import KEPT, KEPT_PER_SANDBOX, KeptBytes
 from app.egress.told import Reports, Told
-from app.egress.turns import Turns
+from app.egress.turns import SandboxTurns
 
 QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE = 200, 500  # 0.1 ms of processor time each
 WIDE_CONNECTIONS = 16  # of a sandbox, for which the kernel may hold more
@@ -59,7 +59,7 @@ class SandboxNetwork:
     ) -> None:
         """Raises OSError when there are no descriptors left."""
         self.sandbox, self.rules, self.shared = order.sandbox, order.rules, shared
-        self.turns = Turns()
+        self.turns = SandboxTurns()
         self.told = Told(order.sandbox, reports)
         self.names = NameTable(order.names)
         self.kept = KeptBytes(KEPT_PER_SANDBOX, shared.kept)
@@ -128,7 +128,7 @@ class SandboxNetwork:
         self.shared.connections.take(self.sandbox)
         connection.setblocking(False)
         task = asyncio.get_running_loop().create_task(
-            Connection(self, connection, wide=len(self._tasks) < WIDE_CONNECTIONS).run()
+            ProgramConnection(self, connection, wide=len(self._tasks) < WIDE_CONNECTIONS).run()
         )
         self._tasks.add(task)
         task.add_done_callback(self._connection_ended)

@@ -21,7 +21,7 @@ import h11
 from app.egress.dialling import NotDialled
 from app.egress.reasons import Reason, sentence
 from app.egress.splice import KeptBytes, Splice
-from app.egress.turns import Turns
+from app.egress.turns import SandboxTurns
 
 HEAD = 32 * 1024  # bytes of a message's head
 PIECE = 64 * 1024
@@ -63,7 +63,7 @@ class HttpSide:
 
     def __init__(
         self,
-        turns: Turns,
+        turns: SandboxTurns,
         connection: socket.socket,
         role: type[h11.CLIENT] | type[h11.SERVER],
         count: Callable[[int], None],
@@ -104,7 +104,7 @@ class PlainHttp:
 
     def __init__(
         self,
-        turns: Turns,
+        turns: SandboxTurns,
         inside: socket.socket,
         host: str,
         port: int,

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from app.egress.turns import Turns
+from app.egress.turns import SandboxTurns
 
 LARGE, SMALL = 256 * 1024, 16 * 1024  # bytes that are received at once
 KEPT = 32 * 1024 * 1024  # of the whole process; above it, connections receive SMALL pieces
@@ -40,7 +40,7 @@ class Splice:
 
     def __init__(
         self,
-        turns: Turns,
+        turns: SandboxTurns,
         inside: socket.socket,
         outside: socket.socket,
         kept: KeptBytes,
@@ -76,7 +76,7 @@ class _Direction:
     def __init__(
         self,
         splice: Splice,
-        turns: Turns,
+        turns: SandboxTurns,
         source: socket.socket,
         target: socket.socket,
         kept: KeptBytes,

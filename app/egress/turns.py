@@ -19,7 +19,7 @@ EVENTS = 4
 SECONDS = 0.001  # of processor time, for tasks that have much to do and nothing to wait for
 
 
-class Turns:
+class SandboxTurns:
     """The sockets of one sandbox. Must be closed. Sockets are non-blocking, and forgotten before they are closed."""
 
     def __init__(self) -> None:

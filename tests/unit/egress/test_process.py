@@ -119,9 +119,7 @@ def start(stack: ExitStack, tmp_path: Path) -> Callable[..., Process]:
     return lambda **config: Process(tmp_path, stack, **config)
 
 
-def test_refused_connection_is_reset_and_told_to_the_gateway(
-    start: Callable[..., Process], stack: ExitStack
-) -> None:
+def test_refused_connection_is_reset_and_told_to_the_gateway(start: Callable[..., Process], stack: ExitStack) -> None:
     """The listener is its own upstream here, which is an address of this machine, and not permitted."""
     peer = start(permit_nets=()).greeted()
     sockets = Sockets(stack)
