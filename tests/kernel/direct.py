@@ -9,7 +9,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from app.backends.process.receipt import read_network
 from app.launcher.config import Config
 from app.launcher.protocol import (
     CREATE,
@@ -98,6 +100,8 @@ class Gateway:
         self.number = 0
         self.answers: dict[int, Reader] = {}
         self.lost: dict[str, int] = {}
+        self.keep: dict[int, list[int]] = {}  # the descriptors of these answers are the caller's
+        self.networks: list[dict[str, Any]] = []
 
     def __enter__(self) -> Gateway:
         return self
@@ -119,11 +123,16 @@ class Gateway:
 
     def receive(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.socket, 70_000, 8)
+            data, descriptors, _, _ = socket.recv_fds(self.socket, 70_000, 32)
         except ConnectionResetError:
             raise Gone from None
-        for descriptor in descriptors:
-            os.close(descriptor)
+        try:
+            self._take(data, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _take(self, data: bytes, descriptors: list[int]) -> None:
         if not data:
             raise Gone
         source = Reader(data)
@@ -132,9 +141,14 @@ class Gateway:
             sandbox_id = source.text(64)
             self.lost[sandbox_id] = source.i32()
         elif kind == REPLY:
-            self.answers[source.u32()] = source
+            number = source.u32()
+            self.answers[number] = source
+            if number in self.keep:
+                self.keep[number] += descriptors
+                descriptors.clear()
         else:
             assert kind == NETWORK
+            self.networks.append(read_network(descriptors.pop()))
 
     def answer(self, number: int) -> Reader:
         while number not in self.answers:
@@ -154,17 +168,25 @@ class Gateway:
 
     def create(self, wanted: CreatePlan | None = None) -> socket.socket:
         """The gateway's end of the owner socket."""
+        return self.create_with_sockets(wanted or plan())[0]
+
+    def create_with_sockets(self, wanted: CreatePlan) -> tuple[socket.socket, list[socket.socket]]:
+        """The same, and the sockets that came with the answer, which the caller closes."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(30)
-        body = bytes((wanted or plan()).write(Writer(0)).data[1:])
+        body = bytes(wanted.write(Writer(0)).data[1:])
         with theirs:
             number = self.post(CREATE, body, [theirs.fileno()])
+        self.keep[number] = []
         try:
             self.answer(number)
         except BaseException:
             ours.close()
             raise
-        return ours
+        sockets = [socket.socket(fileno=descriptor) for descriptor in self.keep.pop(number)]
+        for each in sockets:
+            each.settimeout(30)
+        return ours, sockets
 
     def destroy(self, sandbox_id: str = "one") -> None:
         self.ask(DESTROY, name(sandbox_id))

@@ -46,6 +46,12 @@ def refusal(gateway: Gateway, **changes: object) -> tuple[str, int]:
             "../x", "Upper", "", "a" * 64, "a/b", "-a", "_a", ".", "a\nb", "a\0b", "ä", "a b", "²", "cgroup.procs"
         )],
         ({"sandbox_id": "honest"}, errno.EEXIST),
+        ({"ports": list(range(80, 97))}, errno.ERANGE),
+        ({"ports": [0]}, errno.ERANGE),
+        ({"ports": [53]}, errno.ERANGE),
+        ({"ports": [443, 65_536]}, errno.ERANGE),
+        ({"ports": [443, 80]}, errno.EINVAL),
+        ({"ports": [80, 80]}, errno.EINVAL),
     ],
 )  # fmt: skip
 def test_a_plan_out_of_bounds_is_refused(hostile: Gateway, change: dict[str, object], number: int) -> None:
@@ -98,7 +104,7 @@ def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:
 def test_a_plan_has_no_field_for_a_uid_a_mount_or_a_capability() -> None:
     assert set(plan().__slots__) == {
         "sandbox_id", "template", "filter_name", "cpu_millis", "memory_bytes", "disk_bytes", "processes",
-        "loopback_tcp", "on_disk", "read_only", "read_write",
+        "loopback_tcp", "on_disk", "ports", "read_only", "read_write",
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from tests.service import PROJECT
 PROGRAM = """
 import ctypes, fcntl, json, socket, struct
 from app.backends.process.receipt import read_network
+from app.launcher.sandbox.network import own_every_address
 
 def read():
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
@@ -29,6 +30,8 @@ for _ in range(3):
     said.append(read())
     loopback_up()
     said += [read(), read()]
+    own_every_address()
+    said.append(read())
 print(json.dumps(said))
 """
 
@@ -36,10 +39,12 @@ print(json.dumps(said))
 def test_a_change_is_seen_although_the_same_was_read_before() -> None:
     require("root", os.geteuid() == 0, "a network namespace is made by root")
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=PROJECT, capture_output=True, check=True, timeout=60)
-    down, *up = json.loads(done.stdout)[:3]
+    down, *up, routed = json.loads(done.stdout)[:4]
     assert (down["links"], down["addresses"]) == ([{"name": "lo", "up": False}], [])
     assert up[0]["links"] == [{"name": "lo", "up": True}]
     assert "127.0.0.1/8" in up[0]["addresses"]
     assert down["routes"] < up[0]["routes"]
     assert up[0] == up[1]
-    assert json.loads(done.stdout) == [down, *up] * 3
+    assert up[0]["any_address_routes"] == []
+    assert routed == up[0] | {"routes": up[0]["routes"] + 2, "any_address_routes": ["0.0.0.0/0", "::/0"]}
+    assert json.loads(done.stdout) == [down, *up, routed] * 3

@@ -19,7 +19,8 @@ _receipt: dict[str, Any] = {
     "landlock": {
         "abi": 6,
         "files": ["execute", "read_file", "write_file"],
-        "tcp": ["bind", "connect"],
+        "tcp": ["bind_tcp", "connect_tcp"],
+        "connect_ports": [],
         "scopes": ["abstract_unix_socket", "signal"],
     },
     "seccomp": {"mode": "filter", "profile": "default", "sha256": _DIGEST},
@@ -38,6 +39,8 @@ _receipt: dict[str, Any] = {
         "addresses": ["127.0.0.1/8", "::1/128"],
         "routes": 5,
         "routes_to_outside": 0,
+        "any_address_routes": [],
+        "ports": [],
         "rules": 5,
     },
     "missing_layers": [],

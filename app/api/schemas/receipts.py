@@ -18,6 +18,9 @@ class LandlockReceipt(Receipt):
     abi: int
     files: list[str] = Field(description="kinds of access to files that Landlock controls")
     tcp: list[str] = Field(description="kinds of use of TCP that Landlock controls")
+    connect_ports: list[int] = Field(
+        default_factory=list, description="TCP ports that Landlock lets programs connect to; it lets them bind none"
+    )
     scopes: list[str]
 
 
@@ -57,6 +60,13 @@ class NetworkReceipt(Receipt):
     addresses: list[str] = Field(default_factory=list)
     routes: int = Field(default_factory=int)
     routes_to_outside: int = Field(default_factory=int)
+    any_address_routes: list[str] = Field(
+        default_factory=list,
+        description="networks of which every address is the sandbox's own, with the mode `proxy`: nothing leaves it",
+    )
+    ports: list[int] = Field(
+        default_factory=list, description="TCP ports on which connections to any address are taken and judged"
+    )
     rules: int = Field(default_factory=int)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from app import __version__
 from app.backends.process.files import FileRoom, ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
+from app.backends.process.network_sockets import NetworkSockets
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.plan import create_plan
 from app.backends.process.receipt import Networks, isolation
@@ -105,7 +106,8 @@ class ProcessBackend:
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> ProcessSandbox:
         link = self._require_link()
         await link.connect()
-        body = bytes(create_plan(sandbox_id, spec).write(Writer(0)).data[1:])
+        plan = create_plan(sandbox_id, spec)
+        body = bytes(plan.write(Writer(0)).data[1:])
         try:
             owner, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -117,9 +119,13 @@ class ProcessBackend:
             sandbox = ProcessSandbox(link, sandbox_id, owner, self._budget, files, forget)
             self._sandboxes[sandbox_id] = sandbox
             try:
-                answer = await link.request(CREATE, body, [workers_end.fileno()])
+                due = 1 + len(plan.ports) if plan.ports else 0
+                answer = await link.request(CREATE, body, [workers_end.fileno()], due=due)
+                if plan.ports:
+                    sandbox.connect(NetworkSockets(answer.descriptors, plan.ports))
                 facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
-                sandbox.prove(isolation(facts, link.about, spec, self._networks.take(int(facts["uid"]))))
+                network = self._networks.take(int(facts["uid"]), any_address=bool(plan.ports))
+                sandbox.prove(isolation(facts, link.about, spec, network | {"ports": plan.ports}))
                 await prepare_workdir(sandbox.files, spec.workdir)
             except LauncherRefused as refused:
                 await sandbox.abandon()

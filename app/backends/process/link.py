@@ -145,22 +145,20 @@ class LauncherLink:
 
     # --- requests
 
-    async def request(self, kind: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> LauncherReply:
-        """Raises LauncherRefused, BackendUnavailable when the launcher is gone or goes away, and BackendTimeout when it
-        is silent: then it may still carry out the request."""
+    async def request(
+        self, kind: int, body: bytes = b"", descriptors: Sequence[int] = (), *, due: int = 0
+    ) -> LauncherReply:
+        """`due`: how many descriptors come with the answer, which the caller has to close. Raises LauncherRefused,
+        BackendUnavailable when the launcher is gone or goes away, or gives another number than is due, and
+        BackendTimeout when it is silent: then it may still carry out the request."""
         await self.connect()
         answer = await self._ask(Writer(kind), descriptors, body)
-        close_all(answer.descriptors)  # none is due
-        return answer
-
-    async def request_descriptor(self, kind: int, body: bytes) -> int:
-        """Sends a request whose answer comes with one descriptor. The caller has to close it. Raises as `request`."""
-        await self.connect()
-        answer = await self._ask(Writer(kind), (), body)
-        if len(answer.descriptors) != 1:
+        given = len(answer.descriptors)
+        if given != due:
             close_all(answer.descriptors)
-            raise BackendUnavailable(RUNTIME, "the launcher gave no descriptor")
-        return answer.descriptors[0]
+            if due:
+                raise BackendUnavailable(RUNTIME, f"the launcher gave {given} descriptors and not {due}")
+        return answer
 
     async def _ask(self, writer: Writer, descriptors: Sequence[int], body: bytes = b"") -> LauncherReply:
         number, future = self.post(writer, body, descriptors)

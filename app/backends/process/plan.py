@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from app.core.limits import MIB
 from app.core.models import Command, ExecutionLimits, SandboxSpec, Storage
+from app.core.network_rules import ports_of
+from app.core.policy import Network
 from app.launcher.protocol import CreatePlan, ExecutionPlan, pack_command
 
 # A command's environment is built from nothing, not from ours.
@@ -35,7 +37,13 @@ def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
         on_disk=spec.storage is Storage.DISK,
         read_only=list(filesystem.read_only),
         read_write=list(filesystem.read_write),
+        ports=network_ports(spec.policy.network),
     )
+
+
+def network_ports(network: Network) -> list[int]:
+    """The ports of all rules, rising: those of a sandbox whose connections are proxied. Others have none."""
+    return list(ports_of(network.rules)) if network.mode == "proxy" else []
 
 
 def filter_name(spec: SandboxSpec) -> str:

@@ -22,7 +22,9 @@ from app.core.models import SandboxSpec
 
 _MESSAGE, _ATTRIBUTE, _ATTRIBUTE_MASK = Struct("<IH"), Struct("<HH"), 0x3FFF
 _TIMES = {16: (32, 26), 20: (24, 6)}  # type -> head and fixed part; IFLA_AF_SPEC of a link, IFA_CACHEINFO of an address
-_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP, _UP, _UNICAST = 18, 22, 26, 34, 3, 0x301, 1, 1
+_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _DONE, _DUMP = 18, 22, 26, 34, 3, 0x301
+_UP, _UNICAST, _LOCAL = 1, 1, 2
+_EVERY_ADDRESS = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 
 
 # pyroute2's own messages decode every attribute, and a link has dozens: 0.53 ms for one sandbox. These take what the
@@ -70,6 +72,7 @@ def isolation(
             "abi": int(facts["landlock_abi"]),
             "files": _list(facts["landlock_files"]),
             "tcp": _list(facts["landlock_tcp"]),
+            "connect_ports": [int(port) for port in _list(facts["landlock_ports"])],
             "scopes": _list(facts["landlock_scopes"]),
         },
         "seccomp": {
@@ -124,13 +127,16 @@ class Networks:
         except OSError as error:
             self._read[uid] = error
 
-    def take(self, uid: int) -> dict[str, Any]:
-        """Raises ValueError when there is more than loopback, or when it could not be read."""
+    def take(self, uid: int, *, any_address: bool) -> dict[str, Any]:
+        """Raises ValueError when there is more than loopback, when every address is the sandbox's own and should not be
+        or the other way round, or when it could not be read."""
         found = self._read.pop(uid, None)
         if not isinstance(found, dict):
             raise ValueError(f"its network namespace could not be read: {found}")
         if [link["name"] for link in found["links"]] != ["lo"] or found["routes_to_outside"]:
             raise ValueError("its network namespace holds more than loopback")
+        if bool(found["any_address_routes"]) != any_address:
+            raise ValueError("its network namespace has other routes than its policy")
         return found
 
 
@@ -139,18 +145,21 @@ def read_network(descriptor: int) -> dict[str, Any]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 0, descriptor) as netlink:
         netlink.settimeout(2)
         links, addresses, routes, rules = (_dump(netlink, request) for request in _REQUESTS)
+    own = [r for r in routes if r["dst_len"] == 0 and r["type"] == _LOCAL]
     outside = [r for r in routes if r.get_attr("RTA_GATEWAY") or (r["dst_len"] == 0 and r["type"] == _UNICAST)]
     return {
         "links": [{"name": link.get_attr("IFLA_IFNAME"), "up": bool(link["flags"] & _UP)} for link in links],
         "addresses": [f"{ip_address(a.get_attr('IFA_ADDRESS'))}/{a['prefixlen']}" for a in addresses],
         "routes": len(routes),
         "routes_to_outside": len(outside),
+        "any_address_routes": sorted(_EVERY_ADDRESS[r["family"]] for r in own),
         "rules": len(rules),
     }
 
 
 def _request(kind: Any, number: int) -> bytes:
     message = kind()
+    message["family"] = socket.AF_UNSPEC  # pyroute2 fills in AF_INET
     message["header"].update(type=number, flags=_DUMP, sequence_number=number)
     message.encode()
     return bytes(message.data)

@@ -15,6 +15,7 @@ from app.backends.process.agent import FileAgentClient
 from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
+from app.backends.process.network_sockets import NetworkSockets
 from app.backends.process.pipes import PipeBudget
 from app.backends.process.terminal import PseudoTerminal
 from app.backends.process.usage import resource_usage
@@ -63,6 +64,7 @@ class ProcessSandbox:
         self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
         self._receipt: Mapping[str, Any] = {}
         self.network_log: NetworkLog | None = None
+        self._network: NetworkSockets | None = None
         self._executions: dict[int, ProcessExecution | FileAgentClient] = {}
         self._files = files(self._start_agent)
         self._number = 0
@@ -79,6 +81,18 @@ class ProcessSandbox:
     @property
     def receipt(self) -> Mapping[str, Any]:
         return self._receipt
+
+    @property
+    def network(self) -> NetworkSockets | None:
+        """Of a sandbox whose policy has a network, until its end."""
+        return self._network
+
+    def connect(self, network: NetworkSockets) -> None:
+        """Takes over the sockets, which it closes at its end."""
+        if self._over:
+            network.close()
+        else:
+            self._network = network
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt
@@ -127,7 +141,7 @@ class ProcessSandbox:
         """Raises LauncherRefused, CapacityExceeded, BackendUnavailable, BackendTimeout."""
         name = bytes(Writer(0).text(self.id).data[1:])
         try:
-            return PseudoTerminal(await self._link.request_descriptor(TERMINAL, name))
+            return PseudoTerminal((await self._link.request(TERMINAL, name, due=1)).descriptors[0])
         except LauncherRefused as refused:
             if refused.errno == errno.EDQUOT:
                 raise CapacityExceeded("terminals", holder="sandbox", detail=refused.detail) from refused
@@ -216,6 +230,9 @@ class ProcessSandbox:
         self._over = True
         self._loop.remove_reader(self._owner.fileno())
         self._owner.close()
+        if self._network is not None:
+            self._network.close()
+            self._network = None
         for execution in tuple(self._executions.values()):
             execution.on_sandbox_end(killed=killed)
         self._on_end()

@@ -6,7 +6,7 @@ import errno
 
 from app.launcher.config import Config
 from app.launcher.daemon.connection import Connection
-from app.launcher.protocol import OK, REPLY, CreatePlan, ExecutionPlan, Writer
+from app.launcher.protocol import MOST_PORTS, OK, REPLY, RESOLVER_ADDRESS, CreatePlan, ExecutionPlan, Writer
 from app.launcher.sandbox.lockdown import NOFILE_HARD
 
 MOST_CPU_NS = (1 << 63) - 1
@@ -52,6 +52,18 @@ def check_plan(plan: CreatePlan, config: Config, filters: dict[str, bytes]) -> N
     for path in plan.read_only + plan.read_write:
         if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise Refusal("plan", errno.EINVAL, "not a clean path")
+    check_ports(plan.ports)
+
+
+def check_ports(ports: list[int]) -> None:
+    """Raises Refusal for too many ports, and for those that are no TCP port, the resolver's, or not rising."""
+    if len(ports) > MOST_PORTS:
+        raise Refusal("plan", errno.ERANGE, f"there are {len(ports)} ports, the ceiling is {MOST_PORTS}")
+    if ports != sorted(set(ports)):
+        raise Refusal("plan", errno.EINVAL, "the ports are not distinct and rising")
+    for port in ports:
+        if not 1 <= port <= 65_535 or port == RESOLVER_ADDRESS[1]:
+            raise Refusal("plan", errno.ERANGE, f"port {port} cannot be listed")
 
 
 def check_execution(limits: ExecutionPlan, plan: CreatePlan) -> None:

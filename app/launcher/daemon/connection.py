@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import _socket
-import os
-import struct
+
+from app.launcher.protocol import packets
 
 _MOST_UNSENT = 4096
 
@@ -15,37 +15,35 @@ class Connection:
 
     def __init__(self, socket: _socket.socket) -> None:
         self.socket = socket
-        self.unsent: list[tuple[bytes, int]] = []
+        self.unsent: list[tuple[bytes, list[int]]] = []
         self.broken = False
         self.blocked = False  # answers wait for room
 
-    def send(self, packet: bytes, descriptor: int = -1) -> None:
+    def send(self, packet: bytes, descriptors: list[int] | None = None) -> None:
+        """The descriptors are the connection's from now on, which closes them."""
+        descriptors = descriptors or []
         if self.broken:
-            if descriptor >= 0:
-                os.close(descriptor)
+            packets.close(descriptors)
             return
-        self.unsent.append((packet, descriptor))
+        self.unsent.append((packet, descriptors))
         if len(self.unsent) > _MOST_UNSENT:
             self.broken = True
         self.flush()
 
     def flush(self) -> None:
         while self.unsent:
-            packet, descriptor = self.unsent[0]
-            rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", descriptor))] if descriptor >= 0 else []
+            packet, descriptors = self.unsent[0]
             try:
-                self.socket.sendmsg([packet], rights, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+                packets.send(self.socket, packet, descriptors)
             except BlockingIOError:
                 return
             except OSError:
                 self.broken = True
                 return
             self.unsent.pop(0)
-            if descriptor >= 0:
-                os.close(descriptor)
+            packets.close(descriptors)
 
     def close(self) -> None:
-        for _, descriptor in self.unsent:
-            if descriptor >= 0:
-                os.close(descriptor)
+        for _, descriptors in self.unsent:
+            packets.close(descriptors)
         self.socket.close()

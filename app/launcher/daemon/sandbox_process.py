@@ -14,7 +14,7 @@ from app.launcher.daemon.groups import Groups, Usage
 from app.launcher.daemon.usage import Figures
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import kill_by_pidfd
-from app.launcher.protocol import HOLD, CreatePlan, ExecutionPlan, Writer, packets
+from app.launcher.protocol import HOLD, CreatePlan, ExecutionPlan, ProtocolError, Writer, packets
 
 # Three standard streams, two sockets, /dev/null, pids.max, pids.current, what tells of children, /proc/meminfo, and two
 # files of the memory group.
@@ -47,6 +47,7 @@ class SandboxProcess:
         self.holds = 0  # how often its worker was asked to hold still, and has not answered
         self.killed = False
         self.shown_to = shown_to  # who has read its network namespace already
+        self.listeners: list[int] = []  # of the plan's ports, until the answer to its create takes them
         self.status = 0
         self.limits: dict[str, int] = {}  # of the payload, read back from the kernel
         self.ended: list[int] = []  # finished, groups not yet removed
@@ -193,6 +194,13 @@ class SandboxProcess:
 
     # --- the whole
 
+    def take_listeners(self, descriptors: list[int]) -> None:
+        """Takes over what the worker made for the ports of the plan, and empties the list. Raises ProtocolError."""
+        if self.listeners or len(descriptors) != listeners_of(self.plan):
+            raise ProtocolError("the listeners come once, one for each port and one for names")
+        self.listeners = list(descriptors)
+        descriptors.clear()
+
     def hold(self) -> None:
         """Asks the worker to hold still, and to report when it has started all commands that came before. Raises
         OSError."""
@@ -217,6 +225,8 @@ class SandboxProcess:
         os.close(self.pidfd)
         self.pidfd = -1
         self.channel.close()
+        packets.close(self.listeners)
+        self.listeners.clear()
         if self._spare is not None:
             packets.close(self._spare[1])
 
@@ -237,6 +247,7 @@ class SandboxProcess:
             "seccomp": status["Seccomp"],
             **_landlock(loopback_tcp=self.plan.loopback_tcp),
         }
+        facts["landlock_ports"] = ",".join([str(port) for port in self.plan.ports] if facts["landlock_tcp"] else [])
         facts |= {name: value for name, value in status.items() if name.startswith("Cap")}
         facts |= {f"limit_{name}": str(value) for name, value in self.limits.items()}
         cpus = os.sched_getaffinity(self.pid)
@@ -247,6 +258,8 @@ class SandboxProcess:
             wrong.append("its user namespace is not its own user's")
         if cpus != set(self.cpus):
             wrong.append("it may use other processors than its own")
+        if len(self.listeners) != listeners_of(self.plan):
+            wrong.append("the sockets of its ports are not there")
         if facts["storage"] != ("disk" if self.plan.on_disk else "memory"):
             wrong.append(f"its files are on {facts['storage_file_system']}")
         return facts, wrong
@@ -262,6 +275,11 @@ class SandboxProcess:
         if self.limits.get("worker_cpu_millis", WORKER_CPU_MILLIS) != WORKER_CPU_MILLIS:
             wrong.append("the limit of its worker's cpu time is not in force")
         return wrong
+
+
+def listeners_of(plan: CreatePlan) -> int:
+    """How many sockets the worker hands over: that of the resolver, and one for each port."""
+    return 1 + len(plan.ports) if plan.ports else 0
 
 
 def _landlock(*, loopback_tcp: bool) -> dict[str, str]:

@@ -25,6 +25,7 @@ from app.launcher.daemon.zygote import Spawner
 from app.launcher.protocol import (
     EXECUTE,
     HELD,
+    LISTENERS,
     LOST,
     NETWORK,
     NETWORK_UP,
@@ -113,7 +114,7 @@ class SandboxTable:
             netlink = probe.open_netlink(pid, self._spawner.own_network)
         except FileNotFoundError:
             return  # it is dead already: its pidfd tells, or the create that was to have it makes another
-        connection.send(bytes(Writer(NETWORK).u32(uid).data), netlink)
+        connection.send(bytes(Writer(NETWORK).u32(uid).data), [netlink])
 
     def go_on(self) -> None:
         """Continues work that could not be finished at once, and checks what has to be checked from time to time."""
@@ -287,14 +288,16 @@ class SandboxTable:
             data, descriptors = receive(sandbox.channel)
             source = Reader(data)
             kind = source.u8()
-            if descriptors or (sandbox.creating is None) != (kind == HELD):
+            if (descriptors and kind != LISTENERS) or (sandbox.creating is None) != (kind == HELD):
                 raise ProtocolError("a worker says READY once, and then only that it holds still")
             if kind == STEP_FAILED:
                 sandbox.failure = (source.text(64), source.u32(), source.text(1024))
                 source.end()
-            elif kind == NETWORK_UP:
+            elif kind in (NETWORK_UP, LISTENERS):
                 source.end()
-                if sandbox.connection is not None:
+                if kind == LISTENERS:
+                    sandbox.take_listeners(descriptors)
+                if sandbox.connection is not None:  # again with the listeners: the routes are in the receipt
                     self._show_network(sandbox.connection, sandbox.pid, sandbox.uid)
             elif kind == READY:
                 source.end()
@@ -332,7 +335,8 @@ class SandboxTable:
             return sandbox.kill()
         sandbox.creating = None
         lines = [f"{name}={value}".encode() for name, value in facts.items()]
-        answer(connection, reply(request).many(lines))
+        listeners, sandbox.listeners = sandbox.listeners, []
+        connection.send(bytes(reply(request).many(lines).data), listeners)
         return None
 
     def _bury(self, sandbox: SandboxProcess) -> None:

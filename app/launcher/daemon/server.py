@@ -153,7 +153,7 @@ class LauncherServer:
         elif kind == TERMINAL:
             sandbox = self._sandboxes.find(connection, source.text(64))
             source.end()
-            connection.send(bytes(reply(request).data), self._sandboxes.open_terminal(sandbox))
+            connection.send(bytes(reply(request).data), [self._sandboxes.open_terminal(sandbox)])
         elif kind == DESTROY:
             sandbox = self._sandboxes.find(connection, source.text(64))
             source.end()

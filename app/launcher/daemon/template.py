@@ -31,6 +31,7 @@ from app.launcher.kernel.syscalls import (
     umount,
     unshare,
 )
+from app.launcher.protocol import RESOLVER_ADDRESS
 from app.launcher.sandbox.mounts import CANARY, CONSTANTS, MASKED_FILES, MASKED_FOLDERS, OWN, SYSTEM_LINKS
 from app.launcher.sandbox.own_groups import GroupMount, make_mount_points
 
@@ -42,8 +43,9 @@ _ETC = {
     "group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n",
     "hostname": "{hostname}\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
-    "resolv.conf": "# no network\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+    # Of every sandbox. Without a network nothing listens there, and a question is refused at once (ECONNREFUSED).
+    "resolv.conf": f"nameserver {RESOLVER_ADDRESS[0]}\noptions timeout:2 attempts:2\n",
 }
 
 

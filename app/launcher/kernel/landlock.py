@@ -19,6 +19,7 @@ TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 BIND_TCP, CONNECT_TCP = 1 << 0, 1 << 1
 SCOPE_ABSTRACT_UNIX, SCOPE_SIGNAL = 1 << 0, 1 << 1
+_RULE_PATH_BENEATH, _RULE_NET_PORT = 1, 2  # the second from ABI 4
 
 READ = EXECUTE | READ_FILE | READ_DIR
 LOOK = READ_FILE | READ_DIR
@@ -84,9 +85,13 @@ class Ruleset:
             is_directory = os.fstat(descriptor).st_mode & 0o170000 == 0o040000
             rights &= self._files if is_directory else self._files & ON_FILES
             packed = rights.to_bytes(8, "little") + descriptor.to_bytes(4, "little")  # 12 bytes, packed
-            syscall(NR_LANDLOCK_ADD_RULE, self._fd, 1, packed, 0)
+            syscall(NR_LANDLOCK_ADD_RULE, self._fd, _RULE_PATH_BENEATH, packed, 0)
         finally:
             os.close(descriptor)
+
+    def allow_connect(self, port: int) -> None:
+        """Allows TCP connections to this port of any address. The rule set has to handle CONNECT_TCP."""
+        syscall(NR_LANDLOCK_ADD_RULE, self._fd, _RULE_NET_PORT, (ctypes.c_uint64 * 2)(CONNECT_TCP, port), 0)
 
     def close(self) -> None:
         """Closes a rule set that is not enforced."""

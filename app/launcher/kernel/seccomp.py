@@ -173,11 +173,16 @@ def sockets(netlink: Node) -> Node:
 # Options with an answer of their own, by level.
 # Promised and not given: a larger buffer, as the kernel sizes those of TCP itself; and SO_REUSEPORT, whose group takes
 # 2 KiB for each socket, charged to nobody. A program that shares no port notices nothing, and a second socket on the
-# same port is EADDRINUSE.
-SOCKET_OPTIONS_PRETENDED = {SOL_SOCKET: (SO_SNDBUF, SO_RCVBUF, SO_REUSEPORT)}
+# same port is EADDRINUSE. And error queues, which are charged to nobody: glibc asks no name server without IP_RECVERR,
+# and never reads the queue; a refused datagram is told by the next call all the same.
+SOCKET_OPTIONS_PRETENDED = {
+    SOL_SOCKET: (SO_SNDBUF, SO_RCVBUF, SO_REUSEPORT),
+    SOL_IP: (IP_RECVERR,),
+    SOL_IPV6: (IPV6_RECVERR,),
+}
 # Programs for sockets: what they compile to comes out of one pool of the whole host (net.core.bpf_jit_limit). With
-# 9,400 of them, measured, nobody on the host can load another, the filter of the next sandbox included. Error queues,
-# time stamps and corked datagrams are charged to nobody: 2.2 GiB in 1 s, measured. TCP_ULP is TLS and SMC inside the
+# 9,400 of them, measured, nobody on the host can load another, the filter of the next sandbox included. Time stamps and
+# corked datagrams are charged to nobody: 2.2 GiB in 1 s, measured. TCP_ULP is TLS and SMC inside the
 # kernel: large, and TLS libraries do without.
 SOCKET_OPTIONS_REFUSED = {
     SOL_SOCKET: (
@@ -188,8 +193,6 @@ SOCKET_OPTIONS_REFUSED = {
         SO_TIMESTAMPING_OLD,
         SO_TIMESTAMPING_NEW,
     ),
-    SOL_IP: (IP_RECVERR,),
-    SOL_IPV6: (IPV6_RECVERR,),
     SOL_TCP: (TCP_ULP,),
     SOL_UDP: (UDP_CORK,),
 }

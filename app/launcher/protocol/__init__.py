@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-VERSION = 4
+VERSION = 5
 # SOCK_SEQPACKET takes a packet only if it fits the sender's buffer (212,992 bytes by default, shared with the
 # kernel's own bookkeeping); a larger command travels in a memfd, which the worker reads once.
 MAX_PACKET = 64 * 1024
@@ -23,7 +23,11 @@ OK, REFUSED = 0, 1
 # launcher -> worker
 IDENTITY, GO, RUN, RUN_AGENT, HOLD, TERMINALS, DISK, GROUPS = 31, 32, 33, 34, 35, 36, 37, 38
 # worker -> launcher
-NETWORK_UP, READY, STEP_FAILED, HELD = 47, 48, 49, 50
+NETWORK_UP, READY, STEP_FAILED, HELD, LISTENERS = 47, 48, 49, 50, 51
+# For a plan with ports, LISTENERS and the answer to CREATE come with descriptors: the UDP socket on RESOLVER_ADDRESS,
+# then a listening TCP socket for each port, in the order of the plan.
+MOST_PORTS = 16
+RESOLVER_ADDRESS = ("127.0.0.53", 53)
 # The answer to TERMINAL comes with the controlling side of a new terminal of the sandbox. A command whose stdin is the
 # other side leads the terminal's session.
 # With EXECUTE and RUN come the command's three streams (and a memfd), with the other two an agent's control and pipe.
@@ -145,12 +149,13 @@ class CreatePlan:
     end of the owner socket.
 
     `on_disk`: files are on a file system of its own on the operator's disk, with `disk_bytes` of usable room. Else they
-    are in memory.
+    are in memory. `ports`: the TCP ports, rising, on which every address is the sandbox's own and somebody outside
+    accepts. Empty for a sandbox without a network.
     """
 
     __slots__ = (
-        "cpu_millis", "disk_bytes", "filter_name", "loopback_tcp", "memory_bytes", "on_disk", "processes", "read_only",
-        "read_write", "sandbox_id", "template",
+        "cpu_millis", "disk_bytes", "filter_name", "loopback_tcp", "memory_bytes", "on_disk", "ports", "processes",
+        "read_only", "read_write", "sandbox_id", "template",
     )  # fmt: skip
 
     def __init__(
@@ -166,18 +171,22 @@ class CreatePlan:
         read_only: list[str],
         read_write: list[str],
         on_disk: bool = False,
+        ports: list[int] | None = None,
     ) -> None:
         self.sandbox_id, self.template, self.filter_name = sandbox_id, template, filter_name
         self.cpu_millis, self.memory_bytes, self.disk_bytes = cpu_millis, memory_bytes, disk_bytes
         self.processes, self.loopback_tcp = processes, loopback_tcp
-        self.read_only, self.read_write, self.on_disk = read_only, read_write, on_disk
+        self.read_only, self.read_write, self.on_disk, self.ports = read_only, read_write, on_disk, ports or []
 
     def write(self, into: Writer) -> Writer:
         into.text(self.sandbox_id).text(self.template).text(self.filter_name)
         into.u32(self.cpu_millis).u64(self.memory_bytes).u64(self.disk_bytes).u32(self.processes)
         into.u8(FLAG_LOOPBACK_TCP * self.loopback_tcp | FLAG_DISK * self.on_disk)
         into.many([path.encode() for path in self.read_only])
-        return into.many([path.encode() for path in self.read_write])
+        into.many([path.encode() for path in self.read_write]).u8(len(self.ports))
+        for port in self.ports:
+            into.u32(port)
+        return into
 
     @classmethod
     def read(cls, source: Reader) -> CreatePlan:
@@ -188,9 +197,10 @@ class CreatePlan:
             raise ProtocolError("an unknown flag")
         read_only = [_path(raw) for raw in source.many(256, 4096)]
         read_write = [_path(raw) for raw in source.many(256, 4096)]
+        ports = [source.u32() for _ in range(source.u8())]
         return cls(
             sandbox_id, template, filter_name, cpu_millis, memory, disk, processes,
-            bool(flags & FLAG_LOOPBACK_TCP), read_only, read_write, bool(flags & FLAG_DISK),
+            bool(flags & FLAG_LOOPBACK_TCP), read_only, read_write, bool(flags & FLAG_DISK), ports,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_ANCILLARY = _socket.CMSG_SPACE(4 * 16)  # the most that any record of ours carries
+_ANCILLARY = _socket.CMSG_SPACE(4 * 24)  # no record of ours carries more: 17 for a sandbox with all its ports
 
 
 def receive(socket: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:

@@ -40,6 +40,7 @@ AHEAD = (
 # What the plan asks for. Like the steps above it needs capabilities, which are the user namespace's only.
 FROM_PLAN = (
     steps.await_plan,
+    steps.open_network,  # after join_cgroup: what the sockets take is not the sandbox's
     steps.keep_to_cpus,
     steps.size_storage,
     steps.mount_disk,  # after the size, which is that of what the disk replaces
@@ -63,6 +64,7 @@ LOCKDOWN = (
 PROOF = (
     lockdown.prove_landlock,
     lockdown.prove_filter,
+    lockdown.prove_network,
 )
 
 

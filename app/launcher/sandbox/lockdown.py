@@ -22,7 +22,7 @@ from app.launcher.kernel.syscalls import (
     syscall,
 )
 from app.launcher.protocol import CreatePlan, Reader, Writer, pack_command, unpack_command
-from app.launcher.sandbox import mounts, own_memory
+from app.launcher.sandbox import mounts, network, own_memory
 from app.launcher.sandbox.setup import SandboxSetup
 from app.launcher.sandbox.spawn import search_and_spawn
 
@@ -138,6 +138,11 @@ def _fixed_rules(setup: SandboxSetup, *, loopback_tcp: bool) -> landlock.Ruleset
     return rules
 
 
+def limits_tcp(setup: SandboxSetup) -> bool:
+    """Whether Landlock decides about TCP. With `loopback_tcp` the network namespace alone is the fence."""
+    return bool(landlock.handled_network(setup.landlock_abi)) and not setup.plan.loopback_tcp
+
+
 def restrict_files(setup: SandboxSetup) -> None:
     version, plan = setup.landlock_abi, setup.plan
     if version == 0:
@@ -155,6 +160,9 @@ def restrict_files(setup: SandboxSetup) -> None:
                     rules.allow(f"/{name}", landlock.READ)
     for path in plan.read_write:
         rules.allow(path, landlock.read_write(version))
+    if limits_tcp(setup):
+        for port in plan.ports:
+            rules.allow_connect(port)
     if "/usr" in plan.read_only:
         rules.allow("/", landlock.READ_DIR)  # names only, and of nothing but the system: people begin with `ls /`
     rules.enforce()
@@ -182,6 +190,14 @@ def prove_landlock(setup: SandboxSetup) -> None:
         except PermissionError:
             return
         raise OSError(errno.ENOTSUP, "Landlock let a file through that no rule names")
+
+
+def prove_network(setup: SandboxSetup) -> None:
+    """For a plan with ports: every address is the sandbox's own, and a port that is not listed is refused, by Landlock
+    where it limits TCP. No plan lists the resolver's."""
+    if setup.plan.ports:
+        network.prove_any_address(ipv6=setup.ipv6)
+        network.prove_refused(errno.EACCES if limits_tcp(setup) else errno.ECONNREFUSED)
 
 
 def prove_filter(setup: SandboxSetup) -> None:

@@ -21,6 +21,7 @@ class SandboxSetup:
         "disk_device",
         "filters",
         "group_mounts",
+        "ipv6",
         "join_descriptors",
         "landlock_abi",
         "masks",
@@ -55,4 +56,5 @@ class SandboxSetup:
         self.memory: OwnMemory | None = None
         self.processes_file = self.processes_count = -1  # version 2: pids.max and pids.current
         self.cpus: list[int] = []  # to keep to; empty where a control group sees to that
+        self.ipv6 = False  # every IPv6 address is the sandbox's own too, if the plan has ports
         self.disk_device = -1  # st_dev of the disk, if the plan asks for one

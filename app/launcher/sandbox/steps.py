@@ -27,9 +27,9 @@ from app.launcher.kernel.syscalls import (
     syscall,
     unshare,
 )
-from app.launcher.protocol import DISK, GO, GROUPS, IDENTITY, NETWORK_UP, TERMINALS, CreatePlan, Reader
-from app.launcher.protocol.packets import receive
-from app.launcher.sandbox import mounts, own_memory
+from app.launcher.protocol import DISK, GO, GROUPS, IDENTITY, LISTENERS, NETWORK_UP, TERMINALS, CreatePlan, Reader
+from app.launcher.protocol.packets import receive, send
+from app.launcher.sandbox import mounts, network, own_memory
 from app.launcher.sandbox.own_memory import OwnMemory
 from app.launcher.sandbox.setup import SandboxSetup
 
@@ -87,6 +87,19 @@ def join_cgroup(setup: SandboxSetup) -> None:
         os.write(descriptor, b"0")
     for descriptor in setup.join_descriptors:
         os.close(descriptor)
+
+
+def open_network(setup: SandboxSetup) -> None:
+    """For a plan with ports: makes every address the sandbox's own, and sends the launcher a listening socket for each
+    port and the resolver's socket. None of them stays here."""
+    if not setup.plan.ports:
+        return
+    setup.ipv6 = network.own_every_address()
+    sockets = [network.name_socket()]
+    sockets += [network.listener(port, ipv6=setup.ipv6) for port in setup.plan.ports]
+    send(setup.channel, bytes((LISTENERS,)), [socket.fileno() for socket in sockets])
+    for socket in sockets:
+        socket.close()
 
 
 def keep_to_cpus(setup: SandboxSetup) -> None:

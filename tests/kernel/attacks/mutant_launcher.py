@@ -32,7 +32,7 @@ from app.launcher.kernel.syscalls import (
     clone3,
     prctl,
 )
-from app.launcher.sandbox import confine, mounts, own_groups, own_memory, worker
+from app.launcher.sandbox import confine, mounts, network, own_groups, own_memory, steps, worker
 
 
 def nothing(*_: Any, **__: Any) -> None:
@@ -88,6 +88,21 @@ def _ruleset_without(part: str) -> Callable[[], None]:
     return replaced(landlock, "Ruleset", lambda version, **handled: ruleset(version, **{**handled, part: 0}))
 
 
+def _one_port_more() -> None:
+    allow = landlock.Ruleset.allow_connect
+
+    def wrong(rules: landlock.Ruleset, port: int) -> None:
+        allow(rules, port)
+        allow(rules, 53)
+
+    replaced(landlock.Ruleset, "allow_connect", wrong)()
+
+
+def _one_listener_less() -> None:
+    send = vars(steps)["send"]
+    replaced(steps, "send", lambda channel, word, sockets: send(channel, word, sockets[:-1]))()
+
+
 def _proc_writable() -> None:
     mount = vars(mounts)["mount"]
     replaced(mounts, "mount_proc", lambda: mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV))()
@@ -127,6 +142,11 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "usr_writable": replaced(template, "mount_setattr", nothing),
     "proc_writable": _proc_writable,
     "proc_unmasked": without_step("mask_proc"),
+    # Of plans with ports.
+    "network_not_opened": without_step("open_network"),
+    "addresses_not_owned": replaced(network, "own_every_address", lambda: True),
+    "listener_kept": _one_listener_less,
+    "other_ports_connected": _one_port_more,
     # Served: nothing measures these, so attacks must notice.
     "worker_dumpable": without_step("hide_from_commands", lambda _: prctl(PR_SET_DUMPABLE, 1)),
     "no_limits": without_step("set_limits"),

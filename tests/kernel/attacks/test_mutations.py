@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from app.core.errors import LaunchFailed
+from app.core.network_rules import parse_rule
+from app.core.policy import Network, Policy
 from app.launcher.kernel import landlock
 from tests.kernel.attacks.catalog import ALL, BY_NAME
 from tests.kernel.attacks.mutant_launcher import MUTATIONS
@@ -43,6 +45,14 @@ REFUSED = {
     "proc_writable": "prove_read_only_root",
     "proc_unmasked": "prove_masks",
 }
+# The same with a network.
+REFUSED_WITH_PORTS = {
+    "network_not_opened": "prove_network",
+    "addresses_not_owned": "prove_network",
+    "listener_kept": "worker",
+    "other_ports_connected": "prove_network",
+    "landlock_without_tcp": "restrict_files",
+}
 # Mutation -> attacks that work now.
 RED = {
     "none": "",
@@ -62,6 +72,7 @@ RED = {
     "keys_allowed": "keyctl add_key",
     "terminals_made_by_all": "make_terminal",
 }
+NETWORK = Network("proxy", rules=(parse_rule("index.example.org:443"),))
 NAMES = [attack.name for attack in ALL]
 Start = Callable[[str], Launcher]
 
@@ -79,6 +90,13 @@ async def test_launcher_serves_nothing_without(mutation: str, launcher: Start, p
     assert failed.value.step == REFUSED[mutation]
 
 
+@pytest.mark.parametrize("mutation", REFUSED_WITH_PORTS)
+async def test_launcher_serves_no_network_without(mutation: str, launcher: Start) -> None:
+    with launcher(mutation) as running, pytest.raises(LaunchFailed) as failed:
+        await running.run("true", policy=Policy(network=NETWORK))
+    assert failed.value.step == REFUSED_WITH_PORTS[mutation]
+
+
 @pytest.mark.parametrize("mutation", RED)
 async def test_attacks_notice_the_loss_of(mutation: str, launcher: Start, probe: Path, prey: dict[str, str]) -> None:
     env = {**prey, "TARGET": "1", "OWN_NETWORK": "1", "LINK": "/usr/bin/env"}
@@ -92,4 +110,5 @@ async def test_attacks_notice_the_loss_of(mutation: str, launcher: Start, probe:
 
 
 def test_every_mutation_is_noticed_by_somebody() -> None:
-    assert set(MUTATIONS) == set(REFUSED) | set(RED) | {"worker_never_rests"}  # by test_busy_worker.py
+    noticed = set(REFUSED) | set(REFUSED_WITH_PORTS) | set(RED)
+    assert set(MUTATIONS) == noticed | {"worker_never_rests"}  # by test_busy_worker.py

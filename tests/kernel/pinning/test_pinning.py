@@ -65,7 +65,6 @@ REFUSED = {
     "access_lists": "EOPNOTSUPP",
     "attributes": "EOPNOTSUPP",
     "directory_notices": "EINVAL",
-    "error_messages": "EPERM",
     "flow_labels": "ENOPROTOOPT",
     "keys_of_segments": "ENOPROTOOPT",
     "message_queues": "EACCES EMFILE",  # Landlock refuses to open what was made; or there are as many as there may be

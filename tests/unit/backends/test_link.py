@@ -204,15 +204,15 @@ async def test_descriptor_that_was_asked_for_is_the_callers(tmp_path: Path) -> N
         await launcher.greet()
         await connecting
         for number in (1, 0, 2):
-            task = asyncio.create_task(noted.link.request_descriptor(TERMINAL, b""))
+            task = asyncio.create_task(noted.link.request(TERMINAL, due=1))
             _, request, _ = await launcher.hear()
             null = os.open(os.devnull, os.O_RDONLY)
             launcher.say(Writer(REPLY).u32(request).u8(OK), (null,) * number)
             os.close(null)
             if number == 1:
-                os.close(await task)
+                os.close(*(await task).descriptors)
             else:
-                with pytest.raises(BackendUnavailable, match="gave no descriptor"):
+                with pytest.raises(BackendUnavailable, match=f"gave {number} descriptors and not 1"):
                     await task
 
 
@@ -221,7 +221,7 @@ async def test_descriptor_for_who_has_just_gone_is_closed(tmp_path: Path) -> Non
         connecting = asyncio.create_task(noted.link.connect())
         await launcher.greet()
         await connecting
-        task = asyncio.create_task(noted.link.request_descriptor(TERMINAL, b""))
+        task = asyncio.create_task(noted.link.request(TERMINAL, due=1))
         _, request, _ = await launcher.hear()
         null = os.open(os.devnull, os.O_RDONLY)
         launcher.say(Writer(REPLY).u32(request).u8(OK), (null,))

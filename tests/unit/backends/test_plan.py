@@ -5,7 +5,8 @@ from __future__ import annotations
 from app.backends.process.plan import BASE_ENVIRONMENT, command_body, create_plan
 from app.core.limits import Limits
 from app.core.models import Command, SandboxSpec, Storage
-from app.core.policy import Filesystem, Policy
+from app.core.network_rules import parse_rule
+from app.core.policy import Filesystem, Network, Policy
 from app.launcher.protocol import unpack_command
 
 MIB = 1 << 20
@@ -25,6 +26,16 @@ def test_a_plan_says_whether_files_are_on_a_disk() -> None:
         kind: create_plan("one", SandboxSpec("process", Limits(), Policy(), storage=kind)).on_disk for kind in Storage
     }
     assert on_disk == {Storage.MEMORY: False, Storage.DISK: True}
+
+
+def test_a_plan_has_the_ports_of_all_rules_in_the_mode_proxy_alone() -> None:
+    allow = ("a.example.org:8443", "b.example.org:443", "*.example.net:8443")
+    networks = {mode: Network(mode, rules=tuple(map(parse_rule, allow))) for mode in ("none", "proxy")}
+    plans = {
+        mode: create_plan("one", SandboxSpec("process", Limits(), Policy(network=network))).ports
+        for mode, network in networks.items()
+    }
+    assert plans == {"none": [], "proxy": [443, 8443]}
 
 
 def test_a_part_of_a_cpu_is_never_rounded_to_none() -> None:

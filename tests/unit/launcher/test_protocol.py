@@ -21,13 +21,14 @@ from app.launcher.protocol import (
 WORDS = st.lists(st.binary(max_size=50), max_size=20)
 FLAGS = st.tuples(st.booleans(), st.booleans())
 PATHS = st.lists(st.text(max_size=30), max_size=8)
+PORTS = st.lists(st.integers(0, 65_535), max_size=20)
 
 
-@given(st.text(max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), FLAGS, PATHS, PATHS)
+@given(st.text(max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), FLAGS, PATHS, PATHS, PORTS)
 def test_a_plan_survives_the_way(
-    name: str, small: int, large: int, flags: tuple[bool, bool], read: list[str], write: list[str]
+    name: str, small: int, large: int, flags: tuple[bool, bool], read: list[str], write: list[str], ports: list[int]
 ) -> None:
-    plan = CreatePlan(name, "host", "default", small, large, large, small, flags[0], read, write, flags[1])
+    plan = CreatePlan(name, "host", "default", small, large, large, small, flags[0], read, write, flags[1], ports)
     source = Reader(bytes(plan.write(Writer(CREATE)).data))
     assert source.u8() == CREATE
     again = CreatePlan.read(source)
@@ -70,7 +71,7 @@ def test_a_length_beyond_the_limit_is_an_error_before_anything_is_read() -> None
 def test_an_unknown_flag_is_an_error(flags: int) -> None:
     plan = CreatePlan("a", "host", "default", 1, 1, 1, 1, False, [], [])
     data = bytearray(plan.write(Writer(CREATE)).data[1:])
-    data[-9] = flags
+    data[-10] = flags
     with pytest.raises(ProtocolError):
         CreatePlan.read(Reader(bytes(data)))
 
