@@ -376,7 +376,10 @@ class NullSandbox:
             "tier": self.backend.info.tier,
             "namespaces": [],
             "storage": {"kind": self.spec.storage, "file_system": "none", "bytes": self.files.limit},
-            "network": {"mode": self.spec.policy.network.mode},
+            "network": {
+                "mode": self.spec.policy.network.mode,
+                "allow": [rule.as_dict() for rule in self.spec.policy.network.rules],
+            },
         }
 
     def dial(self, name: str, port: int) -> bool:
@@ -387,7 +390,7 @@ class NullSandbox:
             time.time(), "connection", name, "203.0.113.1", port, "allowed", str(rule), None, 9, 99, 0.5
         )
         if rule is None:
-            event = NetworkEvent(time.time(), "name", name, None, None, "refused", None, "not_allowed")
+            event = NetworkEvent(time.time(), "name", name, None, None, "refused", None, "name")
         self.network_log.add(event)
         return rule is not None
 

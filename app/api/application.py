@@ -23,6 +23,7 @@ from app.api.routes import (
     docs_page,
     executions,
     files,
+    network,
     output,
     pages,
     pause,
@@ -50,6 +51,7 @@ MODULES = (  # the busiest first: they are tried in turn
     stream_tickets,
     pause,
     usage,
+    network,
     system,
     pages,
 )

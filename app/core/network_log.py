@@ -13,7 +13,7 @@ from app.core.budget import Account
 EVENTS = 1000  # that are kept of one sandbox
 # What an event counts for. Measured: 730 bytes with short texts, 1,300 with the longest name and rule.
 EVENT_BYTES = 1280
-REFUSED = 64  # distinct refusals that a summary has
+REFUSED = 32  # distinct refusals that a summary has
 
 EventKind = Literal["name", "connection", "request"]
 NetworkVerdict = Literal["allowed", "refused"]
@@ -124,6 +124,11 @@ class NetworkLog:
     def start(self) -> int:
         """Sequence number of the first kept event, or of the next one."""
         return self._events[0].sequence if self._events else self.total
+
+    @property
+    def dropped(self) -> int:
+        """Events that came and are not kept."""
+        return self.total - len(self._events)
 
     def __iter__(self) -> Iterator[LoggedEvent]:
         """What is kept, oldest first."""

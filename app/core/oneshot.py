@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.core.models import SandboxSpec
-from app.core.running import Job, Outcome, Reserve, carry_out, check_job
+from app.core.running import Job, Outcome, Reserve, carry_out, check_job, with_refused
 from app.core.sandboxes import Sandboxes
 
 
@@ -24,6 +24,7 @@ async def run_once(sandboxes: Sandboxes, shot: OneShot, client: str = "", reserv
     try:
         await sandboxes.wait_created(sandbox, shot.spec.ttl_seconds)
         sandbox.check_running()  # perhaps somebody deleted it, and with it its record
-        return await carry_out(sandboxes, sandbox, shot.job, placement, reserve)
+        outcome = await carry_out(sandboxes, sandbox, shot.job, placement, reserve)
     finally:
         await sandbox.destroy("the run is over")
+    return with_refused(outcome, sandbox)  # all of its network events are there now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.core.backend import RuntimeInfo
 from app.core.capabilities import Capability
@@ -13,6 +13,7 @@ from app.core.commands import check_start, with_environment
 from app.core.errors import BulkheadError, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution
 from app.core.models import Channel, Command, Exit, ExitReason, OutputMode, SandboxSpec, Stdin, new_id
+from app.core.network_log import RefusedHost
 from app.core.output import OutputLog
 from app.core.placing import PlacedFile, Placement, place
 from app.core.sandboxes import Sandbox, Sandboxes
@@ -58,6 +59,7 @@ class Outcome:
     stderr: Captured
     output_mode: OutputMode
     collected: Sequence[CollectedFile] = ()
+    refused: Sequence[RefusedHost] = ()  # by its network, meanwhile
 
 
 async def check_job(job: Job, spec: SandboxSpec, runtime: RuntimeInfo) -> Placement:
@@ -73,7 +75,15 @@ async def run_in(sandboxes: Sandboxes, sandbox: Sandbox, job: Job, reserve: Rese
     command and everything that this started, and nothing else. Raises what files, a start and stdin raise."""
     sandbox.touch()
     runtime = sandboxes.registry.get(sandbox.spec.runtime).info
-    return await carry_out(sandboxes, sandbox, job, await check_job(job, sandbox.spec, runtime), reserve)
+    begin = 0 if sandbox.network_log is None else sandbox.network_log.total
+    outcome = await carry_out(sandboxes, sandbox, job, await check_job(job, sandbox.spec, runtime), reserve)
+    return with_refused(outcome, sandbox, begin)
+
+
+def with_refused(outcome: Outcome, sandbox: Sandbox, begin: int = 0) -> Outcome:
+    """Adds the hosts that were refused from this network event on."""
+    log = sandbox.network_log
+    return outcome if log is None else replace(outcome, refused=log.refused(begin))
 
 
 async def carry_out(

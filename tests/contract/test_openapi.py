@@ -91,6 +91,7 @@ def test_the_routes_are_those_of_the_api() -> None:
         ("post", "/sandboxes/{sandbox_id}/run"): "run_in_sandbox",
         ("get", "/sandboxes/{sandbox_id}/usage"): "get_sandbox_usage",
         ("get", f"{execution}/usage"): "get_execution_usage",
+        ("get", "/sandboxes/{sandbox_id}/network"): "list_network_events",
         ("get", "/sandboxes/{sandbox_id}/files"): "read_file",
         ("head", "/sandboxes/{sandbox_id}/files"): "stat_file",
         ("put", "/sandboxes/{sandbox_id}/files"): "write_file",

@@ -18,7 +18,7 @@ from app.api.openapi.documents import REF, keyed
 from app.api.openapi.examples import EXAMPLES, OF_OPERATIONS
 from app.api.openapi.links import link
 from app.api.openapi.plain import make_plain
-from app.api.schemas import requests, runs
+from app.api.schemas import answers, requests, runs
 from app.api.schemas.problem_schema import Problem
 from app.api.streams.frames import FRAMES
 
@@ -175,7 +175,7 @@ def _headers_of(answer: dict[str, Any]) -> list[str]:
 
 def _components() -> dict[str, Any]:
     wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
-    wanted += [(model, "serialization") for model in FRAMES]
+    wanted += [(model, "serialization") for model in (*FRAMES, *answers.NETWORK_EVENTS)]
     wanted.append((Problem, "serialization"))
     _, definitions = models_json_schema(wanted, ref_template=REF + "{model}")
     found: dict[str, Any] = definitions["$defs"]

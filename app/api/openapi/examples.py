@@ -105,6 +105,28 @@ _execution: dict[str, Any] = {
 
 _empty = {"bytes": 0, "dropped_bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 
+_refused: dict[str, Any] = {
+    "name": "telemetry.example.net",
+    "address": None,
+    "port": None,
+    "reason": "name",
+    "count": 2,
+}
+_network_event: dict[str, Any] = {
+    "at": _CREATED,
+    "kind": "connection",
+    "execution_id": None,
+    "name": "index.example.org",
+    "address": "203.0.113.7",
+    "port": 443,
+    "verdict": "allowed",
+    "rule": "index.example.org:443",
+    "reason": None,
+    "bytes_sent": 812,
+    "bytes_received": 40_213,
+    "duration_seconds": 0.184,
+}
+
 _outputs: dict[str, Any] = {
     "exit": _exit,
     "stdout": "2\n",
@@ -113,6 +135,7 @@ _outputs: dict[str, Any] = {
     "stdout_truncated": False,
     "stderr_truncated": False,
     "encoding": "utf-8",
+    "network": {"refused": []},
 }
 _collected: list[dict[str, Any]] = [
     {"path": "out/log.txt", "content_base64": "ZG9uZQo="},
@@ -131,9 +154,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Sandbox": _sandbox,
     "SandboxList": {"items": [_sandbox], "next_cursor": "MTAw"},
     "Execution": _execution,
-    "RunResult": {"sandbox_id": _SANDBOX, "runtime": "process", **_outputs, "collected": []},
+    "RunResult": {
+        "sandbox_id": _SANDBOX,
+        "runtime": "process",
+        **_outputs,
+        "network": {"refused": [_refused]},
+        "collected": [],
+    },
     "RunInSandboxResult": {"sandbox_id": _SANDBOX, "execution_id": _EXECUTION, **_outputs, "collected": _collected},
     "ResourceUsage": _usage,
+    "NetworkEventList": {"items": [_network_event], "next_cursor": None, "dropped": 0},
+    "NetworkGap": {"dropped": 12},
+    "NetworkEnd": {"total": 41},
     "ExecutionList": {"items": [_execution], "next_cursor": None},
     "Directory": {
         "items": [

@@ -16,7 +16,7 @@ _TOLD = {
     "Sandbox": {"sandbox_id": "$response.body#/id"},
     "Execution": {"sandbox_id": "$response.body#/sandbox_id", "execution_id": "$response.body#/id"},
 }
-_LISTS = ("SandboxList", "ExecutionList")
+_LISTS = ("SandboxList", "ExecutionList", "NetworkEventList")
 
 
 def link(document: dict[str, Any]) -> None:

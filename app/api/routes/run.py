@@ -30,7 +30,8 @@ from app.core.collecting import patterns_of
 from app.core.commands import is_merged
 from app.core.errors import InvalidRequest, LimitTooHigh
 from app.core.limits import LimitRange
-from app.core.models import Command, Stdin
+from app.core.models import Command, SandboxSpec, Stdin
+from app.core.network_log import REFUSED
 from app.core.oneshot import OneShot, run_once
 from app.core.placing import PlacedFile
 from app.core.reservations import Reservation
@@ -64,7 +65,7 @@ async def run(request: Request) -> Response:
     await TimeSlices.of_loop().next()  # 8 MiB were parsed; to decode them takes as long once more
     shot = await _shot(asked, context)
     client = visitor_of(request).client
-    with _RunAnswer(context, client, shot.job, shot.spec.limits.output_bytes) as answer:
+    with _RunAnswer(context, client, shot.job, shot.spec.limits.output_bytes, shot.spec) as answer:
         with waiting_request(request), context.shares.bodies.taking(client) as take:
             take(_bytes_of(shot.job))
             run = run_once(context.sandboxes, shot, client, answer.reserve)
@@ -107,7 +108,7 @@ async def run_in_sandbox(request: Request, sandbox_id: str) -> Response:
     await TimeSlices.of_loop().next()
     job = _job_in(asked, sandbox, context)
     client = visitor_of(request).client
-    with _RunAnswer(context, client, job, job.command.output_bytes or 0) as answer:
+    with _RunAnswer(context, client, job, job.command.output_bytes or 0, sandbox.spec) as answer:
         with waiting_request(request), context.shares.bodies.taking(client) as take:
             take(_bytes_of(job))
             outcome = await until_disconnect(request.receive, run_in(context.sandboxes, sandbox, job, answer.reserve))
@@ -117,14 +118,17 @@ async def run_in_sandbox(request: Request, sandbox_id: str) -> Response:
 class _RunAnswer(Reservation):
     """Memory for the answer of one run. Raises BoundExceeded when the largest answer could never have it."""
 
-    def __init__(self, context: ApplicationContext, client: str, job: Job, output_bytes: int) -> None:
+    def __init__(
+        self, context: ApplicationContext, client: str, job: Job, output_bytes: int, spec: SandboxSpec
+    ) -> None:
         super().__init__(context.shares.run_answers, client)
         self._collect = job.collect
-        context.shares.answers.check_possible(answer_bytes(2 * output_bytes, job.collect))
+        self._refused = REFUSED if spec.policy.network.mode == "proxy" else 0
+        context.shares.answers.check_possible(answer_bytes(2 * output_bytes, job.collect, self._refused))
 
     async def reserve(self, output: int) -> None:
         """`output`: stored bytes of both channels together. A small answer is not waited for and does not count."""
-        if (size := answer_bytes(output, self._collect)) > PIECE:
+        if (size := answer_bytes(output, self._collect, self._refused)) > PIECE:
             await self.take(size)
 
 

@@ -1,5 +1,5 @@
 """The stream of one execution. Everything that can be refused is refused before the upgrade or the first event. Then
-`StreamSession` runs it as a WebSocket, or `EventStream` as Server-Sent Events."""
+`StreamSession` runs it as a WebSocket, or `ExecutionEvents` as Server-Sent Events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from app.api.context import context_of, request_id_of
 from app.api.http.errors import UpgradeRequired
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
-from app.api.streams.events import LAST_EVENT_ID, MEDIA_TYPE, EventStream, wants_events
+from app.api.streams.events import LAST_EVENT_ID, MEDIA_TYPE, wants_events
+from app.api.streams.execution_events import ExecutionEvents
 from app.api.streams.stream import StreamSession, WebSocketEncoding
 from app.api.streams.viewing import StreamQuery, admitted, query_of
 from app.core.errors import NotFound
@@ -73,7 +74,7 @@ PARAMETERS.append(
 )
 async def open_stream_without_upgrade(request: Request, sandbox_id: str, execution_id: str) -> Response:
     if wants_events(request):
-        return EventStream(request)
+        return ExecutionEvents(request)
     raise UpgradeRequired(f"this path needs a WebSocket: send Upgrade: websocket, or Accept: {MEDIA_TYPE} for events")
 
 

@@ -12,6 +12,7 @@ from app.api.schemas.receipts import Isolation
 from app.core.capabilities import Capability
 from app.core.limits import LIMITS
 from app.core.models import ExecutionState, ExitReason, IdleCounts, OutputMode, SandboxState, Storage
+from app.core.network_log import EventKind, NetworkVerdict
 
 
 class AnswerSchema(BaseModel):
@@ -98,6 +99,54 @@ class Sandbox(AnswerSchema):
 class SandboxList(AnswerSchema):
     items: list[Sandbox]
     next_cursor: str | None = Field(description="the `cursor` of the next page; null on the last page")
+
+
+class RefusedHost(AnswerSchema):
+    """A host that was refused."""
+
+    name: str | None = Field(description="null for a literal address")
+    address: str | None = Field(description="of a literal address")
+    port: int | None = Field(description="null for a name that was only looked up")
+    reason: str | None = Field(description="a word, such as `name`: no rule permits it")
+    count: int = Field(description="how often")
+
+
+class NetworkEvent(AnswerSchema):
+    """A connection, once at its end; or a name or a request that was refused."""
+
+    at: datetime
+    kind: EventKind
+    execution_id: str | None = Field(description="null: nobody knows which execution it was")
+    name: str | None = Field(description="the name that the program asked for")
+    address: str | None = Field(description="the address that was dialled, or that the program asked for")
+    port: int | None
+    verdict: NetworkVerdict
+    rule: str | None = Field(description="the rule that permitted it")
+    reason: str | None = Field(description="a word: why it was refused, or cut")
+    bytes_sent: int = Field(description="by the program")
+    bytes_received: int = Field(description="by the program")
+    duration_seconds: float
+
+
+class NetworkEventList(AnswerSchema):
+    items: list[NetworkEvent]
+    next_cursor: str | None
+    dropped: int = Field(description="older events, which are no longer kept")
+
+
+class NetworkGap(AnswerSchema):
+    """Events between two others of a stream that are no longer kept."""
+
+    dropped: int
+
+
+class NetworkEnd(AnswerSchema):
+    """The last event of a stream: the sandbox has ended, or has no such network."""
+
+    total: int = Field(description="events of the sandbox")
+
+
+NETWORK_EVENTS: tuple[type[BaseModel], ...] = (NetworkGap, NetworkEnd)
 
 
 class Exit(AnswerSchema):

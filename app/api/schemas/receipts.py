@@ -54,8 +54,15 @@ class LinkReceipt(Receipt):
     up: bool
 
 
+class AllowedReceipt(Receipt):
+    host: str
+    ports: list[int]
+    raw: bool
+
+
 class NetworkReceipt(Receipt):
     mode: str
+    allow: list[AllowedReceipt] = Field(default_factory=list, description="the rules of `proxy` in force")
     links: list[LinkReceipt] = Field(default_factory=list)
     addresses: list[str] = Field(default_factory=list)
     routes: int = Field(default_factory=int)

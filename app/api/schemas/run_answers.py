@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.http.paced import COUNTED
-from app.api.schemas.views import Body, exit_body
+from app.api.schemas.views import REFUSED_BYTES, Body, exit_body, refused_body
 from app.core.collecting import FILES, PATH_BYTES, TOTAL_BYTES, CollectedFile, Pattern
 from app.core.reservations import Reservation
 from app.core.running import Captured, Outcome
@@ -27,14 +27,14 @@ _PIECE = 48 * 1024  # a multiple of three, as base64 wants
 # Bytes of JSON. A control character becomes six; what is longer is shorter as base64, which is at most 22 MiB.
 _TEXT_MOST = 24 * 1024 * 1024
 _ESCAPED = 6  # bytes of JSON for one byte, at most
-_MEMBERS = 4096  # bytes of JSON beside the two channels and the files
+_MEMBERS = 4096  # bytes of JSON beside the two channels, the files and the refused hosts
 _ENTRY = 1024  # bytes of a collected file's entry beside its path and content: names of members, the error
 
 
-def answer_bytes(output: int, patterns: Sequence[Pattern]) -> int:
+def answer_bytes(output: int, patterns: Sequence[Pattern], refused: int = 0) -> int:
     """The most memory, in bytes, that an answer takes while it is made. It holds the raw bytes and the JSON at once.
-    `output`: stored bytes of both channels together."""
-    size = output + max(min(output * _ESCAPED, _TEXT_MOST), _base64_bytes(output)) + _MEMBERS
+    `output`: stored bytes of both channels together. `refused`: number of refused hosts."""
+    size = output + max(min(output * _ESCAPED, _TEXT_MOST), _base64_bytes(output)) + _MEMBERS + refused * REFUSED_BYTES
     if not patterns:
         return size
     entries, paths = len(patterns), sum(len(pattern.text.encode(errors="replace")) for pattern in patterns)
@@ -73,6 +73,7 @@ async def response_of(outcome: Outcome, told: Body, reservation: Reservation) ->
         "output_mode": outcome.output_mode,
         "stdout_truncated": outcome.stdout.truncated,
         "stderr_truncated": outcome.stderr.truncated,
+        "network": refused_body(outcome.refused),
     }
     channels = {"stdout": outcome.stdout, "stderr": outcome.stderr}
     whole = _Document(_most_bytes(outcome))
@@ -109,7 +110,8 @@ class _Document:
 
 def _most_bytes(outcome: Outcome) -> int:
     """Address space for the JSON. One piece more than allowed is written before the text is given up."""
-    size = answer_bytes(len(outcome.stdout.data) + len(outcome.stderr.data), ()) + _ESCAPED * _PIECE
+    output = len(outcome.stdout.data) + len(outcome.stderr.data)
+    size = answer_bytes(output, (), len(outcome.refused)) + _ESCAPED * _PIECE
     for file in outcome.collected:
         size += _ESCAPED * (len(file.error or "") * 4 + 2 * len(file.path)) + _base64_bytes(len(file.content or b""))
     return size + len(outcome.collected) * _ENTRY

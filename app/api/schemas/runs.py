@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from app.api.schemas.answers import AnswerSchema, Exit
+from app.api.schemas.answers import AnswerSchema, Exit, RefusedHost
 from app.api.schemas.limits import ExecutionLimitsRequest, LimitsRequest, OutputBytes, ProcessLimitsRequest
 from app.api.schemas.requests import OUTPUT_MODE, STDERR, SandboxFields, Tty
 from app.api.schemas.strict import Arguments, Directory, Environment, Mode, Seconds, Strict
@@ -116,6 +116,12 @@ class CollectedFile(AnswerSchema):
     )
 
 
+class RunNetwork(AnswerSchema):
+    refused: list[RefusedHost] = Field(
+        description="hosts that were refused meanwhile, the first 32; also to other commands of the sandbox"
+    )
+
+
 class Outputs(AnswerSchema):
     exit: Exit
     stdout: str
@@ -124,6 +130,7 @@ class Outputs(AnswerSchema):
     stdout_truncated: bool = Field(description="true if bytes are missing")
     stderr_truncated: bool = Field(description="true if bytes are missing")
     encoding: Literal["utf-8", "base64"] = Field(description="encoding of both stdout and stderr")
+    network: RunNetwork
     collected: list[CollectedFile] = Field(description="in the order of `collect`, then of their names")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import to_json
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from app.core.capabilities import Capability
 from app.core.executions import Execution
 from app.core.models import Channel, Exit, ResourceUsage
+from app.core.network_log import NetworkEvent, RefusedHost
 from app.core.sandboxes import Sandbox
 from app.core.timeslices import TimeSlices
 
@@ -23,15 +25,16 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Response(to_json(body), status, headers, "application/json")
 
 
-async def json_page(items: Iterable[Body], next_cursor: str | None) -> Response:
-    """`items` are made one by one, as a page of 1,000 could hold the event loop for too long."""
+async def json_page(items: Iterable[Body], next_cursor: str | None, **more: Any) -> Response:
+    """`items` are made one by one, as a page of 1,000 could hold the event loop for too long. `more`: members beside
+    the usual two."""
     slices = TimeSlices.of_loop()
     pieces: list[bytes] = []
     for item in items:
         pieces.append(to_json(item))
         if slices.over:
             await slices.next()
-    body = b'{"items":[%b],"next_cursor":%b}' % (b",".join(pieces), to_json(next_cursor))
+    body = b'{"items":[%b],%b' % (b",".join(pieces), to_json({"next_cursor": next_cursor, **more})[1:])
     return Response(body, media_type="application/json")
 
 
@@ -70,6 +73,49 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
         "isolation": None if sandbox.receipt is None else dict(sandbox.receipt),
         "executions": {"running": sandbox.running, "total": len(sandbox.executions)},
     }
+
+
+REFUSED_BYTES = 2048 + 256
+_LAST_SECOND = 253_402_300_799  # of the year 9999
+
+
+def network_event_body(event: NetworkEvent) -> Body:
+    return {
+        "at": datetime.fromtimestamp(min(event.at, _LAST_SECOND), UTC),
+        "kind": event.kind,
+        "execution_id": event.execution_id,
+        "name": _shown(event.name),
+        "address": _shown(event.address),
+        "port": event.port,
+        "verdict": event.verdict,
+        "rule": _shown(event.rule),
+        "reason": _shown(event.reason),
+        "bytes_sent": event.bytes_sent,
+        "bytes_received": event.bytes_received,
+        "duration_seconds": event.duration_seconds,
+    }
+
+
+def refused_body(refused: Iterable[RefusedHost]) -> Body:
+    """At most REFUSED_BYTES of JSON for each."""
+    return {
+        "refused": [
+            {
+                "name": _shown(host.name),
+                "address": _shown(host.address, 64),
+                "port": host.port,
+                "reason": _shown(host.reason, 64),
+                "count": host.count,
+            }
+            for host in refused
+        ]
+    }
+
+
+def _shown(text: str | None, most: int = 400) -> str | None:
+    """Programs choose the names that they ask for, and a question may have any bytes: nothing that a terminal obeys, or
+    that JSON cannot have, is passed on."""
+    return text if text is None else (text if text.isprintable() else ascii(text)[1:-1])[:most]
 
 
 def execution_body(execution: Execution) -> Body:

@@ -19,6 +19,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from app.backends.process.plan import filter_name
 from app.core.models import SandboxSpec
+from app.core.policy import Network
 
 _MESSAGE, _ATTRIBUTE, _ATTRIBUTE_MASK = Struct("<IH"), Struct("<HH"), 0x3FFF
 _TIMES = {16: (32, 26), 20: (24, 6)}  # type -> head and fixed part; IFLA_AF_SPEC of a link, IFA_CACHEINFO of an address
@@ -93,13 +94,18 @@ def isolation(
             "file_system": facts["storage_file_system"],
             "bytes": int(facts["storage_bytes"]),
         },
-        "network": {"mode": spec.policy.network.mode, **network},
+        "network": _network(spec.policy.network, network),
         "missing_layers": _list(about.get("accepted", "")),
         "notes": [
             _FILES[facts["storage"]],
             "Landlock and seccomp were tested inside the sandbox before the first command",
         ],
     }
+
+
+def _network(asked: Network, measured: Mapping[str, Any]) -> dict[str, Any]:
+    rules = {"allow": [rule.as_dict() for rule in asked.rules]} if asked.mode == "proxy" else {}
+    return {"mode": asked.mode, **rules, **measured}
 
 
 def _list(text: str) -> list[str]:

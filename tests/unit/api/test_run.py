@@ -53,6 +53,7 @@ async def test_a_run_answers_with_exit_and_text_and_its_sandbox_is_gone() -> Non
             "output_mode": "exact",
             "stdout_truncated": False,
             "stderr_truncated": False,
+            "network": {"refused": []},
             "encoding": "utf-8",
             "collected": [],
         }

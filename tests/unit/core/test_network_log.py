@@ -95,17 +95,17 @@ async def test_who_follows_gets_what_is_kept_then_what_comes_then_the_end() -> N
 
 def test_refusals_are_told_once_each_with_their_number() -> None:
     log = NetworkLog()
-    log.add(event("a.test", verdict="refused", reason="not_allowed", port=None, kind="name", address=None))
+    log.add(event("a.test", verdict="refused", reason="name", port=None, kind="name", address=None))
     log.add(event("ok.test"))
     for address in ("10.0.0.1", "10.0.0.2"):
         log.add(event("b.test", verdict="refused", reason="private", address=address))
-    log.add(event(None, verdict="refused", reason="not_allowed"))
+    log.add(event(None, verdict="refused", reason="name"))
     assert log.refused() == (
-        RefusedHost("a.test", None, None, "not_allowed", 1),
+        RefusedHost("a.test", None, None, "name", 1),
         RefusedHost("b.test", None, 443, "private", 2),
-        RefusedHost(None, "203.0.113.1", 443, "not_allowed", 1),
+        RefusedHost(None, "203.0.113.1", 443, "name", 1),
     )
-    assert log.refused(4) == (RefusedHost(None, "203.0.113.1", 443, "not_allowed", 1),)
+    assert log.refused(4) == (RefusedHost(None, "203.0.113.1", 443, "name", 1),)
 
 
 def test_a_summary_of_refusals_is_bounded() -> None:
