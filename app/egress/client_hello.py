@@ -32,8 +32,8 @@ def _take_name(handshake: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ss
     return handshake.take_name(name) if isinstance(handshake, _Handshake) else ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
 
 
-# From TLS 1.2 on, as Python sets it. It has no certificate, so it could complete no handshake.
-_CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+_CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate, so it could complete no handshake
+_CONTEXT.minimum_version = ssl.TLSVersion.TLSv1_2  # the default depends on the host's openssl.cnf
 _CONTEXT.sslobject_class = _Handshake
 _CONTEXT.sni_callback = _take_name
 

@@ -21,8 +21,7 @@ from app.egress.splice import Splice
 if TYPE_CHECKING:
     from app.egress.network import SandboxNetwork
 
-FIRST_SECONDS = 10.0  # for the client to say which host it means
-FAREWELL_SECONDS = 1.0  # for the client to read why it is refused
+FAREWELL_PIECES = 16
 _PIECE = 16 * 1024
 
 
@@ -39,6 +38,7 @@ class ProgramConnection:
 
     def __init__(self, network: SandboxNetwork, inside: socket.socket, *, wide: bool) -> None:
         self._network, self._turns, self._inside, self._wide = network, network.turns, inside, wide
+        self._times = network.shared.times
         asked = inside.getsockname()
         # What the program connected to: the listener's address is every address.
         self._asked: IPAddress = unmapped(ip_address(asked[0].partition("%")[0]))
@@ -48,29 +48,26 @@ class ProgramConnection:
         self._dialled: IPAddress | None = None
         self._outside: list[socket.socket] = []
         self._sent = self._received = 0
+        self._is_told = False
         self._began = time.monotonic()
 
     async def run(self) -> None:
         """Returns when both sockets are closed, and the end was told. Raises nothing but CancelledError."""
-        reason: str | None = None
+        is_whole = False
         try:
             bound_memory(self._inside, wide=self._wide)
             await self._pass()
+            is_whole = True
         except Cut as cut:
-            reason = cut.reason
-            self._end(reset=True)
+            self._tell(cut.reason)
         except NotDialled as failure:
-            reason, self._dialled = failure.reason, failure.address
-            self._end(reset=True)
+            self._tell_failure(failure)
         except OSError:  # one side was reset, and so is the other
-            self._end(reset=True)
-        except BaseException:
-            self._end(reset=True)
-            raise
-        else:
-            self._end(reset=False)
+            pass
         finally:
-            self._tell(reason)
+            self._tell(None)
+            for connection in (self._inside, *self._outside):
+                self._close(connection, with_reset=not is_whole)
 
     async def _pass(self) -> None:
         if self._rule is not None and self._rule.raw:
@@ -82,10 +79,10 @@ class ProgramConnection:
 
     async def _pass_named(self, name: str) -> None:
         try:
-            async with asyncio.timeout(FIRST_SECONDS) as patience:
+            async with asyncio.timeout(self._times.first) as patience:
                 first = await self._receive()
                 if not first:
-                    return
+                    raise Cut(Reason.SILENT)
                 if first[0] == RECORD:
                     await self._pass_tls(name, first, patience)
                 elif first[:1].isalpha():
@@ -103,28 +100,31 @@ class ProgramConnection:
         while not hello.is_read:
             more = await self._receive()
             if not more:
-                return
+                raise Cut(Reason.SILENT)
             read += more
             hello.feed(more)
         patience.reschedule(None)
         if hello.refusal is not None or self._rule is None:
+            self._tell(hello.refusal or Reason.RULE)
             await self._say_goodbye(hello.alert)
-            raise Cut(hello.refusal or Reason.RULE)
+            return
         try:
             outside = await self._dial()
-        except NotDialled:
+        except NotDialled as failure:
+            self._tell_failure(failure)
             await self._say_goodbye(hello.alert)
-            raise
+            return
         await self._splice(outside, bytes(read))
 
     async def _say_goodbye(self, data: bytes) -> None:
         """Sends the last bytes, and waits until the client has ended, so that no reset overtakes them."""
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(FAREWELL_SECONDS):
+            async with asyncio.timeout(self._times.farewell):
                 await self._turns.send(self._inside, data)
                 self._inside.shutdown(socket.SHUT_WR)
-                while await self._turns.receive(self._inside, _PIECE):
-                    pass
+                for _ in range(FAREWELL_PIECES):
+                    if not await self._turns.receive(self._inside, _PIECE):
+                        break
 
     # --- HTTP
 
@@ -135,6 +135,7 @@ class ProgramConnection:
             name,
             self._port,
             self._network.kept,
+            self._times.answer,
             dial=self._dial_permitted,
             heard=lambda: patience.reschedule(None),
             refused=self._request_refused,
@@ -183,10 +184,6 @@ class ProgramConnection:
         if not self._network.count(sent + received):
             raise Cut(Reason.BYTES)
 
-    def _end(self, *, reset: bool) -> None:
-        for connection in (self._inside, *self._outside):
-            self._close(connection, with_reset=reset)
-
     def _close(self, connection: socket.socket, *, with_reset: bool = False) -> None:
         self._turns.forget(connection.fileno())
         with contextlib.suppress(OSError):
@@ -195,7 +192,15 @@ class ProgramConnection:
             else:
                 connection.close()
 
+    def _tell_failure(self, failure: NotDialled) -> None:
+        self._dialled = failure.address
+        self._tell(failure.reason)
+
     def _tell(self, reason: str | None) -> None:
+        """Tells of the connection, once. The gateway knows of a refusal before the program does."""
+        if self._is_told:
+            return
+        self._is_told = True
         self._network.told.event(
             "connection",
             reason=reason,

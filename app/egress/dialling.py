@@ -22,11 +22,9 @@ from app.core.addresses import forbidden, unmapped
 from app.core.hosts import IPAddress, IPNetwork
 from app.egress.reasons import Reason
 from app.egress.sockets import NO_DESCRIPTORS, bound_memory
+from app.egress.times import Times
 from app.egress.turns import SandboxTurns
 
-RESOLVE_SECONDS = 5.0
-ADDRESS_SECONDS = 5.0  # for one address, while there are others
-CONNECT_SECONDS = 10.0  # for all addresses together
 ADDRESSES_READ = 64  # of an answer; the others are not judged, and never dialled
 ADDRESSES_TRIED = 8
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -63,8 +61,9 @@ class Dialler:
     """`resolver` is `ADDRESS:PORT`, or "" for the system's. `service` has `ADDRESS:PORT` of what the service itself
     listens on. Raises ValueError."""
 
-    def __init__(self, permit_nets: Sequence[str], resolver: str, service: Sequence[str]) -> None:
+    def __init__(self, permit_nets: Sequence[str], resolver: str, service: Sequence[str], times: Times) -> None:
         self._permitted: tuple[IPNetwork, ...] = tuple(map(ip_network, permit_nets))
+        self._times = times
         self._own: Container[IPAddress] = OwnAddresses()
         self._service = tuple(map(endpoint, service))
         self._given = endpoint(resolver) if resolver else None
@@ -93,14 +92,14 @@ class Dialler:
         for address in addresses:
             self.check(address, port)
         failure = NotDialled(Reason.UNREACHABLE)
-        until = asyncio.get_running_loop().time() + CONNECT_SECONDS
+        until = asyncio.get_running_loop().time() + self._times.connect
         for left, address in zip(range(min(len(addresses), ADDRESSES_TRIED), 0, -1), addresses, strict=False):
             seconds = until - asyncio.get_running_loop().time()
             if seconds <= 0:
                 break
             try:
                 return await _connect(
-                    turns, address, port, min(seconds, ADDRESS_SECONDS) if left > 1 else seconds, wide
+                    turns, address, port, min(seconds, self._times.address) if left > 1 else seconds, wide
                 )
             except TimeoutError:
                 failure = NotDialled(Reason.TIMEOUT, address)
@@ -111,7 +110,7 @@ class Dialler:
     async def _resolve(self, name: str) -> list[IPAddress]:
         """All addresses, IPv4 first: it is what works wherever something works. Raises NotDialled."""
         resolver = self._configured()
-        answers = await asyncio.gather(*(_ask(resolver, name, kind) for kind in ("A", "AAAA")))
+        answers = await asyncio.gather(*(_ask(resolver, name, kind, self._times.resolve) for kind in ("A", "AAAA")))
         found = [address for answer in answers if not isinstance(answer, Reason) for address in answer]
         if found:
             return list(dict.fromkeys(found))[:ADDRESSES_READ]
@@ -140,11 +139,9 @@ def _reason_of(error: OSError, otherwise: Reason = Reason.UNREACHABLE) -> Reason
     return Reason.DESCRIPTORS if error.errno in NO_DESCRIPTORS else otherwise
 
 
-async def _ask(resolver: dns.asyncresolver.Resolver, name: str, kind: str) -> list[IPAddress] | Reason:
+async def _ask(resolver: dns.asyncresolver.Resolver, name: str, kind: str, seconds: float) -> list[IPAddress] | Reason:
     try:
-        answer = await resolver.resolve(
-            f"{name}.", kind, search=False, lifetime=RESOLVE_SECONDS, raise_on_no_answer=False
-        )
+        answer = await resolver.resolve(f"{name}.", kind, search=False, lifetime=seconds, raise_on_no_answer=False)
     except dns.resolver.NXDOMAIN:
         return Reason.NOT_FOUND
     except OSError as error:

@@ -19,7 +19,8 @@ class NameTable:
     def __init__(self, known: Mapping[str, str]) -> None:
         self._addresses = {name: IPv4Address(address) for name, address in known.items()}
         self._names = {address: name for name, address in self._addresses.items()}
-        self._next = max(map(int, self._names), default=int(ADDRESSES.network_address))
+        given = [int(address) for address in self._names if address in ADDRESSES]
+        self._next = max(given, default=int(ADDRESSES.network_address))
 
     def address_of(self, name: str) -> IPv4Address | None:
         return self._addresses.get(name)

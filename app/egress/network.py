@@ -20,6 +20,7 @@ from app.egress.reasons import Reason
 from app.egress.resolver import Resolver
 from app.egress.sockets import SpareDescriptor, reset
 from app.egress.splice import KEPT, KEPT_PER_SANDBOX, KeptBytes
+from app.egress.times import Times
 from app.egress.told import Reports, Told
 from app.egress.turns import SandboxTurns
 
@@ -36,13 +37,19 @@ class Shared:
     connections: Budget
     kept: KeptBytes
     spare: SpareDescriptor
+    times: Times
 
     @classmethod
-    def of(cls, config: EgressConfig) -> Shared:
+    def of(cls, config: EgressConfig, times: Times) -> Shared:
         """Raises ValueError for an address in the configuration that is none."""
-        dialler = Dialler(config.permit_nets, config.resolver, config.service)
+        dialler = Dialler(config.permit_nets, config.resolver, config.service, times)
         return cls(
-            config, dialler, Budget("connections", config.connections, "sandbox"), KeptBytes(KEPT), SpareDescriptor()
+            config,
+            dialler,
+            Budget("connections", config.connections, "sandbox"),
+            KeptBytes(KEPT),
+            SpareDescriptor(),
+            times,
         )
 
 
@@ -67,6 +74,7 @@ class SandboxNetwork:
         self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)
         self._rest: asyncio.TimerHandle | None = None
         self._bytes = 0
+        self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._endpoint, self._listeners = resolver, tuple(listeners)
         self._resolver = Resolver(resolver, self.names, self.permits, self.told.name, self._name_refused)
@@ -76,7 +84,10 @@ class SandboxNetwork:
             self.turns.read(listener.fileno(), lambda listener=listener: self._accept(listener))  # type: ignore[misc]
 
     async def aclose(self) -> None:
-        """Cuts all connections."""
+        """Cuts all connections. Repeatable."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -118,12 +129,12 @@ class SandboxNetwork:
             connection, _ = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                self.shared.spare.shed(listener)
                 self._connection_refused(listener, Reason.DESCRIPTORS)
+                self.shared.spare.shed(listener)
             return
         if reason := self._bound_reached():
-            reset(connection)
             self._connection_refused(listener, reason)
+            reset(connection)
             return
         self.shared.connections.take(self.sandbox)
         connection.setblocking(False)

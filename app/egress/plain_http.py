@@ -26,12 +26,12 @@ from app.egress.turns import SandboxTurns
 HEAD = 32 * 1024  # bytes of a message's head
 PIECE = 64 * 1024
 DISCARDED = 256 * 1024  # bytes of a refused request's body that are read so that the connection can go on
-ANSWER_SECONDS = 600.0  # for the head of an answer
 # RFC 9110, 7.6.1, and the framing, which each side has for itself. Trailers are not passed on.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding"
     b" upgrade".split()
 )
+_VERSIONS = (b"1.0", b"1.1")
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE", b"TRACK"))
 _STATUS: dict[str, HTTPStatus] = {
     Reason.HTTP: HTTPStatus.BAD_REQUEST,
@@ -109,13 +109,14 @@ class PlainHttp:
         host: str,
         port: int,
         kept: KeptBytes,
+        answer_seconds: float,
         *,
         dial: Callable[[], Awaitable[socket.socket]],
         heard: Callable[[], None],
         refused: Callable[[str], None],
         count: Callable[[int, int], None],
     ) -> None:
-        self._turns, self._kept = turns, kept
+        self._turns, self._kept, self._answer_seconds = turns, kept, answer_seconds
         self._host, self._port = host.encode(), port
         self._dial, self._heard, self._refused, self._count = dial, heard, refused, count
         self._program = HttpSide(turns, inside, h11.SERVER, lambda size: count(size, 0))
@@ -152,8 +153,9 @@ class PlainHttp:
         """Returns the request for the host. Raises RequestRefused."""
         given = list(request.headers)
         has_length, is_chunked = (any(name == header for name, _ in given) for header in (_LENGTH, _ENCODING))
-        if is_chunked and (has_length or request.http_version < b"1.1"):
-            raise RequestRefused(Reason.HTTP)  # two readers could find two ends of it
+        # With both, two readers could find two ends of the request.
+        if request.http_version not in _VERSIONS or (is_chunked and (has_length or request.http_version != b"1.1")):
+            raise RequestRefused(Reason.HTTP)
         if request.method.upper() in _REFUSED_METHODS:
             raise RequestRefused(Reason.HTTP_METHOD)
         target = self._target(request.target)
@@ -226,10 +228,10 @@ class PlainHttp:
         body = asyncio.ensure_future(self._pass_body(request, upstream))
         answer = asyncio.ensure_future(self._pass_answer(request, upstream, body))
         try:
-            await asyncio.wait((body, answer), return_when=asyncio.FIRST_EXCEPTION)
-            for part in (body, answer):
-                if part.done():
-                    part.result()
+            await asyncio.wait((body, answer), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                body.result()
+                await asyncio.wait((answer,))
             return answer.result() and self._begin_next(upstream)
         except h11.RemoteProtocolError:
             return await self._refuse(Reason.HTTP)  # of the body: the answer has no such error
@@ -257,7 +259,7 @@ class PlainHttp:
             passed = h11.Data(data=event.data) if isinstance(event, h11.Data) else h11.EndOfMessage()
             try:
                 await upstream.send(passed)
-            except OSError:
+            except (OSError, h11.LocalProtocolError):  # it has ended
                 return
             if isinstance(event, h11.EndOfMessage):
                 return
@@ -266,7 +268,7 @@ class PlainHttp:
         """Returns False when the connection has to end. Raises RequestRefused while the program can still be told why,
         and OSError."""
         try:
-            async with asyncio.timeout(ANSWER_SECONDS) as patience:
+            async with asyncio.timeout(self._answer_seconds) as patience:
                 answer = await self._head(upstream)
                 patience.reschedule(None)
                 if answer.status_code == HTTPStatus.SWITCHING_PROTOCOLS:

@@ -46,7 +46,7 @@ _SENTENCES = {
     Reason.TLS: "the client did not begin with a TLS 1.2 or 1.3 handshake that can be read",
     Reason.TLS_NAME: "the TLS handshake names another host than the one whose address was connected to, or none",
     Reason.PROTOCOL: "the connection is neither TLS nor HTTP, and the rule is not raw",
-    Reason.SILENT: "the client did not begin within 10 seconds",
+    Reason.SILENT: "the client did not say which host it means: it ended, or was silent for 10 seconds",
     Reason.HTTP: "the request is not HTTP/1.1 that can be passed on safely",
     Reason.HTTP_HOST: "the request names another host than the one whose address was connected to, or none",
     Reason.HTTP_METHOD: "the method is not passed on",
@@ -65,5 +65,5 @@ _SENTENCES = {
 
 def sentence(reason: str) -> str:
     if reason in REASONS:
-        return f"the address of the host is {reason.replace('_', ' ')}, and the operator does not permit its network"
+        return f"the operator does not permit addresses of this kind: {reason.replace('_', ' ')}"
     return _SENTENCES[Reason(reason)]

@@ -24,6 +24,7 @@ from app.egress.protocol import (
     OpenNetwork,
     Order,
 )
+from app.egress.times import Times
 
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
 
@@ -35,7 +36,7 @@ class EgressServer:
         """Raises ValueError for an address in the configuration that is none."""
         self._loop = asyncio.get_running_loop()
         self._listener, self._uid = listener, config.gateway_uid
-        self._shared = Shared.of(config)
+        self._shared = Shared.of(config, Times())
         self._networks: dict[str, SandboxNetwork] = {}
         self._known: tuple[str, dict[str, str]] = ("", {})  # of the sandbox that is opened next
         self._peer: Peer | None = None

@@ -7,11 +7,13 @@ In a sandbox every address leads to the listeners. Here all of 127.0.0.0/8 is th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
 from typing import Any, cast
 
 import dns.message
@@ -23,6 +25,7 @@ from app.core.network_rules import parse_rule
 from app.egress.config import EgressConfig
 from app.egress.network import SandboxNetwork, Shared
 from app.egress.protocol import EventsDropped, NameGiven, NetworkEventTold, OpenNetwork, Report
+from app.egress.times import Times
 
 NAME = "index.example.org"
 GIVEN = "127.77.0.1"  # the address that NAME was given
@@ -98,15 +101,24 @@ class FakeDns(asyncio.DatagramProtocol):
 class Site:
     """A sandbox's network, the DNS server that it asks, and one real host."""
 
-    def __init__(self, network: SandboxNetwork, gateway: FakeGateway, dns_server: FakeDns, port: int) -> None:
+    def __init__(
+        self, network: SandboxNetwork, gateway: FakeGateway, dns_server: FakeDns, port: int, resolver: tuple[str, int]
+    ) -> None:
         self.network, self.gateway, self.dns, self.port = network, gateway, dns_server, port
-        self._opened: list[asyncio.StreamWriter] = []
+        self.resolver = resolver
+        self.opened: list[asyncio.BaseTransport | asyncio.StreamWriter] = []  # closed at the end
 
     async def connect(self, **more: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As a program does that was given an address for NAME."""
         reader, writer = await asyncio.open_connection(GIVEN, self.port, **more)
-        self._opened.append(writer)
+        self.opened.append(writer)
         return reader, writer
+
+    @staticmethod
+    def unconnected() -> socket.socket:
+        opened = socket.socket()
+        opened.setblocking(False)
+        return opened
 
     async def ask(self, data: bytes) -> bytes:
         """Sends bytes, ends the input, and returns all that comes back."""
@@ -116,8 +128,8 @@ class Site:
         return await asyncio.wait_for(reader.read(), 20)
 
     def close(self) -> None:
-        for writer in self._opened:
-            writer.close()
+        for opened in self.opened:
+            opened.close()
 
 
 @asynccontextmanager
@@ -129,7 +141,8 @@ async def site(
     permit_nets: Sequence[str] = ("127.0.0.0/8",),
     service: Callable[[int], Sequence[str]] = lambda port: (),
     resolver: str | None = None,
-    **bounds: int,
+    times: Times = Times(),  # noqa: B008  # it is frozen
+    bounds: Mapping[str, int] = MappingProxyType({}),
 ) -> AsyncIterator[Site]:
     """`serve` is the real host, at a port that is free. `rules` get this port: by default NAME is permitted."""
     async with AsyncExitStack() as stack:
@@ -151,18 +164,19 @@ async def site(
             names or {NAME: GIVEN},
         )
         gateway = FakeGateway()
-        network = SandboxNetwork(order, endpoint, [listener], Shared.of(config), gateway)
+        network = SandboxNetwork(order, endpoint, [listener], Shared.of(config, times), gateway)
         stack.push_async_callback(network.aclose)
-        found = Site(network, gateway, dns_server, port)
+        found = Site(network, gateway, dns_server, port, endpoint.getsockname())
         stack.callback(found.close)
         yield found
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Sends back what it reads, and ends when the client does."""
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
     writer.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -12,16 +13,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import dns.message
 import pytest
 
-from app.core.network_rules import parse_rule
+from app.core.network_rules import NetworkRule, parse_rule
 from app.egress import protocol
 from app.egress.config import EgressConfig
 from app.egress.protocol import (
     CloseNetwork,
     Hello,
+    NameGiven,
     NetworkClosed,
     NetworkEventTold,
+    NetworkNotOpened,
     NetworkOpened,
     OpenNetwork,
     Order,
@@ -35,13 +39,15 @@ NAME, GIVEN = "index.example.org", "127.77.0.2"
 class Process:
     """A started egress process, and the gateway's end of its socket."""
 
-    def __init__(self, folder: Path, stack: ExitStack, limit: int | None = None, **config: Any) -> None:
+    def __init__(
+        self, folder: Path, stack: ExitStack, *, uid: int = -1, limit: int | None = None, **config: Any
+    ) -> None:
         self.path, self._stack = str(folder / "egress.sock"), stack
         self.listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.listener.bind(self.path)
         self.listener.listen()
         self._config = EgressConfig(**{"gateway_uid": os.getuid(), "permit_nets": ("127.0.0.0/8",), **config})
-        self._limit = limit
+        self._uid, self._limit = uid, limit
         self.start()
 
     def start(self) -> None:
@@ -50,7 +56,16 @@ class Process:
         os.close(write)
         limit = self._limit
         self.child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "app.egress", str(os.getpid()), "-1", str(self.listener.fileno()), str(read)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "app.egress",
+                str(os.getpid()),
+                str(self._uid),
+                str(self.listener.fileno()),
+                str(read),
+            ],
             pass_fds=(self.listener.fileno(), read),
             env={"PYTHONPATH": str(ROOT)},
             preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))) if limit else None,
@@ -142,3 +157,198 @@ def test_sandbox_works_again_after_the_process_was_killed(start: Callable[..., P
     sockets.open(process.greeted())
     with pytest.raises(ConnectionResetError):
         sockets.ask()
+
+
+def descriptors(process: Process) -> int:
+    return len(list(Path(f"/proc/{process.child.pid}/fd").iterdir()))
+
+
+def refused(sockets: Sockets) -> None:
+    with pytest.raises(ConnectionResetError):
+        sockets.ask()
+
+
+def told(peer: socket.socket, reason: str) -> None:
+    event = report(peer)
+    assert isinstance(event, NetworkEventTold)
+    assert event.event["reason"] == reason
+
+
+def status(process: Process) -> dict[str, str]:
+    lines = Path(f"/proc/{process.child.pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+# --- what it is
+
+
+def test_process_has_no_new_privileges_and_leaves_no_core(start: Callable[..., Process]) -> None:
+    process = start()
+    process.greeted()
+    assert status(process)["NoNewPrivs"] == "1"
+    assert resource.prlimit(process.child.pid, resource.RLIMIT_CORE) == (0, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_process_that_was_root_is_another_user_without_any_privilege(start: Callable[..., Process]) -> None:
+    process = start(uid=54_321)
+    process.greeted()
+    found = status(process)
+    assert (found["Uid"], found["Gid"]) == ("\t".join(["54321"] * 4),) * 2
+    assert found["Groups"].strip() == ""
+    assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert Path(f"/proc/{process.child.pid}/environ").stat().st_uid == 0  # not dumpable: proc(5)
+
+
+def test_process_ends_in_order_and_says_nothing(start: Callable[..., Process], stack: ExitStack) -> None:
+    process = start(permit_nets=())
+    peer = process.greeted()
+    Sockets(stack).open(peer)
+    process.child.send_signal(signal.SIGTERM)
+    assert process.child.wait(20) == 0
+    assert peer.recv(1) == b""
+
+
+@pytest.mark.parametrize("config", [{"permit_nets": ("nonsense",)}, {"resolver": "nonsense"}, {"service": ("::1",)}])
+def test_configuration_that_is_none_ends_it(start: Callable[..., Process], config: dict[str, Any]) -> None:
+    assert start(**config).child.wait(20) == 2
+
+
+# --- who may speak to it
+
+
+def test_other_user_is_not_served(start: Callable[..., Process]) -> None:
+    assert start(gateway_uid=os.getuid() + 1).connect().recv(1) == b""
+
+
+def test_second_gateway_waits_for_the_end_of_the_first(start: Callable[..., Process]) -> None:
+    process = start()
+    first, second = process.greeted(), process.connect()
+    second.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        second.recv(1)
+    first.close()
+    second.settimeout(20)
+    assert report(second) == Hello()
+
+
+@pytest.mark.parametrize(
+    "packet", [b"nonsense", b"{}", b'{"kind":"hello","version":1}', b"x" * (protocol.MAX_PACKET + 1)]
+)
+def test_gateway_that_sends_nonsense_is_hung_up_on_and_the_next_is_served(
+    start: Callable[..., Process], stack: ExitStack, packet: bytes
+) -> None:
+    process = start(permit_nets=())
+    peer = process.greeted()
+    idle = descriptors(process)
+    Sockets(stack).open(peer)
+    protocol.send(peer, packet, [0, 1, 2])
+    assert peer.recv(1) == b""
+    Sockets(stack).open(process.greeted())
+    assert descriptors(process) == idle + 3  # a sandbox's two sockets and its epoll
+
+
+def test_gateway_that_hangs_up_takes_its_sandboxes_with_it(start: Callable[..., Process], stack: ExitStack) -> None:
+    process = start(permit_nets=())
+    peer = process.greeted()
+    idle = descriptors(process)
+    sockets = Sockets(stack)
+    sockets.open(peer)
+    sockets.listener.close()
+    peer.close()
+    process.greeted()
+    assert descriptors(process) == idle
+    with pytest.raises(ConnectionRefusedError):
+        sockets.ask()
+
+
+# --- orders
+
+
+def test_names_of_an_earlier_process_keep_their_addresses(start: Callable[..., Process], stack: ExitStack) -> None:
+    peer = start().greeted()
+    sockets = Sockets(stack)
+    names = {f"{n}.example.net": f"198.18.{n // 256}.{n % 256}" for n in range(1, 1001)}
+    rules = (NetworkRule("*.example.net", (sockets.port,)),)
+    order(peer, OpenNetwork("a", rules, (sockets.port,), names), sockets.descriptors)
+    assert report(peer) == NetworkOpened("a")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
+        program.settimeout(20)
+        program.connect(sockets.resolver.getsockname())
+        for name, address in (("1000.example.net", "198.18.3.232"), ("new.example.net", "198.18.3.233")):
+            program.send(dns.message.make_query(name, "A").to_wire())
+            [records] = dns.message.from_wire(program.recv(512)).answer
+            assert [str(record) for record in records] == [address]
+    assert report(peer) == NameGiven("a", "new.example.net", "198.18.3.233")
+
+
+@pytest.mark.parametrize("what", ["none", "too few", "too many", "not sockets", "a pipe", "another port", "swapped"])
+def test_sandbox_without_its_sockets_is_not_opened(start: Callable[..., Process], stack: ExitStack, what: str) -> None:
+    process = start()
+    peer = process.greeted()
+    idle = descriptors(process)
+    sockets, other = Sockets(stack), Sockets(stack)
+    resolver, listener = sockets.descriptors
+    given = {
+        "none": [],
+        "too few": [resolver],
+        "too many": [resolver, listener, listener],
+        "not sockets": [0, listener],
+        "a pipe": [resolver, process.listener.fileno()],
+        "another port": [resolver, other.listener.fileno()],
+        "swapped": [listener, resolver],
+    }[what]
+    order(peer, OpenNetwork("a", (), (sockets.port,)), given)
+    answer = report(peer)
+    assert isinstance(answer, NetworkNotOpened)
+    assert answer.reason
+    assert descriptors(process) == idle
+    sockets.open(peer)
+
+
+def test_sandbox_that_is_open_is_not_opened_again_and_goes_on(start: Callable[..., Process], stack: ExitStack) -> None:
+    peer = start(permit_nets=()).greeted()
+    sockets = Sockets(stack)
+    sockets.open(peer)
+    order(peer, OpenNetwork("a", (), (sockets.port,)), sockets.descriptors)
+    assert report(peer) == NetworkNotOpened("a", "it is open already")
+    refused(sockets)
+    told(peer, "own")
+
+
+def test_closed_sandbox_leaves_nothing_and_may_be_closed_twice(start: Callable[..., Process], stack: ExitStack) -> None:
+    process = start(permit_nets=())
+    peer = process.greeted()
+    idle = descriptors(process)
+    for _ in range(3):
+        sockets = Sockets(stack)
+        sockets.open(peer)
+        refused(sockets)
+        told(peer, "own")
+        order(peer, CloseNetwork("a"))
+        assert report(peer) == NetworkClosed("a")
+        assert descriptors(process) == idle
+    order(peer, CloseNetwork("a"))
+    assert report(peer) == NetworkClosed("a")
+
+
+def test_sandbox_is_not_opened_when_no_descriptors_are_left_and_others_go_on(
+    start: Callable[..., Process], stack: ExitStack
+) -> None:
+    process = start(permit_nets=(), limit=40)
+    peer = process.greeted()
+    first, number = Sockets(stack), 0
+    first.open(peer)
+    while True:
+        number += 1
+        sockets = Sockets(stack)
+        order(peer, OpenNetwork(str(number), (), (sockets.port,)), sockets.descriptors)
+        if (answer := report(peer)) != NetworkOpened(str(number)):
+            break
+    assert isinstance(answer, NetworkNotOpened)
+    assert "descriptors" in answer.reason or "open files" in answer.reason
+    refused(first)
+    order(peer, CloseNetwork("1"))
+    while report(peer) != NetworkClosed("1"):
+        pass
+    refused(first)

@@ -1,0 +1,148 @@
+"""Bounds: what is beyond them is reset at once and told by reason, and others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.unit.egress.support import GIVEN, NAME, Site, echo, site
+
+RAW = [{"host": NAME, "raw": True}]
+
+
+async def works(at: Site) -> bool:
+    """Whether a connection does. It stays open."""
+    try:
+        reader, writer = await at.connect()
+        writer.write(b"x")
+        return await asyncio.wait_for(reader.read(1), 20) == b"x"
+    except ConnectionResetError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fits", "reason"),
+    [
+        ({"connections_per_sandbox": 2}, 2, "connections_per_sandbox"),
+        ({"connections": 6}, 3, "connections"),
+        ({"connections_per_second": 2}, 2, "connections_per_second"),
+    ],
+)
+async def test_connections_beyond_a_bound_are_reset_and_told_once(
+    bounds: dict[str, int], fits: int, reason: str
+) -> None:
+    async with site(echo, rules=RAW, bounds=bounds) as at:
+        assert [await works(at) for _ in range(fits + 3)] == [True] * fits + [False] * 3
+        event = await at.gateway.event()
+        assert (event["kind"], event["verdict"], event["reason"]) == ("connection", "refused", reason)
+        assert event["port"] == at.port
+        assert len(at.gateway.events) == 1
+
+
+async def test_ended_connection_makes_room() -> None:
+    async with site(echo, rules=RAW, bounds={"connections_per_sandbox": 1}) as at:
+        for _ in range(5):
+            assert await at.ask(b"x") == b"x"
+            await at.gateway.event(_)
+        assert at.network.shared.connections.used == 0
+
+
+async def test_bytes_beyond_the_bound_cut_the_connection_and_refuse_the_next() -> None:
+    async with site(echo, rules=RAW, bounds={"bytes_per_sandbox": 10_000}) as at:
+        assert await at.ask(b"x" * 4000) == b"x" * 4000
+        with pytest.raises(ConnectionResetError):
+            await at.ask(b"x" * 4000)
+        with pytest.raises(ConnectionResetError):
+            await at.ask(b"x")
+        reasons = [(await at.gateway.event(number))["reason"] for number in range(3)]
+        assert reasons == [None, "bytes", "bytes"]
+
+
+async def test_flood_of_refusals_is_told_in_number_only() -> None:
+    names = {f"{n}.example.net": f"127.78.{n // 250}.{n % 250 + 1}" for n in range(1000)} | {NAME: GIVEN}
+    async with site(echo, rules=RAW, names=names) as at:
+        for number in range(1000):
+            at.network.told.refusal("name", "name", name=f"{number}.example.com")
+        assert len(at.gateway.events) == 500
+        await at.network.aclose()
+        assert at.gateway.dropped == 500
+
+
+async def test_gateway_that_does_not_read_gets_no_events() -> None:
+    async with site(echo, rules=RAW) as at:
+        at.gateway.is_behind = True
+        assert await at.ask(b"x") == b"x"
+        await at.network.aclose()
+        assert (at.gateway.events, at.gateway.dropped) == ([], 1)
+
+
+@contextmanager
+def no_more_descriptors(left: int = 0) -> Iterator[None]:
+    """The process may open so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = [os.dup(0) for _ in range(left + 1)]
+    lowest = max(used)
+    for descriptor in used:
+        os.close(descriptor)
+    fill = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        while True:  # gaps below the limit
+            try:
+                fill.append(os.dup(0))
+            except OSError as error:
+                assert error.errno == errno.EMFILE
+                break
+        for descriptor in fill[:left]:
+            os.close(descriptor)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in fill[left:]:
+            os.close(descriptor)
+
+
+async def test_connection_is_reset_when_no_descriptors_are_left_and_others_go_on() -> None:
+    async with site(echo, rules=RAW) as at:
+        reader, writer = await at.connect()
+        writer.write(b"a")
+        assert await reader.read(1) == b"a"
+        loop = asyncio.get_running_loop()
+        with at.unconnected() as program:
+            with no_more_descriptors():
+                with pytest.raises(ConnectionResetError):
+                    await loop.sock_connect(program, (GIVEN, at.port))
+                    await loop.sock_recv(program, 1)
+                writer.write(b"b")
+                assert await reader.read(1) == b"b"
+        assert (await at.gateway.event())["reason"] == "descriptors"
+        assert await works(at)
+
+
+async def test_host_is_not_dialled_when_no_descriptors_are_left() -> None:
+    async with site(echo, rules=RAW) as at:
+        loop = asyncio.get_running_loop()
+        with at.unconnected() as program:
+            with no_more_descriptors(1):  # the accepted one
+                with pytest.raises(ConnectionResetError):
+                    await loop.sock_connect(program, (GIVEN, at.port))
+                    await loop.sock_recv(program, 1)
+        assert (await at.gateway.event())["reason"] in ("descriptors", "resolver")
+        assert await works(at)
+
+
+async def test_closed_network_holds_no_connection() -> None:
+    async with site(echo, rules=RAW) as at:
+        for _ in range(10):
+            assert await works(at)
+        assert at.network.shared.connections.used == 10
+        await at.network.aclose()
+        assert at.network.shared.connections.used == 0
+        with pytest.raises(ConnectionRefusedError):
+            await at.connect()

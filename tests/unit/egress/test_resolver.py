@@ -1,0 +1,189 @@
+"""Names: what is answered, what the gateway is told, and that nobody else is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from ipaddress import IPv4Address
+from typing import Any
+
+import dns.edns
+import dns.flags
+import dns.message
+import dns.opcode
+import dns.rcode
+import hypothesis
+import hypothesis.strategies
+import pytest
+
+from app.egress.names import NameTable
+from app.egress.protocol import ADDRESSES, MAX_NAMES
+from app.egress.reasons import Reason
+from app.egress.resolver import Resolver
+from tests.unit.egress.support import GIVEN, NAME, Site, echo, site
+
+WILD = [{"host": NAME}, {"host": "*.example.net"}]
+
+
+class Program(asyncio.DatagramProtocol):
+    """Asks questions as a program does."""
+
+    def __init__(self) -> None:
+        self._answers: asyncio.Queue[bytes] = asyncio.Queue()
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, _: object) -> None:
+        self._answers.put_nowait(data)
+
+    @classmethod
+    async def of(cls, at: Site) -> Program:
+        transport, program = await asyncio.get_running_loop().create_datagram_endpoint(cls, remote_addr=at.resolver)
+        at.opened.append(transport)
+        return program
+
+    async def ask(self, name: str, kind: str = "A", **options: Any) -> dns.message.Message:
+        question = dns.message.make_query(name, kind, **options)
+        answer = dns.message.from_wire(await self.send(question.to_wire()))
+        assert answer.id == question.id
+        assert answer.question == question.question
+        return answer
+
+    async def send(self, data: bytes) -> bytes:
+        self.transport.sendto(data)
+        return await asyncio.wait_for(self._answers.get(), 20)
+
+
+def address_in(answer: dns.message.Message) -> str:
+    assert answer.rcode() == dns.rcode.NOERROR
+    [records] = answer.answer
+    [record] = records
+    return str(record)
+
+
+async def test_allowed_name_has_one_address_for_good() -> None:
+    async with site(echo, rules=WILD) as at:
+        program = await Program.of(at)
+        assert address_in(await program.ask(NAME)) == GIVEN
+        first = address_in(await program.ask("a.example.net"))
+        second = address_in(await program.ask("b.a.example.net"))
+        assert IPv4Address(first) in ADDRESSES
+        assert first != second
+        assert address_in(await program.ask("A.Example.NET.")) == first
+        assert at.gateway.names == {"a.example.net": first, "b.a.example.net": second}
+        assert at.dns.asked == {}
+
+
+async def test_gateway_is_told_before_the_program() -> None:
+    async with site(echo, rules=WILD) as at:
+        at.gateway.holds_names_back = True
+        program = await Program.of(at)
+        answer = asyncio.ensure_future(program.ask("a.example.net"))
+        assert address_in(await program.ask(NAME)) == GIVEN  # the later question is answered first
+        assert not answer.done()
+        [told] = at.gateway.held_back
+        told()
+        assert address_in(await answer) == at.gateway.names["a.example.net"]
+
+
+@pytest.mark.parametrize("kind", ["AAAA", "TXT", "MX", "HTTPS", "SRV", "NS", "ANY", "TYPE65280"])
+async def test_allowed_name_has_no_other_records(kind: str) -> None:
+    async with site(echo) as at:
+        answer = await (await Program.of(at)).ask(NAME, kind)
+        assert (answer.rcode(), answer.answer, answer.authority) == (dns.rcode.NOERROR, [], [])
+
+
+@pytest.mark.parametrize(
+    "name", ["example.net", "other.example.org", "localhost", ".", "1.0.18.198.in-addr.arpa", "a b"]
+)
+async def test_other_name_does_not_exist_and_is_told_once(name: str) -> None:
+    async with site(echo, rules=WILD) as at:
+        program = await Program.of(at)
+        for kind in ("A", "AAAA", "A"):
+            assert (await program.ask(name, kind)).rcode() == dns.rcode.NXDOMAIN
+        event = await at.gateway.event()
+        assert (event["kind"], event["verdict"], event["reason"]) == ("name", "refused", "name")
+        assert len(at.gateway.events) == 1
+        assert at.gateway.names == {}
+
+
+async def test_question_that_carries_data_is_asked_of_nobody() -> None:
+    """Below a wildcard too: its answer is the resolver's own. The real name is asked when it is connected to."""
+    async with site(echo, rules=WILD) as at:
+        program = await Program.of(at)
+        for number in range(50):
+            await program.ask(f"{number}.c2VjcmV0.example.net")
+            await program.ask(f"{number}.c2VjcmV0.example.com")
+        assert at.dns.asked == {}
+        await at.ask(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")  # a refused request asks nobody either
+        assert at.dns.asked == {}
+
+
+async def test_names_are_bounded() -> None:
+    full = {f"{n}.example.net": str(ADDRESSES[n + 1]) for n in range(MAX_NAMES - 1)} | {NAME: GIVEN}
+    async with site(echo, rules=WILD, names=full) as at:
+        program = await Program.of(at)
+        for _ in range(2):
+            assert (await program.ask("new.example.net")).rcode() == dns.rcode.SERVFAIL
+        assert address_in(await program.ask("7.example.net")) == str(ADDRESSES[8])
+        assert [event["reason"] for event in at.gateway.events] == ["names"]
+
+
+async def test_question_of_another_form_gets_an_error() -> None:
+    async with site(echo) as at:
+        program = await Program.of(at)
+        assert (await program.ask(NAME, rdclass="CH")).rcode() == dns.rcode.REFUSED
+        update = dns.message.make_query(NAME, "A")
+        update.set_opcode(dns.opcode.STATUS)
+        assert dns.message.from_wire(await program.send(update.to_wire())).rcode() == dns.rcode.NOTIMP
+        none = dns.message.Message()
+        assert dns.message.from_wire(await program.send(none.to_wire())).rcode() == dns.rcode.FORMERR
+
+
+async def test_answer_is_small_whatever_is_offered() -> None:
+    async with site(echo, rules=WILD) as at:
+        program = await Program.of(at)
+        name = f"{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 40}.example.net"
+        padding: list[dns.edns.Option] = [dns.edns.GenericOption(dns.edns.OptionType.PADDING, b"\0" * 800)]
+        question = dns.message.make_query(name, "A", use_edns=0, payload=65_000, options=padding)
+        assert len(await program.send(question.to_wire())) <= 512
+
+
+async def test_answer_and_nonsense_get_no_answer() -> None:
+    """An answer that was answered could go round for ever."""
+    async with site(echo) as at:
+        program = await Program.of(at)
+        answer = dns.message.make_response(dns.message.make_query(NAME, "A"))
+        for data in (answer.to_wire(), b"", b"x", b"\0" * 11, b"\xff" * 500):
+            program.transport.sendto(data)
+        assert address_in(await program.ask(NAME)) == GIVEN  # the only answer
+
+
+async def test_flood_of_questions_takes_turns_and_ends() -> None:
+    async with site(echo, rules=WILD) as at:
+        program = await Program.of(at)
+        flood = dns.message.make_query("x.example.com", "A").to_wire()
+        for _ in range(3000):
+            program.transport.sendto(flood)
+        answers = 0
+        while True:
+            try:
+                await asyncio.wait_for(program._answers.get(), 1)
+            except TimeoutError:
+                break
+            answers += 1
+        assert answers < 3000
+        assert address_in(await program.ask(NAME)) == GIVEN
+
+
+@hypothesis.given(data=hypothesis.strategies.binary(max_size=300))
+def test_no_packet_breaks_the_resolver(data: bytes) -> None:
+    refused: list[tuple[str, Reason]] = []
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
+        right.setblocking(False)
+        resolver = Resolver(right, NameTable({}), lambda _: False, lambda *_: None, lambda *what: refused.append(what))
+        left.send(data)
+        resolver.serve_one()
