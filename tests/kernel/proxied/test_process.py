@@ -1,0 +1,90 @@
+"""The egress process: who it is, and what its end costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.kernel import host
+from tests.kernel.proxied.conftest import Proxied
+from tests.kernel.talk import start
+from tests.kernel.test_start import status_of
+from tests.service import Service
+
+HELLO = "HEAD /answer HTTP/1.1\r\nHost: www.example.org\r\n\r\n"
+ASK = f"""
+import socket, sys
+address = socket.gethostbyname("www.example.org")
+def ask(it):
+    it.sendall({HELLO.encode()!r})
+    return it.recv(1000).split(b"\\r\\n")[0].decode() or "closed"
+with socket.create_connection((address, 80)) as it:
+    print(address, ask(it), flush=True)
+    if sys.argv[1:]:
+        try:
+            left = it.recv(1000)
+        except OSError:
+            left = b""
+        print(left or "cut", flush=True)
+"""
+
+
+def test_egress_process_is_nobody(service: Service) -> None:
+    pid, first = service.children()["egress"], host.first_uid(service)
+    status = status_of(pid)
+    assert set(status["Uid"].split()) == set(status["Gid"].split()) == {str(first + 1)}
+    assert status["Groups"] == ""
+    assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+    assert status["NoNewPrivs"] == "1"
+    assert Path(f"/proc/{pid}/mem").stat().st_uid == 0, "nobody under the same uid could trace it"
+
+
+def test_its_environment_and_descriptors_hold_nothing_of_the_service(service: Service) -> None:
+    pid = service.children()["egress"]
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert not [name for name in variables if name.startswith(b"BULKHEAD")]
+    files = {name for name in host.descriptors(pid) if not name.startswith(("socket", "anon_inode", "pipe"))}
+    assert files == {"/dev/null"}
+
+
+def test_only_the_gateway_may_connect_to_it(service: Service) -> None:
+    """The file's mode says so to others, and root is refused by its uid."""
+    first = host.first_uid(service)
+    path = f"/run/bulkhead/{first}/egress.sock"
+    assert (Path(path).stat().st_uid, Path(path).stat().st_mode & 0o777) == (first, 0o600)
+    connect = f"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect({path!r})"
+    for uid in (first + 1, first + 2):
+        as_other = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "/usr/bin/python3", "-c", connect]
+        assert "PermissionError" in subprocess.run(as_other, capture_output=True, text=True).stderr
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as root:
+        root.settimeout(20)
+        root.connect(path)
+        assert root.recv(1000) == b"", "it hangs up, without a greeting"
+
+
+def test_killed_egress_process_costs_its_connections_and_nothing_else(service: Service, proxied: Proxied) -> None:
+    sandboxes = [proxied.sandbox("www.example.org:80", "*.example.org:80") for _ in range(3)]
+    for number, sandbox in enumerate(sandboxes):  # so that each has another address for the name
+        for other_name in range(number):
+            service.run(sandbox, "getent", "hosts", f"n{other_name}.example.org")
+    running = [start(service, sandbox, "python3", "-c", ASK, "hold") for sandbox in sandboxes]
+    said = [each.saw(b"200 OK\n").decode() for each in running]
+    assert len(set(said)) == 3
+    other = start(service, sandboxes[0], "sleep", "1000")
+    before = service.children()
+    os.kill(before["egress"], signal.SIGKILL)
+    host.until(lambda: service.children().get("egress", before["egress"]) != before["egress"], "another one is started")
+    # A connection that is made while nobody is there waits in the listener.
+    for sandbox, first in zip(sandboxes, said, strict=True):
+        done = service.run(sandbox, "python3", "-c", ASK)
+        assert done["stdout"] == first, "the same name has the same address"
+    for each in running:
+        each.saw(b"cut\n")
+        assert each.exit()["code"] == 0
+    assert other.show()["state"] == "running"
+    assert {name: pid for name, pid in service.children().items() if name != "egress"} == {
+        name: pid for name, pid in before.items() if name != "egress"
+    }
