@@ -8,6 +8,7 @@
 ``replay``      stored output                          ``endings``     how an exit becomes an exit status
 ``private_modes``  what a program left on in our terminal
 ``show``        tables, JSON and one-line errors       ``gaps``        what is said about dropped bytes
+``network``     what a sandbox did with its network
 ``host``, ``boxlite``, ``kvm``  what `probe` tries
 
 Starting must be quick: a module imports late what only some commands need.

@@ -23,9 +23,19 @@ def _pairs(found: list[tuple[str, str]] | None) -> dict[str, str] | None:
 
 
 def _network(typed: Namespace) -> dict[str, Any] | None:
-    if typed.allow and typed.network != "direct":
-        raise UsageError("--allow needs --network direct")
-    return {"mode": typed.network, **_said({"allow": typed.allow})} if typed.network is not None else None
+    if typed.allow and typed.network not in {"proxy", "direct"}:
+        raise UsageError("--allow needs --network proxy (or direct)")
+    if typed.allow_raw and typed.network != "proxy":
+        raise UsageError("--allow-raw needs --network proxy")
+    allow = [*(typed.allow or ()), *map(_raw_rule, typed.allow_raw or ())]
+    return {"mode": typed.network, **_said({"allow": allow or None})} if typed.network is not None else None
+
+
+def _raw_rule(text: str) -> dict[str, Any]:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit()):
+        raise UsageError(f"--allow-raw {text}: write HOST:PORT; an IPv6 address is [ADDRESS]:PORT")
+    return {"host": host.removeprefix("[").removesuffix("]"), "ports": [int(port)], "raw": True}
 
 
 def _terminal(typed: Namespace) -> terminal.Size:

@@ -186,6 +186,17 @@ def _figures(usage: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def network(typed: Namespace) -> int:
+    async def work(client: Client) -> int:
+        from app.cli.network import follow, show
+
+        verdict = "refused" if typed.refused else None
+        await (follow if typed.follow else show)(client, typed.sandbox, verdict, as_json=typed.json)
+        return 0
+
+    return _with_client(work)
+
+
 def logs(typed: Namespace) -> int:
     async def work(client: Client) -> int:
         from app.cli.replay import replay

@@ -141,6 +141,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     kill.add_argument("--signal", "-s", metavar="S", help="send this signal to its process group, such as SIGINT")
     _execution(kill)
 
+    network = _add(kinds, "network", commands.network, "show what a sandbox did with its network")
+    network.add_argument("--follow", "-f", action="store_true", help="continue until the sandbox ends")
+    network.add_argument("--refused", action="store_true", help="only what was refused")
+    _json(network)
+    network.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
+
     remove = _add(kinds, "rm", commands.remove, "destroy sandboxes; when it returns, no process of them exists")
     remove.add_argument("sandboxes", metavar="SANDBOX", nargs="+", help="id of a sandbox")
 
@@ -271,9 +277,22 @@ def _sandbox_options(parser: Parser) -> None:
     )
     parser.add_argument("--profile", metavar="P", help="the operator's policy profile")
     parser.add_argument(
-        "--network", choices=("none", "direct"), help="network of the sandbox; direct: only the hosts of --allow"
+        "--network",
+        choices=("none", "proxy", "direct"),
+        help="network of the sandbox; proxy: only what --allow and --allow-raw name; direct: the hosts of --allow",
     )
-    parser.add_argument("--allow", metavar="HOST", action="append", help="a host for --network direct; repeatable")
+    parser.add_argument(
+        "--allow",
+        metavar="HOST:PORT",
+        action="append",
+        help="a host that can be reached by TLS or HTTP; *.name: all below it; for direct: HOST; repeatable",
+    )
+    parser.add_argument(
+        "--allow-raw",
+        metavar="HOST:PORT",
+        action="append",
+        help="a host, address or network that can be reached by any protocol; repeatable",
+    )
     parser.add_argument("--label", "-l", metavar="KEY=VALUE", type=label, action="append", help="a label; repeatable")
     parser.add_argument("--ttl", metavar="S", type=seconds, help="destroy the sandbox after S seconds")
     parser.add_argument("--idle", metavar="S", type=seconds, help="destroy the sandbox after S seconds without use")

@@ -80,6 +80,8 @@ async def _whole(session: Session) -> int:
     files: list[dict[str, str]] | None = None
     status = await session.run()
     try:
+        if interrupts.status is None:
+            await interrupts.wait_for(asyncio.create_task(session.tell_refused()), 0)
         if order.collect and interrupts.status is None:
             work = collect(session.client, session.sandbox_id, order.collect, order.into)
             files = await interrupts.wait_for(asyncio.create_task(work), 0)
@@ -117,6 +119,7 @@ class Session:
         self.order = order
         self.sandbox_id = sandbox_id
         self.execution_id = ""
+        self._started_at: str | None = None
         self._result: dict[str, Any] = {}  # for --json
         self.service_ends = False  # and its sandboxes with it
         self._kept = kept  # the sandbox outlives us: what we started in it must be ended by name
@@ -140,7 +143,7 @@ class Session:
         start = asyncio.create_task(self.client.start(self.sandbox_id, dict(self.order.execution)))
         # Where the sandbox goes anyway, the answer need not be waited for.
         execution = await self.interrupts.wait_for(start, GRACE_SECONDS if self._kept else 0)
-        self.execution_id = execution["id"]
+        self.execution_id, self._started_at = execution["id"], execution.get("started_at")
         try:
             self.interrupts.check()
             return await self._follow()
@@ -315,6 +318,29 @@ class Session:
         if self.order.as_json and self._result:
             outputs = {**encode(self._collected), **{f"{name}_truncated": cut for name, cut in self._truncated.items()}}
             put_json({**self._result, **outputs, **({} if files is None else {"collected": files})})
+
+    async def tell_refused(self) -> None:
+        """Says which hosts were refused while the command ran."""
+        if not self._ended or self.order.attached is not None or not self._may_have_network:
+            return
+        from app.cli.network import advice, refused
+
+        found = await refused(self.client, self.sandbox_id, self._started_at)
+        if found is None:
+            return
+        if self.order.as_json:
+            self._result["network"] = {"refused": found}
+        else:
+            for line in advice(found, self.sandbox_id):
+                say(line)
+
+    @property
+    def _may_have_network(self) -> bool:
+        """A sandbox that others made may have one."""
+        if isinstance(self.order.sandbox, str):
+            return True
+        network = (self.order.sandbox.get("policy") or {}).get("network") or {}
+        return network.get("mode") == "proxy"
 
     # --- signals
 

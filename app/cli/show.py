@@ -38,6 +38,11 @@ def put_json(value: Any) -> None:
     put(json.dumps(value, indent=2 if is_terminal() else None, ensure_ascii=False))
 
 
+def put_line(value: Any) -> None:
+    """JSON in one line, for a list that has no end yet."""
+    put(json.dumps(value, ensure_ascii=False))
+
+
 def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
@@ -18,6 +19,7 @@ from app.client.errors import ClientError, ServiceUnreachable, problem_of, reaso
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
+    from app.client.events import ServerEvent
     from app.client.stream import Stream
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -26,6 +28,7 @@ READ_SECONDS = 30.0
 CREATING_SECONDS = 60.0  # the service waits so long for a sandbox that is to run a command
 GOODBYE_SECONDS = 0.05  # a WebSocket's goodbye is a courtesy: it must not cost the user a wait
 PAGE = 1000
+SILENCE_SECONDS = 60.0  # the service sends a comment every 15 seconds
 Json = dict[str, Any]
 
 
@@ -168,6 +171,24 @@ class Client:
     async def runtimes(self) -> list[Json]:
         answer = await self._json("GET", "/runtimes")
         return list(answer.get("items", ()))
+
+    # --- its network
+
+    def network_events(self, sandbox_id: str, verdict: str | None = None) -> AsyncIterator[Json]:
+        """Oldest first. `verdict`: `allowed` or `refused` only."""
+        return self._items(f"/sandboxes/{segment(sandbox_id)}/network", [("verdict", verdict)] if verdict else [])
+
+    def follow_network(self, sandbox_id: str, verdict: str | None = None) -> AsyncIterator[ServerEvent]:
+        """What is kept, then what comes, until the sandbox ends: `network`, and `gap` where events are missing."""
+        from app.client.events import follow
+
+        path = f"{self.url}/sandboxes/{segment(sandbox_id)}/network"
+        query = {"verdict": verdict} if verdict else {}
+
+        def ask(headers: dict[str, str]) -> AbstractAsyncContextManager[httpx.Response]:
+            return self._http.stream("GET", path, params=query, headers=headers, timeout=SILENCE_SECONDS)
+
+        return follow(self.url, ask)
 
     # --- executions
 

@@ -45,9 +45,14 @@ class NetworkRule:
         return f"{host}:{','.join(map(str, self.ports))}{' raw' if self.raw else ''}"
 
 
-def parse_rule(value: str | Mapping[str, object]) -> NetworkRule:
+def parse_rule(value: object) -> NetworkRule:
     """`HOST:PORT`, or an object with `host`, `ports` and `raw`. Raises ValueError with a sentence."""
-    rule = _parse_text(value) if isinstance(value, str) else _parse_object(value)
+    if isinstance(value, str):
+        rule = _parse_text(value)
+    elif isinstance(value, Mapping):
+        rule = _parse_object(value)
+    else:
+        raise ValueError(f"{str(value)[:80]} is neither HOST:PORT nor an object with host, ports and raw")
     if rule.host == "localhost" or rule.host.endswith(".localhost"):
         raise ValueError("localhost is the sandbox itself, which needs no rule")
     return rule

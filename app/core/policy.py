@@ -135,7 +135,7 @@ def narrow(profile: Policy, request: FilesystemRequest | None) -> Policy:
 _ALLOW = "/policy/network/allow"
 
 
-def narrow_network(profile: Policy, asked: Sequence[str | Mapping[str, object]], operators: EgressPolicy) -> Network:
+def narrow_network(profile: Policy, asked: Sequence[object], operators: EgressPolicy) -> Network:
     """Returns a network of the mode `proxy` whose rules lie within those of the profile and of the operator.
 
     Raises InvalidRequest for what is no rule, and PolicyTooBroad. Both name the first wrong rule.

@@ -23,13 +23,7 @@ def _rules(value: Any) -> Any:
     items = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else split(value)
     if not isinstance(items, list | tuple):
         raise ValueError("must be a list of rules")
-    return tuple(item if isinstance(item, NetworkRule) else _rule(item) for item in items)
-
-
-def _rule(value: Any) -> NetworkRule:
-    if not isinstance(value, str | dict):
-        raise ValueError(f"{value!r} is neither HOST:PORT nor an object")
-    return parse_rule(value)
+    return tuple(item if isinstance(item, NetworkRule) else parse_rule(item) for item in items)
 
 
 def _nets(value: Any) -> Any:

@@ -6,18 +6,21 @@
     read_only = ["/usr"]
     read_write = ["/workspace"]
     loopback_tcp = false
+    network.allow = ["index.example.org:443"]
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from app.core.errors import InvalidRequest
 from app.core.models import is_id
+from app.core.network_rules import NetworkRule, parse_rule
 from app.core.policy import DEFAULT_PROFILES, Filesystem, Policy, check_path
 from app.sentences import sentence_for
 
@@ -26,12 +29,19 @@ class ProfilesError(Exception):
     """`str(error)` names the file and what is wrong in it."""
 
 
+class _Network(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    allow: list[Any]  # `parse_rule` looks at them
+
+
 class _Profile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     read_only: list[str] = list(Filesystem().read_only)
     read_write: list[str] = list(Filesystem().read_write)
     loopback_tcp: bool = False
+    network: _Network | None = None
 
 
 _FILE = TypeAdapter(dict[str, _Profile])
@@ -67,4 +77,15 @@ def _policy(name: str, profile: _Profile) -> Policy:
             read_write=tuple(check_path(p, f"{name}/read_write/{n}") for n, p in enumerate(profile.read_write)),
         ),
         loopback_tcp=profile.loopback_tcp,
+        permitted=None if profile.network is None else _rules(name, profile.network.allow),
     )
+
+
+def _rules(name: str, allow: Sequence[object]) -> tuple[NetworkRule, ...]:
+    rules = []
+    for place, value in enumerate(allow):
+        try:
+            rules.append(parse_rule(value))
+        except ValueError as error:
+            raise InvalidRequest.at(f"{name}/network/allow/{place}", str(error)) from error
+    return tuple(rules)

@@ -22,6 +22,17 @@ def test_the_files_profiles_come_over_the_built_in_ones(tmp_path: Path) -> None:
     assert "loopback" in profiles
 
 
+def test_a_profile_may_have_rules_for_a_network(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.toml"
+    path.write_text(
+        '[web]\nnetwork.allow = ["a.test:443", {host = "*.b.test", ports = [80]}]\n[closed.network]\nallow = []'
+    )
+    profiles = load_profiles(path)
+    assert [str(rule) for rule in profiles["web"].permitted or ()] == ["a.test:443", "*.b.test:80"]
+    assert (profiles["closed"].permitted, profiles["default"].permitted) == ((), None)
+    assert profiles["web"].network.mode == "none"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -31,7 +42,11 @@ def test_the_files_profiles_come_over_the_built_in_ones(tmp_path: Path) -> None:
         ('[a]\nread_write = ["/usr/../etc"]', "a/read_write/0"),
         ('[a]\nread_only = "/usr"', "a.read_only: must be a list"),
         ("[a]\nloopback_tcp = 1", "a.loopback_tcp: must be true or false"),
-        ("[a]\nnetwork = true", "a.network: is not known here"),
+        ("[a]\nnetwork = true", "a.network: must be an object"),
+        ("[a]\nnetwork.mode = 'proxy'", "a.network."),
+        ("[a]\nnetwork.allow = 'a.test:443'", "a.network.allow: must be a list"),
+        ("[a]\nnetwork.allow = ['a.test:443', 'b.test']", "a/network/allow/1: b.test has no port"),
+        ("[a]\nnetwork.allow = [443]", "a/network/allow/0: 443 is neither HOST:PORT nor an object"),
         ("a = 1", "a: must be an object"),
         ("\xff", "not TOML"),
     ],

@@ -487,6 +487,7 @@ async def test_runtimes_tells_the_reason_of_one_that_is_not_there() -> None:
         "launcher",
         "stdin,",
         "usage",
+        "network",
     ]  # fmt: skip - a row
     assert json.loads(as_json.stdout) == [row]
 
@@ -517,6 +518,7 @@ async def test_every_command_is_documented() -> None:
         "exec",
         "show",
         "usage",
+        "network",
         "attach",
         "logs",
         "kill",

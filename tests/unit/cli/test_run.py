@@ -182,7 +182,7 @@ async def test_what_is_wanted_of_the_isolation_is_passed_on() -> None:
 async def test_hosts_without_the_mode_that_reaches_them_are_refused(mode: list[str]) -> None:
     async with fake_service() as service:
         ended = await bulkhead(service.url, "run", *mode, "--allow", "example.org", "true")
-    assert (ended.status, ended.stderr) == (125, "bulkhead: --allow needs --network direct\n")
+    assert (ended.status, ended.stderr) == (125, "bulkhead: --allow needs --network proxy (or direct)\n")
     assert service.asked() == []
 
 

@@ -1,0 +1,101 @@
+"""What a sandbox did with its network: as a table, line by line, and what was refused, at the end of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from app.cli.show import plain, put, put_json, put_line, put_table, say, short_time, size
+from app.client import Client, ClientError
+
+LINES = 8  # about what was refused; a program may ask for a thousand names
+HTTPS = 443  # of a name that was only looked up nobody knows the port
+
+
+# --- bulkhead network
+
+
+async def show(client: Client, sandbox_id: str, verdict: str | None, *, as_json: bool) -> None:
+    found = [event async for event in client.network_events(sandbox_id, verdict)]
+    if as_json:
+        put_json(found)
+    else:
+        columns = ["AT", "VERDICT", "HOST", "WHY", "SENT", "RECEIVED"]
+        put_table(columns, [_row(event) for event in found], wrapped=["HOST", "WHY"])
+
+
+async def follow(client: Client, sandbox_id: str, verdict: str | None, *, as_json: bool) -> None:
+    """One line for each event, until the sandbox ends."""
+    async for event in client.follow_network(sandbox_id, verdict):
+        if event.kind == "gap":
+            say(f"{event.data.get('dropped')} events are no longer kept")
+        elif as_json:
+            put_line(event.data)
+        else:
+            cells = _row(event.data)
+            put(plain("  ".join([event.data["at"][11:19], *cells[1:4], f"{cells[4]} sent, {cells[5]} received"])))
+
+
+def _row(event: Mapping[str, Any]) -> list[str]:
+    return [
+        short_time(event["at"]),
+        event["verdict"],
+        host_of(event),
+        event["reason"] or event["rule"] or "",
+        size(event["bytes_sent"]),
+        size(event["bytes_received"]),
+    ]
+
+
+def host_of(event: Mapping[str, Any]) -> str:
+    host, port = event["name"] or event["address"] or "", event["port"]
+    if port is None:
+        return str(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# --- at the end of a command
+
+
+async def refused(client: Client, sandbox_id: str, since: str | None = None) -> list[dict[str, Any]] | None:
+    """Distinct hosts, each with the event of its first refusal. `since`: a time of the API. None where the service does
+    not tell."""
+    begin = None if since is None else datetime.fromisoformat(since)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    try:
+        async for event in client.network_events(sandbox_id, "refused"):
+            if begin is None or datetime.fromisoformat(event["at"]) >= begin:
+                found.setdefault((host_of(event), event["reason"]), event)
+    except ClientError:  # the command has its exit, which counts
+        return None
+    return list(found.values())
+
+
+def advice(events: Sequence[Mapping[str, Any]], sandbox_id: str) -> list[str]:
+    """A line for each host that was refused, with the option that would permit it."""
+    lines = [f"refused: {host_of(event)}: {_why(event)}{_option(event)}" for event in events[:LINES]]
+    if len(events) > LINES:
+        lines.append(f"refused: {len(events) - LINES} more; to list them: bulkhead network --refused {sandbox_id}")
+    return lines
+
+
+def _why(event: Mapping[str, Any]) -> str:
+    from app.egress.reasons import sentence
+
+    try:
+        return sentence(event["reason"])
+    except ValueError:  # a newer service
+        return str(event["reason"])
+
+
+def _option(event: Mapping[str, Any]) -> str:
+    host, is_raw = event["name"] or event["address"] or "", event["name"] is None
+    match event["reason"]:
+        case "name":
+            return f" (--allow {host}:{event['port'] or HTTPS})"
+        case "rule":
+            return f" ({'--allow-raw' if is_raw else '--allow'} {host_of(event)})"
+        case "protocol":
+            return f" (--allow-raw {host_of(event)})"
+    return ""

@@ -1,0 +1,248 @@
+"""`bulkhead network`, the options that give a sandbox a network, and what is said about what was refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from app.cli.bodies import sandbox_body
+from app.cli.network import LINES
+from app.cli.parser import parse
+from tests.unit.cli.fake_service import BASE, SANDBOX, Answer, FakeService, answer, fake_service, problem
+from tests.unit.cli.test_run import EXECUTIONS, STREAM, WHOLE_LIFE, ending
+from tests.unit.cli.typed import bulkhead
+
+NETWORK = f"GET {BASE}/network"
+PROXY = ["--network", "proxy", "--allow", "a.test:443"]
+
+
+def event(name: str | None = "a.test", reason: str | None = None, **changes: Any) -> dict[str, Any]:
+    return {
+        "at": "2030-01-02T03:04:05.678901Z",
+        "kind": "connection",
+        "execution_id": None,
+        "name": name,
+        "address": "203.0.113.7",
+        "port": 443,
+        "verdict": "allowed" if reason is None else "refused",
+        "rule": None if reason else "*.test:443",
+        "reason": reason,
+        "bytes_sent": 812,
+        "bytes_received": 40_213,
+        "duration_seconds": 0.2,
+        **changes,
+    }
+
+
+def page(*events: dict[str, Any]) -> Answer:
+    return answer(200, {"items": list(events), "next_cursor": None, "dropped": 0})
+
+
+def stream(*events: tuple[str, Any]) -> Answer:
+    blocks = [f"event: {kind}\nid: {n}\ndata: {json.dumps(data)}\n\n" for n, (kind, data) in enumerate(events)]
+    return 200, {"Content-Type": "text/event-stream"}, (":\n\n" + "".join(blocks)).encode()
+
+
+# --- what is asked for
+
+
+def network_of(*words: str) -> Any:
+    return sandbox_body(parse(["create", *words])).get("policy", {}).get("network")
+
+
+def test_rules_are_passed_on_as_they_were_typed() -> None:
+    raw = ["--allow-raw", "db.test:5432", "--allow-raw", "203.0.113.0/24:22", "--allow-raw", "[2001:db8::1]:22"]
+    assert network_of("--network", "proxy", "--allow", "a.test:443", "--allow", "*.b.test:80", *raw) == {
+        "mode": "proxy",
+        "allow": [
+            "a.test:443",
+            "*.b.test:80",
+            {"host": "db.test", "ports": [5432], "raw": True},
+            {"host": "203.0.113.0/24", "ports": [22], "raw": True},
+            {"host": "2001:db8::1", "ports": [22], "raw": True},
+        ],
+    }
+    assert network_of("--network", "proxy") == {"mode": "proxy"}
+    assert network_of() is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--allow", "a.test:443"], "--allow needs --network proxy (or direct)"),
+        (["--network", "none", "--allow", "a.test:443"], "--allow needs --network proxy (or direct)"),
+        (["--network", "direct", "--allow-raw", "a.test:1"], "--allow-raw needs --network proxy"),
+        (["--network", "proxy", "--allow-raw", "a.test"], "--allow-raw a.test: write HOST:PORT"),
+        (["--network", "proxy", "--allow-raw", ":1"], "--allow-raw :1: write HOST:PORT"),
+        (["--network", "proxy", "--allow-raw", "a.test:x"], "--allow-raw a.test:x: write HOST:PORT"),
+    ],
+)
+async def test_what_does_not_fit_together_is_refused_before_anything_is_sent(words: list[str], said: str) -> None:
+    async with fake_service() as service:
+        ended = await bulkhead(service.url, "run", *words, "cmd")
+    assert (ended.status, service.asked()) == (125, [])
+    assert said in ended.stderr
+
+
+# --- what is told at the end
+
+
+async def after(service: FakeService, *words: str) -> list[str]:
+    ended = await bulkhead(service.url, *words)
+    assert ended.status == 0
+    return ended.stderr.splitlines()
+
+
+async def test_run_says_what_was_refused_and_which_option_would_permit_it() -> None:
+    async with fake_service(ending()) as service:
+        service.answers[NETWORK] = page(
+            event("b.test", "name", port=None, address=None),
+            event("b.test", "name", port=None, address=None),
+            event("c.test", "rule", port=8443),
+            event(None, "rule", port=22),
+            event(None, "rule", address="2001:db8::1", port=22),
+            event("db.test", "protocol", port=5432),
+            event("inside.test", "private"),
+            event("d.test", "a_word_of_tomorrow"),
+        )
+        said = await after(service, "run", *PROXY, "cmd")
+        asked = service.asked()
+    assert said == [
+        "bulkhead: refused: b.test: no rule permits the name (--allow b.test:443)",
+        "bulkhead: refused: c.test:8443: no rule permits this host at this port (--allow c.test:8443)",
+        "bulkhead: refused: 203.0.113.7:22: no rule permits this host at this port (--allow-raw 203.0.113.7:22)",
+        "bulkhead: refused: [2001:db8::1]:22: no rule permits this host at this port (--allow-raw [2001:db8::1]:22)",
+        "bulkhead: refused: db.test:5432: the connection is neither TLS nor HTTP, and the rule is not raw"
+        " (--allow-raw db.test:5432)",
+        "bulkhead: refused: inside.test:443: the address of the host is private,"
+        " and the operator does not permit its network",
+        "bulkhead: refused: d.test:443: a_word_of_tomorrow",
+    ]
+    assert asked == [*WHOLE_LIFE[:-1], NETWORK, WHOLE_LIFE[-1]]
+    assert service.requests[3].query["verdict"] == "refused"
+
+
+async def test_run_without_a_proxy_asks_for_nothing_more() -> None:
+    async with fake_service(ending()) as service:
+        assert await after(service, "run", "cmd") == []
+        assert service.asked() == WHOLE_LIFE
+
+
+async def test_exec_tells_what_was_refused_since_it_began() -> None:
+    async with fake_service(ending()) as service:
+        begun = {"id": "exe_1", "sandbox_id": SANDBOX, "state": "running", "started_at": "2030-01-02T03:04:05Z"}
+        service.answers[f"POST {EXECUTIONS}"] = answer(201, begun)
+        service.answers[NETWORK] = page(
+            event("before.test", "name", at="2030-01-02T03:04:04.999999Z"), event("b.test", "name")
+        )
+        said = await after(service, "exec", SANDBOX, "cmd")
+    assert said == ["bulkhead: refused: b.test:443: no rule permits the name (--allow b.test:443)"]
+
+
+async def test_a_service_that_does_not_tell_changes_nothing() -> None:
+    async with fake_service(ending()) as service:
+        service.answers[NETWORK] = problem(500, "internal_error", "no")
+        assert await after(service, "exec", SANDBOX, "cmd") == []
+        assert await after(service, "run", *PROXY, "cmd") == []
+
+
+async def test_a_thousand_refused_names_are_few_lines() -> None:
+    async with fake_service(ending()) as service:
+        service.answers[NETWORK] = page(*(event(f"n{n}.test", "name") for n in range(1000)))
+        said = await after(service, "run", *PROXY, "cmd")
+    assert len(said) == LINES + 1
+    assert said[-1] == f"bulkhead: refused: {1000 - LINES} more; to list them: bulkhead network --refused {SANDBOX}"
+
+
+async def test_json_has_what_was_refused_and_stderr_nothing() -> None:
+    async with fake_service(ending()) as service:
+        service.answers[NETWORK] = page(event("b.test", "name"))
+        ended = await bulkhead(service.url, "run", *PROXY, "--json", "cmd")
+        without = await bulkhead(service.url, "run", "--json", "cmd")
+    assert (ended.status, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["network"] == {"refused": [event("b.test", "name")]}
+    assert "network" not in json.loads(without.stdout)
+
+
+async def test_attach_to_what_others_started_tells_nothing_of_it() -> None:
+    async with fake_service(ending()) as service:
+        running = {
+            "id": "exe_1",
+            "tty": False,
+            "state": "running",
+            "command": ["cmd"],
+            "output": {"stdout": {"bytes": 0}, "stderr": {"bytes": 0}},
+        }
+        service.answers[f"GET {EXECUTIONS}/exe_1"] = answer(200, running)
+        await bulkhead(service.url, "attach", SANDBOX, "exe_1")
+        assert service.asked() == [f"GET {EXECUTIONS}/exe_1", f"GET {STREAM}"]
+
+
+# --- bulkhead network
+
+
+async def test_events_are_a_table() -> None:
+    async with fake_service() as service:
+        service.answers[NETWORK] = page(event(), event("b.test\x1b[2J", "name", port=None, bytes_sent=0))
+        shown = await bulkhead(service.url, "network", SANDBOX)
+        told = await bulkhead(service.url, "network", SANDBOX, "--refused", "--json")
+    assert shown.stdout.decode().splitlines() == [
+        "AT                    VERDICT  HOST           WHY         SENT       RECEIVED",
+        "2030-01-02T03:04:05Z  allowed  a.test:443     *.test:443  812 bytes  39 KiB",
+        "2030-01-02T03:04:05Z  refused  b.test\\x1b[2J  name        0 bytes    39 KiB",
+    ]
+    assert json.loads(told.stdout)[0]["name"] == "a.test"
+    assert [request.query.get("verdict") for request in service.requests] == [None, "refused"]
+
+
+async def test_who_follows_gets_lines_until_the_sandbox_ends() -> None:
+    async with fake_service() as service:
+        found = stream(("network", event()), ("gap", {"dropped": 3}), ("network", event("b.test", "name")), ("end", {}))
+        service.answers[NETWORK] = found
+        lines = await bulkhead(service.url, "network", SANDBOX, "-f")
+        objects = await bulkhead(service.url, "network", SANDBOX, "-f", "--json")
+    assert lines.stdout.decode().splitlines() == [
+        "03:04:05  allowed  a.test:443  *.test:443  812 bytes sent, 39 KiB received",
+        "03:04:05  refused  b.test:443  name  812 bytes sent, 39 KiB received",
+    ]
+    assert lines.stderr == "bulkhead: 3 events are no longer kept\n"
+    assert [json.loads(line)["name"] for line in objects.stdout.splitlines()] == ["a.test", "b.test"]
+    assert (lines.status, objects.status) == (0, 0)
+
+
+async def test_events_that_were_cut_go_on_behind_the_last_one() -> None:
+    class Cutting(FakeService):
+        async def _answer(self, request: Any) -> Answer:
+            last = request.headers.get("last-event-id")
+            return stream(("network", event("a.test"))) if last is None else stream(("end", {}))
+
+    async with fake_service(kind=Cutting) as service:
+        ended = await bulkhead(service.url, "network", SANDBOX, "-f")
+    assert (ended.status, len(ended.stdout.splitlines())) == (0, 1)
+    assert [request.headers.get("last-event-id") for request in service.requests] == [None, "0"]
+
+
+async def test_a_sandbox_that_is_not_there_is_told() -> None:
+    async with fake_service() as service:
+        for words in (["network", "x"], ["network", "x", "-f"]):
+            ended = await bulkhead(service.url, *words)
+            assert (ended.status, ended.stdout) == (125, b"")
+            assert ended.stderr == "bulkhead: not found: there is nothing at this path\n"
+
+
+async def test_a_service_that_ends_the_events_again_and_again_is_given_up() -> None:
+    async with fake_service() as service:
+        service.answers[NETWORK] = stream()
+        ended = await bulkhead(service.url, "network", SANDBOX, "-f")
+    assert ended.status == 125
+    assert ended.stderr.endswith("was cut (it ended too early)\n")
+    assert len(service.requests) == 4
+
+
+async def test_a_problem_among_the_events_is_told() -> None:
+    async with fake_service() as service:
+        service.answers[NETWORK] = stream(("problem", {"type": "problem", "problem": {"detail": "it broke"}}))
+        ended = await bulkhead(service.url, "network", SANDBOX, "-f")
+    assert (ended.status, ended.stderr) == (125, "bulkhead: it broke\n")
