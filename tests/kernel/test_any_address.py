@@ -158,6 +158,29 @@ def test_no_other_kind_of_socket_is_to_be_had(launched: Launched, profile: str) 
         assert made.run(script) == [f"{name} {refused}" for name, (_, refused) in KINDS.items()]
 
 
+# Begins many connections, and prints how many were answered.
+FILL = """
+made = []
+for _ in range(200):
+    s = open("198.18.0.1")
+    s.setblocking(False)
+    s.connect_ex(("198.18.0.1", {0}))
+    made.append(s)
+print(sum(s.connect_ex(("198.18.0.1", {0})) in (0, errno.EISCONN) for s in made))
+"""
+
+
+@pytest.mark.parametrize("count", [1, 16])
+def test_connections_that_nobody_accepts_are_few_for_all_ports_together(launched: Launched, count: int) -> None:
+    """What they send is charged to nobody. The kernel takes one more for each port than was asked for."""
+    ports = list(range(2001, 2001 + count))
+    with room(launched, ports=ports) as made:
+        taken = [int(made.run(FILL.format(port))[0]) for port in ports]
+        assert taken == [128 // count + 1] * count
+        with made.sockets[1].accept()[0]:
+            assert made.run(FILL.format(ports[0])) == ["1"], "there is room for one more"
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_nothing_can_be_connected_when_nobody_outside_holds_the_sockets(launched: Launched, profile: str) -> None:
     with room(launched, profile) as made:

@@ -95,8 +95,7 @@ def open_network(setup: SandboxSetup) -> None:
     if not setup.plan.ports:
         return
     setup.ipv6 = network.own_every_address()
-    sockets = [network.name_socket()]
-    sockets += [network.listener(port, ipv6=setup.ipv6) for port in setup.plan.ports]
+    sockets = [network.name_socket(), *network.listeners(setup.plan.ports, ipv6=setup.ipv6)]
     send(setup.channel, bytes((LISTENERS,)), [socket.fileno() for socket in sockets])
     for socket in sockets:
         socket.close()
