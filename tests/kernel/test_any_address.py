@@ -236,7 +236,11 @@ def test_network_is_shown_again_with_its_routes_before_the_answer(launched: Laun
         without = gateway.networks[-1]
         gateway.destroy()
     assert (without["routes_to_outside"], without["any_address_routes"]) == (0, [])
-    assert after == without | {"routes": without["routes"] + 2, "any_address_routes": ["0.0.0.0/0", "::/0"]}
+    assert after == without | {
+        "addresses": sorted([*without["addresses"], "127.0.0.53/32"]),
+        "routes": without["routes"] + 3,
+        "any_address_routes": ["0.0.0.0/0", "::/0"],
+    }
     assert [link["name"] for link in after["links"]] == ["lo"]
 
 
@@ -297,6 +301,15 @@ def test_libc_finds_names_with_the_resolver_of_the_sandbox(launched: Launched, p
         said = made.run(LOOK_UP.format("index.example.org", "0") + LOOK_UP.format("localhost", "socket.AF_INET"))
         assert said == ["index.example.org ['198.18.0.1']", "localhost ['127.0.0.1']"]
         assert [question[12:-4] for question in asked] == [b"\x05index\x07example\x03org\0"] * 2
+
+
+@pytest.mark.parametrize("family", ["AF_UNSPEC", "AF_INET"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_libc_finds_names_for_the_addresses_that_it_has(launched: Launched, profile: str, family: str) -> None:
+    """In profile loopback it asks netlink which ones these are."""
+    with room(launched, profile) as made, answering(made.sockets[0], address_of):
+        said = made.run(LOOK_UP.format("index.example.org", f"socket.{family}, flags=socket.AI_ADDRCONFIG"))
+        assert said == ["index.example.org ['198.18.0.1']"]
 
 
 def test_names_are_not_found_where_nothing_listens(launched: Launched) -> None:

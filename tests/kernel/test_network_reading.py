@@ -46,5 +46,6 @@ def test_a_change_is_seen_although_the_same_was_read_before() -> None:
     assert down["routes"] < up[0]["routes"]
     assert up[0] == up[1]
     assert up[0]["any_address_routes"] == []
-    assert routed == up[0] | {"routes": up[0]["routes"] + 2, "any_address_routes": ["0.0.0.0/0", "::/0"]}
+    assert (up[0]["routes"] + 3, ["0.0.0.0/0", "::/0"]) == (routed["routes"], routed["any_address_routes"])
+    assert set(routed["addresses"]) == {*up[0]["addresses"], "127.0.0.53/32"}
     assert json.loads(done.stdout) == [down, *up, routed] * 3

@@ -6,7 +6,7 @@ from __future__ import annotations
 import _socket
 import errno
 
-from app.launcher.kernel.rtnetlink import add_local_default_route
+from app.launcher.kernel.rtnetlink import add_local_default_route, add_loopback_address
 from app.launcher.protocol import RESOLVER_ADDRESS
 
 # Connections of all ports together that nobody has accepted yet; more are not answered until there is room. What they
@@ -20,7 +20,12 @@ _SOMEWHERE, _SOMEWHERE_IPV6 = "203.0.113.1", "2001:db8::1"
 
 def own_every_address() -> bool:
     """Makes every address one of the loopback's ("AnyIP"). Needs CAP_NET_ADMIN in the namespace. Returns whether IPv6
-    is there too, which a host may lack. Raises OSError."""
+    is there too, which a host may lack. Raises OSError.
+
+    With AI_ADDRCONFIG, getaddrinfo(3) of glibc finds IPv4 addresses only where an interface has one besides 127.0.0.1.
+    The resolver's is such an address.
+    """
+    add_loopback_address(_socket.inet_aton(RESOLVER_ADDRESS[0]))
     add_local_default_route(_socket.AF_INET)
     try:
         add_local_default_route(_socket.AF_INET6)
