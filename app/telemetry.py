@@ -21,12 +21,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from app.core.errors import BulkheadError, CapacityExceeded
 from app.core.models import SandboxState
+from app.core.network_log import NetworkEvent
 from app.core.sandboxes import Sandbox
 
 # Create and start take 1 to 5 ms here; the upper end is for microVMs and for hosts in trouble.
 LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.25, 1, 5, 30)
 QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 PATH_SHOWN = 512
+NETWORK_REASONS = 64
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its package has no types here; a second series per counter, for a server that does not scrape: noise
 
 
@@ -98,6 +100,25 @@ class Telemetry:
             ["budget", "holder"],
             registry=registry,
         )
+        self._connections = Counter(
+            "bulkhead_egress_connections",
+            "Connections of sandboxes that ended or were refused",
+            ["runtime", "verdict"],
+            registry=registry,
+        )
+        self._network_bytes = Counter(
+            "bulkhead_egress_bytes",
+            "Bytes of connections of sandboxes that ended, as their programs count",
+            ["runtime", "direction"],
+            registry=registry,
+        )
+        self._network_refused = Counter(
+            "bulkhead_egress_refusals",
+            "Names, connections and requests of sandboxes that were refused",
+            ["runtime", "kind", "reason"],
+            registry=registry,
+        )
+        self._network_reasons: set[str] = set()
         self._create_seconds = Histogram(
             "bulkhead_sandbox_create_seconds",
             "Time from a create to a running sandbox",
@@ -152,6 +173,22 @@ class Telemetry:
     def execution_ended(self, runtime: str, reason: str, output_bytes: int) -> None:
         self._finished.labels(runtime, reason).inc()
         self._output.labels(runtime).inc(output_bytes)
+
+    # --- the egress process
+
+    def network_event(self, runtime: str, event: NetworkEvent) -> None:
+        """Names of hosts are in no metric. The reasons come from a process that strangers talk to, so they are
+        bounded."""
+        if event.kind == "connection":
+            self._connections.labels(runtime, event.verdict).inc()
+            self._network_bytes.labels(runtime, "sent").inc(event.bytes_sent)
+            self._network_bytes.labels(runtime, "received").inc(event.bytes_received)
+        if event.verdict == "refused":
+            reason = event.reason or "other"
+            if reason not in self._network_reasons and len(self._network_reasons) >= NETWORK_REASONS:
+                reason = "other"
+            self._network_reasons.add(reason)
+            self._network_refused.labels(runtime, event.kind, reason).inc()
 
     # --- the API
 

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from app import __version__
+from app.backends.process.egress_link import EgressLink
 from app.backends.process.files import FileRoom, ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.network_sockets import NetworkSockets
@@ -62,14 +63,16 @@ CAPABILITIES = frozenset(
     }
 )
 
+NO_EGRESS = "this service has no egress process"
 LAYERS = {"cgroup_freezer": Capability.PAUSE, "loop_storage": Capability.STORAGE_DISK}  # a host may lack one of these
 
 
 class ProcessBackend:
-    """`socket_path` is the launcher's; `reason` says why there is none (the host cannot run one), or is empty."""
+    """`socket_path` is the launcher's; `reason` says why there is none (the host cannot run one), or is empty. Without
+    `egress` no sandbox can have a network."""
 
-    def __init__(self, socket_path: Path | None, reason: str = "") -> None:
-        self._reason = reason
+    def __init__(self, socket_path: Path | None, reason: str = "", egress: EgressLink | None = None) -> None:
+        self._reason, self._egress = reason, egress
         self._networks = Networks()
         self._link = (
             LauncherLink(socket_path, self._on_lost, self._on_gone, self._networks.read) if socket_path else None
@@ -80,7 +83,7 @@ class ProcessBackend:
     @property
     def info(self) -> RuntimeInfo:
         about = self._link.about if self._link is not None else {}
-        return _info_of(about.get("layers"), about.get("disk_bytes"))
+        return _info_of(about.get("layers"), about.get("disk_bytes"), has_egress=self._egress is not None)
 
     def open(self) -> None:
         """Does nothing: the launcher is called when it is needed."""
@@ -101,10 +104,17 @@ class ProcessBackend:
             raise BackendUnavailable(RUNTIME, self._reason or "there is no launcher", 60)
         return self._link
 
+    def _egress_for(self, spec: SandboxSpec) -> EgressLink | None:
+        if spec.policy.network.mode != "proxy":
+            return None
+        if self._egress is None:
+            raise BackendUnavailable(RUNTIME, NO_EGRESS, 60)
+        return self._egress
+
     # --- create
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> ProcessSandbox:
-        link = self._require_link()
+        link, egress = self._require_link(), self._egress_for(spec)
         await link.connect()
         plan = create_plan(sandbox_id, spec)
         body = bytes(plan.write(Writer(0)).data[1:])
@@ -126,6 +136,8 @@ class ProcessBackend:
                 facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
                 network = self._networks.take(int(facts["uid"]), any_address=bool(plan.ports))
                 sandbox.prove(isolation(facts, link.about, spec, network | {"ports": plan.ports}))
+                if egress is not None:
+                    await sandbox.open_network(egress, spec.policy.network.rules)
                 await prepare_workdir(sandbox.files, spec.workdir)
             except LauncherRefused as refused:
                 await sandbox.abandon()
@@ -157,21 +169,26 @@ class ProcessBackend:
         for sandbox in tuple(self._sandboxes.values()):
             with contextlib.suppress(BulkheadError):
                 await sandbox.destroy()
+        if self._egress is not None:
+            self._egress.aclose()
         if self._link is not None:
             self._link.close()
         await asyncio.sleep(0)
 
 
 @lru_cache(maxsize=1)  # it is asked for 13 times in a create
-def _info_of(layers: str | None, disk_bytes: str | None) -> RuntimeInfo:
+def _info_of(layers: str | None, disk_bytes: str | None, *, has_egress: bool) -> RuntimeInfo:
     """By what the launcher has told. None: not yet."""
     capabilities = CAPABILITIES if layers is None else _of_host(layers.split(","))
+    if has_egress:
+        capabilities |= {Capability.NETWORK_PROXY}
     return RuntimeInfo(
         RUNTIME,
         "kernel",
         __version__,
         capabilities,
         aliases=("linux", "kernel"),
+        no_proxy=f"has no network: {NO_EGRESS}",
         disk_bytes=None if disk_bytes is None else int(disk_bytes),
     )
 

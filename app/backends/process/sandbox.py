@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from app.backends.process.agent import FileAgentClient
+from app.backends.process.egress_link import EgressLink
 from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
@@ -33,6 +34,7 @@ from app.core.errors import (
 from app.core.files import Files
 from app.core.models import Command, ResourceUsage
 from app.core.network_log import NetworkLog
+from app.core.network_rules import NetworkRule
 from app.launcher.protocol import (
     DESTROY,
     EXITED,
@@ -65,6 +67,7 @@ class ProcessSandbox:
         self._receipt: Mapping[str, Any] = {}
         self.network_log: NetworkLog | None = None
         self._network: NetworkSockets | None = None
+        self._egress: EgressLink | None = None
         self._executions: dict[int, ProcessExecution | FileAgentClient] = {}
         self._files = files(self._start_agent)
         self._number = 0
@@ -93,6 +96,13 @@ class ProcessSandbox:
             network.close()
         else:
             self._network = network
+
+    async def open_network(self, egress: EgressLink, rules: Sequence[NetworkRule]) -> None:
+        """Has the egress process serve the sandbox's sockets. Raises BackendUnavailable, WrongState."""
+        self._check_alive()
+        if self._network is not None:
+            self._egress, self.network_log = egress, NetworkLog()
+            await egress.open(self.id, rules, self._network, self.network_log)
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt
@@ -214,6 +224,8 @@ class ProcessSandbox:
                 self._ending = None
                 raise
             self._close(killed=killed)
+        if self._egress is not None:
+            await self._egress.closed(self.id)
         for execution in tuple(self._executions.values()):
             await execution.settled()
 
@@ -230,6 +242,8 @@ class ProcessSandbox:
         self._over = True
         self._loop.remove_reader(self._owner.fileno())
         self._owner.close()
+        if self._egress is not None:
+            self._egress.close(self.id)
         if self._network is not None:
             self._network.close()
             self._network = None

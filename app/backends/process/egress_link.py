@@ -1,0 +1,305 @@
+"""The gateway's end of the egress process's socket: listeners and rules go out, names and events come in.
+
+What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, and which
+address was given to which name. So another egress process gets all of it again, and programs in the sandbox find the
+same addresses. Until then connections wait in the listeners' backlogs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.backends.process.link import RUNTIME, close_all
+from app.backends.process.network_sockets import NetworkSockets
+from app.core.errors import BackendUnavailable
+from app.core.network_log import NetworkEvent, NetworkLog
+from app.core.network_rules import NetworkRule
+from app.egress.protocol import (
+    MAX_NAMES,
+    VERSION,
+    CloseNetwork,
+    EventsDropped,
+    Hello,
+    InvalidMessage,
+    NameGiven,
+    NetworkClosed,
+    NetworkNotOpened,
+    NetworkOpened,
+    OpenNetwork,
+    Report,
+    decode_report,
+    encode,
+    open_packets,
+    receive,
+    send,
+)
+
+ANSWER_SECONDS = 10.0
+CLOSED_SECONDS = 5.0
+_FIRST_DELAY, _LONGEST_DELAY = 0.01, 0.5  # seconds before another try to connect
+_STABLE_SECONDS = 5.0
+_AGAIN_SECONDS = 1.0  # after which a sandbox is offered again that the egress process had no room for
+_PACKETS_A_TURN = 64  # a busy egress process must not keep the loop from others
+# Names that are kept beyond the first ones of each sandbox, of all sandboxes together: about 25 MiB. A name that is not
+# kept gets another address from the next egress process.
+OWN_NAMES, SHARED_NAMES = 64, 65_536
+
+
+@dataclass(eq=False, slots=True)
+class _Network:
+    """Of one sandbox."""
+
+    id: str
+    rules: tuple[NetworkRule, ...]
+    sockets: NetworkSockets
+    log: NetworkLog
+    opened: asyncio.Future[None]
+    closed: asyncio.Future[None]
+    names: dict[str, str] = field(default_factory=dict)
+    told: bool = False  # the egress process was sent something about it
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    data: bytes
+    network: _Network
+    with_descriptors: bool = False
+
+
+class EgressLink:
+    """Connects when a sandbox needs it, and again after a loss, while there is a sandbox. `report` is called with every
+    event of every sandbox."""
+
+    def __init__(self, path: Path, report: Callable[[NetworkEvent], None]) -> None:
+        self._path, self._report = path, report
+        self._networks: dict[str, _Network] = {}
+        self._closing: dict[str, _Network] = {}
+        self._shared_names = 0
+        self._socket: socket.socket | None = None
+        self._greeted = False
+        self._connected_at = 0.0
+        self._retry: asyncio.TimerHandle | None = None
+        self._delay = _FIRST_DELAY
+        self._unsent: deque[_Packet] = deque()
+
+    # --- sandboxes
+
+    async def open(
+        self, sandbox_id: str, rules: Sequence[NetworkRule], sockets: NetworkSockets, log: NetworkLog
+    ) -> None:
+        """Returns when the egress process serves the sandbox. The sockets stay the caller's, who calls `close` before
+        it closes them. Raises BackendUnavailable, and then nothing of the sandbox is left here."""
+        loop = asyncio.get_running_loop()
+        network = _Network(sandbox_id, tuple(rules), sockets, log, loop.create_future(), loop.create_future())
+        self._networks[sandbox_id] = network
+        try:
+            if self._socket is None:
+                self._connect()
+            if self._greeted:
+                self._send_open(network)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await network.opened
+        except BaseException as error:
+            self.close(sandbox_id)
+            if isinstance(error, TimeoutError):
+                why = f"the egress process did not answer within {ANSWER_SECONDS:g} seconds"
+                raise BackendUnavailable(RUNTIME, why) from None
+            if isinstance(error, OSError):
+                why = f"the egress process does not answer: {error.strerror}"
+                raise BackendUnavailable(RUNTIME, why) from error
+            raise
+
+    def close(self, sandbox_id: str) -> None:
+        """Forgets the sandbox, and has the egress process cut its connections. Idempotent."""
+        network = self._networks.pop(sandbox_id, None)
+        if network is None:
+            return
+        self._shared_names -= max(0, len(network.names) - OWN_NAMES)
+        if not network.opened.done():
+            network.opened.set_exception(BackendUnavailable(RUNTIME, "the sandbox has ended"))
+            network.opened.exception()  # its create may wait no more
+        self._unsent = deque(packet for packet in self._unsent if packet.network is not network)
+        if network.told:
+            self._closing[sandbox_id] = network
+            self._post(_Packet(encode(CloseNetwork(sandbox_id)), network))
+
+    async def closed(self, sandbox_id: str) -> None:
+        """Returns when the egress process holds nothing of the sandbox any more and all of its events are in its log,
+        or when it has been silent about this for a while."""
+        network = self._closing.get(sandbox_id)
+        if network is not None:
+            await asyncio.wait([network.closed], timeout=CLOSED_SECONDS)
+            self._closing.pop(sandbox_id, None)
+
+    def aclose(self) -> None:
+        """Closes all sandboxes, and hangs up."""
+        for sandbox_id in tuple(self._networks):
+            self.close(sandbox_id)
+        self._lose()
+
+    # --- the connection
+
+    def _connect(self) -> None:
+        """Raises OSError."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.setblocking(False)
+            connection.connect(str(self._path))
+        except OSError:
+            connection.close()
+            raise
+        loop = asyncio.get_running_loop()
+        self._socket, self._connected_at = connection, loop.time()
+        loop.add_reader(connection.fileno(), self._readable)
+
+    def _lose(self) -> None:
+        """Hangs up. Connects again if there is a sandbox."""
+        loop = asyncio.get_running_loop()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            loop.remove_reader(connection.fileno())
+            loop.remove_writer(connection.fileno())
+            connection.close()
+        self._greeted = False
+        self._unsent.clear()
+        for network in self._networks.values():
+            network.told = False
+        closing, self._closing = self._closing, {}
+        for network in closing.values():
+            if not network.closed.done():
+                network.closed.set_result(None)
+        if not self._networks:
+            return
+        if connection is not None and loop.time() - self._connected_at > _STABLE_SECONDS:
+            self._delay = _FIRST_DELAY
+        self._retry = loop.call_later(self._delay, self._connect_again)
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+
+    def _connect_again(self) -> None:
+        self._retry = None
+        if self._socket is None and self._networks:
+            try:
+                self._connect()
+            except OSError:
+                self._lose()
+
+    # --- what is sent
+
+    def _send_open(self, network: _Network) -> None:
+        order = OpenNetwork(network.id, network.rules, tuple(network.sockets.listeners), network.names)
+        *names, last = open_packets(order)
+        network.told = True
+        for data in names:
+            self._post(_Packet(data, network))
+        self._post(_Packet(last, network, with_descriptors=True))
+
+    def _post(self, packet: _Packet) -> None:
+        if self._unsent or not self._sent(packet):
+            self._unsent.append(packet)
+            if self._socket is not None:
+                asyncio.get_running_loop().add_writer(self._socket.fileno(), self._writable)
+
+    def _sent(self, packet: _Packet) -> bool:
+        """False when the socket has no room now."""
+        if self._socket is None:
+            return True
+        try:
+            send(self._socket, packet.data, packet.network.sockets.descriptors if packet.with_descriptors else ())
+        except BlockingIOError:
+            return False
+        except OSError:  # it is gone. Reading tells so, after what it has still said
+            return True
+        return True
+
+    def _writable(self) -> None:
+        while self._unsent:
+            if not self._sent(self._unsent[0]):
+                return
+            self._unsent.popleft()
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_writer(self._socket.fileno())
+
+    # --- what comes
+
+    def _readable(self) -> None:
+        for _ in range(_PACKETS_A_TURN):
+            if self._socket is None:
+                return
+            try:
+                data, descriptors = receive(self._socket)
+                close_all(descriptors)
+                if not data or descriptors:
+                    return self._lose()
+                self._take(decode_report(data))
+            except BlockingIOError:
+                return
+            except ConnectionResetError:  # told once, and before the packets that are still there: unix(7)
+                continue
+            except (OSError, InvalidMessage):
+                return self._lose()
+
+    def _take(self, report: Report) -> None:
+        """Raises InvalidMessage."""
+        if isinstance(report, Hello):
+            return self._greet(report)
+        if not self._greeted:
+            raise InvalidMessage("no greeting")
+        network = self._networks.get(report.sandbox) or self._closing.get(report.sandbox)
+        if network is None:  # nobody waits for its end any more
+            return None
+        if isinstance(report, NetworkOpened):
+            if not network.opened.done():
+                network.opened.set_result(None)
+        elif isinstance(report, NetworkNotOpened):
+            self._not_opened(network, report.reason)
+        elif isinstance(report, NetworkClosed):
+            if self._closing.pop(network.id, None) is network and not network.closed.done():
+                network.closed.set_result(None)
+        elif isinstance(report, NameGiven):
+            self._keep_name(network, report.name, report.address)
+        elif isinstance(report, EventsDropped):
+            network.log.drop(report.count)
+        else:
+            event = NetworkEvent(**report.event)
+            network.log.add(event)
+            self._report(event)
+        return None
+
+    def _greet(self, hello: Hello) -> None:
+        if self._greeted or hello.version != VERSION:
+            raise InvalidMessage("another version, or a second greeting")
+        self._greeted = True
+        for network in tuple(self._networks.values()):
+            self._send_open(network)
+
+    def _not_opened(self, network: _Network, reason: str) -> None:
+        """Fails the create, or tries again for a sandbox that was open before."""
+        network.told = False
+        if not network.opened.done():
+            why = f"the egress process cannot serve the sandbox: {reason}"
+            network.opened.set_exception(BackendUnavailable(RUNTIME, why))
+        else:
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._open_again, network)
+
+    def _open_again(self, network: _Network) -> None:
+        if self._greeted and not network.told and self._networks.get(network.id) is network:
+            self._send_open(network)
+
+    def _keep_name(self, network: _Network, name: str, address: str) -> None:
+        if network.names.get(name, address) != address or len(network.names) >= MAX_NAMES:
+            raise InvalidMessage("a name that has another address, or one too many")
+        if name in network.names or network.id not in self._networks:
+            return
+        if len(network.names) >= OWN_NAMES:
+            if self._shared_names >= SHARED_NAMES:
+                return
+            self._shared_names += 1
+        network.names[name] = address

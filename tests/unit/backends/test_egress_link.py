@@ -1,0 +1,469 @@
+"""The gateway's end of the egress process's socket, against an egress process that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.backends.process import egress_link
+from app.backends.process.egress_link import EgressLink
+from app.backends.process.network_sockets import NetworkSockets
+from app.core.errors import BackendUnavailable
+from app.core.network_log import NetworkEvent, NetworkLog
+from app.core.network_rules import parse_rule
+from app.egress.protocol import (
+    MAX_NAMES,
+    CloseNetwork,
+    EventsDropped,
+    Hello,
+    KnownNames,
+    NameGiven,
+    NetworkClosed,
+    NetworkEventTold,
+    NetworkNotOpened,
+    NetworkOpened,
+    OpenNetwork,
+    Order,
+    Report,
+    decode_order,
+    encode,
+    receive,
+)
+from tests.kernel import host
+
+RULES = (parse_rule("index.example.org:443"), parse_rule("*.example.net:80"))
+PORTS = (80, 443)
+EVENT: dict[str, Any] = {
+    "at": 1.5, "kind": "connection", "name": "index.example.org", "address": "203.0.113.7", "port": 443,
+    "verdict": "allowed", "rule": "index.example.org:443", "reason": None, "bytes_sent": 3, "bytes_received": 4,
+    "duration_seconds": 0.25,
+}  # fmt: skip
+
+
+class FakeSockets(NetworkSockets):
+    """Pipes in place of sockets: so a test sees who still holds which."""
+
+    def __init__(self) -> None:
+        pipes = [os.pipe() for _ in range(1 + len(PORTS))]
+        self.read_ends = [read for read, _ in pipes]
+        self._descriptors = [write for _, write in pipes]
+        self.resolver = self._descriptors[0]
+        self.listeners = dict(zip(PORTS, self._descriptors[1:], strict=True))
+
+    def all_closed(self) -> bool:
+        """Whether nobody holds a write end any more, here or in a packet."""
+        for read in self.read_ends:
+            os.set_blocking(read, False)
+            try:
+                if os.read(read, 1) != b"":
+                    return False
+            except BlockingIOError:
+                return False
+        return True
+
+    def close(self) -> None:
+        super().close()
+        for read in self.read_ends:
+            os.close(read)
+        self.read_ends.clear()
+
+
+class Played:
+    """An egress process of which every word is the test's."""
+
+    def __init__(self, path: Path) -> None:
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.setblocking(False)
+        self.listener.bind(str(path))
+        self.listener.listen(8)
+        self.connection: socket.socket | None = None
+
+    async def accept(self, greeting: Report | None = None) -> None:
+        self.connection, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+        self.say(greeting or Hello())
+
+    async def hear(self) -> tuple[Order, list[int]]:
+        """The next order, and its descriptors."""
+        assert self.connection is not None
+        while True:
+            try:
+                packet, descriptors = receive(self.connection)
+            except BlockingIOError:
+                await asyncio.sleep(0)
+                continue
+            assert packet, "the gateway has hung up"
+            return decode_order(packet), descriptors
+
+    async def hear_opening(self) -> tuple[OpenNetwork, dict[str, str]]:
+        """The next `OpenNetwork`, and the names that came before it."""
+        names: dict[str, str] = {}
+        while True:
+            order, descriptors = await self.hear()
+            if isinstance(order, KnownNames):
+                assert not descriptors
+                names.update(order.names)
+                continue
+            assert isinstance(order, OpenNetwork), order
+            assert len(descriptors) == 1 + len(order.ports)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return order, names
+
+    async def serve_one(self) -> dict[str, str]:
+        order, names = await self.hear_opening()
+        self.say(NetworkOpened(order.sandbox))
+        return names
+
+    def say(self, *messages: Report | bytes, descriptors: Sequence[int] = ()) -> None:
+        assert self.connection is not None
+        for message in messages:
+            packet = message if isinstance(message, bytes) else encode(message)
+            socket.send_fds(self.connection, [packet], descriptors)
+
+    def hang_up(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+class Stage:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.played = Played(path)
+        self.reported: list[NetworkEvent] = []
+        self.link = EgressLink(path, self.reported.append)
+        self.sockets: list[FakeSockets] = []
+
+    def open(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> asyncio.Task[None]:
+        self.sockets.append(FakeSockets())
+        return asyncio.create_task(self.link.open(sandbox_id, RULES, self.sockets[-1], log or NetworkLog()))
+
+    async def opened(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> None:
+        task = self.open(sandbox_id, log)
+        if self.played.connection is None:
+            await self.played.accept()
+        await self.played.serve_one()
+        await task
+
+    async def is_hung_up_on(self) -> None:
+        assert self.played.connection is not None
+        async with asyncio.timeout(5):
+            while await asyncio.get_running_loop().sock_recv(self.played.connection, 70_000):
+                pass
+        self.played.hang_up()
+
+    async def settle(self) -> None:
+        """Everything that the played process said has been read."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    before = host.own_descriptors()
+    made = Stage(tmp_path / "egress.sock")
+    try:
+        yield made
+    finally:
+        made.link.aclose()
+        made.played.hang_up()
+        made.played.listener.close()
+        for sockets in made.sockets:
+            sockets.close()
+    assert host.own_descriptors() == before
+
+
+async def test_sandbox_is_open_when_the_egress_process_has_said_so(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        task = here.open()
+        await here.played.accept()
+        order, names = await here.played.hear_opening()
+        assert (order.sandbox, order.rules, order.ports, names) == ("one", RULES, PORTS, {})
+        await here.settle()
+        assert not task.done()
+        here.played.say(NetworkOpened("one"))
+        await task
+
+
+async def test_nothing_is_sent_before_the_greeting(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        task = here.open()
+        here.played.connection, _ = await asyncio.get_running_loop().sock_accept(here.played.listener)
+        await here.settle()
+        with pytest.raises(BlockingIOError):
+            receive(here.played.connection)
+        here.played.say(Hello())
+        await here.played.serve_one()
+        await task
+
+
+async def test_no_egress_process_is_said_with_the_kernels_word(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        here.path.unlink()
+        with pytest.raises(BackendUnavailable, match="the egress process does not answer: No such file"):
+            await here.open()
+
+
+async def test_silent_egress_process_is_said_and_nothing_of_the_sandbox_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.05)
+    async with stage(tmp_path) as here:
+        with pytest.raises(BackendUnavailable, match="the egress process did not answer within"):
+            await here.open()
+        await here.played.accept()
+        await here.opened("two")
+
+
+async def test_refusal_of_the_egress_process_is_passed_on(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        task = here.open()
+        await here.played.accept()
+        await here.played.hear_opening()
+        here.played.say(NetworkNotOpened("one", "no descriptors are left"))
+        with pytest.raises(BackendUnavailable, match="cannot serve the sandbox: no descriptors are left"):
+            await task
+
+
+async def test_create_that_was_cancelled_is_closed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        task = here.open()
+        await here.played.accept()
+        await here.played.hear_opening()
+        task.cancel()
+        assert await here.played.hear() == (CloseNetwork("one"), [])
+
+
+async def test_create_of_a_sandbox_that_has_ended_does_not_wait(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        task = here.open()
+        await here.played.accept()
+        await here.played.hear_opening()
+        here.link.close("one")
+        with pytest.raises(BackendUnavailable, match="the sandbox has ended"):
+            await task
+
+
+async def test_close_waits_until_the_egress_process_holds_nothing(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        log = NetworkLog()
+        await here.opened(log=log)
+        here.link.close("one")
+        here.link.close("one")
+        here.sockets[0]._descriptors, kept = [], here.sockets[0]._descriptors
+        for descriptor in kept:
+            os.close(descriptor)
+        waiting = asyncio.create_task(here.link.closed("one"))
+        assert await here.played.hear() == (CloseNetwork("one"), [])
+        await here.settle()
+        assert not waiting.done()
+        here.played.say(NetworkEventTold("one", EVENT), NetworkClosed("one"))
+        await waiting
+        assert [logged.event.bytes_received for logged in log] == [4]
+        assert here.sockets[0].all_closed()
+
+
+@pytest.mark.parametrize("loss", ["silent", "gone"])
+async def test_close_does_not_wait_for_an_egress_process_that_is_silent_or_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    monkeypatch.setattr(egress_link, "CLOSED_SECONDS", 0.05 if loss == "silent" else 1000)
+    async with stage(tmp_path) as here:
+        await here.opened()
+        here.link.close("one")
+        if loss == "gone":
+            here.played.hang_up()
+        await here.link.closed("one")
+        await here.link.closed("never there")
+
+
+async def test_another_egress_process_gets_every_sandbox_with_its_names(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        await here.opened("two")
+        here.played.say(NameGiven("one", "index.example.org", "198.18.0.1"))
+        here.played.say(NameGiven("one", "a.example.net", "198.18.0.2"))
+        here.played.say(NameGiven("two", "b.example.net", "198.18.0.1"))
+        here.played.hang_up()
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            first, second = [await here.played.hear_opening() for _ in range(2)]
+        assert first == (
+            OpenNetwork("one", RULES, PORTS), {"index.example.org": "198.18.0.1", "a.example.net": "198.18.0.2"}
+        )  # fmt: skip
+        assert second == (OpenNetwork("two", RULES, PORTS), {"b.example.net": "198.18.0.1"})
+
+
+async def test_what_was_said_before_a_reset_is_heard(tmp_path: Path) -> None:
+    """A process that is killed with unread orders resets the connection. What it had said is behind the error."""
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        task = here.open("two")
+        await here.settle()  # the order is in its socket, unread
+        here.played.say(NameGiven("one", "index.example.org", "198.18.0.9"))
+        here.played.hang_up()
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            assert await here.played.serve_one() == {"index.example.org": "198.18.0.9"}
+            await here.played.serve_one()
+            await task
+
+
+async def test_an_egress_process_that_comes_late_is_found(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        here.path.unlink()
+        here.played.listener.close()
+        here.played.hang_up()
+        with pytest.raises(BackendUnavailable):
+            await here.open("two")
+        here.played = Played(here.path)
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            await here.played.serve_one()
+
+
+async def test_without_a_sandbox_nothing_connects_again(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        here.link.close("one")
+        here.played.hang_up()
+        await here.settle()
+        assert here.link._retry is None
+        with pytest.raises(BlockingIOError):
+            here.played.listener.accept()
+
+
+async def test_sandbox_that_the_next_egress_process_has_no_room_for_is_offered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress_link, "_AGAIN_SECONDS", 0.01)
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        here.played.hang_up()
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            await here.played.hear_opening()
+            here.played.say(NetworkNotOpened("one", "no descriptors are left"))
+            await here.played.serve_one()
+
+
+async def test_events_go_to_the_sandboxs_log_and_are_reported(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        logs = {name: NetworkLog() for name in ("one", "two")}
+        for name, log in logs.items():
+            await here.opened(name, log)
+        here.played.say(NetworkEventTold("two", EVENT), NetworkEventTold("gone", EVENT), EventsDropped("two", 7))
+        await here.settle()
+        assert [logged.event for logged in logs["two"]] == here.reported == [NetworkEvent(**EVENT)]
+        assert (logs["one"].total, logs["two"].total) == (0, 8)
+
+
+NONSENSE: dict[str, Any] = {
+    "no JSON": b"\xff",
+    "another version": Hello(99),
+    "second greeting": Hello(),
+    "unknown kind": json.dumps({"kind": "shell", "sandbox": "one"}).encode(),
+    "order": CloseNetwork("one"),
+    "changed name": NameGiven("one", "index.example.org", "198.18.0.2"),
+    "too long": bytes(70_000),
+}
+
+
+@pytest.mark.parametrize("message", NONSENSE.values(), ids=NONSENSE)
+async def test_egress_process_that_speaks_nonsense_is_hung_up_on_and_called_again(
+    tmp_path: Path, message: Report | bytes
+) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        here.played.say(NameGiven("one", "index.example.org", "198.18.0.1"))
+        here.played.say(message)
+        await here.is_hung_up_on()
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            await here.played.serve_one()
+
+
+async def test_report_before_the_greeting_is_nonsense(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        task = here.open()
+        await here.played.accept(NetworkOpened("one"))
+        await here.is_hung_up_on()
+        await here.played.accept()
+        await here.played.serve_one()
+        await task
+
+
+async def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        null = os.open(os.devnull, os.O_RDONLY)
+        here.played.say(EventsDropped("one", 1), descriptors=(null,) * 3)
+        os.close(null)
+        await here.is_hung_up_on()
+
+
+async def test_names_beyond_the_bound_are_nonsense(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        for number in range(MAX_NAMES + 1):
+            while True:
+                try:
+                    here.played.say(NameGiven("one", f"n{number}.example.net", f"198.18.{number >> 8}.{number & 255}"))
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(0)
+        await here.is_hung_up_on()
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            assert len(await here.played.serve_one()) == MAX_NAMES
+
+
+async def test_names_that_find_no_room_leave_the_first_ones_of_every_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress_link, "OWN_NAMES", 2)
+    monkeypatch.setattr(egress_link, "SHARED_NAMES", 3)
+    async with stage(tmp_path) as here:
+        for name in ("one", "two"):
+            await here.opened(name)
+            for number in range(4):
+                here.played.say(NameGiven(name, f"n{number}.example.net", f"198.18.0.{number}"))
+            await here.settle()
+        here.played.hang_up()
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            assert [len(await here.played.serve_one()) for _ in range(2)] == [4, 3]
+        here.link.close("one")
+        here.played.say(NameGiven("two", "n3.example.net", "198.18.0.3"))
+        await here.settle()
+        here.played.hang_up()
+        await here.played.accept()
+        assert len(await here.played.serve_one()) == 4, "the room of a sandbox that ended is free again"
+
+
+async def test_orders_wait_for_room_and_those_of_closed_sandboxes_are_left_out(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("first")
+        assert here.link._socket is not None
+        here.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        tasks = [here.open(f"n{number}") for number in range(50)]
+        await here.settle()
+        assert here.link._unsent, "the socket is full"
+        waiting = here.link._unsent[-1].network.id
+        here.link.close(waiting)
+        here.sockets[-1].close()
+        for _ in range(49):
+            await here.played.serve_one()
+        await asyncio.gather(*tasks[:-1])
+        tasks[-1].cancel()
+        await here.settle()
+        assert not here.link._unsent
