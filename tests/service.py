@@ -73,11 +73,12 @@ class Service:
         assert self.port, "the service ended: " + "\n".join(self.log)
 
     def children(self) -> dict[str, int]:
-        """Pids of the launcher and the gateway."""
+        """Pids of the launcher, the gateway and the egress process."""
         found: dict[str, int] = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            found["gateway" if b"app.serving.gateway" in line else "launcher"] = int(pid)
+            names = {b"app.serving.gateway": "gateway", b"app.egress": "egress"}
+            found[next((name for module, name in names.items() if module in line), "launcher")] = int(pid)
         return found
 
     def call(

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -19,6 +20,7 @@ import uvicorn
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.process.backend import ProcessBackend
+from app.backends.process.egress_link import EgressLink
 from app.core.backend import Backend
 from app.core.connections import NEWCOMERS
 from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
@@ -52,7 +54,9 @@ _LATE = (
 
 
 def main(arguments: list[str]) -> int:
-    parent, uid, launcher_socket, reason = int(arguments[0]), int(arguments[1]), arguments[2], arguments[3]
+    parent, uid = map(int, arguments[:2])
+    launcher_socket, egress_socket = (Path(given) if given else None for given in arguments[2:4])
+    reason = arguments[4]
     try:
         settings = load_settings()
         keys = {**settings.key_names(), **{key.sha256: key.name for key in load_keys(settings.data)}}
@@ -61,9 +65,11 @@ def main(arguments: list[str]) -> int:
         raise_descriptor_limit(descriptors_needed(settings))
         instance = Instance(settings.data, LOCK_SECONDS)  # before the folder is changed in any way
         spill = open_spill(settings, uid)
-        process = ProcessBackend(Path(launcher_socket) if launcher_socket else None, reason)
+        telemetry = Telemetry(key_names=keys)
+        egress = EgressLink(egress_socket, partial(telemetry.network_event, "process")) if egress_socket else None
+        process = ProcessBackend(launcher_socket, reason, egress)
         backends: list[Backend] = [process, BoxliteBackend(settings.boxlite, instance.word)]
-        server = build(settings, keys, profiles, spill, backends)
+        server = build(settings, telemetry, keys, profiles, spill, backends)
     except (SettingsError, KeysError, ProfilesError, InstanceError, UnknownImage, StartRefused) as error:
         say(str(error))
         return 2
@@ -119,6 +125,7 @@ class StartRefused(Exception):
 
 def build(
     settings: Settings,
+    telemetry: Telemetry,
     keys: Mapping[str, str],
     profiles: Mapping[str, Policy],
     spill: SpillFolder,
@@ -129,7 +136,6 @@ def build(
     in_use = {"process": settings.process.enabled, RUNTIME: settings.boxlite.in_use}
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     _check_default(registry)
-    telemetry = Telemetry(key_names=keys)
     telemetry.take_server_log()
     spill.on_failure = telemetry.spill_failed
     sandboxes = Sandboxes(registry, settings.core_capacity(), telemetry, spill.of, shared=len(keys) > 1)

@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from app.serving.messages import say
+from app.serving.restarting import StartFailed
 from app.serving.slot import NoSlot
 from app.serving.standalone import become_gateway
-from app.serving.supervisor import REFUSED, StartFailed, Supervisor
+from app.serving.supervisor import REFUSED, Supervisor
 from app.settings import SettingsError, load_settings
 
 

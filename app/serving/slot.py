@@ -33,8 +33,17 @@ class Slot:
 
     @property
     def gateway_uid(self) -> int:
-        """The first of the slot's uids. The others are for sandboxes."""
+        """The first of the slot's uids."""
         return self.uid_first
+
+    @property
+    def egress_uid(self) -> int:
+        return self.uid_first + 1
+
+    @property
+    def sandbox_uids(self) -> range:
+        """All others."""
+        return range(self.uid_first + 2, self.uid_first + self.uid_count)
 
     @property
     def folder(self) -> Path:
@@ -47,6 +56,10 @@ class Slot:
     @property
     def launcher_socket(self) -> Path:
         return self.folder / "launcher.sock"
+
+    @property
+    def egress_socket(self) -> Path:
+        return self.folder / "egress.sock"
 
 
 def take_slot(uid_base: int, uid_count: int, run: Path = RUN) -> Slot:
@@ -77,7 +90,8 @@ def take_slot(uid_base: int, uid_count: int, run: Path = RUN) -> Slot:
 
 def release(slot: Slot) -> None:
     """Removes the run folder if it is empty, and releases the lock."""
-    slot.launcher_socket.unlink(missing_ok=True)
+    for path in (slot.launcher_socket, slot.egress_socket):
+        path.unlink(missing_ok=True)
     for folder in (slot.folder / "root", slot.folder):
         with contextlib.suppress(OSError):
             folder.rmdir()

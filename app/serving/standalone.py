@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 from app.backends.process.link import LauncherLink
 from app.core.errors import BulkheadError
 from app.serving.messages import say
+from app.serving.restarting import StartFailed
 from app.serving.slot import NoSlot
-from app.serving.supervisor import REFUSED, StartFailed, Supervisor, gateway_command
+from app.serving.supervisor import REFUSED, ServiceSockets, Supervisor, gateway_command
 from app.settings import Settings, SettingsError, load_settings
 
 
@@ -61,7 +62,7 @@ def become_gateway(settings: Settings, given: dict[str, Any]) -> NoReturn:
         )
     enabled = settings.process.enabled
     socket, reason = (_socket_of(settings), "") if enabled else (None, "the operator has not enabled it")
-    argv, environment = gateway_command(given, 0, -1, socket, reason)
+    argv, environment = gateway_command(given, 0, -1, ServiceSockets(socket), reason)
     os.execve(argv[0], argv, environment)  # noqa: S606 - this interpreter again
 
 

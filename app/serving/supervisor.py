@@ -1,10 +1,11 @@
-"""`bulkhead serve`: starts launcher and gateway, and ends one when the other ends.
+"""`bulkhead serve`: starts launcher, egress process and gateway, and ends the others when the gateway ends.
 
-The supervisor and the launcher are root. The launcher is started again when it dies. The gateway becomes an
-unprivileged user before it listens. Its end is the end of the service. docs/architecture.md has a picture.
+The supervisor and the launcher are root. Launcher and egress process are started again when they die. Gateway and
+egress process become unprivileged users before they listen or dial. The end of the gateway is the end of the service.
+docs/architecture.md has a picture.
 
-Both children ask the kernel to be killed with this process, so a SIGKILL to it leaves nothing behind. Each of them may
-also be a service of its own (`standalone.py`).
+All children ask the kernel to be killed with this process, so a SIGKILL to it leaves nothing behind. Gateway and
+launcher may also be services of their own (`standalone.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.core.limits import MIB
 from app.launcher.config import Config
 from app.launcher.daemon import cgroup_mounts
+from app.serving.egress_process import egress_config, listen_for_gateway, start_egress
 from app.serving.messages import say
+from app.serving.restarting import RestartedProcess, StartFailed
 from app.serving.slot import Slot, release, take_slot
 from app.settings import Settings, storage_folder
 
@@ -40,8 +43,12 @@ _ETC = (
 )  # fmt: skip
 
 
-class StartFailed(Exception):
-    """`str(error)` is a sentence for people."""
+@dataclass(frozen=True, slots=True)
+class ServiceSockets:
+    """What the gateway connects to; None: there is none."""
+
+    launcher: Path | None = None
+    egress: Path | None = None
 
 
 def launcher_config(settings: Settings, slot: Slot) -> Config:
@@ -52,9 +59,9 @@ def launcher_config(settings: Settings, slot: Slot) -> Config:
     config.gateway_uid = config.gateway_gid = slot.gateway_uid
     if process.gateway_uid is not None:
         config.gateway_uid = config.gateway_gid = process.gateway_uid
-    config.uid_first, config.uid_count = slot.uid_first + 1, slot.uid_count - 1
+    config.uid_first, config.uid_count = slot.sandbox_uids.start, len(slot.sandbox_uids)
     config.cgroup_parent = process.cgroup_parent or slot.cgroup
-    config.max_sandboxes = min(settings.capacity.sandboxes, slot.uid_count - 1)
+    config.max_sandboxes = min(settings.capacity.sandboxes, len(slot.sandbox_uids))
     config.max_executions = settings.capacity.executions_running + settings.capacity.executions_kept
     config.max_file_locks = process.max_file_locks
     config.max_terminals = process.max_terminals
@@ -98,12 +105,13 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
 
 
 def gateway_command(
-    given: dict[str, Any], parent: int, uid: int, socket: Path | None, reason: str
+    given: dict[str, Any], parent: int, uid: int, sockets: ServiceSockets, reason: str
 ) -> tuple[list[str], dict[str, str]]:
     """Returns (argv, environment). `parent` is the pid of the supervisor, with which the gateway dies, or 0 for a
-    service of its own. `uid` is the user that it becomes, or -1. `reason` says why there is no socket."""
+    service of its own. `uid` is the user that it becomes, or -1. `reason` says why there is no launcher."""
     environment = os.environ | {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
-    argv = [sys.executable, "-P", "-m", "app.serving.gateway", str(parent), str(uid), str(socket or ""), reason]
+    told = (parent, uid, sockets.launcher or "", sockets.egress or "", reason)
+    argv = [sys.executable, "-P", "-m", "app.serving.gateway", *map(str, told)]
     return argv, environment | {"PYTHONPATH": PROJECT}
 
 
@@ -113,11 +121,10 @@ class Supervisor:
     def __init__(self, settings: Settings, given: dict[str, Any], *, with_gateway: bool = True) -> None:
         self._settings, self._given, self._with_gateway = settings, given, with_gateway
         self._slot: Slot | None = None
-        self._launcher: subprocess.Popen[bytes] | None = None
+        self._egress: RestartedProcess | None = None
+        self._launcher: RestartedProcess | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
         self._stopping = False
-        self._deaths: list[float] = []
-        self._not_before = 0.0
 
     def run(self) -> int:
         wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -126,34 +133,50 @@ class Supervisor:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
-            socket, reason = self._prepare()
+            sockets, reason = self._prepare()
             if self._with_gateway:
-                self._gateway = self._start_gateway(socket, reason)
-            elif socket is None:
+                self._gateway = self._start_gateway(sockets, reason)
+            elif sockets.launcher is None:
                 raise StartFailed(reason)
             else:
-                say(f"the launcher listens on {socket}")
+                say(f"the launcher listens on {sockets.launcher}")
             return self._watch(wake)
         finally:
             self._end()
 
-    def _prepare(self) -> tuple[Path | None, str]:
-        """(the launcher's socket, why there is none)."""
+    def _prepare(self) -> tuple[ServiceSockets, str]:
+        """Starts what the gateway needs. Returns its sockets, and why there is no launcher."""
         process = self._settings.process
         if os.geteuid() == 0:
             self._slot = take_slot(process.uid_base, process.uid_count)
         if not process.enabled:
-            return None, "the operator has not enabled it"
+            return ServiceSockets(), "the operator has not enabled it"
         if self._slot is None:
             say("the runtime 'process' is not available: it needs a service that is started as root")
-            return None, "the runtime 'process' needs a service that is started as root"
-        config = launcher_config(self._settings, self._slot)
-        self._launcher = start_launcher(config, (self._slot.lock,))
-        return Path(config.socket), ""
+            return ServiceSockets(), "the runtime 'process' needs a service that is started as root"
+        slot, settings = self._slot, self._settings
+        egress = self._start_egress(slot) if self._with_gateway and settings.egress.allow else None
+        self._launcher = RestartedProcess(
+            "the launcher",
+            "its sandboxes are lost",
+            lambda: start_launcher(launcher_config(settings, slot), (slot.lock,)),
+        )
+        return ServiceSockets(process.launcher_socket or slot.launcher_socket, egress), ""
 
-    def _start_gateway(self, socket: Path | None, reason: str) -> subprocess.Popen[bytes]:
+    def _start_egress(self, slot: Slot) -> Path:
+        """Returns its socket. It gets ready while the launcher does."""
+        listener = listen_for_gateway(slot.egress_socket, slot.gateway_uid)
+        config = egress_config(self._settings, slot.gateway_uid)
+        self._egress = RestartedProcess(
+            "the egress process",
+            "its connections are lost",
+            lambda: start_egress(PROJECT, listener, slot.egress_uid, config),
+        )
+        return slot.egress_socket
+
+    def _start_gateway(self, sockets: ServiceSockets, reason: str) -> subprocess.Popen[bytes]:
         uid = self._slot.gateway_uid if self._slot is not None else -1
-        argv, environment = gateway_command(self._given, os.getpid(), uid, socket, reason)
+        argv, environment = gateway_command(self._given, os.getpid(), uid, sockets, reason)
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
 
     # --- while it runs
@@ -170,34 +193,18 @@ class Supervisor:
                 return 0 if self._stopping else (status if status > 0 else 1)
             if self._stopping:
                 return 0
-            delay = None
-            if self._launcher is not None and self._slot is not None and self._launcher.poll() is not None:
-                delay = self._launch_again(self._slot, self._launcher.returncode)
+            delays = [child.revive() for child in (self._launcher, self._egress) if child is not None]
+            delay = min((seconds for seconds in delays if seconds is not None), default=None)
             select.select([wake], [], [], delay)  # a signal, or the end of a child
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
 
-    def _launch_again(self, slot: Slot, status: int) -> float | None:
-        """At once, and slower when it keeps dying: returns the seconds to wait before it is tried again."""
-        now = time.monotonic()
-        if now < self._not_before:
-            return self._not_before - now
-        say(f"the launcher ended with {status}: starting another; its sandboxes are lost")
-        self._deaths = [when for when in self._deaths if now - when < 60] + [now]
-        if len(self._deaths) > 3:
-            self._not_before = now + min(10.0, 0.1 * 2 ** len(self._deaths))
-        try:
-            self._launcher = start_launcher(launcher_config(self._settings, slot), (slot.lock,))
-        except StartFailed as error:
-            say(str(error))
-            return 1.0
-        return None
-
     # --- the end
 
     def _end(self) -> None:
-        """Gateway first, so that clients get their answers; then the launcher; then what the kernel leaves."""
-        for child in (self._gateway, self._launcher):
+        """Gateway first, so that clients get their answers; then what serves it; then what the kernel leaves."""
+        restarted = [child.process for child in (self._egress, self._launcher) if child is not None]
+        for child in (self._gateway, *restarted):
             if child is not None and child.poll() is None:
                 child.terminate()
                 try:

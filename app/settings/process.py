@@ -26,7 +26,9 @@ MissingLayer = Literal[
 class ProcessSettings(Part):
     enabled: bool = True
     uid_base: int = Field(1_900_000_000, ge=1, description="first host uid for sandboxes")
-    uid_count: int = Field(65_536, ge=1, description="number of host uids for sandboxes")
+    uid_count: int = Field(
+        65_536, ge=3, description="number of host uids: one for the gateway, one for the egress process, then sandboxes"
+    )
     cgroup_parent: str | None = Field(None, description="path below the cgroup mounts; absent: the service finds one")
     accept_missing: Annotated[tuple[MissingLayer, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="isolation layers that this host may lack"

@@ -72,8 +72,8 @@ def processes_in(first: int) -> list[int]:
 
 
 def sandbox_processes(first: int) -> list[int]:
-    """The same without its gateway."""
-    return [pid for pid in processes_in(first) if first not in uids_of(pid)]
+    """The same without its gateway and egress process."""
+    return [pid for pid in processes_in(first) if not {first, first + 1} & set(uids_of(pid))]
 
 
 def children_of(pid: int) -> list[int]:

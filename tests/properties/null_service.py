@@ -14,6 +14,7 @@ from pathlib import Path
 from app.core.policy import DEFAULT_PROFILES
 from app.serving.gateway import bind, build, open_spill
 from app.settings import load_settings
+from app.telemetry import Telemetry
 from tests.null_backend import NullBackend
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     settings = load_settings(port=given.port, data=given.data)
     backend = NullBackend()
     spill = open_spill(settings, -1)
-    server = build(settings, settings.key_names(), DEFAULT_PROFILES, spill, [backend])
+    server = build(settings, Telemetry(), settings.key_names(), DEFAULT_PROFILES, spill, [backend])
 
     def tell(*_: object) -> None:
         told = given.data / "alive.new"

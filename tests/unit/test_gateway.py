@@ -100,9 +100,8 @@ def test_an_operators_directories_are_part_of_every_profile(tmp_path: Path) -> N
 def test_nothing_listens_before_root_is_given_up(tmp_path: Path) -> None:
     """`build` only wires."""
     spill = SpillFolder(tmp_path, MIB)
-    server = build(
-        load_settings(port=0, data=tmp_path), {}, DEFAULT_PROFILES, spill, [ProcessBackend(None, "no launcher")]
-    )
+    settings, backends = load_settings(port=0, data=tmp_path), [ProcessBackend(None, "no launcher")]
+    server = build(settings, Telemetry(), {}, DEFAULT_PROFILES, spill, backends)
     assert not server.started
     assert server.config.host == "127.0.0.1"
     assert server.config.proxy_headers is False
@@ -143,7 +142,7 @@ def test_a_default_runtime_that_does_not_exist_stops_the_start(tmp_path: Path, r
     settings, spill = load_settings(port=0, data=tmp_path, runtime=runtime), SpillFolder(tmp_path, MIB)
     backends: list[Backend] = [ProcessBackend(None), BoxliteBackend(settings.boxlite, "0123456789ab")]
     with nullcontext() if starts else pytest.raises(StartRefused, match="there is no runtime 'boxlit'"):
-        build(settings, {}, DEFAULT_PROFILES, spill, backends)
+        build(settings, Telemetry(), {}, DEFAULT_PROFILES, spill, backends)
     spill.close()
 
 

@@ -18,11 +18,12 @@ from app.serving.gateway import bind, build
 from app.core.policy import DEFAULT_PROFILES
 from app.settings import load_settings
 from app.spill import SpillFolder
+from app.telemetry import Telemetry
 
 here = {"url": sys.argv[2], "api_key": sys.argv[3], "default_image": "i", "images": {"i": {"reference": "i:1"}}}
 settings = load_settings(port=0, data=Path(sys.argv[1]), boxlite=here)
 backends = [ProcessBackend(None), BoxliteBackend(settings.boxlite, "0123456789ab")]
-server = build(settings, {}, DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1 << 20), backends)
+server = build(settings, Telemetry(), {}, DEFAULT_PROFILES, SpillFolder(Path(sys.argv[1]), 1 << 20), backends)
 before = set(sys.modules)
 boxes = []
 

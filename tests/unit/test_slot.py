@@ -31,7 +31,14 @@ def test_everything_of_a_slot_is_named_after_its_first_uid(tmp_path: Path) -> No
     assert slot.gateway_uid == BASE
     assert (slot.folder, slot.cgroup) == (tmp_path / str(BASE), f"bulkhead/{BASE}")
     assert slot.launcher_socket == tmp_path / str(BASE) / "launcher.sock"
+    assert slot.egress_socket == tmp_path / str(BASE) / "egress.sock"
     assert slot.folder.stat().st_mode & 0o777 == 0o755
+    release(slot)
+
+
+def test_every_uid_of_a_slot_is_somebodys(tmp_path: Path) -> None:
+    slot = take_slot(BASE, 10, tmp_path)
+    assert [slot.gateway_uid, slot.egress_uid, *slot.sandbox_uids] == list(range(BASE, BASE + 10))
     release(slot)
 
 
@@ -66,7 +73,8 @@ def test_a_small_range_is_one_slot(tmp_path: Path) -> None:
 def test_the_slot_of_a_killed_service_is_free_again_and_its_folder_is_found(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from app.serving.slot import take_slot\n"
     code += f"s = take_slot({BASE}, {UIDS}, Path(sys.argv[1]))\n"
-    code += "(s.folder / 'root').mkdir(); s.launcher_socket.touch(); print('up', flush=True); input()"
+    code += "(s.folder / 'root').mkdir(); s.launcher_socket.touch(); s.egress_socket.touch()\n"
+    code += "print('up', flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

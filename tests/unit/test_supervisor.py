@@ -8,9 +8,10 @@ import pytest
 
 from app.launcher.config import Config
 from app.serving import supervisor
+from app.serving.restarting import StartFailed
 from app.serving.serve import serve
 from app.serving.slot import NoSlot, Slot
-from app.serving.supervisor import StartFailed, launcher_config, start_launcher
+from app.serving.supervisor import launcher_config, start_launcher
 from app.settings import load_settings
 
 MIB = 1 << 20
@@ -36,17 +37,17 @@ def test_the_launcher_is_told_the_operators_ceilings() -> None:
     assert config.accept_missing == ["swap_limit"]
 
 
-def test_the_gateways_uid_is_not_a_sandboxs() -> None:
+def test_uids_of_gateway_and_egress_process_are_no_sandboxes() -> None:
     config = launcher_config(load_settings(), SLOT)
     assert (config.gateway_uid, config.gateway_gid) == (5000, 5000)
-    assert (config.uid_first, config.uid_count) == (5001, 4095)
+    assert (config.uid_first, config.uid_count) == (5002, 4094)
     assert (config.socket, config.run_dir) == ("/run/x/5000/launcher.sock", "/run/x/5000")
     assert config.cgroup_parent == "bulkhead/5000"
 
 
 def test_there_are_never_more_sandboxes_than_uids() -> None:
     config = launcher_config(load_settings(capacity={"sandboxes": 100_000}), Slot(-1, 5000, 10, Path("/run/x")))
-    assert config.max_sandboxes == 9
+    assert config.max_sandboxes == 8
 
 
 def test_of_etc_only_what_programs_need_is_shown() -> None:
@@ -88,4 +89,4 @@ def test_a_launcher_of_its_own_listens_where_and_for_whom_it_was_told() -> None:
     config = launcher_config(settings, SLOT)
     assert (config.socket, config.run_dir) == ("/run/y/launcher.sock", "/run/x/5000")
     assert (config.gateway_uid, config.gateway_gid) == (10_001, 10_001)
-    assert (config.uid_first, config.uid_count) == (5001, 4095)
+    assert (config.uid_first, config.uid_count) == (5002, 4094)
