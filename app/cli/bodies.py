@@ -27,6 +27,10 @@ def _network(typed: Namespace) -> dict[str, Any] | None:
         raise UsageError("--allow needs --network proxy (or direct)")
     if typed.allow_raw and typed.network != "proxy":
         raise UsageError("--allow-raw needs --network proxy")
+    if typed.network == "proxy":
+        for text in typed.allow or ():
+            if ":" in (host := text.rpartition(":")[0]) or (host and not host.strip("0123456789./")):
+                raise UsageError(f"--allow {text}: addresses need --allow-raw")
     allow = [*(typed.allow or ()), *map(_raw_rule, typed.allow_raw or ())]
     return {"mode": typed.network, **_said({"allow": allow or None})} if typed.network is not None else None
 

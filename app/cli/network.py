@@ -21,8 +21,8 @@ async def show(client: Client, sandbox_id: str, verdict: str | None, *, as_json:
     if as_json:
         put_json(found)
     else:
-        columns = ["AT", "VERDICT", "HOST", "WHY", "SENT", "RECEIVED"]
-        put_table(columns, [_row(event) for event in found], wrapped=["HOST", "WHY"])
+        columns = ["AT", "VERDICT", "HOST", "SENT", "RECEIVED", "REASON"]
+        put_table(columns, [[short_time(event["at"]), *_cells(event)] for event in found], wrapped=["HOST"])
 
 
 async def follow(client: Client, sandbox_id: str, verdict: str | None, *, as_json: bool) -> None:
@@ -33,19 +33,14 @@ async def follow(client: Client, sandbox_id: str, verdict: str | None, *, as_jso
         elif as_json:
             put_line(event.data)
         else:
-            cells = _row(event.data)
-            put(plain("  ".join([event.data["at"][11:19], *cells[1:4], f"{cells[4]} sent, {cells[5]} received"])))
+            verdict, host, sent, received, reason = _cells(event.data)
+            why = f"  {reason}" if reason else ""
+            put(plain(f"{event.data['at'][11:19]}  {verdict}  {host}  {sent} sent, {received} received{why}"))
 
 
-def _row(event: Mapping[str, Any]) -> list[str]:
-    return [
-        short_time(event["at"]),
-        event["verdict"],
-        host_of(event),
-        event["reason"] or event["rule"] or "",
-        size(event["bytes_sent"]),
-        size(event["bytes_received"]),
-    ]
+def _cells(event: Mapping[str, Any]) -> list[str]:
+    sizes = size(event["bytes_sent"]), size(event["bytes_received"])
+    return [event["verdict"], host_of(event), *sizes, event["reason"] or ""]
 
 
 def host_of(event: Mapping[str, Any]) -> str:

@@ -17,9 +17,11 @@ import pytest
 from app.backends.boxlite.backend import CAPABILITIES as BOXLITE
 from app.backends.process.backend import ProcessBackend
 from app.cli.parser import parse
+from app.core.addresses import REASONS
 from app.core.backend import Backend, ExecutionHandle, SandboxHandle
 from app.core.capabilities import Capability
 from app.core.files import Files
+from app.egress.reasons import Reason, sentence
 from app.launcher.config import OPTIONAL_LAYERS
 from app.launcher.kernel.allowed_arguments import FCNTL_COMMANDS, IOCTL_COMMANDS, PRCTL_OPTIONS, SOCKET_OPTIONS
 from app.launcher.sandbox import confine, lockdown
@@ -271,9 +273,23 @@ def test_make_help_shows_every_target() -> None:
 
 def test_every_capability_stands_in_the_table_and_each_runtime_has_those_that_it_says() -> None:
     rows = re.findall(
-        r"^\| `([a-z_]+)` \| [^|]+ \| (yes|no) \| ([^|]+) \|$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+        r"^\| `([a-z_]+)` \| [^|]+ \| (yes|no|where [^|]+) \| ([^|]+) \|$",
+        (ROOT / "docs/api.md").read_text(),
+        re.MULTILINE,
     )
     assert [name for name, _, _ in rows] == list(Capability)
     assert {name for name, process, _ in rows if process == "yes"} == ProcessBackend(None).info.capabilities
+    assert {name for name, process, _ in rows if process not in {"yes", "no"}} == {Capability.NETWORK_PROXY}
     assert {name for name, _, boxlite in rows if boxlite == "yes"} == BOXLITE
     assert {name for name, _, boxlite in rows if boxlite not in {"yes", "no"}} == {Capability.NETWORK_DIRECT}
+
+
+def test_every_reason_of_a_refused_connection_is_explained_in_its_own_words() -> None:
+    page = (ROOT / "docs/api.md").read_text().partition("| `reason` | Why |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| (`[a-z_`, ]+`) \| (.+) \|$", page, re.MULTILINE))
+    of_addresses = next(names for names in rows if names.count("`") > 2)
+    assert set(re.findall("`([a-z_]+)`", of_addresses)) == set(REASONS)
+    del rows[of_addresses]
+    assert {name.strip("`") for name in rows} == set(Reason)
+    for name, told in rows.items():
+        assert told.startswith(sentence(name.strip("`"))), name

@@ -74,6 +74,9 @@ def test_rules_are_passed_on_as_they_were_typed() -> None:
         (["--allow", "a.test:443"], "--allow needs --network proxy (or direct)"),
         (["--network", "none", "--allow", "a.test:443"], "--allow needs --network proxy (or direct)"),
         (["--network", "direct", "--allow-raw", "a.test:1"], "--allow-raw needs --network proxy"),
+        (["--network", "proxy", "--allow", "203.0.113.7:443"], "--allow 203.0.113.7:443: addresses need --allow-raw"),
+        (["--network", "proxy", "--allow", "10.0.0.0/8:443"], "--allow 10.0.0.0/8:443: addresses need --allow-raw"),
+        (["--network", "proxy", "--allow", "[2001:db8::1]:443"], "addresses need --allow-raw"),
         (["--network", "proxy", "--allow-raw", "a.test"], "--allow-raw a.test: write HOST:PORT"),
         (["--network", "proxy", "--allow-raw", ":1"], "--allow-raw :1: write HOST:PORT"),
         (["--network", "proxy", "--allow-raw", "a.test:x"], "--allow-raw a.test:x: write HOST:PORT"),
@@ -116,8 +119,7 @@ async def test_run_says_what_was_refused_and_which_option_would_permit_it() -> N
         "bulkhead: refused: [2001:db8::1]:22: no rule permits this host at this port (--allow-raw [2001:db8::1]:22)",
         "bulkhead: refused: db.test:5432: the connection is neither TLS nor HTTP, and the rule is not raw"
         " (--allow-raw db.test:5432)",
-        "bulkhead: refused: inside.test:443: the address of the host is private,"
-        " and the operator does not permit its network",
+        "bulkhead: refused: inside.test:443: the operator does not permit addresses of this kind: private",
         "bulkhead: refused: d.test:443: a_word_of_tomorrow",
     ]
     assert asked == [*WHOLE_LIFE[:-1], NETWORK, WHOLE_LIFE[-1]]
@@ -189,9 +191,9 @@ async def test_events_are_a_table() -> None:
         shown = await bulkhead(service.url, "network", SANDBOX)
         told = await bulkhead(service.url, "network", SANDBOX, "--refused", "--json")
     assert shown.stdout.decode().splitlines() == [
-        "AT                    VERDICT  HOST           WHY         SENT       RECEIVED",
-        "2030-01-02T03:04:05Z  allowed  a.test:443     *.test:443  812 bytes  39 KiB",
-        "2030-01-02T03:04:05Z  refused  b.test\\x1b[2J  name        0 bytes    39 KiB",
+        "AT                    VERDICT  HOST           SENT       RECEIVED  REASON",
+        "2030-01-02T03:04:05Z  allowed  a.test:443     812 bytes  39 KiB",
+        "2030-01-02T03:04:05Z  refused  b.test\\x1b[2J  0 bytes    39 KiB    name",
     ]
     assert json.loads(told.stdout)[0]["name"] == "a.test"
     assert [request.query.get("verdict") for request in service.requests] == [None, "refused"]
@@ -204,8 +206,8 @@ async def test_who_follows_gets_lines_until_the_sandbox_ends() -> None:
         lines = await bulkhead(service.url, "network", SANDBOX, "-f")
         objects = await bulkhead(service.url, "network", SANDBOX, "-f", "--json")
     assert lines.stdout.decode().splitlines() == [
-        "03:04:05  allowed  a.test:443  *.test:443  812 bytes sent, 39 KiB received",
-        "03:04:05  refused  b.test:443  name  812 bytes sent, 39 KiB received",
+        "03:04:05  allowed  a.test:443  812 bytes sent, 39 KiB received",
+        "03:04:05  refused  b.test:443  812 bytes sent, 39 KiB received  name",
     ]
     assert lines.stderr == "bulkhead: 3 events are no longer kept\n"
     assert [json.loads(line)["name"] for line in objects.stdout.splitlines()] == ["a.test", "b.test"]
