@@ -155,6 +155,11 @@ async def test_created_sandbox_is_empty_and_its_receipt_is_json_with_the_tier(ki
         assert await sandbox.processes() == 0
 
 
+async def test_sandbox_without_a_network_has_no_log_of_it(kind: Kind) -> None:
+    async with room(kind) as sandbox:
+        assert sandbox.handle.network_log is None
+
+
 @pytest.mark.parametrize("storage", Storage)
 async def test_files_are_where_the_spec_says_and_the_receipt_tells_it(kind: Kind, storage: Storage) -> None:
     async with opened(kind) as backend:

@@ -29,7 +29,7 @@ from app.core.models import SandboxSpec, Storage
 from app.core.storage import LEAST_DISK_MIB
 from tests.unit.api.service import PROFILES, Service, kernel
 
-SERVICE = Service([kernel(Capability.NETWORK_DIRECT)])
+SERVICE = Service([kernel(Capability.NETWORK_DIRECT, Capability.NETWORK_PROXY)])
 CONTEXT: ApplicationContext = SERVICE.app.state.context
 CEILINGS = {name: CONTEXT.ranges[name].ceiling for name in LIMITS}
 
@@ -41,6 +41,12 @@ path = st.builds(
 )
 paths = st.none() | st.lists(path, max_size=3)
 host = st.sampled_from(["example.org", "*.example.org", "10.0.0.0/8", "127.0.0.1", "localhost", "0.0.0.0/0", "ü"])
+rule = st.builds("{}:{}".format, host, st.sampled_from([80, 443, 22, 53, 0])) | st.builds(
+    lambda name, ports, raw: {"host": name, "ports": ports, "raw": raw},
+    host,
+    st.lists(st.sampled_from([80, 443, 22]), min_size=1, max_size=3),
+    st.booleans(),
+)
 
 
 def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -50,7 +56,8 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, An
 policies = optional(
     profile=st.sampled_from([*PROFILES, "loopback", "wide"]),
     filesystem=st.none() | optional(read_only=paths, read_write=paths),
-    network=st.none() | optional(mode=st.sampled_from(["none", "direct"]), allow=st.lists(host, max_size=3)),
+    network=st.none()
+    | optional(mode=st.sampled_from(["none", "direct", "proxy"]), allow=st.lists(host | rule, max_size=3)),
     syscalls=st.none() | optional(profile=st.just("default")),
 )
 number = st.integers(-1, 2**53 - 1) | st.sampled_from([*CEILINGS.values(), *(c + 1 for c in CEILINGS.values())])
@@ -71,6 +78,7 @@ def inside(path: str, roots: tuple[str, ...]) -> bool:
 @example({"filesystem": {"read_write": ["/usr"]}})
 @example({"filesystem": {"read_only": ["/"]}})
 @example({"profile": "narrow", "filesystem": {"read_only": ["/etc"]}})
+@example({"network": {"mode": "proxy", "allow": ["*.example.org:443", {"host": "example.org", "ports": [80, 443]}]}})
 def test_a_policy_is_never_wider_than_its_profile(asked: dict[str, Any]) -> None:
     try:
         spec = spec_of({"policy": asked})
@@ -92,7 +100,10 @@ def test_a_policy_is_never_wider_than_its_profile(asked: dict[str, Any]) -> None
     assert policy.syscalls == profile.syscalls
     network = asked.get("network") or {}
     assert policy.network.mode == network.get("mode", "none")
-    assert set(policy.network.allow) <= set(network.get("allow", ()))
+    assert set(policy.network.allow) <= {asked for asked in network.get("allow", ()) if isinstance(asked, str)}
+    assert (plan.ports == []) == (policy.network.mode != "proxy")
+    assert set(plan.ports) <= {80, 443}, "what the operator of a new installation permits"
+    assert not any(rule.raw or rule.is_net for rule in policy.network.rules)
 
 
 @given(
