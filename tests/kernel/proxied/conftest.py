@@ -31,7 +31,12 @@ NAMES = [
     f"{name}.example.org"
     for name in ("www", "index", "files", "registry", "modules", "code", "db", "cache", "tcp", "mixed", "rebinding")
 ]
-ALLOW = ["*:80", "*:443", {"host": "*", "ports": [5432, 6379, 7000], "raw": True}]
+ALLOW = [
+    "*:80",
+    "*:443",
+    {"host": "*", "ports": [5432, 6379], "raw": True},
+    {"host": HOST, "ports": [7000], "raw": True},
+]
 
 
 @dataclass

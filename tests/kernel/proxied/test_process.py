@@ -72,10 +72,12 @@ def test_killed_egress_process_costs_its_connections_and_nothing_else(service: S
             service.run(sandbox, "getent", "hosts", f"n{other_name}.example.org")
     running = [start(service, sandbox, "python3", "-c", ASK, "hold") for sandbox in sandboxes]
     said = [each.saw(b"200 OK\n").decode() for each in running]
-    assert len(set(said)) == 3
+    assert len(set(said)) == 3, said
     other = start(service, sandboxes[0], "sleep", "1000")
     before = service.children()
     os.kill(before["egress"], signal.SIGKILL)
+    sandboxes.append(proxied.sandbox("www.example.org:80"))  # waits for the next one
+    said.append("198.18.0.1 HTTP/1.1 200 OK\n")
     host.until(lambda: service.children().get("egress", before["egress"]) != before["egress"], "another one is started")
     # A connection that is made while nobody is there waits in the listener.
     for sandbox, first in zip(sandboxes, said, strict=True):
@@ -88,3 +90,33 @@ def test_killed_egress_process_costs_its_connections_and_nothing_else(service: S
     assert {name: pid for name, pid in service.children().items() if name != "egress"} == {
         name: pid for name, pid in before.items() if name != "egress"
     }
+
+
+def test_nothing_of_a_sandbox_stays_in_gateway_and_egress_process(service: Service, proxied: Proxied) -> None:
+    def held() -> tuple[list[str], ...]:
+        return tuple(host.descriptors(service.children()[name]) for name in ("gateway", "egress"))
+
+    def use() -> None:
+        sandbox = proxied.sandbox("www.example.org:80", "www.example.org:443")
+        start(service, sandbox, "python3", "-c", ASK, "hold").saw(b"200 OK\n")
+        assert service.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
+        told = proxied.events(sandbox)
+        assert [(event["verdict"], event["reason"]) for event in told] == [("allowed", None)], "told at its end"
+
+    use()
+    before = held()
+    for _ in range(5):
+        use()
+    host.until(lambda: held() == before, "no descriptor stays")
+
+
+def test_without_rules_of_the_operator_there_is_no_egress_process_and_no_network(tmp_path: Path) -> None:
+    with Service(tmp_path, {"BULKHEAD_EGRESS__ALLOW": "[]"}) as service:
+        assert service.children().keys() == {"gateway", "launcher"}
+        network = {"mode": "proxy", "allow": ["www.example.org:80"]}
+        status, problem = service.call("POST", "/sandboxes", {"policy": {"network": network}})
+        assert (status, problem["type"]) == (422, "/problems/policy_not_supported"), problem
+        assert problem["detail"] == "the runtime 'process' has no network: this service has no egress process"
+        (process, *_) = service.call("GET", "/runtimes")[1]["items"]
+        assert "network_proxy" not in process["capabilities"]
+        assert service.run(service.create(), "echo", "fine")["stdout"] == "fine\n"

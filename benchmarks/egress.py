@@ -1,0 +1,180 @@
+"""`python -m benchmarks.egress`, as root: what the egress process costs a connection.
+
+One client program runs on the host, straight to the server, and in a sandbox, in turn. It takes the time from
+`connect` to the first byte of an answer, plain and within TLS, and the rate of one connection. Then connections are
+opened in many sandboxes and stay open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.kernel import host
+from tests.kernel.proxied.world import HOST, NET, Authority, NameServer
+from tests.kernel.talk import start
+from tests.service import Service
+
+RAW, TLS = 7000, 443
+NAME = "www.example.org"
+SERVER = """
+import socket, ssl, sys, threading
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+piece = bytes(1 << 20)
+def serve(connection, tls):
+    if tls:
+        connection = context.wrap_socket(connection, server_side=True)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connection, connection.makefile("r") as lines:
+        for line in lines:
+            size = int(line)
+            for _ in range(size >> 20):
+                connection.sendall(piece)
+            connection.sendall(piece[: size & (1 << 20) - 1])
+def accept(listener, tls):
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=serve, args=(connection, tls), daemon=True).start()
+listeners = [(socket.create_server((sys.argv[1], port), backlog=1024), port == 443) for port in (7000, 443)]
+threads = [threading.Thread(target=accept, args=pair) for pair in listeners]
+[thread.start() for thread in threads]
+print("ready", flush=True)
+"""
+CLIENT = """
+import json, socket, ssl, sys, time
+address, authority, rounds, size = socket.gethostbyname(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+context = ssl.create_default_context(cafile=authority)
+first = {"plain": [], "TLS": []}
+for _ in range(rounds):
+    for kind, port in (("plain", 7000), ("TLS", 443)):
+        began = time.perf_counter()
+        connection = socket.create_connection((address, port))
+        if kind == "TLS":
+            connection = context.wrap_socket(connection, server_hostname="www.example.org")
+        connection.sendall(b"1\\n")
+        assert connection.recv(2)
+        first[kind].append((time.perf_counter() - began) * 1e3)
+        connection.close()
+        time.sleep(0.02)
+buffer = bytearray(1 << 20)
+rates = {}
+for kind, port in (("plain", 7000), ("TLS", 443)):
+    connection = socket.create_connection((address, port))
+    if kind == "TLS":
+        connection = context.wrap_socket(connection, server_hostname="www.example.org")
+    began, left = time.perf_counter(), size
+    connection.sendall(b"%d\\n" % size)
+    while left:
+        left -= connection.recv_into(buffer)
+    rates[kind] = size / 1e6 / (time.perf_counter() - began)
+    connection.close()
+print(json.dumps([first, rates]))
+"""
+HOLD = """
+import socket, sys
+address = socket.gethostbyname("www.example.org")
+held = [socket.create_connection((address, 7000)) for _ in range(int(sys.argv[1]))]
+for connection in held:
+    connection.sendall(b"1\\n")
+    assert connection.recv(2)
+print("held", flush=True)
+sys.stdin.read()
+"""
+RULES: list[Any] = [{"host": NAME, "ports": [RAW], "raw": True}, f"{NAME}:{TLS}"]
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[None]:
+    command = [sys.executable, "-c", SERVER, HOST, str(folder / "server.pem"), str(folder / "server.key")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        yield
+        running.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--sandboxes", type=int, default=200)
+    parser.add_argument("--connections", type=int, default=500)
+    options = parser.parse_args()
+    names = NameServer()
+    names.names[NAME] = [[HOST]]
+    settings = {
+        "BULKHEAD_EGRESS__ALLOW": json.dumps([{"host": "*", "ports": [RAW], "raw": True}, f"*:{TLS}"]),
+        "BULKHEAD_EGRESS__PERMIT_NETS": NET,
+        "BULKHEAD_EGRESS__RESOLVER": names.address,
+        "BULKHEAD_CAPACITY__SANDBOXES": "1000",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Authority(Path(folder), [NAME])
+        with server(Path(folder)), Service(Path(folder) / "data", settings) as service:
+            compare(service, authority, options.turns, options.rounds, options.megabytes << 20)
+            hold(service, options.sandboxes, options.connections)
+    names.close()
+
+
+def create(service: Service) -> str:
+    policy = {"network": {"mode": "proxy", "allow": RULES}}
+    return service.create(policy=policy, limits={"memory_mib": 64})
+
+
+def compare(service: Service, authority: Authority, turns: int, rounds: int, size: int) -> None:
+    sandbox = create(service)
+    certificate = authority.certificate.read_text()
+    service.run(sandbox, "sh", "-c", 'printf %s "$1" > ca.pem', "sh", certificate)
+    first: dict[tuple[str, str], list[float]] = {}
+    rates: dict[tuple[str, str], list[float]] = {}
+    for _ in range(turns):
+        arguments = [str(rounds), str(size)]
+        own = [sys.executable, "-c", CLIENT, HOST, str(authority.certificate), *arguments]
+        straight = subprocess.run(own, capture_output=True, text=True, check=True).stdout
+        inside = service.run(sandbox, "python3", "-c", CLIENT, NAME, "ca.pem", *arguments, wait=55)
+        assert inside["exit"]["code"] == 0, inside
+        for place, said in (("straight", straight), ("sandbox", inside["stdout"])):
+            times, speeds = json.loads(said)
+            for kind in times:
+                first.setdefault((kind, place), []).extend(times[kind])
+                rates.setdefault((kind, place), []).append(speeds[kind])
+    for (kind, place), values in sorted(first.items()):
+        cuts = statistics.quantiles(values, n=20)
+        print(f"{kind:6} {place:9} {cuts[9]:6.2f} {cuts[18]:6.2f} ms to the first byte, p50 and p95")
+    for (kind, place), values in sorted(rates.items()):
+        print(f"{kind:6} {place:9} {statistics.median(values):6.0f} MB/s in one connection, median of {len(values)}")
+
+
+def hold(service: Service, sandboxes: int, connections: int) -> None:
+    made = [create(service) for _ in range(sandboxes)]
+    egress = service.children()["egress"]
+    before = host.resident_mib(egress)
+    shares = [connections // sandboxes + (place < connections % sandboxes) for place in range(sandboxes)]
+    for _ in range(2):
+        running = [
+            start(service, sandbox, "python3", "-c", HOLD, str(share), stdin="open")
+            for sandbox, share in zip(made, shares, strict=True)
+            if share
+        ]
+        for each in running:
+            each.saw(b"held")
+        print(
+            f"{connections} connections in {sandboxes} sandboxes: {before:.1f} -> {host.resident_mib(egress):.1f} MiB"
+        )
+        for each in running:
+            each.delete()
+    print(f"after their end: {host.resident_mib(egress):.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
