@@ -24,9 +24,8 @@ from app.privileges import give_up_root
 DESCRIPTORS = 65_536  # two for a connection, up to 18 for a sandbox
 # What dnspython imports at its first use. The interpreter may be where only root can read it.
 _LATE = (
-    "dns._asyncio_backend", "dns.asyncbackend", "dns.asyncquery", "dns.rdtypes.ANY.CNAME", "dns.rdtypes.ANY.DNAME",
-    "dns.rdtypes.ANY.OPT", "dns.rdtypes.ANY.SOA", "dns.rdtypes.ANY.TSIG", "dns.rdtypes.IN.A", "dns.rdtypes.IN.AAAA",
-    "encodings.idna",
+    "dns.rdtypes.ANY.CNAME", "dns.rdtypes.ANY.DNAME", "dns.rdtypes.ANY.OPT", "dns.rdtypes.ANY.SOA",
+    "dns.rdtypes.ANY.TSIG", "dns.rdtypes.IN.A", "dns.rdtypes.IN.AAAA", "encodings.idna",
 )  # fmt: skip
 
 

@@ -6,20 +6,15 @@ So a name whose answer changes between two questions gains nothing. One forbidde
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
 from collections.abc import Container, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from pathlib import Path
-
-import dns.asyncresolver
-import dns.exception
-import dns.resolver
 
 from app.core.addresses import forbidden, unmapped
 from app.core.hosts import IPAddress, IPNetwork
+from app.egress.lookup import Endpoint, Lookup, NoAddress
 from app.egress.reasons import Reason
 from app.egress.sockets import NO_DESCRIPTORS, bound_memory
 from app.egress.times import Times
@@ -27,7 +22,6 @@ from app.egress.turns import SandboxTurns
 
 ADDRESSES_READ = 64  # of an answer; the others are not judged, and never dialled
 ADDRESSES_TRIED = 8
-_RESOLV_CONF = Path("/etc/resolv.conf")
 
 
 class NotDialled(Exception):
@@ -66,9 +60,7 @@ class Dialler:
         self._times = times
         self._own: Container[IPAddress] = OwnAddresses()
         self._service = tuple(map(endpoint, service))
-        self._given = endpoint(resolver) if resolver else None
-        self._resolver = dns.asyncresolver.Resolver(configure=False)
-        self._read_at = -1
+        self._lookup = Lookup(endpoint(resolver) if resolver else None, times)
 
     def check(self, address: IPAddress, port: int) -> None:
         """Raises NotDialled for an address that must not be dialled."""
@@ -88,7 +80,7 @@ class Dialler:
     ) -> tuple[socket.socket, IPAddress]:
         """Returns a non-blocking socket, and the address that it is connected to. `wide` lets the kernel hold more for
         it. Raises NotDialled."""
-        addresses = await self._resolve(host) if isinstance(host, str) else [host]
+        addresses = await self._resolve(turns, host) if isinstance(host, str) else [host]
         for address in addresses:
             self.check(address, port)
         failure = NotDialled(Reason.UNREACHABLE)
@@ -107,48 +99,22 @@ class Dialler:
                 failure = NotDialled(_reason_of(error), address)
         raise failure
 
-    async def _resolve(self, name: str) -> list[IPAddress]:
-        """All addresses, IPv4 first: it is what works wherever something works. Raises NotDialled."""
-        resolver = self._configured()
-        answers = await asyncio.gather(*(_ask(resolver, name, kind, self._times.resolve) for kind in ("A", "AAAA")))
-        found = [address for answer in answers if not isinstance(answer, Reason) for address in answer]
-        if found:
-            return list(dict.fromkeys(found))[:ADDRESSES_READ]
-        raise NotDialled(next((answer for answer in answers if isinstance(answer, Reason)), Reason.NOT_FOUND))
-
-    def _configured(self) -> dns.asyncresolver.Resolver:
-        if self._given is not None:
-            address, port = self._given
-            self._resolver.nameservers, self._resolver.port = [str(address)], port
-            return self._resolver
-        with contextlib.suppress(OSError, dns.exception.DNSException):
-            changed = _RESOLV_CONF.stat().st_mtime_ns
-            if changed != self._read_at:
-                self._resolver = dns.asyncresolver.Resolver(str(_RESOLV_CONF))
-                self._read_at = changed
-        return self._resolver
+    async def _resolve(self, turns: SandboxTurns, name: str) -> list[IPAddress]:
+        """Raises NotDialled."""
+        try:
+            return (await self._lookup.addresses(turns, name))[:ADDRESSES_READ]
+        except NoAddress as error:
+            raise NotDialled(error.reason) from error
 
 
-def endpoint(text: str) -> tuple[IPAddress, int]:
+def endpoint(text: str) -> Endpoint:
     """`192.0.2.1:53` or `[2001:db8::1]:53`. Raises ValueError."""
     host, _, port = text.rpartition(":")
     return ip_address(host.removeprefix("[").removesuffix("]")), int(port)
 
 
-def _reason_of(error: OSError, otherwise: Reason = Reason.UNREACHABLE) -> Reason:
-    return Reason.DESCRIPTORS if error.errno in NO_DESCRIPTORS else otherwise
-
-
-async def _ask(resolver: dns.asyncresolver.Resolver, name: str, kind: str, seconds: float) -> list[IPAddress] | Reason:
-    try:
-        answer = await resolver.resolve(f"{name}.", kind, search=False, lifetime=seconds, raise_on_no_answer=False)
-    except dns.resolver.NXDOMAIN:
-        return Reason.NOT_FOUND
-    except OSError as error:
-        return _reason_of(error, Reason.RESOLVER)
-    except dns.exception.DNSException:
-        return Reason.RESOLVER
-    return [ip_address(record.address) for record in answer.rrset or ()]
+def _reason_of(error: OSError) -> Reason:
+    return Reason.DESCRIPTORS if error.errno in NO_DESCRIPTORS else Reason.UNREACHABLE
 
 
 async def _connect(

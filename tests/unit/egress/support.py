@@ -70,12 +70,13 @@ class FakeGateway:
 
 class FakeDns(asyncio.DatagramProtocol):
     """A DNS server. `addresses` by name; a name that is not there does not exist. It counts its questions, and is
-    silent while `is_silent`."""
+    silent while `is_silent`. `change` makes the datagrams of an answer."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, list[str]] = {NAME: [HOST]}
         self.asked: Counter[str] = Counter()
         self.is_silent = False
+        self.change: Callable[[dns.message.Message], list[bytes]] = lambda answer: [answer.to_wire()]
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -95,17 +96,24 @@ class FakeDns(asyncio.DatagramProtocol):
         found = [address for address in self.addresses.get(name, []) if (":" in address) is (kind == "AAAA")]
         if found and kind in ("A", "AAAA"):
             answer.answer.append(dns.rrset.from_text_list(asked.name, 60, "IN", kind, found))
-        self._transport.sendto(answer.to_wire(), sender)
+        for datagram in self.change(answer):
+            self._transport.sendto(datagram, sender)
 
 
 class Site:
     """A sandbox's network, the DNS server that it asks, and one real host."""
 
     def __init__(
-        self, network: SandboxNetwork, gateway: FakeGateway, dns_server: FakeDns, port: int, resolver: tuple[str, int]
+        self,
+        network: SandboxNetwork,
+        gateway: FakeGateway,
+        dns_server: FakeDns,
+        port: int,
+        resolver: tuple[str, int],
+        dns_at: tuple[str, int],
     ) -> None:
         self.network, self.gateway, self.dns, self.port = network, gateway, dns_server, port
-        self.resolver = resolver
+        self.resolver, self.dns_at = resolver, dns_at
         self.opened: list[asyncio.BaseTransport | asyncio.StreamWriter] = []  # closed at the end
 
     async def connect(self, **more: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -151,8 +159,10 @@ async def site(
         port = host.sockets[0].getsockname()[1]
         transport, dns_server = await asyncio.get_running_loop().create_datagram_endpoint(FakeDns, local_addr=(HOST, 0))
         stack.callback(transport.close)
-        dns_at = "{}:{}".format(*transport.get_extra_info("sockname"))
-        config = EgressConfig(0, tuple(permit_nets), resolver or dns_at, tuple(service(port)), **bounds)
+        dns_at = transport.get_extra_info("sockname")
+        config = EgressConfig(
+            0, tuple(permit_nets), resolver or "{}:{}".format(*dns_at), tuple(service(port)), **bounds
+        )
         listener = socket.create_server((GIVEN, port), backlog=128)
         endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         endpoint.bind((GIVEN, 0))
@@ -166,7 +176,7 @@ async def site(
         gateway = FakeGateway()
         network = SandboxNetwork(order, endpoint, [listener], Shared.of(config, times), gateway)
         stack.push_async_callback(network.aclose)
-        found = Site(network, gateway, dns_server, port, endpoint.getsockname())
+        found = Site(network, gateway, dns_server, port, endpoint.getsockname(), dns_at)
         stack.callback(found.close)
         yield found
 

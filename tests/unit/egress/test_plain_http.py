@@ -11,7 +11,7 @@ import h11
 import pytest
 
 from app.egress.times import Times
-from tests.unit.egress.support import HOST, NAME, Serve, Site, reset, site
+from tests.unit.egress.support import GIVEN, HOST, NAME, Serve, Site, reset, site
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -483,3 +483,50 @@ async def test_program_that_is_reset_ends_the_hosts_connection() -> None:
         await asyncio.wait_for(begun.wait(), 20)
         reset(writer)
         await asyncio.wait_for(ended.wait(), 20)
+
+
+async def test_host_that_answers_for_ever_is_read_no_faster_than_the_program_reads() -> None:
+    sent, stopped = 0, asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            while sent < 512 * 1024 * 1024:
+                writer.write(b"x" * 65536)
+                async with asyncio.timeout(0.3):
+                    await writer.drain()
+                sent += 65536
+        stopped.set()
+        writer.close()
+
+    async with site(serve) as at:
+        with at.unconnected() as program:
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(program, (GIVEN, at.port))
+            await loop.sock_sendall(program, request(at))
+            await asyncio.wait_for(stopped.wait(), 20)
+            assert 0 < sent < 32 * 1024 * 1024
+        event = await at.gateway.event()
+        assert (event["verdict"], event["reason"]) == ("allowed", None)
+
+
+async def test_host_that_answers_for_ever_is_cut_at_the_bound_of_bytes() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+        writer.close()
+
+    async with site(serve, bounds={"bytes_per_sandbox": 1_000_000}) as at:
+        reader, writer = await at.connect()
+        writer.write(request(at))
+        with pytest.raises(ConnectionResetError):
+            while await reader.read(65536):
+                pass
+        event = await at.gateway.event()
+        assert (event["verdict"], event["reason"]) == ("refused", "bytes")
+        assert event["bytes_received"] < 1_200_000
