@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ from app.core.output import OutputLog
 from app.core.policy import Filesystem, Network, Policy
 from tests.kernel import host
 from tests.kernel.direct import Launched
+from tests.kernel.egress_double import EgressDouble
 
 NETWORK = Network("proxy", rules=(parse_rule("index.example.org:443"), parse_rule("db.example.org:5432")))
 CONNECT = "import socket; print(socket.create_connection(('198.18.0.1', 5432)).recv(10).decode())"
@@ -31,7 +33,7 @@ CONNECT = "import socket; print(socket.create_connection(('198.18.0.1', 5432)).r
 async def backend(launched: Launched) -> AsyncIterator[ProcessBackend]:
     """At its end no descriptor of it is open."""
     before = host.own_descriptors()
-    made = ProcessBackend(launched[0].socket)  # type: ignore[arg-type]  # a path as text
+    made = ProcessBackend(Path(launched[0].socket), egress=EgressDouble())
     try:
         yield made
     finally:

@@ -22,6 +22,7 @@ from app.core.policy import Policy
 from app.serving.slot import release, take_slot
 from app.serving.supervisor import launcher_config
 from app.settings import Settings
+from tests.kernel.egress_double import EgressDouble
 from tests.service import PROJECT
 
 SCRIPT = Path(__file__).with_name("mutant_launcher.py")
@@ -84,7 +85,7 @@ class Launcher:
 
     async def run(self, *argv: str, env: Mapping[str, str] | None = None, policy: Policy = _POLICY) -> str:
         """What a command prints in a sandbox of its own."""
-        backend = ProcessBackend(self.socket)
+        backend = ProcessBackend(self.socket, egress=EgressDouble())
         try:
             sandbox = await backend.create("mutant", SandboxSpec("process", Limits(), policy))
             logs = Logs(OutputLog(1 << 20), OutputLog(1 << 20))

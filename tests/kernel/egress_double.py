@@ -1,0 +1,23 @@
+"""An egress process that is not there: for tests that hold the sockets of a sandbox themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.backends.process.egress_link import EgressLink
+from app.backends.process.network_sockets import NetworkSockets
+from app.core.network_log import NetworkLog
+from app.core.network_rules import NetworkRule
+
+
+class EgressDouble(EgressLink):
+    """Takes every sandbox, and does nothing for it."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"), lambda _: None)
+
+    async def open(
+        self, sandbox_id: str, rules: Sequence[NetworkRule], sockets: NetworkSockets, log: NetworkLog
+    ) -> None:
+        assert [*sockets.listeners] == sorted({port for rule in rules for port in rule.ports})
