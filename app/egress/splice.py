@@ -68,6 +68,9 @@ class Splice:
             self._end.set_result(None)
 
     def failed(self, error: Exception) -> None:
+        """Nothing more is read: the kernel tells of an error once, and then of an orderly end."""
+        for direction in self._directions:
+            direction.stop()
         if not self._end.done():
             self._end.set_exception(error)
 

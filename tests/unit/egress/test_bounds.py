@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from app.egress.network import RESETS_AT_ONCE, RESETS_PER_SECOND
 from tests.unit.egress.support import GIVEN, NAME, Site, echo, site
 
 RAW = [{"host": NAME, "raw": True}]
@@ -146,3 +147,12 @@ async def test_closed_network_holds_no_connection() -> None:
         assert at.network.shared.connections.used == 0
         with pytest.raises(ConnectionRefusedError):
             await at.connect()
+
+
+async def test_flood_of_connections_beyond_a_bound_is_reset_at_a_bounded_rate() -> None:
+    async with site(echo, rules=RAW, bounds={"connections_per_sandbox": 1}) as at:
+        assert await works(at)
+        began = asyncio.get_running_loop().time()
+        assert not any([await works(at) for _ in range(RESETS_AT_ONCE + 50)])
+        assert asyncio.get_running_loop().time() - began >= 50 / RESETS_PER_SECOND
+        assert len(at.gateway.events) <= 2
