@@ -1,7 +1,7 @@
 """The real addresses of a name, asked of the operator's DNS server or of those of the host.
 
 Both kinds of address are asked for at once, over one socket that takes answers from that server alone. TCP is not used:
-an answer of 64 KiB, which the owner of a name may give, would hold everybody up for 80 ms. What does not fit into a
+an answer of 64 KiB, which the owner of a name may give, would hold everybody up for 115 ms. What does not fit into a
 datagram is not dialled.
 """
 

@@ -77,22 +77,42 @@ async def test_old_version_gets_an_alert_about_it() -> None:
         assert (await at.gateway.event())["reason"] == "tls"
 
 
-def with_two_names(hello: bytes, name: bytes) -> bytes:
-    """Adds a second host name to the extension server_name, RFC 6066, 3, and corrects the four lengths around it."""
-    at = hello.index(b"\0\0", hello.index(NAME.encode()) - 9)  # the extension's number, before four lengths
-    extra = b"\0" + len(name).to_bytes(2, "big") + name
-    grown = bytearray(hello)
-    end = hello.index(NAME.encode()) + len(NAME)
-    grown[end:end] = extra
-    # of the record, of the handshake message, of all extensions, of this extension, of its list
+def longer(hello: bytes, at: int, extra: bytes, *lengths: tuple[int, int]) -> bytes:
+    """Puts bytes into a ClientHello, and corrects the lengths around them: (place, size) beside those of the record, of
+    the message and of all extensions."""
     extensions = 5 + 4 + 2 + 32
     extensions += 1 + hello[extensions]
     extensions += 2 + int.from_bytes(hello[extensions : extensions + 2], "big")
     extensions += 1 + hello[extensions]
-    for place, size in ((3, 2), (6, 3), (extensions, 2), (at + 2, 2), (at + 4, 2)):
-        longer = int.from_bytes(hello[place : place + size], "big") + len(extra)
-        grown[place : place + size] = longer.to_bytes(size, "big")
+    grown = bytearray(hello[:at] + extra + hello[at:])
+    for place, size in ((3, 2), (6, 3), (extensions, 2), *lengths):
+        length = int.from_bytes(hello[place : place + size], "big") + len(extra)
+        grown[place : place + size] = length.to_bytes(size, "big")
     return bytes(grown)
+
+
+def with_two_names(hello: bytes, name: bytes) -> bytes:
+    """A second host name in the extension server_name, RFC 6066, 3."""
+    first = hello.index(NAME.encode())
+    extension = first - 9  # its number and length, its list's length, the first name's kind and length
+    extra = b"\0" + len(name).to_bytes(2, "big") + name
+    return longer(hello, first + len(NAME), extra, (extension + 2, 2), (extension + 4, 2))
+
+
+def with_hidden_hello(hello: bytes) -> bytes:
+    """An encrypted ClientHello of random bytes: RFC 9849, 5."""
+    inner = (
+        b"\0" + b"\0\1\0\1" + b"\7" + (32).to_bytes(2, "big") + bytes(range(32)) + (96).to_bytes(2, "big") + bytes(96)
+    )
+    return longer(hello, len(hello), b"\xfe\x0d" + len(inner).to_bytes(2, "big") + inner)
+
+
+async def test_name_outside_of_a_hidden_hello_is_judged() -> None:
+    """What is hidden cannot be told from the bytes that browsers send in its place."""
+    async with site(echo) as at:
+        right = with_hidden_hello(client_hello(NAME))
+        assert await at.ask(right) == right
+        assert await at.ask(with_hidden_hello(client_hello("other.example.org"))) == UNRECOGNIZED_NAME
 
 
 @pytest.mark.parametrize(
