@@ -99,6 +99,7 @@ def signal_name(number: int) -> str:
 
 
 EXECUTION_BYTES, SANDBOX_BYTES = 10 * 1024, 32 * 1024  # of a record beside its texts: objects, exit, labels; measured
+RULE_BYTES, PORT_BYTES = 580, 64  # of a network rule, in the policy and in the receipt; measured
 
 
 def environment_bytes(env: Mapping[str, str]) -> int:
@@ -112,8 +113,10 @@ def command_bytes(command: Command) -> int:
 
 
 def spec_bytes(spec: SandboxSpec) -> int:
-    files = spec.policy.filesystem
-    return SANDBOX_BYTES + environment_bytes(spec.env) + sum(map(len, (*files.read_only, *files.read_write)))
+    files, network = spec.policy.filesystem, spec.policy.network
+    texts = sum(map(len, (*files.read_only, *files.read_write, *network.allow)))
+    rules = sum(RULE_BYTES + len(rule.host) + PORT_BYTES * len(rule.ports) for rule in network.rules)
+    return SANDBOX_BYTES + environment_bytes(spec.env) + texts + rules
 
 
 def with_environment(command: Command, spec: SandboxSpec) -> Command:

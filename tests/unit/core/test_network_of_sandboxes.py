@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.core.commands import spec_bytes
 from app.core.network_log import EVENT_BYTES, NetworkLog
 from app.core.network_rules import parse_rule
 from app.core.policy import Network, Policy
@@ -32,6 +33,12 @@ async def test_events_count_towards_what_is_kept_of_the_sandbox_and_are_given_ba
         await sandbox.destroy()
         assert budget.used == 0
         assert [logged.event.name for logged in log_of(sandbox)] == ["a.test"] * 3
+
+
+async def test_rules_count_towards_what_is_kept_of_the_sandbox() -> None:
+    rules = tuple(parse_rule({"host": f"n{n}.test", "ports": list(range(1, 17))}) for n in range(64))
+    many = spec(policy=Policy(network=Network("proxy", rules=rules)))
+    assert spec_bytes(many) - spec_bytes(spec()) > 64 * 1500, "measured for the longest names"
 
 
 async def test_log_takes_nothing_more_after_the_end_of_the_sandbox() -> None:
