@@ -487,7 +487,6 @@ async def test_runtimes_tells_the_reason_of_one_that_is_not_there() -> None:
         "launcher",
         "stdin,",
         "usage",
-        "network",
     ]  # fmt: skip - a row
     assert json.loads(as_json.stdout) == [row]
 
