@@ -1,8 +1,9 @@
 """`python -m benchmarks.egress`, as root: what the egress process costs a connection.
 
 One client program runs on the host, straight to the server, and in a sandbox, in turn. It takes the time from
-`connect` to the first byte of an answer, plain and within TLS, and the rate of one connection. Then connections are
-opened in many sandboxes and stay open.
+`connect` to the first byte of an answer, and the rate of one connection: by an address, by a name (the egress process
+asks this benchmark's slow name server), and by a name within TLS. Then connections are opened in many sandboxes and
+stay open.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rest import Rest
 from tests.kernel import host
 from tests.kernel.proxied.world import HOST, NET, Authority, NameServer
 from tests.kernel.talk import start
@@ -51,26 +54,26 @@ print("ready", flush=True)
 """
 CLIENT = """
 import json, socket, ssl, sys, time
-address, authority, rounds, size = socket.gethostbyname(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+name, literal, authority, rounds, size = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
+named = socket.gethostbyname(name)
 context = ssl.create_default_context(cafile=authority)
-first = {"plain": [], "TLS": []}
+kinds = {"address": (literal, 7000), "name": (named, 7000), "TLS": (named, 443)}
+def connect(kind):
+    connection = socket.create_connection(kinds[kind])
+    return context.wrap_socket(connection, server_hostname="www.example.org") if kind == "TLS" else connection
+first, rates = {kind: [] for kind in kinds}, {}
 for _ in range(rounds):
-    for kind, port in (("plain", 7000), ("TLS", 443)):
+    for kind in kinds:
         began = time.perf_counter()
-        connection = socket.create_connection((address, port))
-        if kind == "TLS":
-            connection = context.wrap_socket(connection, server_hostname="www.example.org")
+        connection = connect(kind)
         connection.sendall(b"1\\n")
         assert connection.recv(2)
         first[kind].append((time.perf_counter() - began) * 1e3)
         connection.close()
         time.sleep(0.02)
 buffer = bytearray(1 << 20)
-rates = {}
-for kind, port in (("plain", 7000), ("TLS", 443)):
-    connection = socket.create_connection((address, port))
-    if kind == "TLS":
-        connection = context.wrap_socket(connection, server_hostname="www.example.org")
+for kind in ("address", "TLS"):
+    connection = connect(kind)
     began, left = time.perf_counter(), size
     connection.sendall(b"%d\\n" % size)
     while left:
@@ -89,7 +92,20 @@ for connection in held:
 print("held", flush=True)
 sys.stdin.read()
 """
-RULES: list[Any] = [{"host": NAME, "ports": [RAW], "raw": True}, f"{NAME}:{TLS}"]
+FLOOD = """
+import socket, sys
+held, opened = [], 0
+while True:
+    it = socket.socket()
+    it.connect_ex((sys.argv[1], 7000))
+    held.append(it)
+    opened += 1
+    if len(held) > 256:
+        held.pop(0).close()
+    if opened % 1000 == 1:
+        print(opened, flush=True)
+"""
+RULES: list[Any] = [{"host": host, "ports": [RAW], "raw": True} for host in (NAME, HOST)] + [f"{NAME}:{TLS}"]
 
 
 @contextmanager
@@ -97,13 +113,16 @@ def server(folder: Path) -> Iterator[None]:
     command = [sys.executable, "-c", SERVER, HOST, str(folder / "server.pem"), str(folder / "server.key")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
-        assert running.stdout.readline() == "ready\n"
-        yield
-        running.kill()
+        try:
+            assert running.stdout.readline() == "ready\n"
+            yield
+        finally:
+            running.kill()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--creates", type=int, default=100)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--megabytes", type=int, default=1000)
@@ -113,7 +132,7 @@ def main() -> None:
     names = NameServer()
     names.names[NAME] = [[HOST]]
     settings = {
-        "BULKHEAD_EGRESS__ALLOW": json.dumps([{"host": "*", "ports": [RAW], "raw": True}, f"*:{TLS}"]),
+        "BULKHEAD_EGRESS__ALLOW": json.dumps(RULES),
         "BULKHEAD_EGRESS__PERMIT_NETS": NET,
         "BULKHEAD_EGRESS__RESOLVER": names.address,
         "BULKHEAD_CAPACITY__SANDBOXES": "1000",
@@ -121,7 +140,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority(Path(folder), [NAME])
         with server(Path(folder)), Service(Path(folder) / "data", settings) as service:
+            creates(service, options.creates)
             compare(service, authority, options.turns, options.rounds, options.megabytes << 20)
+            neighbour(service, authority)
             hold(service, options.sandboxes, options.connections)
     names.close()
 
@@ -129,6 +150,43 @@ def main() -> None:
 def create(service: Service) -> str:
     policy = {"network": {"mode": "proxy", "allow": RULES}}
     return service.create(policy=policy, limits={"memory_mib": 64})
+
+
+def creates(service: Service, rounds: int) -> None:
+    rest = Rest(service.port)
+    found: dict[str, list[float]] = {"none": [], "proxy": []}
+    for turn in range(rounds + 1):
+        for mode, times in found.items():
+            time.sleep(0.02)  # what is made ahead is ready
+            network = {"mode": mode, "allow": RULES} if mode == "proxy" else {"mode": mode}
+            began = time.perf_counter()
+            sandbox = rest.create(policy={"network": network}, limits={"memory_mib": 64})
+            if turn:
+                times.append((time.perf_counter() - began) * 1e3)
+            rest.delete(sandbox)
+    for mode, times in found.items():
+        least, low, middle, high = min(times), *statistics.quantiles(times, n=4)
+        print(f"create, {mode:6} {least:6.2f} {low:6.2f} {middle:6.2f} {high:6.2f} ms, least and quartiles")
+
+
+def neighbour(service: Service, authority: Authority) -> None:
+    """First bytes of one sandbox, alone and beside one that opens as many connections as it may."""
+    quiet, greedy = create(service), create(service)
+    certificate = authority.certificate.read_text()
+    service.run(quiet, "sh", "-c", 'printf %s "$1" > ca.pem', "sh", certificate)
+    for turn in range(3):
+        for beside in (False, True):
+            flood = start(service, greedy, "python3", "-c", FLOOD, HOST) if beside else None
+            if flood is not None:
+                flood.saw(b"1001\n")
+            inside = service.run(quiet, "python3", "-c", CLIENT, NAME, HOST, "ca.pem", "40", "0", wait=55)
+            opened = 0
+            if flood is not None:
+                opened = int(flood.out().split()[-1])
+                flood.delete()
+            times = json.loads(inside["stdout"])[0]
+            told = ", ".join(f"{kind} {statistics.median(values):.2f}" for kind, values in times.items())
+            print(f"turn {turn}, beside {opened:6} connections: {told} ms to the first byte, p50")
 
 
 def compare(service: Service, authority: Authority, turns: int, rounds: int, size: int) -> None:
@@ -139,20 +197,21 @@ def compare(service: Service, authority: Authority, turns: int, rounds: int, siz
     rates: dict[tuple[str, str], list[float]] = {}
     for _ in range(turns):
         arguments = [str(rounds), str(size)]
-        own = [sys.executable, "-c", CLIENT, HOST, str(authority.certificate), *arguments]
+        own = [sys.executable, "-c", CLIENT, HOST, HOST, str(authority.certificate), *arguments]
         straight = subprocess.run(own, capture_output=True, text=True, check=True).stdout
-        inside = service.run(sandbox, "python3", "-c", CLIENT, NAME, "ca.pem", *arguments, wait=55)
+        inside = service.run(sandbox, "python3", "-c", CLIENT, NAME, HOST, "ca.pem", *arguments, wait=55)
         assert inside["exit"]["code"] == 0, inside
         for place, said in (("straight", straight), ("sandbox", inside["stdout"])):
             times, speeds = json.loads(said)
             for kind in times:
                 first.setdefault((kind, place), []).extend(times[kind])
+            for kind in speeds:
                 rates.setdefault((kind, place), []).append(speeds[kind])
     for (kind, place), values in sorted(first.items()):
         cuts = statistics.quantiles(values, n=20)
-        print(f"{kind:6} {place:9} {cuts[9]:6.2f} {cuts[18]:6.2f} ms to the first byte, p50 and p95")
+        print(f"{kind:8} {place:9} {cuts[1]:6.2f} {cuts[9]:6.2f} {cuts[18]:6.2f} ms to the first byte, p10, p50, p95")
     for (kind, place), values in sorted(rates.items()):
-        print(f"{kind:6} {place:9} {statistics.median(values):6.0f} MB/s in one connection, median of {len(values)}")
+        print(f"{kind:8} {place:9} {statistics.median(values):6.0f} MB/s in one connection, median of {len(values)}")
 
 
 def hold(service: Service, sandboxes: int, connections: int) -> None:

@@ -66,10 +66,15 @@ def refusals(proxied: Proxied, sandbox: str) -> Counter[str]:
     return Counter(event["reason"] for event in proxied.events(sandbox) if event["verdict"] == "refused")
 
 
+def hexadecimal(address: str) -> str:
+    """As the end of an IPv6 address."""
+    parts = [int(part) for part in address.split(".")]
+    return f"{parts[0] << 8 | parts[1]:x}:{parts[2] << 8 | parts[3]:x}"
+
+
 def spellings(address: str) -> list[Attempt]:
     """Itself, mapped, in NAT64, in 6to4, compatible."""
-    parts = [int(part) for part in address.split(".")]
-    low = f"{parts[0] << 8 | parts[1]:x}:{parts[2] << 8 | parts[3]:x}"
+    low = hexadecimal(address)
     written = (address, f"::ffff:{address}", f"64:ff9b::{low}", f"2002:{low}::", f"::{low}")
     return [("SOCK_STREAM", text, 80, GET) for text in written]
 
@@ -121,7 +126,7 @@ ANSWERS: dict[str, tuple[list[Sequence[str]], str]] = {
     "mixed": ([[HOST, OTHER]], "own"),
     "own": ([["127.0.0.1"]], "own"),
     "mapped": ([[f"::ffff:{OTHER}"]], "own"),
-    "nat64": ([["64:ff9b::7f4e:1"]], "own"),
+    "nat64": ([[f"64:ff9b::{hexadecimal(OTHER)}"]], "own"),
     "metadata": ([["169.254.169.254"]], "metadata"),
     "private": ([["192.168.1.1"]], "private"),
     "shared": ([["100.64.0.1"]], "shared"),

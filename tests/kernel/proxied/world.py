@@ -29,10 +29,11 @@ import dns.rrset
 
 from tests.kernel import host
 
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-NET = f"127.77.{_WORKER}.0/24"
-HOST = f"127.77.{_WORKER}.1"  # where all servers listen, at their usual ports
-OTHER = f"127.78.{_WORKER}.1"  # not in NET, so no sandbox may reach it
+# Of the loopback network this process takes addresses of its own: another run on this host has others.
+_OWN = divmod(os.getpid() % 16_384, 256)
+NET = f"127.{64 + _OWN[0]}.{_OWN[1]}.0/24"
+HOST = f"127.{64 + _OWN[0]}.{_OWN[1]}.1"  # where all servers listen, at their usual ports
+OTHER = f"127.{128 + _OWN[0]}.{_OWN[1]}.1"  # not in NET, so no sandbox may reach it
 
 
 class NameServer:
