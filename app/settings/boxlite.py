@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from app.core.hosts import check_rule
+from app.core.direct_rules import check_rule
 from app.settings.part import Part, split
 
 

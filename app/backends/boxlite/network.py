@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.backends.boxlite import RUNTIME
+from app.core.direct_rules import check_rule
 from app.core.errors import InvalidRequest, PolicyNotSupported, PolicyTooBroad
-from app.core.hosts import check_rule, covers
+from app.core.hosts import covers
 
 NOBODY_PERMITTED = "the operator permits no host; BULKHEAD_BOXLITE__DIRECT_ALLOW lists those that boxes may reach"
 RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which the health check asks for at every beat
