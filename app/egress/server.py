@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
 class EgressServer:
-    """Serves one gateway at a time, one of the uid in the configuration. Others wait, or are refused."""
+    """Serves one gateway at a time, one of the uid in the configuration. The next one waits, others are refused."""
 
     def __init__(self, listener: socket.socket, config: EgressConfig) -> None:
         """Raises ValueError for an address in the configuration that is none."""
@@ -40,34 +41,47 @@ class EgressServer:
         self._networks: dict[str, SandboxNetwork] = {}
         self._known: tuple[str, dict[str, str]] = ("", {})  # of the sandbox that is opened next
         self._peer: Peer | None = None
+        self._next: socket.socket | None = None
         self._closing: set[asyncio.Task[None]] = set()
         listener.setblocking(False)
-        self._listen()
-
-    def _listen(self) -> None:
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._loop.add_reader(listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._shared.spare.shed(self._listener)  # the gateway comes again; else this would be called for ever
             return
         _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != self._uid:
             connection.close()
-            return
-        self._loop.remove_reader(self._listener.fileno())
+        elif self._peer is None:
+            self._serve(connection)
+        else:
+            self._forget_next()
+            self._next = connection
+
+    def _serve(self, connection: socket.socket) -> None:
         self._peer = Peer(connection, self._carry_out, self._ended)
         self._peer.tell(Hello())
+
+    def _forget_next(self) -> None:
+        if self._next is not None:
+            self._next.close()
+            self._next = None
 
     def _ended(self) -> None:
         self._peer, self._known = None, ("", {})
         for sandbox in list(self._networks):
             self._close(sandbox)
-        self._listen()
+        if self._next is not None:
+            following, self._next = self._next, None
+            self._serve(following)
 
     async def aclose(self) -> None:
         """Cuts everything."""
+        self._forget_next()
         if self._peer is not None:
             self._peer.close()
         self._loop.remove_reader(self._listener.fileno())
