@@ -114,3 +114,17 @@ def test_without_rules_of_the_operator_there_is_no_egress_process_and_no_network
         (process, *_) = service.call("GET", "/runtimes")[1]["items"]
         assert "network_proxy" not in process["capabilities"]
         assert service.run(service.create(), "echo", "fine")["stdout"] == "fine\n"
+
+
+def test_create_without_an_egress_process_fails_by_name_and_leaves_nothing(tmp_path: Path) -> None:
+    with Service(tmp_path) as service:
+        first, spare = host.first_uid(service), service.create()
+        Path(f"/run/bulkhead/{first}/egress.sock").unlink()
+        before = host.group_folders(first), host.descriptors(service.children()["gateway"])
+        network = {"mode": "proxy", "allow": ["www.example.org:443"]}
+        status, problem = service.call("POST", "/sandboxes", {"policy": {"network": network}})
+        assert (status, problem["type"]) == (503, "/problems/backend_unavailable"), problem
+        assert "the egress process does not answer: No such file or directory" in problem["detail"]
+        now = host.group_folders(first), host.descriptors(service.children()["gateway"])
+        assert now == before
+        assert service.run(spare, "echo", "fine")["stdout"] == "fine\n", "others go on"
