@@ -132,7 +132,8 @@ class Site:
         """Sends bytes, ends the input, and returns all that comes back."""
         reader, writer = await self.connect()
         writer.write(data)
-        writer.write_eof()
+        with contextlib.suppress(OSError):  # it is reset already, which the next line tells
+            writer.write_eof()
         return await asyncio.wait_for(reader.read(), 20)
 
     def close(self) -> None:

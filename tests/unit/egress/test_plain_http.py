@@ -342,6 +342,14 @@ async def test_trailers_and_headers_for_one_side_stay_on_it() -> None:
         assert b"other" not in host.read[0]
 
 
+async def test_length_of_a_body_stays_whatever_the_program_says_of_it() -> None:
+    host = Host()
+    async with site(host.serve) as at:
+        more = "Connection: Content-Length\r\nContent-Length: 3\r\n"
+        assert parsed(await at.ask(request(at, "POST / HTTP/1.1", more=more, body=b"abc")))[0][0] == 200
+        assert host.bodies == [b"abc"]
+
+
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket, h2c", "TLS/1.0"])
 async def test_other_upgrade_is_removed(upgrade: str) -> None:
     host = Host()

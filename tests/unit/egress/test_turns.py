@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from contextlib import ExitStack, closing
+from functools import partial
 
-from app.egress.turns import EVENTS, SandboxTurns
+from app.egress.turns import SandboxTurns
 
 SOCKETS = 200
 
@@ -38,9 +40,31 @@ async def test_sandbox_with_one_ready_socket_is_served_as_often_as_one_with_many
             greedy.read(fd, lambda fd=fd: serve_greedy(fd))  # type: ignore[misc]
         modest.read(ready().fileno(), serve_modest)
         await asyncio.wait_for(done.wait(), 20)
-        assert sum(served.values()) <= EVENTS * (modest_served + 2)
+        assert sum(served.values()) <= 4 * (modest_served + 2)
         assert len(served) == SOCKETS  # and the sockets of one sandbox take turns
         assert max(served.values()) <= min(served.values()) + 2
+
+
+async def test_sandbox_whose_work_is_long_gets_no_second_piece_in_its_turn() -> None:
+    with ExitStack() as stack:
+        greedy, modest = (stack.enter_context(closing(SandboxTurns())) for _ in range(2))
+        order: list[str] = []
+        done = asyncio.Event()
+
+        def work(name: str, seconds: float) -> None:
+            until = time.thread_time() + seconds
+            order.append(name)
+            if order.count("modest") == 100:
+                done.set()
+            while time.thread_time() < until:
+                pass
+
+        for turns, name, seconds in ((greedy, "greedy", 0.0005), (greedy, "greedy", 0.0005), (modest, "modest", 0.0)):
+            left, right = (stack.enter_context(end) for end in socket.socketpair())
+            left.send(b"x")
+            turns.read(right.fileno(), partial(work, name, seconds))
+        await asyncio.wait_for(done.wait(), 20)
+        assert order.count("greedy") <= 30  # of 100: one in a turn, in which the other has four
 
 
 async def test_tasks_of_two_sandboxes_take_turns() -> None:
