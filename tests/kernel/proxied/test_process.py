@@ -120,11 +120,14 @@ def test_create_without_an_egress_process_fails_by_name_and_leaves_nothing(tmp_p
     with Service(tmp_path) as service:
         first, spare = host.first_uid(service), service.create()
         Path(f"/run/bulkhead/{first}/egress.sock").unlink()
-        before = host.group_folders(first), host.descriptors(service.children()["gateway"])
+
+        def held() -> tuple[list[str], ...]:
+            return host.group_folders(first), host.descriptors(service.children()["gateway"])
+
+        before = held()
         network = {"mode": "proxy", "allow": ["www.example.org:443"]}
         status, problem = service.call("POST", "/sandboxes", {"policy": {"network": network}})
         assert (status, problem["type"]) == (503, "/problems/backend_unavailable"), problem
         assert "the egress process does not answer: No such file or directory" in problem["detail"]
-        now = host.group_folders(first), host.descriptors(service.children()["gateway"])
-        assert now == before
+        host.until(lambda: held() == before, "nothing of the sandbox stays")
         assert service.run(spare, "echo", "fine")["stdout"] == "fine\n", "others go on"
