@@ -130,11 +130,11 @@ def test_a_box_shows_what_was_measured_in_it_and_what_is_only_claimed() -> None:
         "network": {"mode": "direct", "links": [{"name": "eth0", "up": False}], "routes_to_outside": 1},
         "missing_layers": [],
     }
-    policy = {"profile": "default", "network": {"mode": "direct", "allow": ["pypi.org"]}}
+    policy = {"profile": "default", "network": {"mode": "direct", "allow": ["index.example.org"]}}
     found = facts(runtime="boxlite", image="python", isolation=receipt, policy=policy)
     assert (found["runtime"], found["policy"]) == (
         "boxlite, image python",
-        "profile default, network direct to pypi.org",
+        "profile default, network direct to index.example.org",
     )
     assert found["isolation"] == "vm, measured when the sandbox was made:"
     assert found["box"] == "b1, booted in 1.25 s: kernel 6.12.1, cpus 2, memory 512 MiB"
