@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from app.cli.show import short_time, size
+from app.core.limits import MIB
 
-_MIB = 1024 * 1024
 _DIGEST = 12  # characters, as of an abbreviated commit; `--json` has all 64
 _LIMITS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "cpus": ("cpus", lambda count: f"{count:g}"),
-    "memory_mib": ("memory", lambda mib: size(mib * _MIB)),
+    "memory_mib": ("memory", lambda mib: size(mib * MIB)),
     "processes": ("processes", str),
     "output_bytes": ("output", size),
     "wall_seconds": ("time", lambda seconds: f"{seconds:g} s"),
@@ -41,7 +41,7 @@ def _asked(sandbox: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         "limits",
         _list(f"{word} {show(limits[name])}" for name, (word, show) in _LIMITS.items() if limits.get(name) is not None),
     )
-    yield "storage", _list([sandbox.get("storage"), disk_mib is not None and size(disk_mib * _MIB)])
+    yield "storage", _list([sandbox.get("storage"), disk_mib is not None and size(disk_mib * MIB)])
     yield "policy", _policy(policy)
 
 
