@@ -224,6 +224,8 @@ def remove_groups(parent: str) -> None:
     with contextlib.suppress(OSError):
         tree.end_frozen()
         tree.clean()
+    for hierarchy in tree.hierarchies:
+        os.close(hierarchy.parent)
     _, places = cgroup_mounts.locate(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     for _, folder in places:
         for path in (Path(folder, parent), Path(folder, parent).parent):
