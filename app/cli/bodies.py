@@ -29,6 +29,8 @@ def _network(typed: Namespace) -> dict[str, Any] | None:
         raise UsageError("--allow-raw needs --network proxy")
     if typed.network == "proxy":
         for text in typed.allow or ():
+            if "://" in text:
+                raise UsageError(f"--allow {text}: write HOST:PORT, without http:// and without a path")
             if ":" in (host := text.rpartition(":")[0]) or (host and not host.strip("0123456789./")):
                 raise UsageError(f"--allow {text}: addresses need --allow-raw")
     allow = [*(typed.allow or ()), *map(_raw_rule, typed.allow_raw or ())]

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.cli.show import short_time, size
 from app.core.limits import MIB
+from app.core.network_rules import parse_rule
 
 _DIGEST = 12  # characters, as of an abbreviated commit; `--json` has all 64
 _LIMITS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
@@ -52,7 +53,7 @@ def _idle(sandbox: Mapping[str, Any]) -> str:
 
 def _policy(policy: Mapping[str, Any]) -> str:
     network = policy.get("network") or {}
-    hosts = _list(network.get("allow") or ())
+    hosts = _list(rule if isinstance(rule, str) else str(parse_rule(rule)) for rule in network.get("allow") or ())
     return _list(
         [
             policy.get("profile") and f"profile {policy['profile']}",

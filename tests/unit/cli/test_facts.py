@@ -173,3 +173,12 @@ def test_a_limit_that_the_runtime_does_not_enforce_is_left_out() -> None:
     found = facts(limits=ANSWER["limits"] | {"processes": None, "disk_mib": None})
     assert "processes" not in found["limits"]
     assert found["storage"] == "disk"
+
+
+def test_rules_of_the_network_are_shown_as_they_are_written() -> None:
+    allow = [
+        {"host": "index.example.org", "ports": [80, 443], "raw": False},
+        {"host": "2001:db8::/32", "ports": [5432], "raw": True},
+    ]
+    found = facts(policy={"profile": "default", "network": {"mode": "proxy", "allow": allow}})
+    assert found["policy"] == "profile default, network proxy to index.example.org:80,443, [2001:db8::/32]:5432 raw"

@@ -77,6 +77,7 @@ def test_rules_are_passed_on_as_they_were_typed() -> None:
         (["--network", "proxy", "--allow", "203.0.113.7:443"], "--allow 203.0.113.7:443: addresses need --allow-raw"),
         (["--network", "proxy", "--allow", "10.0.0.0/8:443"], "--allow 10.0.0.0/8:443: addresses need --allow-raw"),
         (["--network", "proxy", "--allow", "[2001:db8::1]:443"], "addresses need --allow-raw"),
+        (["--network", "proxy", "--allow", "https://www.example.org/x"], "write HOST:PORT, without http:// and"),
         (["--network", "proxy", "--allow-raw", "a.test"], "--allow-raw a.test: write HOST:PORT"),
         (["--network", "proxy", "--allow-raw", ":1"], "--allow-raw :1: write HOST:PORT"),
         (["--network", "proxy", "--allow-raw", "a.test:x"], "--allow-raw a.test:x: write HOST:PORT"),
