@@ -162,7 +162,7 @@ def _check_permitted(rule: NetworkRule, pointer: str, wide: Sequence[NetworkRule
     if wide is None or covers(wide, rule):
         return
     ceiling = ", ".join(map(str, wide)) or "nothing"
-    hint = "; raw only where a rule there is raw" if rule.raw and not any(own.raw for own in wide) else ""
+    hint = "; the operator permits no raw rules" if rule.raw and not any(own.raw for own in wide) else ""
     raise PolicyTooBroad(pointer, ceiling, f"{rule} is outside {what}: {ceiling}{hint}")
 
 

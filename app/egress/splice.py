@@ -109,7 +109,7 @@ class _Direction:
             sent = self._send(_buffer[:size])
         except BlockingIOError:
             return
-        except Exception as error:
+        except Exception as error:  # also what `count` raises: whoever waits for the end gets it
             self._splice.failed(error)
             return
         if sent < size:

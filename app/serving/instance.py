@@ -59,7 +59,7 @@ class Instance:
                     raise InstanceError(
                         f"another service uses the data folder {folder}: use another one, by --data or BULKHEAD_DATA"
                     ) from None
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(_RETRY_SECONDS)  # before anybody is served; flock(2) cannot wait for a time
 
     def _kept_word(self, folder: Path) -> str:
         word = os.pread(self._file, 64, 0).decode("ascii", "replace").strip()

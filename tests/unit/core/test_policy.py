@@ -137,7 +137,7 @@ def test_rules_within_those_of_the_operator_are_taken_in_their_normal_form() -> 
             "/policy/network/allow/1",
             "outside what the operator permits: *:80, *:443",
         ),
-        ([raw("a.test", 443)], WEB, "/policy/network/allow/0", "raw only where a rule there is raw"),
+        ([raw("a.test", 443)], WEB, "/policy/network/allow/0", "the operator permits no raw rules"),
         ([raw("203.0.113.1", 443)], WEB, "/policy/network/allow/0", "outside what the operator permits"),
         (["a.test:443"], EgressPolicy(), "/policy/network/allow/0", "outside what the operator permits: nothing"),
         ([raw("10.2.0.1")], NETS, "/policy/network/allow/0", "10.2.0.1 is not public (private)"),
