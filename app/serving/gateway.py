@@ -12,15 +12,14 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
+from app.backends.egress_link import EgressLink
 from app.backends.process.backend import ProcessBackend
-from app.backends.process.egress_link import EgressLink
 from app.core.backend import Backend
 from app.core.connections import NEWCOMERS
 from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
@@ -66,7 +65,7 @@ def main(arguments: list[str]) -> int:
         instance = Instance(settings.data, LOCK_SECONDS)  # before the folder is changed in any way
         spill = open_spill(settings, uid)
         telemetry = Telemetry(key_names=keys)
-        egress = EgressLink(egress_socket, partial(telemetry.network_event, "process")) if egress_socket else None
+        egress = EgressLink(egress_socket, telemetry.network_event) if egress_socket else None
         process = ProcessBackend(launcher_socket, reason, egress)
         backends: list[Backend] = [process, BoxliteBackend(settings.boxlite, instance.word)]
         server = build(settings, telemetry, keys, profiles, spill, backends)

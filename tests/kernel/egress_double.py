@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.backends.process.egress_link import EgressLink
-from app.backends.process.network_sockets import NetworkSockets
+from app.backends.egress_link import EgressLink, ProgramSockets
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
 
@@ -15,9 +14,9 @@ class EgressDouble(EgressLink):
     """Takes every sandbox, and does nothing for it."""
 
     def __init__(self) -> None:
-        super().__init__(Path("/nowhere"), lambda _: None)
+        super().__init__(Path("/nowhere"), lambda *_: None)
 
     async def open(
-        self, sandbox_id: str, rules: Sequence[NetworkRule], sockets: NetworkSockets, log: NetworkLog
+        self, runtime: str, sandbox_id: str, rules: Sequence[NetworkRule], sockets: ProgramSockets, log: NetworkLog
     ) -> None:
         assert [*sockets.listeners] == sorted({port for rule in rules for port in rule.ports})

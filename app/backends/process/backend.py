@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from app import __version__
-from app.backends.process.egress_link import EgressLink
+from app.backends.egress_link import EgressLink
 from app.backends.process.files import FileRoom, ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.network_sockets import NetworkSockets

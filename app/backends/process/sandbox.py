@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from app.backends.egress_link import EgressLink
 from app.backends.process.agent import FileAgentClient
-from app.backends.process.egress_link import EgressLink
 from app.backends.process.execution import LAST_WORD_SECONDS, ProcessExecution
 from app.backends.process.files import ProcessFiles
 from app.backends.process.link import LauncherLink, LauncherRefused, close_all, receive_packet
@@ -102,7 +102,7 @@ class ProcessSandbox:
         self._check_alive()
         if self._network is not None:
             self._egress, self.network_log = egress, NetworkLog()
-            await egress.open(self.id, rules, self._network, self.network_log)
+            await egress.open("process", self.id, rules, self._network, self.network_log)
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt

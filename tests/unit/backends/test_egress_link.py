@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from app.backends.process import egress_link
-from app.backends.process.egress_link import EgressLink
+from app.backends import egress_link
+from app.backends.egress_link import EgressLink
 from app.backends.process.network_sockets import NetworkSockets
 from app.core.errors import BackendUnavailable
 from app.core.network_log import NetworkEvent, NetworkLog
@@ -139,12 +139,16 @@ class Stage:
         self.path = path
         self.played = Played(path)
         self.reported: list[NetworkEvent] = []
-        self.link = EgressLink(path, self.reported.append)
+        self.link = EgressLink(path, self.report)
         self.sockets: list[FakeSockets] = []
+
+    def report(self, runtime: str, event: NetworkEvent) -> None:
+        assert runtime == "process"
+        self.reported.append(event)
 
     def open(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> asyncio.Task[None]:
         self.sockets.append(FakeSockets())
-        return asyncio.create_task(self.link.open(sandbox_id, RULES, self.sockets[-1], log or NetworkLog()))
+        return asyncio.create_task(self.link.open("process", sandbox_id, RULES, self.sockets[-1], log or NetworkLog()))
 
     async def opened(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> None:
         task = self.open(sandbox_id, log)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from app.backends.process.link import RUNTIME, close_all
-from app.backends.process.network_sockets import NetworkSockets
 from app.core.errors import BackendUnavailable
 from app.core.network_log import NetworkEvent, NetworkLog
 from app.core.network_rules import NetworkRule
@@ -32,6 +31,7 @@ from app.egress.protocol import (
     NetworkOpened,
     OpenNetwork,
     Report,
+    close,
     decode_report,
     encode,
     open_packets,
@@ -50,13 +50,25 @@ _PACKETS_A_TURN = 64  # a busy egress process must not keep the loop from others
 OWN_NAMES, SHARED_NAMES = 64, 65_536
 
 
+class ProgramSockets(Protocol):
+    """What the egress process gets of a sandbox: the resolver's descriptor, and those of the listeners in the order of
+    their ports."""
+
+    @property
+    def descriptors(self) -> Sequence[int]: ...
+
+    @property
+    def listeners(self) -> Mapping[int, int]: ...
+
+
 @dataclass(eq=False, slots=True)
 class _Network:
     """Of one sandbox."""
 
+    runtime: str
     id: str
     rules: tuple[NetworkRule, ...]
-    sockets: NetworkSockets
+    sockets: ProgramSockets
     log: NetworkLog
     opened: asyncio.Future[None]
     closed: asyncio.Future[None]
@@ -72,10 +84,10 @@ class _Packet:
 
 
 class EgressLink:
-    """Connects when a sandbox needs it, and again after a loss, while there is a sandbox. `report` is called with every
-    event of every sandbox."""
+    """Connects when a sandbox needs it, and again after a loss, while there is a sandbox. `report` is called with the
+    runtime and every event of every sandbox."""
 
-    def __init__(self, path: Path, report: Callable[[NetworkEvent], None]) -> None:
+    def __init__(self, path: Path, report: Callable[[str, NetworkEvent], None]) -> None:
         self._path, self._report = path, report
         self._networks: dict[str, _Network] = {}
         self._closing: dict[str, _Network] = {}
@@ -90,12 +102,12 @@ class EgressLink:
     # --- sandboxes
 
     async def open(
-        self, sandbox_id: str, rules: Sequence[NetworkRule], sockets: NetworkSockets, log: NetworkLog
+        self, runtime: str, sandbox_id: str, rules: Sequence[NetworkRule], sockets: ProgramSockets, log: NetworkLog
     ) -> None:
         """Returns when the egress process serves the sandbox. The sockets stay the caller's, who calls `close` before
         it closes them. Raises BackendUnavailable, and then nothing of the sandbox is left here."""
         loop = asyncio.get_running_loop()
-        network = _Network(sandbox_id, tuple(rules), sockets, log, loop.create_future(), loop.create_future())
+        network = _Network(runtime, sandbox_id, tuple(rules), sockets, log, loop.create_future(), loop.create_future())
         self._networks[sandbox_id] = network
         try:
             if self._socket is None:
@@ -108,10 +120,10 @@ class EgressLink:
             self.close(sandbox_id)
             if isinstance(error, TimeoutError):
                 why = f"the egress process did not answer within {ANSWER_SECONDS:g} seconds"
-                raise BackendUnavailable(RUNTIME, why) from None
+                raise BackendUnavailable(runtime, why) from None
             if isinstance(error, OSError):
                 why = f"the egress process does not answer: {error.strerror}"
-                raise BackendUnavailable(RUNTIME, why) from error
+                raise BackendUnavailable(runtime, why) from error
             raise
 
     def close(self, sandbox_id: str) -> None:
@@ -121,7 +133,7 @@ class EgressLink:
             return
         self._shared_names -= max(0, len(network.names) - OWN_NAMES)
         if not network.opened.done():
-            network.opened.set_exception(BackendUnavailable(RUNTIME, "the sandbox has ended"))
+            network.opened.set_exception(BackendUnavailable(network.runtime, "the sandbox has ended"))
             network.opened.exception()  # its create may wait no more
         self._unsent = deque(packet for packet in self._unsent if packet.network is not network)
         if network.told:
@@ -235,7 +247,7 @@ class EgressLink:
                 return
             try:
                 data, descriptors = receive(self._socket)
-                close_all(descriptors)
+                close(descriptors)
                 if not data or descriptors:
                     return self._lose()
                 self._take(decode_report(data))
@@ -270,7 +282,7 @@ class EgressLink:
         else:
             event = NetworkEvent(**report.event)
             network.log.add(event)
-            self._report(event)
+            self._report(network.runtime, event)
         return None
 
     def _greet(self, hello: Hello) -> None:
@@ -285,7 +297,7 @@ class EgressLink:
         network.told = False
         if not network.opened.done():
             why = f"the egress process cannot serve the sandbox: {reason}"
-            network.opened.set_exception(BackendUnavailable(RUNTIME, why))
+            network.opened.set_exception(BackendUnavailable(network.runtime, why))
         else:
             asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._open_again, network)
 
