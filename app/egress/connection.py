@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from app.core.addresses import unmapped
 from app.core.hosts import IPAddress
 from app.egress.client_hello import RECORD, ClientHello
 from app.egress.dialling import NotDialled
+from app.egress.names import NameTable
 from app.egress.plain_http import PlainHttp
 from app.egress.reasons import Reason
 from app.egress.sockets import bound_memory, reset
@@ -33,18 +35,35 @@ class Cut(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What a program wants to reach: the host of a name, or else an address."""
+
+    name: str | None
+    address: IPAddress | None
+    port: int
+
+    @classmethod
+    def of(cls, inside: socket.socket, names: NameTable) -> Destination:
+        """What the program connected to: the listener's address is every address."""
+        host, port, *_ = inside.getsockname()
+        address = unmapped(ip_address(host.partition("%")[0]))
+        name = names.name_of(address)
+        return cls(name, None if name else address, port)
+
+    @property
+    def host(self) -> str:
+        return self.name or str(self.address)
+
+
 class ProgramConnection:
     """Owns `inside`, the accepted socket. `wide` lets the kernel hold more for it."""
 
-    def __init__(self, network: SandboxNetwork, inside: socket.socket, *, wide: bool) -> None:
+    def __init__(self, network: SandboxNetwork, inside: socket.socket, destination: Destination, *, wide: bool) -> None:
         self._network, self._turns, self._inside, self._wide = network, network.turns, inside, wide
         self._times = network.shared.times
-        asked = inside.getsockname()
-        # What the program connected to: the listener's address is every address.
-        self._asked: IPAddress = unmapped(ip_address(asked[0].partition("%")[0]))
-        self._port: int = asked[1]
-        self._name = network.names.name_of(self._asked)
-        self._rule = network.rule_for(self._name or str(self._asked), self._port)
+        self._destination, self._name, self._port = destination, destination.name, destination.port
+        self._rule = network.rule_for(destination.host, self._port)
         self._dialled: IPAddress | None = None
         self._outside: list[socket.socket] = []
         self._sent = self._received = 0
@@ -164,7 +183,7 @@ class ProgramConnection:
         while self._outside:
             self._close(self._outside.pop())
         outside, self._dialled = await self._network.shared.dialler.dial(
-            self._turns, self._name or self._asked, self._port, wide=self._wide
+            self._turns, self._destination.address or self._destination.host, self._port, wide=self._wide
         )
         self._outside.append(outside)
         return outside
@@ -205,7 +224,7 @@ class ProgramConnection:
             "connection",
             reason=reason,
             name=self._name,
-            address=self._dialled or (None if self._name else self._asked),
+            address=self._dialled or self._destination.address,
             port=self._port,
             rule=self._rule_text,
             bytes_sent=self._sent,

@@ -12,7 +12,7 @@ from functools import partial
 from app.core.budget import Budget
 from app.core.network_rules import NetworkRule, rule_for
 from app.egress.config import EgressConfig
-from app.egress.connection import ProgramConnection
+from app.egress.connection import Destination, ProgramConnection
 from app.egress.dialling import Dialler
 from app.egress.names import NameTable
 from app.egress.protocol import OpenNetwork
@@ -158,7 +158,9 @@ class SandboxNetwork:
         self.shared.connections.take(self.sandbox)
         connection.setblocking(False)
         task = asyncio.get_running_loop().create_task(
-            ProgramConnection(self, connection, wide=len(self._tasks) < WIDE_CONNECTIONS).run()
+            ProgramConnection(
+                self, connection, Destination.of(connection, self.names), wide=len(self._tasks) < WIDE_CONNECTIONS
+            ).run()
         )
         self._tasks.add(task)
         task.add_done_callback(self._connection_ended)
