@@ -26,10 +26,12 @@ from app.egress.protocol import (
     Hello,
     InvalidMessage,
     NameGiven,
+    NetworkChanged,
     NetworkClosed,
+    NetworkNotChanged,
     NetworkNotOpened,
     NetworkOpened,
-    OpenNetwork,
+    NetworkSetup,
     Report,
     close,
     decode_report,
@@ -206,10 +208,10 @@ class EgressLink:
     # --- what is sent
 
     def _send_open(self, network: _Network) -> None:
-        order = OpenNetwork(network.id, network.rules, tuple(network.sockets.listeners), network.names)
-        *names, last = open_packets(order)
+        setup = NetworkSetup(network.rules, network.names)
+        *known, last = open_packets(network.id, tuple(network.sockets.listeners), setup)
         network.told = True
-        for data in names:
+        for data in known:
             self._post(_Packet(data, network))
         self._post(_Packet(last, network, with_descriptors=True))
 
@@ -275,6 +277,8 @@ class EgressLink:
         elif isinstance(report, NetworkClosed):
             if self._closing.pop(network.id, None) is network and not network.closed.done():
                 network.closed.set_result(None)
+        elif isinstance(report, NetworkChanged | NetworkNotChanged):
+            raise InvalidMessage("nothing was to change")
         elif isinstance(report, NameGiven):
             self._keep_name(network, report.name, report.address)
         elif isinstance(report, EventsDropped):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from app.core.addresses import forbidden_net
 from app.core.errors import InvalidRequest, PolicyTooBroad
 from app.core.hosts import IPNetwork, net_of
-from app.core.network_rules import PORTS, NetworkRule, covers, parse_rule, ports_of
+from app.core.network_rules import PATHS, PORTS, NetworkRule, covers, parse_rule, paths_of, ports_of
 from app.core.text import byte_length
 
 
@@ -155,6 +155,8 @@ def narrow_network(profile: Policy, asked: Sequence[object], operators: EgressPo
         rules[rule] = None
     if (count := len(ports_of(rules))) > PORTS:
         raise InvalidRequest.at(_ALLOW, f"has {count} different ports; at most {PORTS} are possible")
+    if (count := paths_of(rules)) > PATHS:
+        raise InvalidRequest.at(_ALLOW, f"has {count} paths; at most {PATHS} are possible")
     return Network("proxy", rules=tuple(rules))
 
 

@@ -123,7 +123,7 @@ class ProgramConnection:
             read += more
             hello.feed(more)
         patience.reschedule(None)
-        if hello.refusal is not None or self._rule is None:
+        if hello.refusal is not None or self._rule is None or self._rule.http:
             self._tell(hello.refusal or Reason.RULE)
             await self._say_goodbye(hello.alert)
             return

@@ -15,7 +15,7 @@ from app.egress.config import EgressConfig
 from app.egress.connection import Destination, ProgramConnection
 from app.egress.dialling import Dialler
 from app.egress.names import NameTable
-from app.egress.protocol import OpenNetwork
+from app.egress.protocol import NetworkSetup
 from app.egress.rates import Rate
 from app.egress.reasons import Reason
 from app.egress.resolver import Resolver
@@ -62,17 +62,18 @@ class SandboxNetwork:
 
     def __init__(
         self,
-        order: OpenNetwork,
+        sandbox: str,
+        setup: NetworkSetup,
         resolver: socket.socket,
         listeners: Sequence[socket.socket],
         shared: Shared,
         reports: Reports,
     ) -> None:
         """Raises OSError when there are no descriptors left."""
-        self.sandbox, self.rules, self.shared = order.sandbox, order.rules, shared
+        self.sandbox, self.rules, self.shared = sandbox, setup.rules, shared
         self.turns = SandboxTurns()
-        self.told = Told(order.sandbox, reports)
-        self.names = NameTable(order.names)
+        self.told = Told(sandbox, reports)
+        self.names = NameTable(setup.names)
         self.kept = KeptBytes(KEPT_PER_SANDBOX, shared.kept)
         self._rate = Rate(shared.config.connections_per_second, shared.config.connections_per_second)
         self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)

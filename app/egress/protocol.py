@@ -4,8 +4,8 @@ One JSON object is one packet of a SOCK_SEQPACKET socket. Descriptors travel bes
 process listens, and its first message is `Hello`. Decoding never trusts the other side: what is not exactly a message
 raises InvalidMessage, and the receiver hangs up.
 
-A sandbox may have more names than one packet holds, so `open_packets` sends them in `KnownNames` before its
-`OpenNetwork`.
+What the egress process needs of a sandbox may be more than one packet holds. So it goes ahead in packets that add up,
+and `OpenNetwork` or `ChangeNetwork` follows: see `open_packets` and `Gathering`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from app.core import hosts
 from app.core.network_rules import PORTS, RULES, NetworkRule, parse_rule
 
-VERSION = 1
+VERSION = 2
 MAX_PACKET = 64 * 1024
 MAX_DESCRIPTORS = PORTS + 1  # the resolver's socket, and a listener for each port
 ADDRESSES = IPv4Network("198.18.0.0/15")  # what names are given. RFC 2544: nobody has them on the Internet
 MAX_NAMES = 4096  # of one sandbox
+SECRETS = 32  # of one sandbox
+SECRET_HOSTS, SECRET_TEXT = 16, 8192  # hosts of a secret, and characters of its value
 _NAMES_PER_PACKET = 200  # 253 bytes each at most
+_RULES_SIZE = 32 * 1024  # of the rules in a packet. One alone has 30 KiB at most
+_PEM = 4096  # characters of a certificate or key. Those of P-256 have 700 and 250
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 _TEXT = 1024  # characters of a text in an event
 
@@ -36,25 +41,85 @@ class InvalidMessage(Exception):
     """The other side sent something that it must not send."""
 
 
+# --- what a sandbox needs
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate and its private key, both as PEM."""
+
+    certificate: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """`placeholder` stands in the variable inside the sandbox. The egress process puts `value` in its place, in
+    requests to `hosts` alone, which are names."""
+
+    variable: str
+    placeholder: str
+    value: str = field(repr=False)
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSetup:
+    """What the egress process needs of a sandbox beside its sockets. `names` are those that were given an address
+    before. `authority` signs the certificates of hosts whose rules have `http`."""
+
+    rules: tuple[NetworkRule, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    authority: KeyPair | None = None
+    secrets: tuple[Secret, ...] = ()
+
+
 # --- gateway -> egress process
 
 
 @dataclass(frozen=True, slots=True)
 class KnownNames:
-    """Names of a sandbox with the addresses that they were given before. Its `OpenNetwork` follows."""
-
     sandbox: str
     names: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class OpenNetwork:
-    """With the descriptors [resolver, a listener for each of `ports` in their order]."""
+class KnownRules:
+    """Some of the rules, in their order."""
 
     sandbox: str
     rules: tuple[NetworkRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAuthority:
+    sandbox: str
+    authority: KeyPair
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSecret:
+    sandbox: str
+    secret: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class OpenNetwork:
+    """Serves the sandbox with what was said before. With the descriptors [resolver, a listener for each of `ports` in
+    their order]. The answer is `NetworkOpened` or `NetworkNotOpened`."""
+
+    sandbox: str
     ports: tuple[int, ...]
-    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeNetwork:
+    """The rules that were said before replace those of the sandbox; there may be none. Names, authority and secrets
+    stay. With a descriptor of a listener for each of `ports`, which are new ones. The answer is `NetworkChanged` or
+    `NetworkNotChanged`."""
+
+    sandbox: str
+    ports: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +143,21 @@ class NetworkOpened:
 @dataclass(frozen=True, slots=True)
 class NetworkNotOpened:
     """`reason` is a sentence for people, such as one about descriptors that are used up."""
+
+    sandbox: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """Connections that the new rules do not permit are cut."""
+
+    sandbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkNotChanged:
+    """Nothing has changed. `reason` is a sentence for people."""
 
     sandbox: str
     reason: str
@@ -115,15 +195,32 @@ class NetworkClosed:
     sandbox: str
 
 
-Order = KnownNames | OpenNetwork | CloseNetwork
-Report = Hello | NetworkOpened | NetworkNotOpened | NameGiven | NetworkEventTold | EventsDropped | NetworkClosed
+Known = KnownNames | KnownRules | KnownAuthority | KnownSecret
+Order = Known | OpenNetwork | ChangeNetwork | CloseNetwork
+Report = (
+    Hello
+    | NetworkOpened
+    | NetworkNotOpened
+    | NetworkChanged
+    | NetworkNotChanged
+    | NameGiven
+    | NetworkEventTold
+    | EventsDropped
+    | NetworkClosed
+)
 _KINDS: dict[type[Any], str] = {
     KnownNames: "names",
+    KnownRules: "rules",
+    KnownAuthority: "authority",
+    KnownSecret: "secret",
     OpenNetwork: "open",
+    ChangeNetwork: "change",
     CloseNetwork: "close",
     Hello: "hello",
     NetworkOpened: "opened",
     NetworkNotOpened: "not_opened",
+    NetworkChanged: "changed",
+    NetworkNotChanged: "not_changed",
     NameGiven: "named",
     NetworkEventTold: "event",
     EventsDropped: "dropped",
@@ -133,31 +230,87 @@ _KINDS: dict[type[Any], str] = {
 
 def encode(message: Order | Report) -> bytes:
     fields = asdict(message)
-    if isinstance(message, OpenNetwork):
+    if isinstance(message, KnownRules):
         fields["rules"] = [rule.as_dict() for rule in message.rules]
     return json.dumps({"kind": _KINDS[type(message)], **fields}, separators=(",", ":")).encode()
 
 
-def open_packets(order: OpenNetwork) -> list[bytes]:
-    """The packets of an order. The descriptors travel with the last one."""
-    names = list(order.names.items())
-    known = [
-        KnownNames(order.sandbox, dict(names[at : at + _NAMES_PER_PACKET]))
-        for at in range(0, len(names), _NAMES_PER_PACKET)
+def open_packets(sandbox: str, ports: Sequence[int], setup: NetworkSetup) -> list[bytes]:
+    """The packets that open the network of a sandbox. The descriptors travel with the last one."""
+    names = list(setup.names.items())
+    known: list[Order] = [
+        KnownNames(sandbox, dict(names[at : at + _NAMES_PER_PACKET])) for at in range(0, len(names), _NAMES_PER_PACKET)
     ]
-    return [*map(encode, known), encode(OpenNetwork(order.sandbox, order.rules, order.ports))]
+    if setup.authority is not None:
+        known.append(KnownAuthority(sandbox, setup.authority))
+    known += [KnownSecret(sandbox, secret) for secret in setup.secrets]
+    return [*_rules_packets(sandbox, setup.rules), *map(encode, known), encode(OpenNetwork(sandbox, tuple(ports)))]
+
+
+def change_packets(sandbox: str, new_ports: Sequence[int], rules: Sequence[NetworkRule]) -> list[bytes]:
+    """The packets that give a sandbox other rules. The descriptors of the new listeners travel with the last one."""
+    return [*_rules_packets(sandbox, rules), encode(ChangeNetwork(sandbox, tuple(new_ports)))]
+
+
+def _rules_packets(sandbox: str, rules: Sequence[NetworkRule]) -> list[bytes]:
+    packets, begin, size = [], 0, 0
+    for at, rule in enumerate(rules):
+        length = len(json.dumps(rule.as_dict()))
+        if at > begin and size + length > _RULES_SIZE:
+            packets.append(encode(KnownRules(sandbox, tuple(rules[begin:at]))))
+            begin, size = at, 0
+        size += length
+    if begin < len(rules):
+        packets.append(encode(KnownRules(sandbox, tuple(rules[begin:]))))
+    return packets
+
+
+class Gathering:
+    """Adds up what is said of one sandbox before its `OpenNetwork` or `ChangeNetwork`."""
+
+    def __init__(self) -> None:
+        self._sandbox, self._setup = "", NetworkSetup()
+
+    def add(self, known: Known) -> None:
+        """What was said of another sandbox is forgotten. Raises InvalidMessage for more than a sandbox can have."""
+        setup = self._setup if known.sandbox == self._sandbox else NetworkSetup()
+        if isinstance(known, KnownNames):
+            setup = replace(setup, names={**setup.names, **known.names})
+        elif isinstance(known, KnownRules):
+            setup = replace(setup, rules=(*setup.rules, *known.rules))
+        elif isinstance(known, KnownAuthority):
+            setup = replace(setup, authority=known.authority)
+        else:
+            setup = replace(setup, secrets=(*setup.secrets, known.secret))
+        if len(setup.names) > MAX_NAMES or len(setup.rules) > RULES or len(setup.secrets) > SECRETS:
+            raise InvalidMessage("too many names, rules or secrets")
+        self._sandbox, self._setup = known.sandbox, setup
+
+    def take(self, sandbox: str) -> NetworkSetup:
+        """What was said of this sandbox. It is forgotten here."""
+        setup = self._setup if sandbox == self._sandbox else NetworkSetup()
+        self._sandbox, self._setup = "", NetworkSetup()
+        return setup
 
 
 def decode_order(packet: bytes) -> Order:
     """Raises InvalidMessage."""
-    fields = _Fields(packet)
-    sandbox = fields.text("sandbox", 64)
+    fields = _Fields.of(packet)
+    kind, sandbox = fields.text("kind", 16), fields.text("sandbox", 64)
     order: Order
-    match fields.kind:
+    match kind:
         case "names":
             order = KnownNames(sandbox, fields.names())
+        case "rules":
+            order = KnownRules(sandbox, fields.rules())
+        case "authority":
+            order = KnownAuthority(sandbox, fields.key_pair())
+        case "secret":
+            order = KnownSecret(sandbox, fields.secret())
         case "open":
-            order = OpenNetwork(sandbox, fields.rules(), fields.ports(), fields.names())
+            order = OpenNetwork(sandbox, fields.ports())
+        case "change":
+            order = ChangeNetwork(sandbox, fields.ports())
         case "close":
             order = CloseNetwork(sandbox)
         case _:
@@ -168,16 +321,21 @@ def decode_order(packet: bytes) -> Order:
 
 def decode_report(packet: bytes) -> Report:
     """Raises InvalidMessage."""
-    fields = _Fields(packet)
-    sandbox = fields.text("sandbox", 64) if fields.kind != "hello" else ""
+    fields = _Fields.of(packet)
+    kind = fields.text("kind", 16)
+    sandbox = fields.text("sandbox", 64) if kind != "hello" else ""
     report: Report
-    match fields.kind:
+    match kind:
         case "hello":
             report = Hello(fields.number("version"))
         case "opened":
             report = NetworkOpened(sandbox)
         case "not_opened":
             report = NetworkNotOpened(sandbox, fields.text("reason"))
+        case "changed":
+            report = NetworkChanged(sandbox)
+        case "not_changed":
+            report = NetworkNotChanged(sandbox, fields.text("reason"))
         case "named":
             report = NameGiven(sandbox, fields.text("name", 253), fields.address("address"))
         case "event":
@@ -226,15 +384,17 @@ _EVENT = {
 class _Fields:
     """The fields of one message. Every method raises InvalidMessage for one that is missing or of the wrong type."""
 
-    def __init__(self, packet: bytes) -> None:
-        try:
-            found = json.loads(packet)
-        except (ValueError, RecursionError):
-            raise InvalidMessage("not JSON") from None
+    def __init__(self, found: object) -> None:
         if not isinstance(found, dict):
             raise InvalidMessage("not an object")
         self._found = found
-        self.kind = self.text("kind", 16)
+
+    @classmethod
+    def of(cls, packet: bytes) -> _Fields:
+        try:
+            return cls(json.loads(packet))
+        except (ValueError, RecursionError):
+            raise InvalidMessage("not JSON") from None
 
     def take(self, name: str) -> Any:
         try:
@@ -277,6 +437,31 @@ class _Fields:
             return tuple(map(parse_rule, value))
         except ValueError as error:
             raise InvalidMessage("not a rule") from error
+
+    def key_pair(self) -> KeyPair:
+        inner = _Fields(self.take("authority"))
+        pair = KeyPair(inner.text("certificate", _PEM), inner.text("key", _PEM))
+        inner.end()
+        return pair
+
+    def secret(self) -> Secret:
+        inner = _Fields(self.take("secret"))
+        secret = Secret(
+            inner.text("variable", 256),
+            inner.text("placeholder", SECRET_TEXT),
+            inner.text("value", SECRET_TEXT),
+            inner.host_names("hosts"),
+        )
+        inner.end()
+        return secret
+
+    def host_names(self, name: str) -> tuple[str, ...]:
+        value = self.take(name)
+        if not isinstance(value, list) or not 1 <= len(value) <= SECRET_HOSTS:
+            raise InvalidMessage(f"{name} is not a list of 1 to {SECRET_HOSTS} names")
+        if not all(isinstance(host, str) and hosts.is_name(host) for host in value):
+            raise InvalidMessage(f"{name} has something else than names in their normal form")
+        return tuple(value)
 
     def ports(self) -> tuple[int, ...]:
         value = self.take("ports")

@@ -14,14 +14,15 @@ from app.egress.config import EgressConfig
 from app.egress.network import SandboxNetwork, Shared
 from app.egress.peer import Peer
 from app.egress.protocol import (
-    MAX_NAMES,
+    ChangeNetwork,
     CloseNetwork,
+    Gathering,
     Hello,
-    InvalidMessage,
-    KnownNames,
     NetworkClosed,
+    NetworkNotChanged,
     NetworkNotOpened,
     NetworkOpened,
+    NetworkSetup,
     OpenNetwork,
     Order,
 )
@@ -39,7 +40,7 @@ class EgressServer:
         self._listener, self._uid = listener, config.gateway_uid
         self._shared = Shared.of(config, Times())
         self._networks: dict[str, SandboxNetwork] = {}
-        self._known: tuple[str, dict[str, str]] = ("", {})  # of the sandbox that is opened next
+        self._gathering = Gathering()
         self._peer: Peer | None = None
         self._next: socket.socket | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -72,7 +73,7 @@ class EgressServer:
             self._next = None
 
     def _ended(self) -> None:
-        self._peer, self._known = None, ("", {})
+        self._peer, self._gathering = None, Gathering()
         for sandbox in list(self._networks):
             self._close(sandbox)
         if self._next is not None:
@@ -93,26 +94,19 @@ class EgressServer:
     def _carry_out(self, order: Order, descriptors: list[int]) -> None:
         """Raises InvalidMessage."""
         if isinstance(order, OpenNetwork):
-            self._open(order, descriptors)
+            self._open(order, self._gathering.take(order.sandbox), descriptors)
             return
         protocol.close(descriptors)
-        if isinstance(order, KnownNames):
-            self._remember(order)
-        else:
+        if isinstance(order, CloseNetwork):
             self._close_by_order(order)
+        elif isinstance(order, ChangeNetwork):
+            self._gathering.take(order.sandbox)
+            if self._peer is not None:
+                self._peer.tell(NetworkNotChanged(order.sandbox, "rules cannot be changed"))
+        else:
+            self._gathering.add(order)
 
-    def _remember(self, order: KnownNames) -> None:
-        sandbox, names = self._known
-        names = {**(names if sandbox == order.sandbox else {}), **order.names}
-        if len(names) > MAX_NAMES:
-            raise InvalidMessage("too many names")
-        self._known = order.sandbox, names
-
-    def _open(self, order: OpenNetwork, descriptors: list[int]) -> None:
-        sandbox, names = self._known
-        self._known = "", {}
-        if sandbox == order.sandbox:
-            order = OpenNetwork(sandbox, order.rules, order.ports, {**names, **order.names})
+    def _open(self, order: OpenNetwork, setup: NetworkSetup, descriptors: list[int]) -> None:
         peer = self._peer
         if peer is None:
             protocol.close(descriptors)
@@ -120,18 +114,18 @@ class EgressServer:
         try:
             if order.sandbox in self._networks:
                 raise NotOpened("it is open already")
-            self._networks[order.sandbox] = self._network(order, descriptors, peer)
+            self._networks[order.sandbox] = self._network(order, setup, descriptors, peer)
         except NotOpened as error:
             protocol.close(descriptors)
             peer.tell(NetworkNotOpened(order.sandbox, str(error)))
         else:
             peer.tell(NetworkOpened(order.sandbox))
 
-    def _network(self, order: OpenNetwork, descriptors: list[int], peer: Peer) -> SandboxNetwork:
+    def _network(self, order: OpenNetwork, setup: NetworkSetup, descriptors: list[int], peer: Peer) -> SandboxNetwork:
         """Raises NotOpened, and then has taken no descriptor."""
         opened = _sockets(order.ports, descriptors)
         try:
-            return SandboxNetwork(order, opened[0], opened[1:], self._shared, peer)
+            return SandboxNetwork(order.sandbox, setup, opened[0], opened[1:], self._shared, peer)
         except OSError as error:
             for taken in opened:
                 taken.detach()

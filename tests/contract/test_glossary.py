@@ -101,6 +101,7 @@ TWINS = frozenset(
         "Exit",
         "Filesystem",
         "FilesystemRequest",
+        "HttpRule",
         "Limits",
         "Network",
         "NetworkEvent",

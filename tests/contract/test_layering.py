@@ -47,13 +47,19 @@ TABLE: dict[str, Row] = {
     "api.streams": row("api.streams api.schemas api.http api.context core", "starlette pydantic pydantic_core"),
     "api.openapi": row("api.openapi api.schemas api.streams api.http core", "fastapi starlette pydantic"),
     # pyroute2 reads a sandbox's network back for the receipt
-    "backends": row("backends core settings launcher.protocol egress.protocol", "httptools websockets pyroute2"),
+    "backends": row(
+        "backends core settings launcher.protocol egress.protocol egress.authority", "httptools websockets pyroute2"
+    ),
     "backends.egress_link": row("core egress.protocol"),
     "backends.boxlite": row("backends.boxlite backends.egress_link core settings", "httptools websockets"),
-    "backends.process": row("backends.process backends.egress_link core settings launcher.protocol", "pyroute2"),
+    "backends.process": row(
+        "backends.process backends.egress_link core settings launcher.protocol egress.protocol egress.authority",
+        "pyroute2",
+    ),
     # It meets hostile programs and servers, so it has nothing of the gateway's but the rules.
     "egress": row("egress privileges core", "dns h11 uvloop"),
     "egress.protocol": row("core"),
+    "egress.authority": row("egress.protocol", "cryptography"),
     "privileges": row(),
     # What runs in the sandbox's clone cannot reach for what belongs to the launcher, and the wire knows no side.
     "launcher": row("launcher"),

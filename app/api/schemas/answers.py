@@ -42,12 +42,21 @@ class Filesystem(AnswerSchema):
     read_write: list[str]
 
 
+class HttpRule(AnswerSchema):
+    """Requests that are permitted. Null: all methods, all paths."""
+
+    methods: list[str] | None
+    paths: list[str] | None
+
+
 class NetworkRule(AnswerSchema):
-    """A host with the ports at which it can be reached. With `raw`: by any protocol."""
+    """A host with the ports at which it can be reached. With `raw`: by any protocol. `http`: the requests that are
+    permitted; null: the bytes pass unread."""
 
     host: str
     ports: list[int]
     raw: bool
+    http: list[HttpRule] | None
 
 
 class Network(AnswerSchema):

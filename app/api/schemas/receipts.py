@@ -54,10 +54,16 @@ class LinkReceipt(Receipt):
     up: bool
 
 
+class AllowedHttpReceipt(Receipt):
+    methods: list[str] | None = Field(description="null: all")
+    paths: list[str] | None = Field(description="null: all")
+
+
 class AllowedReceipt(Receipt):
     host: str
     ports: list[int]
     raw: bool
+    http: list[AllowedHttpReceipt] | None = Field(description="permitted requests; null: the bytes pass unread")
 
 
 class NetworkReceipt(Receipt):

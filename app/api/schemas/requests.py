@@ -23,8 +23,11 @@ from app.api.schemas.strict import (
     spelled,
 )
 from app.core.capabilities import Capability
+from app.core.http_rules import HTTP_RULES, METHODS
+from app.core.http_rules import PATHS as RULE_PATHS
 from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, OutputMode, Stderr, Stdin, Storage, Tier
 from app.core.network_rules import PORTS, RULES
+from app.core.path_patterns import PATTERN_BYTES
 
 
 class FilesystemRequest(Strict):
@@ -34,16 +37,52 @@ class FilesystemRequest(Strict):
     read_write: Paths | None = None
 
 
-class NetworkRuleRequest(Strict):
-    """A host with the ports at which it can be reached, by TLS or HTTP that names the host. With `raw`: by anything."""
+class HttpRuleRequest(Strict):
+    """Requests that are permitted. What is absent or null is not judged: `{}` permits every request."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"host": "*.example.net", "ports": [443, 8443]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"methods": ["GET", "POST"], "paths": ["/v1/**"]}]})
+
+    methods: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=32)]],
+            Field(min_length=1, max_length=METHODS, fail_fast=True),
+        ]
+        | None
+    ) = Field(None, description="in capital letters; GET admits HEAD; CONNECT and TRACE are never passed on")
+    paths: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=PATTERN_BYTES)]],
+            Field(min_length=1, max_length=RULE_PATHS, fail_fast=True),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="compared with the decoded path without its query. `*`: any characters of a segment; `**`: any "
+        "segments; `/v1/**` is all below /v1, and not /v1. At most 32 in a rule, 128 in all rules",
+    )
+
+
+class NetworkRuleRequest(Strict):
+    """A host with the ports at which it can be reached, by TLS or HTTP that names the host. With `raw`: by anything.
+    With `http`: TLS ends at the egress process, and each request is judged."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"host": "*.example.net", "ports": [443, 8443]},
+                {"host": "api.example.com", "ports": [443], "http": [{"methods": ["POST"], "paths": ["/v1/**"]}]},
+            ]
+        }
+    )
 
     host: Host = Field(description="a name; `*.name` for every name below it; `*` for every name; address or network")
     ports: Annotated[
         list[Annotated[int, Field(ge=1, le=65_535), WHOLE]], Field(min_length=1, max_length=PORTS, fail_fast=True)
     ] = Field(description="at most 16 different ones in all rules; not 53")
     raw: bool = Field(False, description="true is needed for addresses and networks, and for programs like databases")
+    http: Annotated[list[HttpRuleRequest], Field(min_length=1, max_length=HTTP_RULES, fail_fast=True)] | None = Field(
+        None, description="permitted requests; null: the bytes pass unread. Not with `raw`, nor for addresses"
+    )
 
 
 def _form(value: Any) -> str | None:

@@ -48,7 +48,7 @@ def test_receipt_has_the_rules_and_no_way_out(proxied: Proxied) -> None:
     sandbox = proxied.sandbox(*WEB)
     receipt = proxied.service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["network"]
     assert receipt["mode"] == "proxy"
-    assert receipt["allow"] == [{"host": "*.example.org", "ports": [80], "raw": False}]
+    assert receipt["allow"] == [{"host": "*.example.org", "ports": [80], "raw": False, "http": None}]
     assert receipt["links"] == [{"name": "lo", "up": True}]
     assert receipt["routes_to_outside"] == 0
 

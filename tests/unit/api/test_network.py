@@ -42,8 +42,8 @@ async def test_rules_are_answered_in_their_normal_form() -> None:
         assert answer.json()["policy"]["network"] == {
             "mode": "proxy",
             "allow": [
-                {"host": "index.example.org", "ports": [443], "raw": False},
-                {"host": "*.example.net", "ports": [80, 443], "raw": False},
+                {"host": "index.example.org", "ports": [443], "raw": False, "http": None},
+                {"host": "*.example.net", "ports": [80, 443], "raw": False, "http": None},
             ],
         }
 
@@ -69,7 +69,11 @@ async def test_a_repeated_create_may_spell_its_rules_differently() -> None:
         ([{"host": "a.test"}], "/policy/network/allow/0/ports"),
         ([{"host": "a.test", "ports": [443, 0]}], "/policy/network/allow/0/ports/1"),
         ([{"host": "a.test", "ports": [443], "raw": 1}], "/policy/network/allow/0/raw"),
-        ([{"host": "a.test", "ports": [443], "http": [{}]}], "/policy/network/allow/0/http"),
+        ([{"host": "a.test", "ports": [443], "http": []}], "/policy/network/allow/0/http"),
+        ([{"host": "a.test", "ports": [443], "http": [{"x": 1}]}], "/policy/network/allow/0/http/0/x"),
+        ([{"host": "a.test", "ports": [443], "http": [{"methods": ["get"]}]}], "/policy/network/allow/0"),
+        ([{"host": "a.test", "ports": [443], "http": [{"paths": ["/a%2f"]}]}], "/policy/network/allow/0"),
+        ([{"host": "a.test", "ports": [443], "http": [{}], "raw": True}], "/policy/network/allow/0"),
         ([{"host": "a.test", "ports": [53]}], "/policy/network/allow/0"),
         ([{"host": "10.0.0.1", "ports": [443]}], "/policy/network/allow/0"),
         (["a.test:443"] * 65, "/policy/network/allow"),

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from app.egress.protocol import (
     MAX_NAMES,
     CloseNetwork,
     EventsDropped,
+    Gathering,
     Hello,
-    KnownNames,
+    Known,
     NameGiven,
     NetworkClosed,
     NetworkEventTold,
     NetworkNotOpened,
     NetworkOpened,
+    NetworkSetup,
     OpenNetwork,
     Order,
     Report,
@@ -102,25 +104,26 @@ class Played:
             assert packet, "the gateway has hung up"
             return decode_order(packet), descriptors
 
-    async def hear_opening(self) -> tuple[OpenNetwork, dict[str, str]]:
-        """The next `OpenNetwork`, and the names that came before it."""
-        names: dict[str, str] = {}
+    async def hear_opening(self) -> tuple[OpenNetwork, NetworkSetup]:
+        """The next `OpenNetwork`, and what was said before it."""
+        gathering = Gathering()
         while True:
             order, descriptors = await self.hear()
-            if isinstance(order, KnownNames):
+            if isinstance(order, Known):
                 assert not descriptors
-                names.update(order.names)
+                gathering.add(order)
                 continue
             assert isinstance(order, OpenNetwork), order
             assert len(descriptors) == 1 + len(order.ports)
             for descriptor in descriptors:
                 os.close(descriptor)
-            return order, names
+            return order, gathering.take(order.sandbox)
 
-    async def serve_one(self) -> dict[str, str]:
-        order, names = await self.hear_opening()
+    async def serve_one(self) -> Mapping[str, str]:
+        """Returns the names that the sandbox has had."""
+        order, setup = await self.hear_opening()
         self.say(NetworkOpened(order.sandbox))
-        return names
+        return setup.names
 
     def say(self, *messages: Report | bytes, descriptors: Sequence[int] = ()) -> None:
         assert self.connection is not None
@@ -189,8 +192,7 @@ async def test_sandbox_is_open_when_the_egress_process_has_said_so(tmp_path: Pat
     async with stage(tmp_path) as here:
         task = here.open()
         await here.played.accept()
-        order, names = await here.played.hear_opening()
-        assert (order.sandbox, order.rules, order.ports, names) == ("one", RULES, PORTS, {})
+        assert await here.played.hear_opening() == (OpenNetwork("one", PORTS), NetworkSetup(RULES))
         await here.settle()
         assert not task.done()
         here.played.say(NetworkOpened("one"))
@@ -301,9 +303,10 @@ async def test_another_egress_process_gets_every_sandbox_with_its_names(tmp_path
             await here.played.accept()
             first, second = [await here.played.hear_opening() for _ in range(2)]
         assert first == (
-            OpenNetwork("one", RULES, PORTS), {"index.example.org": "198.18.0.1", "a.example.net": "198.18.0.2"}
-        )  # fmt: skip
-        assert second == (OpenNetwork("two", RULES, PORTS), {"b.example.net": "198.18.0.1"})
+            OpenNetwork("one", PORTS),
+            NetworkSetup(RULES, {"index.example.org": "198.18.0.1", "a.example.net": "198.18.0.2"}),
+        )
+        assert second == (OpenNetwork("two", PORTS), NetworkSetup(RULES, {"b.example.net": "198.18.0.1"}))
 
 
 async def test_what_was_said_before_a_reset_is_heard(tmp_path: Path) -> None:

@@ -177,8 +177,8 @@ def test_a_limit_that_the_runtime_does_not_enforce_is_left_out() -> None:
 
 def test_rules_of_the_network_are_shown_as_they_are_written() -> None:
     allow = [
-        {"host": "index.example.org", "ports": [80, 443], "raw": False},
-        {"host": "2001:db8::/32", "ports": [5432], "raw": True},
+        {"host": "index.example.org", "ports": [80, 443], "raw": False, "http": None},
+        {"host": "2001:db8::/32", "ports": [5432], "raw": True, "http": None},
     ]
     found = facts(policy={"profile": "default", "network": {"mode": "proxy", "allow": allow}})
     assert found["policy"] == "profile default, network proxy to index.example.org:80,443, [2001:db8::/32]:5432 raw"

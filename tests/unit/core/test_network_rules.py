@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.core import hosts
-from app.core.network_rules import NetworkRule, covers, parse_rule, ports_of, rule_for
+from app.core.http_rules import HttpRule
+from app.core.network_rules import NetworkRule, covers, parse_rule, paths_of, ports_of, rule_for, rules_for
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,13 @@ def test_a_rule_has_one_normal_form(value: Any, rule: NetworkRule) -> None:
         ({"host": "a.test", "ports": [True]}, "not a port"),
         ({"host": "a.test", "ports": [443.0]}, "not a port"),
         ({"host": "a.test", "ports": [443], "raw": 1}, "raw must be"),
-        ({"host": "a.test", "ports": [443], "http": []}, "http is not a field"),
+        ({"host": "a.test", "ports": [443], "https": []}, "https is not a field"),
+        ({"host": "a.test", "ports": [443], "http": []}, "1 to 8 objects"),
+        ({"host": "a.test", "ports": [443], "http": {}}, "1 to 8 objects"),
+        ({"host": "a.test", "ports": [443], "http": [{}] * 9}, "1 to 8 objects"),
+        ({"host": "a.test", "ports": [443], "http": [{}], "raw": True}, "exclude each other"),
+        ({"host": "203.0.113.9", "ports": [443], "http": [{}]}, "no http"),
+        ({"host": "203.0.113.9", "ports": [443], "http": [{}], "raw": True}, "no http"),
         ({"host": "203.0.113.9", "ports": [443]}, '"raw": true'),
         ({"host": "203.0.113.0/24", "ports": [443], "raw": False}, '"raw": true'),
         ({"host": "fe80::1%eth0", "ports": [443], "raw": True}, "not a host name"),
@@ -138,6 +145,16 @@ def test_a_rule_is_for_its_ports_and_a_raw_one_comes_first() -> None:
     assert ports_of([plain, raw]) == (80, 443)
 
 
+def test_rules_only_add() -> None:
+    one, other = (NetworkRule("a.test", (443,), http=(HttpRule(("GET",), (path,)),)) for path in ("/a", "/b"))
+    unread, raw = NetworkRule("*.test", (443,)), NetworkRule("a.test", (443,), raw=True)
+    assert rules_for([one, other], "a.test", 443) == (one, other)
+    assert rules_for([one, unread, other], "a.test", 443) == (unread,)
+    assert rules_for([one, unread, raw, other], "a.test", 443) == (raw,)
+    assert rules_for([one, unread, raw, other], "a.test", 80) == ()
+    assert paths_of([one, other, unread]) == 2
+
+
 def test_rules_cover_another_one_together() -> None:
     wide = [parse_rule("*:80"), parse_rule("*:443")]
     assert covers(wide, NetworkRule("a.test", (80, 443)))
@@ -148,9 +165,27 @@ def test_rules_cover_another_one_together() -> None:
     assert not covers([], NetworkRule("a.test", (80,)))
 
 
+def test_requests_are_covered_where_the_host_is() -> None:
+    get, post = (NetworkRule("a.test", (80, 443), http=(HttpRule((method,)),)) for method in ("GET", "POST"))
+    both = NetworkRule("a.test", (443,), http=(HttpRule(("GET", "POST"), ("/v1/x",)),))
+    unread = parse_rule("a.test:443")
+    raw = NetworkRule("a.test", (443,), raw=True)
+    assert covers([get, post], both)
+    assert not covers([get], both)
+    assert not covers([get, post], unread)
+    assert not covers([get, post], raw)
+    assert covers([unread], both)
+    assert covers([raw], both)
+    assert not covers([both], get)
+    assert not covers([NetworkRule("a.test", (80,), http=(HttpRule(),)), both], get)
+
+
 def test_rules_are_shown_to_people() -> None:
     assert str(parse_rule({"host": "*.example.net", "ports": [8443, 443]})) == "*.example.net:443,8443"
     assert str(parse_rule({"host": "2001:db8::/32", "ports": [22], "raw": True})) == "[2001:db8::/32]:22 raw"
+    http = [{"methods": ["POST", "GET"], "paths": ["/v1/**"]}, {"methods": ["PUT"]}, {"paths": ["/a", "/b"]}, {}]
+    shown = "a.test:443 http GET,POST /v1/** or PUT or * /a,/b or *"
+    assert str(parse_rule({"host": "a.test", "ports": [443], "http": http})) == shown
 
 
 label = st.sampled_from(["a", "b", "example", "org", "xn--a", "_x"])

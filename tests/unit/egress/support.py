@@ -24,7 +24,7 @@ import dns.rrset
 from app.core.network_rules import parse_rule
 from app.egress.config import EgressConfig
 from app.egress.network import SandboxNetwork, Shared
-from app.egress.protocol import EventsDropped, NameGiven, NetworkEventTold, OpenNetwork, Report
+from app.egress.protocol import EventsDropped, NameGiven, NetworkEventTold, NetworkSetup, Report
 from app.egress.times import Times
 
 NAME = "index.example.org"
@@ -168,14 +168,11 @@ async def site(
         endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         endpoint.bind((GIVEN, 0))
         wanted = [{"host": NAME, "ports": [port]}] if rules is None else rules
-        order = OpenNetwork(
-            "a",
-            tuple(parse_rule({**rule, "ports": rule.get("ports", [port])}) for rule in wanted),
-            (port,),
-            names or {NAME: GIVEN},
+        setup = NetworkSetup(
+            tuple(parse_rule({**rule, "ports": rule.get("ports", [port])}) for rule in wanted), names or {NAME: GIVEN}
         )
         gateway = FakeGateway()
-        network = SandboxNetwork(order, endpoint, [listener], Shared.of(config, times), gateway)
+        network = SandboxNetwork("a", setup, endpoint, [listener], Shared.of(config, times), gateway)
         stack.push_async_callback(network.aclose)
         found = Site(network, gateway, dns_server, port, endpoint.getsockname(), dns_at)
         stack.callback(found.close)

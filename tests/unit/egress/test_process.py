@@ -28,6 +28,7 @@ from app.egress.protocol import (
     NetworkEventTold,
     NetworkNotOpened,
     NetworkOpened,
+    NetworkSetup,
     OpenNetwork,
     Order,
     Report,
@@ -95,8 +96,12 @@ def report(peer: socket.socket) -> Report:
     return protocol.decode_report(peer.recv(protocol.MAX_PACKET))
 
 
-def order(peer: socket.socket, what: Order, descriptors: list[int] | None = None) -> None:
-    packets = protocol.open_packets(what) if isinstance(what, OpenNetwork) else [protocol.encode(what)]
+def order(
+    peer: socket.socket, what: Order, descriptors: list[int] | None = None, setup: NetworkSetup | None = None
+) -> None:
+    packets = [protocol.encode(what)]
+    if isinstance(what, OpenNetwork):
+        packets = protocol.open_packets(what.sandbox, what.ports, setup or NetworkSetup())
     for packet in packets[:-1]:
         protocol.send(peer, packet)
     protocol.send(peer, packets[-1], descriptors or [])
@@ -114,7 +119,7 @@ class Sockets:
 
     def open(self, peer: socket.socket, host: str = GIVEN) -> None:
         rule = parse_rule({"host": host, "ports": [self.port], "raw": True})
-        order(peer, OpenNetwork("a", (rule,), (self.port,)), self.descriptors)
+        order(peer, OpenNetwork("a", (self.port,)), self.descriptors, NetworkSetup((rule,)))
         assert report(peer) == NetworkOpened("a")
 
     def ask(self) -> bytes:
@@ -271,7 +276,7 @@ def test_names_of_an_earlier_process_keep_their_addresses(start: Callable[..., P
     sockets = Sockets(stack)
     names = {f"{n}.example.net": f"198.18.{n // 256}.{n % 256}" for n in range(1, 1001)}
     rules = (NetworkRule("*.example.net", (sockets.port,)),)
-    order(peer, OpenNetwork("a", rules, (sockets.port,), names), sockets.descriptors)
+    order(peer, OpenNetwork("a", (sockets.port,)), sockets.descriptors, NetworkSetup(rules, names))
     assert report(peer) == NetworkOpened("a")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
         program.settimeout(20)
@@ -299,7 +304,7 @@ def test_sandbox_without_its_sockets_is_not_opened(start: Callable[..., Process]
         "another port": [resolver, other.listener.fileno()],
         "swapped": [listener, resolver],
     }[what]
-    order(peer, OpenNetwork("a", (), (sockets.port,)), given)
+    order(peer, OpenNetwork("a", (sockets.port,)), given)
     answer = report(peer)
     assert isinstance(answer, NetworkNotOpened)
     assert answer.reason
@@ -311,7 +316,7 @@ def test_sandbox_that_is_open_is_not_opened_again_and_goes_on(start: Callable[..
     peer = start(permit_nets=()).greeted()
     sockets = Sockets(stack)
     sockets.open(peer)
-    order(peer, OpenNetwork("a", (), (sockets.port,)), sockets.descriptors)
+    order(peer, OpenNetwork("a", (sockets.port,)), sockets.descriptors)
     assert report(peer) == NetworkNotOpened("a", "it is open already")
     refused(sockets)
     told(peer, "own")
@@ -343,7 +348,7 @@ def test_sandbox_is_not_opened_when_no_descriptors_are_left_and_others_go_on(
     while True:
         number += 1
         sockets = Sockets(stack)
-        order(peer, OpenNetwork(str(number), (), (sockets.port,)), sockets.descriptors)
+        order(peer, OpenNetwork(str(number), (sockets.port,)), sockets.descriptors)
         if (answer := report(peer)) != NetworkOpened(str(number)):
             break
     assert isinstance(answer, NetworkNotOpened)

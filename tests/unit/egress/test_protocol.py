@@ -6,27 +6,42 @@ import json
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from app.core.network_rules import NetworkRule
+from app.core import http_rules
+from app.core.http_rules import HttpRule
+from app.core.network_rules import RULES as RULES_OF_ONE
+from app.core.network_rules import NetworkRule, parse_rule
 from app.egress import protocol
 from app.egress.protocol import (
+    MAX_NAMES,
+    ChangeNetwork,
     CloseNetwork,
     EventsDropped,
+    Gathering,
     Hello,
     InvalidMessage,
+    KeyPair,
+    KnownAuthority,
     KnownNames,
+    KnownRules,
+    KnownSecret,
     NameGiven,
+    NetworkChanged,
     NetworkClosed,
     NetworkEventTold,
+    NetworkNotChanged,
     NetworkNotOpened,
     NetworkOpened,
+    NetworkSetup,
     OpenNetwork,
     Order,
     Report,
+    Secret,
 )
 
 EVENT: dict[str, Any] = {
@@ -42,16 +57,27 @@ EVENT: dict[str, Any] = {
     "bytes_received": 0,
     "duration_seconds": 0.25,
 }
-RULES = (NetworkRule("index.example.org", (80, 443)), NetworkRule("203.0.113.0/24", (5432,), raw=True))
+RULES = (
+    NetworkRule("index.example.org", (80, 443)),
+    NetworkRule("203.0.113.0/24", (5432,), raw=True),
+    NetworkRule("api.example.com", (443,), http=(HttpRule(("GET",), ("/v1/**",)), HttpRule())),
+)
+SECRET = Secret("API_TOKEN", "x" * 40, "s3cret", ("api.example.com", "db"))
 ORDERS: list[Order] = [
     KnownNames("a", {"index.example.org": "198.18.0.1"}),
-    OpenNetwork("a", RULES, (80, 443, 5432), {"index.example.org": "198.18.0.1"}),
+    KnownRules("a", RULES),
+    KnownAuthority("a", KeyPair("certificate", "key")),
+    KnownSecret("a", SECRET),
+    OpenNetwork("a", (80, 443, 5432)),
+    ChangeNetwork("a", ()),
     CloseNetwork("a"),
 ]
 REPORTS: list[Report] = [
     Hello(),
     NetworkOpened("a"),
     NetworkNotOpened("a", "there are no descriptors left"),
+    NetworkChanged("a"),
+    NetworkNotChanged("a", "there are no descriptors left"),
     NameGiven("a", "index.example.org", "198.19.255.255"),
     NetworkEventTold("a", EVENT),
     EventsDropped("a", 7),
@@ -83,14 +109,65 @@ def test_all_names_of_a_sandbox_fit_into_packets() -> None:
         for n in range(protocol.MAX_NAMES)
     }
     rules = tuple(NetworkRule(f"{n:03d}.{label}.{label}.{label}.{label}.com", tuple(range(1, 17))) for n in range(64))
-    packets = protocol.open_packets(OpenNetwork("a", rules, tuple(range(1, 17)), names))
+    setup = NetworkSetup(rules, names)
+    assert gathered(protocol.open_packets("a", range(1, 17), setup)) == (OpenNetwork("a", tuple(range(1, 17))), setup)
+
+
+def gathered(packets: Sequence[bytes]) -> tuple[Order, NetworkSetup]:
+    """The last order, and what was said before it."""
     assert max(map(len, packets)) <= protocol.MAX_PACKET
     *known, last = map(protocol.decode_order, packets)
-    arrived = {
-        name: address for order in known if isinstance(order, KnownNames) for name, address in order.names.items()
-    }
-    assert arrived == names
-    assert last == OpenNetwork("a", rules, tuple(range(1, 17)))
+    gathering = Gathering()
+    for order in known:
+        assert isinstance(order, protocol.Known)
+        gathering.add(order)
+    return last, gathering.take(last.sandbox)
+
+
+def test_largest_setup_fits_into_packets() -> None:
+    """Characters of which JSON makes the most bytes."""
+    paths = tuple(f"/{n}" + "é" * 126 for n in range(http_rules.PATHS))
+    methods = tuple(f"{'A' * 30}{n}" for n in range(http_rules.METHODS))
+    http = (HttpRule(methods, paths), *(HttpRule((*methods[1:], "X" * n)) for n in range(1, http_rules.HTTP_RULES)))
+    rules = [parse_rule({**NetworkRule(f"{n}.example.com", (443,), http=http).as_dict()}) for n in range(RULES_OF_ONE)]
+    setup = NetworkSetup(
+        tuple(rules),
+        {"index.example.org": "198.18.0.1"},
+        KeyPair("c" * 4096, "k" * 4096),
+        tuple(
+            Secret(f"S{n}", "p" * 8192, "é" * protocol.SECRET_TEXT, ("a" * 60 + ".example",) * 16)
+            for n in range(protocol.SECRETS)
+        ),
+    )
+    assert gathered(protocol.open_packets("a", (443,), setup)) == (OpenNetwork("a", (443,)), setup)
+    assert gathered(protocol.change_packets("a", (), rules)) == (ChangeNetwork("a", ()), NetworkSetup(tuple(rules)))
+    assert gathered(protocol.change_packets("a", (443,), ())) == (ChangeNetwork("a", (443,)), NetworkSetup())
+
+
+def test_what_was_said_of_another_sandbox_is_forgotten() -> None:
+    gathering = Gathering()
+    gathering.add(KnownRules("a", RULES))
+    gathering.add(KnownNames("b", {"index.example.org": "198.18.0.1"}))
+    assert gathering.take("a") == NetworkSetup()
+    gathering.add(KnownRules("a", RULES))
+    assert gathering.take("a") == NetworkSetup(RULES)
+    assert gathering.take("a") == NetworkSetup()
+
+
+@pytest.mark.parametrize(
+    "known", [KnownRules("a", RULES * 5), KnownSecret("a", SECRET), KnownNames("a", {"": "198.18.0.1"})]
+)
+def test_more_than_a_sandbox_can_have_is_refused(known: protocol.Known) -> None:
+    gathering = Gathering()
+    with pytest.raises(InvalidMessage):
+        for n in range(MAX_NAMES + 1):
+            gathering.add(KnownNames("a", {str(n): "198.18.0.1"}) if isinstance(known, KnownNames) else known)
+
+
+def test_no_text_of_an_order_shows_a_secret_or_a_key() -> None:
+    setup = NetworkSetup(authority=KeyPair("certificate", "the key"), secrets=(SECRET,))
+    assert "the key" not in repr(setup)
+    assert SECRET.value not in repr(setup)
 
 
 @pytest.mark.parametrize(
@@ -116,27 +193,37 @@ def test_what_is_no_order_is_refused(packet: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("kind", "field", "value"),
     [
-        ("rules", None),
-        ("rules", ["index.example.org:443"]),
-        ("rules", [{"host": "a.example", "ports": [443], "raw": False}] * 65),
-        ("rules", [{"host": "a b", "ports": [443], "raw": False}]),
-        ("rules", [{"host": "10.0.0.0/8", "ports": [443], "raw": False}]),
-        ("ports", [0]),
-        ("ports", [True]),
-        ("ports", [443, 443]),
-        ("ports", list(range(1, 18))),
-        ("ports", "443"),
-        ("names", {"a.example": "10.0.0.1"}),
-        ("names", {"a.example": "::1"}),
-        ("names", {"a.example": 5}),
-        ("names", {"": "198.18.0.1"}),
-        ("names", ["a.example"]),
+        (KnownRules, "rules", None),
+        (KnownRules, "rules", ["index.example.org:443"]),
+        (KnownRules, "rules", [{"host": "a.example", "ports": [443], "raw": False}] * 65),
+        (KnownRules, "rules", [{"host": "a b", "ports": [443], "raw": False}]),
+        (KnownRules, "rules", [{"host": "10.0.0.0/8", "ports": [443], "raw": False}]),
+        (KnownRules, "rules", [{"host": "a.example", "ports": [443], "http": [{"paths": ["/.."]}]}]),
+        (OpenNetwork, "ports", [0]),
+        (OpenNetwork, "ports", [True]),
+        (ChangeNetwork, "ports", [443, 443]),
+        (ChangeNetwork, "ports", list(range(1, 18))),
+        (OpenNetwork, "ports", "443"),
+        (KnownNames, "names", {"a.example": "10.0.0.1"}),
+        (KnownNames, "names", {"a.example": "::1"}),
+        (KnownNames, "names", {"a.example": 5}),
+        (KnownNames, "names", {"": "198.18.0.1"}),
+        (KnownNames, "names", ["a.example"]),
+        (KnownAuthority, "authority", "pem"),
+        (KnownAuthority, "authority", {"certificate": "c"}),
+        (KnownAuthority, "authority", {"certificate": "c", "key": 5}),
+        (KnownAuthority, "authority", {"certificate": "c", "key": "k", "more": 1}),
+        (KnownSecret, "secret", asdict(SECRET) | {"hosts": []}),
+        (KnownSecret, "secret", asdict(SECRET) | {"hosts": ["*.example.com"]}),
+        (KnownSecret, "secret", asdict(SECRET) | {"hosts": ["API.example.com"]}),
+        (KnownSecret, "secret", asdict(SECRET) | {"value": ""}),
+        (KnownSecret, "secret", asdict(SECRET) | {"value": "v" * 9000}),
     ],
 )
-def test_order_with_a_wrong_field_is_refused(field: str, value: object) -> None:
-    right = json.loads(protocol.encode(ORDERS[1]))
+def test_order_with_a_wrong_field_is_refused(kind: type[Order], field: str, value: object) -> None:
+    right = json.loads(protocol.encode(next(order for order in ORDERS if type(order) is kind)))
     protocol.decode_order(json.dumps(right).encode())
     with pytest.raises(InvalidMessage):
         protocol.decode_order(json.dumps(right | {field: value}).encode())
