@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-import dns.exception
-import dns.message
-import dns.resolver
-from dns.rcode import NOERROR, NXDOMAIN
-
 from app.core.hosts import IPAddress
+from app.egress.dns_wire import PAYLOAD, InvalidDns, RecordType, addresses_in, is_answer_to, question_for
 from app.egress.reasons import Reason
 from app.egress.sockets import NO_DESCRIPTORS
 from app.egress.times import Times
 from app.egress.turns import SandboxTurns
 
-PAYLOAD = 1232  # bytes of an answer that pass without fragments: about 70 addresses
+_PORT = 53
 _RESOLV_CONF = Path("/etc/resolv.conf")
 
 Endpoint = tuple[IPAddress, int]
+_KINDS = (RecordType.A, RecordType.AAAA)
 Answers = list[list[IPAddress] | None]  # of both kinds; None while, or because, there is none
 
 
@@ -53,9 +51,7 @@ class Lookup:
         loop = asyncio.get_running_loop()
         until, reason = loop.time() + self._times.resolve, Reason.RESOLVER
         for edns in (True, False):  # old servers know nothing of it
-            questions = [
-                dns.message.make_query(f"{name}.", kind, use_edns=edns, payload=PAYLOAD) for kind in ("A", "AAAA")
-            ]
+            questions = [question_for(os.urandom(2), name, kind, with_extensions=edns) for kind in _KINDS]
             for server in self._configured():
                 seconds = min(until - loop.time(), self._times.server)
                 try:
@@ -71,18 +67,26 @@ class Lookup:
 
     def _configured(self) -> Sequence[Endpoint]:
         if not self._is_given:
-            with contextlib.suppress(OSError, ValueError, dns.exception.DNSException):
+            with contextlib.suppress(OSError):
                 changed = _RESOLV_CONF.stat().st_mtime_ns
                 if changed != self._read_at:
-                    found = dns.resolver.Resolver(str(_RESOLV_CONF))
-                    self._servers = [(ip_address(str(server)), found.port) for server in found.nameservers]
+                    self._servers = servers_of(_RESOLV_CONF.read_text(errors="replace")) or self._servers
                     self._read_at = changed
         return self._servers
 
 
-async def _ask(
-    turns: SandboxTurns, server: Endpoint, questions: Sequence[dns.message.Message], seconds: float
-) -> Answers:
+def servers_of(resolv_conf: str) -> list[Endpoint]:
+    """The DNS servers of a file as resolv.conf(5) describes it."""
+    servers: list[Endpoint] = []
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            with contextlib.suppress(ValueError):
+                servers.append((ip_address(words[1]), _PORT))
+    return servers
+
+
+async def _ask(turns: SandboxTurns, server: Endpoint, questions: Sequence[bytes], seconds: float) -> Answers:
     """Returns what has come after so many seconds at most. Raises OSError."""
     answers: Answers = [None] * len(questions)
     waiting = dict(enumerate(questions))
@@ -93,13 +97,14 @@ async def _ask(
         try:
             async with asyncio.timeout(max(0.0, seconds)) as patience:
                 for question in questions:
-                    endpoint.send(question.to_wire())
+                    endpoint.send(question)
                 while waiting:
-                    answer = _parse(await turns.receive(endpoint, PAYLOAD))
+                    answer = await turns.receive(endpoint, PAYLOAD)
                     for number, question in list(waiting.items()):
-                        if answer is not None and question.is_response(answer):
+                        if is_answer_to(answer, question):
                             del waiting[number]
                             answers[number] = _addresses(answer)
+                            break
         except TimeoutError:
             if not patience.expired():
                 raise
@@ -108,18 +113,9 @@ async def _ask(
     return answers
 
 
-def _parse(data: bytes) -> dns.message.Message | None:
+def _addresses(answer: bytes) -> list[IPAddress] | None:
+    """None when the server has failed."""
     try:
-        return dns.message.from_wire(data, ignore_trailing=True)
-    except (dns.exception.DNSException, ValueError):
-        return None
-
-
-def _addresses(answer: dns.message.Message) -> list[IPAddress] | None:
-    """Those at the end of its aliases. None when the server has failed."""
-    if answer.rcode() not in (NOERROR, NXDOMAIN) or not isinstance(answer, dns.message.QueryMessage):
-        return None
-    try:
-        return [ip_address(record.address) for record in answer.resolve_chaining().answer or ()]
-    except (dns.exception.DNSException, ValueError):
+        return addresses_in(answer)
+    except InvalidDns:
         return None

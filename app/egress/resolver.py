@@ -11,18 +11,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Any
 
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.opcode
-import dns.rdataclass
-import dns.rdatatype
-import dns.rdtypes.IN.A
-import dns.rrset
-from dns.rcode import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL, Rcode
-
 from app.core.hosts import is_name
+from app.egress.dns_wire import InvalidDns, Question, Rcode, RecordType, answer_to, read_question
 from app.egress.names import NamesFull, NameTable
 from app.egress.reasons import Reason
 
@@ -49,46 +39,38 @@ class Resolver:
         """Reads one question and answers it. What is no question is dropped."""
         try:
             data, sender = self._endpoint.recvfrom(MOST)
-            question = dns.message.from_wire(data, ignore_trailing=True)
-        except (OSError, dns.exception.DNSException, ValueError):
+            question = read_question(data)
+        except (OSError, InvalidDns):
             return
-        if question.flags & dns.flags.QR:
-            return
-        answer = dns.message.make_response(question, recursion_available=True)
-        rcode = _refusal(question)
-        if rcode is not NOERROR:
-            answer.set_rcode(rcode)
-            self._send(answer, sender)
-            return
-        self._answer(question.question[0], answer, lambda: self._send(answer, sender))
+        if question.refusal is not Rcode.NOERROR:
+            self._send(answer_to(question, question.refusal), sender)
+        else:
+            self._answer(question, sender)
 
-    def _answer(self, asked: dns.rrset.RRset, answer: dns.message.Message, send: Callable[[], None]) -> None:
-        name = asked.name.to_text(omit_final_dot=True).lower()
+    def _answer(self, question: Question, sender: Any) -> None:
+        name = question.name
         known = self._names.address_of(name)
         if known is None and not (is_name(name) and self._is_allowed(name)):
             self._refused(name, Reason.NAME)
-            answer.set_rcode(NXDOMAIN)
-        elif asked.rdtype == dns.rdatatype.A:
-            try:
-                address = known or self._names.give(name)
-            except NamesFull:
-                self._refused(name, Reason.NAMES)
-                answer.set_rcode(SERVFAIL)
-            else:
-                answer.answer.append(dns.rrset.from_text(asked.name, TTL, "IN", "A", str(address)))
-                if known is None:
-                    self._announce(name, address, send)
-                    return
-        send()
+            self._send(answer_to(question, Rcode.NXDOMAIN), sender)
+        elif question.kind != RecordType.A:
+            self._send(answer_to(question, Rcode.NOERROR), sender)
+        elif known is not None:
+            self._send(answer_to(question, Rcode.NOERROR, known, TTL), sender)
+        else:
+            self._answer_new(question, sender)
 
-    def _send(self, answer: dns.message.Message, to: Any) -> None:
-        with contextlib.suppress(OSError, dns.exception.DNSException):  # a program that does not read asks again
-            self._endpoint.sendto(answer.to_wire(), to)
+    def _answer_new(self, question: Question, sender: Any) -> None:
+        """Gives the name an address."""
+        try:
+            address = self._names.give(question.name)
+        except NamesFull:
+            self._refused(question.name, Reason.NAMES)
+            self._send(answer_to(question, Rcode.SERVFAIL), sender)
+            return
+        answer = answer_to(question, Rcode.NOERROR, address, TTL)
+        self._announce(question.name, address, lambda: self._send(answer, sender))
 
-
-def _refusal(question: dns.message.Message) -> Rcode:
-    if question.opcode() != dns.opcode.QUERY:
-        return NOTIMP
-    if len(question.question) != 1:
-        return FORMERR
-    return NOERROR if question.question[0].rdclass == dns.rdataclass.IN else REFUSED
+    def _send(self, answer: bytes, to: Any) -> None:
+        with contextlib.suppress(OSError):  # a program that does not read asks again
+            self._endpoint.sendto(answer, to)
