@@ -25,12 +25,12 @@ from app.core.limits import MIB
 from app.launcher.config import Config
 from app.launcher.daemon import cgroup_mounts
 from app.serving.egress_process import egress_config, listen_for_gateway, start_egress
+from app.serving.ending import end_in_order
 from app.serving.messages import say
 from app.serving.restarting import RestartedProcess, StartFailed
 from app.serving.slot import Slot, release, take_slot
 from app.settings import Settings, storage_folder
 
-_GRACE_SECONDS = 20.0
 _READY_SECONDS = 20.0
 REFUSED = 2  # the exit status of a start that was refused with a sentence
 PROJECT = str(Path(__file__).resolve().parents[2])
@@ -202,16 +202,9 @@ class Supervisor:
     # --- the end
 
     def _end(self) -> None:
-        """Gateway first, so that clients get their answers; then what serves it; then what the kernel leaves."""
-        restarted = [child.process for child in (self._egress, self._launcher) if child is not None]
-        for child in (self._gateway, *restarted):
-            if child is not None and child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(_GRACE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
+        """Its processes first, then what the kernel leaves."""
+        egress, launcher = (None if child is None else child.process for child in (self._egress, self._launcher))
+        end_in_order(self._gateway, egress, launcher)
         if self._slot is not None:
             remove_groups(self._settings.process.cgroup_parent or self._slot.cgroup)
             shutil.rmtree(self._slot.folder, ignore_errors=True)

@@ -137,3 +137,15 @@ def test_create_without_an_egress_process_fails_by_name_and_leaves_nothing(tmp_p
         assert "the egress process does not answer: No such file or directory" in problem["detail"]
         host.until(lambda: no_more(held(), before), "nothing of the sandbox stays")
         assert service.run(spare, "echo", "fine")["stdout"] == "fine\n", "others go on"
+
+
+def test_service_ends_soon_although_the_egress_process_hangs(tmp_path: Path) -> None:
+    """The gateway waits for it, to end a sandbox. It is killed after two seconds."""
+    with Service(tmp_path) as service:
+        first = host.first_uid(service)
+        network = {"mode": "proxy", "allow": ["www.example.org:443"]}
+        start(service, service.create(policy={"network": network}), "sleep", "1000")
+        os.kill(service.children()["egress"], signal.SIGSTOP)
+        assert service.stop(10) == 0
+    with host.kept(first):
+        assert host.left_of(first) == []
