@@ -17,6 +17,7 @@ from app.api.http.readiness import Readiness
 from app.api.http.tickets import Tickets
 from app.core.idempotency import IdempotencyStore
 from app.core.limits import MIB
+from app.core.operator_secrets import OperatorSecrets
 from app.core.policy import DEFAULT_PROFILES, Policy
 from app.core.registry import Registry
 from app.core.sandboxes import Sandboxes
@@ -33,6 +34,7 @@ def create_app(
     key_hashes: Sequence[str] = (),
     profiles: Mapping[str, Policy] = DEFAULT_PROFILES,
     timeouts: RequestTimeouts | None = None,
+    secrets: OperatorSecrets | None = None,
 ) -> FastAPI:
     """`key_hashes` are SHA-256 in hex, of the keys of the settings and of the key file. Without any, no key is needed.
     At the end of its lifespan the application cancels the work for idempotency keys, destroys every sandbox, and then
@@ -87,6 +89,7 @@ def create_app(
         shares=shares,
         tickets=Tickets(shares.tickets),
         egress=settings.egress.policy(),
+        secrets=secrets or OperatorSecrets(),
         timeouts=timeouts or RequestTimeouts(),
         transfers=TransferBounds(transfers.ceiling_mib * MIB, transfers.stall_seconds),
     )

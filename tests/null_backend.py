@@ -47,6 +47,7 @@ IGNORED_BY_DEFAULT = frozenset({17, 18, 23, 28})  # CHLD, CONT, URG, WINCH: sign
 CAPABILITIES = frozenset(Capability) - {
     Capability.NETWORK_DIRECT,
     Capability.NETWORK_PROXY,
+    Capability.SECRETS,
 }
 
 

@@ -16,6 +16,7 @@ from app.core.budget import Budget
 from app.core.fair_queue import FairQueue
 from app.core.limits import MIB, LimitRange
 from app.core.models import Storage
+from app.core.operator_secrets import OperatorSecrets
 from app.core.policy import EgressPolicy, Policy
 from app.core.registry import Registry
 from app.core.reservations import BudgetQueue
@@ -136,6 +137,7 @@ class ApplicationContext:
     shares: Shares
     tickets: Tickets
     egress: EgressPolicy = field(default_factory=EgressPolicy)
+    secrets: OperatorSecrets = field(default_factory=OperatorSecrets)
     timeouts: RequestTimeouts = field(default_factory=RequestTimeouts)
     transfers: TransferBounds = field(default_factory=TransferBounds)
 

@@ -1,8 +1,8 @@
 """The gateway's end of the egress process's socket: listeners and rules go out, names and events come in.
 
-What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, and which
-address was given to which name. So another egress process gets all of it again, and programs in the sandbox find the
-same addresses. Until then connections wait in the listeners' backlogs.
+What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, its secrets, and
+which address was given to which name. So another egress process gets all of it again, and programs in the sandbox find
+the same addresses. Until then connections wait in the listeners' backlogs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Protocol
 from app.core.errors import BackendUnavailable
 from app.core.network_log import NetworkEvent, NetworkLog
 from app.core.network_rules import NetworkRule
+from app.core.operator_secrets import OperatorSecrets
+from app.core.secrets import Secret
 from app.egress.protocol import (
     MAX_NAMES,
     VERSION,
@@ -25,12 +27,14 @@ from app.egress.protocol import (
     EventsDropped,
     Hello,
     InvalidMessage,
+    KnownSecret,
     NameGiven,
     NetworkChanged,
     NetworkClosed,
     NetworkNotChanged,
     NetworkNotOpened,
     NetworkOpened,
+    NetworkSecret,
     NetworkSetup,
     Report,
     close,
@@ -75,6 +79,7 @@ class _Network:
     opened: asyncio.Future[None]
     closed: asyncio.Future[None]
     names: dict[str, str] = field(default_factory=dict)
+    secrets: tuple[Secret, ...] = ()
     told: bool = False  # the egress process was sent something about it
 
 
@@ -89,8 +94,12 @@ class EgressLink:
     """Connects when a sandbox needs it, and again after a loss, while there is a sandbox. `report` is called with the
     runtime and every event of every sandbox."""
 
-    def __init__(self, path: Path, report: Callable[[str, NetworkEvent], None]) -> None:
+    def __init__(
+        self, path: Path, report: Callable[[str, NetworkEvent], None], operators: OperatorSecrets | None = None
+    ) -> None:
         self._path, self._report = path, report
+        self._operators = operators or OperatorSecrets()
+        self._operators.listen(self._secrets_changed)
         self._networks: dict[str, _Network] = {}
         self._closing: dict[str, _Network] = {}
         self._shared_names = 0
@@ -104,12 +113,27 @@ class EgressLink:
     # --- sandboxes
 
     async def open(
-        self, runtime: str, sandbox_id: str, rules: Sequence[NetworkRule], sockets: ProgramSockets, log: NetworkLog
+        self,
+        runtime: str,
+        sandbox_id: str,
+        rules: Sequence[NetworkRule],
+        sockets: ProgramSockets,
+        log: NetworkLog,
+        secrets: Sequence[Secret] = (),
     ) -> None:
         """Returns when the egress process serves the sandbox. The sockets stay the caller's, who calls `close` before
         it closes them. Raises BackendUnavailable, and then nothing of the sandbox is left here."""
         loop = asyncio.get_running_loop()
-        network = _Network(runtime, sandbox_id, tuple(rules), sockets, log, loop.create_future(), loop.create_future())
+        network = _Network(
+            runtime,
+            sandbox_id,
+            tuple(rules),
+            sockets,
+            log,
+            loop.create_future(),
+            loop.create_future(),
+            secrets=tuple(secrets),
+        )
         self._networks[sandbox_id] = network
         try:
             if self._socket is None:
@@ -208,12 +232,24 @@ class EgressLink:
     # --- what is sent
 
     def _send_open(self, network: _Network) -> None:
-        setup = NetworkSetup(network.rules, network.names)
+        secrets = tuple(map(self._in_force, network.secrets))
+        setup = NetworkSetup(network.rules, network.names, secrets=secrets)
         *known, last = open_packets(network.id, tuple(network.sockets.listeners), setup)
         network.told = True
         for data in known:
             self._post(_Packet(data, network))
         self._post(_Packet(last, network, with_descriptors=True))
+
+    def _in_force(self, secret: Secret) -> NetworkSecret:
+        found = self._operators.in_force(secret)
+        value, hosts = ("", ()) if found is None else (found[0].reveal(), found[1])
+        return NetworkSecret(secret.variable, secret.placeholder, value, hosts)
+
+    def _secrets_changed(self) -> None:
+        for network in self._networks.values():
+            for secret in network.secrets:
+                if network.told and secret.source is not None:
+                    self._post(_Packet(encode(KnownSecret(network.id, self._in_force(secret))), network))
 
     def _post(self, packet: _Packet) -> None:
         if self._unsent or not self._sent(packet):

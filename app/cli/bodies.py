@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.cli import UsageError, terminal
 from app.cli.pipes import wanted
+
+if TYPE_CHECKING:
+    from app.cli.secrets import TypedSecret
 
 TTL_SECONDS = WALL_SECONDS = 3600.0  # the service's defaults
 SLACK_SECONDS = 60.0  # a sandbox must outlive its command: creating, starting and reading the rest take time
@@ -22,7 +25,26 @@ def _pairs(found: list[tuple[str, str]] | None) -> dict[str, str] | None:
     return dict(found) if found else None
 
 
-def _network(typed: Namespace) -> dict[str, Any] | None:
+def _secrets(typed: Namespace) -> list[TypedSecret]:
+    if not typed.secret:
+        return []
+    if typed.network != "proxy":
+        raise UsageError("--secret needs --network proxy")
+    from app.cli.secrets import typed_secret
+
+    return list(map(typed_secret, typed.secret))
+
+
+def _allow(typed: Namespace, secrets: list[TypedSecret]) -> list[Any]:
+    allow = typed.allow or []
+    if not secrets:
+        return allow
+    from app.cli.secrets import allow_secrets
+
+    return allow_secrets(allow, secrets)
+
+
+def _network(typed: Namespace, secrets: list[TypedSecret]) -> dict[str, Any] | None:
     if typed.allow and typed.network not in {"proxy", "direct"}:
         raise UsageError("--allow needs --network proxy (or direct)")
     if typed.allow_raw and typed.network != "proxy":
@@ -33,7 +55,7 @@ def _network(typed: Namespace) -> dict[str, Any] | None:
                 raise UsageError(f"--allow {text}: write HOST:PORT, without http:// and without a path")
             if ":" in (host := text.rpartition(":")[0]) or (host and not host.strip("0123456789./")):
                 raise UsageError(f"--allow {text}: addresses need --allow-raw")
-    allow = [*(typed.allow or ()), *map(_raw_rule, typed.allow_raw or ())]
+    allow = [*_allow(typed, secrets), *map(_raw_rule, typed.allow_raw or ())]
     return {"mode": typed.network, **_said({"allow": allow or None})} if typed.network is not None else None
 
 
@@ -61,18 +83,20 @@ def _limits(typed: Namespace) -> dict[str, Any]:
 def sandbox_body(typed: Namespace) -> dict[str, Any]:
     """The body of `POST /sandboxes`. Raises UsageError."""
     runtime = typed.runtime or os.environ.get("BULKHEAD_RUNTIME") or os.environ.get("OPENSHELL_RUNTIME") or None
+    secrets = _secrets(typed)
     longest = max(getattr(typed, "timeout", None) or 0.0, typed.wall_seconds or 0.0) + SLACK_SECONDS
     return _said(
         {
             "id": typed.id,
             "runtime": runtime,
             "env": _pairs(typed.env),
+            "secrets": {secret.variable: secret.body for secret in secrets} or None,
             "image": typed.image,
             "isolation_min": typed.isolation_min,
             "storage": typed.storage,
             "requires": typed.requires,
             "workdir": typed.workdir,
-            "policy": _said({"profile": typed.profile, "network": _network(typed)}) or None,
+            "policy": _said({"profile": typed.profile, "network": _network(typed, secrets)}) or None,
             "labels": _pairs(typed.label),
             "limits": _limits(typed) or None,
             "ttl_seconds": typed.ttl if typed.ttl is not None or longest <= TTL_SECONDS else longest,

@@ -44,6 +44,13 @@ def _asked(sandbox: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     )
     yield "storage", _list([sandbox.get("storage"), disk_mib is not None and size(disk_mib * MIB)])
     yield "policy", _policy(policy)
+    yield "secrets", _list(map(_secret, (sandbox.get("secrets") or {}).items()), "; ")
+
+
+def _secret(named: tuple[str, Mapping[str, Any]]) -> str:
+    name, secret = named
+    source = f" (the operator's {secret['from']})" if secret.get("from") else ""
+    return f"{name} for {_list(secret.get('hosts') or ())}{source}"
 
 
 def _idle(sandbox: Mapping[str, Any]) -> str:

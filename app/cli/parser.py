@@ -293,6 +293,13 @@ def _sandbox_options(parser: Parser) -> None:
         action="append",
         help="a host, address or network that can be reached by any protocol; repeatable",
     )
+    parser.add_argument(
+        "--secret",
+        metavar="NAME=@FILE:HOST",
+        action="append",
+        help="in requests to https://HOST the content of FILE stands where the program writes $NAME; permits HOST:443; "
+        "HOST,HOST: several; NAME:HOST: a secret of the operator; repeatable",
+    )
     parser.add_argument("--label", "-l", metavar="KEY=VALUE", type=label, action="append", help="a label; repeatable")
     parser.add_argument("--ttl", metavar="S", type=seconds, help="destroy the sandbox after S seconds")
     parser.add_argument("--idle", metavar="S", type=seconds, help="destroy the sandbox after S seconds without use")

@@ -32,3 +32,4 @@ class Capability(StrEnum):
     PAUSE = "pause"
     NETWORK_DIRECT = "network_direct"
     NETWORK_PROXY = "network_proxy"
+    SECRETS = "secrets"

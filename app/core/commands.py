@@ -100,6 +100,7 @@ def signal_name(number: int) -> str:
 
 EXECUTION_BYTES, SANDBOX_BYTES = 10 * 1024, 32 * 1024  # of a record beside its texts: objects, exit, labels; measured
 RULE_BYTES, PORT_BYTES = 580, 64  # of a network rule, in the policy and in the receipt; measured
+SECRET_BYTES = 1024  # of a secret beside its texts; measured
 
 
 def environment_bytes(env: Mapping[str, str]) -> int:
@@ -115,15 +116,23 @@ def command_bytes(command: Command) -> int:
 def spec_bytes(spec: SandboxSpec) -> int:
     files, network = spec.policy.filesystem, spec.policy.network
     texts = sum(map(len, (*files.read_only, *files.read_write, *network.allow)))
+    texts += sum(SECRET_BYTES + sum(map(len, secret.hosts)) for secret in spec.secrets)
     rules = sum(RULE_BYTES + len(rule.host) + PORT_BYTES * len(rule.ports) for rule in network.rules)
-    return SANDBOX_BYTES + environment_bytes(spec.env) + texts + rules
+    return SANDBOX_BYTES + environment_bytes(spec.env) + secret_bytes(spec) + texts + rules
+
+
+def secret_bytes(spec: SandboxSpec) -> int:
+    """What its secrets take until its end: values and placeholders."""
+    own = sum(len(secret.value.reveal()) for secret in spec.secrets if secret.value is not None)
+    return own + sum(len(secret.placeholder) for secret in spec.secrets)
 
 
 def with_environment(command: Command, spec: SandboxSpec) -> Command:
-    """Returns the command with its whole environment: the sandbox's, and over it its own. With a terminal it has TERM,
-    as some programs do not start without it."""
+    """Returns the command with its whole environment: the sandbox's with placeholders of its secrets, and over it its
+    own. With a terminal it has TERM, as some programs do not start without it."""
     usual = {} if command.tty is None else {"TERM": "xterm"}
-    return replace(command, env={**usual, **spec.env, **command.env})
+    placeholders = {secret.variable: secret.placeholder for secret in spec.secrets}
+    return replace(command, env={**usual, **spec.env, **placeholders, **command.env})
 
 
 def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str = "/env") -> list[FieldError]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from app.core.limits import Limits
     from app.core.policy import Policy
+    from app.core.secrets import Secret
 
 ID_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 _ID = re.compile(ID_PATTERN)
@@ -150,6 +151,7 @@ class SandboxSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     image: str | None = None
     storage: Storage = Storage.MEMORY
+    secrets: tuple[Secret, ...] = ()
     runtime_reason: str | None = field(default=None, compare=False)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from app.core.backend import Backend, SandboxHandle, settle
 from app.core.budget import Account
 from app.core.capabilities import Capability
-from app.core.commands import check_idle_counts, check_start, environment_bytes, with_environment
+from app.core.commands import check_idle_counts, check_start, environment_bytes, secret_bytes, with_environment
 from app.core.errors import BackendFailure, BulkheadError, Conflict, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution, Executions
 from app.core.lifecycle import ALIVE, DESTROYED, Event, Lifecycle
@@ -86,7 +86,7 @@ class Sandbox:
 
     @property
     def spec(self) -> SandboxSpec:
-        """What was asked for. After the end it has no environment."""
+        """What was asked for. After the end it has no environment, and no values of secrets."""
         return self._spec
 
     @property
@@ -396,8 +396,9 @@ class Sandbox:
         self._close_network_log()
         self._settled.set()
         await self._let_go_of_output()
-        self.commands.give_back(environment_bytes(self._spec.env))
-        self._spec = replace(self._spec, env={})  # no answer tells it, and the record is kept for long
+        self.commands.give_back(environment_bytes(self._spec.env) + secret_bytes(self._spec))
+        secrets = tuple(secret.after_end() for secret in self._spec.secrets)
+        self._spec = replace(self._spec, env={}, secrets=secrets)  # no answer tells more, and records are kept for long
         self._retire(self)
 
     def _close_network_log(self) -> None:

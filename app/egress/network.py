@@ -15,6 +15,7 @@ from app.egress.config import EgressConfig
 from app.egress.connection import Destination, ProgramConnection
 from app.egress.dialling import Dialler
 from app.egress.names import NameTable
+from app.egress.placeholders import Placeholders
 from app.egress.protocol import NetworkSetup
 from app.egress.rates import Rate
 from app.egress.reasons import Reason
@@ -74,6 +75,7 @@ class SandboxNetwork:
         self.turns = SandboxTurns()
         self.told = Told(sandbox, reports)
         self.names = NameTable(setup.names)
+        self.placeholders = Placeholders(setup.secrets)
         self.kept = KeptBytes(KEPT_PER_SANDBOX, shared.kept)
         self._rate = Rate(shared.config.connections_per_second, shared.config.connections_per_second)
         self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)

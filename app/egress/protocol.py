@@ -22,14 +22,13 @@ from typing import Any
 
 from app.core import hosts
 from app.core.network_rules import PORTS, RULES, NetworkRule, parse_rule
+from app.core.secrets import HOSTS, SECRETS, VALUE_BYTES
 
 VERSION = 2
 MAX_PACKET = 64 * 1024
 MAX_DESCRIPTORS = PORTS + 1  # the resolver's socket, and a listener for each port
 ADDRESSES = IPv4Network("198.18.0.0/15")  # what names are given. RFC 2544: nobody has them on the Internet
 MAX_NAMES = 4096  # of one sandbox
-SECRETS = 32  # of one sandbox
-SECRET_HOSTS, SECRET_TEXT = 16, 8192  # hosts of a secret, and characters of its value
 _NAMES_PER_PACKET = 200  # 253 bytes each at most
 _RULES_SIZE = 32 * 1024  # of the rules in a packet. One alone has 30 KiB at most
 _PEM = 4096  # characters of a certificate or key. Those of P-256 have 700 and 250
@@ -53,9 +52,9 @@ class KeyPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Secret:
+class NetworkSecret:
     """`placeholder` stands in the variable inside the sandbox. The egress process puts `value` in its place, in
-    requests to `hosts` alone, which are names."""
+    requests to `hosts` alone, which are names. Without hosts it has no value: it was taken away."""
 
     variable: str
     placeholder: str
@@ -71,7 +70,7 @@ class NetworkSetup:
     rules: tuple[NetworkRule, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     authority: KeyPair | None = None
-    secrets: tuple[Secret, ...] = ()
+    secrets: tuple[NetworkSecret, ...] = ()
 
 
 # --- gateway -> egress process
@@ -99,8 +98,10 @@ class KnownAuthority:
 
 @dataclass(frozen=True, slots=True)
 class KnownSecret:
+    """For a sandbox that is open it takes the place of the one with its placeholder, at once."""
+
     sandbox: str
-    secret: Secret
+    secret: NetworkSecret
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,10 +407,10 @@ class _Fields:
         if self._found:
             raise InvalidMessage("an unknown field")
 
-    def text(self, name: str, most: int = _TEXT) -> str:
+    def text(self, name: str, most: int = _TEXT, least: int = 1) -> str:
         value = self.take(name)
-        if not isinstance(value, str) or not value or len(value) > most:
-            raise InvalidMessage(f"{name} is not a text of at most {most} characters")
+        if not isinstance(value, str) or not least <= len(value) <= most:
+            raise InvalidMessage(f"{name} is not a text of {least} to {most} characters")
         return value
 
     def number(self, name: str) -> int:
@@ -444,21 +445,23 @@ class _Fields:
         inner.end()
         return pair
 
-    def secret(self) -> Secret:
+    def secret(self) -> NetworkSecret:
         inner = _Fields(self.take("secret"))
-        secret = Secret(
+        secret = NetworkSecret(
             inner.text("variable", 256),
-            inner.text("placeholder", SECRET_TEXT),
-            inner.text("value", SECRET_TEXT),
+            inner.text("placeholder", VALUE_BYTES),
+            inner.text("value", VALUE_BYTES, least=0),
             inner.host_names("hosts"),
         )
+        if bool(secret.value) != bool(secret.hosts):
+            raise InvalidMessage("a secret has either no value or no hosts")
         inner.end()
         return secret
 
     def host_names(self, name: str) -> tuple[str, ...]:
         value = self.take(name)
-        if not isinstance(value, list) or not 1 <= len(value) <= SECRET_HOSTS:
-            raise InvalidMessage(f"{name} is not a list of 1 to {SECRET_HOSTS} names")
+        if not isinstance(value, list) or len(value) > HOSTS:
+            raise InvalidMessage(f"{name} is not a list of at most {HOSTS} names")
         if not all(isinstance(host, str) and hosts.is_name(host) for host in value):
             raise InvalidMessage(f"{name} has something else than names in their normal form")
         return tuple(value)

@@ -24,6 +24,10 @@ class Reason(StrEnum):
     HTTP = "http"
     HTTP_HOST = "http_host"
     HTTP_METHOD = "http_method"
+    # secrets
+    SECRET_HOST = "secret_host"  # noqa: S105 - a word
+    SECRET_PLAIN = "secret_plain"  # noqa: S105 - a word
+    SECRET_SIZE = "secret_size"  # noqa: S105 - a word
     # the way there
     NOT_FOUND = "not_found"
     RESOLVER = "resolver"
@@ -50,6 +54,9 @@ _SENTENCES = {
     Reason.HTTP: "the request is not HTTP/1.1 that can be passed on safely",
     Reason.HTTP_HOST: "the request names another host than the one whose address was connected to, or none",
     Reason.HTTP_METHOD: "the method is not passed on",
+    Reason.SECRET_HOST: "the request carries the placeholder of a secret that is for another host",
+    Reason.SECRET_PLAIN: "the request carries the placeholder of a secret in a header, and secrets go over TLS only",
+    Reason.SECRET_SIZE: "the head of the request would be longer than 64 KiB with its secrets",
     Reason.NOT_FOUND: "the name has no address",
     Reason.RESOLVER: "the DNS server did not answer",
     Reason.UNREACHABLE: "no address of the host accepted the connection",

@@ -18,6 +18,7 @@ from app.egress.protocol import (
     CloseNetwork,
     Gathering,
     Hello,
+    KnownSecret,
     NetworkClosed,
     NetworkNotChanged,
     NetworkNotOpened,
@@ -103,6 +104,8 @@ class EgressServer:
             self._gathering.take(order.sandbox)
             if self._peer is not None:
                 self._peer.tell(NetworkNotChanged(order.sandbox, "rules cannot be changed"))
+        elif isinstance(order, KnownSecret) and order.sandbox in self._networks:
+            self._networks[order.sandbox].placeholders.replace(order.secret)
         else:
             self._gathering.add(order)
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 
@@ -24,6 +25,7 @@ from app.core.backend import Backend
 from app.core.connections import NEWCOMERS
 from app.core.errors import RuntimeNotEnabled, UnknownImage, UnknownRuntime
 from app.core.limits import MIB
+from app.core.operator_secrets import OperatorSecrets
 from app.core.policy import Policy
 from app.core.registry import AUTO, Registry
 from app.core.sandboxes import Sandboxes
@@ -33,10 +35,12 @@ from app.privileges import give_up_root
 from app.serving.http_bounds import BoundedHttp
 from app.serving.instance import Instance, InstanceError
 from app.serving.messages import say
+from app.serving.secrets_feed import SecretsFeed
 from app.serving.slow_callbacks import SlowCallbacks
 from app.serving.ws_bounds import BoundedWebSocket
 from app.settings import Settings, SettingsError, check_exposure, load_settings
 from app.settings.profiles import ProfilesError, load_profiles
+from app.settings.secrets_file import SecretsFileError
 from app.spill import SpillFolder
 from app.telemetry import Telemetry
 
@@ -55,7 +59,7 @@ _LATE = (
 def main(arguments: list[str]) -> int:
     parent, uid = map(int, arguments[:2])
     launcher_socket, egress_socket = (Path(given) if given else None for given in arguments[2:4])
-    reason = arguments[4]
+    reason, secrets_descriptor = arguments[4], int(arguments[5])
     try:
         settings = load_settings()
         keys = {**settings.key_names(), **{key.sha256: key.name for key in load_keys(settings.data)}}
@@ -65,11 +69,15 @@ def main(arguments: list[str]) -> int:
         instance = Instance(settings.data, LOCK_SECONDS)  # before the folder is changed in any way
         spill = open_spill(settings, uid)
         telemetry = Telemetry(key_names=keys)
-        egress = EgressLink(egress_socket, telemetry.network_event) if egress_socket else None
+        secrets = OperatorSecrets()
+        feed = _secrets_feed(settings, secrets, secrets_descriptor)
+        egress = EgressLink(egress_socket, telemetry.network_event, secrets) if egress_socket else None
         process = ProcessBackend(launcher_socket, reason, egress)
         backends: list[Backend] = [process, BoxliteBackend(settings.boxlite, instance.word)]
-        server = build(settings, telemetry, keys, profiles, spill, backends)
-    except (SettingsError, KeysError, ProfilesError, InstanceError, UnknownImage, StartRefused) as error:
+        server = build(settings, telemetry, keys, profiles, spill, backends, secrets, feed)
+    except (
+        SettingsError, KeysError, ProfilesError, SecretsFileError, InstanceError, UnknownImage, StartRefused
+    ) as error:  # fmt: skip
         say(str(error))
         return 2
     give_up_root(uid, parent)
@@ -87,20 +95,34 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _secrets_feed(settings: Settings, secrets: OperatorSecrets, descriptor: int) -> SecretsFeed | None:
+    """Raises SecretsFileError."""
+    path = settings.egress.secrets_file
+    return None if path is None else SecretsFeed(secrets, path, descriptor)
+
+
+class Companion(Protocol):
+    """Runs in the event loop beside the server."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class AnnouncedServer(uvicorn.Server):
     """Prints where it listens when it does, as with port 0 nobody else knows. `farewell` ends what clients wait for."""
 
     def __init__(
-        self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]], watch: SlowCallbacks | None = None
+        self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]], companions: Sequence[Companion] = ()
     ) -> None:
         super().__init__(config)
         self._farewell = farewell
-        self._watch = watch
+        self._companions = companions
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self._watch is not None:
-            self._watch.start()
+        for companion in self._companions:
+            companion.start()
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -114,8 +136,8 @@ class AnnouncedServer(uvicorn.Server):
         if tasks := tuple(self.server_state.tasks):
             await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
         await super().shutdown(sockets)
-        if self._watch is not None:
-            self._watch.stop()
+        for companion in self._companions:
+            companion.stop()
 
 
 class StartRefused(Exception):
@@ -129,9 +151,11 @@ def build(
     profiles: Mapping[str, Policy],
     spill: SpillFolder,
     backends: Sequence[Backend],
+    secrets: OperatorSecrets | None = None,
+    feed: Companion | None = None,
 ) -> uvicorn.Server:
     """Builds the server. It does not listen yet. `keys` are names by SHA-256 in hex. `backends` have the cheapest
-    first."""
+    first. `feed` keeps `secrets` up to date."""
     in_use = {"process": settings.process.enabled, RUNTIME: settings.boxlite.in_use}
     registry = Registry(backends, default=settings.runtime, disabled=[name for name, on in in_use.items() if not on])
     _check_default(registry)
@@ -145,6 +169,7 @@ def build(
         telemetry=telemetry,
         key_hashes=tuple(keys),
         profiles={name: _with_roots(profile, settings) for name, profile in profiles.items()},
+        secrets=secrets,
     )
     config = uvicorn.Config(
         app,
@@ -172,7 +197,7 @@ def build(
     import_what_comes_late()
     app.openapi()  # takes 150 ms, in which nobody would be served
     watch = SlowCallbacks(settings.slow_callback_ms, telemetry.slow_callback) if settings.slow_callback_ms else None
-    return AnnouncedServer(config, sandboxes.aclose, watch)
+    return AnnouncedServer(config, sandboxes.aclose, [part for part in (watch, feed) if part is not None])
 
 
 def _check_default(registry: Registry) -> None:

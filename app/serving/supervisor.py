@@ -28,8 +28,10 @@ from app.serving.egress_process import egress_config, listen_for_gateway, start_
 from app.serving.ending import end_in_order
 from app.serving.messages import say
 from app.serving.restarting import RestartedProcess, StartFailed
+from app.serving.secrets_feed import LOOK_SECONDS, SecretsSender
 from app.serving.slot import Slot, release, take_slot
 from app.settings import Settings, storage_folder
+from app.settings.secrets_file import SecretsFileError
 
 _READY_SECONDS = 20.0
 REFUSED = 2  # the exit status of a start that was refused with a sentence
@@ -105,12 +107,13 @@ def start_launcher(config: Config, keep: tuple[int, ...] = ()) -> subprocess.Pop
 
 
 def gateway_command(
-    given: dict[str, Any], parent: int, uid: int, sockets: ServiceSockets, reason: str
+    given: dict[str, Any], parent: int, uid: int, sockets: ServiceSockets, reason: str, secrets: int = -1
 ) -> tuple[list[str], dict[str, str]]:
     """Returns (argv, environment). `parent` is the pid of the supervisor, with which the gateway dies, or 0 for a
-    service of its own. `uid` is the user that it becomes, or -1. `reason` says why there is no launcher."""
+    service of its own. `uid` is the user that it becomes, or -1. `reason` says why there is no launcher. `secrets` is
+    the descriptor through which the operator's secrets come, or -1."""
     environment = os.environ | {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
-    told = (parent, uid, sockets.launcher or "", sockets.egress or "", reason)
+    told = (parent, uid, sockets.launcher or "", sockets.egress or "", reason, secrets)
     argv = [sys.executable, "-P", "-m", "app.serving.gateway", *map(str, told)]
     return argv, environment | {"PYTHONPATH": PROJECT}
 
@@ -124,6 +127,7 @@ class Supervisor:
         self._egress: RestartedProcess | None = None
         self._launcher: RestartedProcess | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
+        self._secrets: SecretsSender | None = None
         self._stopping = False
 
     def run(self) -> int:
@@ -176,8 +180,26 @@ class Supervisor:
 
     def _start_gateway(self, sockets: ServiceSockets, reason: str) -> subprocess.Popen[bytes]:
         uid = self._slot.gateway_uid if self._slot is not None else -1
-        argv, environment = gateway_command(self._given, os.getpid(), uid, sockets, reason)
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
+        secrets = self._open_secrets()
+        argv, environment = gateway_command(self._given, os.getpid(), uid, sockets, reason, secrets)
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment,
+            pass_fds=() if secrets < 0 else (secrets,),
+        )
+
+    def _open_secrets(self) -> int:
+        """Returns the gateway's end, or -1. Raises StartFailed."""
+        path = self._settings.egress.secrets_file
+        if path is None:
+            return -1
+        try:
+            self._secrets = SecretsSender(path)
+        except SecretsFileError as error:
+            raise StartFailed(str(error)) from None
+        return self._secrets.gateways.fileno()
 
     # --- while it runs
 
@@ -194,6 +216,9 @@ class Supervisor:
             if self._stopping:
                 return 0
             delays = [child.revive() for child in (self._launcher, self._egress) if child is not None]
+            if self._secrets is not None:
+                self._secrets.look()
+                delays.append(LOOK_SECONDS)
             delay = min((seconds for seconds in delays if seconds is not None), default=None)
             select.select([wake], [], [], delay)  # a signal, or the end of a child
             with contextlib.suppress(BlockingIOError):
@@ -205,6 +230,8 @@ class Supervisor:
         """Its processes first, then what the kernel leaves."""
         egress, launcher = (None if child is None else child.process for child in (self._egress, self._launcher))
         end_in_order(self._gateway, egress, launcher)
+        if self._secrets is not None:
+            self._secrets.close()
         if self._slot is not None:
             remove_groups(self._settings.process.cgroup_parent or self._slot.cgroup)
             shutil.rmtree(self._slot.folder, ignore_errors=True)

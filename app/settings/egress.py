@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -47,6 +48,9 @@ class EgressSettings(Part):
         (), description="networks that sandboxes may reach although they are not public"
     )
     resolver: str = Field("", description="ADDRESS:PORT of the DNS server that is asked; empty: the system's")
+    secrets_file: Path | None = Field(
+        None, description="TOML file with the operator's secrets, of mode 0600; it is read again when it changes"
+    )
     connections: int = Field(4096, ge=1, le=2**20, description="open connections of all sandboxes")
     connections_per_sandbox: int = Field(256, ge=1, le=2**20, description="open connections of one sandbox")
     connections_per_second: int = Field(100, ge=1, le=2**20, description="new connections of one sandbox in a second")

@@ -279,7 +279,8 @@ def test_every_capability_stands_in_the_table_and_each_runtime_has_those_that_it
     )
     assert [name for name, _, _ in rows] == list(Capability)
     assert {name for name, process, _ in rows if process == "yes"} == ProcessBackend(None).info.capabilities
-    assert {name for name, process, _ in rows if process not in {"yes", "no"}} == {Capability.NETWORK_PROXY}
+    depends = {Capability.NETWORK_PROXY, Capability.SECRETS}
+    assert {name for name, process, _ in rows if process not in {"yes", "no"}} == depends
     assert {name for name, _, boxlite in rows if boxlite == "yes"} == BOXLITE
     assert {name for name, _, boxlite in rows if boxlite not in {"yes", "no"}} == {Capability.NETWORK_DIRECT}
 

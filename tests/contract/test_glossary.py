@@ -111,6 +111,7 @@ TWINS = frozenset(
         "RefusedHost",
         "ResourceUsage",
         "Sandbox",
+        "Secret",
         "Syscalls",
         "Terminal",
     ]

@@ -74,6 +74,7 @@ TABLE: dict[str, Row] = {
     "serving.slot": row(),
     "serving.pacing": row(),
     "serving.slow_callbacks": row(),
+    "serving.secrets_feed": row("core settings serving.messages"),
     "serving.http_upgrades": row("", "uvicorn httptools"),
     "serving.http_slices": row("core serving.http_upgrades serving.pacing", "uvicorn"),
     "serving.joined_writes": row(),
@@ -82,7 +83,7 @@ TABLE: dict[str, Row] = {
     # The gateway has no privilege, so it imports nothing that starts or ends processes as root.
     "serving.gateway": row(
         "main backends core settings keys privileges spill telemetry serving.http_bounds serving.ws_bounds"
-        " serving.slow_callbacks serving.instance serving.messages",
+        " serving.slow_callbacks serving.instance serving.messages serving.secrets_feed",
         "uvicorn",
     ),
     "serving": Row(ANYTHING, ANYTHING),

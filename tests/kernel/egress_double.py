@@ -8,6 +8,7 @@ from pathlib import Path
 from app.backends.egress_link import EgressLink, ProgramSockets
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
+from app.core.secrets import Secret
 
 
 class EgressDouble(EgressLink):
@@ -17,6 +18,12 @@ class EgressDouble(EgressLink):
         super().__init__(Path("/nowhere"), lambda *_: None)
 
     async def open(
-        self, runtime: str, sandbox_id: str, rules: Sequence[NetworkRule], sockets: ProgramSockets, log: NetworkLog
+        self,
+        runtime: str,
+        sandbox_id: str,
+        rules: Sequence[NetworkRule],
+        sockets: ProgramSockets,
+        log: NetworkLog,
+        secrets: Sequence[Secret] = (),
     ) -> None:
         assert [*sockets.listeners] == sorted({port for rule in rules for port in rule.ports})

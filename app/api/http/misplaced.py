@@ -12,7 +12,8 @@ from app.core.limits import LIMITS
 
 _LIFETIME = ("ttl_seconds", "idle_seconds", "idle_counts")
 SANDBOX_FIELDS = frozenset(_LIFETIME).union(
-    ["id", "runtime", "isolation_min", "image", "storage", "requires", "env", "workdir", "limits", "policy", "labels"]
+    ["id", "runtime", "isolation_min", "image", "storage", "requires", "env", "workdir", "limits", "policy", "labels"],
+    ["secrets"],
 )
 EXECUTION_FIELDS = frozenset(["command", "timeout_seconds", "stdin", "tty", "stderr", "on_output_limit", "output_mode"])
 RUN_FIELDS = frozenset(["files", "stdin_base64", "collect"])

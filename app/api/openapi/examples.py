@@ -61,6 +61,7 @@ _sandbox: dict[str, Any] = {
     "idle_counts": "executions",
     "last_active_at": _CREATED,
     "labels": {"team": "ci"},
+    "secrets": {"API_KEY": {"hosts": ["api.example.com"], "from": None}},
     "limits": {
         "cpus": 1.0,
         "memory_mib": 512,

@@ -83,6 +83,13 @@ class ExecutionCounts(AnswerSchema):
     total: int
 
 
+class Secret(AnswerSchema):
+    """A secret of a sandbox, without its value."""
+
+    hosts: list[str] = Field(description="the only hosts that it is sent to")
+    source: str | None = Field(alias="from", description="its name in the operator's file; null: the client's own")
+
+
 class Sandbox(AnswerSchema):
     id: str
     runtime: str
@@ -97,6 +104,7 @@ class Sandbox(AnswerSchema):
     idle_counts: IdleCounts
     last_active_at: datetime
     labels: dict[str, str]
+    secrets: dict[str, Secret] = Field(description="by the variable that has the placeholder")
     limits: Limits
     policy: Policy
     isolation: Isolation | None = Field(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, SecretStr, Tag
+from pydantic_core import PydanticCustomError
 
 from app.api.schemas.limits import ExecutionLimitsRequest, LimitsRequest
 from app.api.schemas.strict import (
@@ -28,6 +29,7 @@ from app.core.http_rules import PATHS as RULE_PATHS
 from app.core.models import ID_PATTERN, IdleCounts, OnOutputLimit, OutputMode, Stderr, Stdin, Storage, Tier
 from app.core.network_rules import PORTS, RULES
 from app.core.path_patterns import PATTERN_BYTES
+from app.core.secrets import HOSTS, SECRETS, VALUE_BYTES
 
 
 class FilesystemRequest(Strict):
@@ -125,6 +127,36 @@ class PolicyRequest(Strict):
     syscalls: SyscallsRequest | None = None
 
 
+class SecretRequest(Strict):
+    """A secret with exactly one of `value` and `from`. Programs find a placeholder in the variable. Requests to its
+    hosts over TLS have the value instead, in their headers. Nothing inside the sandbox ever has it."""
+
+    value: SecretStr | None = Field(
+        None, description=f"at most {VALUE_BYTES} bytes, without line ends; no answer has it"
+    )
+    source: str | None = Field(None, alias="from", description="name of one of the operator's secrets")
+    hosts: Annotated[list[Host], Field(min_length=1, max_length=HOSTS, fail_fast=True)] | None = Field(
+        None,
+        description="names of the only hosts that it is sent to; each needs rules with `http`. For one of the "
+        "operator's: absent: all of its hosts",
+    )
+
+
+def _few_secrets(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > SECRETS:
+        counts = {"count": len(value), "most": SECRETS}
+        raise PydanticCustomError("too_many", "has {count} secrets; at most {most} are allowed", counts)
+    return value
+
+
+Secrets = Annotated[
+    dict[str, SecretRequest],
+    Field(max_length=SECRETS),
+    BeforeValidator(_few_secrets),
+    documented(propertyNames={"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}),
+]
+
+
 class SandboxFields(Strict):
     """The fields of a new sandbox, for POST /sandboxes and POST /run."""
 
@@ -146,6 +178,7 @@ class SandboxFields(Strict):
         [], description="capabilities that the runtime must have"
     )
     env: Environment = Field({}, description="environment of every execution")
+    secrets: Secrets = Field({}, description="by the variable that has the placeholder; they need the mode `proxy`")
     workdir: Directory = Field("/workspace", description="working directory of every execution")
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()

@@ -8,6 +8,7 @@ from app.api.context import ApplicationContext
 from app.api.schemas import requests
 from app.api.schemas.limits import LimitsRequest, ProcessLimitsRequest
 from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
+from app.api.schemas.secret_specs import secrets_of
 from app.core.backend import Backend
 from app.core.capabilities import Capability
 from app.core.choice import RuntimeRequest, choose
@@ -55,11 +56,12 @@ async def sandbox_spec(
     if (asked.storage or context.storage) is Storage.DISK:
         await context.readiness.of(backend)  # then it knows what its disks can hold
     storage = choose_storage(asked.storage, context.storage, backend.info)
+    policy = _policy(asked.policy, backend, context)
     spec = backend.fit(
         SandboxSpec(
             runtime=backend.info.name,
             limits=_limits(asked.limits, storage, backend, context),
-            policy=_policy(asked.policy, backend, context),
+            policy=policy,
             env=asked.env,
             workdir=check_path(asked.workdir, "/workdir"),
             requires=frozenset(asked.requires),
@@ -69,6 +71,7 @@ async def sandbox_spec(
             labels=asked.labels,
             image=_image(asked.image, backend),
             storage=storage,
+            secrets=secrets_of(asked.secrets, asked.env, policy.network, backend.info, context.secrets),
             runtime_reason=reason,
         )
     )
@@ -93,6 +96,8 @@ def needs_of(asked: SandboxFields, default_storage: Storage) -> frozenset[Capabi
         needs.add(Capability.SYSCALL_PROFILES)
     if asked.policy.network is not None and (capability := _NETWORKS.get(asked.policy.network.mode)):
         needs.add(capability)
+    if asked.secrets:
+        needs.add(Capability.SECRETS)
     return frozenset(needs)
 
 

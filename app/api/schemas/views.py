@@ -54,6 +54,7 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
         "idle_counts": sandbox.idle_counts,
         "last_active_at": sandbox.last_active_at,
         "labels": sandbox.labels,
+        "secrets": {secret.variable: {"hosts": secret.hosts, "from": secret.source} for secret in spec.secrets},
         "limits": spec.limits.enforced(capabilities),
         "policy": {
             "profile": policy.profile,

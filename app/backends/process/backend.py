@@ -137,7 +137,7 @@ class ProcessBackend:
                 network = self._networks.take(int(facts["uid"]), any_address=bool(plan.ports))
                 sandbox.prove(isolation(facts, link.about, spec, network | {"ports": plan.ports}))
                 if egress is not None:
-                    await sandbox.open_network(egress, spec.policy.network.rules)
+                    await sandbox.open_network(egress, spec.policy.network.rules, spec.secrets)
                 await prepare_workdir(sandbox.files, spec.workdir)
             except LauncherRefused as refused:
                 await sandbox.abandon()
@@ -181,7 +181,7 @@ def _info_of(layers: str | None, disk_bytes: str | None, *, has_egress: bool) ->
     """By what the launcher has told. None: not yet."""
     capabilities = CAPABILITIES if layers is None else _of_host(layers.split(","))
     if has_egress:
-        capabilities |= {Capability.NETWORK_PROXY}
+        capabilities |= {Capability.NETWORK_PROXY, Capability.SECRETS}
     return RuntimeInfo(
         RUNTIME,
         "kernel",

@@ -35,6 +35,7 @@ from app.core.files import Files
 from app.core.models import Command, ResourceUsage
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
+from app.core.secrets import Secret
 from app.launcher.protocol import (
     DESTROY,
     EXITED,
@@ -97,12 +98,14 @@ class ProcessSandbox:
         else:
             self._network = network
 
-    async def open_network(self, egress: EgressLink, rules: Sequence[NetworkRule]) -> None:
+    async def open_network(
+        self, egress: EgressLink, rules: Sequence[NetworkRule], secrets: Sequence[Secret] = ()
+    ) -> None:
         """Has the egress process serve the sandbox's sockets. Raises BackendUnavailable, WrongState."""
         self._check_alive()
         if self._network is not None:
             self._egress, self.network_log = egress, NetworkLog()
-            await egress.open("process", self.id, rules, self._network, self.network_log)
+            await egress.open("process", self.id, rules, self._network, self.network_log, secrets)
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt

@@ -122,11 +122,6 @@ async def test_auto_takes_a_runtime_with_a_proxy() -> None:
     assert missing["missing"] == ["network_proxy"]
 
 
-async def test_secrets_are_not_known_here() -> None:
-    problem = await refused(proxied(), network("a.test:443", secrets={}))
-    assert [error["pointer"] for error in problem["errors"]] == ["/secrets"]
-
-
 async def test_without_the_mode_nothing_changes() -> None:
     async with proxied().client() as client:
         sandbox = await create(client)

@@ -16,6 +16,7 @@ from app.core import http_rules
 from app.core.http_rules import HttpRule
 from app.core.network_rules import RULES as RULES_OF_ONE
 from app.core.network_rules import NetworkRule, parse_rule
+from app.core.secrets import SECRETS, VALUE_BYTES
 from app.egress import protocol
 from app.egress.protocol import (
     MAX_NAMES,
@@ -37,11 +38,11 @@ from app.egress.protocol import (
     NetworkNotChanged,
     NetworkNotOpened,
     NetworkOpened,
+    NetworkSecret,
     NetworkSetup,
     OpenNetwork,
     Order,
     Report,
-    Secret,
 )
 
 EVENT: dict[str, Any] = {
@@ -62,12 +63,13 @@ RULES = (
     NetworkRule("203.0.113.0/24", (5432,), raw=True),
     NetworkRule("api.example.com", (443,), http=(HttpRule(("GET",), ("/v1/**",)), HttpRule())),
 )
-SECRET = Secret("API_TOKEN", "x" * 40, "s3cret", ("api.example.com", "db"))
+SECRET = NetworkSecret("API_TOKEN", "x" * 40, "s3cret", ("api.example.com", "db"))
 ORDERS: list[Order] = [
     KnownNames("a", {"index.example.org": "198.18.0.1"}),
     KnownRules("a", RULES),
     KnownAuthority("a", KeyPair("certificate", "key")),
     KnownSecret("a", SECRET),
+    KnownSecret("a", NetworkSecret("API_TOKEN", "x" * 40, "", ())),
     OpenNetwork("a", (80, 443, 5432)),
     ChangeNetwork("a", ()),
     CloseNetwork("a"),
@@ -135,8 +137,8 @@ def test_largest_setup_fits_into_packets() -> None:
         {"index.example.org": "198.18.0.1"},
         KeyPair("c" * 4096, "k" * 4096),
         tuple(
-            Secret(f"S{n}", "p" * 8192, "é" * protocol.SECRET_TEXT, ("a" * 60 + ".example",) * 16)
-            for n in range(protocol.SECRETS)
+            NetworkSecret(f"S{n}", "p" * 8192, "é" * (VALUE_BYTES // 2), ("a" * 60 + ".example",) * 16)
+            for n in range(SECRETS)
         ),
     )
     assert gathered(protocol.open_packets("a", (443,), setup)) == (OpenNetwork("a", (443,)), setup)
@@ -219,6 +221,7 @@ def test_what_is_no_order_is_refused(packet: bytes) -> None:
         (KnownSecret, "secret", asdict(SECRET) | {"hosts": ["*.example.com"]}),
         (KnownSecret, "secret", asdict(SECRET) | {"hosts": ["API.example.com"]}),
         (KnownSecret, "secret", asdict(SECRET) | {"value": ""}),
+        (KnownSecret, "secret", asdict(SECRET) | {"hosts": ["a.test"] * 17}),
         (KnownSecret, "secret", asdict(SECRET) | {"value": "v" * 9000}),
     ],
 )

@@ -1,0 +1,61 @@
+"""The option --secret. A value comes from a file, and never from the command line, which every user of the machine can
+read. No message shows what was typed, as it may be a value by mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.cli import UsageError
+
+HTTPS = 443
+_FILE_BYTES = 64 * 1024  # the service takes less
+_FORM = "--secret: write NAME=@FILE:HOST, or NAME:HOST for one of the operator's; several hosts are HOST,HOST"
+
+
+@dataclass(frozen=True, slots=True)
+class TypedSecret:
+    """`body`: what the request has for it."""
+
+    variable: str
+    hosts: tuple[str, ...]
+    body: dict[str, Any]
+
+
+def typed_secret(text: str) -> TypedSecret:
+    """Raises UsageError."""
+    what, colon, tail = text.rpartition(":")
+    hosts = tuple(host.strip() for host in tail.split(","))
+    variable, equals, file = what.partition("=")
+    if not colon or not variable or not all(hosts) or (equals and not file.startswith("@")):
+        raise UsageError(_FORM)
+    source = {"value": _content(file[1:])} if equals else {"from": variable}
+    return TypedSecret(variable, hosts, {**source, "hosts": list(hosts)})
+
+
+def _content(name: str) -> str:
+    """Without the line end that editors put there."""
+    try:
+        with Path(name).open("rb") as file:
+            content = file.read(_FILE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"--secret: {name} cannot be read: {error.strerror}") from None
+    if len(content) > _FILE_BYTES:
+        raise UsageError(f"--secret: {name} has more than {_FILE_BYTES} bytes")
+    try:
+        return content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise UsageError(f"--secret: {name} is not UTF-8") from None
+
+
+def allow_secrets(allow: Sequence[str], secrets: Sequence[TypedSecret]) -> list[str | dict[str, Any]]:
+    """The rules of --allow, where those for hosts of secrets have requests read, and port 443 of each such host."""
+    hosts = {host.lower(): None for secret in secrets for host in secret.hosts}
+    rules: dict[str, str | dict[str, Any]] = {text: text for text in allow}
+    for text in (*allow, *(f"{host}:{HTTPS}" for host in hosts)):
+        host, _, port = text.rpartition(":")
+        if host.lower() in hosts and port.isascii() and port.isdigit():
+            rules[text] = {"host": host, "ports": [int(port)], "http": [{}]}
+    return list(rules.values())
