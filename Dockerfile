@@ -1,6 +1,7 @@
-# Two images from one file. `gateway` never has a privilege. `launcher` isolates.
+# Three images from one file. `gateway` and `egress` never have a privilege. `launcher` isolates.
 #
 #   docker build --target gateway -t bulkhead-gateway .
+#   docker build --target egress -t bulkhead-egress .
 #   docker build --target launcher -t bulkhead-launcher .
 #
 # BASE: any Debian 13 or later. Behind a proxy that inspects TLS: --secret id=ca,src=/path/to/ca-bundle.pem
@@ -20,14 +21,14 @@ COPY deploy/docker/bulkhead deploy/docker/gateway-start deploy/docker/launcher-s
     /opt/bulkhead/bin/
 RUN python3 -m compileall -q /opt/bulkhead/src
 
-# --- for both images
-FROM ${BASE} AS both
+# --- for all images
+FROM ${BASE} AS all
 RUN apt-get update -q && apt-get install -qy --no-install-recommends python3 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/bulkhead /opt/bulkhead
 ENV PATH=/opt/bulkhead/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 
 # --- the launcher. Sandboxes of the runtime `process` see this image's /usr. PACKAGES adds programs for them.
-FROM both AS launcher
+FROM all AS launcher
 # It has mke2fs, for the disks of sandboxes.
 RUN apt-get update -q && apt-get install -qy --no-install-recommends e2fsprogs && rm -rf /var/lib/apt/lists/*
 ARG PACKAGES=""
@@ -36,8 +37,19 @@ RUN if [ -n "$PACKAGES" ]; then \
     fi
 ENTRYPOINT ["launcher-start"]
 
+# --- the egress process, for sandboxes with a network. It trusts servers by the certificates of this image.
+FROM all AS egress
+RUN apt-get update -q && apt-get install -qy --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
+# The folder of its socket is a volume, which gets this owner and mode: the gateway's group may enter.
+RUN groupadd --gid 10001 bulkhead && \
+    useradd --uid 10002 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bulkhead-egress && \
+    install -d -o 10002 -g 10001 -m 0710 /run/egress
+USER 10002:10001
+HEALTHCHECK --interval=10s --timeout=30s --start-period=120s CMD ["bulkhead", "egress", "--check"]
+ENTRYPOINT ["bulkhead", "egress"]
+
 # --- the gateway. It is last, so a build without --target makes it.
-FROM both AS gateway
+FROM all AS gateway
 RUN groupadd --gid 10001 bulkhead && \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bulkhead && \
     install -d -o 10001 -g 10001 -m 0700 /var/lib/bulkhead && \

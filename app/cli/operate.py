@@ -25,11 +25,18 @@ def serve(typed: Namespace) -> int:
 def launcher(typed: Namespace) -> int:
     from app.serving.standalone import check_launcher, run_launcher
 
-    options = {"launcher_socket": typed.socket and Path(typed.socket), "gateway_uid": typed.gateway_uid}
+    socket = typed.socket and Path(typed.socket)
     if typed.check:
-        return check_launcher(**options)
+        return check_launcher(socket)
     gc.enable()
-    return run_launcher(**options)
+    return run_launcher(socket, typed.gateway_uid)
+
+
+def egress(typed: Namespace) -> int:
+    from app.serving.standalone import become_egress, check_egress
+
+    socket = typed.socket and Path(typed.socket)
+    return check_egress(socket) if typed.check else become_egress(socket, typed.gateway_uid)
 
 
 def new_key(typed: Namespace) -> int:

@@ -174,16 +174,11 @@ def _operator(kinds: Any) -> None:
     serve.add_argument("--port", type=int, help="port to listen on (default: 8000; variable BULKHEAD_PORT)")
     serve.add_argument("--data", metavar="DIR", help=_DATA)
     launcher = _add(kinds, "launcher", operate.launcher, "run the launcher alone, for a gateway that is not root")
-    launcher.add_argument(
-        "--socket", metavar="PATH", help="socket to listen on (variable BULKHEAD_PROCESS__LAUNCHER_SOCKET)"
-    )
-    launcher.add_argument(
-        "--gateway-uid",
-        metavar="N",
-        type=int,
-        help="uid of the only user who may connect (variable BULKHEAD_PROCESS__GATEWAY_UID)",
-    )
+    _apart(launcher, "BULKHEAD_PROCESS__LAUNCHER_SOCKET")
     launcher.add_argument("--check", action="store_true", help="check a running launcher; status 1 if it lacks a layer")
+    egress = _add(kinds, "egress", operate.egress, "run the egress process alone, for a gateway that is not root")
+    _apart(egress, "BULKHEAD_EGRESS__SOCKET")
+    egress.add_argument("--check", action="store_true", help="check a running egress process, as the user that it is")
     key = _add(kinds, "key", None, "manage keys of clients")
     new = _add(key.add_subparsers(metavar="COMMAND", required=True), "new", operate.new_key, "make and print a key")
     new.add_argument("--data", metavar="DIR", help=_DATA)
@@ -199,6 +194,17 @@ def _operator(kinds: Any) -> None:
 
 
 # --- options that several commands share
+
+
+def _apart(service: Parser, variable: str) -> None:
+    """Of a service that runs apart from its gateway."""
+    service.add_argument("--socket", metavar="PATH", help=f"socket to listen on (variable {variable})")
+    service.add_argument(
+        "--gateway-uid",
+        metavar="N",
+        type=int,
+        help="uid of the gateway's user, the only one who may connect (variable BULKHEAD_PROCESS__GATEWAY_UID)",
+    )
 
 
 def label(text: str) -> tuple[str, str]:

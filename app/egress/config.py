@@ -12,7 +12,10 @@ class InvalidConfig(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EgressConfig:
-    """`permit_nets`: networks that may be dialled although they are private or local. `resolver`: `ADDRESS:PORT` of the
+    """`gateway_uid`: who is served. `check_uid`: who is greeted and no more, for a health check; -1: nobody.
+
+    `permit_nets`: networks that may be dialled although they are private or local. `own_nets`: those that count as
+    this machine's own. `resolver`: `ADDRESS:PORT` of the
     DNS server that is asked for real names, "" for those of the system. `service`: `ADDRESS:PORT` of what the service
     itself listens on, which no sandbox may dial even in a permitted network.
 
@@ -28,6 +31,8 @@ class EgressConfig:
     connections_per_sandbox: int = 256
     connections_per_second: int = 100
     bytes_per_sandbox: int = 0
+    check_uid: int = -1
+    own_nets: tuple[str, ...] = ()
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -37,7 +42,7 @@ class EgressConfig:
         """Raises InvalidConfig."""
         try:
             found = json.loads(text)
-            lists = {name: tuple(found.get(name, ())) for name in ("permit_nets", "service")}
+            lists = {name: tuple(found.get(name, ())) for name in ("permit_nets", "own_nets", "service")}
             return cls(**{**found, **lists})
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidConfig(f"the configuration of the egress process cannot be read: {error}") from None

@@ -33,12 +33,18 @@ class NotDialled(Exception):
 
 
 class OwnAddresses:
-    """The addresses of this machine, as the kernel's routes tell at the moment of the question."""
+    """The addresses of this machine, as the kernel's routes tell at the moment of the question, and what `nets` has
+    besides. Raises ValueError."""
+
+    def __init__(self, nets: Sequence[str] = ()) -> None:
+        self._nets: tuple[IPNetwork, ...] = tuple(map(ip_network, nets))
 
     def __contains__(self, address: object) -> bool:
         """A packet to an own address leaves from that address, or from the loopback's. No packet is sent for this."""
         if not isinstance(address, IPv4Address | IPv6Address):
             return False
+        if any(address in net for net in self._nets):
+            return True
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
             with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
@@ -52,13 +58,20 @@ class OwnAddresses:
 
 
 class Dialler:
-    """`resolver` is `ADDRESS:PORT`, or "" for the system's. `service` has `ADDRESS:PORT` of what the service itself
-    listens on. Raises ValueError."""
+    """`own_nets` count as this machine's. `resolver` is `ADDRESS:PORT`, or "" for the system's. `service` has
+    `ADDRESS:PORT` of what the service itself listens on. Raises ValueError."""
 
-    def __init__(self, permit_nets: Sequence[str], resolver: str, service: Sequence[str], times: Times) -> None:
+    def __init__(
+        self,
+        permit_nets: Sequence[str],
+        own_nets: Sequence[str],
+        resolver: str,
+        service: Sequence[str],
+        times: Times,
+    ) -> None:
         self._permitted: tuple[IPNetwork, ...] = tuple(map(ip_network, permit_nets))
         self._times = times
-        self._own: Container[IPAddress] = OwnAddresses()
+        self._own: Container[IPAddress] = OwnAddresses(own_nets)
         self._service = tuple(map(endpoint, service))
         self._lookup = Lookup(endpoint(resolver) if resolver else None, times)
 

@@ -47,7 +47,7 @@ class Shared:
     @classmethod
     def of(cls, config: EgressConfig, times: Times) -> Shared:
         """Raises ValueError for an address in the configuration that is none."""
-        dialler = Dialler(config.permit_nets, config.resolver, config.service, times)
+        dialler = Dialler(config.permit_nets, config.own_nets, config.resolver, config.service, times)
         return cls(
             config,
             dialler,

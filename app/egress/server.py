@@ -33,12 +33,13 @@ _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
 class EgressServer:
-    """Serves one gateway at a time, one of the uid in the configuration. The next one waits, others are refused."""
+    """Serves one gateway at a time, one of the uid in the configuration. The next one waits, others are refused. A
+    health check is greeted before it is refused, so it sees that this process is alive."""
 
     def __init__(self, listener: socket.socket, config: EgressConfig) -> None:
         """Raises ValueError for an address in the configuration that is none."""
         self._loop = asyncio.get_running_loop()
-        self._listener, self._uid = listener, config.gateway_uid
+        self._listener, self._uid, self._check_uid = listener, config.gateway_uid, config.check_uid
         self._shared = Shared.of(config, Times())
         self._networks: dict[str, SandboxNetwork] = {}
         self._gathering = Gathering()
@@ -57,6 +58,8 @@ class EgressServer:
             return
         _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != self._uid:
+            if uid == self._check_uid:
+                _show_alive(connection)
             connection.close()
         elif self._peer is None:
             self._serve(connection)
@@ -146,6 +149,11 @@ class EgressServer:
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         return closing
+
+
+def _show_alive(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        protocol.send(connection, protocol.encode(Hello()))
 
 
 class NotOpened(Exception):

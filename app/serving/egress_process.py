@@ -1,7 +1,8 @@
 """Starts the egress process (`app/egress`), which dials out for sandboxes. It has a uid of its own and no privilege.
 
 The supervisor makes its listening socket, keeps it, and gives it to each egress process in turn. So a gateway that
-connects between two of them waits for the next one.
+connects between two of them waits for the next one. Where the egress process is a service of its own (`standalone.py`)
+it makes the socket itself, and a gateway tries again until it is there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from app.egress.config import EgressConfig
@@ -26,6 +28,7 @@ def egress_config(settings: Settings, gateway_uid: int) -> EgressConfig:
     return EgressConfig(
         gateway_uid,
         permit_nets=tuple(map(str, egress.permit_nets)),
+        own_nets=tuple(map(str, egress.own_nets)),
         resolver=egress.resolver,
         service=tuple(_own_addresses(settings)),
         connections=egress.connections,
@@ -48,14 +51,16 @@ def _own_addresses(settings: Settings) -> Iterator[str]:
                 yield f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
 
 
-def listen_for_gateway(path: Path, uid: int) -> socket.socket:
-    """Makes the socket to which only this uid and root can connect. Raises OSError."""
+def listen_for_gateway(path: Path, uid: int | None = None) -> socket.socket:
+    """Makes the socket. Only `uid` and root can connect to it; if there is no `uid`, this user and this group. Raises
+    OSError."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    before = os.umask(0o177)
+    before = os.umask(0o117 if uid is None else 0o177)
     try:
         listener.bind(str(path))
-        os.chown(path, uid, uid, follow_symlinks=False)
+        if uid is not None:
+            os.chown(path, uid, uid, follow_symlinks=False)
         listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
@@ -67,18 +72,45 @@ def listen_for_gateway(path: Path, uid: int) -> socket.socket:
 
 def start_egress(project: str, listener: socket.socket, uid: int, config: EgressConfig) -> subprocess.Popen[bytes]:
     """Starts it as root, and it becomes `uid`. `project` is the folder of `app`. It dies with this process."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    with os.fdopen(write, "wb") as file:
-        file.write(config.dump())  # far below a pipe's 64 KiB, so nobody has to read meanwhile
+    read = _pipe_of(config)
+    argv, environment = _command(project, os.getpid(), uid, listener, read)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "app.egress", *map(str, (os.getpid(), uid, listener.fileno(), read))],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(listener.fileno(), read),
             start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor
             cwd="/",
-            env={"LANG": "C.UTF-8", "PATH": os.defpath, "PYTHONPATH": project},
+            env=environment,
         )
     finally:
         os.close(read)
+
+
+def exec_egress(project: str, listener: socket.socket, config: EgressConfig) -> NoReturn:
+    """This process is the egress process from here on, as the user that it is. Nothing of its environment and memory is
+    left."""
+    read = _pipe_of(config)
+    argv, environment = _command(project, 0, -1, listener, read)
+    for descriptor in (listener.fileno(), read):
+        os.set_inheritable(descriptor, True)
+    os.chdir("/")
+    os.execve(argv[0], argv, environment)  # noqa: S606 - this interpreter again
+
+
+def _pipe_of(config: EgressConfig) -> int:
+    """Returns the end of a pipe from which the configuration can be read."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(write, "wb") as file:
+        file.write(config.dump())  # far below a pipe's 64 KiB, so nobody has to read meanwhile
+    return read
+
+
+def _command(
+    project: str, parent: int, uid: int, listener: socket.socket, config: int
+) -> tuple[list[str], dict[str, str]]:
+    """Returns (argv, environment). `config` is the descriptor that the configuration is read from."""
+    told = (parent, uid, listener.fileno(), config)
+    argv = [sys.executable, "-P", "-m", "app.egress", *map(str, told)]
+    return argv, {"LANG": "C.UTF-8", "PATH": os.defpath, "PYTHONPATH": project}

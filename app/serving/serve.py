@@ -1,5 +1,5 @@
-"""`bulkhead serve`: gateway and launcher under one supervisor, or the gateway alone where the launcher is a service of
-its own."""
+"""`bulkhead serve`: gateway, launcher and egress process under one supervisor, or the gateway alone if the others are
+services of their own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def serve(**options: Any) -> int:
         settings = load_settings(**given)
         if settings.process.launcher_socket is not None:
             become_gateway(settings, given)
+        if settings.egress.socket is not None:
+            raise StartFailed(
+                "BULKHEAD_EGRESS__SOCKET is for a gateway whose launcher is a service of its own too: set "
+                "BULKHEAD_PROCESS__LAUNCHER_SOCKET, or leave both out"
+            )
         return Supervisor(settings, given).run()
     except (SettingsError, NoSlot, StartFailed) as error:
         say(str(error))

@@ -1,54 +1,100 @@
-"""Launcher and gateway as two services, each started by a service manager (systemd, a container engine).
+"""Launcher, egress process and gateway as three services, each started by a service manager (systemd, a container
+engine).
 
-`bulkhead launcher` starts as root and listens on BULKHEAD_PROCESS__LAUNCHER_SOCKET. `bulkhead serve` is then the
-gateway, which is never root and connects to that socket.
+`bulkhead launcher` starts as root and listens on BULKHEAD_PROCESS__LAUNCHER_SOCKET. `bulkhead egress` is never root and
+listens on BULKHEAD_EGRESS__SOCKET. `bulkhead serve` is then the gateway, which is never root and connects to both.
 
-Each reads its own environment, so the gateway never tells the launcher what it may do. The gateway starts no process,
-so nothing of it ever has a privilege. When the launcher is restarted, the gateway finds it again.
+Each reads its own environment, so the gateway never tells the others what they may do. Gateway and egress process start
+no process, so nothing of them ever has a privilege. When one of the others is restarted, the gateway finds it again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from app.backends.process.link import LauncherLink
 from app.core.errors import BulkheadError
+from app.egress import protocol
+from app.egress.protocol import Hello, InvalidMessage
+from app.serving.egress_process import egress_config, exec_egress, listen_for_gateway
 from app.serving.messages import say
 from app.serving.restarting import StartFailed
 from app.serving.slot import NoSlot
-from app.serving.supervisor import REFUSED, ServiceSockets, Supervisor, gateway_command
+from app.serving.supervisor import PROJECT, REFUSED, ServiceSockets, Supervisor, gateway_command
 from app.settings import Settings, SettingsError, load_settings
 
+_ANSWER_SECONDS = 3.0  # the loop of an egress process is held for milliseconds
 
-def run_launcher(**options: Any) -> int:
-    """Runs until SIGTERM or SIGINT. Returns the exit status. `options` are those of ProcessSettings."""
+
+def run_launcher(launcher_socket: Path | None = None, gateway_uid: int | None = None) -> int:
+    """Runs until SIGTERM or SIGINT. Returns the exit status. What is given goes before the settings."""
     try:
-        settings = _settings(options)
-        check_folder(_socket_of(settings))
-        if settings.process.gateway_uid is None:
-            raise StartFailed(
-                "set BULKHEAD_PROCESS__GATEWAY_UID to the uid of the gateway, the only user who may connect"
-            )
+        settings = _settings(process={"launcher_socket": launcher_socket, "gateway_uid": gateway_uid})
+        check_folder(_launcher_socket_of(settings))
+        _gateway_uid_of(settings)
         return Supervisor(settings, {}, with_gateway=False).run()
     except (SettingsError, NoSlot, StartFailed) as error:
         say(str(error))
         return REFUSED
 
 
-def check_launcher(**options: Any) -> int:
+def check_launcher(launcher_socket: Path | None = None) -> int:
     """Returns 0 when a launcher answers on the socket and lacks no layer. Otherwise it returns 1 and prints a sentence.
     It is for health checks."""
     try:
-        about = asyncio.run(_about(_socket_of(_settings(options))))
+        about = asyncio.run(_about(_launcher_socket_of(_settings(process={"launcher_socket": launcher_socket}))))
     except (SettingsError, StartFailed, BulkheadError) as error:
         say(str(error))
         return 1
     if about.get("missing"):
         say(f"this host lacks {about['missing']}; `bulkhead probe` says how to get it")
+        return 1
+    return 0
+
+
+def become_egress(egress_socket: Path | None = None, gateway_uid: int | None = None) -> int:
+    """This process is the egress process from here on. Returns the exit status if it cannot be."""
+    try:
+        settings = _settings(process={"gateway_uid": gateway_uid}, egress={"socket": egress_socket})
+        path, uid = _egress_socket_of(settings), _gateway_uid_of(settings)
+        if os.geteuid() in (0, uid):
+            raise StartFailed("the egress process must be neither root nor the gateway's user: give it one of its own")
+        check_folder(path, os.geteuid())
+        config = replace(egress_config(settings, uid), check_uid=os.geteuid())
+        listener = _listen(path)
+        say(f"the egress process listens on {path}")
+        exec_egress(PROJECT, listener, config)
+    except (SettingsError, StartFailed) as error:
+        say(str(error))
+        return REFUSED
+
+
+def check_egress(egress_socket: Path | None = None) -> int:
+    """Returns 0 when an egress process of this user answers on the socket. Otherwise it returns 1 and prints a
+    sentence. It is for health checks."""
+    try:
+        path = _egress_socket_of(_settings(egress={"socket": egress_socket}))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
+            connection.connect(str(path))
+            greeting = connection.recv(protocol.MAX_PACKET)
+        alive = protocol.decode_report(greeting) == Hello()
+    except (SettingsError, StartFailed) as error:
+        say(str(error))
+        return 1
+    except OSError as error:
+        say(f"the egress process does not answer: {error.strerror or error}")
+        return 1
+    except InvalidMessage:
+        alive = False
+    if not alive:
+        say("the egress process runs as another user, or is of another version")
         return 1
     return 0
 
@@ -60,48 +106,73 @@ def become_gateway(settings: Settings, given: dict[str, Any]) -> NoReturn:
             "with BULKHEAD_PROCESS__LAUNCHER_SOCKET the gateway must not run as root: start it as the user of the "
             "launcher's BULKHEAD_PROCESS__GATEWAY_UID"
         )
-    enabled = settings.process.enabled
-    socket, reason = (_socket_of(settings), "") if enabled else (None, "the operator has not enabled it")
-    argv, environment = gateway_command(given, 0, -1, ServiceSockets(socket), reason)
+    sockets, reason = ServiceSockets(), "the operator has not enabled it"
+    if settings.process.enabled:
+        egress = settings.egress.socket if settings.egress.allow else None
+        sockets, reason = ServiceSockets(_launcher_socket_of(settings), egress), ""
+    argv, environment = gateway_command(given, 0, -1, sockets, reason)
     os.execve(argv[0], argv, environment)  # noqa: S606 - this interpreter again
 
 
-def check_folder(socket: Path) -> None:
-    """Root makes the socket there and changes its owner by name. So no other user may be able to replace it, or a
-    folder above it. Raises StartFailed."""
-    folder = socket.parent.absolute()
+def check_folder(path: Path, uid: int = 0) -> None:
+    """`uid` makes the socket `path`. Root changes its owner by name, and the gateway gives sockets of sandboxes to
+    whoever listens. So no other user may be able to replace it, or a folder above it. Raises StartFailed."""
+    folder = path.parent.absolute()
+    owner = "root" if uid == 0 else f"root or uid {uid}"
     try:
         above = {*folder.parents, *folder.resolve().parents}
-        bad = not _roots_own(folder) or not all(_roots_own(place, sticky=True) for place in above)
+        bad = not _only_writer(folder, uid) or not all(_only_writer(place, uid, sticky=True) for place in above)
     except OSError as error:
         raise StartFailed(f"the socket's folder {folder} cannot be used: {error.strerror}") from error
     if bad:
         raise StartFailed(
-            f"the socket's folder {folder} and those above it must belong to root, and nobody else may write there"
+            f"the socket's folder {folder} and those above it must belong to {owner}, and nobody else may write there"
         )
 
 
-def _roots_own(folder: Path, *, sticky: bool = False) -> bool:
+def _only_writer(folder: Path, uid: int, *, sticky: bool = False) -> bool:
     """`sticky`: others may have things of their own there, as in /tmp."""
     found = folder.stat()
     shared = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    return found.st_uid == 0 and (not shared or (sticky and bool(found.st_mode & stat.S_ISVTX)))
+    return found.st_uid in (0, uid) and (not shared or (sticky and bool(found.st_mode & stat.S_ISVTX)))
 
 
-def _settings(options: dict[str, Any]) -> Settings:
-    """The options of the command line go before the environment, one by one."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return load_settings(process=given) if given else load_settings()
+def _listen(path: Path) -> socket.socket:
+    """Raises StartFailed."""
+    try:
+        return listen_for_gateway(path)
+    except OSError as error:
+        raise StartFailed(f"cannot listen on {path}: {error.strerror}") from error
 
 
-def _socket_of(settings: Settings) -> Path:
+def _settings(**parts: dict[str, Any]) -> Settings:
+    """The options of the command line, by part of the settings, go before the environment, one by one."""
+    given = {
+        part: {name: value for name, value in options.items() if value is not None} for part, options in parts.items()
+    }
+    return load_settings(**{part: options for part, options in given.items() if options})
+
+
+def _gateway_uid_of(settings: Settings) -> int:
+    if settings.process.gateway_uid is None:
+        raise StartFailed("set BULKHEAD_PROCESS__GATEWAY_UID to the uid of the gateway, the only user who may connect")
+    return settings.process.gateway_uid
+
+
+def _launcher_socket_of(settings: Settings) -> Path:
     if settings.process.launcher_socket is None:
         raise StartFailed("set BULKHEAD_PROCESS__LAUNCHER_SOCKET or --socket to the launcher's socket")
     return settings.process.launcher_socket
 
 
-async def _about(socket: Path) -> dict[str, str]:
-    link = LauncherLink(socket, lambda *_: None, lambda: None, lambda _, descriptor: os.close(descriptor))
+def _egress_socket_of(settings: Settings) -> Path:
+    if settings.egress.socket is None:
+        raise StartFailed("set BULKHEAD_EGRESS__SOCKET or --socket to the egress process's socket")
+    return settings.egress.socket
+
+
+async def _about(path: Path) -> dict[str, str]:
+    link = LauncherLink(path, lambda *_: None, lambda: None, lambda _, descriptor: os.close(descriptor))
     try:
         await link.greet()
         return link.about

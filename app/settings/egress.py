@@ -14,7 +14,7 @@ from pydantic_settings import NoDecode
 from app.core.hosts import IPNetwork
 from app.core.network_rules import NetworkRule, parse_rule
 from app.core.policy import EgressPolicy
-from app.settings.part import Part, split
+from app.settings.part import AbsolutePath, Part, split
 
 _RESOLVER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 
@@ -47,6 +47,10 @@ class EgressSettings(Part):
     permit_nets: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(_nets)] = Field(
         (), description="networks that sandboxes may reach although they are not public"
     )
+    own_nets: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(_nets)] = Field(
+        (), description="networks that are refused as this machine's own, beside the addresses that it knows"
+    )
+    socket: AbsolutePath | None = Field(None, description="socket of an egress process that is a service of its own")
     resolver: str = Field("", description="ADDRESS:PORT of the DNS server that is asked; empty: the system's")
     secrets_file: Path | None = Field(
         None, description="TOML file with the operator's secrets, of mode 0600; it is read again when it changes"

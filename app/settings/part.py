@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 def split(value: Any) -> Any:
@@ -15,6 +16,15 @@ def split(value: Any) -> Any:
     if value.lstrip().startswith("["):
         return tuple(json.loads(value))
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"{path} must be an absolute path")
+    return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Part(BaseModel):

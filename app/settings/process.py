@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from app.settings.part import Part, split
+from app.settings.part import AbsolutePath, Part, split
 
 MissingLayer = Literal[
     "landlock",
@@ -42,7 +42,7 @@ class ProcessSettings(Part):
     max_terminals: int = Field(
         2048, ge=1, le=2**20, description="terminals of the host that may be in use when a sandbox gets one more"
     )
-    storage_dir: Path | None = Field(
+    storage_dir: AbsolutePath | None = Field(
         None,
         description="folder of root for the disks of sandboxes, on ext4 or xfs; absent: `storage` in the data folder",
     )
@@ -52,8 +52,10 @@ class ProcessSettings(Part):
         le=2**31,
         description="room that the disks of sandboxes leave free in the file system of that folder",
     )
-    launcher_socket: Path | None = Field(None, description="socket of a launcher that is a service of its own")
-    gateway_uid: int | None = Field(None, ge=1, description="uid of the gateway that may connect to that launcher")
+    launcher_socket: AbsolutePath | None = Field(None, description="socket of a launcher that is a service of its own")
+    gateway_uid: int | None = Field(
+        None, ge=1, description="uid of the gateway that may connect to services of their own"
+    )
 
     @field_validator("root_paths")
     @classmethod
@@ -62,13 +64,6 @@ class ProcessSettings(Part):
             if not path.is_absolute() or ".." in path.parts or path == Path("/"):
                 raise ValueError(f"{path} must be an absolute directory below /, without ..")
         return paths
-
-    @field_validator("launcher_socket", "storage_dir")
-    @classmethod
-    def _absolute_path(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_absolute():
-            raise ValueError(f"{path} must be an absolute path")
-        return path
 
     @model_validator(mode="after")
     def _uids_exist(self) -> Self:

@@ -95,6 +95,7 @@ def test_what_each_service_has() -> None:
     assert capabilities == {
         "gateway": [],
         "launcher": ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "SYS_PTRACE", "CHOWN", "KILL", FOR_DISKS],
+        "egress": [],
         "boxlite": ["SETFCAP"],
     }
     needed = set(capabilities["launcher"]) - {FOR_DISKS}
@@ -105,6 +106,7 @@ def test_what_each_service_has() -> None:
     assert {name: service.get("devices", []) for name, service in SERVICES.items()} == {
         "gateway": [],
         "launcher": [],
+        "egress": [],
         "boxlite": ["/dev/kvm"],
     }
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["gateway"]
@@ -118,13 +120,45 @@ def test_every_capability_has_its_reason_beside_it() -> None:
             assert re.search(r" # \w.{20,}", line), f"why {capability}?"
 
 
-def test_only_the_gateway_shares_the_launchers_socket_and_only_to_read() -> None:
+def test_only_the_gateway_shares_the_sockets_of_the_others_and_only_to_read() -> None:
     mounts = {name: [each for each in service["volumes"] if "socket" in each] for name, service in SERVICES.items()}
     assert mounts == {
-        "gateway": ["launcher-socket:/run/launcher:ro"],
+        "gateway": ["launcher-socket:/run/launcher:ro", "egress-socket:/run/egress:ro"],
         "launcher": ["launcher-socket:/run/launcher"],
+        "egress": ["egress-socket:/run/egress"],
         "boxlite": [],
     }
+    assert SERVICES["egress"]["volumes"] == mounts["egress"], "no state of others"
+
+
+def test_only_the_egress_process_and_the_server_have_a_way_beyond_the_machine() -> None:
+    """Gateway and server meet in a network without one."""
+    networks = {name: service.get("networks", service.get("network_mode")) for name, service in SERVICES.items()}
+    assert networks == {
+        "gateway": ["default", "boxlite"],
+        "launcher": "none",
+        "egress": ["egress"],
+        "boxlite": ["boxlite", "images"],
+    }
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade"
+    assert COMPOSE["networks"] == {
+        "default": {"driver_opts": {masquerade: "${GATEWAY_DIALS_OUT:-false}"}},
+        "boxlite": {"internal": True},
+        "images": {},
+        "egress": {},
+    }
+
+
+def test_only_the_gateway_is_given_keys() -> None:
+    for name in ("launcher", "egress"):
+        environment = SERVICES[name]["environment"]
+        assert (environment["BULKHEAD_API_KEYS"], environment["BULKHEAD_BOXLITE__API_KEY"]) == ("", ""), name
+    readers = {unit.stem for unit in UNITS if any("/etc/bulkhead/secrets" in line for line in files_of(unit))}
+    assert readers == {"bulkhead-gateway"}
+
+
+def files_of(unit: Path) -> list[str]:
+    return directives(unit)["EnvironmentFile"]
 
 
 def test_the_profiles_that_are_named_exist() -> None:
@@ -164,13 +198,16 @@ def test_base_images_are_pinned_and_the_same_everywhere() -> None:
     assert re.fullmatch(r"debian:trixie-\d{8}-slim", bases.pop())
     assert len(set(re.findall(r"\bRUST(?:=|: \$\{RUST:-)([\w.:/-]+)", both))) == 1
     for base in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
-        assert base.startswith("${") or base in ("scratch", "both"), f"{base} is not pinned by an argument"
+        assert base.startswith("${") or base in ("scratch", "all"), f"{base} is not pinned by an argument"
 
 
-def test_the_gateways_image_is_never_root() -> None:
-    stage = (ROOT / "Dockerfile").read_text().partition("AS gateway\n")[2]
+def test_images_of_gateway_and_egress_process_are_never_root() -> None:
+    before, _, stage = (ROOT / "Dockerfile").read_text().partition("AS gateway\n")
     assert re.findall(r"^USER (.*)$", stage, re.MULTILINE) == ["10001:10001"]
-    assert SERVICES["launcher"]["environment"]["BULKHEAD_PROCESS__GATEWAY_UID"] == 10001
+    stage = before.partition("AS egress\n")[2]
+    assert re.findall(r"^USER (.*)$", stage, re.MULTILINE) == ["10002:10001"]
+    for name in ("launcher", "egress"):
+        assert SERVICES[name]["environment"]["BULKHEAD_PROCESS__GATEWAY_UID"] == 10001
     assert SERVICES["boxlite"]["group_add"] == ["10001"]
 
 
@@ -209,11 +246,25 @@ def test_the_launchers_unit_may_open_loop_devices_and_no_other_disk() -> None:
     assert found["StateDirectory"] == ["bulkhead-launcher"]
 
 
-@pytest.mark.parametrize("name", ["bulkhead-gateway", "boxlite"])
+@pytest.mark.parametrize("name", ["bulkhead-gateway", "bulkhead-egress", "boxlite"])
 def test_a_unit_without_privileges_has_no_capability_and_no_root(name: str) -> None:
     found = directives(ROOT / f"deploy/systemd/{name}.service")
     assert (found["CapabilityBoundingSet"], found["NoNewPrivileges"]) == ([""], ["yes"])
     assert "User" in found or found["DynamicUser"] == ["yes"]
+
+
+def test_unit_of_the_egress_process_has_every_wall_of_the_gateways() -> None:
+    gateway, egress = (directives(ROOT / f"deploy/systemd/bulkhead-{name}.service") for name in ("gateway", "egress"))
+    walls = {
+        name for name in gateway if name.startswith(("Protect", "Private", "Restrict", "System", "Memory", "Lock"))
+    }
+    walls |= {"CapabilityBoundingSet", "NoNewPrivileges", "UMask", "RemoveIPC"}
+    assert len(walls) > 20, "the control"
+    (families,) = egress["RestrictAddressFamilies"]
+    assert families == "AF_UNIX AF_INET AF_INET6"
+    assert {name: egress[name] for name in walls - {"RestrictAddressFamilies"}} == {
+        name: gateway[name] for name in walls - {"RestrictAddressFamilies"}
+    }
 
 
 def test_systemd_understands_the_units(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.integration.machine_tests import MachineTests, running_tests
 from tests.integration.product import Product
 from tests.integration.project import IMAGES, Project
 from tests.integration.version_2 import TESTS
+from tests.integration.web import PERMITTED
 from tests.require import require
 from tests.service import PROJECT
 
@@ -33,13 +34,13 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="package")
 def project(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """Gateway and launcher, built on this host."""
+    """All but the BoxLite server, built on this host."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("compose")
-    made = Project(folder / "host", engine.env, {"PUBLISH": f"127.0.0.1:{port}"})
+    made = Project(folder / "host", engine.env, {"PUBLISH": f"127.0.0.1:{port}", **PERMITTED})
     made.compose("down", "--volumes", "--remove-orphans")  # of a run that was killed
-    made.build(engine.base(), "gateway", "launcher")
+    made.build(engine.base(), "gateway", "launcher", "egress")
     yield made
     made.compose("down", "--volumes", "--remove-orphans")
 
@@ -47,7 +48,7 @@ def project(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="package")
 def product(project: Project) -> Product:
     """Runtime `process` on this host: the services that a host without /dev/kvm starts."""
-    project.compose("up", "--detach", "--wait", "launcher", "gateway")
+    project.compose("up", "--detach", "--wait", "launcher", "egress", "gateway")
     return Product(int(project.settings["PUBLISH"].rpartition(":")[2]), project.key())
 
 
@@ -72,7 +73,7 @@ def machine_tests(engine: Engine, project: Project, tmp_path_factory: pytest.Tem
 def docker_machine(
     engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerMachine]:
-    """Holds all three images, made here: one of them from the server that deploy/boxlite built."""
+    """Holds all four images, made here: one of them from the server that deploy/boxlite built."""
     reason = not_built()
     require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
     script = ". deploy/boxlite/cache.sh && echo $server_folder/boxlite"
@@ -93,6 +94,7 @@ def machine_project(docker_machine: DockerMachine, tmp_path_factory: pytest.Temp
         "BOXLITE_IMAGES": "/images",
         "BULKHEAD_BOXLITE__IMAGES": '{"busybox":{"rootfs_path":"/images/busybox"}}',
         "BULKHEAD_BOXLITE__DEFAULT_IMAGE": "busybox",
+        **PERMITTED,
     }
     if docker_machine.has_apparmor:
         settings |= {"LAUNCHER_APPARMOR": "bulkhead-launcher", "BOXLITE_APPARMOR": "bulkhead-boxlite"}
@@ -101,6 +103,6 @@ def machine_project(docker_machine: DockerMachine, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="package")
 def whole_product(docker_machine: DockerMachine, machine_project: Project) -> Product:
-    """All three services of the unchanged file, on control groups of version 2."""
+    """All four services of the unchanged file, on control groups of version 2."""
     machine_project.compose("up", "--detach", "--wait", seconds=400)
     return Product(docker_machine.port, machine_project.key())

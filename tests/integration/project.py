@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.service import PROJECT
 
 TAG = "test"
-IMAGES = tuple(f"bulkhead-{name}:{TAG}" for name in ("gateway", "launcher", "boxlite"))
+IMAGES = tuple(f"bulkhead-{name}:{TAG}" for name in ("gateway", "launcher", "egress", "boxlite"))
 PARTS = ("docker-compose.yml", "Dockerfile", ".dockerignore", "app", "deploy", "requirements")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # this host may be behind a proxy that inspects TLS
 KEY_FILE = "/var/lib/bulkhead/api-key"

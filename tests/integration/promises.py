@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+import docker
 from docker.models.containers import Container
 
 from tests.integration.product import Product
+from tests.integration.web import web_server
 from tests.kernel import host
 
 MIB = 1 << 20
@@ -147,6 +149,27 @@ def a_microvm_runs_a_kernel_of_its_own(product: Product) -> None:
     assert done["stdout"].strip() != os.uname().release
     assert (done["stderr"], done["exit"]["reason"], done["exit"]["code"]) == ("to stderr\n", "exited", 3)
     product.delete(sandbox["id"])
+
+
+FETCH = """
+import socket, urllib.request
+print(socket.gethostbyname("www.example.org"), urllib.request.urlopen("http://www.example.org/").read().decode())
+"""
+
+
+def a_permitted_host_is_reached_also_after_the_egress_process_was_killed(
+    product: Product, client: docker.DockerClient
+) -> None:
+    network = {"mode": "proxy", "allow": ["www.example.org:80"]}
+    egress = client.containers.get("bulkhead-egress-1")
+    with web_server(client):
+        sandbox = product.create(runtime="process", policy={"network": network})["id"]
+        assert product.run(sandbox, "python3", "-c", FETCH)["stdout"] == "198.18.0.1 answered\n"
+        egress.kill()
+        egress.start()  # a killed container is not started again by itself
+        done = product.run(sandbox, "python3", "-c", FETCH)
+        assert done["stdout"] == "198.18.0.1 answered\n", done
+    product.delete(sandbox)
 
 
 # --- looking at containers

@@ -1,4 +1,4 @@
-"""The compose file on this host's own engine: gateway and launcher in containers, the BoxLite server elsewhere."""
+"""The compose file on this host's own engine: all services in containers, but for the BoxLite server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.integration.host_engine import Engine
 from tests.integration.product import Product
 from tests.integration.project import KEY_FILE, Project
 from tests.integration.relay import relayed
+from tests.integration.web import address_of, beyond_the_host, connects, web_server
 from tests.kernel import host
 
 pytestmark = pytest.mark.timeout(600)  # the first one to ask for it waits for the images
@@ -69,6 +70,38 @@ def test_the_launcher_may_not_open_devices(engine: Engine, product: Product) -> 
     status, said = container.exec_run(["sh", "-c", "echo a > /sys/fs/cgroup/devices/devices.allow"])
     assert status != 0
     assert b"Read-only" in said or b"nonexistent" in said or b"No such" in said, said
+
+
+def test_the_egress_process_has_no_privilege_and_its_network_alone(engine: Engine, product: Product) -> None:
+    container = engine.client.containers.get("bulkhead-egress-1")
+    assert promises.status_of(container) == {
+        "Uid": ["10002"] * 4,
+        "Gid": ["10001"] * 4,
+        "CapPrm": ["0" * 16],
+        "CapBnd": ["0" * 16],
+        "NoNewPrivs": ["1"],
+        "Seccomp": ["2"],
+    }
+    assert container.attrs["HostConfig"]["ReadonlyRootfs"] is True
+    assert list(container.attrs["NetworkSettings"]["Networks"]) == ["bulkhead_egress"]
+    assert promises.processes_of(container) == 1
+    assert container.exec_run(["stat", "-c", "%u %g %a", "/run/egress"]).output == b"10002 10001 710\n"
+    assert container.exec_run(["stat", "-c", "%u %g %a", "/run/egress/egress.sock"]).output == b"10002 10001 660\n"
+
+
+# --- the network of sandboxes
+
+
+def test_a_permitted_host_is_reached_also_after_the_egress_process_was_killed(engine: Engine, product: Product) -> None:
+    promises.a_permitted_host_is_reached_also_after_the_egress_process_was_killed(product, engine.client)
+
+
+def test_only_the_egress_process_has_a_way_to_others_and_beyond_the_machine(engine: Engine, product: Product) -> None:
+    gateway, egress = (engine.client.containers.get(f"bulkhead-{name}-1") for name in ("gateway", "egress"))
+    with web_server(engine.client) as server, beyond_the_host() as outside:
+        for address in (address_of(server), outside):
+            assert connects(egress, address), "the control"
+            assert not connects(gateway, address)
 
 
 # --- keys
@@ -160,5 +193,5 @@ def test_nothing_is_left_after_down(project: Project, product: Product) -> None:
     assert host.processes_of(uid) == []
     first = uid - (uid - 1_900_000_000) % 4096
     assert not Path(f"/run/bulkhead/{first}").exists()
-    project.compose("up", "--detach", "--wait", "launcher", "gateway")
+    project.compose("up", "--detach", "--wait", "launcher", "egress", "gateway")
     assert product.ask("GET", "/sandboxes")[0] == 200, "the state, and in it the key, is in a volume"

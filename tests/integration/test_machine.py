@@ -29,10 +29,10 @@ rmdir /run/launcher/x
 """
 
 
-def test_all_three_services_are_healthy(docker_machine: DockerMachine, whole_product: Product) -> None:
+def test_all_four_services_are_healthy(docker_machine: DockerMachine, whole_product: Product) -> None:
     containers = docker_machine.client.containers.list()
     states = {container.name: container.attrs["State"]["Health"]["Status"] for container in containers}
-    assert states == {f"bulkhead-{name}-1": "healthy" for name in ("gateway", "launcher", "boxlite")}
+    assert states == {f"bulkhead-{name}-1": "healthy" for name in ("gateway", "launcher", "egress", "boxlite")}
     runtimes = whole_product.call("GET", "/runtimes")[1]["items"]
     assert {runtime["name"]: runtime["available"] for runtime in runtimes} == {"process": True, "boxlite": True}
 
@@ -51,6 +51,12 @@ def test_groups_are_version_2(whole_product: Product) -> None:
 @pytest.mark.parametrize("promise", promises.PROCESS, ids=lambda promise: promise.__name__)
 def test_process_sandboxes(whole_product: Product, promise: Callable[[Product], None]) -> None:
     promise(whole_product)
+
+
+def test_a_permitted_host_is_reached_also_after_the_egress_process_was_killed(
+    docker_machine: DockerMachine, whole_product: Product
+) -> None:
+    promises.a_permitted_host_is_reached_also_after_the_egress_process_was_killed(whole_product, docker_machine.client)
 
 
 def test_a_disk_is_refused_by_name_where_no_room_can_be_reserved(whole_product: Product) -> None:

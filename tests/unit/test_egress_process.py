@@ -21,6 +21,7 @@ def test_egress_process_is_told_what_the_operator_allows() -> None:
         boxlite={"url": "http://127.0.0.2:8124"},
         egress={
             "permit_nets": "10.1.0.0/16,fd00:1::/32",
+            "own_nets": "198.51.100.7",
             "resolver": "192.0.2.53:53",
             "connections": 7,
             "connections_per_sandbox": 6,
@@ -31,6 +32,7 @@ def test_egress_process_is_told_what_the_operator_allows() -> None:
     assert egress_config(settings, 5000) == EgressConfig(
         5000,
         permit_nets=("10.1.0.0/16", "fd00:1::/32"),
+        own_nets=("198.51.100.7/32",),
         resolver="192.0.2.53:53",
         service=("127.0.0.1:8123", "127.0.0.2:8124"),
         connections=7,

@@ -509,6 +509,7 @@ async def test_every_command_is_documented() -> None:
     commands = [
         "serve",
         "launcher",
+        "egress",
         "key new",
         "probe",
         "run",

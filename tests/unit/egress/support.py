@@ -151,7 +151,7 @@ async def site(
     service: Callable[[int], Sequence[str]] = lambda port: (),
     resolver: str | None = None,
     times: Times = Times(),  # noqa: B008  # it is frozen
-    bounds: Mapping[str, int] = MappingProxyType({}),
+    bounds: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncIterator[Site]:
     """`serve` is the real host, at a port that is free. `rules` get this port: by default NAME is permitted."""
     async with AsyncExitStack() as stack:

@@ -133,3 +133,11 @@ def test_own_addresses_are_found_without_a_list() -> None:
     own = OwnAddresses()
     assert endpoint("127.0.0.1:1")[0] in own
     assert endpoint("192.0.2.1:1")[0] not in own
+
+
+def test_networks_that_the_operator_calls_own_are_own() -> None:
+    own = OwnAddresses(["198.51.100.7", "2001:db8:1::/48"])
+    assert endpoint("198.51.100.7:1")[0] in own
+    assert endpoint("[2001:db8:1::7]:1")[0] in own
+    assert endpoint("198.51.100.8:1")[0] not in own
+    assert endpoint("127.0.0.1:1")[0] in own

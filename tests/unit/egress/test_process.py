@@ -214,7 +214,10 @@ def test_process_ends_in_order_and_says_nothing(start: Callable[..., Process], s
     assert peer.recv(1) == b""
 
 
-@pytest.mark.parametrize("config", [{"permit_nets": ("nonsense",)}, {"resolver": "nonsense"}, {"service": ("::1",)}])
+@pytest.mark.parametrize(
+    "config",
+    [{"permit_nets": ("nonsense",)}, {"own_nets": ("nonsense",)}, {"resolver": "nonsense"}, {"service": ("::1",)}],
+)
 def test_configuration_that_is_none_ends_it(start: Callable[..., Process], config: dict[str, Any]) -> None:
     assert start(**config).child.wait(20) == 2
 
