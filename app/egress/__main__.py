@@ -7,8 +7,8 @@ process. PARENT is the pid with which this process dies, or 0. UID is the user t
 from __future__ import annotations
 
 import asyncio
-import encodings.idna  # noqa: F401  # else at the first TLS to a named host, when only root may read the interpreter
 import gc
+import importlib
 import os
 import resource
 import signal
@@ -22,10 +22,17 @@ from app.egress.server import EgressServer
 from app.privileges import give_up_root
 
 DESCRIPTORS = 65_536  # two for a connection, up to 18 for a sandbox
+# What dnspython imports at its first use. The interpreter may be where only root can read it.
+_LATE = (
+    "dns.rdtypes.ANY.CNAME", "dns.rdtypes.ANY.DNAME", "dns.rdtypes.ANY.OPT", "dns.rdtypes.ANY.SOA",
+    "dns.rdtypes.ANY.TSIG", "dns.rdtypes.IN.A", "dns.rdtypes.IN.AAAA", "encodings.idna",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
     parent, uid, listener, config_file = map(int, arguments)
+    for name in _LATE:
+        importlib.import_module(name)
     raise_descriptor_limit()
     give_up_root(uid, parent)
     if parent and os.getppid() != parent:

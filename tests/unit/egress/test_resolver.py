@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import unittest.mock
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -20,7 +21,7 @@ from app.egress.names import NameTable
 from app.egress.network import QUESTIONS_AT_ONCE, QUESTIONS_PER_SECOND
 from app.egress.protocol import ADDRESSES, MAX_NAMES
 from app.egress.reasons import Reason
-from app.egress.resolver import Resolver
+from app.egress.resolver import REMEMBERED, Resolver
 from tests.unit.egress.support import GIVEN, NAME, Site, echo, site
 
 WILD = [{"host": NAME}, {"host": "*.example.net"}]
@@ -89,6 +90,30 @@ async def test_gateway_is_told_before_the_program() -> None:
         [told] = at.gateway.held_back
         told()
         assert address_in(await answer) == at.gateway.names["a.example.net"]
+
+
+async def test_answer_about_a_known_name_is_remembered_and_keeps_the_id_of_its_question() -> None:
+    async with site(echo, rules=WILD) as at:
+        program = await Program.of(at)
+        first = await program.ask(NAME)
+        with unittest.mock.patch("app.egress.resolver.dns.message.make_response", side_effect=AssertionError):
+            second = await program.ask(NAME)
+        assert (second.answer, second.flags, second.id == first.id) == (first.answer, first.flags, False)
+        assert not (await program.ask(NAME, "AAAA")).answer, "another question has another answer"
+
+
+def test_remembered_answers_are_bounded() -> None:
+    names = [f"{n}.example.net" for n in range(3 * REMEMBERED)]
+    table = NameTable({name: str(ADDRESSES[n + 1]) for n, name in enumerate(names)})
+    with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
+        right.bind((GIVEN, 0))
+        left.connect(right.getsockname())
+        resolver = Resolver(right, table, lambda _: False, lambda *_: None, lambda *_: None)
+        for name in names:
+            left.send(dns.message.make_query(name, "A").to_wire())
+            resolver.serve_one()
+            assert address_in(dns.message.from_wire(left.recv(512))) == str(table.address_of(name))
+        assert len(resolver._remembered) == REMEMBERED
 
 
 @pytest.mark.parametrize("kind", ["AAAA", "TXT", "MX", "HTTPS", "SRV", "NS", "ANY", "TYPE65280"])
@@ -184,10 +209,9 @@ async def test_flood_of_questions_is_answered_at_a_bounded_rate() -> None:
 @hypothesis.given(data=hypothesis.strategies.binary(max_size=300))
 def test_no_packet_breaks_the_resolver(data: bytes) -> None:
     refused: list[tuple[str, Reason]] = []
-    with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
-        right.bind((GIVEN, 0))
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
         right.setblocking(False)
-        left.connect(right.getsockname())
         resolver = Resolver(right, NameTable({}), lambda _: False, lambda *_: None, lambda *what: refused.append(what))
         left.send(data)
         resolver.serve_one()
