@@ -195,13 +195,11 @@ class Telemetry:
     def streamed(self, runtime: str, count: int) -> None:
         self._streamed.labels(runtime).inc(count)
 
-    def runtime_ready(
-        self, runtime: str, error: BulkheadError | None, without_storage: BulkheadError | None = None
-    ) -> None:
-        """Called after each check of a runtime. Logs a line when the result has changed. `without_storage` says why it
-        refuses requests that do not name their storage."""
+    def runtime_ready(self, runtime: str, error: BulkheadError | None, limitation: BulkheadError | None = None) -> None:
+        """Called after each check of a runtime. Logs a line when the result has changed. `limitation` says
+        what it cannot do although it works, such as serve requests that do not name their storage."""
         self._healthy.labels(runtime).set(error is None)
-        why = error or without_storage
+        why = error or limitation
         result = error is None, why is None
         if self._results.get(runtime) != result:
             say = self._log.info if why is None else self._log.warning

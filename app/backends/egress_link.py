@@ -46,6 +46,7 @@ from app.egress.protocol import (
 )
 
 ANSWER_SECONDS = 10.0
+GREETING_SECONDS = 2.0
 CLOSED_SECONDS = 5.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.01, 0.5  # seconds before another try to connect
 _STABLE_SECONDS = 5.0
@@ -104,7 +105,7 @@ class EgressLink:
         self._closing: dict[str, _Network] = {}
         self._shared_names = 0
         self._socket: socket.socket | None = None
-        self._greeted = False
+        self._greeting = asyncio.Event()
         self._connected_at = 0.0
         self._retry: asyncio.TimerHandle | None = None
         self._delay = _FIRST_DELAY
@@ -138,7 +139,7 @@ class EgressLink:
         try:
             if self._socket is None:
                 self._connect()
-            if self._greeted:
+            if self._greeting.is_set():
                 self._send_open(network)
             async with asyncio.timeout(ANSWER_SECONDS):
                 await network.opened
@@ -151,6 +152,20 @@ class EgressLink:
                 why = f"the egress process does not answer: {error.strerror}"
                 raise BackendUnavailable(runtime, why) from error
             raise
+
+    async def lack(self) -> str:
+        """Returns why no sandbox can have a network now, or "". Connects if need be. A process that hangs after it has
+        greeted is not noticed."""
+        try:
+            if self._socket is None:
+                self._connect()
+            async with asyncio.timeout(GREETING_SECONDS):
+                await self._greeting.wait()
+        except TimeoutError:
+            return f"the egress process did not greet within {GREETING_SECONDS:g} seconds"
+        except OSError as error:
+            return f"the egress process does not answer: {error.strerror}"
+        return ""
 
     def close(self, sandbox_id: str) -> None:
         """Forgets the sandbox, and has the egress process cut its connections. Idempotent."""
@@ -206,7 +221,7 @@ class EgressLink:
             loop.remove_reader(connection.fileno())
             loop.remove_writer(connection.fileno())
             connection.close()
-        self._greeted = False
+        self._greeting.clear()
         self._unsent.clear()
         for network in self._networks.values():
             network.told = False
@@ -300,7 +315,7 @@ class EgressLink:
         """Raises InvalidMessage."""
         if isinstance(report, Hello):
             return self._greet(report)
-        if not self._greeted:
+        if not self._greeting.is_set():
             raise InvalidMessage("no greeting")
         network = self._networks.get(report.sandbox) or self._closing.get(report.sandbox)
         if network is None:  # nobody waits for its end any more
@@ -326,9 +341,9 @@ class EgressLink:
         return None
 
     def _greet(self, hello: Hello) -> None:
-        if self._greeted or hello.version != VERSION:
+        if self._greeting.is_set() or hello.version != VERSION:
             raise InvalidMessage("another version, or a second greeting")
-        self._greeted = True
+        self._greeting.set()
         for network in tuple(self._networks.values()):
             self._send_open(network)
 
@@ -342,7 +357,7 @@ class EgressLink:
             asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._open_again, network)
 
     def _open_again(self, network: _Network) -> None:
-        if self._greeted and not network.told and self._networks.get(network.id) is network:
+        if self._greeting.is_set() and not network.told and self._networks.get(network.id) is network:
             self._send_open(network)
 
     def _keep_name(self, network: _Network, name: str, address: str) -> None:

@@ -56,6 +56,7 @@ def new_key(typed: Namespace) -> int:
 
 def probe(typed: Namespace) -> int:
     from app.cli.boxlite import probe_boxlite
+    from app.cli.egress import probe_egress
     from app.cli.host import probe_host
     from app.core.models import Storage
     from app.settings import SettingsError, load_settings, storage_folder
@@ -67,7 +68,11 @@ def probe(typed: Namespace) -> int:
         return FAILED
     accepted: set[str] = set(settings.process.accept_missing)
     disks_needed = settings.process.enabled and settings.storage is Storage.DISK
-    layers = [*probe_host(storage_folder(settings), disks_needed=disks_needed), *probe_boxlite(settings.boxlite)]
+    layers = [
+        *probe_host(storage_folder(settings), disks_needed=disks_needed),
+        *probe_egress(settings.egress.socket),
+        *probe_boxlite(settings.boxlite),
+    ]
     if typed.json:
         put_json([asdict(layer) for layer in layers])
     else:

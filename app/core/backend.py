@@ -137,7 +137,8 @@ class RuntimeInfo:
     """What `GET /runtimes` says about a runtime. `ceilings`: the runtime's own, by name of the limit, where they are
     below the operator's. `no_direct`, `no_proxy`: what follows its name in the sentence that refuses a request for a
     network of this mode. `disk_bytes`: what the disks of all sandboxes together can hold, as of the last `ready`. None:
-    it is not known."""
+    it is not known. `limitation`: a sentence about what does not work although the runtime does, as of the last
+    `ready`; "": nothing."""
 
     name: str
     tier: str
@@ -149,6 +150,7 @@ class RuntimeInfo:
     no_direct: str = "has no network of the mode direct"
     no_proxy: str = "has no network of the mode proxy"
     disk_bytes: int | None = None
+    limitation: str = ""
 
 
 class Backend(Protocol):

@@ -16,8 +16,8 @@ def test_a_runtime_that_goes_and_comes_back_is_told_once_each() -> None:
     gone, lacks = BackendUnavailable("boxlite", "nobody answers"), BackendUnavailable("boxlite", "no disks")
     for error in (None, None, gone, gone, None):
         telemetry.runtime_ready("boxlite", error)
-    for error, without_storage in ((None, lacks), (None, lacks), (gone, lacks), (None, lacks)):
-        telemetry.runtime_ready("boxlite", error, without_storage)
+    for error, limitation in ((None, lacks), (None, lacks), (gone, lacks), (None, lacks)):
+        telemetry.runtime_ready("boxlite", error, limitation)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [(line["event"], line["runtime"], line["available"], line["reason"]) for line in lines] == [
         ("runtime", "boxlite", True, None),

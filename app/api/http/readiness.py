@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from app.core.backend import Backend
+from app.core.backend import Backend, RuntimeInfo
 from app.core.errors import BackendFailure, BackendUnavailable, BulkheadError, RuntimeNotEnabled
 from app.core.models import Storage
 from app.core.registry import Registry
@@ -25,8 +25,8 @@ class Readiness:
         answer_seconds: float = ANSWER_SECONDS,
         fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
-        """`storage` is the operator's default. `noted` is told the name of a runtime, why it does not work, and why it
-        refuses requests that do not name their storage."""
+        """`storage` is the operator's default. `noted` is told the name of a runtime, why it does not work, and what it
+        cannot do although it works."""
         self._registry = registry
         self._noted = noted
         self._storage = storage
@@ -57,7 +57,7 @@ class Readiness:
             error = BackendUnavailable(name, f"the runtime did not answer within {self._answer_seconds:g} seconds")
         except BackendFailure as found:
             error = found
-        self._noted(name, error, lacks_default(self._storage, backend.info))
+        self._noted(name, error, lacks_default(self._storage, backend.info) or limitation_of(backend.info))
         return error
 
     async def all(self) -> dict[str, BulkheadError | None]:
@@ -73,3 +73,7 @@ class Readiness:
         """As `all`, for requests that do not name their storage."""
         answers = await self.all()
         return {b.info.name: answers[b.info.name] or lacks_default(self._storage, b.info) for b in self._registry}
+
+
+def limitation_of(runtime: RuntimeInfo) -> BackendUnavailable | None:
+    return BackendUnavailable(runtime.name, runtime.limitation) if runtime.limitation else None

@@ -10,7 +10,7 @@ from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import problems
 from app.api.schemas import answers
 from app.api.schemas.views import Body, json_response
-from app.core.backend import Backend
+from app.core.backend import Backend, RuntimeInfo
 from app.core.errors import BackendUnavailable, BulkheadError, Refused
 from app.core.limits import LIMITS, lower
 from app.core.registry import AUTO
@@ -46,12 +46,17 @@ def _runtime(backend: Backend, answer: BulkheadError | None, context: Applicatio
         "aliases": sorted(info.aliases),
         "enabled": context.registry.enabled(info.name),
         "available": answer is None,
-        "reason": None if answer is None else str(answer),
+        "reason": _reason(info, answer),
         "version": info.version,
         "tier": info.tier,
         "capabilities": sorted(info.capabilities),
         "limits": limits,
     }
+
+
+def _reason(info: RuntimeInfo, answer: BulkheadError | None) -> str | None:
+    """Why a runtime does not work, or what it cannot do although it works."""
+    return info.limitation or None if answer is None else str(answer)
 
 
 @router.get(
@@ -79,9 +84,9 @@ async def check_ready(request: Request) -> Response:
     context = context_of(request)
     answers = await context.readiness.for_defaults()
     runtimes: list[Body] = [
-        {"name": name, "ready": answer is None, "reason": None if answer is None else str(answer)}
-        for name, answer in answers.items()
-        if context.registry.enabled(name)
+        {"name": name, "ready": answers[name] is None, "reason": _reason(backend.info, answers[name])}
+        for backend in context.registry
+        if context.registry.enabled(name := backend.info.name)
     ]
     try:
         default = context.registry.default

@@ -231,7 +231,7 @@ class Runtime(AnswerSchema):
     aliases: list[str]
     enabled: bool
     available: bool
-    reason: str | None = Field(description="why it is not available")
+    reason: str | None = Field(description="why it is not available, or what it cannot do now although it is")
     version: str
     tier: str
     capabilities: list[Capability]
@@ -249,7 +249,7 @@ class Health(AnswerSchema):
 class RuntimeReady(AnswerSchema):
     name: str
     ready: bool
-    reason: str | None
+    reason: str | None = Field(description="why it is not ready, or what it cannot do now although it is")
 
 
 class Ready(AnswerSchema):

@@ -73,6 +73,7 @@ class ProcessBackend:
 
     def __init__(self, socket_path: Path | None, reason: str = "", egress: EgressLink | None = None) -> None:
         self._reason, self._egress = reason, egress
+        self._limitation = ""
         self._networks = Networks()
         self._link = (
             LauncherLink(socket_path, self._on_lost, self._on_gone, self._networks.read) if socket_path else None
@@ -83,7 +84,8 @@ class ProcessBackend:
     @property
     def info(self) -> RuntimeInfo:
         about = self._link.about if self._link is not None else {}
-        return _info_of(about.get("layers"), about.get("disk_bytes"), has_egress=self._egress is not None)
+        layers, disk_bytes = about.get("layers"), about.get("disk_bytes")
+        return _info_of(layers, disk_bytes, self._limitation, has_egress=self._egress is not None)
 
     def open(self) -> None:
         """Does nothing: the launcher is called when it is needed."""
@@ -98,6 +100,8 @@ class ProcessBackend:
         if missing:
             layer = missing.split(",")[0]
             raise IsolationUnavailable(layer, f"this host lacks {missing}; `bulkhead probe` says how to get it")
+        lack = await self._egress.lack() if self._egress is not None else ""
+        self._limitation = f"no sandbox can have a network of the mode proxy: {lack}" if lack else ""
 
     def _require_link(self) -> LauncherLink:
         if self._link is None:
@@ -177,7 +181,7 @@ class ProcessBackend:
 
 
 @lru_cache(maxsize=1)  # it is asked for 13 times in a create
-def _info_of(layers: str | None, disk_bytes: str | None, *, has_egress: bool) -> RuntimeInfo:
+def _info_of(layers: str | None, disk_bytes: str | None, limitation: str, *, has_egress: bool) -> RuntimeInfo:
     """By what the launcher has told. None: not yet."""
     capabilities = CAPABILITIES if layers is None else _of_host(layers.split(","))
     if has_egress:
@@ -190,6 +194,7 @@ def _info_of(layers: str | None, disk_bytes: str | None, *, has_egress: bool) ->
         aliases=("linux", "kernel"),
         no_proxy=f"has no network: {NO_EGRESS}",
         disk_bytes=None if disk_bytes is None else int(disk_bytes),
+        limitation=limitation,
     )
 
 

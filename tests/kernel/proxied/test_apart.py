@@ -55,6 +55,13 @@ def test_restart_of_the_egress_process_costs_its_connections_and_nothing_else(
         service.create(**NETWORK)
 
 
+def reason(service: Service) -> str:
+    """What the default runtime cannot do, as /readyz tells it. The service is ready nevertheless."""
+    status, ready = service.call("GET", "/readyz")
+    assert (status, ready["runtimes"][0]["ready"]) == (200, True), ready
+    return str(ready["runtimes"][0]["reason"] or "")
+
+
 def test_missing_egress_process_refuses_sandboxes_with_a_network_and_no_others(
     folder: Path, settings: dict[str, str]
 ) -> None:
@@ -63,7 +70,9 @@ def test_missing_egress_process_refuses_sandboxes_with_a_network_and_no_others(
         status, problem = service.call("POST", "/sandboxes", NETWORK)
         assert (status, problem["type"]) == (503, "/problems/backend_unavailable"), problem
         assert "the egress process does not answer: No such file or directory" in problem["detail"]
+        assert "the egress process does not answer: No such file" in reason(service)
         with egress(path, **settings):
+            host.until(lambda: reason(service) == "", "it is found")
             sandbox = service.create(**NETWORK)
             assert "200 OK" in service.run(sandbox, "python3", "-c", ASK)["stdout"]
 

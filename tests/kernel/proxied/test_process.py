@@ -126,6 +126,12 @@ def test_create_without_an_egress_process_fails_by_name_and_leaves_nothing(tmp_p
     with Service(tmp_path) as service:
         first, spare = host.first_uid(service), service.create()
         Path(f"/run/bulkhead/{first}/egress.sock").unlink()
+        os.kill(service.children()["egress"], signal.SIGKILL)  # the next one cannot be found
+
+        def says_so() -> bool:
+            return "No such file" in str(service.call("GET", "/readyz")[1]["runtimes"][0]["reason"])
+
+        host.until(says_so, "readiness tells it")
 
         def held() -> tuple[list[str], ...]:
             return host.group_folders(first), host.descriptors(service.children()["gateway"])

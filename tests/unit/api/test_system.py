@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import html
+from dataclasses import replace
 
 import pytest
 
 from app.api.http.problem_types import PROBLEMS
 from app.api.http.readiness import Readiness
 from app.api.schemas import answers
+from app.core.backend import RuntimeInfo
 from app.core.errors import BackendUnavailable, BulkheadError, IsolationUnavailable
 from app.core.registry import Registry
 from tests.null_backend import NullBackend
@@ -25,6 +27,12 @@ class CountingBackend(NullBackend):
 class SilentBackend(NullBackend):
     async def ready(self) -> None:
         await asyncio.Event().wait()
+
+
+class LimitedBackend(NullBackend):
+    @property
+    def info(self) -> RuntimeInfo:
+        return replace(super().info, limitation="no egress")
 
 
 class ClosingBackend(NullBackend):
@@ -121,6 +129,20 @@ async def test_a_runtime_that_does_not_answer_is_not_ready() -> None:
     error = await readiness.of(backend)
     assert isinstance(error, BackendUnavailable)
     assert noted == [("process", error, None)]
+
+
+async def test_limitation_of_a_runtime_that_works_is_told_and_it_is_ready() -> None:
+    noted: list[tuple[str, BulkheadError | None, BulkheadError | None]] = []
+    backend = LimitedBackend()
+    error = await Readiness(Registry([backend], default="process"), lambda *told: noted.append(told)).of(backend)
+    assert error is None
+    ((_, _, limitation),) = noted
+    assert str(limitation) == "no egress"
+    async with Service([backend]).client() as client:
+        (ready,) = (await client.get("/readyz")).json()["runtimes"]
+        (runtime,) = (await client.get("/runtimes")).json()["items"]
+    assert ready == {"name": "process", "ready": True, "reason": "no egress"}
+    assert (runtime["available"], runtime["reason"]) == (True, "no egress")
 
 
 async def test_healthz_is_alive_whatever_the_runtimes_do() -> None:

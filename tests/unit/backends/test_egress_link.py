@@ -474,3 +474,30 @@ async def test_orders_wait_for_room_and_those_of_closed_sandboxes_are_left_out(t
         tasks[-1].cancel()
         await here.settle()
         assert not here.link._unsent
+
+
+# --- whether it is there
+
+
+async def test_process_that_greets_lacks_nothing_and_the_next_sandbox_uses_that_connection(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        asked = asyncio.create_task(here.link.lack())
+        await here.played.accept()
+        assert await asked == ""
+        await here.opened()
+        assert await here.link.lack() == ""
+
+
+async def test_process_that_is_away_or_silent_is_told_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress_link, "GREETING_SECONDS", 0.05)
+    async with stage(tmp_path) as here:
+        assert await here.link.lack() == "the egress process did not greet within 0.05 seconds"
+        await here.played.accept()
+        await here.settle()
+        assert await here.link.lack() == ""
+        here.path.unlink()
+        here.played.hang_up()
+        await here.settle()
+        assert await here.link.lack() == "the egress process does not answer: No such file or directory"
