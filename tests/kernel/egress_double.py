@@ -9,6 +9,7 @@ from app.backends.egress_link import EgressLink, ProgramSockets
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
 from app.core.secrets import Secret
+from app.egress.protocol import KeyPair
 
 
 class EgressDouble(EgressLink):
@@ -25,5 +26,6 @@ class EgressDouble(EgressLink):
         sockets: ProgramSockets,
         log: NetworkLog,
         secrets: Sequence[Secret] = (),
+        authority: KeyPair | None = None,
     ) -> None:
         assert [*sockets.listeners] == sorted({port for rule in rules for port in rule.ports})
