@@ -1,9 +1,8 @@
 """The gateway's end of the egress process's socket: listeners and rules go out, names and events come in.
 
-What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, its secrets, the
-authority that its programs trust, and which address was given to which name. So another egress process gets all of it
-again, and programs in the sandbox find the same addresses and the same authority. Until then connections wait in the
-listeners' backlogs.
+What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, its secrets, and
+which address was given to which name. So another egress process gets all of it again, and programs in the sandbox find
+the same addresses. Until then connections wait in the listeners' backlogs.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from app.egress.protocol import (
     EventsDropped,
     Hello,
     InvalidMessage,
-    KeyPair,
     KnownSecret,
     NameGiven,
     NetworkChanged,
@@ -77,13 +75,13 @@ class _Network:
     runtime: str
     id: str
     rules: tuple[NetworkRule, ...]
-    sockets: ProgramSockets
+    sockets: ProgramSockets | None
+    credential: str
     log: NetworkLog
     opened: asyncio.Future[None]
     closed: asyncio.Future[None]
     names: dict[str, str] = field(default_factory=dict)
     secrets: tuple[Secret, ...] = ()
-    authority: KeyPair | None = None
     told: bool = False  # the egress process was sent something about it
 
 
@@ -121,25 +119,25 @@ class EgressLink:
         runtime: str,
         sandbox_id: str,
         rules: Sequence[NetworkRule],
-        sockets: ProgramSockets,
+        sockets: ProgramSockets | None,
         log: NetworkLog,
         secrets: Sequence[Secret] = (),
-        authority: KeyPair | None = None,
+        credential: str = "",
     ) -> None:
         """Returns when the egress process serves the sandbox. The sockets stay the caller's, who calls `close` before
-        it closes them. `authority`: that of the sandbox, if its programs trust one. Raises BackendUnavailable, and then
-        nothing of the sandbox is left here."""
+        it closes them. Without sockets the sandbox's programs use the egress process's proxy, by the sandbox's id and
+        this password. Raises BackendUnavailable, and then nothing of the sandbox is left here."""
         loop = asyncio.get_running_loop()
         network = _Network(
             runtime,
             sandbox_id,
             tuple(rules),
             sockets,
+            credential,
             log,
             loop.create_future(),
             loop.create_future(),
             secrets=tuple(secrets),
-            authority=authority,
         )
         self._networks[sandbox_id] = network
         try:
@@ -254,8 +252,9 @@ class EgressLink:
 
     def _send_open(self, network: _Network) -> None:
         secrets = tuple(map(self._in_force, network.secrets))
-        setup = NetworkSetup(network.rules, network.names, network.authority, secrets)
-        *known, last = open_packets(network.id, tuple(network.sockets.listeners), setup)
+        setup = NetworkSetup(network.rules, network.names, secrets=secrets, credential=network.credential)
+        ports = tuple(network.sockets.listeners) if network.sockets is not None else ()
+        *known, last = open_packets(network.id, ports, setup)
         network.told = True
         for data in known:
             self._post(_Packet(data, network))
@@ -283,7 +282,8 @@ class EgressLink:
         if self._socket is None:
             return True
         try:
-            send(self._socket, packet.data, packet.network.sockets.descriptors if packet.with_descriptors else ())
+            sockets = packet.network.sockets
+            send(self._socket, packet.data, sockets.descriptors if packet.with_descriptors and sockets else ())
         except BlockingIOError:
             return False
         except OSError:  # it is gone. Reading tells so, after what it has still said

@@ -27,6 +27,7 @@ class EgressConfig:
     permit_nets: tuple[str, ...] = ()
     resolver: str = ""
     service: tuple[str, ...] = ()
+    proxy: int = -1
     connections: int = 4096
     connections_per_sandbox: int = 256
     connections_per_second: int = 100

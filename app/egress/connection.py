@@ -14,6 +14,7 @@ from app.core.addresses import unmapped
 from app.core.hosts import IPAddress
 from app.egress.client_hello import RECORD, ClientHello
 from app.egress.dialling import NotDialled
+from app.egress.farewell import say_goodbye
 from app.egress.names import NameTable
 from app.egress.plain_http import PlainHttp
 from app.egress.reasons import Reason
@@ -23,7 +24,6 @@ from app.egress.splice import Splice
 if TYPE_CHECKING:
     from app.egress.network import SandboxNetwork
 
-FAREWELL_PIECES = 16
 _PIECE = 16 * 1024
 
 
@@ -136,14 +136,7 @@ class ProgramConnection:
         await self._splice(outside, bytes(read))
 
     async def _say_goodbye(self, data: bytes) -> None:
-        """Sends the last bytes, and waits until the client has ended, so that no reset overtakes them."""
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(self._times.farewell):
-                await self._turns.send(self._inside, data)
-                self._inside.shutdown(socket.SHUT_WR)
-                for _ in range(FAREWELL_PIECES):
-                    if not await self._turns.receive(self._inside, _PIECE):
-                        break
+        await say_goodbye(self._turns, self._inside, data, self._times.farewell)
 
     # --- HTTP
 

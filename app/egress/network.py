@@ -17,6 +17,7 @@ from app.egress.dialling import Dialler
 from app.egress.names import NameTable
 from app.egress.placeholders import Placeholders
 from app.egress.protocol import NetworkSetup
+from app.egress.proxied_connections import ProxiedConnection
 from app.egress.rates import Rate
 from app.egress.reasons import Reason
 from app.egress.resolver import Resolver
@@ -59,13 +60,13 @@ class Shared:
 
 
 class SandboxNetwork:
-    """Owns `resolver` and `listeners` from now on. Must be closed."""
+    """Owns `resolver` and `listeners` from now on. Must be closed. Without them its connections come by `take`."""
 
     def __init__(
         self,
         sandbox: str,
         setup: NetworkSetup,
-        resolver: socket.socket,
+        resolver: socket.socket | None,
         listeners: Sequence[socket.socket],
         shared: Shared,
         reports: Reports,
@@ -84,11 +85,14 @@ class SandboxNetwork:
         self._bytes = 0
         self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._endpoint, self._listeners = resolver, tuple(listeners)
-        self._resolver = Resolver(resolver, self.names, self.permits, self.told.name, self._name_refused)
-        for opened in (resolver, *listeners):
+        self._sockets = (*((resolver,) if resolver is not None else ()), *listeners)
+        self._listeners = tuple(listeners)
+        for opened in self._sockets:
             opened.setblocking(False)
-        self._answer_questions()
+        if resolver is not None:
+            self._endpoint = resolver
+            self._resolver = Resolver(resolver, self.names, self.permits, self.told.name, self._name_refused)
+            self._answer_questions()
         self._listen()
 
     async def aclose(self) -> None:
@@ -103,7 +107,7 @@ class SandboxNetwork:
             timer.cancel()
         self.told.close()
         self.turns.close()
-        for opened in (self._endpoint, *self._listeners):
+        for opened in self._sockets:
             opened.close()
 
     # --- names
@@ -158,13 +162,29 @@ class SandboxNetwork:
             self._connection_refused(listener, reason)
             reset(connection)
             return
-        self.shared.connections.take(self.sandbox)
         connection.setblocking(False)
-        task = asyncio.get_running_loop().create_task(
-            ProgramConnection(
-                self, connection, Destination.of(connection, self.names), wide=len(self._tasks) < WIDE_CONNECTIONS
-            ).run()
-        )
+        self._run(ProgramConnection(self, connection, Destination.of(connection, self.names), wide=self._has_wide))
+
+    def take(
+        self, connection: socket.socket, destination: Destination, first: bytes, kind: type[ProxiedConnection]
+    ) -> Reason | None:
+        """Serves an accepted connection from now on, or returns why not. Then it stays the caller's."""
+        reason = self._bound_reached()
+        if reason is None:
+            self._run(kind(self, connection, destination, first, wide=self._has_wide))
+        else:
+            self.told.refusal(
+                "connection", reason, name=destination.name, address=destination.address, port=destination.port
+            )
+        return reason
+
+    @property
+    def _has_wide(self) -> bool:
+        return len(self._tasks) < WIDE_CONNECTIONS
+
+    def _run(self, connection: ProgramConnection) -> None:
+        self.shared.connections.take(self.sandbox)
+        task = asyncio.get_running_loop().create_task(connection.run())
         self._tasks.add(task)
         task.add_done_callback(self._connection_ended)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +18,8 @@ from typing import cast
 import h11
 
 from app.egress.dialling import NotDialled
-from app.egress.reasons import Reason, sentence
+from app.egress.problems import Headers, problem
+from app.egress.reasons import Reason
 from app.egress.splice import KeptBytes, Splice
 from app.egress.turns import SandboxTurns
 
@@ -33,20 +33,9 @@ _HOP_BY_HOP = frozenset(
 )
 _VERSIONS = (b"1.0", b"1.1")
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE", b"TRACK"))
-_STATUS: dict[str, HTTPStatus] = {
-    Reason.HTTP: HTTPStatus.BAD_REQUEST,
-    Reason.UPSTREAM: HTTPStatus.BAD_GATEWAY,
-    Reason.UNREACHABLE: HTTPStatus.BAD_GATEWAY,
-    Reason.NOT_FOUND: HTTPStatus.BAD_GATEWAY,
-    Reason.RESOLVER: HTTPStatus.BAD_GATEWAY,
-    Reason.DESCRIPTORS: HTTPStatus.SERVICE_UNAVAILABLE,
-    Reason.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-}  # others are FORBIDDEN
-
 _LENGTH, _ENCODING = b"content-length", b"transfer-encoding"
 _SWITCH = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
 
-Headers = list[tuple[bytes, bytes]]
 HttpAnswer = h11.Response | h11.InformationalResponse
 
 
@@ -198,10 +187,7 @@ class PlainHttp:
         http = self._program.http
         if http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return False
-        status = _STATUS.get(reason, HTTPStatus.FORBIDDEN)
-        told = {"title": status.phrase, "status": status, "detail": f"{sentence(reason)}.", "reason": reason}
-        body = json.dumps({"type": "about:blank", **told}).encode()
-        headers = [(b"Content-Type", b"application/problem+json"), (b"Content-Length", b"%d" % len(body))]
+        status, headers, body = problem(reason)
         goes_on = reason not in (Reason.HTTP, Reason.HTTP_METHOD) and not http.they_are_waiting_for_100_continue
         if not goes_on:
             headers.append((b"Connection", b"close"))

@@ -31,6 +31,7 @@ ADDRESSES = IPv4Network("198.18.0.0/15")  # what names are given. RFC 2544: nobo
 MAX_NAMES = 4096  # of one sandbox
 _NAMES_PER_PACKET = 200  # 253 bytes each at most
 _RULES_SIZE = 32 * 1024  # of the rules in a packet. One alone has 30 KiB at most
+_CREDENTIAL = 64  # characters
 _PEM = 4096  # characters of a certificate or key. Those of P-256 have 700 and 250
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 _TEXT = 1024  # characters of a text in an event
@@ -65,12 +66,14 @@ class NetworkSecret:
 @dataclass(frozen=True, slots=True)
 class NetworkSetup:
     """What the egress process needs of a sandbox beside its sockets. `names` are those that were given an address
-    before. `authority` signs the certificates of hosts whose rules have `http`."""
+    before. `authority` signs the certificates of hosts whose rules have `http`. With a `credential` it has no sockets:
+    its programs connect to the proxy, by the sandbox's id and this password."""
 
     rules: tuple[NetworkRule, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     authority: KeyPair | None = None
     secrets: tuple[NetworkSecret, ...] = ()
+    credential: str = field(default="", repr=False)
 
 
 # --- gateway -> egress process
@@ -105,9 +108,15 @@ class KnownSecret:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownCredential:
+    sandbox: str
+    credential: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class OpenNetwork:
     """Serves the sandbox with what was said before. With the descriptors [resolver, a listener for each of `ports` in
-    their order]. The answer is `NetworkOpened` or `NetworkNotOpened`."""
+    their order], or after a credential with none. The answer is `NetworkOpened` or `NetworkNotOpened`."""
 
     sandbox: str
     ports: tuple[int, ...]
@@ -196,7 +205,7 @@ class NetworkClosed:
     sandbox: str
 
 
-Known = KnownNames | KnownRules | KnownAuthority | KnownSecret
+Known = KnownNames | KnownRules | KnownAuthority | KnownSecret | KnownCredential
 Order = Known | OpenNetwork | ChangeNetwork | CloseNetwork
 Report = (
     Hello
@@ -214,6 +223,7 @@ _KINDS: dict[type[Any], str] = {
     KnownRules: "rules",
     KnownAuthority: "authority",
     KnownSecret: "secret",
+    KnownCredential: "credential",
     OpenNetwork: "open",
     ChangeNetwork: "change",
     CloseNetwork: "close",
@@ -245,6 +255,8 @@ def open_packets(sandbox: str, ports: Sequence[int], setup: NetworkSetup) -> lis
     if setup.authority is not None:
         known.append(KnownAuthority(sandbox, setup.authority))
     known += [KnownSecret(sandbox, secret) for secret in setup.secrets]
+    if setup.credential:
+        known.append(KnownCredential(sandbox, setup.credential))
     return [*_rules_packets(sandbox, setup.rules), *map(encode, known), encode(OpenNetwork(sandbox, tuple(ports)))]
 
 
@@ -281,6 +293,8 @@ class Gathering:
             setup = replace(setup, rules=(*setup.rules, *known.rules))
         elif isinstance(known, KnownAuthority):
             setup = replace(setup, authority=known.authority)
+        elif isinstance(known, KnownCredential):
+            setup = replace(setup, credential=known.credential)
         else:
             setup = replace(setup, secrets=(*setup.secrets, known.secret))
         if len(setup.names) > MAX_NAMES or len(setup.rules) > RULES or len(setup.secrets) > SECRETS:
@@ -308,6 +322,8 @@ def decode_order(packet: bytes) -> Order:
             order = KnownAuthority(sandbox, fields.key_pair())
         case "secret":
             order = KnownSecret(sandbox, fields.secret())
+        case "credential":
+            order = KnownCredential(sandbox, fields.text("credential", _CREDENTIAL))
         case "open":
             order = OpenNetwork(sandbox, fields.ports())
         case "change":

@@ -15,6 +15,8 @@ class Reason(StrEnum):
     NAME = "name"
     NAMES = "names"
     # what was asked for
+    PROXY = "proxy"
+    CREDENTIAL = "credential"
     RULE = "rule"
     SERVICE = "service"
     TLS = "tls"
@@ -45,6 +47,8 @@ class Reason(StrEnum):
 _SENTENCES = {
     Reason.NAME: "no rule permits the name",
     Reason.NAMES: "the sandbox has as many names as it may have",
+    Reason.PROXY: "the request is not one that a proxy can carry out: CONNECT, or a whole URL of http",
+    Reason.CREDENTIAL: "the request does not have the credential of a sandbox",
     Reason.RULE: "no rule permits this host at this port",
     Reason.SERVICE: "the address and port are those of the service itself",
     Reason.TLS: "the client did not begin with a TLS 1.2 or 1.3 handshake that can be read",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from app.egress import protocol
 from app.egress.config import EgressConfig
+from app.egress.connect_proxy import ConnectProxy
 from app.egress.network import SandboxNetwork, Shared
 from app.egress.peer import Peer
 from app.egress.protocol import (
@@ -41,6 +42,7 @@ class EgressServer:
         self._loop = asyncio.get_running_loop()
         self._listener, self._uid, self._check_uid = listener, config.gateway_uid, config.check_uid
         self._shared = Shared.of(config, Times())
+        self._proxy = ConnectProxy(socket.socket(fileno=config.proxy), self._shared) if config.proxy >= 0 else None
         self._networks: dict[str, SandboxNetwork] = {}
         self._gathering = Gathering()
         self._peer: Peer | None = None
@@ -92,6 +94,8 @@ class EgressServer:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
+        if self._proxy is not None:
+            await self._proxy.aclose()
 
     # --- orders
 
@@ -129,6 +133,8 @@ class EgressServer:
 
     def _network(self, order: OpenNetwork, setup: NetworkSetup, descriptors: list[int], peer: Peer) -> SandboxNetwork:
         """Raises NotOpened, and then has taken no descriptor."""
+        if setup.credential:
+            return self._proxied(order, setup, descriptors, peer)
         opened = _sockets(order.ports, descriptors)
         try:
             return SandboxNetwork(order.sandbox, setup, opened[0], opened[1:], self._shared, peer)
@@ -136,6 +142,19 @@ class EgressServer:
             for taken in opened:
                 taken.detach()
             raise NotOpened(error.strerror or str(error)) from error
+
+    def _proxied(self, order: OpenNetwork, setup: NetworkSetup, descriptors: list[int], peer: Peer) -> SandboxNetwork:
+        """Raises NotOpened."""
+        if self._proxy is None:
+            raise NotOpened("it has no proxy")
+        if order.ports or descriptors:
+            raise NotOpened("a sandbox with a credential has no sockets")
+        try:
+            network = SandboxNetwork(order.sandbox, setup, None, (), self._shared, peer)
+        except OSError as error:
+            raise NotOpened(error.strerror or str(error)) from error
+        self._proxy.add(setup.credential, network)
+        return network
 
     def _close_by_order(self, order: CloseNetwork) -> None:
         peer = self._peer
@@ -145,6 +164,8 @@ class EgressServer:
 
     def _close(self, sandbox: str) -> asyncio.Task[None]:
         network = self._networks.pop(sandbox, None)
+        if self._proxy is not None:
+            self._proxy.remove(sandbox)
         closing = self._loop.create_task(network.aclose() if network is not None else asyncio.sleep(0))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

@@ -23,19 +23,27 @@ from app.settings import Settings
 _BACKLOG = 8
 
 
-def egress_config(settings: Settings, gateway_uid: int) -> EgressConfig:
+def egress_config(settings: Settings, gateway_uid: int, proxy: socket.socket | None = None) -> EgressConfig:
+    """`proxy`: the socket on which the proxy for boxes listens."""
     egress = settings.egress
+    own = [*_own_addresses(settings), *([address_of(proxy)] if proxy is not None else [])]
     return EgressConfig(
         gateway_uid,
         permit_nets=tuple(map(str, egress.permit_nets)),
         own_nets=tuple(map(str, egress.own_nets)),
         resolver=egress.resolver,
-        service=tuple(_own_addresses(settings)),
+        service=tuple(own),
+        proxy=proxy.fileno() if proxy is not None else -1,
         connections=egress.connections,
         connections_per_sandbox=egress.connections_per_sandbox,
         connections_per_second=egress.connections_per_second,
         bytes_per_sandbox=egress.bytes_per_sandbox,
     )
+
+
+def address_of(listener: socket.socket) -> str:
+    """`ADDRESS:PORT` of an IPv4 socket."""
+    return "{}:{}".format(*listener.getsockname())
 
 
 def _own_addresses(settings: Settings) -> Iterator[str]:
@@ -79,7 +87,7 @@ def start_egress(project: str, listener: socket.socket, uid: int, config: Egress
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=(listener.fileno(), read),
+            pass_fds=(listener.fileno(), read, *([config.proxy] if config.proxy >= 0 else [])),
             start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor
             cwd="/",
             env=environment,

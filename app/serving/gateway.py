@@ -19,6 +19,7 @@ import uvicorn
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.backend import BoxliteBackend
+from app.backends.boxlite.egress import BoxEgress
 from app.backends.egress_link import EgressLink
 from app.backends.process.backend import ProcessBackend
 from app.core.backend import Backend
@@ -59,7 +60,7 @@ _LATE = (
 def main(arguments: list[str]) -> int:
     parent, uid = map(int, arguments[:2])
     launcher_socket, egress_socket = (Path(given) if given else None for given in arguments[2:4])
-    reason, secrets_descriptor = arguments[4], int(arguments[5])
+    reason, no_proxy, secrets_descriptor = arguments[4], arguments[5], int(arguments[6])
     try:
         settings = load_settings()
         keys = {**settings.key_names(), **{key.sha256: key.name for key in load_keys(settings.data)}}
@@ -73,7 +74,10 @@ def main(arguments: list[str]) -> int:
         feed = _secrets_feed(settings, secrets, secrets_descriptor)
         egress = EgressLink(egress_socket, telemetry.network_event, secrets) if egress_socket else None
         process = ProcessBackend(launcher_socket, reason, egress)
-        backends: list[Backend] = [process, BoxliteBackend(settings.boxlite, instance.word)]
+        proxy = None if no_proxy else settings.egress.boxlite_proxy
+        boxes = BoxEgress(egress, proxy) if egress is not None and proxy is not None else None
+        boxlite = BoxliteBackend(settings.boxlite, instance.word, egress=boxes, no_proxy=no_proxy)
+        backends: list[Backend] = [process, boxlite]
         server = build(settings, telemetry, keys, profiles, spill, backends, secrets, feed)
     except (
         SettingsError, KeysError, ProfilesError, SecretsFileError, InstanceError, UnknownImage, StartRefused

@@ -15,15 +15,17 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from app.core.limits import MIB
 from app.launcher.config import Config
 from app.launcher.daemon import cgroup_mounts
+from app.serving.box_network import NoBoxNetwork, listen_for_boxes
 from app.serving.egress_process import egress_config, listen_for_gateway, start_egress
 from app.serving.ending import end_in_order
 from app.serving.messages import say
@@ -40,18 +42,18 @@ PROJECT = str(Path(__file__).resolve().parents[2])
 # their own settings. Never /etc as a whole: it holds the host's secrets and names.
 _ETC = (
     "alternatives", "ca-certificates.conf", "debian_version", "fonts", "inputrc", "java*", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "localtime", "magic", "mime.types", "os-release", "perl", "pki/ca-trust/extracted",
-    "pki/tls/certs", "protocols", "python3*", "services", "ssl/cert.pem", "ssl/certs", "ssl/openssl.cnf", "terminfo",
-    "timezone",
+    "ld.so.conf", "ld.so.conf.d", "localtime", "magic", "mime.types", "os-release", "perl", "pki/tls/certs",
+    "protocols", "python3*", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSockets:
-    """What the gateway connects to; None: there is none."""
+    """What the gateway connects to; None: there is none. `no_proxy` says why boxes find no proxy; empty: they do."""
 
     launcher: Path | None = None
     egress: Path | None = None
+    no_proxy: str = "only a service that is started as root, and starts its egress process itself, can have it"
 
 
 def launcher_config(settings: Settings, slot: Slot) -> Config:
@@ -114,7 +116,7 @@ def gateway_command(
     service of its own. `uid` is the user that it becomes, or -1. `reason` says why there is no launcher. `secrets` is
     the descriptor through which the operator's secrets come, or -1."""
     environment = os.environ | {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
-    told = (parent, uid, sockets.launcher or "", sockets.egress or "", reason, secrets)
+    told = (parent, uid, sockets.launcher or "", sockets.egress or "", reason, sockets.no_proxy, secrets)
     argv = [sys.executable, "-P", "-m", "app.serving.gateway", *map(str, told)]
     return argv, environment | {"PYTHONPATH": PROJECT}
 
@@ -154,30 +156,50 @@ class Supervisor:
         process = self._settings.process
         if os.geteuid() == 0:
             self._slot = take_slot(process.uid_base, process.uid_count)
+        sockets = ServiceSockets()
+        if self._slot is not None and self._with_gateway and self._needs_egress:
+            sockets = self._start_egress(self._slot)
         if not process.enabled:
-            return ServiceSockets(), "the operator has not enabled it"
+            return sockets, "the operator has not enabled it"
         if self._slot is None:
             say("the runtime 'process' is not available: it needs a service that is started as root")
-            return ServiceSockets(), "the runtime 'process' needs a service that is started as root"
+            return sockets, "the runtime 'process' needs a service that is started as root"
         slot, settings = self._slot, self._settings
-        egress = self._start_egress(slot) if self._with_gateway and settings.egress.allow else None
         self._launcher = RestartedProcess(
             "the launcher",
             "its sandboxes are lost",
             lambda: start_launcher(launcher_config(settings, slot), (slot.lock,)),
         )
-        return ServiceSockets(process.launcher_socket or slot.launcher_socket, egress), ""
+        return replace(sockets, launcher=process.launcher_socket or slot.launcher_socket), ""
 
-    def _start_egress(self, slot: Slot) -> Path:
-        """Returns its socket. It gets ready while the launcher does."""
+    @property
+    def _needs_egress(self) -> bool:
+        settings = self._settings
+        over_boxlite = settings.boxlite.in_use and settings.egress.boxlite_network is not None
+        return bool(settings.egress.allow) and (settings.process.enabled or over_boxlite)
+
+    def _start_egress(self, slot: Slot) -> ServiceSockets:
+        """It gets ready while the launcher does."""
         listener = listen_for_gateway(slot.egress_socket, slot.gateway_uid)
-        config = egress_config(self._settings, slot.gateway_uid)
+        proxy, no_proxy = self._listen_for_boxes(slot)
+        config = egress_config(self._settings, slot.gateway_uid, proxy)
         self._egress = RestartedProcess(
             "the egress process",
             "its connections are lost",
             lambda: start_egress(PROJECT, listener, slot.egress_uid, config),
         )
-        return slot.egress_socket
+        return ServiceSockets(egress=slot.egress_socket, no_proxy=no_proxy)
+
+    def _listen_for_boxes(self, slot: Slot) -> tuple[socket.socket | None, str]:
+        """The proxy's listening socket, or why there is none."""
+        network = self._settings.egress.boxlite_network
+        if network is None or not self._settings.boxlite.in_use:
+            return None, "the operator has not set BULKHEAD_EGRESS__BOXLITE_NETWORK"
+        try:
+            return listen_for_boxes(network, f"bh-{slot.uid_first}"), ""
+        except NoBoxNetwork as error:
+            say(f"no sandbox of the runtime 'boxlite' can have a network of the mode proxy: {error}")
+            return None, str(error)
 
     def _start_gateway(self, sockets: ServiceSockets, reason: str) -> subprocess.Popen[bytes]:
         uid = self._slot.gateway_uid if self._slot is not None else -1

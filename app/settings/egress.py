@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,15 @@ from app.core.policy import EgressPolicy
 from app.settings.part import AbsolutePath, Part, split
 
 _RESOLVER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
+_PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+_INSIDE_BOXES = IPv4Network("192.168.127.0/24")  # BoxLite's own
+
+PROXY_PORT = 3128  # for boxes
+
+
+def proxy_host(network: IPv4Network) -> IPv4Address:
+    """The second address of the network of boxes. The first one is the host's."""
+    return network[2]
 
 
 def _rules(value: Any) -> Any:
@@ -55,6 +65,11 @@ class EgressSettings(Part):
     secrets_file: Path | None = Field(
         None, description="TOML file with the operator's secrets, of mode 0600; it is read again when it changes"
     )
+    boxlite_network: IPv4Network | None = Field(
+        None,
+        description="a private /30 that this host does not use, such as 10.213.77.0/30, where boxes find the proxy; "
+        "absent: no mode `proxy` over BoxLite",
+    )
     connections: int = Field(4096, ge=1, le=2**20, description="open connections of all sandboxes")
     connections_per_sandbox: int = Field(256, ge=1, le=2**20, description="open connections of one sandbox")
     connections_per_second: int = Field(100, ge=1, le=2**20, description="new connections of one sandbox in a second")
@@ -73,6 +88,20 @@ class EgressSettings(Part):
             if not 1 <= int(found[3]) <= 65_535:
                 raise ValueError(f"{text!r} has no port from 1 to 65535")
         return text
+
+    @field_validator("boxlite_network")
+    @classmethod
+    def _is_private(cls, network: IPv4Network | None) -> IPv4Network | None:
+        if network is not None and (network.prefixlen != 30 or not any(map(network.subnet_of, _PRIVATE))):
+            raise ValueError(f"{network} is not a /30 of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16")
+        if network is not None and network.subnet_of(_INSIDE_BOXES):
+            raise ValueError(f"{network} is in {_INSIDE_BOXES}, which is the network inside every box")
+        return network
+
+    @property
+    def boxlite_proxy(self) -> str | None:
+        """`ADDRESS:PORT`, if there is one."""
+        return f"{proxy_host(self.boxlite_network)}:{PROXY_PORT}" if self.boxlite_network is not None else None
 
     def policy(self) -> EgressPolicy:
         return EgressPolicy(self.allow, self.permit_nets)

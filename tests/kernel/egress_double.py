@@ -9,7 +9,6 @@ from app.backends.egress_link import EgressLink, ProgramSockets
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
 from app.core.secrets import Secret
-from app.egress.protocol import KeyPair
 
 
 class EgressDouble(EgressLink):
@@ -23,9 +22,10 @@ class EgressDouble(EgressLink):
         runtime: str,
         sandbox_id: str,
         rules: Sequence[NetworkRule],
-        sockets: ProgramSockets,
+        sockets: ProgramSockets | None,
         log: NetworkLog,
         secrets: Sequence[Secret] = (),
-        authority: KeyPair | None = None,
+        credential: str = "",
     ) -> None:
+        assert sockets is not None
         assert [*sockets.listeners] == sorted({port for rule in rules for port in rule.ports})

@@ -16,11 +16,12 @@ from functools import cached_property
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.box import Box
 from app.backends.boxlite.client import BoxliteClient
+from app.backends.boxlite.egress import BoxEgress, ProxyCredential
 from app.backends.boxlite.health_check import HealthCheck
 from app.backends.boxlite.images import Images
 from app.backends.boxlite.inside import MAIN_COMMAND, WORKSPACE, BoxMeasurements
 from app.backends.boxlite.limits import COMMAND_LIMITS, GIB, MOST_CPUS, whole
-from app.backends.boxlite.network import NOBODY_PERMITTED, narrowed
+from app.backends.boxlite.network import NOBODY_PERMITTED, check_rules, narrowed, server_network
 from app.backends.boxlite.receipt import check, isolation
 from app.backends.boxlite.sandbox import BoxliteSandbox
 from app.backends.boxlite.server import BoxliteServer, is_name_taken, is_slow_boot
@@ -56,6 +57,7 @@ CAPABILITIES = frozenset(
         *EXACT,
     }
 )
+NO_EGRESS = "this service has no egress process"
 IMAGES_KNOWN = 1024  # of which it is known whether output can be exact; clients may name any that match a pattern
 REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours must not cost us 20,000 requests
 
@@ -68,10 +70,18 @@ def _check_exact(spec: SandboxSpec, inexact: str) -> None:
 
 
 class BoxliteBackend:
-    """`instance` is a random word of this installation, which stays the same after a restart."""
+    """`instance` is a random word of this installation, which stays the same after a restart. Without `egress` no box
+    can have a network of the mode `proxy`, and `no_proxy` says why."""
 
-    def __init__(self, settings: BoxliteSettings, instance: str, timeouts: ServerTimeouts | None = None) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: BoxliteSettings,
+        instance: str,
+        timeouts: ServerTimeouts | None = None,
+        egress: BoxEgress | None = None,
+        no_proxy: str = NO_EGRESS,
+    ) -> None:
+        self._settings, self._egress, self._no_proxy = settings, egress, no_proxy
         key = settings.api_key.get_secret_value() if settings.api_key is not None else None
         self._client = BoxliteClient(settings.url or "http://127.0.0.1:8100", key, timeouts)
         self._server = BoxliteServer(self._client, settings.path_prefix)
@@ -90,15 +100,17 @@ class BoxliteBackend:
     @cached_property
     def info(self) -> RuntimeInfo:
         direct = {Capability.NETWORK_DIRECT} if self._settings.direct_allow else set()
+        proxy = {Capability.NETWORK_PROXY} if self._egress is not None else set()
         return RuntimeInfo(
             RUNTIME,
             Tier.VM,
             "v1",
-            CAPABILITIES | direct,
+            CAPABILITIES | direct | proxy,
             aliases=("vm", "microvm"),
             command_limits=COMMAND_LIMITS,
             ceilings={"cpus": MOST_CPUS},
             no_direct=f"has no network: {NOBODY_PERMITTED}",
+            no_proxy=f"has no network of the mode proxy: {self._no_proxy}",
         )
 
     def open(self) -> None:
@@ -109,6 +121,8 @@ class BoxliteBackend:
 
     def fit(self, spec: SandboxSpec) -> SandboxSpec:
         network = spec.policy.network
+        if network.mode == "proxy":
+            check_rules(network.rules)
         if network.mode == "direct":
             network = replace(network, allow=narrowed(network.allow, self._settings.direct_allow))
         image = self._images.chosen(spec.image)
@@ -154,7 +168,8 @@ class BoxliteBackend:
             raise
 
     async def _boot(self, sandbox_id: str, name: str, spec: SandboxSpec, turn: contextlib.ExitStack) -> BoxliteSandbox:
-        box = await self._made(name, spec)
+        credential = self._credential_for(sandbox_id, spec)
+        box = await self._made(name, spec, credential)
         sandbox = BoxliteSandbox(
             self._server,
             self._health_check,
@@ -169,32 +184,41 @@ class BoxliteBackend:
             began = time.perf_counter()
             started = await self._started(box.id)
             boot_seconds = time.perf_counter() - began
+            if self._egress is not None and credential is not None:
+                await sandbox.open_network(self._egress, credential, spec.policy.network.rules)
             turn.close()  # an image that keeps us waiting from here on keeps nobody else
             facts = await self._proved(sandbox, spec)
             check(facts, spec)
+            if self._egress is not None and credential is not None:
+                await self._egress.prove(started, sandbox.inside, credential)
             await prepare_workdir(sandbox.files, spec.workdir)
             inexact = self._learn(str(spec.image), facts)
             _check_exact(spec, inexact)
         except BaseException:
             with contextlib.suppress(BackendFailure):  # then it is removed when it is next seen
                 await self._server.remove(box.id)
+            await sandbox.close_network()
             raise
         sandbox.prove(isolation(started, spec, facts, boot_seconds, inexact), inexact)
         self._sandboxes[name] = sandbox
         return sandbox
 
-    async def _made(self, name: str, spec: SandboxSpec) -> Box:
+    def _credential_for(self, sandbox_id: str, spec: SandboxSpec) -> ProxyCredential | None:
+        if spec.policy.network.mode != "proxy":
+            return None
+        if self._egress is None:
+            raise BackendUnavailable(RUNTIME, self._no_proxy, 60)
+        return self._egress.credential(sandbox_id)
+
+    async def _made(self, name: str, spec: SandboxSpec, credential: ProxyCredential | None) -> Box:
         """Environment and working directory of a sandbox are not the box's: they are part of every command."""
-        network = spec.policy.network
         body = {
             "name": name,
             **self._images.fields(str(spec.image)),
             "cpus": int(spec.limits.cpus),
             "memory_mib": spec.limits.memory_mib,
             "disk_size_gb": spec.limits.disk_mib // GIB,
-            "network": {"mode": "disabled"}
-            if network.mode == "none"
-            else {"mode": "enabled", "allow_net": list(network.allow)},
+            "network": server_network(spec.policy.network, credential.host if credential is not None else None),
             "detach": True,
             "cmd": MAIN_COMMAND,
             "auto_stop": 0,

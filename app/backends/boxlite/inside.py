@@ -30,7 +30,7 @@ _NOT_ALLOWED = 4
 _NAMES = frozenset({"kernel", "cpus", "memory_kib", "routes", "inexact"})
 
 MAIN_COMMAND = ["sh", "-c", script("main")]
-PROVE, _KILL, _SIGNAL = script("prove"), script("kill"), script("signal")
+PROVE, _KILL, _SIGNAL, _ASK_PROXY = script("prove"), script("kill"), script("signal"), script("ask_proxy")
 
 
 class KillResult(Enum):
@@ -103,6 +103,10 @@ class BoxCommands:
         """Signals the group of the execution's first process. Returns False when there is none, or when the shell
         cannot do it."""
         return (await self._shell(_SIGNAL, str(number), f"{MARK}={execution_id}")).code == 0
+
+    async def ask_proxy(self, url: str, host: str, port: str, basic: str) -> CommandResult:
+        """Asks a proxy which sandbox it serves by this credential. The answer is the output."""
+        return await self._shell(_ASK_PROXY, url, host, port, basic)
 
     async def run(self, script: str, *arguments: str) -> int:
         """Runs a shell command and returns its status."""

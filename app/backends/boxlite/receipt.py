@@ -10,6 +10,7 @@ from app.backends.boxlite.inside import BoxMeasurements
 from app.core.errors import IsolationUnavailable
 from app.core.limits import MIB
 from app.core.models import OutputMode, SandboxSpec, Tier
+from app.core.policy import Network
 
 # The guest sees about 14 MB more than it was given (seen: 142976 kB of 128 MiB), and less what its kernel keeps.
 MEMORY_SLACK = 64 * MIB
@@ -23,7 +24,9 @@ _NOTES = (
     "the server sets no cgroup limit on the virtual machine: its page cache comes on top of memory_mib on the host",
     "plain output is text: bytes that are not UTF-8 arrive as U+FFFD, and what a busy server loses is not always told",
 )
-
+_LOOK_UPS = (
+    "the server answers the names that programs look up, whatever the rules: what they look up leaves its machine"
+)
 
 REPORTED_BYTES = 4096  # of one member: what a server says goes out to clients
 _REPORTED = ("image", "cpus", "memory_mib", "network", "created_at")
@@ -58,6 +61,7 @@ def isolation(box: Box, spec: SandboxSpec, facts: BoxMeasurements, boot_seconds:
         "storage": {"kind": spec.storage, "file_system": None, "bytes": None},  # its size is the server's claim
         "network": {
             "mode": spec.policy.network.mode,
+            **_rules(spec.policy.network),
             "links": [{"name": name, "up": up} for name, up in sorted(facts.links.items())],
             "routes_to_outside": facts.routes,
         },
@@ -65,8 +69,12 @@ def isolation(box: Box, spec: SandboxSpec, facts: BoxMeasurements, boot_seconds:
         "output_detail": f"the image {inexact}" if inexact else None,
         "root": spec.image,
         "missing_layers": [],
-        "notes": list(_NOTES),
+        "notes": [*_NOTES, *([_LOOK_UPS] if facts.routes else [])],
     }
+
+
+def _rules(network: Network) -> dict[str, Any]:
+    return {"allow": [rule.as_dict() for rule in network.rules]} if network.mode == "proxy" else {}
 
 
 def _bounded(value: Any) -> Any:

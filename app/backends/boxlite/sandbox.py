@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.backends.boxlite import RUNTIME
 from app.backends.boxlite.client import seen, upstream_of
+from app.backends.boxlite.egress import BoxEgress, ProxyCredential
 from app.backends.boxlite.ending import KILLED, NO_WORKDIR, start_failed
 from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.files import BoxliteFiles
@@ -23,6 +24,7 @@ from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, Unsup
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
 from app.core.network_log import NetworkLog
+from app.core.network_rules import NetworkRule
 from app.core.tasks import Tasks
 from app.core.workdirs import may_be_made
 
@@ -49,6 +51,8 @@ class BoxliteSandbox:
         self.id, self.box_id = sandbox_id, box_id
         self.inside, self.asks = BoxCommands(server, box_id), PendingLimit()
         self.network_log: NetworkLog | None = None
+        self._egress: BoxEgress | None = None
+        self._proxy: Mapping[str, str] = {}  # in the environment of commands that do not set it
         self.files: Files = BoxliteFiles(ScriptRunner(server, self, tasks, disk_bytes))
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -70,6 +74,15 @@ class BoxliteSandbox:
         """`inexact`: why output cannot be exact here; empty: it is."""
         self._receipt, self._inexact = receipt, inexact
         self.since = self._loop.time()
+
+    async def open_network(self, egress: BoxEgress, credential: ProxyCredential, rules: Sequence[NetworkRule]) -> None:
+        """Has the egress process serve the box. Raises BackendUnavailable."""
+        self._egress, self._proxy, self.network_log = egress, credential.environment, NetworkLog()
+        await egress.open(credential, rules, self.network_log)
+
+    async def close_network(self) -> None:
+        if self._egress is not None:
+            await self._egress.close(self.id)
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> BoxliteExecution:
         self.check_alive()
@@ -108,7 +121,7 @@ class BoxliteSandbox:
         return command.output_mode is not OutputMode.PLAIN and command.tty is None and not self._inexact
 
     async def _start(self, execution: BoxliteExecution, mark: str, command: Command, *, exact: bool) -> None:
-        env = {**command.env, MARK: mark}
+        env = {**self._proxy_for(command.env), **command.env, MARK: mark}
         what: dict[str, object] = {"command": command.argv[0], "args": list(command.argv[1:]), "env": env}
         if exact:
             stdin, merged = command.stdin is Stdin.OPEN, is_merged(command)
@@ -133,6 +146,11 @@ class BoxliteSandbox:
             raise
         if self._over.is_set():
             execution.on_sandbox_end(KILLED)
+
+    def _proxy_for(self, env: Mapping[str, str]) -> Mapping[str, str]:
+        """What tells a command of its proxy, but for what its own environment says in either case of letters."""
+        given = {name.lower() for name in env}
+        return {name: value for name, value in self._proxy.items() if name.lower() not in given}
 
     async def _spawned(self, body: Mapping[str, Any]) -> str:
         """Its id on the server. Raises SpawnFailed, BackendFailure."""
@@ -250,6 +268,7 @@ class BoxliteSandbox:
         await asyncio.shield(self._ending)
 
     async def _destroy(self) -> None:
+        await self.close_network()
         try:
             await self._server.remove(self.box_id)
         except BackendFailure as error:

@@ -42,7 +42,6 @@ from app.launcher.protocol import (
     Writer,
 )
 from app.launcher.protocol.packets import close, receive
-from app.launcher.sandbox.trust import TrustStores
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
@@ -59,13 +58,11 @@ class SandboxTable:
         poll: select.poll,
         lock_counter: int,
         storage: LoopStorage | StorageError,
-        trust_stores: TrustStores,
     ) -> None:
         self._config, self._poll = config, poll
         self._disks = Disks(config, storage, poll)
         self.host = Host(config, tree, self._disks.lacks)
-        self._trust_stores = trust_stores
-        self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, template.masks(), trust_stores)
+        self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, template.masks())
         self.pauses = Pauses()
         trees = [hierarchy.parent for hierarchy in tree.hierarchies]
         self._locks = LockHolders(config.max_file_locks, lock_counter, poll, trees)
@@ -332,7 +329,7 @@ class SandboxTable:
         except OSError as error:
             sandbox.failure = ("limit_cpus", error.errno or 0, str(error.strerror))
             return sandbox.kill()
-        facts, wrong = sandbox.measure(self._spawner.own_namespaces, self.host.layers, self._trust_stores)
+        facts, wrong = sandbox.measure(self._spawner.own_namespaces, self.host.layers)
         if wrong:
             sandbox.failure = ("prove", errno.ENOTSUP, "; ".join(wrong))
             return sandbox.kill()

@@ -1,8 +1,9 @@
 """A double of `boxlite serve` 0.10.8: same wire, and boxes that are local processes in namespaces of their own.
 
 `async with Double() as double:` gives `double.url` and `double.key`. Commands really run. The network never works:
-every box sees `lo` alone, whatever its options say. There are no snapshots, clones, exports or SSH. What holds it to
-the real server are the recordings beside it, the official client, and the published contract: `test_double_*.py`.
+every box sees `lo` alone, whatever its options say, unless `Settings.shares_network` gives boxes the host's. There are
+no snapshots, clones, exports or SSH. What holds it to the real server are the recordings beside it, the official
+client, and the published contract: `test_double_*.py`.
 """
 
 from tests.boxlite.double.faults import Answer, Attach, Drop, Fault, Faults, Route, Stall, drip, endless

@@ -195,7 +195,8 @@ class Box:
         check_sizes(self.options)
         main = self.program(self.options.main_command, {}, None, tty=self.options.tty)
         tell_size(self.options, self._folder)
-        run = await Run.boot(self._folder, main, self.container_id, self._settings.main_seconds)
+        shares = self._settings.shares_network and self.options.network["outbound"]["mode"] == "enabled"
+        run = await Run.boot(self._folder, main, self.container_id, self._settings.main_seconds, shares_network=shares)
         try:
             self._refuse_deleted()
         except Failure:

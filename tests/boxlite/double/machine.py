@@ -70,7 +70,7 @@ class Machine:
         self._loop.add_reader(channel.fileno(), self._receive)
 
     @classmethod
-    async def boot(cls, root: Path) -> Machine:
+    async def boot(cls, root: Path, *, shares_network: bool = False) -> Machine:
         """Namespaces and root are there afterwards, and no process yet."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -78,7 +78,10 @@ class Machine:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         try:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", str(GUEST), str(theirs.fileno()), str(root), pass_fds=[theirs.fileno()]
+                sys.executable,
+                *("-I", "-S", str(GUEST), str(theirs.fileno()), str(root)),
+                *(["shares-network"] if shares_network else []),
+                pass_fds=[theirs.fileno()],
             )
         finally:
             theirs.close()

@@ -26,9 +26,11 @@ class Run:
         self._off: asyncio.Task[None] | None = None
 
     @classmethod
-    async def boot(cls, folder: Path, program: Program, container_id: str, main_seconds: float) -> Run:
+    async def boot(
+        cls, folder: Path, program: Program, container_id: str, main_seconds: float, *, shares_network: bool = False
+    ) -> Run:
         """Up to the main command, which `go` lets run."""
-        machine = await Machine.boot(folder)
+        machine = await Machine.boot(folder, shares_network=shares_network)
         try:
             process = await machine.prepare(program)
         except CannotStart as error:

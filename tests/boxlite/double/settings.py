@@ -26,4 +26,5 @@ class Settings:
 
     path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # PATH, as the image says
     user: str = "root"  # of every box that names none, as the image says
+    shares_network: bool = False  # boxes that have a network have the one of this host
     missing_images: set[str] = field(default_factory=set)  # names and rootfs paths that cannot be resolved

@@ -1,6 +1,7 @@
 """The guest of one box: makes its namespaces and its root, starts its commands, reaps them. A program of its own.
 
-`python -I -S guest/__main__.py FD ROOT`: FD is a SOCK_SEQPACKET socket to the double, ROOT the box's disk.
+`python -I -S guest/__main__.py FD ROOT [shares-network]`: FD is a SOCK_SEQPACKET socket to the double, ROOT the box's
+disk.
 As root in namespaces of its own, otherwise in a user namespace too. Its children live in the box's PID namespace and
 it does not, as the agent in a real microVM is outside of the container: a command sees 0 as its parent. When its
 socket ends it ends the box and then itself.
@@ -218,7 +219,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the tests; the guest ends with them
     guest = Guest(channel)
     try:
-        isolate(sys.argv[2])
+        isolate(sys.argv[2], shares_network=len(sys.argv) > 3)
     except OSError as error:
         guest.say({"reply": 0, "error": f"isolate {error}"})
         return

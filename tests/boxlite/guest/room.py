@@ -10,13 +10,14 @@ import struct
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 NAMESPACES = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # mount, pid, net, ipc, uts
-USER_NAMESPACE = 0x10000000
+NETWORK_NAMESPACE, USER_NAMESPACE = 0x40000000, 0x10000000
 READ_ONLY, NO_SUID, REMOUNT, BIND, MOVE, REC, PRIVATE = 1, 2, 32, 4096, 8192, 16384, 1 << 18
 LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 BUSYBOX = "/usr/bin/busybox"
 APPLETS = """
 base64 cat chmod cmp cp cut date dd echo env false find grep head id kill ln ls mkdir mkfifo mknod mv nc printf ps pwd
-readlink rm rmdir sed seq setsid sh sha256sum sleep sort stat stty tail tar tee test touch tr true truncate wc xargs
+readlink rm rmdir sed seq setsid sh sha256sum sleep sort stat stty tail tar tee test touch tr true truncate wc wget
+xargs
 """
 ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -73,9 +74,10 @@ def furnish(root: str) -> None:
         mount(kind, f"{root}/dev/{name}", kind, data=data)
 
 
-def isolate(root: str) -> None:
+def isolate(root: str, *, shares_network: bool = False) -> None:
     uid, gid = os.geteuid(), os.getegid()
-    if LIBC.unshare(NAMESPACES | (USER_NAMESPACE if uid else 0)):
+    namespaces = NAMESPACES & ~NETWORK_NAMESPACE if shares_network else NAMESPACES
+    if LIBC.unshare(namespaces | (USER_NAMESPACE if uid else 0)):
         raise OSError(ctypes.get_errno(), "unshare")
     if uid:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
@@ -89,6 +91,7 @@ def isolate(root: str) -> None:
     os.chroot(".")
     os.chdir("/")
     socket.sethostname("boxlite")
-    with socket.socket() as any_socket:
-        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
+    if not shares_network:
+        with socket.socket() as any_socket:
+            fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
     os.environ.clear()

@@ -19,14 +19,12 @@ from app.backends.process.network_sockets import NetworkSockets
 from app.core.errors import BackendUnavailable
 from app.core.network_log import NetworkEvent, NetworkLog
 from app.core.network_rules import parse_rule
-from app.egress.authority import new_authority
 from app.egress.protocol import (
     MAX_NAMES,
     CloseNetwork,
     EventsDropped,
     Gathering,
     Hello,
-    KeyPair,
     Known,
     NameGiven,
     NetworkClosed,
@@ -151,12 +149,9 @@ class Stage:
         assert runtime == "process"
         self.reported.append(event)
 
-    def open(
-        self, sandbox_id: str = "one", log: NetworkLog | None = None, authority: KeyPair | None = None
-    ) -> asyncio.Task[None]:
+    def open(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> asyncio.Task[None]:
         self.sockets.append(FakeSockets())
-        opening = self.link.open("process", sandbox_id, RULES, self.sockets[-1], log or NetworkLog(), (), authority)
-        return asyncio.create_task(opening)
+        return asyncio.create_task(self.link.open("process", sandbox_id, RULES, self.sockets[-1], log or NetworkLog()))
 
     async def opened(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> None:
         task = self.open(sandbox_id, log)
@@ -314,18 +309,21 @@ async def test_another_egress_process_gets_every_sandbox_with_its_names(tmp_path
         assert second == (OpenNetwork("two", PORTS), NetworkSetup(RULES, {"b.example.net": "198.18.0.1"}))
 
 
-async def test_every_egress_process_gets_the_same_authority(tmp_path: Path) -> None:
-    authority = new_authority()
+async def test_sandbox_without_sockets_is_opened_by_its_credential_each_time(tmp_path: Path) -> None:
     async with stage(tmp_path) as here:
-        task = here.open(authority=authority)
+        expected = OpenNetwork("one", ()), NetworkSetup(RULES, credential="a password")
+        task = asyncio.create_task(here.link.open("process", "one", RULES, None, NetworkLog(), credential="a password"))
+        await here.played.accept()
         for _ in range(2):
-            async with asyncio.timeout(5):
-                await here.played.accept()
-                order, setup = await here.played.hear_opening()
-            assert setup == NetworkSetup(RULES, authority=authority)
-            here.played.say(NetworkOpened(order.sandbox))
+            gathering = Gathering()
+            while isinstance((heard := await here.played.hear())[0], Known):
+                gathering.add(heard[0])
+            assert (heard[0], gathering.take("one"), heard[1]) == (*expected, [])
+            here.played.say(NetworkOpened("one"))
             await task
             here.played.hang_up()
+            async with asyncio.timeout(5):
+                await here.played.accept()
 
 
 async def test_what_was_said_before_a_reset_is_heard(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import resource
 import select
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 from app.core.network_rules import NetworkRule, parse_rule
 from app.egress import protocol
 from app.egress.config import EgressConfig
+from app.egress.connect_proxy import SELF
 from app.egress.protocol import (
     CloseNetwork,
     Hello,
@@ -68,7 +71,7 @@ class Process:
                 str(self.listener.fileno()),
                 str(read),
             ],
-            pass_fds=(self.listener.fileno(), read),
+            pass_fds=(self.listener.fileno(), read, *([self._config.proxy] if self._config.proxy >= 0 else [])),
             env={"PYTHONPATH": str(ROOT)},
             preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))) if limit else None,
         )
@@ -289,6 +292,59 @@ def test_names_of_an_earlier_process_keep_their_addresses(start: Callable[..., P
             [records] = dns.message.from_wire(program.recv(512)).answer
             assert [str(record) for record in records] == [address]
     assert report(peer) == NameGiven("a", "new.example.net", "198.18.3.233")
+
+
+def asks(proxy: socket.socket, password: str) -> int:
+    """The status of the proxy's answer to who asks with this password of sandbox `a`."""
+    basic = base64.b64encode(f"a:{password}".encode()).decode()
+    lines = (f"GET http://{SELF}/ HTTP/1.1", f"Host: {SELF}", f"Proxy-Authorization: Basic {basic}", "", "")
+    with socket.create_connection(proxy.getsockname(), 20) as program:
+        program.sendall("\r\n".join(lines).encode())
+        return int(program.recv(100).split()[1])
+
+
+def test_sandbox_with_a_credential_is_found_by_it_in_every_process(
+    start: Callable[..., Process], stack: ExitStack
+) -> None:
+    proxy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    process = start(proxy=proxy.fileno())
+    for _ in range(2):
+        peer = process.greeted()
+        idle = descriptors(process)
+        order(peer, OpenNetwork("a", ()), setup=NetworkSetup(credential="a password"))
+        assert report(peer) == NetworkOpened("a")
+        assert descriptors(process) == idle + 1  # its epoll
+        assert (asks(proxy, "a password"), asks(proxy, "another")) == (200, 407)
+        process.stop(process.child)
+        process.start()
+    peer = process.greeted()
+    idle = descriptors(process)
+    order(peer, OpenNetwork("a", ()), setup=NetworkSetup(credential="a password"))
+    assert report(peer) == NetworkOpened("a")
+    order(peer, CloseNetwork("a"))
+    assert report(peer) == NetworkClosed("a")
+    assert descriptors(process) == idle
+    assert asks(proxy, "a password") == 407
+
+
+def test_sandbox_with_a_credential_has_no_sockets_and_needs_the_proxy(
+    start: Callable[..., Process], stack: ExitStack
+) -> None:
+    process = start()
+    peer = process.greeted()
+    idle = descriptors(process)
+    sockets = Sockets(stack)
+    order(peer, OpenNetwork("a", ()), setup=NetworkSetup(credential="a password"))
+    assert report(peer) == NetworkNotOpened("a", "it has no proxy")
+    process.stop(process.child)
+    proxy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    process._config = replace(process._config, proxy=proxy.fileno())
+    process.start()
+    peer = process.greeted()
+    order(peer, OpenNetwork("a", (sockets.port,)), sockets.descriptors, NetworkSetup(credential="a password"))
+    assert report(peer) == NetworkNotOpened("a", "a sandbox with a credential has no sockets")
+    assert descriptors(process) == idle + 2  # the proxy's listener and its epoll
+    assert asks(proxy, "a password") == 407
 
 
 @pytest.mark.parametrize("what", ["none", "too few", "too many", "not sockets", "a pipe", "another port", "swapped"])

@@ -28,6 +28,7 @@ from app.egress.protocol import (
     InvalidMessage,
     KeyPair,
     KnownAuthority,
+    KnownCredential,
     KnownNames,
     KnownRules,
     KnownSecret,
@@ -70,6 +71,7 @@ ORDERS: list[Order] = [
     KnownAuthority("a", KeyPair("certificate", "key")),
     KnownSecret("a", SECRET),
     KnownSecret("a", NetworkSecret("API_TOKEN", "x" * 40, "", ())),
+    KnownCredential("a", "password"),
     OpenNetwork("a", (80, 443, 5432)),
     ChangeNetwork("a", ()),
     CloseNetwork("a"),
@@ -140,6 +142,7 @@ def test_largest_setup_fits_into_packets() -> None:
             NetworkSecret(f"S{n}", "p" * 8192, "é" * (VALUE_BYTES // 2), ("a" * 60 + ".example",) * 16)
             for n in range(SECRETS)
         ),
+        "c" * 64,
     )
     assert gathered(protocol.open_packets("a", (443,), setup)) == (OpenNetwork("a", (443,)), setup)
     assert gathered(protocol.change_packets("a", (), rules)) == (ChangeNetwork("a", ()), NetworkSetup(tuple(rules)))
@@ -167,7 +170,8 @@ def test_more_than_a_sandbox_can_have_is_refused(known: protocol.Known) -> None:
 
 
 def test_no_text_of_an_order_shows_a_secret_or_a_key() -> None:
-    setup = NetworkSetup(authority=KeyPair("certificate", "the key"), secrets=(SECRET,))
+    setup = NetworkSetup(authority=KeyPair("certificate", "the key"), secrets=(SECRET,), credential="a password")
+    assert "a password" not in repr(setup) + repr(KnownCredential("a", "a password"))
     assert "the key" not in repr(setup)
     assert SECRET.value not in repr(setup)
 
@@ -217,6 +221,8 @@ def test_what_is_no_order_is_refused(packet: bytes) -> None:
         (KnownAuthority, "authority", {"certificate": "c"}),
         (KnownAuthority, "authority", {"certificate": "c", "key": 5}),
         (KnownAuthority, "authority", {"certificate": "c", "key": "k", "more": 1}),
+        (KnownCredential, "credential", ""),
+        (KnownCredential, "credential", "c" * 65),
         (KnownSecret, "secret", asdict(SECRET) | {"hosts": []}),
         (KnownSecret, "secret", asdict(SECRET) | {"hosts": ["*.example.com"]}),
         (KnownSecret, "secret", asdict(SECRET) | {"hosts": ["API.example.com"]}),
