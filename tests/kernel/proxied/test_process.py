@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -134,8 +135,11 @@ def test_create_without_an_egress_process_fails_by_name_and_leaves_nothing(tmp_p
         host.until(says_so, "readiness tells it")
 
         def held() -> tuple[list[str], ...]:
-            return host.group_folders(first), host.descriptors(service.children()["gateway"])
+            groups = [re.sub(r"/s-\d+", "/s-uid", folder) for folder in host.group_folders(first)]
+            return groups, host.descriptors(service.children()["gateway"])
 
+        # The clone that is made ahead has groups too, and the next one has another uid.
+        host.until(lambda: max(Counter(held()[0]).values()) == 2, "there is a clone ahead")
         before = held()
         network = {"mode": "proxy", "allow": ["www.example.org:443"]}
         status, problem = service.call("POST", "/sandboxes", {"policy": {"network": network}})
