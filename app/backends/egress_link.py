@@ -1,8 +1,9 @@
 """The gateway's end of the egress process's socket: listeners and rules go out, names and events come in.
 
-What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, its secrets, and
-which address was given to which name. So another egress process gets all of it again, and programs in the sandbox find
-the same addresses. Until then connections wait in the listeners' backlogs.
+What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, its secrets, the
+authority that its programs trust, and which address was given to which name. So another egress process gets all of it
+again, and programs in the sandbox find the same addresses and the same authority. Until then connections wait in the
+listeners' backlogs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from app.egress.protocol import (
     EventsDropped,
     Hello,
     InvalidMessage,
+    KeyPair,
     KnownSecret,
     NameGiven,
     NetworkChanged,
@@ -82,6 +84,7 @@ class _Network:
     closed: asyncio.Future[None]
     names: dict[str, str] = field(default_factory=dict)
     secrets: tuple[Secret, ...] = ()
+    authority: KeyPair | None = None
     told: bool = False  # the egress process was sent something about it
 
 
@@ -122,11 +125,13 @@ class EgressLink:
         sockets: ProgramSockets | None,
         log: NetworkLog,
         secrets: Sequence[Secret] = (),
+        authority: KeyPair | None = None,
         credential: str = "",
     ) -> None:
         """Returns when the egress process serves the sandbox. The sockets stay the caller's, who calls `close` before
-        it closes them. Without sockets the sandbox's programs use the egress process's proxy, by the sandbox's id and
-        this password. Raises BackendUnavailable, and then nothing of the sandbox is left here."""
+        it closes them. `authority`: that of the sandbox, if its programs trust one. Without sockets the sandbox's
+        programs use the egress process's proxy, by the sandbox's id and this password. Raises BackendUnavailable, and
+        then nothing of the sandbox is left here."""
         loop = asyncio.get_running_loop()
         network = _Network(
             runtime,
@@ -138,6 +143,7 @@ class EgressLink:
             loop.create_future(),
             loop.create_future(),
             secrets=tuple(secrets),
+            authority=authority,
         )
         self._networks[sandbox_id] = network
         try:
@@ -252,7 +258,7 @@ class EgressLink:
 
     def _send_open(self, network: _Network) -> None:
         secrets = tuple(map(self._in_force, network.secrets))
-        setup = NetworkSetup(network.rules, network.names, secrets=secrets, credential=network.credential)
+        setup = NetworkSetup(network.rules, network.names, network.authority, secrets, network.credential)
         ports = tuple(network.sockets.listeners) if network.sockets is not None else ()
         *known, last = open_packets(network.id, ports, setup)
         network.told = True

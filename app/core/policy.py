@@ -52,6 +52,13 @@ class Policy:
     loopback_tcp: bool = False
     permitted: tuple[NetworkRule, ...] | None = None
 
+    @property
+    def may_read_http(self) -> bool:
+        """Whether requests inside TLS are read: a rule in force has `http`, or one of the profile does, which may come
+        into force later."""
+        rules = (*self.network.rules, *(self.permitted or ()))
+        return self.network.mode == "proxy" and any(rule.http for rule in rules)
+
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:

@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from app.egress.protocol import KeyPair
 
+SUBJECT = "Bulkhead sandbox authority"  # of every sandbox: OpenSSL finds certificates by the hash of it, in file names
 COMMON_NAME = 64  # characters at most: RFC 5280, appendix A.1, ub-common-name
 _AGE, _LIFE = datetime.timedelta(days=1), datetime.timedelta(days=3650)
 _UNUSED = dict.fromkeys(
@@ -27,10 +28,10 @@ _UNUSED = dict.fromkeys(
 )
 
 
-def new_authority(sandbox: str) -> KeyPair:
-    """Makes the authority of a sandbox, which is named after it. It takes 0.3 ms."""
+def new_authority() -> KeyPair:
+    """Makes the authority of a sandbox. It takes 0.3 ms."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _name(f"Bulkhead {sandbox}")
+    name = _name(SUBJECT)
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - _AGE, now + _LIFE)

@@ -48,9 +48,9 @@ def main(config_fd: int, parent: int) -> None:
     listener = _listen(settings)
     lock_counter = file_locks.open_counter()
     disks = loop_storage.open_loop_storage(settings.storage_dir)
-    template.enter_template(settings, tree.group_mounts)
+    stores = template.enter_template(settings, tree.group_mounts)
     _empty_bounding_set()  # before the server, whose first disk starts mke2fs
-    server = LauncherServer(settings, listener, tree, lock_counter, disks)
+    server = LauncherServer(settings, listener, tree, lock_counter, disks, stores)
     _forget_how_to_import()
     wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 

@@ -42,8 +42,9 @@ PROJECT = str(Path(__file__).resolve().parents[2])
 # their own settings. Never /etc as a whole: it holds the host's secrets and names.
 _ETC = (
     "alternatives", "ca-certificates.conf", "debian_version", "fonts", "inputrc", "java*", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "localtime", "magic", "mime.types", "os-release", "perl", "pki/tls/certs",
-    "protocols", "python3*", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
+    "ld.so.conf", "ld.so.conf.d", "localtime", "magic", "mime.types", "os-release", "perl", "pki/ca-trust/extracted",
+    "pki/tls/certs", "protocols", "python3*", "services", "ssl/cert.pem", "ssl/certs", "ssl/openssl.cnf", "terminfo",
+    "timezone",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from app.backends.egress_link import EgressLink, ProgramSockets
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
 from app.core.secrets import Secret
+from app.egress.protocol import KeyPair
 
 
 class EgressDouble(EgressLink):
@@ -25,6 +26,7 @@ class EgressDouble(EgressLink):
         sockets: ProgramSockets | None,
         log: NetworkLog,
         secrets: Sequence[Secret] = (),
+        authority: KeyPair | None = None,
         credential: str = "",
     ) -> None:
         assert sockets is not None

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from app.egress.authority import new_authority
 from app.launcher.protocol import CREATE, EXECUTE, ExecutionPlan, Writer, pack_command
 from tests.kernel import host
 from tests.kernel.direct import MIB, SPARE, Gateway, Launched, Refused, plan
+
+CERTIFICATE = new_authority().certificate.encode()
 
 
 def refusal(gateway: Gateway, **changes: object) -> tuple[str, int]:
@@ -52,6 +55,11 @@ def refusal(gateway: Gateway, **changes: object) -> tuple[str, int]:
         ({"ports": [443, 65_536]}, errno.ERANGE),
         ({"ports": [443, 80]}, errno.EINVAL),
         ({"ports": [80, 80]}, errno.EINVAL),
+        *[({"authority": bad}, errno.EINVAL) for bad in (
+            b"x", b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n",
+            CERTIFICATE + CERTIFICATE, CERTIFICATE + b"x", b"x" + CERTIFICATE, CERTIFICATE.replace(b"M", b"!"),
+            CERTIFICATE.replace(b"CERTIFICATE", b"PRIVATE KEY"), CERTIFICATE[:-1],
+        )],
     ],
 )  # fmt: skip
 def test_a_plan_out_of_bounds_is_refused(hostile: Gateway, change: dict[str, object], number: int) -> None:
@@ -104,7 +112,7 @@ def test_a_host_path_is_a_path_of_the_template(hostile: Gateway) -> None:
 def test_a_plan_has_no_field_for_a_uid_a_mount_or_a_capability() -> None:
     assert set(plan().__slots__) == {
         "sandbox_id", "template", "filter_name", "cpu_millis", "memory_bytes", "disk_bytes", "processes",
-        "loopback_tcp", "on_disk", "ports", "read_only", "read_write",
+        "loopback_tcp", "on_disk", "ports", "read_only", "read_write", "authority",
     }  # fmt: skip
 
 

@@ -67,11 +67,15 @@ REFUSED = {
     "forbid_new_privileges": ("restrict_files", "EPERM"),
     "restrict_files": ("prove_landlock", "ENOTSUP"),
     "filter_system_calls": ("prove_filter", "ENOTSUP"),
+    "trust_authority": ("prove_trust", "ENOTSUP"),
 }
 # What has to be asked for so that the step does something.
 ASKED: dict[str, object] = {
     "mount_disk": {"storage": "disk"},
     "open_network": {"policy": {"network": {"mode": "proxy", "allow": ["index.example.org:443"]}}},
+    "trust_authority": {
+        "policy": {"network": {"mode": "proxy", "allow": [{"host": "index.example.org", "ports": [443], "http": [{}]}]}}
+    },
 }
 
 # --- steps without which a sandbox is served that has a hole: how the hole is seen
@@ -127,7 +131,7 @@ SECOND_WALLS = {
 WARM_UP = {"begin_rules", "rehearse"}
 PROOFS = {
     "prove_masks", "prove_groups", "prove_storage", "prove_memory", "prove_read_only_root", "prove_identity",
-    "prove_landlock", "prove_filter", "prove_network",
+    "prove_landlock", "prove_filter", "prove_network", "prove_trust",
 }  # fmt: skip
 
 

@@ -66,6 +66,13 @@ class AllowedReceipt(Receipt):
     http: list[AllowedHttpReceipt] | None = Field(description="permitted requests; null: the bytes pass unread")
 
 
+class AuthorityReceipt(Receipt):
+    """The sandbox's own authority, which signs certificates for hosts whose rules have `http`."""
+
+    sha256: str = Field(description="fingerprint of its certificate")
+    trusted_in: list[str] = Field(description="files of the sandbox that have its certificate, as measured")
+
+
 class NetworkReceipt(Receipt):
     mode: str
     allow: list[AllowedReceipt] = Field(default_factory=list, description="the rules of `proxy` in force")
@@ -81,6 +88,9 @@ class NetworkReceipt(Receipt):
         default_factory=list, description="TCP ports on which connections to any address are taken and judged"
     )
     rules: int = Field(default_factory=int)
+    authority: AuthorityReceipt | SkipJsonSchema[None] = Field(
+        default_factory=lambda: None, description="only where requests inside TLS may be read"
+    )
 
 
 class MeasuredReceipt(Receipt):

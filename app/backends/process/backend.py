@@ -17,7 +17,7 @@ from app.backends.process.files import FileRoom, ProcessFiles
 from app.backends.process.link import RUNTIME, LauncherLink, LauncherRefused
 from app.backends.process.network_sockets import NetworkSockets
 from app.backends.process.pipes import PipeBudget
-from app.backends.process.plan import create_plan
+from app.backends.process.plan import create_plan, trust_environment
 from app.backends.process.receipt import Networks, isolation
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import RuntimeInfo
@@ -35,6 +35,7 @@ from app.core.errors import (
 from app.core.limits import MIB
 from app.core.models import SandboxSpec
 from app.core.workdirs import prepare_workdir
+from app.egress.authority import new_authority
 from app.launcher.protocol import CREATE, ProtocolError, Writer
 
 CAPABILITIES = frozenset(
@@ -120,7 +121,8 @@ class ProcessBackend:
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> ProcessSandbox:
         link, egress = self._require_link(), self._egress_for(spec)
         await link.connect()
-        plan = create_plan(sandbox_id, spec)
+        authority = new_authority() if spec.policy.may_read_http else None
+        plan = create_plan(sandbox_id, spec, authority.certificate if authority else "")
         body = bytes(plan.write(Writer(0)).data[1:])
         try:
             owner, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -139,9 +141,10 @@ class ProcessBackend:
                     sandbox.connect(NetworkSockets(answer.descriptors, plan.ports))
                 facts = dict(item.decode().partition("=")[::2] for item in answer.source.many(64, 4096))
                 network = self._networks.take(int(facts["uid"]), any_address=bool(plan.ports))
-                sandbox.prove(isolation(facts, link.about, spec, network | {"ports": plan.ports}))
+                sandbox.prove(isolation(facts, link.about, spec, network | {"ports": plan.ports}, authority))
+                sandbox.add_environment(trust_environment(facts))
                 if egress is not None:
-                    await sandbox.open_network(egress, spec.policy.network.rules, spec.secrets)
+                    await sandbox.open_network(egress, spec.policy.network.rules, spec.secrets, authority)
                 await prepare_workdir(sandbox.files, spec.workdir)
             except LauncherRefused as refused:
                 await sandbox.abandon()

@@ -23,7 +23,8 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
 }
 
 
-def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
+def create_plan(sandbox_id: str, spec: SandboxSpec, authority: str = "") -> CreatePlan:
+    """`authority`: the certificate of the one that its programs trust, in PEM; empty for none."""
     limits, filesystem = spec.limits, spec.policy.filesystem
     return CreatePlan(
         sandbox_id,
@@ -38,6 +39,7 @@ def create_plan(sandbox_id: str, spec: SandboxSpec) -> CreatePlan:
         read_only=list(filesystem.read_only),
         read_write=list(filesystem.read_write),
         ports=network_ports(spec.policy.network),
+        authority=authority.encode(),
     )
 
 
@@ -59,6 +61,16 @@ def execution_plan(limits: ExecutionLimits) -> ExecutionPlan:
         open_files=limits.open_files or 0,
         file_bytes=(limits.file_mib or 0) * MIB,
     )
+
+
+def trust_environment(facts: Mapping[str, str]) -> dict[str, str]:
+    """For programs that do not read the host's trust stores, by what the launcher has told of a sandbox: those that
+    bring certificates of their own, as Node, Python's requests and httpx, and uv."""
+    if "trust_bundle" not in facts:
+        return {}
+    bundle = facts["trust_bundle"]
+    certificate = facts["trust_stores"].partition(",")[0]
+    return {"SSL_CERT_FILE": bundle, "REQUESTS_CA_BUNDLE": bundle, "NODE_EXTRA_CA_CERTS": certificate}
 
 
 def command_body(command: Command) -> bytes:

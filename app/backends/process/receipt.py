@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from ssl import PEM_cert_to_DER_cert
 from struct import Struct
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from app.backends.process.plan import filter_name
 from app.core.models import SandboxSpec
 from app.core.policy import Network
+from app.egress.protocol import KeyPair
 
 _MESSAGE, _ATTRIBUTE, _ATTRIBUTE_MASK = Struct("<IH"), Struct("<HH"), 0x3FFF
 _TIMES = {16: (32, 26), 20: (24, 6)}  # type -> head and fixed part; IFLA_AF_SPEC of a link, IFA_CACHEINFO of an address
@@ -59,7 +61,11 @@ _FILES = {
 
 
 def isolation(
-    facts: Mapping[str, str], about: Mapping[str, str], spec: SandboxSpec, network: Mapping[str, Any]
+    facts: Mapping[str, str],
+    about: Mapping[str, str],
+    spec: SandboxSpec,
+    network: Mapping[str, Any],
+    authority: KeyPair | None = None,
 ) -> dict[str, Any]:
     """The receipt as JSON."""
     return {
@@ -94,7 +100,7 @@ def isolation(
             "file_system": facts["storage_file_system"],
             "bytes": int(facts["storage_bytes"]),
         },
-        "network": _network(spec.policy.network, network),
+        "network": _network(spec.policy.network, network) | _authority(facts, authority),
         "missing_layers": _list(about.get("accepted", "")),
         "notes": [
             _FILES[facts["storage"]],
@@ -106,6 +112,14 @@ def isolation(
 def _network(asked: Network, measured: Mapping[str, Any]) -> dict[str, Any]:
     rules = {"allow": [rule.as_dict() for rule in asked.rules]} if asked.mode == "proxy" else {}
     return {"mode": asked.mode, **rules, **measured}
+
+
+def _authority(facts: Mapping[str, str], authority: KeyPair | None) -> dict[str, Any]:
+    """Its fingerprint, as `openssl x509 -fingerprint -sha256` shows it, and the files of the sandbox that have it."""
+    if authority is None:
+        return {}
+    digest = hashlib.sha256(PEM_cert_to_DER_cert(authority.certificate)).hexdigest()
+    return {"authority": {"sha256": digest, "trusted_in": _list(facts["trust_stores"])}}
 
 
 def _list(text: str) -> list[str]:

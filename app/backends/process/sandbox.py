@@ -36,6 +36,7 @@ from app.core.models import Command, ResourceUsage
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
 from app.core.secrets import Secret
+from app.egress.protocol import KeyPair
 from app.launcher.protocol import (
     DESTROY,
     EXITED,
@@ -66,6 +67,7 @@ class ProcessSandbox:
     ) -> None:
         self._link, self.id, self._owner, self._budget, self._on_end = link, sandbox_id, owner, budget, on_end
         self._receipt: Mapping[str, Any] = {}
+        self._environment: dict[str, str] = {}
         self.network_log: NetworkLog | None = None
         self._network: NetworkSockets | None = None
         self._egress: EgressLink | None = None
@@ -99,16 +101,25 @@ class ProcessSandbox:
             self._network = network
 
     async def open_network(
-        self, egress: EgressLink, rules: Sequence[NetworkRule], secrets: Sequence[Secret] = ()
+        self,
+        egress: EgressLink,
+        rules: Sequence[NetworkRule],
+        secrets: Sequence[Secret] = (),
+        authority: KeyPair | None = None,
     ) -> None:
-        """Has the egress process serve the sandbox's sockets. Raises BackendUnavailable, WrongState."""
+        """Has the egress process serve the sandbox's sockets. `authority`: the one that its programs trust. Raises
+        BackendUnavailable, WrongState."""
         self._check_alive()
         if self._network is not None:
             self._egress, self.network_log = egress, NetworkLog()
-            await egress.open("process", self.id, rules, self._network, self.network_log, secrets)
+            await egress.open("process", self.id, rules, self._network, self.network_log, secrets, authority)
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt
+
+    def add_environment(self, variables: Mapping[str, str]) -> None:
+        """Of every command that does not have a variable of the same name."""
+        self._environment |= variables
 
     @property
     def files(self) -> Files:
@@ -147,6 +158,7 @@ class ProcessSandbox:
             # the command is handed over.
             execution = self._add_execution()
             opened.pop_all()
+        command = replace(command, env={**self._environment, **command.env})
         await execution.start(command, logs, self._budget, terminal)
         return execution
 

@@ -8,6 +8,7 @@ from app.launcher.config import Config
 from app.launcher.daemon.connection import Connection
 from app.launcher.protocol import MOST_PORTS, OK, REPLY, RESOLVER_ADDRESS, CreatePlan, ExecutionPlan, Writer
 from app.launcher.sandbox.lockdown import NOFILE_HARD
+from app.launcher.sandbox.trust import der_of
 
 MOST_CPU_NS = (1 << 63) - 1
 # The floors of an execution, those of the API. The worker is in the group while it starts a command by vfork: with much
@@ -53,6 +54,7 @@ def check_plan(plan: CreatePlan, config: Config, filters: dict[str, bytes]) -> N
         if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise Refusal("plan", errno.EINVAL, "not a clean path")
     check_ports(plan.ports)
+    check_authority(plan.authority)
 
 
 def check_ports(ports: list[int]) -> None:
@@ -64,6 +66,15 @@ def check_ports(ports: list[int]) -> None:
     for port in ports:
         if not 1 <= port <= 65_535 or port == RESOLVER_ADDRESS[1]:
             raise Refusal("plan", errno.ERANGE, f"port {port} cannot be listed")
+
+
+def check_authority(certificate: bytes) -> None:
+    """Raises Refusal for what is there and is not one certificate in PEM."""
+    try:
+        if certificate:
+            der_of(certificate)
+    except ValueError as error:
+        raise Refusal("plan", errno.EINVAL, f"the authority is {error}") from None
 
 
 def check_execution(limits: ExecutionPlan, plan: CreatePlan) -> None:

@@ -145,6 +145,17 @@ def storage_of(pid: int) -> dict[str, str]:
     return {"storage": kind, "storage_file_system": name, "storage_bytes": str(found.f_bavail * found.f_frsize)}
 
 
+def covered(pid: int, paths: list[str]) -> list[str]:
+    """Those of the files of the template that worker `pid` sees another file in place of, on a file system that nobody
+    can write to. Raises OSError."""
+    inside = [(path, f"/proc/{pid}/root{path}") for path in paths if os.path.exists(path)]
+    return [
+        path
+        for path, seen in inside
+        if os.stat(seen).st_dev != os.stat(path).st_dev and os.statvfs(seen).f_flag & os.ST_RDONLY
+    ]
+
+
 def open_netlink(pid: int, own_network: int) -> int:
     """Opens a route socket in the network namespace of `pid`. Its holder can read that namespace and cannot change it.
     The two namespace changes take 6 us, measured."""

@@ -15,6 +15,7 @@ from app.launcher.daemon.usage import Figures
 from app.launcher.kernel import landlock
 from app.launcher.kernel.syscalls import kill_by_pidfd
 from app.launcher.protocol import HOLD, CreatePlan, ExecutionPlan, ProtocolError, Writer, packets
+from app.launcher.sandbox.trust import TrustStores
 
 # Three standard streams, two sockets, /dev/null, pids.max, pids.current, what tells of children, /proc/meminfo, and two
 # files of the memory group.
@@ -232,7 +233,7 @@ class SandboxProcess:
 
     # --- evidence
 
-    def measure(self, host: dict[str, int], layers: set[str]) -> tuple[dict[str, str], list[str]]:
+    def measure(self, host: dict[str, int], layers: set[str], stores: TrustStores) -> tuple[dict[str, str], list[str]]:
         """Returns (facts for the receipt, what is not in force). It reads /proc and the control groups and not the
         plan."""
         status = probe.status_of(self.pid)
@@ -260,6 +261,11 @@ class SandboxProcess:
             wrong.append("it may use other processors than its own")
         if len(self.listeners) != listeners_of(self.plan):
             wrong.append("the sockets of its ports are not there")
+        if self.plan.authority:
+            trusting = probe.covered(self.pid, stores.paths)
+            facts |= {"trust_stores": ",".join(trusting), "trust_bundle": stores.bundle}
+            if trusting != [path for path in stores.paths if os.path.exists(path)]:
+                wrong.append("its authority is not in its trust stores")
         if facts["storage"] != ("disk" if self.plan.on_disk else "memory"):
             wrong.append(f"its files are on {facts['storage_file_system']}")
         return facts, wrong

@@ -42,6 +42,7 @@ from app.launcher.protocol import (
     Writer,
 )
 from app.launcher.protocol.packets import close, receive
+from app.launcher.sandbox.trust import TrustStores
 
 TYPE_CHECKING = False  # `typing` is heavy
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ class SandboxTable:
         poll: select.poll,
         lock_counter: int,
         storage: LoopStorage | StorageError,
+        trust_stores: TrustStores,
     ) -> None:
         self._config, self._poll = config, poll
         self._disks = Disks(config, storage, poll)
         self.host = Host(config, tree, self._disks.lacks)
-        self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, template.masks())
+        self._trust_stores = trust_stores
+        self._spawner = Spawner(config, tree, self.host.layers, self.host.filters, template.masks(), trust_stores)
         self.pauses = Pauses()
         trees = [hierarchy.parent for hierarchy in tree.hierarchies]
         self._locks = LockHolders(config.max_file_locks, lock_counter, poll, trees)
@@ -329,7 +332,7 @@ class SandboxTable:
         except OSError as error:
             sandbox.failure = ("limit_cpus", error.errno or 0, str(error.strerror))
             return sandbox.kill()
-        facts, wrong = sandbox.measure(self._spawner.own_namespaces, self.host.layers)
+        facts, wrong = sandbox.measure(self._spawner.own_namespaces, self.host.layers, self._trust_stores)
         if wrong:
             sandbox.failure = ("prove", errno.ENOTSUP, "; ".join(wrong))
             return sandbox.kill()

@@ -36,6 +36,7 @@ from app.launcher.protocol import (
     Reader,
 )
 from app.launcher.protocol.packets import close, receive
+from app.launcher.sandbox.trust import TrustStores
 
 _SO_PEERCRED = 17
 _RETRY_MS = 2
@@ -50,12 +51,13 @@ class LauncherServer:
         tree: cgroup.CgroupTree,
         lock_counter: int,
         storage: LoopStorage | StorageError,
+        trust_stores: TrustStores,
     ) -> None:
         self._config, self._listener = config, listener
         self._connections: dict[int, Connection] = {}
         self._poll = select.poll()
         self._poll.register(listener.fileno(), select.POLLIN)
-        self._sandboxes = SandboxTable(config, tree, self._poll, lock_counter, storage)
+        self._sandboxes = SandboxTable(config, tree, self._poll, lock_counter, storage, trust_stores)
         self.stopping = False
 
     # --- the loop

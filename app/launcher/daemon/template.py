@@ -32,6 +32,7 @@ from app.launcher.kernel.syscalls import (
     unshare,
 )
 from app.launcher.protocol import RESOLVER_ADDRESS
+from app.launcher.sandbox import trust
 from app.launcher.sandbox.mounts import CANARY, CONSTANTS, MASKED_FILES, MASKED_FOLDERS, OWN, SYSTEM_LINKS
 from app.launcher.sandbox.own_groups import GroupMount, make_mount_points
 
@@ -49,9 +50,9 @@ _ETC = {
 }
 
 
-def enter_template(config: Config, groups: list[GroupMount]) -> None:
+def enter_template(config: Config, groups: list[GroupMount]) -> trust.TrustStores:
     """Builds the template in a new mount namespace and makes it the launcher's root. `groups`: what a sandbox will see
-    of its control groups. Raises OSError."""
+    of its control groups. Returns its trust stores. Raises OSError."""
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = config.run_dir + "/root"
@@ -71,11 +72,13 @@ def enter_template(config: Config, groups: list[GroupMount]) -> None:
     # Unmasked, and covered in every sandbox by one of its own: without a fully visible /proc in the mount namespace
     # the kernel refuses to mount another in a child with a user namespace (EPERM).
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    mount("none", root, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
     os.chdir(root)
     pivot_root(".", ".")
     umount(".", MNT_DETACH)
     os.chdir("/")
+    stores = trust.make_template(config.root_paths)  # here, where links lead to files of the template
+    mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
+    return stores
 
 
 def _bind_read_only(source: str, target: str) -> None:

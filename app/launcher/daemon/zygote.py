@@ -45,6 +45,7 @@ from app.launcher.protocol import (
 from app.launcher.sandbox import confine
 from app.launcher.sandbox.mounts import INSIDE_ID
 from app.launcher.sandbox.setup import SandboxSetup
+from app.launcher.sandbox.trust import TrustStores
 from app.launcher.sandbox.worker import Worker
 
 _CLONE = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
@@ -105,8 +106,10 @@ class Spawner:
         layers: set[str],
         filters: dict[str, bytes],
         masks: list[tuple[str, str]],
+        trust_stores: TrustStores,
     ) -> None:
         self._config, self._tree, self._filters, self._masks = config, tree, filters, masks
+        self._trust_stores = trust_stores
         self._cpus = CpuAllocator()
         self._has_cpuset = "cgroup_cpuset" in layers
         self._groups_cpus = tree.usable_cpus() if self._has_cpuset else []
@@ -290,7 +293,7 @@ class Spawner:
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
             setup = SandboxSetup(self._config, channel, self._null, INSIDE_ID if self._user_namespace else uid)
             setup.masks, setup.filters, setup.landlock_abi = self._masks, self._filters, self._landlock_abi
-            setup.group_mounts = self._group_mounts
+            setup.group_mounts, setup.trust_stores = self._group_mounts, self._trust_stores
             try:
                 confine.confine(setup)
             except confine.StepRefused as refused:

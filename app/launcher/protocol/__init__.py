@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-VERSION = 5
+VERSION = 6
 # SOCK_SEQPACKET takes a packet only if it fits the sender's buffer (212,992 bytes by default, shared with the
 # kernel's own bookkeeping); a larger command travels in a memfd, which the worker reads once.
 MAX_PACKET = 64 * 1024
@@ -28,6 +28,9 @@ NETWORK_UP, READY, STEP_FAILED, HELD, LISTENERS = 47, 48, 49, 50, 51
 # then a listening TCP socket for each port, in the order of the plan.
 MOST_PORTS = 16
 RESOLVER_ADDRESS = ("127.0.0.53", 53)
+MOST_CERTIFICATE = 4096  # bytes of the certificate of a sandbox's own authority
+# Of the subject of each such certificate, as `openssl x509 -subject_hash` prints it: a part of a file's name.
+AUTHORITY_HASH = "47485c97"
 # The answer to TERMINAL comes with the controlling side of a new terminal of the sandbox. A command whose stdin is the
 # other side leads the terminal's session.
 # With EXECUTE and RUN come the command's three streams (and a memfd), with the other two an agent's control and pipe.
@@ -150,12 +153,13 @@ class CreatePlan:
 
     `on_disk`: files are on a file system of its own on the operator's disk, with `disk_bytes` of usable room. Else they
     are in memory. `ports`: the TCP ports, rising, on which every address is the sandbox's own and somebody outside
-    accepts. Empty for a sandbox without a network.
+    accepts. Empty for a sandbox without a network. `authority`: the certificate, in PEM, of an authority that programs
+    in the sandbox trust in addition to the host's. Empty for none.
     """
 
     __slots__ = (
-        "cpu_millis", "disk_bytes", "filter_name", "loopback_tcp", "memory_bytes", "on_disk", "ports", "processes",
-        "read_only", "read_write", "sandbox_id", "template",
+        "authority", "cpu_millis", "disk_bytes", "filter_name", "loopback_tcp", "memory_bytes", "on_disk", "ports",
+        "processes", "read_only", "read_write", "sandbox_id", "template",
     )  # fmt: skip
 
     def __init__(
@@ -172,11 +176,13 @@ class CreatePlan:
         read_write: list[str],
         on_disk: bool = False,
         ports: list[int] | None = None,
+        authority: bytes = b"",
     ) -> None:
         self.sandbox_id, self.template, self.filter_name = sandbox_id, template, filter_name
         self.cpu_millis, self.memory_bytes, self.disk_bytes = cpu_millis, memory_bytes, disk_bytes
         self.processes, self.loopback_tcp = processes, loopback_tcp
         self.read_only, self.read_write, self.on_disk, self.ports = read_only, read_write, on_disk, ports or []
+        self.authority = authority
 
     def write(self, into: Writer) -> Writer:
         into.text(self.sandbox_id).text(self.template).text(self.filter_name)
@@ -186,7 +192,7 @@ class CreatePlan:
         into.many([path.encode() for path in self.read_write]).u8(len(self.ports))
         for port in self.ports:
             into.u32(port)
-        return into
+        return into.blob(self.authority)
 
     @classmethod
     def read(cls, source: Reader) -> CreatePlan:
@@ -201,6 +207,7 @@ class CreatePlan:
         return cls(
             sandbox_id, template, filter_name, cpu_millis, memory, disk, processes,
             bool(flags & FLAG_LOOPBACK_TCP), read_only, read_write, bool(flags & FLAG_DISK), ports,
+            source.blob(MOST_CERTIFICATE),
         )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ FROM_PLAN = (
     steps.prove_storage,
     steps.show_memory,  # after join_cgroup: what the worker needs for it is not the sandbox's
     steps.prove_memory,
+    steps.trust_authority,  # after join_cgroup, from which it goes back into the sandbox's group for a moment
+    steps.prove_trust,
     lockdown.prove_read_only_root,  # after the last mount
 )
 

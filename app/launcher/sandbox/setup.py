@@ -9,6 +9,7 @@ from app.launcher.kernel.landlock import Ruleset
 from app.launcher.protocol import CreatePlan
 from app.launcher.sandbox.own_groups import GroupMount
 from app.launcher.sandbox.own_memory import OwnMemory
+from app.launcher.sandbox.trust import TrustStores
 
 
 class SandboxSetup:
@@ -27,12 +28,14 @@ class SandboxSetup:
         "masks",
         "meminfo",
         "memory",
+        "memory_group",
         "null",
         "owner",
         "plan",
         "processes_count",
         "processes_file",
         "rules",
+        "trust_stores",
         "uid",
         "worker_group",
     )  # fmt: skip
@@ -47,12 +50,14 @@ class SandboxSetup:
         self.masks: list[tuple[str, str]] = []
         self.group_mounts: list[GroupMount] = []
         self.meminfo = -1  # /proc/meminfo, open for writing; none without a memory group
+        self.trust_stores = TrustStores([], [])  # of the template
         self.rules: Ruleset | None = None  # for Landlock, those that most plans have
         # These come with the plan.
         self.plan: CreatePlan
         self.owner: _socket.socket  # to the gateway
         self.join_descriptors: list[int] = []  # into the sandbox's own control groups
         self.worker_group: list[int] = []  # into those of the workers
+        self.memory_group = -1  # into the sandbox's own group that limits memory, until the plan is carried out
         self.memory: OwnMemory | None = None
         self.processes_file = self.processes_count = -1  # version 2: pids.max and pids.current
         self.cpus: list[int] = []  # to keep to; empty where a control group sees to that

@@ -29,7 +29,7 @@ from app.launcher.kernel.syscalls import (
 )
 from app.launcher.protocol import DISK, GO, GROUPS, IDENTITY, LISTENERS, NETWORK_UP, TERMINALS, CreatePlan, Reader
 from app.launcher.protocol.packets import receive, send
-from app.launcher.sandbox import mounts, network, own_memory
+from app.launcher.sandbox import mounts, network, own_memory, trust
 from app.launcher.sandbox.own_memory import OwnMemory
 from app.launcher.sandbox.setup import SandboxSetup
 
@@ -85,8 +85,12 @@ def prove_groups(setup: SandboxSetup) -> None:
 def join_cgroup(setup: SandboxSetup) -> None:
     for descriptor in setup.worker_group:
         os.write(descriptor, b"0")
-    for descriptor in setup.join_descriptors:
-        os.close(descriptor)
+    with_memory = next((group.number for group in setup.group_mounts if group.has_memory), -1)
+    for number, descriptor in enumerate(setup.join_descriptors):
+        if number == with_memory:
+            setup.memory_group = descriptor
+        else:
+            os.close(descriptor)
 
 
 def open_network(setup: SandboxSetup) -> None:
@@ -225,6 +229,24 @@ def show_memory(setup: SandboxSetup) -> None:
 def prove_memory(setup: SandboxSetup) -> None:
     if any(group.has_memory for group in setup.group_mounts):
         own_memory.prove(setup.plan.memory_bytes)
+
+
+def trust_authority(setup: SandboxSetup) -> None:
+    """For a plan with an authority: its certificate gets into the trust stores. These are files of the sandbox, so
+    they are written from inside of its memory limit."""
+    if setup.plan.authority:
+        if setup.memory_group >= 0:
+            os.write(setup.memory_group, b"0")
+        trust.mount_stores(setup.trust_stores, setup.plan.authority)
+        for descriptor in setup.worker_group:
+            os.write(descriptor, b"0")
+    if setup.memory_group >= 0:
+        os.close(setup.memory_group)
+
+
+def prove_trust(setup: SandboxSetup) -> None:
+    if setup.plan.authority:
+        trust.prove(setup.trust_stores, setup.plan.authority)
 
 
 def mount_terminals(setup: SandboxSetup) -> None:

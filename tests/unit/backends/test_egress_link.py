@@ -19,12 +19,14 @@ from app.backends.process.network_sockets import NetworkSockets
 from app.core.errors import BackendUnavailable
 from app.core.network_log import NetworkEvent, NetworkLog
 from app.core.network_rules import parse_rule
+from app.egress.authority import new_authority
 from app.egress.protocol import (
     MAX_NAMES,
     CloseNetwork,
     EventsDropped,
     Gathering,
     Hello,
+    KeyPair,
     Known,
     NameGiven,
     NetworkClosed,
@@ -149,9 +151,12 @@ class Stage:
         assert runtime == "process"
         self.reported.append(event)
 
-    def open(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> asyncio.Task[None]:
+    def open(
+        self, sandbox_id: str = "one", log: NetworkLog | None = None, authority: KeyPair | None = None
+    ) -> asyncio.Task[None]:
         self.sockets.append(FakeSockets())
-        return asyncio.create_task(self.link.open("process", sandbox_id, RULES, self.sockets[-1], log or NetworkLog()))
+        opening = self.link.open("process", sandbox_id, RULES, self.sockets[-1], log or NetworkLog(), (), authority)
+        return asyncio.create_task(opening)
 
     async def opened(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> None:
         task = self.open(sandbox_id, log)
@@ -324,6 +329,20 @@ async def test_sandbox_without_sockets_is_opened_by_its_credential_each_time(tmp
             here.played.hang_up()
             async with asyncio.timeout(5):
                 await here.played.accept()
+
+
+async def test_every_egress_process_gets_the_same_authority(tmp_path: Path) -> None:
+    authority = new_authority()
+    async with stage(tmp_path) as here:
+        task = here.open(authority=authority)
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                await here.played.accept()
+                order, setup = await here.played.hear_opening()
+            assert setup == NetworkSetup(RULES, authority=authority)
+            here.played.say(NetworkOpened(order.sandbox))
+            await task
+            here.played.hang_up()
 
 
 async def test_what_was_said_before_a_reset_is_heard(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.backends.process.plan import BASE_ENVIRONMENT, command_body, create_plan
+from app.backends.process.plan import BASE_ENVIRONMENT, command_body, create_plan, trust_environment
 from app.core.limits import Limits
 from app.core.models import Command, SandboxSpec, Storage
 from app.core.network_rules import parse_rule
@@ -36,6 +36,15 @@ def test_a_plan_has_the_ports_of_all_rules_in_the_mode_proxy_alone() -> None:
         for mode, network in networks.items()
     }
     assert plans == {"none": [], "proxy": [443, 8443]}
+
+
+def test_programs_are_told_where_certificates_are_if_the_sandbox_has_an_authority() -> None:
+    own, bundle = "/etc/ssl/certs/0.0", "/etc/ssl/cert.pem"
+    facts = {"trust_stores": f"{own},{bundle},/etc/ssl/certs/java/cacerts", "trust_bundle": bundle}
+    assert trust_environment(facts) == {
+        "SSL_CERT_FILE": bundle, "REQUESTS_CA_BUNDLE": bundle, "NODE_EXTRA_CA_CERTS": own
+    }  # fmt: skip
+    assert trust_environment({"uid": "1"}) == {}
 
 
 def test_a_part_of_a_cpu_is_never_rounded_to_none() -> None:

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.errors import InvalidRequest, PolicyTooBroad
-from app.core.network_rules import parse_rule
+from app.core.network_rules import NetworkRule, parse_rule
 from app.core.policy import (
     EgressPolicy,
     Filesystem,
     FilesystemRequest,
+    Network,
     Policy,
     check_path,
     narrow,
@@ -186,3 +187,23 @@ def test_what_is_no_list_of_rules_is_refused(asked: list[str], pointer: str) -> 
 def test_sixteen_ports_are_possible() -> None:
     everything = EgressPolicy(tuple(parse_rule(f"*:{port}") for port in range(1, 18)))
     assert len(narrow_network(Policy(), [f"a.test:{port}" for port in range(1, 17)], everything).rules) == 16
+
+
+UNREAD = parse_rule("api.example.com:443")
+READ = parse_rule({"host": "api.example.com", "ports": [443], "http": [{}]})
+
+
+@pytest.mark.parametrize(
+    ("mode", "rules", "permitted", "expected"),
+    [
+        ("proxy", (UNREAD,), None, False),
+        ("proxy", (UNREAD,), (UNREAD,), False),
+        ("proxy", (UNREAD, READ), None, True),
+        ("proxy", (UNREAD,), (UNREAD, READ), True),
+        ("none", (), (READ,), False),
+    ],
+)
+def test_requests_inside_tls_may_be_read_if_a_rule_of_the_sandbox_or_the_profile_has_http(
+    mode: str, rules: tuple[NetworkRule, ...], permitted: tuple[NetworkRule, ...] | None, expected: bool
+) -> None:
+    assert Policy(network=Network(mode, rules=rules), permitted=permitted).may_read_http is expected

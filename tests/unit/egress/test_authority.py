@@ -34,13 +34,13 @@ def shake_hands(folder: Path, trusted: KeyPair, leaf: KeyPair, name: str = NAME)
 
 @pytest.mark.parametrize("name", [NAME, "a" * 60 + "." + "b" * 60 + ".example.org", "xn--mnchen-3ya.example", "a_b.c"])
 def test_strict_client_trusts_the_certificate_of_a_host(tmp_path: Path, name: str) -> None:
-    authority = new_authority("sbx_1")
+    authority = new_authority()
     client = shake_hands(tmp_path, authority, Authority(authority).leaf(name), name)
     assert (client.getpeercert() or {})["subjectAltName"] == (("DNS", name),)
 
 
 def test_certificate_is_for_one_name_and_one_authority(tmp_path: Path) -> None:
-    mine, other = new_authority("sbx_1"), new_authority("sbx_1")
+    mine, other = new_authority(), new_authority()
     leaf = Authority(mine).leaf(NAME)
     with pytest.raises(ssl.SSLCertVerificationError):
         shake_hands(tmp_path, other, leaf)
@@ -50,7 +50,7 @@ def test_certificate_is_for_one_name_and_one_authority(tmp_path: Path) -> None:
 
 
 def test_certificate_of_a_host_signs_no_other(tmp_path: Path) -> None:
-    mine = new_authority("sbx_1")
+    mine = new_authority()
     leaf = Authority(mine).leaf(NAME)
     forged = Authority(leaf).leaf("other.example.org")
     chain = KeyPair(forged.certificate + leaf.certificate, forged.key)
@@ -59,7 +59,7 @@ def test_certificate_of_a_host_signs_no_other(tmp_path: Path) -> None:
 
 
 def test_authority_arrives_whole_at_the_egress_process(tmp_path: Path) -> None:
-    order = KnownAuthority("sbx_1", new_authority("s" * 64))
+    order = KnownAuthority("sbx_1", new_authority())
     packet = encode(order)
     arrived = decode_order(packet)
     assert arrived == order
@@ -68,12 +68,12 @@ def test_authority_arrives_whole_at_the_egress_process(tmp_path: Path) -> None:
 
 
 def test_what_is_no_authority_is_refused() -> None:
-    one, other = new_authority("sbx_1"), new_authority("sbx_2")
+    one, other = new_authority(), new_authority()
     for pair in (KeyPair(one.certificate, other.key), KeyPair("pem", one.key), KeyPair(one.certificate, "pem")):
         with pytest.raises(ValueError, match=r".+"):
             Authority(pair)
 
 
 def test_no_text_shows_the_key() -> None:
-    pair = new_authority("sbx_1")
+    pair = new_authority()
     assert pair.key[30:60] not in repr(pair)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from app.launcher.protocol import (
     CREATE,
     MAX_PACKET,
+    MOST_CERTIFICATE,
     RECORD,
     CreatePlan,
     ProtocolError,
@@ -24,11 +25,24 @@ PATHS = st.lists(st.text(max_size=30), max_size=8)
 PORTS = st.lists(st.integers(0, 65_535), max_size=20)
 
 
-@given(st.text(max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), FLAGS, PATHS, PATHS, PORTS)
+@given(
+    st.text(max_size=16),
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)),
+    FLAGS,
+    st.tuples(PATHS, PATHS),
+    PORTS,
+    st.binary(max_size=MOST_CERTIFICATE),
+)
 def test_a_plan_survives_the_way(
-    name: str, small: int, large: int, flags: tuple[bool, bool], read: list[str], write: list[str], ports: list[int]
+    name: str,
+    sizes: tuple[int, int],
+    flags: tuple[bool, bool],
+    paths: tuple[list[str], list[str]],
+    ports: list[int],
+    authority: bytes,
 ) -> None:
-    plan = CreatePlan(name, "host", "default", small, large, large, small, flags[0], read, write, flags[1], ports)
+    small, large = sizes
+    plan = CreatePlan(name, "host", "default", small, large, large, small, flags[0], *paths, flags[1], ports, authority)
     source = Reader(bytes(plan.write(Writer(CREATE)).data))
     assert source.u8() == CREATE
     again = CreatePlan.read(source)
@@ -71,9 +85,15 @@ def test_a_length_beyond_the_limit_is_an_error_before_anything_is_read() -> None
 def test_an_unknown_flag_is_an_error(flags: int) -> None:
     plan = CreatePlan("a", "host", "default", 1, 1, 1, 1, False, [], [])
     data = bytearray(plan.write(Writer(CREATE)).data[1:])
-    data[-10] = flags
+    data[-14] = flags  # before two counts, one of ports, and the length of the certificate
     with pytest.raises(ProtocolError):
         CreatePlan.read(Reader(bytes(data)))
+
+
+def test_a_certificate_that_is_too_long_is_an_error() -> None:
+    plan = CreatePlan("a", "host", "default", 1, 1, 1, 1, False, [], [], authority=bytes(MOST_CERTIFICATE + 1))
+    with pytest.raises(ProtocolError):
+        CreatePlan.read(Reader(bytes(plan.write(Writer(CREATE)).data[1:])))
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"\xc3", b"\xed\xa0\x80"])
