@@ -129,6 +129,7 @@ class Supervisor:
         self._settings, self._given, self._with_gateway = settings, given, with_gateway
         self._slot: Slot | None = None
         self._egress: RestartedProcess | None = None
+        self._proxy: socket.socket | None = None  # kept for the next egress process
         self._launcher: RestartedProcess | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
         self._secrets: SecretsSender | None = None
@@ -182,8 +183,8 @@ class Supervisor:
     def _start_egress(self, slot: Slot) -> ServiceSockets:
         """It gets ready while the launcher does."""
         listener = listen_for_gateway(slot.egress_socket, slot.gateway_uid)
-        proxy, no_proxy = self._listen_for_boxes(slot)
-        config = egress_config(self._settings, slot.gateway_uid, proxy)
+        self._proxy, no_proxy = self._listen_for_boxes(slot)
+        config = egress_config(self._settings, slot.gateway_uid, self._proxy)
         self._egress = RestartedProcess(
             "the egress process",
             "its connections are lost",
