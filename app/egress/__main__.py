@@ -13,12 +13,14 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 
 import uvloop
 
 from app.egress.config import EgressConfig, InvalidConfig
 from app.egress.server import EgressServer
+from app.egress.upstream_tls import trusting
 from app.privileges import give_up_root
 
 DESCRIPTORS = 65_536  # two for a connection, up to 18 for a sandbox
@@ -42,21 +44,22 @@ def main(arguments: list[str]) -> int:
     try:
         with os.fdopen(config_file, "rb") as file:
             config = EgressConfig.load(file.read())
+        trusted = trusting(config.ca_file)
         gc.collect()
         gc.freeze()
-        uvloop.run(serve(socket.socket(fileno=listener), config))
+        uvloop.run(serve(socket.socket(fileno=listener), config, trusted))
     except (InvalidConfig, ValueError) as error:
         sys.stderr.write(f"bulkhead: egress: {error}\n")
         return 2
     return 0
 
 
-async def serve(listener: socket.socket, config: EgressConfig) -> None:
+async def serve(listener: socket.socket, config: EgressConfig, trusted: ssl.SSLContext) -> None:
     """Serves until SIGTERM. Raises ValueError for an address in the configuration that is none."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = EgressServer(listener, config)
+    server = EgressServer(listener, config, trusted)
     await stop.wait()
     await server.aclose()
 

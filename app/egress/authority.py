@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 
 from cryptography import x509
+from cryptography.hazmat.backends.openssl import backend as _  # noqa: F401  # else at the first use: see __main__
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (

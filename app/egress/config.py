@@ -17,7 +17,8 @@ class EgressConfig:
     `permit_nets`: networks that may be dialled although they are private or local. `own_nets`: those that count as
     this machine's own. `resolver`: `ADDRESS:PORT` of the
     DNS server that is asked for real names, "" for those of the system. `service`: `ADDRESS:PORT` of what the service
-    itself listens on, which no sandbox may dial even in a permitted network.
+    itself listens on, which no sandbox may dial even in a permitted network. `ca_file`: the certificates, as PEM, of
+    whom to trust as hosts; "" for those of the system.
 
     The bounds are open connections in all and of one sandbox, new ones of a sandbox in a second, and bytes of a sandbox
     in both directions together; 0 bytes is no bound.
@@ -34,6 +35,7 @@ class EgressConfig:
     bytes_per_sandbox: int = 0
     check_uid: int = -1
     own_nets: tuple[str, ...] = ()
+    ca_file: str = ""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()

@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from app.core.addresses import unmapped
 from app.core.hosts import IPAddress
+from app.core.http_rules import HttpRule
 from app.egress.client_hello import RECORD, ClientHello
 from app.egress.dialling import NotDialled
 from app.egress.farewell import say_goodbye
+from app.egress.host_certificates import refusal_of
+from app.egress.judging import Judge
 from app.egress.names import NameTable
 from app.egress.plain_http import PlainHttp
 from app.egress.reasons import Reason
 from app.egress.sockets import bound_memory, reset
 from app.egress.splice import Splice
+from app.egress.streams import ByteStream, SocketStream
+from app.egress.tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from app.egress.network import SandboxNetwork
@@ -102,7 +110,9 @@ class ProgramConnection:
                 first = await self._receive()
                 if not first:
                     raise Cut(Reason.SILENT)
-                if first[0] == RECORD:
+                if first[0] == RECORD and self._rule is not None and self._rule.http:
+                    await self._pass_read_tls(name, first, patience)
+                elif first[0] == RECORD:
                     await self._pass_tls(name, first, patience)
                 elif first[:1].isalpha():
                     await self._pass_http(name, first, patience)
@@ -123,7 +133,7 @@ class ProgramConnection:
             read += more
             hello.feed(more)
         patience.reschedule(None)
-        if hello.refusal is not None or self._rule is None or self._rule.http:
+        if hello.refusal is not None or self._rule is None:
             self._tell(hello.refusal or Reason.RULE)
             await self._say_goodbye(hello.alert)
             return
@@ -141,26 +151,67 @@ class ProgramConnection:
     # --- HTTP
 
     async def _pass_http(self, name: str, first: bytes, patience: asyncio.Timeout) -> None:
-        http = PlainHttp(
-            self._turns,
-            self._inside,
-            name,
-            self._port,
-            self._network.kept,
-            self._times.answer,
-            dial=self._dial_permitted,
-            heard=lambda: patience.reschedule(None),
-            refused=self._request_refused,
-            count=self._count,
-        )
-        await http.run(first)
+        stream = SocketStream(self._turns, self._inside, self._count_sent)
+        await self._http(name, b"http", stream, self._dial_plain, lambda: patience.reschedule(None)).run(first)
         await self._say_goodbye(b"")
 
-    async def _dial_permitted(self) -> socket.socket:
+    async def _pass_read_tls(self, name: str, first: bytes, patience: asyncio.Timeout) -> None:
+        """TLS ends here, and begins anew for the host."""
+        context = self._context(name)
+        stream = TlsStream(self._turns, self._inside, context, self._count_sent, ragged=True, received=first)
+        try:
+            await stream.shake_hands()
+        except ssl.SSLError as error:
+            patience.reschedule(None)
+            self._tell(refusal_of(stream.tls, error))
+            await self._say_goodbye(stream.last_words())
+            return
+        patience.reschedule(None)
+        await self._http(name, b"https", stream, partial(self._dial_tls, name), lambda: None).run(b"")
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(self._times.farewell):
+                await stream.end()
+        await self._say_goodbye(b"")
+
+    def _context(self, name: str) -> ssl.SSLContext:
+        """Raises Cut."""
+        authority = self._network.authority
+        if authority is None:
+            raise Cut(Reason.AUTHORITY)
+        try:
+            return self._network.shared.certificates.context(authority, name)
+        except OSError as error:
+            raise Cut(Reason.DESCRIPTORS) from error
+
+    def _http(
+        self,
+        name: str,
+        scheme: bytes,
+        program: ByteStream,
+        dial: Callable[[], Awaitable[ByteStream]],
+        heard: Callable[[], None],
+    ) -> PlainHttp:
+        judge = Judge(self._turns, scheme, name, self._port, self._http_rules)
+        put = partial(self._network.placeholders.put, host=name, verified_tls=scheme == b"https")
+        kept, seconds, refused = self._network.kept, self._times.answer, self._request_refused
+        return PlainHttp(
+            self._turns, program, kept, seconds, judge=judge, put=put, dial=dial, heard=heard, refused=refused
+        )
+
+    def _http_rules(self) -> Sequence[HttpRule] | None:
+        """Those of now, for each request anew. Without any, every request is permitted."""
+        rules = self._network.rules_for(self._destination.host, self._port)
+        return ([http for rule in rules for http in rule.http] or [HttpRule()]) if rules else None
+
+    async def _dial_plain(self) -> ByteStream:
         """Raises NotDialled."""
-        if self._rule is None:
-            raise NotDialled(Reason.RULE)
-        return await self._dial()
+        return SocketStream(self._turns, await self._dial(), self._count_received)
+
+    async def _dial_tls(self, name: str) -> ByteStream:
+        """Raises NotDialled."""
+        outside = await self._dial()
+        begin = self._network.shared.upstream_tls.begin
+        return await begin(self._turns, outside, name, self._dialled, self._count_received)
 
     def _request_refused(self, reason: str) -> None:
         self._network.told.event("request", reason=reason, name=self._name, port=self._port, rule=self._rule_text)
@@ -195,6 +246,12 @@ class ProgramConnection:
         self._received += received
         if not self._network.count(sent + received):
             raise Cut(Reason.BYTES)
+
+    def _count_sent(self, size: int) -> None:
+        self._count(size, 0)
+
+    def _count_received(self, size: int) -> None:
+        self._count(0, size)
 
     def _close(self, connection: socket.socket, *, with_reset: bool = False) -> None:
         self._turns.forget(connection.fileno())

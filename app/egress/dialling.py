@@ -25,11 +25,12 @@ ADDRESSES_TRIED = 8
 
 
 class NotDialled(Exception):
-    """`reason` is a Reason, or one of `core.addresses`. `address` is the one that it is about, if it is about one."""
+    """`reason` is a Reason, or one of `core.addresses`. `address` is the one that it is about, if it is about one.
+    `detail`: more for people, if there is more to say."""
 
-    def __init__(self, reason: str, address: IPAddress | None = None) -> None:
+    def __init__(self, reason: str, address: IPAddress | None = None, detail: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.address = reason, address
+        self.reason, self.address, self.detail = reason, address, detail
 
 
 class OwnAddresses:

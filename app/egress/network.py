@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from app.core.budget import Budget
-from app.core.network_rules import NetworkRule, rule_for
+from app.core.network_rules import NetworkRule, rule_for, rules_for
 from app.egress.config import EgressConfig
 from app.egress.connection import Destination, ProgramConnection
 from app.egress.dialling import Dialler
+from app.egress.host_certificates import HostCertificates, SandboxAuthority
 from app.egress.names import NameTable
 from app.egress.placeholders import Placeholders
 from app.egress.protocol import NetworkSetup
@@ -26,6 +28,7 @@ from app.egress.splice import KEPT, KEPT_PER_SANDBOX, KeptBytes
 from app.egress.times import Times
 from app.egress.told import Reports, Told
 from app.egress.turns import SandboxTurns
+from app.egress.upstream_tls import UpstreamTls
 
 QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE = 200, 500  # 0.1 ms of processor time each
 # Resets cost 0.05 ms each. Who asks for more of them waits: in the backlog, and beyond it for the kernel's next try.
@@ -44,9 +47,11 @@ class Shared:
     kept: KeptBytes
     spare: SpareDescriptor
     times: Times
+    upstream_tls: UpstreamTls
+    certificates: HostCertificates
 
     @classmethod
-    def of(cls, config: EgressConfig, times: Times) -> Shared:
+    def of(cls, config: EgressConfig, times: Times, trusted: ssl.SSLContext) -> Shared:
         """Raises ValueError for an address in the configuration that is none."""
         dialler = Dialler(config.permit_nets, config.own_nets, config.resolver, config.service, times)
         return cls(
@@ -56,6 +61,8 @@ class Shared:
             KeptBytes(KEPT),
             SpareDescriptor(),
             times,
+            UpstreamTls(trusted, times.connect),
+            HostCertificates(),
         )
 
 
@@ -77,6 +84,7 @@ class SandboxNetwork:
         self.told = Told(sandbox, reports)
         self.names = NameTable(setup.names)
         self.placeholders = Placeholders(setup.secrets)
+        self.authority = None if setup.authority is None else SandboxAuthority(setup.authority)
         self.kept = KeptBytes(KEPT_PER_SANDBOX, shared.kept)
         self._rate = Rate(shared.config.connections_per_second, shared.config.connections_per_second)
         self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)
@@ -107,6 +115,8 @@ class SandboxNetwork:
             timer.cancel()
         self.told.close()
         self.turns.close()
+        if self.authority is not None:
+            self.shared.certificates.forget(self.authority)
         for opened in self._sockets:
             opened.close()
 
@@ -117,6 +127,9 @@ class SandboxNetwork:
 
     def rule_for(self, host: str, port: int) -> NetworkRule | None:
         return rule_for(self.rules, host, port)
+
+    def rules_for(self, host: str, port: int) -> tuple[NetworkRule, ...]:
+        return rules_for(self.rules, host, port)
 
     def _name_refused(self, name: str, reason: Reason) -> None:
         self.told.refusal("name", reason, name=name)

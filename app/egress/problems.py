@@ -13,6 +13,8 @@ _STATUS: dict[str, HTTPStatus] = {
     Reason.PROXY: HTTPStatus.BAD_REQUEST,
     Reason.CREDENTIAL: HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
     Reason.UPSTREAM: HTTPStatus.BAD_GATEWAY,
+    Reason.UPSTREAM_TLS: HTTPStatus.BAD_GATEWAY,
+    Reason.CERTIFICATE: HTTPStatus.BAD_GATEWAY,
     Reason.UNREACHABLE: HTTPStatus.BAD_GATEWAY,
     Reason.NOT_FOUND: HTTPStatus.BAD_GATEWAY,
     Reason.RESOLVER: HTTPStatus.BAD_GATEWAY,
@@ -23,10 +25,11 @@ _STATUS: dict[str, HTTPStatus] = {
 Headers = list[tuple[bytes, bytes]]
 
 
-def problem(reason: str) -> tuple[HTTPStatus, Headers, bytes]:
-    """Status, headers and body. `reason` is a Reason, or one of `core.addresses`."""
+def problem(reason: str, detail: str = "") -> tuple[HTTPStatus, Headers, bytes]:
+    """Status, headers and body. `reason` is a Reason, or one of `core.addresses`. `detail`: more for people."""
     status = _STATUS.get(reason, HTTPStatus.FORBIDDEN)
-    told = {"title": status.phrase, "status": status, "detail": f"{sentence(reason)}.", "reason": reason}
+    why = f"{sentence(reason)}: {detail}." if detail else f"{sentence(reason)}."
+    told = {"title": status.phrase, "status": status, "detail": why, "reason": reason}
     body = json.dumps({"type": "about:blank", **told}).encode()
     return status, [(b"Content-Type", b"application/problem+json"), (b"Content-Length", b"%d" % len(body))], body
 

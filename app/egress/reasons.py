@@ -21,11 +21,14 @@ class Reason(StrEnum):
     SERVICE = "service"
     TLS = "tls"
     TLS_NAME = "tls_name"
+    TLS_TRUST = "tls_trust"
+    AUTHORITY = "authority"
     PROTOCOL = "protocol"
     SILENT = "silent"
     HTTP = "http"
     HTTP_HOST = "http_host"
     HTTP_METHOD = "http_method"
+    HTTP_PATH = "http_path"
     # secrets
     SECRET_HOST = "secret_host"  # noqa: S105 - a word
     SECRET_PLAIN = "secret_plain"  # noqa: S105 - a word
@@ -36,6 +39,8 @@ class Reason(StrEnum):
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     UPSTREAM = "upstream"
+    UPSTREAM_TLS = "upstream_tls"
+    CERTIFICATE = "certificate"
     # bounds
     CONNECTIONS = "connections"
     CONNECTIONS_PER_SANDBOX = "connections_per_sandbox"
@@ -53,19 +58,24 @@ _SENTENCES = {
     Reason.SERVICE: "the address and port are those of the service itself",
     Reason.TLS: "the client did not begin with a TLS 1.2 or 1.3 handshake that can be read",
     Reason.TLS_NAME: "the TLS handshake names another host than the one whose address was connected to, or none",
+    Reason.TLS_TRUST: "the client ended the TLS handshake: it does not trust the certificate authority of the sandbox",
+    Reason.AUTHORITY: "the rule needs a certificate authority, and the sandbox has none",
     Reason.PROTOCOL: "the connection is neither TLS nor HTTP, and the rule is not raw",
     Reason.SILENT: "the client did not say which host it means: it ended, or was silent for 10 seconds",
     Reason.HTTP: "the request is not HTTP/1.1 that can be passed on safely",
     Reason.HTTP_HOST: "the request names another host than the one whose address was connected to, or none",
-    Reason.HTTP_METHOD: "the method is not passed on",
     Reason.SECRET_HOST: "the request carries the placeholder of a secret that is for another host",
     Reason.SECRET_PLAIN: "the request carries the placeholder of a secret in a header, and secrets go over TLS only",
     Reason.SECRET_SIZE: "the head of the request would be longer than 64 KiB with its secrets",
+    Reason.HTTP_METHOD: "no rule permits the method, or it is one that is never passed on",
+    Reason.HTTP_PATH: "no rule permits the path, or servers may read it in more than one way",
     Reason.NOT_FOUND: "the name has no address",
     Reason.RESOLVER: "the DNS server did not answer",
     Reason.UNREACHABLE: "no address of the host accepted the connection",
     Reason.TIMEOUT: "the host did not answer in time",
     Reason.UPSTREAM: "the host closed the connection, or its answer was not HTTP",
+    Reason.UPSTREAM_TLS: "the host did not complete a TLS 1.2 or 1.3 handshake",
+    Reason.CERTIFICATE: "the certificate of the host cannot be trusted",
     Reason.CONNECTIONS: "all connections of the service are in use",
     Reason.CONNECTIONS_PER_SANDBOX: "the sandbox has as many connections open as it may have",
     Reason.CONNECTIONS_PER_SECOND: "the sandbox opened more connections in a second than it may",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 import struct
 from collections.abc import Sequence
 
@@ -37,11 +38,11 @@ class EgressServer:
     """Serves one gateway at a time, one of the uid in the configuration. The next one waits, others are refused. A
     health check is greeted before it is refused, so it sees that this process is alive."""
 
-    def __init__(self, listener: socket.socket, config: EgressConfig) -> None:
+    def __init__(self, listener: socket.socket, config: EgressConfig, trusted: ssl.SSLContext) -> None:
         """Raises ValueError for an address in the configuration that is none."""
         self._loop = asyncio.get_running_loop()
         self._listener, self._uid, self._check_uid = listener, config.gateway_uid, config.check_uid
-        self._shared = Shared.of(config, Times())
+        self._shared = Shared.of(config, Times(), trusted)
         self._proxy = ConnectProxy(socket.socket(fileno=config.proxy), self._shared) if config.proxy >= 0 else None
         self._networks: dict[str, SandboxNetwork] = {}
         self._gathering = Gathering()

@@ -38,6 +38,7 @@ def egress_config(settings: Settings, gateway_uid: int, proxy: socket.socket | N
         connections_per_sandbox=egress.connections_per_sandbox,
         connections_per_second=egress.connections_per_second,
         bytes_per_sandbox=egress.bytes_per_sandbox,
+        ca_file=str(egress.ca_file or ""),
     )
 
 

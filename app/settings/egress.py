@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import ssl
+import stat
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +72,9 @@ class EgressSettings(Part):
         description="a private /30 that this host does not use, such as 10.213.77.0/30, where boxes find the proxy; "
         "absent: no mode `proxy` over BoxLite",
     )
+    ca_file: Path | None = Field(
+        None, description="certificates of whom to trust as hosts of rules with `http`, as PEM; empty: the system's"
+    )
     connections: int = Field(4096, ge=1, le=2**20, description="open connections of all sandboxes")
     connections_per_sandbox: int = Field(256, ge=1, le=2**20, description="open connections of one sandbox")
     connections_per_second: int = Field(100, ge=1, le=2**20, description="new connections of one sandbox in a second")
@@ -102,6 +107,23 @@ class EgressSettings(Part):
     def boxlite_proxy(self) -> str | None:
         """`ADDRESS:PORT`, if there is one."""
         return f"{proxy_host(self.boxlite_network)}:{PROXY_PORT}" if self.boxlite_network is not None else None
+
+    @field_validator("ca_file")
+    @classmethod
+    def _has_certificates(cls, path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        if not path.is_absolute():
+            raise ValueError(f"{path} must be an absolute path")
+        try:
+            if not path.stat().st_mode & stat.S_IROTH:
+                raise ValueError(f"{path} must be readable by all: the egress process is another user")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except ssl.SSLError:
+            raise ValueError(f"{path} has no certificates as PEM") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        return path
 
     def policy(self) -> EgressPolicy:
         return EgressPolicy(self.allow, self.permit_nets)

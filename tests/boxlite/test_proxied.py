@@ -33,7 +33,7 @@ from app.egress.server import EgressServer
 from tests.boxlite.client import box_double
 from tests.boxlite.double import Route, Settings
 from tests.boxlite.rig import INSTANCE, QUICK, SPEC, Rig, descriptors, left_nothing, settings_for, start
-from tests.unit.egress.support import HOST, NAME, FakeDns
+from tests.unit.egress.support import HOST, NAME, FakeDns, trusted_hosts
 from tests.unit.egress.test_plain_http import Host
 
 SHARES = Settings(shares_network=True)
@@ -79,7 +79,7 @@ async def proxied(folder: Path, settings: Settings = SHARES, *, address: str = "
         orders.bind(str(folder / "egress.sock"))
         orders.listen()
         config = EgressConfig(os.getuid(), ("127.0.0.0/8",), asked, proxy=proxy.detach())
-        server = EgressServer(orders, config)
+        server = EgressServer(orders, config, trusted_hosts())
         reported: list[tuple[str, NetworkEvent]] = []
         link = EgressLink(folder / "egress.sock", lambda *told: reported.append(told))
         backend = BoxliteBackend(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from app.core.limits import LIMITS, Limits
 from app.core.sandboxes import Capacity
+from app.egress.authority import new_authority
 from app.keys import hash_of
 from app.settings import (
     CapacitySettings,
@@ -119,6 +120,10 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_EGRESS__RESOLVER", "192.0.2.53", "'192.0.2.53' is not ADDRESS:PORT"),
         ("BULKHEAD_EGRESS__RESOLVER", "192.0.2.530:53", "does not appear to be an IPv4"),
         ("BULKHEAD_EGRESS__RESOLVER", "192.0.2.53:0", "has no port from 1 to 65535"),
+        ("BULKHEAD_EGRESS__CA_FILE", "ca.pem", "ca.pem must be an absolute path"),
+        ("BULKHEAD_EGRESS__CA_FILE", "/nowhere/ca.pem", "/nowhere/ca.pem cannot be read: No such file"),
+        ("BULKHEAD_EGRESS__CA_FILE", "/etc/passwd", "/etc/passwd has no certificates as PEM"),
+        ("BULKHEAD_EGRESS__CA_FILE", "/etc/shadow", "/etc/shadow must be readable by all"),
         ("BULKHEAD_EGRESS__CONNECTIONS", "0", "BULKHEAD_EGRESS__CONNECTIONS: must be at least 1"),
     ],
 )
@@ -176,6 +181,14 @@ def test_egress_rules_are_texts_or_objects(monkeypatch: pytest.MonkeyPatch, valu
     assert [str(rule) for rule in egress.allow] == ["a.test:443", "*.b.test:80"]
     assert [str(net) for net in egress.permit_nets] == ["10.0.0.0/8", "fd00::/8"]
     assert egress.resolver == "[2001:db8::53]:53"
+
+
+def test_trusted_certificates_are_those_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text(new_authority().certificate)
+    file.chmod(0o644)
+    monkeypatch.setenv("BULKHEAD_EGRESS__CA_FILE", str(file))
+    assert load_settings().egress.ca_file == file
 
 
 def test_egress_is_switched_off_by_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:

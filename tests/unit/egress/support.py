@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -22,10 +25,12 @@ import dns.rdatatype
 import dns.rrset
 
 from app.core.network_rules import parse_rule
+from app.egress.authority import Authority, new_authority
 from app.egress.config import EgressConfig
 from app.egress.network import SandboxNetwork, Shared
-from app.egress.protocol import EventsDropped, NameGiven, NetworkEventTold, NetworkSetup, Report
+from app.egress.protocol import EventsDropped, KeyPair, NameGiven, NetworkEventTold, NetworkSecret, NetworkSetup, Report
 from app.egress.times import Times
+from app.egress.upstream_tls import trusting
 
 NAME = "index.example.org"
 GIVEN = "127.77.0.1"  # the address that NAME was given
@@ -141,6 +146,31 @@ class Site:
             opened.close()
 
 
+@cache
+def operators_authority() -> KeyPair:
+    """Who signs the certificates of real hosts, and is trusted."""
+    return new_authority()
+
+
+@cache
+def trusted_hosts() -> ssl.SSLContext:
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(operators_authority().certificate)
+        file.flush()
+        return trusting(file.name)
+
+
+def host_tls(leaf: KeyPair | None = None) -> ssl.SSLContext:
+    """What a real host has: by default the right certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf = leaf or Authority(operators_authority()).leaf(NAME)
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(leaf.certificate + leaf.key)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
+
+
 @asynccontextmanager
 async def site(
     serve: Serve,
@@ -152,10 +182,14 @@ async def site(
     resolver: str | None = None,
     times: Times = Times(),  # noqa: B008  # it is frozen
     bounds: Mapping[str, Any] = MappingProxyType({}),
+    tls: ssl.SSLContext | None = None,
+    authority: KeyPair | None = None,
+    secrets: Sequence[NetworkSecret] = (),
 ) -> AsyncIterator[Site]:
-    """`serve` is the real host, at a port that is free. `rules` get this port: by default NAME is permitted."""
+    """`serve` is the real host, at a port that is free, with TLS if there is a context. `rules` get this port: by
+    default NAME is permitted. `authority` is the sandbox's."""
     async with AsyncExitStack() as stack:
-        host = await asyncio.start_server(serve, HOST, 0)
+        host = await asyncio.start_server(serve, HOST, 0, ssl=tls)
         stack.callback(host.close)
         port = host.sockets[0].getsockname()[1]
         transport, dns_server = await asyncio.get_running_loop().create_datagram_endpoint(FakeDns, local_addr=(HOST, 0))
@@ -168,11 +202,11 @@ async def site(
         endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         endpoint.bind((GIVEN, 0))
         wanted = [{"host": NAME, "ports": [port]}] if rules is None else rules
-        setup = NetworkSetup(
-            tuple(parse_rule({**rule, "ports": rule.get("ports", [port])}) for rule in wanted), names or {NAME: GIVEN}
-        )
+        parsed = tuple(parse_rule({**rule, "ports": rule.get("ports", [port])}) for rule in wanted)
+        setup = NetworkSetup(parsed, names or {NAME: GIVEN}, authority, tuple(secrets))
         gateway = FakeGateway()
-        network = SandboxNetwork("a", setup, endpoint, [listener], Shared.of(config, times), gateway)
+        shared = Shared.of(config, times, trusted_hosts())
+        network = SandboxNetwork("a", setup, endpoint, [listener], shared, gateway)
         stack.push_async_callback(network.aclose)
         found = Site(network, gateway, dns_server, port, endpoint.getsockname(), dns_at)
         stack.callback(found.close)

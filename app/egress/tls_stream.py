@@ -1,0 +1,148 @@
+"""TLS over a socket, with OpenSSL between two buffers in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+
+from app.egress.turns import SandboxTurns
+
+RECORD = 16 * 1024  # bytes of data in a record at most: RFC 8446, 5.1
+
+
+def strictly(context: ssl.SSLContext) -> None:
+    """TLS 1.2 and 1.3 (the default depends on the host's openssl.cnf) with HTTP/1.1, and no second handshake. An end of
+    TCP without one of TLS is an error, which it is not by Python's default."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options = (context.options | ssl.OP_NO_RENEGOTIATION) & ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    context.set_alpn_protocols(["http/1.1"])
+
+
+def is_ragged_end(error: ssl.SSLError) -> bool:
+    """Whether TCP has ended and TLS had not. It is an ssl.SSLEOFError from Python 3.12 on."""
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+
+
+class TlsStream:
+    """A `ByteStream`. The bytes that `count` gets are those on the wire. `ragged`: an end without TLS's own is an end;
+    else it is an error, as somebody on the way may have cut the rest off."""
+
+    def __init__(
+        self,
+        turns: SandboxTurns,
+        connection: socket.socket,
+        context: ssl.SSLContext,
+        count: Callable[[int], None],
+        *,
+        server_name: str | None = None,
+        ragged: bool = False,
+        received: bytes = b"",
+    ) -> None:
+        """The client's side if there is a `server_name`, else the server's. `received` was read from the socket."""
+        self._turns, self._connection, self._count, self._ragged = turns, connection, count, ragged
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._incoming.write(received)
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
+        )
+        self._rest = b""  # data that was read before its time
+        self._sending = asyncio.Lock()
+
+    async def shake_hands(self) -> None:
+        """Raises ssl.SSLError, and OSError. After an ssl.SSLError there may be `last_words` for the other side."""
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._feed()
+            else:
+                break
+        await self._flush()
+
+    def last_words(self) -> bytes:
+        """An alert that was not sent yet."""
+        return self._outgoing.read()
+
+    async def receive(self, most: int) -> bytes:
+        while True:
+            found = self._read(most)
+            if found is not None:
+                return found
+            # Answers of TLS itself. Whoever sends now sends them too, and a host that does not read waits for them.
+            if self._outgoing.pending and not self._sending.locked():
+                await self._flush()
+            await self._feed()
+
+    def _read(self, most: int) -> bytes | None:
+        """What there is without waiting; None for nothing. Raises OSError."""
+        pieces = [self._rest] if self._rest else []
+        size, self._rest = len(self._rest), b""
+        while size < most:
+            try:
+                piece = self.tls.read(most - size)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                piece = b""
+            except ssl.SSLError as error:
+                if not (self._ragged and is_ragged_end(error)):
+                    raise ConnectionAbortedError from error
+                piece = b""
+            if not piece:  # told again by the next call, if something was read before
+                return b"".join(pieces)
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces) or None
+
+    async def send(self, data: bytes) -> None:
+        async with self._sending:
+            rest = memoryview(data)
+            while rest:
+                try:
+                    rest = rest[self.tls.write(rest) :]
+                except ssl.SSLError as error:
+                    raise ConnectionAbortedError from error
+            await self._drain()
+
+    async def end(self) -> None:
+        async with self._sending:
+            # Python asks OpenSSL twice, and the second call fails for good where there is data.
+            with contextlib.suppress(OSError):
+                self._rest = self._read(8 * RECORD) or b""
+            with contextlib.suppress(ssl.SSLError):  # it says that the other side has not ended yet
+                self.tls.unwrap()
+            await self._drain()
+
+    def is_quiet(self) -> bool:
+        try:
+            data = self._connection.recv(RECORD)
+            self._count(len(data))
+            if not data:
+                return False
+            self._incoming.write(data)
+        except BlockingIOError:
+            pass
+        try:
+            return self._read(1) is None  # tickets for another connection are no data
+        except OSError:
+            return False
+
+    async def _flush(self) -> None:
+        async with self._sending:
+            await self._drain()
+
+    async def _drain(self) -> None:
+        while self._outgoing.pending:
+            await self._turns.send(self._connection, self._outgoing.read())
+
+    async def _feed(self) -> None:
+        data = await self._turns.receive(self._connection, 4 * RECORD)
+        self._count(len(data))
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
