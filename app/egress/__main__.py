@@ -1,6 +1,7 @@
 """The egress process: `python -P -m app.egress PARENT UID LISTENER_FD CONFIG_FD`.
 
-It gives up root before it reads anything. The supervisor keeps the listening Unix socket, so that it outlives this
+It gives up root before it serves anybody. As root it reads what the operator has written: the configuration and the
+certificates of whom to trust, which may be where others cannot read. The supervisor keeps the listening Unix socket, so that it outlives this
 process. PARENT is the pid with which this process dies, or 0. UID is the user that it becomes, or -1.
 """
 
@@ -36,15 +37,15 @@ def main(arguments: list[str]) -> int:
     for name in _LATE:
         importlib.import_module(name)
     raise_descriptor_limit()
-    give_up_root(uid, parent)
-    if parent and os.getppid() != parent:
-        return 0
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.unraisablehook = _say_nothing
     try:
         with os.fdopen(config_file, "rb") as file:
             config = EgressConfig.load(file.read())
         trusted = trusting(config.ca_file)
+        give_up_root(uid, parent)
+        if parent and os.getppid() != parent:
+            return 0
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sys.unraisablehook = _say_nothing
         gc.collect()
         gc.freeze()
         uvloop.run(serve(socket.socket(fileno=listener), config, trusted))

@@ -32,6 +32,7 @@ from app.egress.tls_stream import TlsStream
 if TYPE_CHECKING:
     from app.egress.network import SandboxNetwork
 
+RULE_SHOWN = 400  # characters of a rule in an event: the longest name with 16 ports has 355
 _PIECE = 16 * 1024
 
 
@@ -218,7 +219,8 @@ class ProgramConnection:
 
     @property
     def _rule_text(self) -> str | None:
-        return str(self._rule) if self._rule is not None else None
+        text = str(self._rule) if self._rule is not None else None
+        return text if text is None or len(text) <= RULE_SHOWN else f"{text[: RULE_SHOWN - 1]}…"
 
     # --- both sides
 

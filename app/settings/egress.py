@@ -6,7 +6,6 @@ import ipaddress
 import json
 import re
 import ssl
-import stat
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,8 +115,6 @@ class EgressSettings(Part):
         if not path.is_absolute():
             raise ValueError(f"{path} must be an absolute path")
         try:
-            if not path.stat().st_mode & stat.S_IROTH:
-                raise ValueError(f"{path} must be readable by all: the egress process is another user")
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
         except ssl.SSLError:
             raise ValueError(f"{path} has no certificates as PEM") from None

@@ -123,7 +123,6 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_EGRESS__CA_FILE", "ca.pem", "ca.pem must be an absolute path"),
         ("BULKHEAD_EGRESS__CA_FILE", "/nowhere/ca.pem", "/nowhere/ca.pem cannot be read: No such file"),
         ("BULKHEAD_EGRESS__CA_FILE", "/etc/passwd", "/etc/passwd has no certificates as PEM"),
-        ("BULKHEAD_EGRESS__CA_FILE", "/etc/shadow", "/etc/shadow must be readable by all"),
         ("BULKHEAD_EGRESS__CONNECTIONS", "0", "BULKHEAD_EGRESS__CONNECTIONS: must be at least 1"),
     ],
 )
@@ -186,7 +185,6 @@ def test_egress_rules_are_texts_or_objects(monkeypatch: pytest.MonkeyPatch, valu
 def test_trusted_certificates_are_those_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text(new_authority().certificate)
-    file.chmod(0o644)
     monkeypatch.setenv("BULKHEAD_EGRESS__CA_FILE", str(file))
     assert load_settings().egress.ca_file == file
 

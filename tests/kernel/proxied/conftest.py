@@ -71,6 +71,7 @@ def service(internet: Internet, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "BULKHEAD_EGRESS__ALLOW": json.dumps(ALLOW),
         "BULKHEAD_EGRESS__PERMIT_NETS": NET,
         "BULKHEAD_EGRESS__RESOLVER": internet.names.address,
+        "BULKHEAD_EGRESS__CA_FILE": str(internet.authority.certificate),
     }
     with Service(tmp_path_factory.mktemp("data"), settings) as running:
         yield running

@@ -24,8 +24,9 @@ from app.core.network_rules import parse_rule
 from app.core.secrets import PLACEHOLDER_PREFIX
 from app.egress import host_certificates
 from app.egress.authority import SUBJECT, Authority, new_authority
+from app.egress.connection import RULE_SHOWN
 from app.egress.host_certificates import HostCertificates, SandboxAuthority
-from app.egress.protocol import KeyPair, NetworkSecret
+from app.egress.protocol import KeyPair, NetworkEventTold, NetworkSecret, decode_report, encode
 from app.egress.times import Times
 from tests.unit.egress.support import HOST, NAME, Serve, Site, host_tls, operators_authority, site
 from tests.unit.egress.test_plain_http import CHUNKED, Host, parsed, refused, script
@@ -78,6 +79,17 @@ async def test_request_is_written_anew_for_the_verified_host() -> None:
         assert (event["kind"], event["verdict"], event["address"]) == ("connection", "allowed", HOST)
         assert event["rule"] == f"{NAME}:{at.port} http *"
         assert 200 < event["bytes_sent"] < 2000 < 5000 > event["bytes_received"] > 500
+
+
+async def test_event_has_the_beginning_of_a_long_rule() -> None:
+    """The gateway hangs up on an event with longer texts."""
+    paths = [f"/{number:02}{'x' * 200}" for number in range(32)]
+    async with inspected(Host().serve, [{"paths": paths}]) as at:
+        refused(parsed(await ask(at, request(at, last=True)))[0], 403, "http_path")
+        event = await at.gateway.event()
+        assert len(event["rule"]) == RULE_SHOWN
+        report = decode_report(encode(NetworkEventTold("a", event)))
+        assert isinstance(report, NetworkEventTold)
 
 
 async def test_program_sees_a_certificate_of_its_own_authority_and_http_1() -> None:
