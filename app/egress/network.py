@@ -31,9 +31,13 @@ from app.egress.turns import SandboxTurns
 from app.egress.upstream_tls import UpstreamTls
 
 QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE = 200, 500  # 0.1 ms of processor time each
-# Resets cost 0.05 ms each. Who asks for more of them waits: in the backlog, and beyond it for the kernel's next try.
-RESETS_PER_SECOND, RESETS_AT_ONCE = 500, 200
-PAUSE_SECONDS = 0.01
+ACCEPTS = 16  # in one turn: a program that opens many connections at once must not overrun the backlog
+# A reset costs 0.05 ms. After one nobody listens for a moment, and the kernel refuses, at the program's expense.
+# At a bound of its own the sandbox is heard again when there is room, or after two seconds, so that the next refusal is
+# told. What found the backlog full tries again after one second, and is refused then.
+DEAF_SECONDS, DEAF_FULL_SECONDS = 0.01, 2.0
+BACKLOG = 128  # connections of all ports together that are not accepted yet, as when the launcher made the listeners
+_OF_THE_SANDBOX = (Reason.CONNECTIONS_PER_SANDBOX, Reason.BYTES)
 WIDE_CONNECTIONS = 16  # of a sandbox, for which the kernel may hold more
 
 
@@ -88,10 +92,9 @@ class SandboxNetwork:
         self.kept = KeptBytes(KEPT_PER_SANDBOX, shared.kept)
         self._rate = Rate(shared.config.connections_per_second, shared.config.connections_per_second)
         self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)
-        self._resets = Rate(RESETS_PER_SECOND, RESETS_AT_ONCE)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._bytes = 0
-        self._is_closed = False
+        self._is_closed = self._is_deaf = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets = (*((resolver,) if resolver is not None else ()), *listeners)
         self._listeners = tuple(listeners)
@@ -151,32 +154,45 @@ class SandboxNetwork:
     # --- connections
 
     def _listen(self) -> None:
-        for listener in self._listeners:
-            self.turns.read(listener.fileno(), partial(self._accept, listener))
+        self._is_deaf = False
+        try:
+            for listener in self._listeners:
+                listener.listen(BACKLOG // len(self._listeners))
+                self.turns.read(listener.fileno(), partial(self._accept, listener))
+        except OSError:  # the kernel has no memory
+            self._later(DEAF_FULL_SECONDS, self._listen)
 
-    def _pause(self) -> None:
+    def _stop_listening(self, seconds: float) -> None:
+        """What waits is reset, and what comes is refused, both by the kernel at once."""
+        self._is_deaf = True
         for listener in self._listeners:
             self.turns.read(listener.fileno(), None)
-        self._later(PAUSE_SECONDS, self._listen)
+            listener.shutdown(socket.SHUT_RD)
+        self._later(seconds, self._listen)
 
     def _accept(self, listener: socket.socket) -> None:
-        reason = self._bound_reached()
-        if reason is not None and not self._resets.take():
-            self._pause()
-            return
+        for _ in range(ACCEPTS):
+            if not self._accept_one(listener):
+                return
+
+    def _accept_one(self, listener: socket.socket) -> bool:
+        """Returns whether there may be another one."""
         try:
             connection, _ = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._connection_refused(listener, Reason.DESCRIPTORS)
                 self.shared.spare.shed(listener)
-            return
+            return False
+        reason = self._bound_reached()
         if reason is not None:
             self._connection_refused(listener, reason)
             reset(connection)
-            return
+            self._stop_listening(DEAF_FULL_SECONDS if reason in _OF_THE_SANDBOX else DEAF_SECONDS)
+            return False
         connection.setblocking(False)
         self._run(ProgramConnection(self, connection, Destination.of(connection, self.names), wide=self._has_wide))
+        return True
 
     def take(
         self, connection: socket.socket, destination: Destination, first: bytes, kind: type[ProxiedConnection]
@@ -217,6 +233,9 @@ class SandboxNetwork:
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self.shared.connections.give_back(self.sandbox)
+        if self._is_deaf and not self._is_closed:
+            self._timers[self._listen].cancel()
+            self._listen()
 
     def count(self, size: int) -> bool:
         """Returns False when the sandbox has moved more bytes than it may."""

@@ -203,10 +203,9 @@ def _sockets(ports: Sequence[int], descriptors: list[int]) -> list[socket.socket
 
 
 def _listens_on(listener: socket.socket, port: int) -> bool:
+    """It may have stopped listening when an earlier egress process ended."""
     with contextlib.suppress(OSError, IndexError):
-        return bool(
-            listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            and listener.family in (socket.AF_INET, socket.AF_INET6)
-            and listener.getsockname()[1] == port
-        )
+        if listener.family in (socket.AF_INET, socket.AF_INET6) and listener.getsockname()[1] == port:
+            listener.listen()
+            return True
     return False

@@ -133,6 +133,21 @@ def test_listed_port_cannot_be_bound(launched: Launched, profile: str, high: str
         assert made.run("say('low', lambda: bind('0.0.0.0', 443, socket.SO_REUSEADDR))") == [f"low {low}"]
 
 
+def test_port_is_nobody_elses_while_its_owner_does_not_listen(launched: Launched) -> None:
+    """Who holds the socket may stop listening, and begin again beside a connection that is open."""
+    connect = "say('connect', lambda: connect('10.0.0.1', 5432))"
+    with room(launched, "loopback", [5432]) as made:
+        listener = made.sockets[1]
+        assert made.run(connect) == ["connect connected"]
+        with listener.accept()[0]:
+            listener.shutdown(socket.SHUT_RD)
+            reuse = "socket.SO_REUSEADDR, socket.SO_REUSEPORT"
+            bind = f"say('bind', lambda: bind('0.0.0.0', 5432, {reuse}))\n"
+            assert made.run(bind + connect) == ["bind EADDRINUSE", "connect ECONNREFUSED"]
+            listener.listen()
+            assert made.run(connect) == ["connect connected"]
+
+
 def test_control_another_port_can_be_bound_on_any_address_in_profile_loopback(launched: Launched) -> None:
     with room(launched, "loopback") as made:
         assert made.run("say('other', lambda: bind('93.184.216.34', 5433))") == ["other bound"]

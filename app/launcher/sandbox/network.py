@@ -42,10 +42,12 @@ def listeners(ports: list[int], *, ipv6: bool) -> list[_socket.socket]:
 
 
 def _listener(port: int, backlog: int, *, ipv6: bool) -> _socket.socket:
-    """Without SO_REUSEADDR nobody else can have the port, whatever they set."""
+    """Without SO_REUSEADDR nobody else can have the port, whatever they set. With SO_REUSEPORT, which no program gets,
+    its owner can stop listening and begin again while connections are open; nobody else can have it meanwhile."""
     socket = _socket.socket(_socket.AF_INET6 if ipv6 else _socket.AF_INET, _socket.SOCK_STREAM | _CLOEXEC, 0)
     if ipv6:
         socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
+    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
     socket.bind(("::" if ipv6 else "0.0.0.0", port))  # noqa: S104 - of a namespace without a way out
     socket.listen(backlog)
     return socket

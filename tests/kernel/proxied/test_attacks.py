@@ -227,6 +227,29 @@ print(served)
 """
 
 
+HAMMER = """
+import collections, errno, select, socket, struct
+TOTAL_RETRANSMITS = 100  # in struct tcp_info of linux/tcp.h
+address = socket.gethostbyname("www.example.org")
+held = [socket.create_connection((address, 80)) for _ in range(20)]
+ends, retransmits = collections.Counter(), 0
+for _ in range(10):
+    burst = [socket.socket() for _ in range(200)]
+    for it in burst:
+        it.setblocking(False)
+        it.connect_ex((address, 80))
+    for it in burst:
+        poll = select.poll()
+        poll.register(it, select.POLLIN)
+        assert poll.poll(20_000), "nobody answers"
+        information = it.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        retransmits += struct.unpack_from("I", information, TOTAL_RETRANSMITS)[0]
+        ends[errno.errorcode[it.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)]] += 1
+        it.close()
+print(*ends, sum(ends.values()), retransmits)
+"""
+
+
 @pytest.fixture
 def bounded(internet: Internet, tmp_path: Path) -> Iterator[Proxied]:
     """Of a service that permits few connections."""
@@ -247,3 +270,13 @@ def test_connections_beyond_the_bound_are_reset_and_others_do_not_notice(bounded
         assert inside(bounded, other, ("SOCK_STREAM", NAME, 80, GET)) == [OK]
     assert refusals(bounded, greedy)["connections_per_sandbox"] > 0
     assert refusals(bounded, other) == {}
+
+
+def test_flood_beyond_the_bounds_is_refused_at_once_and_nothing_waits(bounded: Proxied) -> None:
+    """What overruns the backlog before the egress process can look comes again after a second, and is refused then."""
+    done = bounded.service.run(bounded.sandbox(*RULES), "python3", "-c", HAMMER)
+    *ends, count, retransmits = done["stdout"].split()
+    assert set(ends) <= {"ECONNREFUSED", "ECONNRESET"}
+    assert "ECONNREFUSED" in ends
+    assert count == "2000"
+    assert int(retransmits) < 400, "two of the ten bursts"

@@ -198,7 +198,7 @@ async def site(
         config = EgressConfig(
             0, tuple(permit_nets), resolver or "{}:{}".format(*dns_at), tuple(service(port)), **bounds
         )
-        listener = socket.create_server((GIVEN, port), backlog=128)
+        listener = socket.create_server((GIVEN, port), backlog=128, reuse_port=True)
         endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         endpoint.bind((GIVEN, 0))
         wanted = [{"host": NAME, "ports": [port]}] if rules is None else rules

@@ -6,12 +6,15 @@ import asyncio
 import errno
 import os
 import resource
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from app.egress.network import RESETS_AT_ONCE, RESETS_PER_SECOND
+from app.egress.network import DEAF_FULL_SECONDS
+from app.egress.told import BURST, PER_SECOND
 from tests.unit.egress.support import GIVEN, NAME, Site, echo, site
 
 RAW = [{"host": NAME, "raw": True}]
@@ -23,7 +26,7 @@ async def works(at: Site) -> bool:
         reader, writer = await at.connect()
         writer.write(b"x")
         return await asyncio.wait_for(reader.read(1), 20) == b"x"
-    except ConnectionResetError:
+    except (ConnectionResetError, ConnectionRefusedError):
         return False
 
 
@@ -68,11 +71,13 @@ async def test_bytes_beyond_the_bound_cut_the_connection_and_refuse_the_next() -
 async def test_flood_of_refusals_is_told_in_number_only() -> None:
     names = {f"{n}.example.net": f"127.78.{n // 250}.{n % 250 + 1}" for n in range(1000)} | {NAME: GIVEN}
     async with site(echo, rules=RAW, names=names) as at:
+        began = time.monotonic()
         for number in range(1000):
             at.network.told.refusal("name", "name", name=f"{number}.example.com")
-        assert len(at.gateway.events) == 500
+        told = len(at.gateway.events)
+        assert BURST <= told <= BURST + PER_SECOND * (time.monotonic() - began)
         await at.network.aclose()
-        assert at.gateway.dropped == 500
+        assert at.gateway.dropped == 1000 - told
 
 
 async def test_gateway_that_does_not_read_gets_no_events() -> None:
@@ -149,10 +154,30 @@ async def test_closed_network_holds_no_connection() -> None:
             await at.connect()
 
 
-async def test_flood_of_connections_beyond_a_bound_is_reset_at_a_bounded_rate() -> None:
+async def refusal_of(at: Site) -> type[OSError]:
+    """As which a new connection ends."""
+    try:
+        reader, _ = await at.connect()
+        await asyncio.wait_for(reader.read(1), 20)
+    except (ConnectionResetError, ConnectionRefusedError) as error:
+        return type(error)
+    raise AssertionError("it was accepted, and ended in order")
+
+
+async def test_flood_of_connections_beyond_a_bound_is_refused_by_the_kernel() -> None:
+    """Nothing waits in a backlog, and the egress process resets a bounded number."""
     async with site(echo, rules=RAW, bounds={"connections_per_sandbox": 1}) as at:
-        assert await works(at)
+        reader, writer = await at.connect()
+        writer.write(b"x")
+        assert await reader.read(1) == b"x"
         began = asyncio.get_running_loop().time()
-        assert not any([await works(at) for _ in range(RESETS_AT_ONCE + 50)])
-        assert asyncio.get_running_loop().time() - began >= 50 / RESETS_PER_SECOND
-        assert len(at.gateway.events) <= 2
+        ends = Counter([await refusal_of(at) for _ in range(500)])
+        seconds = asyncio.get_running_loop().time() - began
+        assert ends[ConnectionRefusedError] > 0
+        assert ends[ConnectionResetError] <= seconds / DEAF_FULL_SECONDS + 1
+        assert {event["reason"] for event in at.gateway.events} == {"connections_per_sandbox"}
+        writer.write(b"y")
+        assert await reader.read(1) == b"y", "what is open goes on"
+        writer.close()
+        while not await works(at):
+            pass

@@ -116,8 +116,10 @@ class Sockets:
     def __init__(self, stack: ExitStack, address: str = GIVEN) -> None:
         self.resolver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self.resolver.bind((address, 0))
-        self.listener = stack.enter_context(socket.create_server((address, 0)))
-        self.port = self.listener.getsockname()[1]
+        with socket.create_server((address, 0), reuse_port=True) as free:
+            # By its number, as the launcher does it: else the socket would get another port when it listens again.
+            self.port = free.getsockname()[1]
+            self.listener = stack.enter_context(socket.create_server((address, self.port), reuse_port=True))
         self.descriptors = [self.resolver.fileno(), self.listener.fileno()]
 
     def open(self, peer: socket.socket, host: str = GIVEN) -> None:
@@ -164,6 +166,18 @@ def test_sandbox_works_again_after_the_process_was_killed(start: Callable[..., P
     process.start()
     sockets.open(process.greeted())
     with pytest.raises(ConnectionError):
+        sockets.ask()
+
+
+def test_process_that_ended_while_it_did_not_listen_leaves_that_to_the_next(
+    start: Callable[..., Process], stack: ExitStack
+) -> None:
+    sockets = Sockets(stack)
+    sockets.listener.shutdown(socket.SHUT_RD)
+    with pytest.raises(ConnectionRefusedError):
+        sockets.ask()
+    sockets.open(start(permit_nets=()).greeted())
+    with pytest.raises(ConnectionResetError):
         sockets.ask()
 
 
