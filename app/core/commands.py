@@ -100,7 +100,7 @@ def signal_name(number: int) -> str:
 
 EXECUTION_BYTES, SANDBOX_BYTES = 10 * 1024, 32 * 1024  # of a record beside its texts: objects, exit, labels; measured
 RULE_BYTES, PORT_BYTES = 580, 64  # of a network rule, in the policy and in the receipt; measured
-SECRET_BYTES = 1024  # of a secret beside its texts; measured
+SECRET_BYTES, HOST_BYTES = 384, 56  # of a secret and of each of its hosts, beside their texts; measured
 
 
 def environment_bytes(env: Mapping[str, str]) -> int:
@@ -116,7 +116,7 @@ def command_bytes(command: Command) -> int:
 def spec_bytes(spec: SandboxSpec) -> int:
     files, network = spec.policy.filesystem, spec.policy.network
     texts = sum(map(len, (*files.read_only, *files.read_write, *network.allow)))
-    texts += sum(SECRET_BYTES + sum(map(len, secret.hosts)) for secret in spec.secrets)
+    texts += sum(SECRET_BYTES + sum(HOST_BYTES + len(host) for host in secret.hosts) for secret in spec.secrets)
     rules = sum(RULE_BYTES + len(rule.host) + PORT_BYTES * len(rule.ports) for rule in network.rules)
     return SANDBOX_BYTES + environment_bytes(spec.env) + secret_bytes(spec) + texts + rules
 

@@ -31,9 +31,11 @@ NAMES = [
     f"{name}.example.org"
     for name in ("www", "index", "files", "registry", "modules", "code", "db", "cache", "tcp", "mixed", "rebinding")
 ]
+OPERATORS_SECRETS = '[llm]\nvalue = "canary-operators-5d20"\nhosts = ["www.example.org"]\n'
 ALLOW = [
     "*:80",
     "*:443",
+    "*:8443",
     {"host": "*", "ports": [5432, 6379], "raw": True},
     {"host": HOST, "ports": [7000], "raw": True},
 ]
@@ -46,6 +48,7 @@ class Internet:
     authority: Authority
     plain: WebServer
     tls: WebServer
+    secrets: Path  # of the operator
 
 
 @pytest.fixture(scope="package")
@@ -60,7 +63,10 @@ def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
     authority = Authority(folder, NAMES)
     names, plain, tls = NameServer(), WebServer(root, 80), WebServer(root, 443, authority.context)
     names.names = {name: [[HOST]] for name in NAMES}
-    yield Internet(folder, names, authority, plain, tls)
+    secrets = folder / "secrets.toml"
+    secrets.touch(mode=0o600)
+    secrets.write_text(OPERATORS_SECRETS)
+    yield Internet(folder, names, authority, plain, tls, secrets)
     for server in (plain, tls, names):
         server.close()
 
@@ -72,6 +78,7 @@ def service(internet: Internet, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "BULKHEAD_EGRESS__PERMIT_NETS": NET,
         "BULKHEAD_EGRESS__RESOLVER": internet.names.address,
         "BULKHEAD_EGRESS__CA_FILE": str(internet.authority.certificate),
+        "BULKHEAD_EGRESS__SECRETS_FILE": str(internet.secrets),
     }
     with Service(tmp_path_factory.mktemp("data"), settings) as running:
         yield running
