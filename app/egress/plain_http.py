@@ -20,22 +20,23 @@ from app.egress.placeholders import SecretRefused
 from app.egress.problems import problem
 from app.egress.reasons import Reason
 from app.egress.splice import KeptBytes
-from app.egress.streams import ByteStream, relay
+from app.egress.streams import LARGE, SMALL, ByteStream, relay, send_counted
 from app.egress.turns import SandboxTurns
 
 HEAD = 32 * 1024  # bytes of a message's head
-PIECE = 64 * 1024
 DISCARDED = 256 * 1024  # bytes of a refused request's body that are read so that the connection can go on
 
 HttpAnswer = h11.Response | h11.InformationalResponse
 
 
 class HttpSide:
-    """One side of the connection: a stream, and what h11 knows of it."""
+    """One side of the connection: a stream, and what h11 knows of it. `kept` counts what the stream does not take."""
 
-    def __init__(self, turns: SandboxTurns, stream: ByteStream, role: type[h11.CLIENT] | type[h11.SERVER]) -> None:
+    def __init__(
+        self, turns: SandboxTurns, kept: KeptBytes, stream: ByteStream, role: type[h11.CLIENT] | type[h11.SERVER]
+    ) -> None:
         self.stream, self.http = stream, h11.Connection(role, max_incomplete_event_size=HEAD)
-        self._turns = turns
+        self._turns, self._kept = turns, kept
 
     async def next(self) -> h11.Event | type[h11.PAUSED]:
         """Raises h11.RemoteProtocolError, OSError, and what the stream's `count` raises."""
@@ -45,11 +46,11 @@ class HttpSide:
                 await self._turns.next()
             if event is not h11.NEED_DATA:
                 return cast("h11.Event | type[h11.PAUSED]", event)
-            self.http.receive_data(await self.stream.receive(PIECE))
+            self.http.receive_data(await self.stream.receive(SMALL if self._kept.is_much else LARGE))
 
     async def send(self, event: h11.Event) -> None:
         """Raises h11.LocalProtocolError and OSError."""
-        await self.stream.send(self.http.send(event) or b"")
+        await send_counted(self.stream, self.http.send(event) or b"", self._kept)
 
     @property
     def is_idle(self) -> bool:
@@ -79,7 +80,7 @@ class PlainHttp:
     ) -> None:
         self._turns, self._kept, self._answer_seconds = turns, kept, answer_seconds
         self._judge, self._put, self._dial, self._heard, self._refused = judge, put, dial, heard, refused
-        self._program = HttpSide(turns, program, h11.SERVER)
+        self._program = HttpSide(turns, kept, program, h11.SERVER)
         self._upstream: HttpSide | None = None
         self._method = b""
 
@@ -112,7 +113,7 @@ class PlainHttp:
     async def _reach(self) -> HttpSide:
         """Raises NotDialled."""
         if self._upstream is None or not self._upstream.is_idle:
-            self._upstream = HttpSide(self._turns, await self._dial(), h11.CLIENT)
+            self._upstream = HttpSide(self._turns, self._kept, await self._dial(), h11.CLIENT)
         return self._upstream
 
     async def _refuse(self, reason: str, detail: str = "") -> bool:

@@ -54,6 +54,15 @@ class SocketStream:
         return True
 
 
+async def send_counted(target: ByteStream, data: bytes, kept: KeptBytes) -> None:
+    """Sends, and counts the bytes until the other side has taken them. Raises OSError."""
+    kept.add(len(data))
+    try:
+        await target.send(data)
+    finally:
+        kept.add(-len(data))
+
+
 async def relay(turns: SandboxTurns, kept: KeptBytes, one: ByteStream, other: ByteStream) -> None:
     """Passes bytes in both directions until both have ended. Raises OSError, and what the streams' `count` raises."""
     parts = [asyncio.ensure_future(_pass_on(turns, kept, *pair)) for pair in ((one, other), (other, one))]
@@ -67,11 +76,7 @@ async def relay(turns: SandboxTurns, kept: KeptBytes, one: ByteStream, other: By
 
 async def _pass_on(turns: SandboxTurns, kept: KeptBytes, source: ByteStream, target: ByteStream) -> None:
     while data := await source.receive(SMALL if kept.is_much else LARGE):
-        kept.add(len(data))
-        try:
-            await target.send(data)
-        finally:
-            kept.add(-len(data))
+        await send_counted(target, data, kept)
         if turns.over:
             await turns.next()
     await target.end()

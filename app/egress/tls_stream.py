@@ -58,7 +58,7 @@ class TlsStream:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
-                await self._feed()
+                await self._feed(RECORD)
             else:
                 break
         await self._flush()
@@ -75,7 +75,7 @@ class TlsStream:
             # Answers of TLS itself. Whoever sends now sends them too, and a host that does not read waits for them.
             if self._outgoing.pending and not self._sending.locked():
                 await self._flush()
-            await self._feed()
+            await self._feed(most)
 
     def _read(self, most: int) -> bytes | None:
         """What there is without waiting; None for nothing. Raises OSError."""
@@ -139,8 +139,8 @@ class TlsStream:
         while self._outgoing.pending:
             await self._turns.send(self._connection, self._outgoing.read())
 
-    async def _feed(self) -> None:
-        data = await self._turns.receive(self._connection, 4 * RECORD)
+    async def _feed(self, most: int) -> None:
+        data = await self._turns.receive(self._connection, most)
         self._count(len(data))
         if data:
             self._incoming.write(data)

@@ -549,6 +549,8 @@ async def test_host_that_answers_for_ever_is_read_no_faster_than_the_program_rea
         await reader.readexactly(1000)
         await asyncio.wait_for(stopped.wait(), 20)
         assert 0 < sent < 32 * 1024 * 1024
+        assert 16 * 1024 <= at.network.kept.count <= 512 * 1024
+    assert at.network.kept.count == 0
 
 
 def test_contexts_are_kept_for_some_hosts_of_a_sandbox_and_some_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
