@@ -18,6 +18,7 @@ from app.launcher.protocol import (
     DESTROY,
     EXECUTE,
     HELLO,
+    LISTEN,
     LOST,
     NETWORK,
     OK,
@@ -183,10 +184,20 @@ class Gateway:
         except BaseException:
             ours.close()
             raise
+        return ours, self._sockets_of(number)
+
+    def listen(self, ports: Sequence[int], ended: Sequence[int] = (), sandbox_id: str = "one") -> list[socket.socket]:
+        """Sockets for more ports, which the caller closes. `ended`: descriptors of those that are to stop."""
+        number = self.post(LISTEN, listening(ports, sandbox_id), ended)
+        self.keep[number] = []
+        self.answer(number)
+        return self._sockets_of(number)
+
+    def _sockets_of(self, number: int) -> list[socket.socket]:
         sockets = [socket.socket(fileno=descriptor) for descriptor in self.keep.pop(number)]
         for each in sockets:
             each.settimeout(30)
-        return ours, sockets
+        return sockets
 
     def destroy(self, sandbox_id: str = "one") -> None:
         self.ask(DESTROY, name(sandbox_id))
@@ -206,6 +217,14 @@ class Gateway:
 
 def name(sandbox_id: str) -> bytes:
     return bytes(Writer(0).text(sandbox_id).data[1:])
+
+
+def listening(ports: Sequence[int], sandbox_id: str = "one") -> bytes:
+    """The body of LISTEN."""
+    packet = Writer(0).text(sandbox_id).u8(len(ports))
+    for port in ports:
+        packet.u32(port)
+    return bytes(packet.data[1:])
 
 
 def command(number: int, argv: Sequence[str], sandbox_id: str = "one", *, in_memfd: int = 0) -> bytes:

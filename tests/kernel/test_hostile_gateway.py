@@ -20,6 +20,7 @@ from app.launcher.protocol import (
     FINISH,
     HELLO,
     KILL,
+    LISTEN,
     RECORD,
     START_FAILED,
     TERMINAL,
@@ -27,7 +28,7 @@ from app.launcher.protocol import (
     Writer,
 )
 from tests.kernel import host
-from tests.kernel.direct import SPARE, Gateway, Gone, Launched, Refused, command, name, plan, sandboxes_of
+from tests.kernel.direct import SPARE, Gateway, Gone, Launched, Refused, command, listening, name, plan, sandboxes_of
 
 
 def test_a_flood_without_reading_ends_that_connection_only(launched: Launched, hostile: Gateway) -> None:
@@ -96,6 +97,7 @@ def test_another_connections_sandbox_is_out_of_reach(hostile: Gateway) -> None:
             (USAGE, name("honest") + bytes(4), []),
             (USAGE, name("honest") + (1).to_bytes(4, "little"), []),
             (TERMINAL, name("honest"), []),
+            (LISTEN, listening([80], "honest"), []),
             (DESTROY, name("honest"), []),
         ):
             with pytest.raises(Refused) as error:

@@ -22,6 +22,13 @@ from app.launcher.kernel.syscalls import (
     syscall,
 )
 
+TYPE_CHECKING = False  # `typing` is heavy
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
+
 # What the launcher works with, and its number in linux/capability.h. docker-compose.yml has the reason for each.
 CAPABILITIES = {
     "CHOWN": 0,
@@ -156,18 +163,28 @@ def covered(pid: int, paths: list[str]) -> list[str]:
     ]
 
 
-def open_netlink(pid: int, own_network: int) -> int:
-    """Opens a route socket in the network namespace of `pid`. Its holder can read that namespace and cannot change it.
-    The two namespace changes take 6 us, measured."""
+def in_network(pid: int, own_network: int, call: Callable[[], Result]) -> Result:
+    """Calls `call` in the network namespace of `pid`, and returns to the launcher's own. The two changes take 6 us,
+    measured. Raises OSError, and what `call` raises."""
     inside = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         setns(inside, CLONE_NEWNET)
         try:
-            return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0).detach()
+            return call()
         finally:
             setns(own_network, CLONE_NEWNET)
     finally:
         os.close(inside)
+
+
+def open_netlink(pid: int, own_network: int) -> int:
+    """Opens a route socket in the network namespace of `pid`. Its holder can read that namespace and cannot change it.
+    Raises OSError."""
+    return in_network(pid, own_network, _netlink)
+
+
+def _netlink() -> int:
+    return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0).detach()
 
 
 def shortcomings(status: dict[str, str], entered: list[str], wanted: list[str]) -> list[str]:

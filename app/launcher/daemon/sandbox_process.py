@@ -49,6 +49,7 @@ class SandboxProcess:
         self.killed = False
         self.shown_to = shown_to  # who has read its network namespace already
         self.listeners: list[int] = []  # of the plan's ports, until the answer to its create takes them
+        self.ports = set(plan.ports)  # of its listeners, which are somebody else's by then
         self.status = 0
         self.limits: dict[str, int] = {}  # of the payload, read back from the kernel
         self.ended: list[int] = []  # finished, groups not yet removed

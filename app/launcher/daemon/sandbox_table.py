@@ -15,6 +15,7 @@ from app.launcher.daemon.disks import Disks
 from app.launcher.daemon.execution_limits import LimitedExecutions
 from app.launcher.daemon.file_locks import LockHolders
 from app.launcher.daemon.host import Host
+from app.launcher.daemon.listening import change_listeners
 from app.launcher.daemon.loop_storage import LoopStorage, StorageError
 from app.launcher.daemon.oom import killed_too_often
 from app.launcher.daemon.pausing import Pauses
@@ -238,6 +239,10 @@ class SandboxTable:
         except OSError as error:
             detail = OWN_LIMIT if error.errno == errno.ENOSPC else str(error.strerror)
             raise Refusal("open_terminal", error.errno or 0, detail) from error
+
+    def listen(self, sandbox: SandboxProcess, ports: list[int], ended: list[int]) -> list[int]:
+        """Raises Refusal."""
+        return change_listeners(sandbox, ports, ended, self._spawner.own_network)
 
     def finish(self, sandbox: SandboxProcess, number: int, request: int) -> Writer:
         finished = sandbox.finish(number)

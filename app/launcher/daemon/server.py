@@ -26,6 +26,7 @@ from app.launcher.protocol import (
     FINISH,
     HELLO,
     KILL,
+    LISTEN,
     PAUSE,
     REFUSED,
     RESUME,
@@ -156,6 +157,11 @@ class LauncherServer:
             sandbox = self._sandboxes.find(connection, source.text(64))
             source.end()
             connection.send(bytes(reply(request).data), [self._sandboxes.open_terminal(sandbox)])
+        elif kind == LISTEN:
+            sandbox_id, ports = source.text(64), [source.u32() for _ in range(source.u8())]
+            source.end()
+            sandbox = self._sandboxes.find(connection, sandbox_id)
+            connection.send(bytes(reply(request).data), self._sandboxes.listen(sandbox, ports, descriptors))
         elif kind == DESTROY:
             sandbox = self._sandboxes.find(connection, source.text(64))
             source.end()

@@ -16,7 +16,7 @@ MAX_PACKET = 64 * 1024
 MAX_COMMAND = 4 * 1024 * 1024
 
 # gateway -> launcher
-HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME, USAGE, TERMINAL = range(1, 12)
+HELLO, CREATE, EXECUTE, FINISH, KILL, DESTROY, AGENT, PAUSE, RESUME, USAGE, TERMINAL, LISTEN = range(1, 13)
 # launcher -> gateway
 REPLY, LOST, NETWORK = 16, 17, 18
 OK, REFUSED = 0, 1
@@ -26,7 +26,10 @@ IDENTITY, GO, RUN, RUN_AGENT, HOLD, TERMINALS, DISK, GROUPS = 31, 32, 33, 34, 35
 NETWORK_UP, READY, STEP_FAILED, HELD, LISTENERS = 47, 48, 49, 50, 51
 # For a plan with ports, LISTENERS and the answer to CREATE come with descriptors: the UDP socket on RESOLVER_ADDRESS,
 # then a listening TCP socket for each port, in the order of the plan.
+# LISTEN names a sandbox with ports and new ones, rising, and comes with the listening sockets that end. The answer has
+# those of the new ports.
 MOST_PORTS = 16
+BACKLOG = 128  # connections of all listeners of a sandbox together that nobody has accepted yet
 RESOLVER_ADDRESS = ("127.0.0.53", 53)
 MOST_CERTIFICATE = 4096  # bytes of the certificate of a sandbox's own authority
 # Of the subject of each such certificate, as `openssl x509 -subject_hash` prints it: a part of a file's name.

@@ -7,11 +7,8 @@ import _socket
 import errno
 
 from app.launcher.kernel.rtnetlink import add_local_default_route, add_loopback_address
-from app.launcher.protocol import RESOLVER_ADDRESS
+from app.launcher.protocol import BACKLOG, RESOLVER_ADDRESS
 
-# Connections of all ports together that nobody has accepted yet; more are not answered until there is room. What they
-# sent is charged to nobody until then. With so many for each of 16 ports a sandbox took 205 MiB of the host, measured.
-_BACKLOG = 128
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.ENODEV)  # not built in, or switched off
 _CLOEXEC = _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
 # Of the nets for documentation (RFC 5737, RFC 3849): they are nobody's.
@@ -36,20 +33,44 @@ def own_every_address() -> bool:
     return True
 
 
+def has_ipv6() -> bool:
+    """Whether the kernel knows it. Where it is only switched off, a socket of both kinds still hears IPv4."""
+    try:
+        _socket.socket(_socket.AF_INET6, _socket.SOCK_STREAM | _CLOEXEC, 0).close()
+    except OSError:
+        return False
+    return True
+
+
 def listeners(ports: list[int], *, ipv6: bool) -> list[_socket.socket]:
-    """A listening socket for each port, of every address. Raises OSError."""
-    return [_listener(port, _BACKLOG // len(ports), ipv6=ipv6) for port in ports]
+    """A listening socket for each port, of every address. Raises OSError.
+
+    Beyond the backlog connections are not answered until there is room. What they sent is charged to nobody until then.
+    With BACKLOG for each of 16 ports a sandbox took 205 MiB of the host, measured.
+    """
+    return [listener(port, BACKLOG // len(ports), ipv6=ipv6) for port in ports]
 
 
-def _listener(port: int, backlog: int, *, ipv6: bool) -> _socket.socket:
-    """Without SO_REUSEADDR nobody else can have the port, whatever they set. With SO_REUSEPORT, which no program gets,
-    its owner can stop listening and begin again while connections are open; nobody else can have it meanwhile."""
+def listener(port: int, backlog: int, *, ipv6: bool, alone: bool = False) -> _socket.socket:
+    """A listening socket of every address. Raises OSError, EADDRINUSE also for a port that a program has bound.
+
+    Without SO_REUSEADDR nobody else can have the port, whatever they set. With SO_REUSEPORT, which no program gets, its
+    owner can stop listening and begin again while connections are open; nobody else can have it meanwhile. And a later
+    listener of the same user may have the port although an earlier one's connections are still there, or ended less
+    than a minute ago. `alone`: it may not, as the earlier one may still listen.
+    """
     socket = _socket.socket(_socket.AF_INET6 if ipv6 else _socket.AF_INET, _socket.SOCK_STREAM | _CLOEXEC, 0)
-    if ipv6:
-        socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
-    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
-    socket.bind(("::" if ipv6 else "0.0.0.0", port))  # noqa: S104 - of a namespace without a way out
-    socket.listen(backlog)
+    try:
+        if ipv6:
+            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
+        if not alone:
+            socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        socket.bind(("::" if ipv6 else "0.0.0.0", port))  # noqa: S104 - of a namespace without a way out
+        socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        socket.listen(backlog)
+    except OSError:
+        socket.close()
+        raise
     return socket
 
 
