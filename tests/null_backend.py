@@ -15,28 +15,28 @@
     ln TARGET PATH       makes a symbolic link                     mkfifo PATH      makes a FIFO
     read-file PATH       prints a file                             dial NAME PORT   connects, if a rule permits it
 
-A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate`, `pause_gate`, `usage_gate`
-or `destroy_gate` holds that call; an error in `create_error`, `execute_error`, `kill_error`, `pause_error`,
-`usage_error`, `destroy_error` or `ready_error` is raised by it. `lose` ends a sandbox from outside. `alive` names
-everything that was not given back.
+A test steers it through attributes: a `Gate` in `create_gate`, `execute_gate`, `kill_gate`, `pause_gate`,
+`network_gate`, `usage_gate` or `destroy_gate` holds that call; an error in `create_error`, `execute_error`,
+`kill_error`, `pause_error`, `network_error`, `usage_error`, `destroy_error` or `ready_error` is raised by it. `lose`
+ends a sandbox from outside. `alive` names everything that was not given back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from app.core.backend import CommandLimits, Logs, RuntimeInfo, settle
 from app.core.capabilities import Capability
 from app.core.commands import signal_name, signal_number
-from app.core.errors import BulkheadError, InvalidRequest, UnsupportedByRuntime, WrongState
+from app.core.errors import BackendTimeout, BulkheadError, InvalidRequest, UnsupportedByRuntime, WrongState
 from app.core.files import FileKind
 from app.core.models import Command, Exit, ExitReason, ResourceUsage, SandboxSpec, Stderr, Stdin
 from app.core.network_log import NetworkEvent, NetworkLog
-from app.core.network_rules import rule_for
+from app.core.network_rules import NetworkRule, rule_for
 from app.core.workdirs import prepare_workdir
 from tests.null_files import NullFiles
 from tests.stopping import Ice
@@ -363,6 +363,7 @@ class NullSandbox:
         self.kept: list[tuple[NullExecution, int]] = []  # signals that came while it was paused
         self.loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.network_log = NetworkLog() if spec.policy.network.mode == "proxy" else None
+        self.rules = spec.policy.network.rules
         self._files = NullFiles(self)
         self._ending: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
@@ -379,14 +380,14 @@ class NullSandbox:
             "storage": {"kind": self.spec.storage, "file_system": "none", "bytes": self.files.limit},
             "network": {
                 "mode": self.spec.policy.network.mode,
-                "allow": [rule.as_dict() for rule in self.spec.policy.network.rules],
+                "allow": [rule.as_dict() for rule in self.rules],
             },
         }
 
     def dial(self, name: str, port: int) -> bool:
         if self.network_log is None:
             return False
-        rule = rule_for(self.spec.policy.network.rules, name, port)
+        rule = rule_for(self.rules, name, port)
         event = NetworkEvent(
             time.time(), "connection", name, "203.0.113.1", port, "allowed", str(rule), None, 9, 99, 0.5
         )
@@ -394,6 +395,16 @@ class NullSandbox:
             event = NetworkEvent(time.time(), "name", name, None, None, "refused", None, "name")
         self.network_log.add(event)
         return rule is not None
+
+    async def change_network(self, rules: Sequence[NetworkRule]) -> None:
+        self.check_alive()
+        try:
+            await self._unless_ended(self.backend.at(self.backend.network_gate, self.backend.network_error))
+        except BackendTimeout:
+            self.rules = tuple(rules)
+            raise
+        self.check_alive()
+        self.rules = tuple(rules)
 
     async def execute(self, execution_id: str, command: Command, logs: Logs) -> NullExecution:
         self.check_alive()
@@ -521,12 +532,14 @@ class NullBackend:
         self.execute_gate: Gate | None = None
         self.kill_gate: Gate | None = None
         self.pause_gate: Gate | None = None
+        self.network_gate: Gate | None = None
         self.usage_gate: Gate | None = None
         self.destroy_gate: Gate | None = None
         self.create_error: BulkheadError | None = None
         self.execute_error: BulkheadError | None = None
         self.kill_error: BulkheadError | None = None
         self.pause_error: BulkheadError | None = None
+        self.network_error: BulkheadError | None = None
         self.usage_error: BulkheadError | None = None
         self.destroy_error: BulkheadError | None = None
         self.ready_error: BulkheadError | None = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from app.core.errors import BackendUnavailable
+from app.core.errors import BackendTimeout, BackendUnavailable
 from app.core.network_log import NetworkEvent, NetworkLog
 from app.core.network_rules import NetworkRule
 from app.core.operator_secrets import OperatorSecrets
@@ -39,6 +39,7 @@ from app.egress.protocol import (
     NetworkSecret,
     NetworkSetup,
     Report,
+    change_packets,
     close,
     decode_report,
     encode,
@@ -86,13 +87,24 @@ class _Network:
     secrets: tuple[Secret, ...] = ()
     authority: KeyPair | None = None
     told: bool = False  # the egress process was sent something about it
+    changes: deque[asyncio.Future[None]] = field(default_factory=deque)  # that it was told of and has not carried out
+
+    def changed(self) -> None:
+        """Nothing is open any more that the rules do not permit."""
+        while self.changes:
+            self.changed_once()
+
+    def changed_once(self) -> None:
+        change = self.changes.popleft()
+        if not change.done():
+            change.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Packet:
     data: bytes
     network: _Network
-    with_descriptors: bool = False
+    descriptors: Sequence[int] = ()
 
 
 class EgressLink:
@@ -163,6 +175,27 @@ class EgressLink:
                 raise BackendUnavailable(runtime, why) from error
             raise
 
+    async def change(self, sandbox_id: str, rules: Sequence[NetworkRule], new_ports: Sequence[int] = ()) -> None:
+        """Gives the sandbox other rules, in this egress process and in every later one. Its sockets have the listeners
+        of `new_ports` already, and those of ports that no rule has any more are gone. Returns when no connection is
+        open that the rules do not permit. Raises BackendTimeout when the egress process does not confirm that."""
+        network = self._networks.get(sandbox_id)
+        if network is None:
+            return
+        network.rules = tuple(rules)
+        if not self._greeting.is_set() or not network.told:  # nothing is open, and the next one gets the new rules
+            return
+        change = asyncio.get_running_loop().create_future()
+        if any(packet.network is network for packet in self._unsent):
+            self._send_anew(network)
+        else:
+            self._send_change(network, new_ports)
+        network.changes.append(change)
+        done, _ = await asyncio.wait([change], timeout=ANSWER_SECONDS)
+        if not done:
+            why = f"the egress process did not answer within {ANSWER_SECONDS:g} seconds"
+            raise BackendTimeout(network.runtime, f"{why}; the new rules hold, but connections may still be open")
+
     async def lack(self) -> str:
         """Returns why no sandbox can have a network now, or "". Connects if need be. A process that hangs after it has
         greeted is not noticed."""
@@ -186,6 +219,7 @@ class EgressLink:
         if not network.opened.done():
             network.opened.set_exception(BackendUnavailable(network.runtime, "the sandbox has ended"))
             network.opened.exception()  # its create may wait no more
+        network.changed()
         self._unsent = deque(packet for packet in self._unsent if packet.network is not network)
         if network.told:
             self._closing[sandbox_id] = network
@@ -235,6 +269,7 @@ class EgressLink:
         self._unsent.clear()
         for network in self._networks.values():
             network.told = False
+            network.changed()  # it cuts everything when we hang up, if it lives
         closing, self._closing = self._closing, {}
         for network in closing.values():
             if not network.closed.done():
@@ -264,7 +299,20 @@ class EgressLink:
         network.told = True
         for data in known:
             self._post(_Packet(data, network))
-        self._post(_Packet(last, network, with_descriptors=True))
+        self._post(_Packet(last, network, network.sockets.descriptors if network.sockets is not None else ()))
+
+    def _send_change(self, network: _Network, new_ports: Sequence[int]) -> None:
+        *known, last = change_packets(network.id, new_ports, network.rules)
+        for data in known:
+            self._post(_Packet(data, network))
+        listeners = network.sockets.listeners if network.sockets is not None else {}
+        self._post(_Packet(last, network, [listeners[port] for port in new_ports]))
+
+    def _send_anew(self, network: _Network) -> None:
+        """Instead of what waits to be sent, whose rules and descriptors are no longer right."""
+        self._unsent = deque(packet for packet in self._unsent if packet.network is not network)
+        self._post(_Packet(encode(CloseNetwork(network.id)), network))
+        self._send_open(network)
 
     def _in_force(self, secret: Secret) -> NetworkSecret:
         found = self._operators.in_force(secret)
@@ -288,8 +336,7 @@ class EgressLink:
         if self._socket is None:
             return True
         try:
-            sockets = packet.network.sockets
-            send(self._socket, packet.data, sockets.descriptors if packet.with_descriptors and sockets else ())
+            send(self._socket, packet.data, packet.descriptors)
         except BlockingIOError:
             return False
         except OSError:  # it is gone. Reading tells so, after what it has still said
@@ -338,10 +385,9 @@ class EgressLink:
         elif isinstance(report, NetworkNotOpened):
             self._not_opened(network, report.reason)
         elif isinstance(report, NetworkClosed):
-            if self._closing.pop(network.id, None) is network and not network.closed.done():
-                network.closed.set_result(None)
+            self._closed(network)
         elif isinstance(report, NetworkChanged | NetworkNotChanged):
-            raise InvalidMessage("nothing was to change")
+            self._changed(network, report)
         elif isinstance(report, NameGiven):
             self._keep_name(network, report.name, report.address)
         elif isinstance(report, EventsDropped):
@@ -367,6 +413,21 @@ class EgressLink:
             network.opened.set_exception(BackendUnavailable(network.runtime, why))
         else:
             asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._open_again, network)
+
+    def _closed(self, network: _Network) -> None:
+        network.changed()
+        if self._closing.pop(network.id, None) is network and not network.closed.done():
+            network.closed.set_result(None)
+
+    def _changed(self, network: _Network, report: NetworkChanged | NetworkNotChanged) -> None:
+        """Raises InvalidMessage."""
+        if network.id in self._closing:
+            return
+        if not network.changes:
+            raise InvalidMessage("nothing was to change")
+        network.changed_once()
+        if isinstance(report, NetworkNotChanged):
+            self._not_opened(network, report.reason)
 
     def _open_again(self, network: _Network) -> None:
         if self._greeting.is_set() and not network.told and self._networks.get(network.id) is network:

@@ -50,13 +50,26 @@ def _network(typed: Namespace, secrets: list[TypedSecret]) -> dict[str, Any] | N
     if typed.allow_raw and typed.network != "proxy":
         raise UsageError("--allow-raw needs --network proxy")
     if typed.network == "proxy":
-        for text in typed.allow or ():
-            if "://" in text:
-                raise UsageError(f"--allow {text}: write HOST:PORT, without http:// and without a path")
-            if ":" in (host := text.rpartition(":")[0]) or (host and not host.strip("0123456789./")):
-                raise UsageError(f"--allow {text}: addresses need --allow-raw")
+        _check_allow(typed)
     allow = [*_allow(typed, secrets), *map(_raw_rule, typed.allow_raw or ())]
     return {"mode": typed.network, **_said({"allow": allow or None})} if typed.network is not None else None
+
+
+def rules_body(typed: Namespace) -> dict[str, Any] | None:
+    """The body of `PATCH /sandboxes/{id}` with other rules. None if there are no rules to set. Raises UsageError."""
+    _check_allow(typed)
+    rules = [*(typed.allow or ()), *map(_raw_rule, typed.allow_raw or ())]
+    if rules and typed.allow_none:
+        raise UsageError("use either --allow-none or rules")
+    return {"policy": {"network": {"allow": rules}}} if rules or typed.allow_none else None
+
+
+def _check_allow(typed: Namespace) -> None:
+    for text in typed.allow or ():
+        if "://" in text:
+            raise UsageError(f"--allow {text}: write HOST:PORT, without http:// and without a path")
+        if ":" in (host := text.rpartition(":")[0]) or (host and not host.strip("0123456789./")):
+            raise UsageError(f"--allow {text}: addresses need --allow-raw")
 
 
 def _raw_rule(text: str) -> dict[str, Any]:

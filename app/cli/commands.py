@@ -9,8 +9,8 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from app.cli import FAILED, terminal
-from app.cli.bodies import execution_body, sandbox_body
+from app.cli import FAILED, UsageError, terminal
+from app.cli.bodies import execution_body, rules_body, sandbox_body
 from app.cli.show import put, put_json, put_table, say, short_time, size
 
 if TYPE_CHECKING:
@@ -188,10 +188,15 @@ def _figures(usage: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def network(typed: Namespace) -> int:
     async def work(client: Client) -> int:
-        from app.cli.network import follow, show
+        from app.cli.network import change, follow, show
 
         verdict = "refused" if typed.refused else None
-        await (follow if typed.follow else show)(client, typed.sandbox, verdict, as_json=typed.json)
+        if (body := rules_body(typed)) is not None:
+            if typed.follow or typed.refused:
+                raise UsageError("rules are set without --follow and --refused")
+            await change(client, typed.sandbox, body, as_json=typed.json)
+        else:
+            await (follow if typed.follow else show)(client, typed.sandbox, verdict, as_json=typed.json)
         return 0
 
     return _with_client(work)

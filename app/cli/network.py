@@ -8,12 +8,22 @@ from typing import Any
 
 from app.cli.show import plain, put, put_json, put_line, put_table, say, short_time, size
 from app.client import Client, ClientError
+from app.core.network_rules import parse_rule
 
 LINES = 8  # about what was refused; a program may ask for a thousand names
 HTTPS = 443  # of a name that was only looked up nobody knows the port
 
 
 # --- bulkhead network
+
+
+async def change(client: Client, sandbox_id: str, body: dict[str, Any], *, as_json: bool) -> None:
+    """Replaces the rules, and shows those that are in force then."""
+    network = (await client.update_sandbox(sandbox_id, body))["policy"]["network"]
+    if as_json:
+        put_json(network)
+    else:
+        put("\n".join(plain(str(parse_rule(rule))) for rule in network["allow"]) or "nothing is permitted")
 
 
 async def show(client: Client, sandbox_id: str, verdict: str | None, *, as_json: bool) -> None:

@@ -141,11 +141,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     kill.add_argument("--signal", "-s", metavar="S", help="send this signal to its process group, such as SIGINT")
     _execution(kill)
 
-    network = _add(kinds, "network", commands.network, "show what a sandbox did with its network")
-    network.add_argument("--follow", "-f", action="store_true", help="continue until the sandbox ends")
-    network.add_argument("--refused", action="store_true", help="only what was refused")
-    _json(network)
-    network.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
+    _network(kinds)
 
     remove = _add(kinds, "rm", commands.remove, "destroy sandboxes; when it returns, no process of them exists")
     remove.add_argument("sandboxes", metavar="SANDBOX", nargs="+", help="id of a sandbox")
@@ -266,6 +262,33 @@ def _command_options(parser: Parser) -> None:
     _env_options(parser)
 
 
+def _network(kinds: Any) -> None:
+    network = _add(
+        kinds, "network", commands.network, "show what a sandbox did with its network, or change what it may reach"
+    )
+    network.add_argument("--follow", "-f", action="store_true", help="continue until the sandbox ends")
+    network.add_argument("--refused", action="store_true", help="only what was refused")
+    _rule_options(network, "this replaces all rules")
+    network.add_argument("--allow-none", action="store_true", help="remove all rules")
+    _json(network)
+    network.add_argument("sandbox", metavar="SANDBOX", help="id of the sandbox")
+
+
+def _rule_options(parser: Parser, more: str) -> None:
+    parser.add_argument(
+        "--allow",
+        metavar="HOST:PORT",
+        action="append",
+        help=f"a host that can be reached by TLS or HTTP; *.name: all below it; {more}; repeatable",
+    )
+    parser.add_argument(
+        "--allow-raw",
+        metavar="HOST:PORT",
+        action="append",
+        help="a host, address or network that can be reached by any protocol; repeatable",
+    )
+
+
 def _sandbox_options(parser: Parser) -> None:
     parser.add_argument(
         "--runtime", metavar="R", help="runtime, or auto (variables BULKHEAD_RUNTIME, OPENSHELL_RUNTIME)"
@@ -287,18 +310,7 @@ def _sandbox_options(parser: Parser) -> None:
         choices=("none", "proxy", "direct"),
         help="network of the sandbox; proxy: only what --allow and --allow-raw name; direct: the hosts of --allow",
     )
-    parser.add_argument(
-        "--allow",
-        metavar="HOST:PORT",
-        action="append",
-        help="a host that can be reached by TLS or HTTP; *.name: all below it; for direct: HOST; repeatable",
-    )
-    parser.add_argument(
-        "--allow-raw",
-        metavar="HOST:PORT",
-        action="append",
-        help="a host, address or network that can be reached by any protocol; repeatable",
-    )
+    _rule_options(parser, "for direct: HOST")
     parser.add_argument(
         "--secret",
         metavar="NAME=@FILE:HOST",

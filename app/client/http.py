@@ -165,6 +165,10 @@ class Client:
         """Oldest first."""
         return self._items("/sandboxes", [("label", f"{k}:{v}") for k, v in (labels or {}).items()])
 
+    async def update_sandbox(self, sandbox_id: str, body: Json) -> Json:
+        """Changes what the body names."""
+        return await self._json("PATCH", f"/sandboxes/{segment(sandbox_id)}", json=body)
+
     async def destroy_sandbox(self, sandbox_id: str) -> None:
         await self.request("DELETE", f"/sandboxes/{segment(sandbox_id)}")
 

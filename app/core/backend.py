@@ -8,7 +8,7 @@ backend raises only errors of `core/errors.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from app.core.capabilities import Capability
 from app.core.files import Files
 from app.core.models import Command, Exit, OutputMode, ResourceUsage, SandboxSpec
 from app.core.network_log import NetworkLog
+from app.core.network_rules import NetworkRule
 from app.core.output import OutputLog
 
 
@@ -121,6 +122,13 @@ class SandboxHandle(Protocol):
     async def resume(self) -> None:
         """Lets everything run again, and allows `execute`. Idempotent, also on a sandbox that was never paused. Raises
         as `pause`."""
+
+    async def change_network(self, rules: Sequence[NetworkRule]) -> None:
+        """Replaces the rules of a network of the mode `proxy`, also of a paused sandbox. There may be none. When this
+        returns, no connection is open that the new rules do not permit, and the receipt has them. The core calls it for
+        such a network only, and for one change at a time. Raises Conflict for rules that this sandbox cannot have any
+        more, UnsupportedByRuntime, WrongState after the end of the sandbox, a BackendFailure: then nothing has changed.
+        Raises BackendTimeout when nothing confirms that connections were cut: then the new rules hold all the same."""
 
     async def destroy(self) -> None:
         """Ends the sandbox. Idempotent. When it returns no process, mount or cgroup of it exists, every execution's

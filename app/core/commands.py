@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from app.core.backend import CommandLimits, RuntimeInfo
 from app.core.capabilities import Capability
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
 from app.core.models import Command, IdleCounts, SandboxSpec, Stderr, Stdin
+from app.core.network_rules import NetworkRule
 from app.core.text import byte_length
 
 SIGNALS = {
@@ -117,14 +118,17 @@ def spec_bytes(spec: SandboxSpec) -> int:
     files, network = spec.policy.filesystem, spec.policy.network
     texts = sum(map(len, (*files.read_only, *files.read_write, *network.allow)))
     texts += sum(SECRET_BYTES + sum(HOST_BYTES + len(host) for host in secret.hosts) for secret in spec.secrets)
-    rules = sum(RULE_BYTES + len(rule.host) + PORT_BYTES * len(rule.ports) for rule in network.rules)
-    return SANDBOX_BYTES + environment_bytes(spec.env) + secret_bytes(spec) + texts + rules
+    return SANDBOX_BYTES + environment_bytes(spec.env) + secret_bytes(spec) + texts + rules_bytes(network.rules)
 
 
 def secret_bytes(spec: SandboxSpec) -> int:
     """What its secrets take until its end: values and placeholders."""
     own = sum(len(secret.value.reveal()) for secret in spec.secrets if secret.value is not None)
     return own + sum(len(secret.placeholder) for secret in spec.secrets)
+
+
+def rules_bytes(rules: Sequence[NetworkRule]) -> int:
+    return sum(RULE_BYTES + len(rule.host) + PORT_BYTES * len(rule.ports) for rule in rules)
 
 
 def with_environment(command: Command, spec: SandboxSpec) -> Command:

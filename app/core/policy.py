@@ -149,6 +149,11 @@ def narrow_network(profile: Policy, asked: Sequence[object], operators: EgressPo
     """
     if not asked:
         raise InvalidRequest.at(_ALLOW, "must name the hosts that may be reached")
+    return Network("proxy", rules=narrow_rules(profile, asked, operators))
+
+
+def narrow_rules(profile: Policy, asked: Sequence[object], operators: EgressPolicy) -> tuple[NetworkRule, ...]:
+    """Like `narrow_network`, and no rule is possible too."""
     rules: dict[NetworkRule, None] = {}
     for place, value in enumerate(asked):
         pointer = f"{_ALLOW}/{place}"
@@ -164,7 +169,7 @@ def narrow_network(profile: Policy, asked: Sequence[object], operators: EgressPo
         raise InvalidRequest.at(_ALLOW, f"has {count} different ports; at most {PORTS} are possible")
     if (count := paths_of(rules)) > PATHS:
         raise InvalidRequest.at(_ALLOW, f"has {count} paths; at most {PATHS} are possible")
-    return Network("proxy", rules=tuple(rules))
+    return tuple(rules)
 
 
 def _check_permitted(rule: NetworkRule, pointer: str, wide: Sequence[NetworkRule] | None, what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,12 +13,21 @@ from typing import Any
 from app.core.backend import Backend, SandboxHandle, settle
 from app.core.budget import Account
 from app.core.capabilities import Capability
-from app.core.commands import check_idle_counts, check_start, environment_bytes, secret_bytes, with_environment
-from app.core.errors import BackendFailure, BulkheadError, Conflict, UnsupportedByRuntime, WrongState
+from app.core.commands import (
+    check_idle_counts,
+    check_start,
+    environment_bytes,
+    rules_bytes,
+    secret_bytes,
+    with_environment,
+)
+from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, Conflict, UnsupportedByRuntime, WrongState
 from app.core.executions import Execution, Executions
 from app.core.lifecycle import ALIVE, DESTROYED, Event, Lifecycle
 from app.core.models import Command, ExitReason, IdleCounts, ResourceUsage, SandboxSpec, SandboxState, now
 from app.core.network_log import NetworkLog
+from app.core.network_rules import NetworkRule
+from app.core.policy import Network
 from app.core.resources import Resources
 from app.core.timeslices import TimeSlices
 
@@ -71,10 +80,12 @@ class Sandbox:
         self._failure: BulkheadError | None = None
         self._handle: SandboxHandle | None = None
         self._network_log: NetworkLog | None = None
+        self._network = spec.policy.network
         self._executions = Executions(sandbox_id, spec, backend.info, resources, self.commands, self._used)
         self._transfers: set[asyncio.Timeout] = set()  # operations on its files; each with what ends it
         self._settled = asyncio.Event()  # no longer `creating`
         self._change = asyncio.Lock()  # one pause or resume at a time, in the order of the calls
+        self._network_change = asyncio.Lock()  # likewise
         self._boot: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None  # stays when it succeeded
@@ -88,6 +99,11 @@ class Sandbox:
     def spec(self) -> SandboxSpec:
         """What was asked for. After the end it has no environment, and no values of secrets."""
         return self._spec
+
+    @property
+    def network(self) -> Network:
+        """As it was changed last."""
+        return self._network
 
     @property
     def state(self) -> SandboxState:
@@ -275,6 +291,43 @@ class Sandbox:
             self._require(ALIVE)  # its end does not wait for this
             self._lifecycle.apply(event)
 
+    async def change_network(self, rules: Sequence[NetworkRule]) -> None:
+        """Replaces the rules of a network of the mode `proxy`. Then no connection is open that they do not permit. Of
+        several calls at once the last one holds. Goes on even if the caller is cancelled. Raises Conflict, WrongState,
+        CapacityExceeded, or what the runtime raised: then the old rules hold. After BackendTimeout the new ones do.
+        """
+        self.touch()
+        await asyncio.shield(self._resources.tasks.spawn(self._carry_out_network_change(tuple(rules))))
+
+    async def _carry_out_network_change(self, rules: tuple[NetworkRule, ...]) -> None:
+        async with self._network_change:
+            handle = self._require(ALIVE)
+            if self._network.mode != "proxy":
+                mode = self._network.mode
+                raise Conflict(f"the sandbox has the network mode {mode!r}; only rules of the mode 'proxy' can change")
+            taken, freed = rules_bytes(rules), rules_bytes(self._network.rules)
+            self.commands.take(taken)
+            try:
+                await handle.change_network(rules)
+            except BackendTimeout:
+                self._take_rules(rules, freed)
+                raise
+            except BaseException:
+                self.commands.give_back(taken)
+                raise
+            self._take_rules(rules, freed)
+            self._require(ALIVE)  # its end does not wait for this
+
+    def _take_rules(self, rules: tuple[NetworkRule, ...], freed: int) -> None:
+        self._network = replace(self._network, rules=rules)
+        self.commands.give_back(freed)
+
+    def check_update(self, idle_counts: IdleCounts | None = None) -> None:
+        """Raises what `update` would raise."""
+        check_idle_counts(idle_counts, self._backend.info)
+        if self.ends or self._lifecycle.state is SandboxState.FAILED:
+            raise self._wrong_state()
+
     def update(
         self,
         *,
@@ -285,9 +338,7 @@ class Sandbox:
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """Raises WrongState on a sandbox that has ended, CapabilityMissing."""
-        check_idle_counts(idle_counts, self._backend.info)
-        if self.ends or self._lifecycle.state is SandboxState.FAILED:
-            raise self._wrong_state()
+        self.check_update(idle_counts)
         self.touch()
         if ttl_seconds is not None:
             self._ttl_seconds = ttl_seconds

@@ -76,12 +76,13 @@ class ProgramConnection:
         self._dialled: IPAddress | None = None
         self._outside: list[socket.socket] = []
         self._sent = self._received = 0
-        self._is_told = False
+        self._is_told = self._has_begun = self._is_cut = False
+        self._is_raw = self._is_unread = False  # how its bytes pass, once that is decided
         self._began = time.monotonic()
 
     async def run(self) -> None:
         """Returns when both sockets are closed, and the end was told. Raises nothing but CancelledError."""
-        is_whole = False
+        is_whole, self._has_begun = False, True
         try:
             bound_memory(self._inside, wide=self._wide)
             await self._pass()
@@ -92,13 +93,28 @@ class ProgramConnection:
             self._tell_failure(failure)
         except OSError:  # one side was reset, and so is the other
             pass
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
+            self._tell(Reason.CHANGED)
         finally:
             self._tell(None)
             for connection in (self._inside, *self._outside):
                 self._close(connection, with_reset=not is_whole)
 
+    def is_cut_by_change(self) -> bool:
+        """Judges the connection by the network's rules, which are new. If it returns True, its task has to be
+        cancelled. What passes unread needs a rule that lets it pass so."""
+        self._rule = self._network.rule_for(self._destination.host, self._port)
+        permitted = self._rule is not None and (
+            self._rule.raw or not (self._is_raw or (self._is_unread and self._rule.http))
+        )
+        self._is_cut = self._has_begun and not permitted
+        return self._is_cut
+
     async def _pass(self) -> None:
         if self._rule is not None and self._rule.raw:
+            self._is_raw = True
             await self._splice(await self._dial(), b"")
         elif self._name is None:
             raise Cut(Reason.RULE)
@@ -134,10 +150,13 @@ class ProgramConnection:
             read += more
             hello.feed(more)
         patience.reschedule(None)
+        if self._rule is not None and self._rule.http:  # since its first bytes came
+            raise Cut(Reason.CHANGED)
         if hello.refusal is not None or self._rule is None:
             self._tell(hello.refusal or Reason.RULE)
             await self._say_goodbye(hello.alert)
             return
+        self._is_unread = True
         try:
             outside = await self._dial()
         except NotDialled as failure:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from app.core.budget import Budget
-from app.core.network_rules import NetworkRule, rule_for, rules_for
+from app.core.network_rules import NetworkRule, ports_of, rule_for, rules_for
 from app.egress.config import EgressConfig
 from app.egress.connection import Destination, ProgramConnection
 from app.egress.dialling import Dialler
@@ -95,13 +97,12 @@ class SandboxNetwork:
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._bytes = 0
         self._is_closed = self._is_deaf = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._sockets = (*((resolver,) if resolver is not None else ()), *listeners)
-        self._listeners = tuple(listeners)
-        for opened in self._sockets:
+        self._connections: dict[asyncio.Task[None], ProgramConnection] = {}
+        self._listeners = list(listeners)
+        self._resolver: Resolver | None = None
+        for opened in (*((resolver,) if resolver is not None else ()), *listeners):
             opened.setblocking(False)
         if resolver is not None:
-            self._endpoint = resolver
             self._resolver = Resolver(resolver, self.names, self.permits, self.told.name, self._name_refused)
             self._answer_questions()
         self._listen()
@@ -111,17 +112,44 @@ class SandboxNetwork:
         if self._is_closed:
             return
         self._is_closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         for timer in self._timers.values():
             timer.cancel()
+        for opened in self._sockets:  # nothing more is served by these rules
+            self.turns.forget(opened.fileno())
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
         self.told.close()
         self.turns.close()
         if self.authority is not None:
             self.shared.certificates.forget(self.authority)
         for opened in self._sockets:
             opened.close()
+
+    @property
+    def _sockets(self) -> tuple[socket.socket, ...]:
+        return (*((self._resolver.endpoint,) if self._resolver is not None else ()), *self._listeners)
+
+    def change(self, rules: Sequence[NetworkRule], listeners: Sequence[socket.socket]) -> Coroutine[Any, Any, None]:
+        """Replaces the rules. `listeners` are new ones, and those of ports that no rule has any more are closed. What
+        is returned waits until every connection that is not permitted any more is cut."""
+        self.rules = tuple(rules)
+        if self._resolver is not None:
+            self._resolver.forget_answers()
+        ports = ports_of(rules)
+        for listener in listeners:
+            listener.setblocking(False)
+        self._listeners += listeners
+        for listener in tuple(self._listeners):
+            if listener.getsockname()[1] not in ports:
+                self._listeners.remove(listener)
+                self.turns.forget(listener.fileno())
+                listener.close()
+        self._listen()
+        cut = [task for task, connection in self._connections.items() if connection.is_cut_by_change()]
+        for task in cut:
+            task.cancel()
+        return _ended(cut)
 
     # --- names
 
@@ -138,14 +166,15 @@ class SandboxNetwork:
         self.told.refusal("name", reason, name=name)
 
     def _answer_questions(self) -> None:
-        self.turns.read(self._endpoint.fileno(), self._question)
+        if self._resolver is not None:
+            self.turns.read(self._resolver.endpoint.fileno(), partial(self._question, self._resolver))
 
-    def _question(self) -> None:
+    def _question(self, resolver: Resolver) -> None:
         """Beyond the rate questions stay in the kernel's buffer, which drops what does not fit."""
         if self._questions.take():
-            self._resolver.serve_one()
+            resolver.serve_one()
             return
-        self.turns.read(self._endpoint.fileno(), None)
+        self.turns.read(resolver.endpoint.fileno(), None)
         self._later(self._questions.wait_seconds, self._answer_questions)
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
@@ -167,7 +196,8 @@ class SandboxNetwork:
         self._is_deaf = True
         for listener in self._listeners:
             self.turns.read(listener.fileno(), None)
-            listener.shutdown(socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # the launcher has stopped it: a change of the rules drops its port
+                listener.shutdown(socket.SHUT_RD)
         self._later(seconds, self._listen)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -183,6 +213,8 @@ class SandboxNetwork:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._connection_refused(listener, Reason.DESCRIPTORS)
                 self.shared.spare.shed(listener)
+            elif error.errno == errno.EINVAL:  # likewise
+                self.turns.forget(listener.fileno())
             return False
         reason = self._bound_reached()
         if reason is not None:
@@ -209,19 +241,19 @@ class SandboxNetwork:
 
     @property
     def _has_wide(self) -> bool:
-        return len(self._tasks) < WIDE_CONNECTIONS
+        return len(self._connections) < WIDE_CONNECTIONS
 
     def _run(self, connection: ProgramConnection) -> None:
         self.shared.connections.take(self.sandbox)
         task = asyncio.get_running_loop().create_task(connection.run())
-        self._tasks.add(task)
+        self._connections[task] = connection
         task.add_done_callback(self._connection_ended)
 
     def _bound_reached(self) -> Reason | None:
         config = self.shared.config
         if config.bytes_per_sandbox and self._bytes >= config.bytes_per_sandbox:
             return Reason.BYTES
-        if len(self._tasks) >= config.connections_per_sandbox:
+        if len(self._connections) >= config.connections_per_sandbox:
             return Reason.CONNECTIONS_PER_SANDBOX
         if not self.shared.connections.fits(self.sandbox):
             return Reason.CONNECTIONS
@@ -231,7 +263,7 @@ class SandboxNetwork:
         self.told.refusal("connection", reason, port=listener.getsockname()[1])
 
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._connections[task]
         self.shared.connections.give_back(self.sandbox)
         if self._is_deaf and not self._is_closed:
             self._timers[self._listen].cancel()
@@ -241,3 +273,7 @@ class SandboxNetwork:
         """Returns False when the sandbox has moved more bytes than it may."""
         self._bytes += size
         return not 0 < self.shared.config.bytes_per_sandbox < self._bytes
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

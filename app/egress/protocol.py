@@ -167,7 +167,8 @@ class NetworkChanged:
 
 @dataclass(frozen=True, slots=True)
 class NetworkNotChanged:
-    """Nothing has changed. `reason` is a sentence for people."""
+    """The network is closed, as after `CloseNetwork`: the old rules must not hold. `reason` is a sentence for
+    people."""
 
     sandbox: str
     reason: str

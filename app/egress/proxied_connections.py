@@ -42,6 +42,7 @@ class TunnelConnection(ProxiedConnection):
             if self._rule is None:
                 raise NotDialled(Reason.RULE, self._destination.address)
             if self._rule.raw:
+                self._is_raw = True
                 outside = await self._dial()
         except NotDialled as failure:
             self._tell_failure(failure)

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     PROXY = "proxy"
     CREDENTIAL = "credential"
     RULE = "rule"
+    CHANGED = "changed"
     SERVICE = "service"
     TLS = "tls"
     TLS_NAME = "tls_name"
@@ -55,6 +56,7 @@ _SENTENCES = {
     Reason.PROXY: "the request is not one that a proxy can carry out: CONNECT, or a whole URL of http",
     Reason.CREDENTIAL: "the request does not have the credential of a sandbox",
     Reason.RULE: "no rule permits this host at this port",
+    Reason.CHANGED: "the rules were changed while it was open, and no longer permit it",
     Reason.SERVICE: "the address and port are those of the service itself",
     Reason.TLS: "the client did not begin with a TLS 1.2 or 1.3 handshake that can be read",
     Reason.TLS_NAME: "the TLS handshake names another host than the one whose address was connected to, or none",

@@ -44,19 +44,23 @@ class Resolver:
         announce: Callable[[str, IPv4Address, Callable[[], None]], None],
         refused: Callable[[str, Reason], None],
     ) -> None:
-        self._endpoint, self._names, self._is_allowed = endpoint, names, is_allowed
+        self.endpoint, self._names, self._is_allowed = endpoint, names, is_allowed
         self._announce, self._refused = announce, refused
-        # Without their ids. A name that has an address keeps it, so its answers never change. dnspython takes 0.2 ms to
-        # read a question and to write an answer.
+        # Without their ids. A name that has an address keeps it, so its answers change with the rules only. dnspython
+        # takes 0.2 ms to read a question and to write an answer.
         self._remembered: dict[bytes, bytes] = {}
+
+    def forget_answers(self) -> None:
+        """There are other rules."""
+        self._remembered.clear()
 
     def serve_one(self) -> None:
         """Reads one question and answers it. What is no question is dropped."""
         try:
-            data, sender = self._endpoint.recvfrom(MOST)
+            data, sender = self.endpoint.recvfrom(MOST)
             remembered = self._remembered.get(data[2:])
             if remembered is not None:
-                self._endpoint.sendto(data[:2] + remembered, sender)
+                self.endpoint.sendto(data[:2] + remembered, sender)
                 return
             question = dns.message.from_wire(data, ignore_trailing=True)
         except (OSError, dns.exception.DNSException, ValueError):
@@ -73,8 +77,8 @@ class Resolver:
 
     def _answer(self, asked: dns.rrset.RRset, answer: dns.message.Message, question: bytes, sender: Any) -> None:
         name = asked.name.to_text(omit_final_dot=True).lower()
-        known = self._names.address_of(name)
-        if known is None and not (is_name(name) and self._is_allowed(name)):
+        known = self._names.address_of(name)  # it stays the name's, also while no rule permits the name
+        if not (is_name(name) and self._is_allowed(name)):
             self._refused(name, Reason.NAME)
             answer.set_rcode(NXDOMAIN)
         elif asked.rdtype == dns.rdatatype.A:
@@ -89,12 +93,12 @@ class Resolver:
                     self._announce(name, address, lambda: self._send(answer, sender))
                     return
         self._send(answer, sender)
-        if known is not None:
+        if known is not None and answer.rcode() is NOERROR:
             self._remember(question, answer)
 
     def _send(self, answer: dns.message.Message, to: Any) -> None:
         with contextlib.suppress(OSError, dns.exception.DNSException):  # a program that does not read asks again
-            self._endpoint.sendto(answer.to_wire(), to)
+            self.endpoint.sendto(answer.to_wire(), to)
 
     def _remember(self, question: bytes, answer: dns.message.Message) -> None:
         if len(question) > _SHORT:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Sequence
+from typing import NoReturn
 
 from app.egress import protocol
 from app.egress.config import EgressConfig
@@ -21,6 +22,7 @@ from app.egress.protocol import (
     Gathering,
     Hello,
     KnownSecret,
+    NetworkChanged,
     NetworkClosed,
     NetworkNotChanged,
     NetworkNotOpened,
@@ -28,6 +30,7 @@ from app.egress.protocol import (
     NetworkSetup,
     OpenNetwork,
     Order,
+    Report,
 )
 from app.egress.times import Times
 
@@ -105,13 +108,13 @@ class EgressServer:
         if isinstance(order, OpenNetwork):
             self._open(order, self._gathering.take(order.sandbox), descriptors)
             return
+        if isinstance(order, ChangeNetwork):
+            self._change(order, self._gathering.take(order.sandbox), descriptors)
+            return
         protocol.close(descriptors)
         if isinstance(order, CloseNetwork):
+            self._gathering.take(order.sandbox)  # what was said before an order that never came
             self._close_by_order(order)
-        elif isinstance(order, ChangeNetwork):
-            self._gathering.take(order.sandbox)
-            if self._peer is not None:
-                self._peer.tell(NetworkNotChanged(order.sandbox, "rules cannot be changed"))
         elif isinstance(order, KnownSecret) and order.sandbox in self._networks:
             self._networks[order.sandbox].placeholders.replace(order.secret)
         else:
@@ -157,6 +160,23 @@ class EgressServer:
         self._proxy.add(setup.credential, network)
         return network
 
+    def _change(self, order: ChangeNetwork, setup: NetworkSetup, descriptors: list[int]) -> None:
+        """A network that cannot be changed is closed."""
+        peer, network = self._peer, self._networks.get(order.sandbox)
+        report: Report = NetworkChanged(order.sandbox)
+        try:
+            if network is None:
+                raise NotOpened("it is not open")
+            listeners = _listeners(order.ports, descriptors)
+        except NotOpened as error:
+            protocol.close(descriptors)
+            report = NetworkNotChanged(order.sandbox, str(error))
+            changing = self._close(order.sandbox)
+        else:
+            changing = self._track(self._loop.create_task(network.change(setup.rules, listeners)))
+        if peer is not None:
+            changing.add_done_callback(lambda _: peer.tell(report))
+
     def _close_by_order(self, order: CloseNetwork) -> None:
         peer = self._peer
         closing = self._close(order.sandbox)
@@ -167,10 +187,12 @@ class EgressServer:
         network = self._networks.pop(sandbox, None)
         if self._proxy is not None:
             self._proxy.remove(sandbox)
-        closing = self._loop.create_task(network.aclose() if network is not None else asyncio.sleep(0))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        return closing
+        return self._track(self._loop.create_task(network.aclose() if network is not None else asyncio.sleep(0)))
+
+    def _track(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
 
 
 def _show_alive(connection: socket.socket) -> None:
@@ -183,23 +205,39 @@ class NotOpened(Exception):
 
 
 def _sockets(ports: Sequence[int], descriptors: list[int]) -> list[socket.socket]:
-    """Takes the descriptors over as sockets, if they are what the order says. Raises NotOpened, and then has taken
-    none."""
-    if len(descriptors) != len(ports) + 1:
+    """The resolver's and the listeners. Takes the descriptors over as sockets, if they are what the order says. Raises
+    NotOpened, and then has taken none."""
+    resolver, *listeners = _opened(len(ports) + 1, descriptors)
+    if resolver.type != socket.SOCK_DGRAM or not all(map(_listens_on, listeners, ports)):
+        _let_go([resolver, *listeners])
+    return [resolver, *listeners]
+
+
+def _listeners(ports: Sequence[int], descriptors: list[int]) -> list[socket.socket]:
+    """Likewise, of listeners alone."""
+    listeners = _opened(len(ports), descriptors)
+    if not all(map(_listens_on, listeners, ports)):
+        _let_go(listeners)
+    return listeners
+
+
+def _opened(count: int, descriptors: list[int]) -> list[socket.socket]:
+    if len(descriptors) != count:
         raise NotOpened("its sockets did not arrive: the egress process has no descriptors left")
     opened: list[socket.socket] = []
     try:
         for descriptor in descriptors:
             opened.append(socket.socket(fileno=descriptor))
-        resolver, *listeners = opened
-        right = resolver.type == socket.SOCK_DGRAM and all(map(_listens_on, listeners, ports))
     except OSError:
-        right = False
-    if not right:
-        for taken in opened:
-            taken.detach()
-        raise NotOpened("its sockets are not a resolver's and listeners of its ports")
+        _let_go(opened)
     return opened
+
+
+def _let_go(opened: Sequence[socket.socket]) -> NoReturn:
+    """Raises NotOpened."""
+    for taken in opened:
+        taken.detach()
+    raise NotOpened("its sockets are not a resolver's and listeners of its ports")
 
 
 def _listens_on(listener: socket.socket, port: int) -> bool:

@@ -14,7 +14,7 @@ from app.api.http.paging import PageQuery, page
 from app.api.http.strict_route import StrictRoute
 from app.api.openapi.documents import created, json_body, problems
 from app.api.schemas import answers, requests
-from app.api.schemas.specs import lifetime, sandbox_spec, ttl_of
+from app.api.schemas.specs import changed_rules, lifetime, sandbox_spec, ttl_of
 from app.api.schemas.views import Body, json_page, json_response, sandbox_body
 from app.core.errors import DiskFull, InvalidRequest
 from app.core.models import SandboxState
@@ -165,28 +165,42 @@ async def get_sandbox(request: Request, sandbox_id: str, query: Annotated[Sandbo
 @router.patch(
     "/sandboxes/{sandbox_id}",
     operation_id="update_sandbox",
-    summary="Change the lifetime, idle time or labels of a sandbox",
+    summary="Change the lifetime, idle time, labels or network rules of a sandbox",
     response_model=answers.Sandbox,
     responses=problems(
         "invalid_request",
+        "policy_too_broad",
         "limit_too_high",
         "capability_missing",
         "not_found",
         "wrong_state",
+        "conflict",
         "unsupported_media_type",
         "payload_too_large",
         "capacity_exceeded",
+        "unsupported_by_runtime",
+        "runtime_failed",
+        "backend_error",
+        "backend_unavailable",
+        "backend_timeout",
     ),
     openapi_extra=json_body(requests.UpdateSandbox),
 )
 async def update_sandbox(request: Request, sandbox_id: str) -> Response:
+    """Changes what the body names, all of it or nothing. When the answer comes, no connection of the sandbox is open
+    that its new network rules do not permit."""
     context = context_of(request)
     sandbox = context.sandboxes.use(sandbox_id)
     asked = await read_json(request, requests.UpdateSandbox)
     given = asked.model_fields_set
+    ttl_seconds = ttl_of(asked.ttl_seconds, context) if "ttl_seconds" in given else None
+    idle_seconds = lifetime("idle_seconds", asked.idle_seconds, context)
+    sandbox.check_update(asked.idle_counts)
+    if "policy" in given:
+        await sandbox.change_network(changed_rules(asked.policy, sandbox, context))
     sandbox.update(
-        ttl_seconds=ttl_of(asked.ttl_seconds, context) if "ttl_seconds" in given else None,
-        idle_seconds=lifetime("idle_seconds", asked.idle_seconds, context),
+        ttl_seconds=ttl_seconds,
+        idle_seconds=idle_seconds,
         set_idle="idle_seconds" in given,
         idle_counts=asked.idle_counts,
         labels=asked.labels if "labels" in given else None,

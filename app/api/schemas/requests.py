@@ -207,13 +207,37 @@ class CreateSandbox(SandboxFields):
     id: Id | None = Field(None, description="chosen by the client; makes the create repeatable")
 
 
+class UpdateNetworkRequest(Strict):
+    allow: Annotated[list[AllowedHost], Field(max_length=RULES, fail_fast=True)] = Field(
+        description='replaces all rules: `"HOST:PORT"`, or an object; an empty list permits nothing'
+    )
+
+
+class UpdatePolicyRequest(Strict):
+    """The part of a policy that can be changed: the rules of a network of the mode `proxy`."""
+
+    network: UpdateNetworkRequest
+
+
 class UpdateSandbox(Strict):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ttl_seconds": 7200}, {"idle_seconds": None}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"ttl_seconds": 7200},
+                {"idle_seconds": None},
+                {"policy": {"network": {"allow": ["index.example.org:443"]}}},
+            ]
+        }
+    )
 
     ttl_seconds: Seconds | None = Field(None, description="counts anew from now; null: the default; absent: unchanged")
     idle_seconds: Seconds | None = Field(None, description="null removes it; absent: unchanged")
     idle_counts: IdleCounts | None = Field(None, description="absent or null: unchanged")
     labels: Labels = Field(default_factory=dict, description="replaces all labels; absent: unchanged")
+    policy: UpdatePolicyRequest = Field(
+        default_factory=lambda: UpdatePolicyRequest(network=UpdateNetworkRequest(allow=[])),
+        description="absent: unchanged",
+    )
 
 
 class Terminal(Strict):

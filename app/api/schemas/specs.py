@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from app.api.context import ApplicationContext
 from app.api.schemas import requests
 from app.api.schemas.limits import LimitsRequest, ProcessLimitsRequest
-from app.api.schemas.requests import CreateExecution, NetworkRequest, PolicyRequest, SandboxFields
+from app.api.schemas.requests import (
+    CreateExecution,
+    NetworkRequest,
+    NetworkRuleRequest,
+    PolicyRequest,
+    SandboxFields,
+    UpdatePolicyRequest,
+)
 from app.api.schemas.secret_specs import secrets_of
 from app.core.backend import Backend
 from app.core.capabilities import Capability
@@ -24,7 +32,8 @@ from app.core.errors import (
 from app.core.execution_limits import check_execution_limits
 from app.core.limits import LIMITS, Limits, choose_limits, lower
 from app.core.models import Command, ExecutionLimits, IdleCounts, SandboxSpec, Stdin, Storage, Terminal
-from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow, narrow_network
+from app.core.network_rules import NetworkRule
+from app.core.policy import FilesystemRequest, Network, Policy, check_path, narrow, narrow_network, narrow_rules
 from app.core.sandboxes import Sandbox
 from app.core.storage import choose_storage, fit_disk, storage_needs
 
@@ -162,10 +171,18 @@ def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
             raise PolicyNotSupported(f"/policy/{part}", name, f"the runtime {name!r} {lack}")
 
 
+def changed_rules(asked: UpdatePolicyRequest, sandbox: Sandbox, context: ApplicationContext) -> tuple[NetworkRule, ...]:
+    """Raises InvalidRequest, PolicyTooBroad."""
+    return narrow_rules(sandbox.spec.policy, _rules(asked.network.allow), context.egress)
+
+
+def _rules(allow: Sequence[str | NetworkRuleRequest]) -> list[object]:
+    return [rule if isinstance(rule, str) else rule.model_dump() for rule in allow]
+
+
 def _network(asked: NetworkRequest, profile: Policy, context: ApplicationContext) -> Network:
     if asked.mode == "proxy":
-        rules = [rule if isinstance(rule, str) else rule.model_dump() for rule in asked.allow]
-        return narrow_network(profile, rules, context.egress)
+        return narrow_network(profile, _rules(asked.allow), context.egress)
     if asked.mode == "none" and asked.allow:
         raise InvalidRequest.at("/policy/network/allow", "needs the mode `proxy` or `direct`")
     if asked.mode == "direct" and not asked.allow:

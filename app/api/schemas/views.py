@@ -65,8 +65,8 @@ def sandbox_body(sandbox: Sandbox, capabilities: frozenset[Capability]) -> Body:
             if Capability.FILESYSTEM_POLICY in capabilities
             else None,
             "network": {
-                "mode": policy.network.mode,
-                "allow": policy.network.allow or [rule.as_dict() for rule in policy.network.rules],
+                "mode": sandbox.network.mode,
+                "allow": sandbox.network.allow or [rule.as_dict() for rule in sandbox.network.rules],
             },
             "syscalls": {"profile": policy.syscalls.profile} if Capability.SYSCALL_PROFILES in capabilities else None,
             "loopback_tcp": policy.loopback_tcp if Capability.FILESYSTEM_POLICY in capabilities else None,

@@ -84,6 +84,10 @@ class BoxEgress:
                 "the machine of this service, where BULKHEAD_EGRESS__BOXLITE_NETWORK is",
             )
 
+    async def change(self, sandbox_id: str, rules: Sequence[NetworkRule]) -> None:
+        """Raises BackendTimeout."""
+        await self._link.change(sandbox_id, rules)
+
     async def close(self, sandbox_id: str) -> None:
         """Returns when all connections are cut, and told. Idempotent."""
         self._link.close(sandbox_id)

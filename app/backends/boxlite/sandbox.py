@@ -20,7 +20,14 @@ from app.backends.boxlite.turns import PendingLimit
 from app.backends.boxlite.wrapped import wrapped_command
 from app.core.backend import Logs
 from app.core.commands import is_merged
-from app.core.errors import BackendFailure, BackendTimeout, BulkheadError, UnsupportedByRuntime, WrongState
+from app.core.errors import (
+    BackendFailure,
+    BackendTimeout,
+    BulkheadError,
+    Conflict,
+    UnsupportedByRuntime,
+    WrongState,
+)
 from app.core.files import Files
 from app.core.models import Command, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
 from app.core.network_log import NetworkLog
@@ -257,6 +264,16 @@ class BoxliteSandbox:
 
     async def resume(self) -> None:
         raise UnsupportedByRuntime("pause", "boxlite")
+
+    async def change_network(self, rules: Sequence[NetworkRule]) -> None:
+        self.check_alive()
+        if self._egress is None:
+            raise UnsupportedByRuntime("network_proxy", "boxlite")
+        if any(rule.http for rule in rules):
+            raise Conflict("the programs of a box do not trust the authority that reading TLS takes: no rule has http")
+        told = {**self._receipt.get("network", {}), "allow": [rule.as_dict() for rule in rules]}
+        self._receipt = {**self._receipt, "network": told}
+        await self._egress.change(self.id, rules)
 
     # --- the end
 

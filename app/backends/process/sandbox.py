@@ -27,6 +27,8 @@ from app.core.errors import (
     BackendUnavailable,
     BulkheadError,
     CapacityExceeded,
+    Conflict,
+    LaunchFailed,
     UnsupportedByRuntime,
     Upstream,
     WrongState,
@@ -34,12 +36,13 @@ from app.core.errors import (
 from app.core.files import Files
 from app.core.models import Command, ResourceUsage
 from app.core.network_log import NetworkLog
-from app.core.network_rules import NetworkRule
+from app.core.network_rules import NetworkRule, ports_of
 from app.core.secrets import Secret
 from app.egress.protocol import KeyPair
 from app.launcher.protocol import (
     DESTROY,
     EXITED,
+    LISTEN,
     PAUSE,
     RECORD,
     RESUME,
@@ -71,6 +74,7 @@ class ProcessSandbox:
         self.network_log: NetworkLog | None = None
         self._network: NetworkSockets | None = None
         self._egress: EgressLink | None = None
+        self._has_authority = False
         self._executions: dict[int, ProcessExecution | FileAgentClient] = {}
         self._files = files(self._start_agent)
         self._number = 0
@@ -111,7 +115,7 @@ class ProcessSandbox:
         BackendUnavailable, WrongState."""
         self._check_alive()
         if self._network is not None:
-            self._egress, self.network_log = egress, NetworkLog()
+            self._egress, self.network_log, self._has_authority = egress, NetworkLog(), authority is not None
             await egress.open("process", self.id, rules, self._network, self.network_log, secrets, authority)
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
@@ -219,6 +223,62 @@ class ProcessSandbox:
             if refused.errno == errno.ETIMEDOUT:
                 raise BackendTimeout("process", f"the sandbox was not paused: {refused.detail}") from refused
             raise BackendRefused("process", f"the sandbox was not paused: {refused.detail}", Upstream()) from refused
+
+    async def change_network(self, rules: Sequence[NetworkRule]) -> None:
+        self._check_alive()
+        if self._network is None or self._egress is None:
+            raise UnsupportedByRuntime("network_proxy", "process")
+        if any(rule.http for rule in rules) and not self._has_authority:
+            raise Conflict(
+                "a rule with http cannot be added: neither a rule at the create nor the profile had one, so programs "
+                "of this sandbox trust no authority by which TLS could be read; create another one with such a rule"
+            )
+        ports = ports_of(rules)
+        self._check_ports(ports)
+        new = [port for port in ports if port not in self._network.listeners]
+        ended = [port for port in self._network.listeners if port not in ports]
+        if new or ended:
+            await self._change_listeners(self._network, new, ended)
+        told = {"allow": [rule.as_dict() for rule in rules], "ports": list(ports)}
+        self._receipt = {**self._receipt, "network": {**self._receipt["network"], **told}}
+        await self._egress.change(self.id, rules, new)
+
+    def _check_ports(self, ports: Sequence[int]) -> None:
+        """Raises Conflict for ports to which no program of the sandbox can connect."""
+        landlock = self._receipt["landlock"]
+        closed = [port for port in ports if landlock["tcp"] and port not in landlock["connect_ports"]]
+        if closed:
+            had = ", ".join(map(str, landlock["connect_ports"]))
+            raise Conflict(
+                f"{_ports(closed)} cannot be added: TCP of this sandbox is limited to the ports that its rules had "
+                f"when it was created ({had}), and Landlock cannot widen that; create another one with these ports, or "
+                "with a profile that has loopback_tcp"
+            )
+
+    async def _change_listeners(self, network: NetworkSockets, new: Sequence[int], ended: Sequence[int]) -> None:
+        """Raises Conflict for a port that a program holds, WrongState, a BackendFailure."""
+        request = Writer(0).text(self.id).u8(len(new))
+        for port in new:
+            request.u32(port)
+        stop = [network.listeners[port] for port in ended]
+        try:
+            answer = await self._link.request(LISTEN, bytes(request.data[1:]), stop, due=len(new))
+        except LauncherRefused as refused:
+            self._check_alive()
+            if refused.errno == errno.EADDRINUSE:
+                raise Conflict(f"{refused.detail}, so it cannot be in a rule") from refused
+            raise BackendRefused("process", f"the rules were not changed: {refused.detail}", Upstream()) from refused
+        except BackendTimeout as error:
+            raise BackendUnavailable("process", str(error)) from error
+        try:
+            self._check_alive()
+        except WrongState:
+            close_all(answer.descriptors)
+            raise
+        try:
+            network.change(answer.descriptors, new, ended)
+        except (ValueError, OSError) as error:
+            raise LaunchFailed("listen", "", f"the rules were not changed: {error}") from error
 
     async def destroy(self) -> None:
         if self._ending is None:
@@ -331,3 +391,7 @@ class ProcessSandbox:
             self._owner.send(RECORD.pack(SIGNAL, number, signal_number, 0), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
             raise BackendUnavailable("process", f"the sandbox did not accept the signal: {error.strerror}") from error
+
+
+def _ports(ports: Sequence[int]) -> str:
+    return f"the port{'s' if len(ports) > 1 else ''} {', '.join(map(str, ports))}"

@@ -68,6 +68,7 @@ class Service:
         key_hashes: tuple[str, ...] = (),
         timeouts: RequestTimeouts | None = None,
         default: str = "process",
+        profiles: Mapping[str, Policy] = PROFILES,
     ) -> None:
         self.backends = [NullBackend()] if backends is None else backends
         self.log = io.StringIO()
@@ -82,7 +83,7 @@ class Service:
             self.registry,
             telemetry=self.telemetry,
             key_hashes=key_hashes,
-            profiles=PROFILES,
+            profiles=profiles,
             timeouts=timeouts,
         )
 

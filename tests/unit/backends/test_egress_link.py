@@ -16,21 +16,25 @@ import pytest
 from app.backends import egress_link
 from app.backends.egress_link import EgressLink
 from app.backends.process.network_sockets import NetworkSockets
-from app.core.errors import BackendUnavailable
+from app.core.errors import BackendTimeout, BackendUnavailable
 from app.core.network_log import NetworkEvent, NetworkLog
 from app.core.network_rules import parse_rule
 from app.egress.authority import new_authority
 from app.egress.protocol import (
     MAX_NAMES,
+    ChangeNetwork,
     CloseNetwork,
     EventsDropped,
     Gathering,
     Hello,
     KeyPair,
     Known,
+    KnownRules,
     NameGiven,
+    NetworkChanged,
     NetworkClosed,
     NetworkEventTold,
+    NetworkNotChanged,
     NetworkNotOpened,
     NetworkOpened,
     NetworkSetup,
@@ -58,9 +62,16 @@ class FakeSockets(NetworkSockets):
     def __init__(self) -> None:
         pipes = [os.pipe() for _ in range(1 + len(PORTS))]
         self.read_ends = [read for read, _ in pipes]
-        self._descriptors = [write for _, write in pipes]
-        self.resolver = self._descriptors[0]
-        self.listeners = dict(zip(PORTS, self._descriptors[1:], strict=True))
+        self.resolver, *listeners = [write for _, write in pipes]
+        self._listeners = dict(zip(PORTS, listeners, strict=True))
+
+    def add(self, port: int) -> None:
+        read, write = os.pipe()
+        self.read_ends.append(read)
+        self._listeners[port] = write
+
+    def drop(self, port: int) -> None:
+        os.close(self._listeners.pop(port))
 
     def all_closed(self) -> bool:
         """Whether nobody holds a write end any more, here or in a packet."""
@@ -269,9 +280,7 @@ async def test_close_waits_until_the_egress_process_holds_nothing(tmp_path: Path
         await here.opened(log=log)
         here.link.close("one")
         here.link.close("one")
-        here.sockets[0]._descriptors, kept = [], here.sockets[0]._descriptors
-        for descriptor in kept:
-            os.close(descriptor)
+        NetworkSockets.close(here.sockets[0])
         waiting = asyncio.create_task(here.link.closed("one"))
         assert await here.played.hear() == (CloseNetwork("one"), [])
         await here.settle()
@@ -537,3 +546,157 @@ async def test_process_that_is_away_or_silent_is_told_and_found_again(
         here.played.hang_up()
         await here.settle()
         assert await here.link.lack() == "the egress process does not answer: No such file or directory"
+
+
+# --- other rules
+
+OTHER = (parse_rule("other.example.org:8443"),)
+
+
+class Changing:
+    """A change that was asked for. Its sandbox has the port 8443 in place of its others, as the launcher made it so."""
+
+    def __init__(self, here: Stage) -> None:
+        for port in PORTS:
+            here.sockets[0].drop(port)
+        here.sockets[0].add(8443)
+        self.task = asyncio.create_task(here.link.change("one", OTHER, [8443]))
+
+
+async def hear_change(here: Stage) -> tuple[ChangeNetwork, list[str]]:
+    """The next change, and the rules that came before it."""
+    rules: list[str] = []
+    while True:
+        order, descriptors = await here.played.hear()
+        if isinstance(order, KnownRules):
+            rules += map(str, order.rules)
+            continue
+        assert isinstance(order, ChangeNetwork), order
+        assert len(descriptors) == len(order.ports)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return order, rules
+
+
+async def test_change_is_over_when_the_egress_process_has_cut_what_is_not_permitted(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened()
+        changing = Changing(here)
+        assert await hear_change(here) == (ChangeNetwork("one", (8443,)), ["other.example.org:8443"])
+        await here.settle()
+        assert not changing.task.done()
+        here.played.say(NetworkChanged("one"))
+        await changing.task
+
+
+async def test_next_egress_process_gets_the_new_rules_and_never_the_old_ones(tmp_path: Path) -> None:
+    """Whether it dies before it has read the change, or when it has carried it out."""
+    for answer in (None, NetworkChanged("one")):
+        folder = tmp_path / str(answer is None)
+        folder.mkdir()
+        async with stage(folder) as here:
+            await here.opened()
+            changing = Changing(here)
+            if answer is not None:
+                await hear_change(here)
+                here.played.say(answer)
+            else:
+                await here.settle()
+            here.played.hang_up()
+            await changing.task
+            async with asyncio.timeout(5):
+                await here.played.accept()
+                order, setup = await here.played.hear_opening()
+            assert (order.ports, setup.rules) == ((8443,), OTHER)
+
+
+async def test_change_without_an_egress_process_does_not_wait(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened()
+        here.played.hang_up()
+        await here.settle()
+        await Changing(here).task
+        async with asyncio.timeout(5):
+            await here.played.accept()
+            assert (await here.played.hear_opening())[1].rules == OTHER
+
+
+async def test_change_that_nobody_confirms_is_said_and_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.05)
+    async with stage(tmp_path) as here:
+        await here.opened()
+        with pytest.raises(BackendTimeout, match=r"did not answer within .* seconds; the new rules hold"):
+            await Changing(here).task
+        here.played.say(NetworkChanged("one"))  # late
+        later = asyncio.create_task(here.link.change("one", RULES[:1]))
+        assert [(await hear_change(here))[1] for _ in range(2)] == [["other.example.org:8443"], [str(RULES[0])]]
+        await here.settle()
+        assert not later.done(), "that was the answer to the first one"
+        here.played.say(NetworkChanged("one"))
+        await later
+
+
+async def test_network_that_could_not_be_changed_is_opened_again_with_the_new_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress_link, "_AGAIN_SECONDS", 0.01)
+    async with stage(tmp_path) as here:
+        await here.opened()
+        changing = Changing(here)
+        await hear_change(here)
+        here.played.say(NetworkNotChanged("one", "no descriptors are left"))
+        await changing.task
+        order, setup = await here.played.hear_opening()
+        assert (order.ports, setup.rules) == ((8443,), OTHER)
+
+
+async def test_change_that_waits_for_room_is_never_sent_when_another_one_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules and descriptors are no longer right. The egress process opens the sandbox anew."""
+    monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.05)
+    many = [parse_rule(f"{'a' * 60}.{'b' * 60}.{number}.example.org:443") for number in range(64)]
+    async with stage(tmp_path) as here:
+        await here.opened()
+        for number in range(30):
+            here.sockets.append(FakeSockets())
+            with pytest.raises(BackendUnavailable):
+                await here.link.open("process", f"s{number}", many, here.sockets[-1], NetworkLog())
+        assert here.link._unsent, "its socket is full"
+        with pytest.raises(BackendTimeout):
+            await Changing(here).task
+        monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 1000)
+        here.sockets[0].add(443)
+        second = asyncio.create_task(here.link.change("one", RULES[:1], [443]))
+        await here.settle()
+        heard: list[Order] = []
+        while not heard or not isinstance(heard[-1], OpenNetwork) or heard[-1].sandbox != "one":
+            order, descriptors = await here.played.hear()
+            heard.append(order)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        of_one = [order for order in heard if order.sandbox == "one"]
+        assert of_one == [CloseNetwork("one"), KnownRules("one", RULES[:1]), OpenNetwork("one", (8443, 443))]
+        assert not second.done()
+        here.played.say(NetworkClosed("one"), NetworkOpened("one"))
+        await second
+
+
+async def test_change_of_a_sandbox_that_ends_does_not_wait(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened()
+        changing = Changing(here)
+        await hear_change(here)
+        here.link.close("one")
+        await changing.task
+        here.played.say(NetworkChanged("one"))
+        await here.settle()
+        assert here.link._socket is not None, "a late answer is no nonsense"
+        await here.link.change("one", OTHER)
+
+
+async def test_change_that_was_not_asked_for_is_nonsense(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened()
+        here.played.say(NetworkChanged("one"))
+        await here.is_hung_up_on()

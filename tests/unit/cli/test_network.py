@@ -249,3 +249,53 @@ async def test_a_problem_among_the_events_is_told() -> None:
         service.answers[NETWORK] = stream(("problem", {"type": "problem", "problem": {"detail": "it broke"}}))
         ended = await bulkhead(service.url, "network", SANDBOX, "-f")
     assert (ended.status, ended.stderr) == (125, "bulkhead: it broke\n")
+
+
+# --- other rules
+
+
+def rules(*allow: dict[str, Any]) -> Answer:
+    return answer(200, {"id": SANDBOX, "policy": {"network": {"mode": "proxy", "allow": list(allow)}}})
+
+
+async def test_rules_are_replaced_and_those_in_force_are_shown() -> None:
+    async with fake_service() as service:
+        in_force = {"host": "a.test", "ports": [443], "raw": False, "http": None}, {
+            "host": "2001:db8::1", "ports": [22], "raw": True, "http": None,
+        }  # fmt: skip
+        service.answers[f"PATCH {BASE}"] = rules(*in_force)
+        words = ["network", SANDBOX, "--allow", "a.test:443", "--allow-raw", "[2001:db8::1]:22"]
+        shown = await bulkhead(service.url, *words)
+        told = await bulkhead(service.url, *words, "--json")
+        service.answers[f"PATCH {BASE}"] = rules()
+        nothing = await bulkhead(service.url, "network", SANDBOX, "--allow-none")
+    assert shown.stdout == b"a.test:443\n[2001:db8::1]:22 raw\n"
+    assert json.loads(told.stdout) == {"mode": "proxy", "allow": list(in_force)}
+    assert (nothing.stdout, nothing.status) == (b"nothing is permitted\n", 0)
+    asked = [request.body["policy"]["network"]["allow"] for request in service.requests]
+    assert asked == [["a.test:443", {"host": "2001:db8::1", "ports": [22], "raw": True}]] * 2 + [[]]
+
+
+async def test_change_that_is_refused_says_why() -> None:
+    async with fake_service() as service:
+        service.answers[f"PATCH {BASE}"] = problem(409, "conflict", "a program of the sandbox holds port 443")
+        ended = await bulkhead(service.url, "network", SANDBOX, "--allow", "a.test:443")
+    assert (ended.status, ended.stdout) == (125, b"")
+    assert "a program of the sandbox holds port 443" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--allow", "https://a.test"], "write HOST:PORT, without http:// and"),
+        (["--allow-raw", "a.test"], "--allow-raw a.test: write HOST:PORT"),
+        (["--allow", "a.test:443", "--allow-none"], "use either --allow-none or rules"),
+        (["--allow", "a.test:443", "-f"], "rules are set without --follow and --refused"),
+        (["--allow-none", "--refused"], "rules are set without --follow and --refused"),
+    ],
+)
+async def test_rules_that_do_not_fit_together_are_refused_before_anything_is_sent(words: list[str], said: str) -> None:
+    async with fake_service() as service:
+        ended = await bulkhead(service.url, "network", SANDBOX, *words)
+    assert (ended.status, service.asked()) == (125, [])
+    assert said in ended.stderr

@@ -108,7 +108,7 @@ def test_remembered_answers_are_bounded() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
         right.bind((GIVEN, 0))
         left.connect(right.getsockname())
-        resolver = Resolver(right, table, lambda _: False, lambda *_: None, lambda *_: None)
+        resolver = Resolver(right, table, lambda _: True, lambda *_: None, lambda *_: None)
         for name in names:
             left.send(dns.message.make_query(name, "A").to_wire())
             resolver.serve_one()
