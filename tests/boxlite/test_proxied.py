@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -36,7 +35,6 @@ from tests.boxlite.rig import INSTANCE, QUICK, SPEC, Rig, descriptors, left_noth
 from tests.unit.egress.support import HOST, NAME, FakeDns, trusted_hosts
 from tests.unit.egress.test_plain_http import Host
 
-SHARES = Settings(shares_network=True)
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -62,40 +60,57 @@ class ProxyRig(Rig):
         return ended.code or 0, run.out
 
 
+@dataclass
+class World:
+    """A real egress server, the gateway's link to it, and one real host, which is NAME."""
+
+    host: Host
+    port: int  # of the host
+    dns: FakeDns
+    link: EgressLink
+    reported: list[tuple[str, NetworkEvent]]
+
+
 @asynccontextmanager
-async def proxied(folder: Path, settings: Settings = SHARES, *, address: str = "") -> AsyncIterator[ProxyRig]:
+async def world(folder: Path, proxy: socket.socket) -> AsyncIterator[World]:
+    """`proxy`: the socket on which the proxy is to listen. It is taken over."""
+    host = Host()
+    real = await asyncio.start_server(host.serve, HOST, 0)
+    transport, dns = await asyncio.get_running_loop().create_datagram_endpoint(FakeDns, local_addr=(HOST, 0))
+    asked = "{}:{}".format(*transport.get_extra_info("sockname"))
+    orders = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    orders.bind(str(folder / "egress.sock"))
+    orders.listen()
+    config = EgressConfig(os.getuid(), ("127.0.0.0/8",), asked, proxy=proxy.detach())
+    server = EgressServer(orders, config, trusted_hosts())
+    reported: list[tuple[str, NetworkEvent]] = []
+    link = EgressLink(folder / "egress.sock", lambda *told: reported.append(told))
+    try:
+        yield World(host, real.sockets[0].getsockname()[1], dns, link, reported)
+    finally:
+        link.aclose()
+        await server.aclose()
+        os.close(server._shared.spare._spare)  # held for the process's life
+        transport.close()
+        real.close()
+        await real.wait_closed()
+
+
+@asynccontextmanager
+async def proxied(folder: Path, *, address: str = "") -> AsyncIterator[ProxyRig]:
     """`address`: where boxes are told that the proxy is, if it is not there."""
-    async with contextlib.AsyncExitStack() as stack:
-        double = await stack.enter_async_context(box_double(settings))
+    async with box_double(Settings(shares_network=True)) as double:
         before, tasks = descriptors(), asyncio.all_tasks()
-        host = Host()
-        real = await asyncio.start_server(host.serve, HOST, 0)
-        port = real.sockets[0].getsockname()[1]
-        transport, dns = await asyncio.get_running_loop().create_datagram_endpoint(FakeDns, local_addr=(HOST, 0))
-        asked = "{}:{}".format(*transport.get_extra_info("sockname"))
         proxy = socket.create_server((HOST, 0))
         place = "{}:{}".format(*proxy.getsockname())
-        orders = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        orders.bind(str(folder / "egress.sock"))
-        orders.listen()
-        config = EgressConfig(os.getuid(), ("127.0.0.0/8",), asked, proxy=proxy.detach())
-        server = EgressServer(orders, config, trusted_hosts())
-        reported: list[tuple[str, NetworkEvent]] = []
-        link = EgressLink(folder / "egress.sock", lambda *told: reported.append(told))
-        backend = BoxliteBackend(
-            settings_for(double), INSTANCE, QUICK, egress=BoxEgress(link, address or place), no_proxy=""
-        )
-        backend.open()
-        try:
-            yield ProxyRig(double, backend, host, port, dns, link, place, reported)
-        finally:
-            await backend.aclose()
-            link.aclose()
-            await server.aclose()
-            transport.close()
-            real.close()
-            await real.wait_closed()
-        os.close(server._shared.spare._spare)  # held for the process's life
+        async with world(folder, proxy) as made:
+            egress = BoxEgress(made.link, address or place)
+            backend = BoxliteBackend(settings_for(double), INSTANCE, QUICK, egress=egress, no_proxy="")
+            backend.open()
+            try:
+                yield ProxyRig(double, backend, made.host, made.port, made.dns, made.link, place, made.reported)
+            finally:
+                await backend.aclose()
         await left_nothing(double, tasks, before)
 
 
