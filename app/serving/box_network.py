@@ -8,6 +8,7 @@ the pair. Only the socket holds the namespace: when its last descriptor is close
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -33,11 +34,11 @@ class NoBoxNetwork(Exception):
 
 def listen_for_boxes(network: IPv4Network, link: str) -> socket.socket:
     """Makes the namespace, and returns the socket that listens there. `link` names the host's end of the pair; one that
-    is left of an earlier life is removed. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Raises NoBoxNetwork."""
+    is left of an earlier life is removed. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Not to be called in a running event
+    loop. Raises NoBoxNetwork."""
     try:
         with IPRoute() as host:
-            for index in host.link_lookup(ifname=link):
-                host.link("del", index=index)
+            _remove(host, link)
             _check_free(host, network)
             # Threads, for a namespace belongs to a thread. Both end here, and take nothing with them.
             with ThreadPoolExecutor(1) as inside, contextlib.ExitStack() as opened:
@@ -51,6 +52,16 @@ def listen_for_boxes(network: IPv4Network, link: str) -> socket.socket:
     except (OSError, NetlinkError) as error:
         why = os.strerror(error.code) if isinstance(error, NetlinkError) else error.strerror
         raise NoBoxNetwork(f"its network cannot be made: {why}; it takes root with CAP_NET_ADMIN") from error
+
+
+def _remove(host: IPRoute, link: str) -> None:
+    """Raises NetlinkError."""
+    for index in host.link_lookup(ifname=link):
+        try:
+            host.link("del", index=index)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:  # the kernel is just taking the old namespace apart
+                raise
 
 
 def _check_free(host: IPRoute, network: IPv4Network) -> None:

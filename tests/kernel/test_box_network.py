@@ -127,6 +127,12 @@ def test_what_an_earlier_life_left_is_replaced(listener: socket.socket) -> None:
         second.accept()[0].close()
 
 
+def test_link_may_vanish_while_it_is_replaced(listener: socket.socket) -> None:
+    for _ in range(10):
+        opened = listen_for_boxes(NETWORK, LINK)
+        opened.close()  # the kernel takes a namespace apart a moment later
+
+
 def test_network_that_the_host_uses_is_refused_by_name(listener: socket.socket) -> None:
     with pytest.raises(NoBoxNetwork, match=f"{NETWORK} overlaps with .*BULKHEAD_EGRESS__BOXLITE_NETWORK"):
         listen_for_boxes(NETWORK, f"{LINK}b")
