@@ -15,8 +15,8 @@ import socket
 import h11
 
 from app.egress.farewell import say_goodbye
+from app.egress.http_connection import HEAD
 from app.egress.network import SandboxNetwork, Shared
-from app.egress.plain_http import HEAD
 from app.egress.problems import problem_answer
 from app.egress.proxied_connections import ForwardedConnection, ProxiedConnection, TunnelConnection
 from app.egress.proxy_requests import NoProxyRequest, credential_of, destination_of

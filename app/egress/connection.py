@@ -20,9 +20,9 @@ from app.egress.client_hello import RECORD, ClientHello
 from app.egress.dialling import NotDialled
 from app.egress.farewell import say_goodbye
 from app.egress.host_certificates import refusal_of
+from app.egress.http_connection import HttpConnection
 from app.egress.judging import Judge
 from app.egress.names import NameTable
-from app.egress.plain_http import PlainHttp
 from app.egress.reasons import Reason
 from app.egress.sockets import bound_memory, reset
 from app.egress.splice import Splice
@@ -202,6 +202,8 @@ class ProgramConnection:
             return self._network.shared.certificates.context(authority, name)
         except OSError as error:
             raise Cut(Reason.DESCRIPTORS) from error
+        except ValueError as error:
+            raise Cut(Reason.AUTHORITY) from error
 
     def _http(
         self,
@@ -210,11 +212,11 @@ class ProgramConnection:
         program: ByteStream,
         dial: Callable[[], Awaitable[ByteStream]],
         heard: Callable[[], None],
-    ) -> PlainHttp:
+    ) -> HttpConnection:
         judge = Judge(self._turns, scheme, name, self._port, self._http_rules)
         put = partial(self._network.placeholders.put, host=name, verified_tls=scheme == b"https")
         kept, seconds, refused = self._network.kept, self._times.answer, self._request_refused
-        return PlainHttp(
+        return HttpConnection(
             self._turns, program, kept, seconds, judge=judge, put=put, dial=dial, heard=heard, refused=refused
         )
 

@@ -81,7 +81,7 @@ class TlsStream:
         """What there is without waiting; None for nothing. Raises OSError."""
         pieces = [self._rest] if self._rest else []
         size, self._rest = len(self._rest), b""
-        while size < most:
+        while size < most and not (pieces and self._turns.over):  # there may be thousands of records of one byte
             try:
                 piece = self.tls.read(most - size)
             except ssl.SSLWantReadError:

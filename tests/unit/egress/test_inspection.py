@@ -126,6 +126,27 @@ async def test_large_bodies_arrive_whole() -> None:
         assert host.bodies == [body]
 
 
+async def test_bodies_in_records_of_one_byte_arrive_whole() -> None:
+    """Both sides may cut data as they like. The event loop is held up by none of it, which every test here checks."""
+    body = os.urandom(5000)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        got = await reader.readexactly(len(body))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for byte in got:
+            writer.write(bytes((byte,)))
+        writer.close()
+
+    async with inspected(serve) as at:
+        reader, writer = await tls(at)
+        writer.write(request(at, "PUT / HTTP/1.1", f"Content-Length: {len(body)}\r\n"))
+        for byte in body:
+            writer.write(bytes((byte,)))
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(len(body)) == body
+
+
 async def test_websocket_passes_in_both_directions() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert b"Upgrade: websocket\r\n" in await reader.readuntil(b"\r\n\r\n")
@@ -376,8 +397,9 @@ async def test_program_that_stays_in_the_handshake_is_cut() -> None:
         assert (await at.gateway.event())["reason"] == "silent"
 
 
-async def test_sandbox_without_an_authority_has_no_such_connection() -> None:
-    async with inspected(Host().serve, authority=None) as at:
+@pytest.mark.parametrize("authority", [None, KeyPair("no certificate", AUTHORITY.key)], ids=["none", "a wrong one"])
+async def test_sandbox_without_an_authority_has_no_such_connection(authority: KeyPair | None) -> None:
+    async with inspected(Host().serve, authority=authority) as at:
         with pytest.raises(ConnectionResetError):
             await at.ask(client_hello(NAME))
         assert (await at.gateway.event())["reason"] == "authority"

@@ -60,7 +60,7 @@ class HttpSide:
         return self.stream.is_quiet()
 
 
-class PlainHttp:
+class HttpConnection:
     """`judge` returns the request for the host, and `put` the same with secrets, or it raises SecretRefused. `dial`
     connects to the host and raises NotDialled. `heard` is called when the first request has come, `refused` for each
     request that is refused."""
