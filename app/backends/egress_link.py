@@ -102,7 +102,7 @@ class _Network:
 
 @dataclass(frozen=True, slots=True)
 class _Packet:
-    data: bytes
+    data: bytes = field(repr=False)  # may have a secret
     network: _Network
     descriptors: Sequence[int] = ()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from app.cli.secrets import read_rules
 from app.cli.show import plain, put, put_json, put_line, put_table, say, short_time, size
 from app.client import Client, ClientError
 from app.core.network_rules import parse_rule
@@ -18,8 +19,13 @@ HTTPS = 443  # of a name that was only looked up nobody knows the port
 
 
 async def change(client: Client, sandbox_id: str, body: dict[str, Any], *, as_json: bool) -> None:
-    """Replaces the rules, and shows those that are in force then."""
-    network = (await client.update_sandbox(sandbox_id, body))["policy"]["network"]
+    """Replaces the rules, and shows those that are in force then. Requests to hosts of secrets must be read."""
+    rules = body["policy"]["network"]["allow"]
+    secrets = (await client.sandbox(sandbox_id)).get("secrets") or {}
+    hosts = {host for secret in secrets.values() for host in secret["hosts"]}
+    allow = [*read_rules([r for r in rules if isinstance(r, str)], hosts), *(r for r in rules if isinstance(r, dict))]
+    changed = await client.update_sandbox(sandbox_id, {"policy": {"network": {"allow": allow}}})
+    network = changed["policy"]["network"]
     if as_json:
         put_json(network)
     else:

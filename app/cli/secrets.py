@@ -3,8 +3,8 @@ read. No message shows what was typed, as it may be a value by mistake."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class TypedSecret:
 
     variable: str
     hosts: tuple[str, ...]
-    body: dict[str, Any]
+    body: dict[str, Any] = field(repr=False)
 
 
 def typed_secret(text: str) -> TypedSecret:
@@ -53,9 +53,14 @@ def _content(name: str) -> str:
 def allow_secrets(allow: Sequence[str], secrets: Sequence[TypedSecret]) -> list[str | dict[str, Any]]:
     """The rules of --allow, where those for hosts of secrets have requests read, and port 443 of each such host."""
     hosts = {host.lower(): None for secret in secrets for host in secret.hosts}
-    rules: dict[str, str | dict[str, Any]] = {text: text for text in allow}
-    for text in (*allow, *(f"{host}:{HTTPS}" for host in hosts)):
+    return read_rules(dict.fromkeys((*allow, *(f"{host}:{HTTPS}" for host in hosts))), hosts)
+
+
+def read_rules(allow: Iterable[str], hosts: Container[str]) -> list[str | dict[str, Any]]:
+    """The rules of --allow, where those for these hosts have requests read."""
+    rules: list[str | dict[str, Any]] = []
+    for text in allow:
         host, _, port = text.rpartition(":")
-        if host.lower() in hosts and port.isascii() and port.isdigit():
-            rules[text] = {"host": host, "ports": [int(port)], "http": [{}]}
-    return list(rules.values())
+        is_read = host.lower() in hosts and port.isascii() and port.isdigit()
+        rules.append({"host": host, "ports": [int(port)], "http": [{}]} if is_read else text)
+    return rules

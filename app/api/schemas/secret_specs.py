@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from app.api.schemas.requests import SecretRequest
 from app.core.backend import RuntimeInfo
 from app.core.capabilities import Capability
 from app.core.commands import check_environment
 from app.core.errors import CapabilityMissing, InvalidRequest
+from app.core.network_rules import NetworkRule
 from app.core.operator_secrets import OperatorSecrets
 from app.core.policy import Network
-from app.core.secrets import Secret, SecretValue, check_rules, is_variable, new_placeholder, secret_hosts
+from app.core.secrets import Secret, SecretValue, check_read, check_rules, is_variable, new_placeholder, secret_hosts
 
 
 def secrets_of(
@@ -33,6 +34,15 @@ def secrets_of(
     if wrong := check_environment({**env, **placeholders}, runtime.command_limits):
         raise InvalidRequest(wrong)
     return secrets
+
+
+def check_changed_rules(secrets: Iterable[Secret], rules: Sequence[NetworkRule]) -> None:
+    """Hosts of secrets may lose their rules, but requests to them must not pass unread. Raises InvalidRequest."""
+    for host in (host for secret in secrets for host in secret.hosts):
+        try:
+            check_read(host, rules)
+        except ValueError as error:
+            raise InvalidRequest.at("/policy/network/allow", str(error)) from None
 
 
 def _secret(

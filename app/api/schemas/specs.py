@@ -16,7 +16,7 @@ from app.api.schemas.requests import (
     SandboxFields,
     UpdatePolicyRequest,
 )
-from app.api.schemas.secret_specs import secrets_of
+from app.api.schemas.secret_specs import check_changed_rules, secrets_of
 from app.core.backend import Backend
 from app.core.capabilities import Capability
 from app.core.choice import RuntimeRequest, choose
@@ -173,7 +173,9 @@ def _check_enforced(asked: PolicyRequest, backend: Backend) -> None:
 
 def changed_rules(asked: UpdatePolicyRequest, sandbox: Sandbox, context: ApplicationContext) -> tuple[NetworkRule, ...]:
     """Raises InvalidRequest, PolicyTooBroad."""
-    return narrow_rules(sandbox.spec.policy, _rules(asked.network.allow), context.egress)
+    rules = narrow_rules(sandbox.spec.policy, _rules(asked.network.allow), context.egress)
+    check_changed_rules(sandbox.spec.secrets, rules)
+    return rules
 
 
 def _rules(allow: Sequence[str | NetworkRuleRequest]) -> list[object]:

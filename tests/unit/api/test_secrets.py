@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from app.core.capabilities import Capability
@@ -164,6 +165,25 @@ async def test_each_host_needs_rules_that_have_requests_read(
     problem = await refusal(proxied(), body({"TOKEN": secret}, *allow))
     assert problem["errors"][0]["pointer"] == "/secrets/TOKEN/hosts"
     assert sentence in problem["errors"][0]["detail"]
+
+
+async def test_other_rules_let_nothing_pass_unread_to_hosts_of_secrets() -> None:
+    async with proxied().client() as client:
+        path = f"/sandboxes/{(await client.post('/sandboxes', json=body({'TOKEN': OWN}))).json()['id']}"
+
+        async def changed(*allow: Any) -> httpx.Response:
+            return await client.patch(path, json={"policy": {"network": {"allow": list(allow)}}})
+
+        unread: list[list[Any]] = [["api.test:443"], [READ, "*:80"]]
+        for allow in unread:
+            answer = await changed(*allow)
+            assert answer.status_code == 422
+            [error] = answer.json()["errors"]
+            assert error["pointer"] == "/policy/network/allow"
+            assert "lets bytes to api.test pass unread" in error["detail"]
+        read = {"host": "api.test", "ports": [443], "http": [{"methods": ["GET"]}]}
+        for allow in ([], ["other.test:443"], [read]):
+            assert (await changed(*allow)).status_code == 200
 
 
 async def test_all_hosts_of_an_operators_secret_need_rules_unless_some_are_chosen() -> None:

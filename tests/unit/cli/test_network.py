@@ -254,6 +254,9 @@ async def test_a_problem_among_the_events_is_told() -> None:
 # --- other rules
 
 
+SHOWN = {"id": SANDBOX, "secrets": {"TOKEN": {"hosts": ["api.test"], "from": None}}}
+
+
 def rules(*allow: dict[str, Any]) -> Answer:
     return answer(200, {"id": SANDBOX, "policy": {"network": {"mode": "proxy", "allow": list(allow)}}})
 
@@ -263,6 +266,7 @@ async def test_rules_are_replaced_and_those_in_force_are_shown() -> None:
         in_force = {"host": "a.test", "ports": [443], "raw": False, "http": None}, {
             "host": "2001:db8::1", "ports": [22], "raw": True, "http": None,
         }  # fmt: skip
+        service.answers[f"GET {BASE}"] = answer(200, SHOWN)
         service.answers[f"PATCH {BASE}"] = rules(*in_force)
         words = ["network", SANDBOX, "--allow", "a.test:443", "--allow-raw", "[2001:db8::1]:22"]
         shown = await bulkhead(service.url, *words)
@@ -272,12 +276,24 @@ async def test_rules_are_replaced_and_those_in_force_are_shown() -> None:
     assert shown.stdout == b"a.test:443\n[2001:db8::1]:22 raw\n"
     assert json.loads(told.stdout) == {"mode": "proxy", "allow": list(in_force)}
     assert (nothing.stdout, nothing.status) == (b"nothing is permitted\n", 0)
-    asked = [request.body["policy"]["network"]["allow"] for request in service.requests]
-    assert asked == [["a.test:443", {"host": "2001:db8::1", "ports": [22], "raw": True}]] * 2 + [[]]
+    assert asked(service) == [["a.test:443", {"host": "2001:db8::1", "ports": [22], "raw": True}]] * 2 + [[]]
+
+
+def asked(service: FakeService) -> list[Any]:
+    return [r.body["policy"]["network"]["allow"] for r in service.requests if r.method == "PATCH"]
+
+
+async def test_requests_to_hosts_of_secrets_are_read_under_other_rules_too() -> None:
+    async with fake_service() as service:
+        service.answers[f"GET {BASE}"] = answer(200, SHOWN)
+        service.answers[f"PATCH {BASE}"] = rules()
+        await bulkhead(service.url, "network", SANDBOX, "--allow", "API.test:443", "--allow", "a.test:443")
+    assert asked(service) == [[{"host": "API.test", "ports": [443], "http": [{}]}, "a.test:443"]]
 
 
 async def test_change_that_is_refused_says_why() -> None:
     async with fake_service() as service:
+        service.answers[f"GET {BASE}"] = answer(200, {"id": SANDBOX})
         service.answers[f"PATCH {BASE}"] = problem(409, "conflict", "a program of the sandbox holds port 443")
         ended = await bulkhead(service.url, "network", SANDBOX, "--allow", "a.test:443")
     assert (ended.status, ended.stdout) == (125, b"")
