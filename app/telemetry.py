@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections import Counter as Tally
@@ -29,20 +30,8 @@ LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01, 0.02, 0.05, 
 QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 PATH_SHOWN = 512
 NETWORK_REASONS = 64
+_JSON = json.JSONEncoder(ensure_ascii=True, default=repr)  # `json.dumps` with a default makes an encoder for each line
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its package has no types here; a second series per counter, for a server that does not scrape: noise
-
-
-class _RefusedUpgrades(logging.Filter):
-    """uvicorn says this after every upgrade that was refused with a problem as its body: for it the handshake was not
-    completed. The request stands in our own log, with its status."""
-
-    MESSAGE = "ASGI callable returned without completing handshake."
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.msg != self.MESSAGE
-
-
-_REFUSED_UPGRADES = _RefusedUpgrades()
 
 
 class _ServerLog(logging.Handler):
@@ -64,7 +53,6 @@ class Telemetry:
     ) -> None:
         """`key_names`: what to call a client in the log, by the SHA-256 of its key."""
         self._key_names = key_names or {}
-        logging.getLogger("uvicorn.error").addFilter(_REFUSED_UPGRADES)  # one object: adding it again is nothing
         self._results: dict[str, tuple[bool, bool]] = {}  # of the last check of each runtime
         self._log = structlog.wrap_logger(
             structlog.WriteLogger(stream or sys.stderr),  # a line is one write, also where nothing is buffered
@@ -73,7 +61,7 @@ class Telemetry:
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.format_exc_info,
                 # ASCII: control characters and anything that a terminal would obey leave as \\u escapes.
-                structlog.processors.JSONRenderer(ensure_ascii=True),
+                structlog.processors.JSONRenderer(lambda event, **_: _JSON.encode(event)),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
         )

@@ -47,7 +47,8 @@ class Budget:
         return (left + 1) // 2 if self._shared else left
 
     def fits(self, holder: Hashable, count: int = 1) -> bool:
-        return self.held(holder) + count <= self.share(holder)
+        held = self._held.get(holder, 0)
+        return held + count <= self._share_of(self.size - self.used + held)
 
     def check(self, holder: Hashable, count: int = 1) -> None:
         """Raises what `take` would raise, and takes nothing."""

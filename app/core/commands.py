@@ -136,7 +136,8 @@ def with_environment(command: Command, spec: SandboxSpec) -> Command:
     own. With a terminal it has TERM, as some programs do not start without it."""
     usual = {} if command.tty is None else {"TERM": "xterm"}
     placeholders = {secret.variable: secret.placeholder for secret in spec.secrets}
-    return replace(command, env={**usual, **spec.env, **placeholders, **command.env})
+    more = {**usual, **spec.env, **placeholders}
+    return replace(command, env={**more, **command.env}) if more else command
 
 
 def check_environment(env: dict[str, str], limits: CommandLimits, pointer: str = "/env") -> list[FieldError]:

@@ -34,6 +34,7 @@ from app.keys import KeysError, load_keys
 from app.main import create_app
 from app.privileges import give_up_root
 from app.serving.http_bounds import BoundedHttp
+from app.serving.huge_pages import collapse
 from app.serving.instance import Instance, InstanceError
 from app.serving.messages import say
 from app.serving.secrets_feed import SecretsFeed
@@ -95,6 +96,7 @@ def main(arguments: list[str]) -> int:
         return 2
     gc.collect()
     gc.freeze()  # a full collection over what was loaded takes 90 ms, in the middle of somebody's request
+    collapse()
     server.run([listener])
     return 0
 

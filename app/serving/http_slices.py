@@ -8,7 +8,7 @@ turns, and nothing is read from that connection meanwhile.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -131,9 +131,14 @@ class SlicedHttp(UpgradesIgnored):
             self._discard(len(data) + CHUNK_COST * self._chunks_unread)
 
     def handle_websocket_upgrade(self) -> None:
+        """uvicorn would write the request anew and have it read a second time."""
         self._upgraded = True
         self.flow.release()
-        super().handle_websocket_upgrade()
+        self.connections.discard(self)
+        websocket = cast(Any, self.ws_protocol_class)(self.config, self.server_state, self.app_state)
+        websocket.connection_made(self.transport)
+        websocket.begin(self.scope, self.url)
+        self.transport.set_protocol(websocket)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -1,4 +1,4 @@
-"""uvicorn's WebSockets with the bounds that it lacks: on frames that cost the client nothing, on the time that input
+"""WebSockets with bounds: on frames that cost the client nothing, on the time that input
 takes from others, and on answers to pings that nobody reads.
 
 Measured: a frame without content takes 2 to 4 µs, so one piece of 256 KiB that consists of them takes 100 to 155 ms.
@@ -11,12 +11,12 @@ import logging
 from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame, Opcode
 
 from app.core.connections import ConnectionEntry
 from app.core.timeslices import TimeSlices
 from app.serving.pacing import SliceSize, TokenBucket
+from app.serving.websocket import WebSocketConnection
 
 # A client pings every few seconds, and has no reason for a frame without content.
 SMALL_FRAMES_EACH_SECOND, SMALL_FRAMES_SAVED = 50, 500
@@ -28,7 +28,7 @@ _CONTROL = frozenset({Opcode.PING, Opcode.PONG, Opcode.CLOSE})
 _LOG = logging.getLogger("uvicorn.error")
 
 
-class BoundedWebSocket(WebSocketsSansIOProtocol):
+class BoundedWebSocket(WebSocketConnection):
     """Closes with 1008 when a client sends more than 50 control frames and frames without content a second (500 of them
     at once), or a message in more than 1,024 fragments. Input is parsed in slices that take turns with those of others,
     and waits while the application has not taken the message before it."""
@@ -65,9 +65,6 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     # --- Input
 
     def data_received(self, data: bytes) -> None:
-        if not self.handshake_initiated:
-            self._begin(data)
-            return
         if self._refused:
             return
         if len(data) <= AT_ONCE_BYTES and not self._rest and not self.read_paused:
@@ -76,13 +73,6 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self._rest += data
         self.transport.pause_reading()
         self._go_on()
-
-    def _begin(self, head: bytes) -> None:
-        """uvicorn leaves the connection open and without an answer when `websockets` finds the head too large."""
-        super().data_received(head)
-        if not self.handshake_initiated:
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.transport.close()
 
     def _go_on(self) -> None:
         if not self._queued and not self.read_paused:
@@ -110,11 +100,11 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     async def receive(self) -> Any:
-        """Like uvicorn's, but lets the loop run between messages that came together."""
-        if not self.queue.empty() and self._slices.over:
+        """Lets the loop run between messages that came together."""
+        if self.has_message and self._slices.over:
             await self._slices.next()
-        message = await self.queue.get()
-        if self.read_paused and self.queue.empty() and not self._over:
+        message = await super().receive()
+        if self.read_paused and not self.has_message and not self._over:
             self.read_paused = False
             if self._rest:
                 self._go_on()
@@ -123,7 +113,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:
-        await self.writable.wait()
+        if not self.writable.is_set():
+            await self.writable.wait()
         if self._refused:
             raise ClientDisconnected
         await super().send(message)
@@ -137,7 +128,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if reason is None:
             super().handle_events()
         else:
-            self._refuse(CloseCode.POLICY_VIOLATION, reason)
+            self._refuse_input(CloseCode.POLICY_VIOLATION, reason)
 
     def _excess(self, frames: list[Frame]) -> str | None:
         self._frames += len(frames)
@@ -153,7 +144,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             return f"at most {SMALL_FRAMES_EACH_SECOND} control frames and empty frames a second are allowed"
         return None
 
-    def _refuse(self, code: int, reason: str) -> None:
+    def _refuse_input(self, code: int, reason: str) -> None:
         self.conn.events.clear()
         self.conn.data_to_send()  # pongs
         self.conn.fail(code, reason)
@@ -167,7 +158,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         _LOG.warning("a WebSocket of %s was closed with %d: %s", self.client[0] if self.client else "", code, reason)
         self._refused = True
         self._rest.clear()
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.put({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.transport.pause_reading()
@@ -179,13 +170,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         else:
             super().handle_ping()
 
-    def send_receive_event_to_app(self) -> None:
-        """Closes for text that is not UTF-8, for which uvicorn would log a traceback."""
-        if self.curr_msg_data_type == "text" and not self.close_sent:
-            try:
-                b"".join(self.frames).decode()
-            except UnicodeDecodeError:
-                self.frames = []
-                self._refuse(CloseCode.INVALID_DATA, "a text frame has to be UTF-8")
-                return
-        super().send_receive_event_to_app()
+    def handle_message(self, kind: Opcode, data: bytes) -> None:
+        try:
+            super().handle_message(kind, data)
+        except UnicodeDecodeError:
+            self._refuse_input(CloseCode.INVALID_DATA, "a text frame has to be UTF-8")

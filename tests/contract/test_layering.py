@@ -78,12 +78,15 @@ TABLE: dict[str, Row] = {
     "serving.http_upgrades": row("", "uvicorn httptools"),
     "serving.http_slices": row("core serving.http_upgrades serving.pacing", "uvicorn"),
     "serving.joined_writes": row(),
+    "serving.huge_pages": row(),
     "serving.http_bounds": row("serving.http_slices serving.joined_writes", "uvicorn"),
-    "serving.ws_bounds": row("core serving.pacing", "uvicorn websockets"),
+    "serving.ws_handshake": row("", "websockets"),
+    "serving.websocket": row("serving.ws_handshake", "uvicorn websockets"),
+    "serving.ws_bounds": row("core serving.pacing serving.websocket", "uvicorn websockets"),
     # The gateway has no privilege, so it imports nothing that starts or ends processes as root.
     "serving.gateway": row(
         "main backends core settings keys privileges spill telemetry serving.http_bounds serving.ws_bounds"
-        " serving.slow_callbacks serving.instance serving.messages serving.secrets_feed",
+        " serving.slow_callbacks serving.huge_pages serving.instance serving.messages serving.secrets_feed",
         "uvicorn",
     ),
     "serving": Row(ANYTHING, ANYTHING),

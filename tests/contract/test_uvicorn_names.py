@@ -24,16 +24,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
-from websockets.server import ServerProtocol
 
 from app.serving.gateway import AnnouncedServer
 from app.serving.http_bounds import BoundedHttp
 from app.serving.http_slices import HeldFlow, SlicedHttp
 from app.serving.http_upgrades import UpgradesIgnored
-from app.serving.ws_bounds import BoundedWebSocket
-from app.telemetry import _RefusedUpgrades
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,26 +47,18 @@ def names(used: str, overridden: str = "") -> Names:
 
 TABLE: dict[type, Names] = {
     HttpToolsProtocol: names(
-        "__init__ _should_upgrade _start_asgi_task _unset_keepalive_if_required app_state client connection_lost"
-        " connection_made cycle data_received flow handle_websocket_upgrade headers loop on_body on_header"
+        "__init__ _should_upgrade _start_asgi_task _unset_keepalive_if_required app_state client config connection_lost"
+        " connection_made connections cycle data_received flow handle_websocket_upgrade headers loop on_body on_header"
         " on_headers_complete on_message_begin on_message_complete on_response_complete on_url parser pause_writing"
-        " pipeline resume_writing scope send_400_response server_state transport url",
+        " pipeline resume_writing scope send_400_response server_state transport url ws_protocol_class",
         overridden="__init__ _start_asgi_task connection_lost connection_made data_received handle_websocket_upgrade"
         " on_body on_header on_headers_complete on_message_begin on_message_complete on_response_complete on_url"
         " pause_writing resume_writing send_400_response",
     ),
     FlowControl: names("_transport pause_reading read_paused resume_reading", overridden="resume_reading"),
     RequestResponseCycle: names("body disconnected message_event response_complete"),
-    WebSocketsSansIOProtocol: names(
-        "__init__ app_state client close_sent close_timer conn connection_lost connection_made curr_msg_data_type"
-        " data_received disconnected frames handle_events handle_parser_exception handle_ping handshake_initiated loop"
-        " queue read_paused send send_receive_event_to_app transport writable",
-        overridden="__init__ connection_lost connection_made data_received handle_events handle_parser_exception"
-        " handle_ping receive send send_receive_event_to_app",
-    ),
     uvicorn.Server: names("__init__ server_state servers shutdown startup", overridden="__init__ shutdown startup"),
     ServerState: names("tasks"),
-    ServerProtocol: names("close_sent data_to_send events fail"),  # of websockets, as uvicorn drives it
     httptools.HttpRequestParser: names("feed_data get_http_version get_method should_upgrade"),
 }
 
@@ -80,7 +68,6 @@ OURS: dict[type, type] = {
     SlicedHttp: HttpToolsProtocol,
     BoundedHttp: HttpToolsProtocol,
     HeldFlow: FlowControl,
-    BoundedWebSocket: WebSocketsSansIOProtocol,
     AnnouncedServer: uvicorn.Server,
 }
 # What else the code of those classes takes hold of: expressions, as they are written.
@@ -90,11 +77,10 @@ OBJECTS: dict[str, type] = {
     "self._running": RequestResponseCycle,
     "self.flow": FlowControl,
     "self.parser": httptools.HttpRequestParser,
-    "self.conn": ServerProtocol,
     "self.server_state": ServerState,
 }
 # Attributes of uvicorn's that hold what is not uvicorn's: asyncio's, or plain values.
-PLAIN = frozenset({"_transport", "app_state", "loop", "pipeline", "queue", "servers", "transport", "writable"})
+PLAIN = frozenset({"_transport", "app_state", "connections", "loop", "pipeline", "servers", "transport"})
 
 
 def has(class_: type) -> frozenset[str]:
@@ -191,7 +177,3 @@ def test_the_minor_version_is_pinned() -> None:
     assert installed in pinned.specifier
     assert Version(f"{installed.major}.{installed.minor}.99") in pinned.specifier
     assert Version(f"{installed.major}.{installed.minor + 1}") not in pinned.specifier
-
-
-def test_the_line_that_the_log_leaves_out_is_still_uvicorns() -> None:
-    assert _RefusedUpgrades.MESSAGE in inspect.getsource(inspect.getmodule(WebSocketsSansIOProtocol) or uvicorn)

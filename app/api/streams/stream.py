@@ -109,7 +109,8 @@ class StreamSession:
             for task in tasks:
                 task.cancel()
             for task in tasks:
-                await settle(task)
+                if not task.done():
+                    await settle(task)
 
     async def _take_over(self, lease: StdinLease) -> int | None:
         await lease.taken_over.wait()

@@ -26,7 +26,7 @@ Offsets = dict[Channel, int]
 
 
 class StreamQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stdout_offset: Annotated[int, Field(ge=0)] = 0
     stderr_offset: Annotated[int, Field(ge=0)] = 0
@@ -45,8 +45,13 @@ class StreamQuery(BaseModel):
         return {Channel.STDOUT: self.stdout_offset, Channel.STDERR: self.stderr_offset}
 
 
+_NO_QUERY = StreamQuery()
+
+
 def query_of(connection: HTTPConnection) -> StreamQuery:
     """Raises InvalidRequest."""
+    if not connection.scope["query_string"]:
+        return _NO_QUERY
     try:
         return StreamQuery.model_validate(dict(connection.query_params))
     except ValidationError as error:

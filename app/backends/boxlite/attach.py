@@ -18,8 +18,9 @@ from websockets.exceptions import WebSocketException
 from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import WebSocketURI
+from websockets.utils import accept_key
 
-from app.backends.boxlite.connection import SWITCHING, ConnectionBroken, ResponseTooLarge
+from app.backends.boxlite.connection import SWITCHING, ConnectionBroken, HttpResponse, ResponseTooLarge
 from app.backends.boxlite.connection_pool import ConnectionPool, NotConnected
 from app.backends.boxlite.timeouts import ServerTimeouts
 from app.backends.boxlite.websocket import IncrementalProtocol, WebSocket, WebSocketClosed
@@ -34,6 +35,7 @@ CLOSING = 64  # sockets whose Close the server has not answered yet; who closes 
 REFUSAL_BYTES = 64 * 1024  # of the body of an answer that opens no socket
 _UPGRADE = "upgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n"
 _NO_URI = WebSocketURI(False, "", 80, "/", "", None, None)  # for its library, which does not send the request
+_HANDSHAKE = ("upgrade", "connection", "sec-websocket-accept")
 _CHANNELS = {1: Channel.STDOUT, 2: Channel.STDERR}
 _UNHEARD = logging.getLogger(__name__)  # the library writes whole requests into its log, the key among them
 _UNHEARD.disabled = True
@@ -160,11 +162,12 @@ class Sockets:
         if response.status != SWITCHING:
             self._pool.keep(taken)
             raise AttachRefused(response.status)
-        try:
-            protocol.process_response(Response(response.status, "", Headers(response.headers)))
-        except WebSocketException:
-            taken.close()
-            raise
+        if not _is_ordinary(response, protocol.key):
+            try:
+                protocol.process_response(Response(response.status, "", Headers(response.headers)))
+            except WebSocketException:
+                taken.close()
+                raise
         connection = WebSocket(protocol, self._timeouts)
         taken.hand_over(connection, response.rest)
         return connection
@@ -172,3 +175,15 @@ class Sockets:
     async def aclose(self) -> None:
         if self._closing:
             await asyncio.wait(tuple(self._closing))
+
+
+def _is_ordinary(response: HttpResponse, key: str) -> bool:
+    """Whether an answer accepts the upgrade, has each header once and nothing more about the WebSocket. `websockets`
+    judges all others. To judge this one, it would take a fifth of the attach."""
+    names = [name for name, _ in response.headers if name in _HANDSHAKE or name.startswith("sec-websocket-")]
+    return (
+        len(names) == len(_HANDSHAKE)
+        and response.header("upgrade").lower() == "websocket"
+        and response.header("connection").lower() == "upgrade"
+        and response.header("sec-websocket-accept") == accept_key(key)
+    )

@@ -21,6 +21,7 @@ from app.backends.boxlite.turns import TooManyPending, Turns
 from app.core.errors import BackendFailure, BackendRefused, Upstream
 
 WHITELIST = frozenset({1, 2, 3, 6, 10, 12, 15, 28})  # signals that the server passes on, to the first process only
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]+")
 _PREFIX = re.compile(r"[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*")
 
 
@@ -52,7 +53,7 @@ class BoxliteServer:
     def _known_path(self, *segments: str) -> str:
         """When something was asked of the server before."""
         prefix = f"/{self._prefix}" if self._prefix else ""
-        return f"/v1{prefix}" + "".join(f"/{quote(segment, safe='')}" for segment in segments)
+        return f"/v1{prefix}" + "".join([f"/{_in_path(segment)}" for segment in segments])
 
     async def _discover(self) -> str:
         """`path_prefix` of /v1/me; servers up to 0.9.5 have only `prefix` there, which others send without meaning."""
@@ -224,6 +225,11 @@ class BoxliteServer:
         self, method: str, seconds: float, *segments: str, body: Any = None, query: Mapping[str, str] | None = None
     ) -> Any:
         return await self.client.request(method, await self.path(*segments), seconds=seconds, body=body, query=query)
+
+
+def _in_path(segment: str) -> str:
+    """`quote` returns most ids as they are, and takes ten times as long to find that out."""
+    return segment if _UNRESERVED.fullmatch(segment) else quote(segment, safe="")
 
 
 def _checked(prefix: str) -> str:
