@@ -25,6 +25,7 @@ class Capability(StrEnum):
     STORAGE_MEMORY = "storage_memory"
     STORAGE_DISK = "storage_disk"
     EXECUTION_LIMITS = "execution_limits"
+    EXECUTION_RLIMITS = "execution_rlimits"
     FILESYSTEM_POLICY = "filesystem_policy"
     SYSCALL_PROFILES = "syscall_profiles"
     FILES = "files"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from app.core.backend import RuntimeInfo
 from app.core.capabilities import Capability
@@ -19,14 +19,20 @@ class ExecutionLimit:
 
     floor: float
     meaning: str
+    needs: Capability
 
 
+_GROUP, _EACH = Capability.EXECUTION_LIMITS, Capability.EXECUTION_RLIMITS  # of all processes, of each
 EXECUTION_LIMITS = {
-    "cpu_seconds": ExecutionLimit(0.01, "processor time of all its processes; beyond it the end is `cpu_limit`"),
-    "stack_mib": ExecutionLimit(1, "stack of each process"),
-    "open_files": ExecutionLimit(8, "open descriptors of each process"),
-    "file_mib": ExecutionLimit(1, "the largest file that a process can write; beyond it SIGXFSZ"),
-    "memory_mib": ExecutionLimit(16, "memory of all its processes together, with the files that they write in memory"),
+    "cpu_seconds": ExecutionLimit(
+        0.01, "processor time of all its processes; beyond it the end is `cpu_limit`", _GROUP
+    ),
+    "stack_mib": ExecutionLimit(1, "stack of each process", _EACH),
+    "open_files": ExecutionLimit(8, "open descriptors of each process", _EACH),
+    "file_mib": ExecutionLimit(1, "the largest file that a process can write; beyond it SIGXFSZ", _EACH),
+    "memory_mib": ExecutionLimit(
+        16, "memory of all its processes together, with the files that they write in memory", _GROUP
+    ),
 }
 
 
@@ -58,11 +64,12 @@ def _way_out(name: str) -> str:
 
 def check_execution_limits(asked: ExecutionLimits, limits: Limits, runtime: RuntimeInfo) -> None:
     """`limits`: of the sandbox. Raises PolicyNotSupported, LimitTooHigh."""
-    for name, value in asdict(asked).items():
+    for name, row in EXECUTION_LIMITS.items():
+        value: float | None = getattr(asked, name)
         if value is None:
             continue
         pointer = f"/limits/{name}"
-        if Capability.EXECUTION_LIMITS not in runtime.capabilities:
+        if row.needs not in runtime.capabilities:
             sentence = f"the runtime {runtime.name!r} cannot limit the {name} of an execution"
             raise PolicyNotSupported(pointer, runtime.name, sentence)
         ceiling = ceilings_of(limits)[name]

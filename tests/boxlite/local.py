@@ -16,7 +16,7 @@ from app.backends.boxlite.inside import WRAPPER_MARK
 from app.backends.boxlite.streams import CurrentSocket, ExactStreams
 from app.backends.boxlite.wrapped import wrapped_command
 from app.core.backend import Logs
-from app.core.models import Channel
+from app.core.models import Channel, ExecutionLimits
 from tests.boxlite.rig import everything, new_log
 
 SHELLS = ("dash", "bash", "busybox")
@@ -134,9 +134,11 @@ async def local(
     cwd: str = "/",
     user: int | None = None,
     merged: bool = False,
+    limits: ExecutionLimits = ExecutionLimits(),  # noqa: B008 - it is frozen
 ) -> AsyncIterator[Local]:
     mark = f"exe_{os.urandom(6).hex()}"
-    said = wrapped_command(argv, env or {"PATH": "/usr/bin:/bin", "MARK": mark}, stdin=stdin, merged=merged)
+    variables = env or {"PATH": "/usr/bin:/bin", "MARK": mark}
+    said = wrapped_command(argv, variables, stdin=stdin, merged=merged, limits=limits)
     arguments = said["args"]
     assert isinstance(arguments, list)
     path = tools_of(shell, folder)

@@ -11,7 +11,7 @@ import pytest
 
 from app.backends.boxlite.inside import WRAPPER_MARK
 from app.core.errors import BackendTimeout, CapabilityMissing, UnsupportedByRuntime
-from app.core.models import ExitReason, OutputMode, Stderr
+from app.core.models import ExecutionLimits, ExitReason, OutputMode, Stderr
 from tests.boxlite.double import Attach, Drop, Route, Settings
 from tests.boxlite.processes import environments
 from tests.boxlite.rig import SPEC, Rig, quick, rig, start, until
@@ -20,6 +20,7 @@ from tests.boxlite.test_exact_script import BOTH
 EXACT: dict[str, Any] = {"output_mode": OutputMode.EXACT}
 MERGED: dict[str, Any] = {"stderr": Stderr.STDOUT}
 CANNOT = b"\x01cpus=1\nmemory_kib=80000\nroutes=0\ninexact=lacks base64\n"
+RLIMITS = ExecutionLimits(stack_mib=2, open_files=20, file_mib=3)
 EXIT = '{"type":"exit","exit_code":0}'
 
 
@@ -222,7 +223,7 @@ async def test_an_image_that_cannot_is_plain_and_says_so() -> None:
         assert sandbox.receipt["output_detail"] == "the image lacks base64"
         run = await start(sandbox, "echo", "x")
         assert ((await run.end()).code, run.out, run.logs.stdout.dropped, run.logs.mode) == (0, b"x\n", None, "plain")
-        for wanted in (EXACT, MERGED):
+        for wanted in (EXACT, MERGED, {"limits": RLIMITS}):
             with pytest.raises(UnsupportedByRuntime, match="lacks base64"):
                 await start(sandbox, "echo", "x", execution_id="exe_2", **wanted)
 
@@ -233,7 +234,7 @@ async def test_both_channels_in_one_pipe_are_refused_with_plain_output() -> None
             await start(await r.sandbox(), "echo", "x", output_mode=OutputMode.PLAIN, **MERGED)
 
 
-@pytest.mark.parametrize("capability", ["exact_output", "merged_output"])
+@pytest.mark.parametrize("capability", ["exact_output", "merged_output", "execution_rlimits"])
 async def test_an_image_that_cannot_is_refused_when_exact_output_is_required(capability: str) -> None:
     """Its first box is booted for that, later ones are not."""
     async with rig() as r:
@@ -262,3 +263,23 @@ async def test_a_terminal_is_plain_and_never_exact() -> None:
         assert (await run.end()).code == 0 and run.logs.stdout.dropped is None
         with pytest.raises(UnsupportedByRuntime, match="terminal"):
             await start(sandbox, "tty", tty=(24, 80), stdin=True, execution_id="exe_2", **EXACT)
+
+
+# --- limits of an execution
+
+ULIMIT = "ulimit -Hs; ulimit -Hn; ulimit -Hf"
+
+
+async def test_limits_of_each_process_of_an_execution_are_in_force() -> None:
+    async with rig() as r:
+        run = await start(await r.sandbox(), *script(ULIMIT), limits=RLIMITS)
+        assert (await run.end()).code == 0
+        assert run.out.split() == [b"2048", b"20", b"6144"]
+
+
+async def test_limits_are_refused_where_the_wrapper_does_not_run() -> None:
+    async with rig() as r:
+        sandbox = await r.sandbox()
+        for how in ({"output_mode": OutputMode.PLAIN}, {"tty": (24, 80)}):
+            with pytest.raises(UnsupportedByRuntime, match="limits of an execution"):
+                await start(sandbox, "true", limits=RLIMITS, **how)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE
@@ -14,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from app.backends.boxlite.wrapped import PIECE_BYTES, UNDER_WAY, SpoiledOutput
-from tests.boxlite.local import SHELLS, Local, local
+from app.backends.boxlite.wrapped import PIECE_BYTES, UNDER_WAY, SpoiledOutput, wrapped_command
+from app.core.models import ExecutionLimits
+from tests.boxlite.local import SHELLS, Local, local, tools_of
 from tests.boxlite.rig import until
 from tests.require import require
 
@@ -299,3 +302,85 @@ async def test_a_program_that_writes_between_the_pieces_spoils_its_own_output(sh
         await run.streams.write(f"BULKHEAD_WRAPPER={run.mark}\n".encode())
         with pytest.raises(SpoiledOutput):
             await run.end()
+
+
+# --- limits
+
+LIMITS = ("Max stack size", "Max file size", "Max open files")
+SHOW = 'grep -E "^Max (stack|file|open)" /proc/self/limits'
+
+
+def in_force(said: bytes) -> dict[str, list[str]]:
+    """Soft and hard limit, by name."""
+    lines = said.decode().splitlines()
+    return {name: next(line for line in lines if line.startswith(name))[len(name) :].split()[:2] for name in LIMITS}
+
+
+async def test_limits_of_the_execution_are_in_force_soft_and_hard(shell: str, tmp_path: Path) -> None:
+    limits = ExecutionLimits(stack_mib=2, open_files=8, file_mib=3)
+    async with local(shell, tmp_path, "sh", "-c", SHOW, limits=limits) as run:
+        assert await run.end() == 0
+        mib = 1024 * 1024
+        wanted = (str(2 * mib), str(3 * mib), "8")
+        assert in_force(run.out) == {name: [limit, limit] for name, limit in zip(LIMITS, wanted, strict=True)}
+
+
+async def test_a_limit_alone_changes_no_other(shell: str, tmp_path: Path) -> None:
+    async with local(shell, tmp_path, "sh", "-c", SHOW) as run:
+        await run.end()
+        before = in_force(run.out)
+    async with local(shell, tmp_path, "sh", "-c", SHOW, limits=ExecutionLimits(open_files=20)) as run:
+        await run.end()
+        assert in_force(run.out) == before | {"Max open files": ["20", "20"]}
+
+
+async def test_a_lower_limit_that_is_there_stays(shell: str, tmp_path: Path) -> None:
+    """A root like that of a box cannot raise it, and need not."""
+    outer = wrapped_shell(shell, tmp_path)
+    limits = ExecutionLimits(stack_mib=4, open_files=64, file_mib=4)
+    said = wrapped_command(("sh", "-c", SHOW), {"PATH": "/usr/bin:/bin"}, stdin=False, limits=limits)
+    arguments = said["args"]
+    assert isinstance(arguments, list)
+    lower = 'ulimit -s 1024; ulimit -f 2048; ulimit -n 32; exec "$@"'
+    root = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
+    run = await asyncio.create_subprocess_exec(
+        *root, "sh", "-c", lower, "sh", outer, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    assert run.stdin is not None
+    run.stdin.write(b"o 1\no 2\n")
+    said_out, _ = await asyncio.wait_for(run.communicate(), 60)
+    assert run.returncode == 0
+    text = base64.b64decode(b"".join(line for line in said_out.splitlines() if line and line[:1] not in b">:;.<"))
+    mib = str(1024 * 1024)
+    assert in_force(text) == {"Max stack size": [mib] * 2, "Max file size": [mib] * 2, "Max open files": ["32"] * 2}
+
+
+async def test_a_file_beyond_its_limit_ends_the_program_and_not_its_output(shell: str, tmp_path: Path) -> None:
+    """The pipes are no files: what carries the bytes has no limit, and the program prints more than a file may have."""
+    big, file = "head -c 3000000 /dev/zero", tmp_path / "large"
+    text = f"{big}; trap '' XFSZ; {big} >{file} || echo refused >&2; exec python3 -c 'import signal as s, os; s.signal("
+    text += f's.SIGXFSZ, s.SIG_DFL); os.write(os.open("{file}", 1 | 1024), b"x")' + "'"
+    async with local(shell, tmp_path, "sh", "-c", text, limits=ExecutionLimits(file_mib=1)) as run:
+        assert await run.end() == -signal.SIGXFSZ
+        assert run.out == bytes(3_000_000)
+        assert b"refused" in run.err
+        assert file.stat().st_size == 1024 * 1024
+
+
+async def test_a_shell_that_cannot_set_limits_begins_nothing(shell: str, tmp_path: Path) -> None:
+    """One whose `ulimit` does something else."""
+    said = wrapped_command(("touch", str(tmp_path / "begun")), {}, stdin=False, limits=ExecutionLimits(file_mib=1))
+    arguments = said["args"]
+    assert isinstance(arguments, list)
+    text = str(arguments[2]).replace("ulimit", "true")
+    run = await asyncio.create_subprocess_exec(
+        wrapped_shell(shell, tmp_path), "-c", arguments[1], text, *map(str, arguments[3:]), stdout=PIPE, stderr=PIPE
+    )
+    out, _ = await asyncio.wait_for(run.communicate(), 60)
+    assert (run.returncode, out) == (125, b"!cannot set limits\n")
+    assert not (tmp_path / "begun").exists()
+
+
+def wrapped_shell(shell: str, folder: Path) -> str:
+    tools_of(shell, folder / "tools")
+    return f"{folder}/tools/sh"

@@ -160,3 +160,16 @@ async def test_limits_of_an_execution_are_taken_or_refused_by_name(kind: Kind) -
             else:
                 assert (answer.status_code, slug(answer)) == (422, "policy_not_supported")
                 assert answer.json()["pointer"] == "/limits/cpu_seconds"
+
+
+async def test_limits_of_each_process_are_taken_or_refused_by_name(kind: Kind) -> None:
+    async with file_room(kind) as room:
+        limits = {"stack_mib": 4, "open_files": 64, "file_mib": 1}
+        body = {"command": list(kind.programs.echo("x")), "limits": limits}
+        for path in (f"/sandboxes/{room.id}/run", "/run"):
+            answer = await room.client.post(path, json=body)
+            if Capability.EXECUTION_RLIMITS in room.backend.info.capabilities:
+                assert (answer.status_code, answer.json()["stdout"]) == (200, "x\n"), answer.text
+            else:
+                assert (answer.status_code, slug(answer)) == (422, "policy_not_supported")
+                assert answer.json()["pointer"] == "/limits/stack_mib"

@@ -29,6 +29,7 @@ from app.core.capabilities import Capability
 from app.core.collecting import patterns_of
 from app.core.commands import is_merged
 from app.core.errors import InvalidRequest, LimitTooHigh
+from app.core.execution_limits import EXECUTION_LIMITS
 from app.core.limits import LimitRange
 from app.core.models import Command, SandboxSpec, Stdin
 from app.core.network_log import REFUSED
@@ -138,8 +139,8 @@ async def _shot(asked: Run, context: ApplicationContext) -> OneShot:
     needs |= {Capability.PTY} if asked.tty is not None else set()
     needs |= {Capability.MERGED_OUTPUT} if is_merged(job.command) else set()
     needs |= {Capability.FILES} if job.files or job.collect else set()
-    if any(getattr(asked.limits, name) is not None for name in ProcessLimitsRequest.model_fields):
-        needs |= {Capability.EXECUTION_LIMITS}
+    limited = [name for name in ProcessLimitsRequest.model_fields if getattr(asked.limits, name) is not None]
+    needs |= {EXECUTION_LIMITS[name].needs for name in limited}
     spec = await sandbox_spec(asked, _with_output_range(context), more=frozenset(needs))
     timeout = timeout_of(asked.timeout_seconds, spec, context)
     if asked.ttl_seconds is None:

@@ -19,8 +19,8 @@ WallSeconds = Annotated[float, Field(ge=LIMITS["wall_seconds"].floor)]
 
 
 class ProcessLimitsRequest(Strict):
-    """Limits of the one execution of POST /run, whose sandbox already has a `memory_mib` of its own. They need the
-    capability `execution_limits`."""
+    """Limits of the one execution of POST /run, whose sandbox already has a `memory_mib` of its own. `cpu_seconds`
+    needs the capability `execution_limits`, the others `execution_rlimits`."""
 
     cpu_seconds: Annotated[float, Field(ge=EXECUTION_LIMITS["cpu_seconds"].floor)] | None = Field(
         None, description=EXECUTION_LIMITS["cpu_seconds"].meaning
@@ -38,7 +38,7 @@ class ProcessLimitsRequest(Strict):
 
 class ExecutionLimitsRequest(ProcessLimitsRequest):
     """Limits of one execution in a sandbox that stays: also its memory. They are never above those of the
-    sandbox, and need the capability `execution_limits`."""
+    sandbox. `cpu_seconds` and `memory_mib` need the capability `execution_limits`, the others `execution_rlimits`."""
 
     memory_mib: Annotated[int, Field(ge=EXECUTION_LIMITS["memory_mib"].floor, le=EXACT_INTEGER), WHOLE] | None = Field(
         None, description=EXECUTION_LIMITS["memory_mib"].meaning

@@ -41,7 +41,8 @@ from app.core.tasks import Tasks
 from app.core.workdirs import prepare_workdir
 from app.settings.boxlite import BoxliteSettings
 
-EXACT = frozenset({Capability.EXACT_OUTPUT, Capability.MERGED_OUTPUT})  # the wrapper's, so not in every image
+# The wrapper's, so not in every image.
+WRAPPED = frozenset({Capability.EXACT_OUTPUT, Capability.MERGED_OUTPUT, Capability.EXECUTION_RLIMITS})
 CAPABILITIES = frozenset(
     {
         Capability.STDIN,
@@ -54,7 +55,7 @@ CAPABILITIES = frozenset(
         Capability.STORAGE_DISK,
         Capability.IMAGES,
         Capability.FILES,
-        *EXACT,
+        *WRAPPED,
     }
 )
 NO_EGRESS = "this service has no egress process"
@@ -64,7 +65,7 @@ REMOVALS = 16  # of leftovers, at one time: a server that lists 20,000 as ours m
 
 def _check_exact(spec: SandboxSpec, inexact: str) -> None:
     """Raises CapabilityMissing."""
-    if inexact and (missing := EXACT & spec.requires):
+    if inexact and (missing := WRAPPED & spec.requires):
         detail = f"output cannot be exact in the image {spec.image!r}: it {inexact}"
         raise CapabilityMissing(missing, RUNTIME, detail)
 

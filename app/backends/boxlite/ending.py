@@ -18,6 +18,7 @@ from app.core.models import Command, Exit, ExitReason
 KILLED = Exit(ExitReason.SIGNALED, signal="SIGKILL")
 NO_WORKDIR = "failed to unix syscall"  # how the server says so
 WRAPPER_FAILED = 125
+LIMITS_FAILED = "cannot set limits"  # as the wrapper says it
 _SIGHUP = 1
 
 
@@ -42,6 +43,8 @@ def start_refused(command: Command, why: str, code: int) -> Exit | None:
         return _not_found(program)
     if (why, code) == ("denied", 126):
         return _denied(program)
+    if (why, code) == (LIMITS_FAILED, WRAPPER_FAILED):
+        return Exit(ExitReason.START_FAILED, detail="the shell of the image cannot set the limits of the execution")
     if why and code == WRAPPER_FAILED:
         detail = f"output cannot be exact, because the box {shown(why)}; try output_mode plain"
         return Exit(ExitReason.START_FAILED, detail=detail)

@@ -29,7 +29,7 @@ from app.core.errors import (
     WrongState,
 )
 from app.core.files import Files
-from app.core.models import Command, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
+from app.core.models import Command, ExecutionLimits, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
 from app.core.tasks import Tasks
@@ -69,7 +69,7 @@ class BoxliteSandbox:
         self._executions: list[BoxliteExecution] = []
         self._lost: asyncio.Future[str] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
+        self._over: asyncio.Future[None] = loop.create_future()
 
     # --- the contract
 
@@ -100,14 +100,11 @@ class BoxliteSandbox:
         self._executions = [known for known in self._executions if not known.ended]
         self._executions.append(execution)
         starting = self._tasks.spawn(self._start(execution, execution_id, command, exact=exact))
-        over = self._loop.create_task(self._over.wait())
         try:
-            await asyncio.wait([starting, over], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([starting, self._over], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             starting.add_done_callback(lambda _: self._tasks.spawn(_kill(execution)))
             raise
-        finally:
-            over.cancel()
         if not starting.done():
             starting.add_done_callback(seen)
             raise WrongState("destroyed", "the sandbox has ended")
@@ -119,6 +116,8 @@ class BoxliteSandbox:
         wanted = "exact output" if command.output_mode is OutputMode.EXACT else ""
         if is_merged(command):  # the server gives a command two pipes; the wrapper makes one of them
             wanted = "both channels in one pipe"
+        if command.limits != ExecutionLimits():  # the wrapper sets them
+            wanted = "limits of an execution"
         if wanted and command.tty is not None:
             raise UnsupportedByRuntime(f"{wanted} of a terminal", RUNTIME)
         if wanted and command.output_mode is OutputMode.PLAIN:
@@ -132,7 +131,8 @@ class BoxliteSandbox:
         what: dict[str, object] = {"command": command.argv[0], "args": list(command.argv[1:]), "env": env}
         if exact:
             stdin, merged = command.stdin is Stdin.OPEN, is_merged(command)
-            what = {**wrapped_command(command.argv, env, stdin=stdin, merged=merged), "env": {WRAPPER_MARK: mark}}
+            wrapped = wrapped_command(command.argv, env, stdin=stdin, merged=merged, limits=command.limits)
+            what = {**wrapped, "env": {WRAPPER_MARK: mark}}
         body = {
             **what,
             "working_dir": command.workdir,
@@ -151,7 +151,7 @@ class BoxliteSandbox:
             elif not is_silent(error) and upstream_of(error).code != "invalid_argument":
                 await self._blame_box(error)
             raise
-        if self._over.is_set():
+        if self._over.done():
             execution.on_sandbox_end(KILLED)
 
     def _proxy_for(self, env: Mapping[str, str]) -> Mapping[str, str]:
@@ -196,7 +196,7 @@ class BoxliteSandbox:
     def check_alive(self) -> None:
         if self._lost.done():
             raise WrongState("failed", f"the sandbox has ended: {self._lost.result()}")
-        if self._ending is not None or self._over.is_set():
+        if self._ending is not None or self._over.done():
             raise WrongState("destroyed", "the sandbox has ended")
 
     # --- loss
@@ -205,7 +205,7 @@ class BoxliteSandbox:
         return await asyncio.shield(self._lost)
 
     def lose(self, why: str) -> None:
-        if self._ending is not None or self._over.is_set() or self._lost.done():
+        if self._ending is not None or self._over.done() or self._lost.done():
             return
         self._lost.set_result(why)
         for execution in self._executions:
@@ -242,7 +242,7 @@ class BoxliteSandbox:
 
     async def _remove(self, mark: str, tried: asyncio.Event) -> None:
         for pause in self._server.timeouts.backoff:
-            if self._over.is_set() or self._lost.done():
+            if self._over.done() or self._lost.done():
                 break
             try:
                 await self.inside.sweep(mark)
@@ -278,7 +278,7 @@ class BoxliteSandbox:
     # --- the end
 
     async def destroy(self) -> None:
-        if self._over.is_set():
+        if self._over.done():
             return
         if self._ending is None:
             self._ending = self._loop.create_task(self._destroy())
@@ -294,7 +294,7 @@ class BoxliteSandbox:
                 self._ending = None
                 raise
             # Lost, and its server with it: the backend removes the box when the server is back.
-        self._over.set()
+        self._over.set_result(None)
         for execution in self._executions:
             execution.on_sandbox_end(KILLED)
         self._executions.clear()

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.backends.boxlite.scripts import script
+from app.core.models import ExecutionLimits
 
 SCRIPT = script("exact")
 PIECE_BYTES = 64 * 1024  # of output: what a pipe holds
 UNDER_WAY = 2  # pieces of a channel
+_NO_LIMITS = ExecutionLimits()
 STDIN_BYTES = 60 * 1024  # of a piece: with its line it is one frame, which the server passes on whole or not at all
 _TEXT_BYTES = -(-PIECE_BYTES // 3) * 4
 _TEXT_BYTES += _TEXT_BYTES // 76 + 1  # newlines
@@ -224,14 +226,27 @@ def _decoded(text: bytes) -> bytes:
 
 
 def wrapped_command(
-    argv: Sequence[str], env: Mapping[str, str], *, stdin: bool, merged: bool = False
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: bool,
+    merged: bool = False,
+    limits: ExecutionLimits = _NO_LIMITS,
 ) -> dict[str, object]:
-    """`command` and `args`, as the server takes them. `merged`: stderr goes into the pipe of stdout."""
+    """`command` and `args`, as the server takes them. `merged`: stderr goes into the pipe of stdout. `limits`: those of
+    setrlimit(2) are set."""
     # A program with `=` in its name would be a variable to env(1).
     command = ["/bin/sh", "-c", 'exec "$0" "$@"', *argv] if "=" in argv[0] else list(argv)
     variables = [f"{name}={value}" for name, value in env.items()]
-    how = ["open" if stdin else "none", "merged" if merged else "apart", str(len(variables))]
+    how = ["open" if stdin else "none", "merged" if merged else "apart", _rlimits(limits), str(len(variables))]
     return {"command": "sh", "args": ["-c", 'eval "$0"', SCRIPT, "start", *how, *variables, *command]}
+
+
+def _rlimits(limits: ExecutionLimits) -> str:
+    """Stack in KiB, descriptors, and size of a file in blocks of 512 bytes, as POSIX has the last."""
+    blocks = limits.file_mib and limits.file_mib * 2048
+    stack = limits.stack_mib and limits.stack_mib * 1024
+    return " ".join("-" if limit is None else str(limit) for limit in (stack, limits.open_files, blocks))
 
 
 def acknowledgement(letter: str, pieces: int) -> bytes:

@@ -56,6 +56,7 @@ CAPABILITIES = frozenset(
         Capability.STORAGE_MEMORY,
         Capability.STORAGE_DISK,
         Capability.EXECUTION_LIMITS,
+        Capability.EXECUTION_RLIMITS,
         Capability.FILESYSTEM_POLICY,
         Capability.SYSCALL_PROFILES,
         Capability.FILES,

@@ -23,7 +23,7 @@ from tests.null_backend import CAPABILITIES, NullBackend
     ],
 )
 def test_ceiling_of_the_sandbox_says_what_has_to_be_higher(asked: ExecutionLimits, way_out: str) -> None:
-    info = NullBackend(capabilities=CAPABILITIES | {Capability.EXECUTION_LIMITS}).info
+    info = NullBackend(capabilities=CAPABILITIES | {Capability.EXECUTION_LIMITS, Capability.EXECUTION_RLIMITS}).info
     with pytest.raises(LimitTooHigh) as refusal:
         check_execution_limits(asked, Limits(), info)
     assert str(refusal.value).endswith(way_out)

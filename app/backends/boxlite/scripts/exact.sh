@@ -1,9 +1,10 @@
 #!/bin/sh
 # Runs a command so that every byte of its output arrives as it was written, and the command waits when it is ahead.
 #
-#     sh -c 'eval "$0"' THIS start STDIN STDERR COUNT VARIABLE=VALUE... COMMAND ARGUMENT...
+#     sh -c 'eval "$0"' THIS start STDIN STDERR LIMITS COUNT VARIABLE=VALUE... COMMAND ARGUMENT...
 #
-# STDIN is `open` or `none`; STDERR is `apart`, or `merged` into the pipe of stdout; COUNT says how many variables follow.
+# STDIN is `open` or `none`; STDERR is `apart`, or `merged` into the pipe of stdout; LIMITS are three words: stack of a
+# process in KiB, its descriptors, a file in blocks of 512 bytes, or `-`; COUNT says how many variables follow.
 # In the end this shell becomes the command: process,
 # group, exit status, directory and arguments are the command's own. What carries its bytes is in another session, so no
 # signal to the command's group reaches it. It ends when nobody has the command's output open any more.
@@ -125,8 +126,8 @@ if [ "$1" = serve ]; then
 fi
 
 exec 3>&2 2>/dev/null 6<&0 9>&1
-stdin=$2 stderr=$3 count=$4 path=$PATH
-shift 4
+stdin=$2 stderr=$3 limits=$4 count=$5 path=$PATH
+shift 5
 for tool in dd base64 env setsid; do
   command -v $tool >/dev/null || give_up 125 "lacks $tool"
 done
@@ -163,6 +164,30 @@ case $why in
   denied) give_up 126 denied ;;
 esac
 
+# Limits of setrlimit(2), soft and hard. One that was lower stays. What is in force is read afterwards, as shells differ in
+# the units of `ulimit`.
+limit() { # limit OPTION UNIT LIMIT NAME
+  [ "$3" = - ] && return
+  (ulimit "$1" "$3") && ulimit "$1" "$3"
+  while read -r line; do
+    case $line in
+      "$4 "*)
+        # shellcheck disable=SC2086 # words: the soft limit, the hard limit
+        set -- "$(($2 * $3))" ${line#"$4"}
+        [ "$3" -le "$1" ] && return
+        ;;
+    esac
+  done </proc/self/limits
+  give_up 125 "cannot set limits"
+}
+set_limits() { # set_limits STACK FILES BLOCKS
+  limit -s 1024 "$1" "Max stack size"
+  limit -f 512 "$3" "Max file size"
+  [ "$2" = - ] || [ "$(ulimit -Hn)" -le "$2" ] || ulimit -n "$2" # last: to read a file takes a descriptor above 9
+}
+# shellcheck disable=SC2086 # three words
+[ "$limits" = "- - -" ] || (set_limits $limits) || exit 125
+
 # A here-document is a pipe; /proc opens its other end. A pipe that is made later may be smaller (pipe-user-pages-soft in
 # pipe(7)), so those in which pieces wait are made first.
 exec 4<<END 5<<END 1<<END 7<<END 8<<END
@@ -185,4 +210,6 @@ exec 1<>/proc/self/fd/1 7<>/proc/self/fd/7 8<>/proc/self/fd/8
 (setsid sh -c 'eval "$0"' "$0" serve "$stdin" &)
 exec </proc/self/fd/8 >/proc/self/fd/1 2>/proc/self/fd/7 3>&- 4<&- 5<&- 6<&- 7>&- 8>&- 9>&-
 [ "$stderr" = apart ] || exec 2>&1
+# shellcheck disable=SC2086 # three words. Here, as what carries the bytes shall not have them
+[ "$limits" = "- - -" ] || set_limits $limits
 exec env -u _ -u PWD -u OLDPWD -u SHLVL -u BULKHEAD_WRAPPER "$@"
