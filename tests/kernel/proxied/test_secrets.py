@@ -129,6 +129,17 @@ def test_a_host_whose_certificate_is_not_trusted_gets_nothing(
         impostor.close()
 
 
+def test_git_clones_with_a_secret_as_its_password(service: Service, internet: Internet, proxied: Proxied) -> None:
+    private = WebServer(internet.folder / "root", 8443, internet.authority.context, f"me:{CANARY}")
+    try:
+        sandbox = proxied.sandbox({"host": WWW, "ports": [8443], "http": [{}]}, secrets=SECRETS)
+        line = f'git ls-remote "https://me:$TOKEN@{WWW}:8443/git/it.git" main'
+        assert "refs/heads/main" in sh(service, sandbox, line)
+        assert [fields.get("authorization") for _, _, fields in private.requests][:2] == [None, private.authorization]
+    finally:
+        private.close()
+
+
 # --- where a value might be
 
 

@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,13 +106,17 @@ class Authority:
 
 
 class WebServer(http.server.ThreadingHTTPServer):
-    """Serves the files below `root`/HOST for each Host, and git repositories below /git/. Notes each request."""
+    """Serves the files below `root`/HOST for each Host, and git repositories below /git/. Notes each request. With
+    `credentials` (NAME:PASSWORD) it asks for them."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, root: Path, port: int, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, root: Path, port: int, context: ssl.SSLContext | None = None, credentials: str | None = None
+    ) -> None:
         self.root, self.context = root, context
+        self.authorization = None if credentials is None else f"Basic {b64encode(credentials.encode()).decode()}"
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         super().__init__((HOST, port), _Answer)
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -148,7 +153,9 @@ class _Answer(http.server.SimpleHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        if self.path.startswith("/git/"):
+        if self.server.authorization not in (None, self.headers.get("Authorization")):
+            self._send(401, {"WWW-Authenticate": 'Basic realm="it"'}, b"")
+        elif self.path.startswith("/git/"):
             self._git()
         elif self.path.startswith("/bytes/"):
             size = int(self.path.rpartition("/")[2])
