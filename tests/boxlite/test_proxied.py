@@ -22,7 +22,7 @@ from app.backends.boxlite.inside import BoxCommands
 from app.backends.boxlite.scripts import script
 from app.backends.egress_link import EgressLink
 from app.core.capabilities import Capability
-from app.core.errors import BackendUnavailable, IsolationUnavailable, PolicyNotSupported
+from app.core.errors import BackendUnavailable, Conflict, IsolationUnavailable, PolicyNotSupported
 from app.core.models import SandboxSpec
 from app.core.network_log import NetworkEvent
 from app.core.network_rules import parse_rule
@@ -246,6 +246,24 @@ async def test_create_without_an_egress_process_leaves_no_box(tmp_path: Path) ->
         with pytest.raises(BackendUnavailable, match="the egress process does not answer"):
             await r.sandbox("sbx_1", spec(f"{NAME}:443"))
         assert r.double.boxes == []
+
+
+async def test_rules_of_a_box_can_be_replaced_while_it_runs(tmp_path: Path) -> None:
+    async with proxied(tmp_path) as r:
+        sandbox = await r.sandbox("sbx_1", spec("other.example.org:443"))
+        codes = []
+        for rules in ((f"{NAME}:{r.port}",), ()):
+            await sandbox.change_network(spec(*rules).policy.network.rules)
+            run = await start(
+                sandbox, "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", f"http://{NAME}:{r.port}/"
+            )
+            await run.end()
+            codes.append(run.out)
+        assert codes == [b"200", b"403"]
+        assert sandbox.receipt["network"]["allow"] == []
+        rule = {"host": NAME, "ports": [443], "http": [{"methods": ["GET"]}]}
+        with pytest.raises(Conflict, match="no rule has http"):
+            await sandbox.change_network(spec(rule).policy.network.rules)
 
 
 async def test_end_of_a_sandbox_ends_its_credential(tmp_path: Path) -> None:
