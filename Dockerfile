@@ -21,9 +21,10 @@ COPY deploy/docker/bulkhead deploy/docker/gateway-start deploy/docker/launcher-s
     /opt/bulkhead/bin/
 RUN python3 -m compileall -q /opt/bulkhead/src
 
-# --- for all images
+# --- for all images. Certificates: of BoxLite servers for the gateway, of hosts for the egress process and for programs in
+# sandboxes.
 FROM ${BASE} AS all
-RUN apt-get update -q && apt-get install -qy --no-install-recommends python3 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update -q && apt-get install -qy --no-install-recommends python3 ca-certificates && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/bulkhead /opt/bulkhead
 ENV PATH=/opt/bulkhead/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 
@@ -37,9 +38,8 @@ RUN if [ -n "$PACKAGES" ]; then \
     fi
 ENTRYPOINT ["launcher-start"]
 
-# --- the egress process, for sandboxes with a network. It trusts servers by the certificates of this image.
+# --- the egress process, for sandboxes with a network
 FROM all AS egress
-RUN apt-get update -q && apt-get install -qy --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 # The folder of its socket is a volume, which gets this owner and mode: the gateway's group may enter.
 RUN groupadd --gid 10001 bulkhead && \
     useradd --uid 10002 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bulkhead-egress && \
