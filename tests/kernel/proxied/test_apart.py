@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import host
-from tests.kernel.proxied.conftest import ALLOW, Internet
+from tests.kernel.proxied.conftest import ALLOW, OPERATORS_SECRETS, Internet
 from tests.kernel.proxied.test_process import ASK
 from tests.kernel.proxied.world import NET
 from tests.kernel.talk import start
-from tests.kernel.test_standalone import egress, egress_folder, folder, gateway, launcher
+from tests.kernel.test_standalone import GATEWAY, egress, egress_folder, folder, gateway, launcher
 from tests.service import Service
 
 __all__ = ["folder"]  # a fixture
@@ -23,11 +24,11 @@ NETWORK = {"policy": {"network": {"mode": "proxy", "allow": ["www.example.org:80
 
 
 @contextmanager
-def apart(folder: Path) -> Iterator[tuple[Service, Path]]:
+def apart(folder: Path, **more: str) -> Iterator[tuple[Service, Path]]:
     """The gateway, and the path of the socket of an egress process that is not there yet."""
     socket, path = folder / "launcher.sock", egress_folder(folder)
     settings = {"BULKHEAD_EGRESS__SOCKET": str(path), "BULKHEAD_EGRESS__ALLOW": json.dumps(ALLOW)}
-    with launcher(socket), gateway(folder, socket, **settings) as service:
+    with launcher(socket), gateway(folder, socket, **settings, **more) as service:
         yield service, path
 
 
@@ -75,6 +76,24 @@ def test_missing_egress_process_refuses_sandboxes_with_a_network_and_no_others(
             host.until(lambda: reason(service) == "", "it is found")
             sandbox = service.create(**NETWORK)
             assert "200 OK" in service.run(sandbox, "python3", "-c", ASK)["stdout"]
+
+
+def test_gateway_reads_the_operators_secrets_itself(folder: Path, internet: Internet, settings: dict[str, str]) -> None:
+    secrets, certificate = folder / "secrets.toml", folder / "ca.pem"
+    secrets.touch(mode=0o600)
+    secrets.write_text(OPERATORS_SECRETS)
+    os.chown(secrets, GATEWAY, GATEWAY)
+    certificate.write_text(internet.authority.certificate.read_text())
+    certificate.chmod(0o644)
+    with apart(folder, BULKHEAD_EGRESS__SECRETS_FILE=str(secrets)) as (service, path):
+        with egress(path, BULKHEAD_EGRESS__CA_FILE=str(certificate), **settings):
+            rule = {"host": "www.example.org", "ports": [443], "http": [{}]}
+            policy = {"network": {"mode": "proxy", "allow": [rule]}}
+            sandbox = service.create(policy=policy, secrets={"KEY": {"from": "llm"}})
+            line = 'curl -sS -H "X-Key: $KEY" https://www.example.org/answer'
+            done = service.run(sandbox, "sh", "-c", line)
+            assert done["stdout"] == "answered\n", done
+            assert internet.tls.requests[-1][2]["x-key"] == "canary-operators-5d20"
 
 
 def epolls(pid: int) -> int:
