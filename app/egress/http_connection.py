@@ -63,7 +63,7 @@ class HttpSide:
 class HttpConnection:
     """`judge` returns the request for the host, and `put` the same with secrets, or it raises SecretRefused. `dial`
     connects to the host and raises NotDialled. `heard` is called when the first request has come, `refused` for each
-    request that is refused."""
+    request that is refused. `is_switched`: to WebSocket, so no more requests are judged."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class HttpConnection:
         self._program = HttpSide(turns, kept, program, h11.SERVER)
         self._upstream: HttpSide | None = None
         self._method = b""
+        self.is_switched = False
 
     async def run(self, first: bytes) -> None:
         """`first` was received before. Returns when the connection is over and has to be closed. Raises OSError, and
@@ -243,6 +244,7 @@ class HttpConnection:
     async def _switch(self, answer: HttpAnswer, upstream: HttpSide, body: asyncio.Future[None]) -> None:
         """To WebSocket, whose bytes pass unread."""
         await body
+        self.is_switched = True
         await self._program.send(answer_for_program(answer, SWITCH))
         await self._program.stream.send(upstream.http.trailing_data[0])
         await upstream.stream.send(self._program.http.trailing_data[0])

@@ -167,6 +167,33 @@ async def test_websocket_passes_in_both_directions() -> None:
         assert (await at.gateway.event())["verdict"] == "allowed"
 
 
+@pytest.mark.parametrize(
+    ("http", "goes_on"), [(EVERY, True), ([{"paths": ["/other"]}], False), ([{"methods": ["GET"]}], False)]
+)
+async def test_websocket_goes_on_while_its_rules_are_the_same(http: Sequence[Any], goes_on: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async with inspected(serve) as at:
+        reader, writer = await tls(at)
+        writer.write(request(at, "GET /chat HTTP/1.1", "Connection: Upgrade\r\nUpgrade: websocket\r\n"))
+        await reader.readuntil(b"\r\n\r\n")
+        wanted = [{"host": NAME, "ports": [at.port], "http": http}, {"host": "other.example.org", "ports": [at.port]}]
+        await at.network.change(list(map(parse_rule, wanted)), [])
+        if goes_on:
+            writer.write(b"frame")
+            assert await reader.readexactly(5) == b"frame"
+        else:
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            assert (await at.gateway.event())["reason"] == "changed"
+
+
 async def test_rule_without_http_leaves_tls_unread() -> None:
     rules = [{"host": NAME, "http": [{"methods": ["PUT"]}]}, {"host": "*.example.org"}]
     async with inspected(Host().serve, rules=rules) as at:
