@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ ALLOW = [
     {"host": "*", "ports": [5432, 6379], "raw": True},
     {"host": HOST, "ports": [7000], "raw": True},
 ]
+
+
+PACKAGES = Path(sysconfig.get_path("purelib"))  # libraries of the tests, which sandboxes may read
 
 
 @dataclass
@@ -79,6 +83,7 @@ def service(internet: Internet, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "BULKHEAD_EGRESS__RESOLVER": internet.names.address,
         "BULKHEAD_EGRESS__CA_FILE": str(internet.authority.certificate),
         "BULKHEAD_EGRESS__SECRETS_FILE": str(internet.secrets),
+        "BULKHEAD_PROCESS__ROOT_PATHS": str(PACKAGES),
     }
     with Service(tmp_path_factory.mktemp("data"), settings) as running:
         yield running

@@ -16,7 +16,7 @@ import pytest
 
 from tests.kernel import host
 from tests.kernel.proxied.conftest import ALLOW, Internet, Proxied
-from tests.kernel.proxied.test_programs import ANSWER, SCRIPTS
+from tests.kernel.proxied.test_programs import ANSWER, SCRIPTS, TRUST
 from tests.kernel.proxied.world import HOST, NET
 from tests.kernel.test_box_network import NETWORK, links
 from tests.require import PROGRAMS, require_program
@@ -70,7 +70,7 @@ def test_program_that_goes_by_its_environment_works(name: str, boxed: Proxied) -
     allow, script = SCRIPTS[name]
     sandbox = boxed.sandbox(*allow)
     script = "set -e -o pipefail; cd $(mktemp -d)\n" + textwrap.dedent(script)
-    done = boxed.service.run(sandbox, "bash", "-c", script, wait=30, env=ENVIRONMENT, timeout_seconds=20)
+    done = boxed.service.run(sandbox, "bash", "-c", script, wait=50, env={**ENVIRONMENT, **TRUST}, timeout_seconds=40)
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, ANSWER, ""), (done, boxed.events(sandbox))
     told = boxed.events(sandbox)
     assert {(event["kind"], event["verdict"], event["reason"]) for event in told} <= {("connection", "allowed", None)}

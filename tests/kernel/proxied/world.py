@@ -27,6 +27,9 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from tests.kernel import host
 
@@ -155,6 +158,8 @@ class _Answer(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.authorization not in (None, self.headers.get("Authorization")):
             self._send(401, {"WWW-Authenticate": 'Basic realm="it"'}, b"")
+        elif self.path == "/echo":
+            self._echo()
         elif self.path.startswith("/git/"):
             self._git()
         elif self.path.startswith("/bytes/"):
@@ -162,6 +167,22 @@ class _Answer(http.server.SimpleHTTPRequestHandler):
             self._send(200, {}, bytes(size))
         else:
             super().do_GET()
+
+    def _echo(self) -> None:
+        """A WebSocket that sends back what it gets."""
+        protocol = ServerProtocol()
+        head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        received = f"{self.requestline}\r\n{head}\r\n".encode()
+        while received:
+            protocol.receive_data(received)
+            for event in protocol.events_received():
+                if isinstance(event, Request):
+                    protocol.send_response(protocol.accept(event))
+                elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                    protocol.send_text(event.data)
+            self.wfile.write(b"".join(protocol.data_to_send()))
+            received = b"" if protocol.close_expected() else self.connection.recv(65_536)
+        self.close_connection = True
 
     def do_POST(self) -> None:
         self._git()
