@@ -169,9 +169,9 @@ class Telemetry:
         bounded."""
         if event.kind == "connection":
             self._connections.labels(runtime, event.verdict).inc()
-            self._network_bytes.labels(runtime, "sent").inc(event.bytes_sent)
-            self._network_bytes.labels(runtime, "received").inc(event.bytes_received)
-        if event.verdict == "refused":
+        self._network_bytes.labels(runtime, "sent").inc(event.bytes_sent)
+        self._network_bytes.labels(runtime, "received").inc(event.bytes_received)
+        if event.verdict != "allowed":
             reason = event.reason or "other"
             if reason not in self._network_reasons and len(self._network_reasons) >= NETWORK_REASONS:
                 reason = "other"

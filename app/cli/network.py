@@ -85,10 +85,17 @@ async def refused(client: Client, sandbox_id: str, since: str | None = None) -> 
 
 def advice(events: Sequence[Mapping[str, Any]], sandbox_id: str) -> list[str]:
     """A line for each host that was refused, with the option that would permit it."""
-    lines = [f"refused: {host_of(event)}: {_why(event)}{_option(event)}" for event in events[:LINES]]
+    lines = [f"refused: {host_of(event)}{_at(event)}: {_why(event)}{_option(event)}" for event in events[:LINES]]
     if len(events) > LINES:
         lines.append(f"refused: {len(events) - LINES} more; to list them: bulkhead network --refused {sandbox_id}")
     return lines
+
+
+def _at(event: Mapping[str, Any]) -> str:
+    """The address of a name that is refused for its address."""
+    from app.core.addresses import REASONS
+
+    return f" at {event['address']}" if event["name"] and event["address"] and event["reason"] in REASONS else ""
 
 
 def _why(event: Mapping[str, Any]) -> str:
@@ -103,8 +110,12 @@ def _why(event: Mapping[str, Any]) -> str:
 def _option(event: Mapping[str, Any]) -> str:
     host, is_raw = event["name"] or event["address"] or "", event["name"] is None
     match event["reason"]:
+        case "name" if event["port"] is None:
+            return f" (--allow {host}:{HTTPS}, if that is its port: a look-up names none)"
         case "name":
-            return f" (--allow {host}:{event['port'] or HTTPS})"
+            return f" (--allow {host_of(event)})"
+        case "silent":
+            return f" (--allow-raw {host_of(event)})"
         case "rule":
             return f" ({'--allow-raw' if is_raw else '--allow'} {host_of(event)})"
         case "protocol":

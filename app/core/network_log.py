@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.core.budget import Account
@@ -16,7 +16,7 @@ EVENT_BYTES = 1280
 REFUSED = 32  # distinct refusals that a summary has
 
 EventKind = Literal["name", "connection", "request"]
-NetworkVerdict = Literal["allowed", "refused"]
+NetworkVerdict = Literal["allowed", "refused", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,9 @@ class NetworkEvent:
     """A refused name, a connection, or a refused request inside one.
 
     `at`: when it was over, in seconds since 1970. `address`: the one that was dialled, or that the program asked for.
-    `rule`: the rule that permitted it, as people read it. `reason`: a word, why it was refused or was cut. Bytes are
+    `verdict`: `failed` where a rule permitted it, and the host or its name server was the reason. `rule`: the one that
+    permitted it, as people read it. `reason`: a word, why it was refused, failed or was cut. `execution_id`: None where
+    the sandbox has had more than one, as nobody knows then which one it was. Bytes are
     those of the program: what it sent, what it received.
     """
 
@@ -73,11 +75,18 @@ class NetworkLog:
         self._account: Account | None = None
         self.total = 0
         self.closed = False
+        self._executions = 0
+        self._execution: str | None = None  # the only one so far
         self._wakers: set[Callable[[], None]] = set()
 
     def charge(self, account: Account) -> None:
         """From now on events count towards the account. Where it has no room, the oldest ones go."""
         self._account = account
+
+    def began(self, execution_id: str) -> None:
+        """An execution of the sandbox is about to begin."""
+        self._executions += 1
+        self._execution = execution_id if self._executions == 1 else None
 
     # --- the writer's side
 
@@ -91,7 +100,7 @@ class NetworkLog:
             self._let_go()
         if self._account is not None:
             self._account.take(EVENT_BYTES)
-        self._events.append(LoggedEvent(self.total, event))
+        self._events.append(LoggedEvent(self.total, replace(event, execution_id=self._execution)))
         self.total += 1
         self._wake()
 

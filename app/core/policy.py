@@ -162,7 +162,7 @@ def narrow_rules(profile: Policy, asked: Sequence[object], operators: EgressPoli
         except ValueError as error:
             raise InvalidRequest.at(pointer, str(error)) from None
         _check_permitted(rule, pointer, profile.permitted, f"what the profile {profile.profile!r} permits")
-        _check_permitted(rule, pointer, operators.allow, "what the operator permits")
+        _check_permitted(rule, pointer, operators.allow, "what the operator permits (BULKHEAD_EGRESS__ALLOW)")
         _check_addresses(rule, pointer, operators.permit_nets)
         rules[rule] = None
     if (count := len(ports_of(rules))) > PORTS:
@@ -186,5 +186,8 @@ def _check_addresses(rule: NetworkRule, pointer: str, permit_nets: Sequence[IPNe
     if reason is not None:
         ceiling = ", ".join(map(str, permit_nets)) or "nothing"
         raise PolicyTooBroad(
-            pointer, ceiling, f"{rule.host} is not public ({reason}); beside public addresses may be reached: {ceiling}"
+            pointer,
+            ceiling,
+            f"{rule.host} is not public ({reason}); beside public addresses the operator permits "
+            f"(BULKHEAD_EGRESS__PERMIT_NETS): {ceiling}",
         )

@@ -382,6 +382,8 @@ class Sandbox:
         new = execution is None
         if execution is None:
             execution = self._executions.start(self._require(_RUNNING), command, execution_id)
+            if self._network_log is not None:
+                self._network_log.began(execution.id)
         elif not execution.repeats(command, with_env=self.state is not DESTROYED):
             raise Conflict(f"the id {execution.id!r} is taken by another execution of this sandbox")
         await execution.started.wait()

@@ -76,6 +76,8 @@ class ProgramConnection:
         self._dialled: IPAddress | None = None
         self._outside: list[socket.socket] = []
         self._sent = self._received = 0
+        self._sent_before = self._received_before = 0  # what requests have been told with
+        self._has_refused = self._has_dialled = False
         self._is_told = self._has_begun = self._is_cut = False
         self._is_raw = self._is_unread = False  # how its bytes pass, once that is decided
         self._serving: HttpConnection | None = None
@@ -92,7 +94,7 @@ class ProgramConnection:
         except Cut as cut:
             self._tell(cut.reason)
         except NotDialled as failure:
-            self._tell_failure(failure)
+            self._tell(failure.reason)
         except OSError:  # one side was reset, and so is the other
             pass
         except asyncio.CancelledError:
@@ -164,7 +166,7 @@ class ProgramConnection:
         try:
             outside = await self._dial()
         except NotDialled as failure:
-            self._tell_failure(failure)
+            self._tell(failure.reason)
             await self._say_goodbye(hello.alert)
             return
         await self._splice(outside, bytes(read))
@@ -245,7 +247,8 @@ class ProgramConnection:
         return await begin(self._turns, outside, name, self._dialled, self._count_received)
 
     def _request_refused(self, reason: str) -> None:
-        self._network.told.event("request", reason=reason, name=self._name, port=self._port, rule=self._rule_text)
+        self._has_refused = True
+        self._event("request", reason)
 
     @property
     def _rule_text(self) -> str | None:
@@ -258,9 +261,15 @@ class ProgramConnection:
         """Raises NotDialled."""
         while self._outside:
             self._close(self._outside.pop())
-        outside, self._dialled = await self._network.shared.dialler.dial(
-            self._turns, self._destination.address or self._destination.host, self._port, wide=self._wide
-        )
+        host = self._destination.address or self._destination.host
+        try:
+            outside, self._dialled = await self._network.shared.dialler.dial(
+                self._turns, host, self._port, wide=self._wide
+            )
+        except NotDialled as failure:
+            self._dialled = failure.address
+            raise
+        self._has_dialled = True
         self._outside.append(outside)
         return outside
 
@@ -293,23 +302,27 @@ class ProgramConnection:
             else:
                 connection.close()
 
-    def _tell_failure(self, failure: NotDialled) -> None:
-        self._dialled = failure.address
-        self._tell(failure.reason)
-
     def _tell(self, reason: str | None) -> None:
-        """Tells of the connection, once. The gateway knows of a refusal before the program does."""
+        """Tells of the connection, once, unless all that was in it are requests that were refused. The gateway knows of
+        a refusal before the program does."""
         if self._is_told:
             return
         self._is_told = True
+        if reason is not None or self._has_dialled or not self._has_refused:
+            self._event("connection", reason)
+
+    def _event(self, kind: str, reason: str | None) -> None:
+        """With the bytes since the event before."""
+        sent, received = self._sent - self._sent_before, self._received - self._received_before
+        self._sent_before, self._received_before = self._sent, self._received
         self._network.told.event(
-            "connection",
+            kind,
             reason=reason,
             name=self._name,
             address=self._dialled or self._destination.address,
             port=self._port,
             rule=self._rule_text,
-            bytes_sent=self._sent,
-            bytes_received=self._received,
+            bytes_sent=sent,
+            bytes_received=received,
             duration_seconds=round(time.monotonic() - self._began, 6),
         )

@@ -390,7 +390,7 @@ _EVENT = {
     "name": _is_text_or_none,
     "address": _is_text_or_none,
     "port": lambda value: value is None or (_is_number(value) and value <= 65535),
-    "verdict": lambda value: value in ("allowed", "refused"),
+    "verdict": lambda value: value in ("allowed", "refused", "failed"),
     "rule": _is_text_or_none,
     "reason": _is_text_or_none,
     "bytes_sent": _is_number,

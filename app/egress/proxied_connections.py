@@ -40,12 +40,12 @@ class TunnelConnection(ProxiedConnection):
         outside: socket.socket | None = None
         try:
             if self._rule is None:
-                raise NotDialled(Reason.RULE, self._destination.address)
+                raise NotDialled(Reason.RULE)
             if self._rule.raw:
                 self._is_raw = True
                 outside = await self._dial()
         except NotDialled as failure:
-            self._tell_failure(failure)
+            self._tell(failure.reason)
             await self._say_goodbye(problem_answer(failure.reason))
             return
         await self._turns.send(self._inside, _ESTABLISHED)

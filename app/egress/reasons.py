@@ -50,6 +50,17 @@ class Reason(StrEnum):
     DESCRIPTORS = "descriptors"
 
 
+# A rule permits it, and the host or its name server is the reason.
+FAILURES = frozenset(
+    (
+        Reason.NOT_FOUND,
+        Reason.RESOLVER,
+        Reason.UNREACHABLE,
+        Reason.TIMEOUT,
+        Reason.UPSTREAM,
+        Reason.UPSTREAM_TLS,
+    )
+)
 _SENTENCES = {
     Reason.NAME: "no rule permits the name",
     Reason.NAMES: "the sandbox has as many names as it may have",
@@ -63,7 +74,8 @@ _SENTENCES = {
     Reason.TLS_TRUST: "the client ended the TLS handshake: it does not trust the certificate authority of the sandbox",
     Reason.AUTHORITY: "the rule needs a certificate authority, and the sandbox has none",
     Reason.PROTOCOL: "the connection is neither TLS nor HTTP, and the rule is not raw",
-    Reason.SILENT: "the client did not say which host it means: it ended, or was silent for 10 seconds",
+    Reason.SILENT: "the client ended, or said nothing for 10 seconds. One that waits for the server (SSH, SMTP) needs a"
+    " raw rule",
     Reason.HTTP: "the request is not HTTP/1.1 that can be passed on safely",
     Reason.HTTP_HOST: "the request names another host than the one whose address was connected to, or none",
     Reason.SECRET_HOST: "the request carries the placeholder of a secret that is for another host",
@@ -86,7 +98,23 @@ _SENTENCES = {
 }
 
 
+# Of an address: the reasons of `core.addresses`.
+_KINDS = {
+    "metadata": "the address is that of a cloud's metadata service",
+    "unspecified": "the address is none: 0.0.0.0/8 or ::",
+    "loopback": "the address is one of the loopback's, on the machine of the service",
+    "private": "the address is a private one",
+    "link_local": "the address is for one link only (link-local)",
+    "shared": "the address is one that providers share among customers (100.64.0.0/10)",
+    "benchmarking": "the address is for benchmarks only (198.18.0.0/15, 2001:2::/48)",
+    "multicast": "the address is one for many hosts (multicast)",
+    "broadcast": "the address is one for all hosts (broadcast)",
+    "reserved": "the address is reserved, and nobody has it",
+    "own": "the address is one of the machine that the service runs on",
+}
+
+
 def sentence(reason: str) -> str:
     if reason in REASONS:
-        return f"the operator does not permit addresses of this kind: {reason.replace('_', ' ')}"
+        return f"{_KINDS[reason]}. The operator can permit its network: BULKHEAD_EGRESS__PERMIT_NETS"
     return _SENTENCES[Reason(reason)]

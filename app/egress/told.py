@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from app.egress.protocol import EventsDropped, NameGiven, NetworkEventTold, Report
 from app.egress.rates import Rate
+from app.egress.reasons import FAILURES
 
 PER_SECOND, BURST = 50, 500  # events of one sandbox
 SAME_SECONDS = 1.0  # in which one refusal is told once: a program asks for A and AAAA, and tries again
@@ -56,7 +57,7 @@ class Told:
         self.event(kind, reason=reason, **fields)
 
     def event(self, kind: str, *, reason: str | None = None, **fields: Any) -> None:
-        """With a reason it was refused. Fields that are not given are null or 0."""
+        """With a reason it was refused, or has failed. Fields that are not given are null or 0."""
         if self._reports.is_behind or not self._rate.take():
             self._dropped += 1
             if self._timer is None:
@@ -78,7 +79,7 @@ def _event(kind: str, reason: str | None, fields: dict[str, Any]) -> dict[str, A
         "name": name[:253] if name is not None else None,
         "address": str(address) if address is not None else None,
         "port": fields.get("port"),
-        "verdict": "allowed" if reason is None else "refused",
+        "verdict": "allowed" if reason is None else "failed" if reason in FAILURES else "refused",
         "rule": fields.get("rule"),
         "reason": None if reason is None else str(reason),
         "bytes_sent": fields.get("bytes_sent", 0),

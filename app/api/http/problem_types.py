@@ -178,10 +178,10 @@ TABLE = (
         e.PolicyTooBroad("/policy/network/mode", "none", "the profile allows no network"),
         "policy_too_broad",
         422,
-        "The policy asks for more than the profile allows",
-        "A client may only narrow the operator's profile. `pointer` names the part that is too broad, and `ceiling` "
-        "says what the profile allows there.",
-        (_POINTER, _member("ceiling", str, "what the profile allows")),
+        "The policy asks for more than the operator allows",
+        "A client may only narrow what the operator's profile and settings allow. `pointer` names the part that is too "
+        "broad, `ceiling` says what is allowed there, and `detail` which setting it is from.",
+        (_POINTER, _member("ceiling", str, "what the operator allows")),
     ),
     ProblemType(
         e.LimitTooHigh("/limits/memory_mib", 8192, 4096),

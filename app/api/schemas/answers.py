@@ -133,13 +133,15 @@ class NetworkEvent(AnswerSchema):
 
     at: datetime
     kind: EventKind
-    execution_id: str | None = Field(description="null: nobody knows which execution it was")
+    execution_id: str | None = Field(
+        description="null where the sandbox has had more than one: nobody knows then which it was"
+    )
     name: str | None = Field(description="the name that the program asked for")
     address: str | None = Field(description="the address that was dialled, or that the program asked for")
     port: int | None
     verdict: NetworkVerdict
     rule: str | None = Field(description="the rule that permitted it")
-    reason: str | None = Field(description="a word: why it was refused, or cut")
+    reason: str | None = Field(description="a word: why it was refused, failed or was cut")
     bytes_sent: int = Field(description="by the program")
     bytes_received: int = Field(description="by the program")
     duration_seconds: float

@@ -138,8 +138,10 @@ async def until(condition: Callable[[], bool]) -> None:
 # --- what is told
 
 
-async def run(client: httpx.AsyncClient, sandbox: str, *command: str) -> None:
-    await client.post(f"/sandboxes/{sandbox}/executions?wait_seconds=30", json={"command": list(command)})
+async def run(client: httpx.AsyncClient, sandbox: str, *command: str) -> str:
+    """Returns the id of the execution."""
+    answer = await client.post(f"/sandboxes/{sandbox}/executions?wait_seconds=30", json={"command": list(command)})
+    return str(answer.json()["id"])
 
 
 async def events(client: httpx.AsyncClient, sandbox: str, **query: Any) -> dict[str, Any]:
@@ -152,15 +154,16 @@ async def events(client: httpx.AsyncClient, sandbox: str, **query: Any) -> dict[
 async def test_connections_and_refusals_are_listed_in_their_order() -> None:
     async with proxied().client() as client:
         sandbox = await create(client, **network("a.test:443"))
-        await run(client, sandbox, "dial", "a.test", "443")
+        only = await run(client, sandbox, "dial", "a.test", "443")
         await run(client, sandbox, "dial", "b.test", "443")
         found = await events(client, sandbox)
         allowed, name = found["items"]
+        assert name["execution_id"] is None, "there are two by now"
         assert (found["next_cursor"], found["dropped"]) == (None, 0)
         assert datetime.fromisoformat(allowed.pop("at")).tzinfo is not None
         assert allowed == {
             "kind": "connection",
-            "execution_id": None,
+            "execution_id": only,
             "name": "a.test",
             "address": "203.0.113.1",
             "port": 443,

@@ -114,13 +114,15 @@ async def test_run_says_what_was_refused_and_which_option_would_permit_it() -> N
         said = await after(service, "run", *PROXY, "cmd")
         asked = service.asked()
     assert said == [
-        "bulkhead: refused: b.test: no rule permits the name (--allow b.test:443)",
+        "bulkhead: refused: b.test: no rule permits the name"
+        " (--allow b.test:443, if that is its port: a look-up names none)",
         "bulkhead: refused: c.test:8443: no rule permits this host at this port (--allow c.test:8443)",
         "bulkhead: refused: 203.0.113.7:22: no rule permits this host at this port (--allow-raw 203.0.113.7:22)",
         "bulkhead: refused: [2001:db8::1]:22: no rule permits this host at this port (--allow-raw [2001:db8::1]:22)",
         "bulkhead: refused: db.test:5432: the connection is neither TLS nor HTTP, and the rule is not raw"
         " (--allow-raw db.test:5432)",
-        "bulkhead: refused: inside.test:443: the operator does not permit addresses of this kind: private",
+        "bulkhead: refused: inside.test:443 at 203.0.113.7: the address is a private one."
+        " The operator can permit its network: BULKHEAD_EGRESS__PERMIT_NETS",
         "bulkhead: refused: d.test:443: a_word_of_tomorrow",
     ]
     assert asked == [*WHOLE_LIFE[:-1], NETWORK, WHOLE_LIFE[-1]]

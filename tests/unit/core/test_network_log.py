@@ -115,3 +115,13 @@ def test_a_summary_of_refusals_is_bounded() -> None:
     log.add(event("n0.test", verdict="refused"))
     found = log.refused()
     assert (len(found), found[0].count) == (REFUSED, 2)
+
+
+def test_execution_is_told_while_it_is_the_only_one() -> None:
+    log = NetworkLog()
+    log.add(event())
+    log.began("exe_1")
+    log.add(event())
+    log.began("exe_2")
+    log.add(event())
+    assert [logged.event.execution_id for logged in log] == [None, "exe_1", None]

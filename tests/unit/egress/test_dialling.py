@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.egress.dialling import OwnAddresses, endpoint
+from app.egress.reasons import FAILURES
 from app.egress.times import Times
 from tests.unit.egress.support import GIVEN, HOST, NAME, echo, site
 
@@ -23,7 +24,7 @@ async def refusal(addresses: list[str], **options: Any) -> tuple[str, str | None
         with pytest.raises(ConnectionResetError):
             await at.ask(b"x")
         event = await at.gateway.event()
-        assert event["verdict"] == "refused"
+        assert event["verdict"] == ("failed" if event["reason"] in FAILURES else "refused")
         return event["reason"], event["address"]
 
 
@@ -89,6 +90,13 @@ async def test_next_address_is_tried_when_one_refuses() -> None:
 
 async def test_name_without_an_address_is_told() -> None:
     assert await refusal([]) == ("not_found", None)
+
+
+def test_failure_of_a_host_is_no_refusal() -> None:
+    """Nothing that a rule could change, and all of it the host's or its name server's."""
+    assert {str(reason) for reason in FAILURES} == {
+        *("not_found", "resolver", "unreachable", "timeout", "upstream", "upstream_tls")
+    }
 
 
 async def test_host_that_refuses_is_told() -> None:

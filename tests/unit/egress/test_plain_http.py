@@ -243,6 +243,24 @@ async def test_other_host_is_refused_and_the_connection_goes_on(host: str | None
         assert (event["kind"], event["verdict"], event["reason"]) == ("request", "refused", "http_host")
 
 
+async def test_refused_request_is_one_event_with_its_bytes() -> None:
+    """No connection is told beside it: none of it reached the host. With one that did, both are told, and no byte
+    twice."""
+    async with site(Host().serve) as at:
+        wrong, right = request(at, host="other.example"), request(at)
+        await at.ask(wrong)
+        await at.ask(wrong + right)
+        told = [await at.gateway.event(number) for number in range(3)]
+        assert len(at.gateway.events) == 3
+        assert [(event["kind"], event["verdict"]) for event in told] == [
+            ("request", "refused"),
+            ("request", "refused"),
+            ("connection", "allowed"),
+        ]
+        assert told[0]["bytes_sent"] == len(wrong)
+        assert told[1]["bytes_sent"] + told[2]["bytes_sent"] == len(wrong + right)
+
+
 @pytest.mark.parametrize(
     ("target", "passes"),
     [
