@@ -133,6 +133,12 @@ def test_create_that_fails_afterwards_leaves_nothing(trusting: Launched) -> None
     assert len(host.descriptors(trusting[1].pid)) <= len(before) + 4
 
 
+def test_host_without_certificates_has_the_authority_alone(launched: Launched) -> None:
+    """The template of this launcher has no certificates."""
+    with sandbox(launched, authority=PEM) as made:
+        assert made.shell(f"ls /etc/ssl/certs; cat {CERTIFICATE}") == Path(CERTIFICATE).name + "\n" + PEM.decode()
+
+
 def test_java_reads_the_store(trusting: Launched) -> None:
     require_program("java")
     listed = "keytool -list -cacerts -storepass changeit 2> /dev/null | grep -c trustedCertEntry"
