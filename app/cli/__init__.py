@@ -8,7 +8,7 @@
 ``replay``      stored output                          ``endings``     how an exit becomes an exit status
 ``private_modes``  what a program left on in our terminal
 ``show``        tables, JSON and one-line errors       ``gaps``        what is said about dropped bytes
-``network``     what a sandbox did with its network
+``network``     what a sandbox did with its network     ``options``     which option a refusal is about
 ``host``, ``boxlite``, ``kvm``  what `probe` tries
 
 Starting must be quick: a module imports late what only some commands need.
@@ -23,6 +23,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Sequence
 
 FAILED = 125  # as env(1), nice(1) and docker run
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Never raises. A failure is one line on stderr and the status 125."""
     _keep_standard_descriptors()
     gc.disable()  # a collection in the middle of 500 imports costs 20 ms and finds nothing; the commands enable it
+    typed: Namespace | None = None
     try:
         from app.cli.parser import parse
 
@@ -51,12 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return BROKEN_PIPE
     except Exception as error:  # a traceback's status 1 would be taken for the program's own
-        return _explain(error)
+        return _explain(error, typed)
     finally:
         gc.freeze()  # the interpreter's end collects once more: 20 to 40 ms over what will be gone anyway
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, typed: Namespace | None) -> int:
     from app.cli.show import say
 
     if os.environ.get("BULKHEAD_CLIENT_DEBUG") == "1":
@@ -64,10 +66,21 @@ def _explain(error: Exception) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, UsageError) or _is_clients_own(error):
-        say(str(error))
+        say(_sentence(error, typed))
     else:
         say(f"{type(error).__name__}: {error} (BULKHEAD_CLIENT_DEBUG=1 shows where)")
     return FAILED
+
+
+def _sentence(error: Exception, typed: Namespace | None) -> str:
+    if isinstance(error, UsageError) or typed is None:
+        return str(error)
+    from app.cli.options import option_of
+    from app.client import ServiceProblem
+
+    if isinstance(error, ServiceProblem):
+        return error.sentence(lambda pointer: option_of(pointer, typed))
+    return str(error)
 
 
 def _is_clients_own(error: Exception) -> bool:

@@ -36,9 +36,25 @@ async def show(client: Client, sandbox_id: str, verdict: str | None, *, as_json:
     found = [event async for event in client.network_events(sandbox_id, verdict)]
     if as_json:
         put_json(found)
+    elif found:
+        columns = ["AT", "VERDICT", "SENT", "RECEIVED", "REASON", "HOST"]  # the last may be long, and moves no other
+        put_table(columns, [_row(event) for event in found])
     else:
-        columns = ["AT", "VERDICT", "HOST", "SENT", "RECEIVED", "REASON"]
-        put_table(columns, [[short_time(event["at"]), *_cells(event)] for event in found], wrapped=["HOST"])
+        say(await _why_nothing(client, sandbox_id, verdict))
+
+
+def _row(event: Mapping[str, Any]) -> list[str]:
+    verdict, host, *others = _cells(event)
+    return [short_time(event["at"]), verdict, *others, host]
+
+
+async def _why_nothing(client: Client, sandbox_id: str, verdict: str | None) -> str:
+    mode = (await client.sandbox(sandbox_id))["policy"]["network"]["mode"]
+    if mode == "none":
+        return f"the sandbox {sandbox_id} has no network (--network proxy --allow HOST:PORT gives one)"
+    if mode != "proxy":
+        return f"the network of the sandbox {sandbox_id} is {mode}: its connections are not known here"
+    return f"the sandbox {sandbox_id} has {'been refused nothing' if verdict else 'used no network'} so far"
 
 
 async def follow(client: Client, sandbox_id: str, verdict: str | None, *, as_json: bool) -> None:

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Self
 
+from app.cli.show import SHOWN, message
+
 PIECE = 64 * 1024
 DESCRIPTORS = {"stdout": 1, "stderr": 2}
 WINDOW = 1024 * 1024  # bytes that may wait for a slow reader before the stream is read no further
@@ -36,7 +38,7 @@ class Sink:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, bytes, bool] | None] = queue.SimpleQueue()
         self._waiting = 0
         self._written = asyncio.Event()
         self._failure: OutputClosed | None = None
@@ -65,13 +67,21 @@ class Sink:
         self.put(descriptor, data)
         await self._until_below(WINDOW)
 
+    async def say(self, text: str, end: str = "\n") -> None:
+        """A message of our own, on stderr, behind what was written before it."""
+        self._put(2, message(text, end), is_message=True)
+        await self._until_below(WINDOW)
+
     def put(self, descriptor: int, data: bytes) -> None:
+        self._put(descriptor, data, is_message=False)
+
+    def _put(self, descriptor: int, data: bytes, *, is_message: bool) -> None:
         if self._thread is None:
             # A daemon: a blocked write must not keep us from ending.
             self._thread = threading.Thread(target=self._work, name="sink", daemon=True)
             self._thread.start()
         self._waiting += len(data)
-        self._queue.put((descriptor, data))
+        self._queue.put((descriptor, data, is_message))
 
     async def drain(self) -> None:
         """Returns when everything is written or nothing more can be."""
@@ -84,11 +94,13 @@ class Sink:
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            descriptor, data = item
+            descriptor, data, is_message = item
             try:
-                view = memoryview(data)
+                shown = SHOWN.own_line(data) if is_message else data
+                view = memoryview(shown)
                 while view:
                     view = view[os.write(descriptor, view) :]
+                SHOWN.note(descriptor, shown)
             except OSError as error:
                 self._tell(functools.partial(self._fail, OutputClosed(descriptor, error)))
                 return

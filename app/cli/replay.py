@@ -6,7 +6,6 @@ from app.cli import FAILED
 from app.cli.endings import status_of
 from app.cli.gaps import Gaps
 from app.cli.pipes import DESCRIPTORS, OutputClosed, Sink
-from app.cli.show import message
 from app.client import Client, ClientError
 from app.client.stream import Exited, Gap, Output
 
@@ -32,12 +31,12 @@ async def replay(client: Client, sandbox_id: str, execution_id: str, *, follow: 
 
 async def _warn(sink: Sink, gaps: Gaps, gap: Gap) -> None:
     if (warning := gaps.add(gap)) is not None:
-        await sink.write(2, message(warning))
+        await sink.say(warning)
 
 
 async def _sum_up(sink: Sink, gaps: Gaps) -> None:
     for line in gaps.summary():
-        await sink.write(2, message(line))
+        await sink.say(line)
 
 
 async def _follow(client: Client, sandbox_id: str, execution_id: str, sink: Sink, gaps: Gaps) -> int:
@@ -52,7 +51,7 @@ async def _follow(client: Client, sandbox_id: str, execution_id: str, sink: Sink
                     await _sum_up(sink, gaps)
                     status, sentence = status_of(event.exit, event.exit_code)
                     if sentence is not None:
-                        await sink.write(2, message(sentence))
+                        await sink.say(sentence)
                     return status
     return FAILED
 

@@ -17,7 +17,7 @@ from app.cli.gaps import Gaps
 from app.cli.interrupts import ENDING, GRACE_SECONDS, Interrupts, Stopped
 from app.cli.pipes import DESCRIPTORS, OutputClosed, Sink, pour, wanted
 from app.cli.private_modes import PrivateModes
-from app.cli.show import is_terminal, message, put_json, say
+from app.cli.show import is_terminal, put_json, say
 from app.cli.terminal import DetachKeys, Raw
 from app.client import Client, ClientError, ServiceProblem
 from app.client.stream import Exited, Gap, Output, StdinTakenOver, Stream
@@ -264,11 +264,11 @@ class Session:
                 case Gap():
                     self._truncated[event.channel] = True
                     if (warning := self._gaps.add(event)) is not None:
-                        await sink.write(2, message(warning, self._line_end))
+                        await sink.say(warning, self._line_end)
                 case StdinTakenOver():
                     leaves = "" if self.order.execution.get("tty") is None else "; Ctrl-P Ctrl-Q leaves"
                     told = f"another client took stdin over; this one watches{leaves}"
-                    await sink.write(2, message(told, self._line_end))
+                    await sink.say(told, self._line_end)
                 case Exited():
                     self._ended = True
                     return event
@@ -303,7 +303,7 @@ class Session:
         sentence = shell_line(event.exit, status, self.order.execution["command"]) or sentence
         for line in (*self._gaps.summary(), sentence):
             if line is not None:
-                await sink.write(2, message(line))
+                await sink.say(line)
         self.service_ends = event.exit.get("detail") == SERVICE_ENDS
         self._result = {
             "sandbox_id": self.sandbox_id,

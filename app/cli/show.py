@@ -24,9 +24,30 @@ def message(text: str, end: str = "\n") -> bytes:
     return f"bulkhead: {plain(text)}{end}".encode(errors="backslashreplace")
 
 
+class ShownOutput:
+    """What a program has left on our terminal: whether its last line is still open."""
+
+    def __init__(self) -> None:
+        self._is_line_open = False
+
+    def note(self, descriptor: int, data: bytes) -> None:
+        if data and os.isatty(descriptor):
+            self._is_line_open = not data.endswith(b"\n")
+
+    def own_line(self, message: bytes) -> bytes:
+        """The message, on a line of its own where it would continue the program's."""
+        begin = b"\r\n" if self._is_line_open and os.isatty(2) else b""
+        return begin + message
+
+
+SHOWN = ShownOutput()
+
+
 def say(text: str, end: str = "\n") -> None:
+    data = SHOWN.own_line(message(text, end))
     with contextlib.suppress(OSError):  # nobody listens
-        _write(2, message(text, end))
+        _write(2, data)
+    SHOWN.note(2, data)
 
 
 def put(text: str) -> None:
@@ -94,7 +115,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequen
     terminal = Console()
     widths = _widths(columns, rows, wrapped, terminal.width - len(columns))
     if widths is None:
-        _draw_below(columns, rows, wrapped)
+        (_draw_below if wrapped else _draw_lines)(columns, rows, wrapped)
         return
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for column, width in zip(columns, widths, strict=True):
@@ -122,7 +143,7 @@ def _widths(
     if sum(least) <= room:
         return _shared(least, whole, room)
     if any(name not in wrapped for name in columns):
-        return None if wrapped else whole
+        return None
     return _shared(_shared([cell_len(name) for name in columns], words, room), whole, room)
 
 
@@ -131,6 +152,19 @@ def _shared(widths: Sequence[int], wanted: Sequence[int], room: int) -> Sequence
     lacks = [max(want - width, 0) for want, width in zip(wanted, widths, strict=True)]
     given = min(max(room - sum(widths), 0), sum(lacks))
     return [width + given * lack // (sum(lacks) or 1) for width, lack in zip(widths, lacks, strict=True)]
+
+
+def _draw_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], _: Sequence[str]) -> None:
+    """Each row is one line, which only the terminal wraps. A short row stays short beside a long one."""
+    from rich.cells import cell_len, set_cell_size
+    from rich.console import Console
+    from rich.text import Text
+
+    terminal = Console()
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        line = " ".join(set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        terminal.print(Text(line, style="bold" if row is columns else ""), soft_wrap=True)
 
 
 def _draw_below(columns: Sequence[str], rows: Sequence[Sequence[str]], wrapped: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
@@ -30,10 +30,14 @@ class ServiceProblem(ClientError):
         self.problem = dict(problem)
         self.status = problem.get("status")
         self.slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
+        super().__init__(self.sentence(str))
+
+    def sentence(self, name_of: Callable[[str], str]) -> str:
+        """`str(error)`, with the names that `name_of` gives to the pointers of wrong fields."""
+        problem = self.problem
         parts = [str(problem.get("title") or "the service refused")]
-        fields = [
-            f"{e.get('pointer')}: {e.get('detail')}" for e in problem.get("errors") or () if isinstance(e, Mapping)
-        ]
+        errors = [error for error in problem.get("errors") or () if isinstance(error, Mapping)]
+        fields = [f"{name_of(str(error.get('pointer')))}: {error.get('detail')}" for error in errors]
         if fields:
             parts.append("; ".join(fields))
         elif problem.get("detail"):
@@ -41,7 +45,7 @@ class ServiceProblem(ClientError):
         parts += _extras(problem, " ".join(parts))
         if self.status == 401:
             parts.append("the key is read from BULKHEAD_CLIENT_KEY")
-        super().__init__(": ".join(parts))
+        return ": ".join(parts)
 
 
 def _extras(problem: Mapping[str, Any], said: str) -> Iterator[str]:

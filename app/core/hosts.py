@@ -26,6 +26,8 @@ def normal_host(host: str) -> str:
     text = host.strip().lower().removesuffix(".")
     net = net_of(text)
     if net is not None:
+        if "/" in text and (inside := ipaddress.ip_interface(text)).ip != inside.network.network_address:
+            raise ValueError(f"{host[:80]} is an address inside a network: write {net}, or {inside.ip} alone")
         return str(net.network_address) if net.prefixlen == net.max_prefixlen else str(net)
     if text == ANY_NAME or is_name(text.removeprefix("*.")):
         return text

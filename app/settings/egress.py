@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import ssl
 from ipaddress import IPv4Address, IPv4Network
@@ -32,14 +31,14 @@ def proxy_host(network: IPv4Network) -> IPv4Address:
 
 def _rules(value: Any) -> Any:
     """`HOST:PORT,HOST:PORT` as well as a JSON list, whose items may be objects."""
-    items = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else split(value)
+    items = split(value, '["pypi.org:443", {"host": "10.0.0.0/8", "ports": [5432], "raw": true}]')
     if not isinstance(items, list | tuple):
         raise ValueError("must be a list of rules")
     return tuple(item if isinstance(item, NetworkRule) else parse_rule(item) for item in items)
 
 
 def _nets(value: Any) -> Any:
-    value = split(value)
+    value = split(value, '["10.0.0.0/8", "fd00::/8"]')
     return tuple(map(_net, value)) if isinstance(value, list | tuple) else value
 
 

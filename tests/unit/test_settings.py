@@ -90,6 +90,17 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("BULKHEAD_LIMITS__MEMORY_MIB__DEFAULT", "1", "memory_mib: must be at least 16"),
         ("BULKHEAD_LIMITS__PROCESSES__DEFAULT", "1.5", "processes: must be whole numbers"),
         ("BULKHEAD_LIMITS__CPUS__CEILING", "inf", "BULKHEAD_LIMITS__CPUS__CEILING: must be a finite number"),
+        (
+            "BULKHEAD_EGRESS__ALLOW",
+            '["a.test:443"',
+            'BULKHEAD_EGRESS__ALLOW: is not JSON at character 14: write a list such as ["pypi.org:443", {"host": ',
+        ),
+        (
+            "BULKHEAD_ALLOWED_HOSTS",
+            "[a.test]",
+            'BULKHEAD_ALLOWED_HOSTS: is not JSON at character 2: write a list such as ["a", "b"], or items with commas',
+        ),
+        ("BULKHEAD_EGRESS__PERMIT_NETS", "[10.0.0.0/8]", 'is not JSON at character 6: write a list such as ["10.0'),
         ("BULKHEAD_LIMITS", "x", "BULKHEAD_LIMITS: must be JSON"),
         ("BULKHEAD_BOXLITE", "x", "BULKHEAD_BOXLITE: must be JSON"),
         ("BULKHEAD_BOXLITE__IMAGES", "busybox", 'BULKHEAD_BOXLITE__IMAGES: must be JSON, such as {"NAME": …}'),

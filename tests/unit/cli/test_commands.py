@@ -97,7 +97,7 @@ async def test_problem_is_one_line_with_every_wrong_field() -> None:
             errors=[{"pointer": "/env/A", "detail": "x"}, {"pointer": "/workdir", "detail": "y\n"}],
         )
         ended = await bulkhead(service.url, "create")
-    assert (ended.status, ended.stderr) == (125, "bulkhead: The request is invalid: /env/A: x; /workdir: y \n")
+    assert (ended.status, ended.stderr) == (125, "bulkhead: The request is invalid: --env A: x; --workdir: y \n")
 
 
 async def test_key_is_sent_as_a_header_and_never_shown() -> None:

@@ -237,7 +237,7 @@ async def test_sandbox_is_destroyed_when_the_command_is_refused() -> None:
         )
         process = await begin(service.url, "run", "")
         _, err = await process.communicate()
-    assert (process.returncode, err) == (125, b"bulkhead: invalid request: /command/0: is empty\n")
+    assert (process.returncode, err) == (125, b"bulkhead: invalid request: the command: is empty\n")
     assert service.asked()[-1] == DESTROY
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from app.cli.bodies import sandbox_body
 from app.cli.network import LINES
 from app.cli.parser import parse
 from tests.unit.cli.fake_service import BASE, SANDBOX, Answer, FakeService, answer, fake_service, problem
+from tests.unit.cli.screen import screen
 from tests.unit.cli.test_run import EXECUTIONS, STREAM, WHOLE_LIFE, ending
 from tests.unit.cli.typed import bulkhead
 
@@ -194,12 +196,45 @@ async def test_events_are_a_table() -> None:
         shown = await bulkhead(service.url, "network", SANDBOX)
         told = await bulkhead(service.url, "network", SANDBOX, "--refused", "--json")
     assert shown.stdout.decode().splitlines() == [
-        "AT                    VERDICT  HOST           SENT       RECEIVED  REASON",
-        "2030-01-02T03:04:05Z  allowed  a.test:443     812 bytes  39 KiB",
-        "2030-01-02T03:04:05Z  refused  b.test\\x1b[2J  0 bytes    39 KiB    name",
+        "AT                    VERDICT  SENT       RECEIVED  REASON  HOST",
+        "2030-01-02T03:04:05Z  allowed  812 bytes  39 KiB            a.test:443",
+        "2030-01-02T03:04:05Z  refused  0 bytes    39 KiB    name    b.test\\x1b[2J",
     ]
     assert json.loads(told.stdout)[0]["name"] == "a.test"
     assert [request.query.get("verdict") for request in service.requests] == [None, "refused"]
+
+
+async def test_a_long_host_makes_no_row_but_its_own_longer_on_a_terminal() -> None:
+    """Of 80 columns. The last one is the host's, so the terminal wraps that row alone, and nothing is cut off."""
+    long = f"{'a' * 60}.test"
+    async with fake_service() as service, screen() as terminal:
+        service.answers[NETWORK] = page(event(), event(long, "name", bytes_sent=0), event("z.test"))
+        terminal.resize(24, 80)
+        process = await terminal.begin(service.url, "network", SANDBOX, env={"TERM": "xterm", "COLUMNS": "80"})
+        assert await process.wait() == 0
+        await terminal.until(b"z.test:443")
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in terminal.shown.decode().splitlines()]
+    assert [line.split()[-1] for line in lines] == ["HOST", "a.test:443", f"{long}:443", "z.test:443"]
+    assert [len(line) <= 80 for line in lines] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "said"),
+    [
+        ("none", [], "has no network (--network proxy --allow HOST:PORT gives one)"),
+        ("direct", [], "is direct: its connections are not known here"),
+        ("proxy", [], "has used no network so far"),
+        ("proxy", ["--refused"], "has been refused nothing so far"),
+    ],
+)
+async def test_who_asks_about_no_events_is_told_why(mode: str, options: list[str], said: str) -> None:
+    async with fake_service() as service:
+        service.answers[NETWORK] = page()
+        service.answers[f"GET {BASE}"] = answer(200, {"id": SANDBOX, "policy": {"network": {"mode": mode}}})
+        shown = await bulkhead(service.url, "network", SANDBOX, *options)
+        listed = await bulkhead(service.url, "network", SANDBOX, *options, "--json")
+    assert (shown.status, shown.stdout, listed.stdout) == (0, b"", b"[]\n")
+    assert SANDBOX in shown.stderr and shown.stderr.endswith(f"{said}\n")
 
 
 async def test_who_follows_gets_lines_until_the_sandbox_ends() -> None:

@@ -223,3 +223,49 @@ def as_a_shell_would(terminal: Screen, modes: list[object]) -> None:
 async def stopped(pid: int) -> None:
     """The kernel tells a parent that its child stopped."""
     await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WSTOPPED)
+
+
+# --- messages of our own, beside what a program prints
+
+
+@pytest.mark.parametrize(("printed", "shown"), [(b"half a line", b"half a line\r\n"), (b"a line\n", b"a line\r\n")])
+@pytest.mark.parametrize("channel", [1, 2])
+async def test_a_message_begins_a_line_of_its_own(printed: bytes, shown: bytes, channel: int) -> None:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        await wire.output(printed, channel)
+        await wire.exit("timeout", None, -9, detail="still running after 2 s")
+
+    said = b"bulkhead: timeout: still running after 2 s"
+    async with fake_service(program) as service, screen() as terminal:
+        process = await terminal.begin(service.url, "run", "true")
+        await process.wait()
+        await terminal.until(said)
+    assert terminal.shown.replace(b"\r\r\n", b"\r\n") == shown + said + b"\r\n"
+
+
+async def test_a_message_in_a_pipe_stays_as_it_is() -> None:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        await wire.output(b"half a line")
+        await wire.exit("timeout", None, -9, detail="still running after 2 s")
+
+    async with fake_service(program) as service:
+        ended = await bulkhead(service.url, "run", "true")
+    assert (ended.stdout, ended.stderr) == (b"half a line", "bulkhead: timeout: still running after 2 s\n")
+
+
+async def test_an_error_behind_half_a_line_begins_a_line_of_its_own() -> None:
+    async def program(wire: Wire) -> None:
+        await wire.start()
+        await wire.output(b"half a line")
+        await wire.text(type="problem", problem={"title": "Internal error", "detail": "x", "status": 500})
+        await wire.close(1011)
+
+    async with fake_service(program) as service, screen() as terminal:
+        process = await terminal.begin(service.url, "run", "true")
+        assert await process.wait() == 125
+        await terminal.until(b"bulkhead: ")
+    assert terminal.shown.startswith(b"half a line\r\nbulkhead: ") or terminal.shown.startswith(
+        b"half a line\r\r\nbulkhead: "
+    )

@@ -26,7 +26,7 @@ from app.core.network_rules import NetworkRule, covers, parse_rule, paths_of, po
         ("xn--mnchen-3ya.example:443", NetworkRule("xn--mnchen-3ya.example", (443,))),
         ({"host": "a.test", "ports": [8443, 443, 443]}, NetworkRule("a.test", (443, 8443))),
         ({"host": "a.test", "ports": [1], "raw": True}, NetworkRule("a.test", (1,), raw=True)),
-        ({"host": "203.0.113.9/24", "ports": [5432], "raw": True}, NetworkRule("203.0.113.0/24", (5432,), True)),
+        ({"host": "203.0.113.0/24", "ports": [5432], "raw": True}, NetworkRule("203.0.113.0/24", (5432,), True)),
         ({"host": "203.0.113.9/32", "ports": [65535], "raw": True}, NetworkRule("203.0.113.9", (65535,), True)),
         ({"host": "2001:DB8::1", "ports": [22], "raw": True}, NetworkRule("2001:db8::1", (22,), True)),
         ({"host": "::ffff:203.0.113.0/120", "ports": [22], "raw": True}, NetworkRule("203.0.113.0/24", (22,), True)),
@@ -40,6 +40,9 @@ def test_a_rule_has_one_normal_form(value: Any, rule: NetworkRule) -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
+        ({"host": "10.0.0.1/8", "ports": [22], "raw": True}, "write 10.0.0.0/8, or 10.0.0.1 alone"),
+        ({"host": "2001:db8::7/64", "ports": [22], "raw": True}, "write 2001:db8::/64, or 2001:db8::7 alone"),
+        ({"host": "::ffff:10.0.0.1/104", "ports": [22], "raw": True}, "write 10.0.0.0/8, or"),
         ("example.org", "has no port"),
         ("", "has no port"),
         (":443", "not a host name"),
