@@ -41,6 +41,17 @@ ALLOW = [
     {"host": HOST, "ports": [7000], "raw": True},
 ]
 
+PROFILES = """
+[[api.network.allow]]
+host = "code.example.org"
+ports = [443]
+
+[[api.network.allow]]
+host = "www.example.org"
+ports = [443]
+http = [{methods = ["GET"], paths = ["/answer", "/bytes/*"]}]
+"""
+
 
 PACKAGES = Path(sysconfig.get_path("purelib"))  # libraries of the tests, which sandboxes may read
 
@@ -77,7 +88,10 @@ def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
 
 @pytest.fixture(scope="package")
 def service(internet: Internet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    profiles = internet.folder / "profiles.toml"
+    write(profiles, PROFILES)
     settings = {
+        "BULKHEAD_PROFILES": str(profiles),
         "BULKHEAD_EGRESS__ALLOW": json.dumps(ALLOW),
         "BULKHEAD_EGRESS__PERMIT_NETS": NET,
         "BULKHEAD_EGRESS__RESOLVER": internet.names.address,
