@@ -80,8 +80,7 @@ class ProgramConnection:
         self._has_refused = self._has_dialled = False
         self._is_told = self._has_begun = self._is_cut = False
         self._is_raw = self._is_unread = False  # how its bytes pass, once that is decided
-        self._serving: HttpConnection | None = None
-        self._judged_by: Sequence[HttpRule] | None = None  # the last request
+        self._read: HttpConnection | None = None
         self._began = time.monotonic()
 
     async def run(self) -> None:
@@ -108,14 +107,17 @@ class ProgramConnection:
 
     def is_cut_by_change(self) -> bool:
         """Judges the connection by the network's rules, which are new. If it returns True, its task has to be
-        cancelled. What passes unread needs a rule that lets it pass so, and a WebSocket the rules that it began by."""
+        cancelled. What passes unread needs a rule that lets it pass so."""
         self._rule = self._network.rule_for(self._destination.host, self._port)
         permitted = self._rule is not None and (
             self._rule.raw or not (self._is_raw or (self._is_unread and self._rule.http))
         )
-        if self._serving is not None and self._serving.is_switched:
-            permitted = permitted and self._judged_by == self._http_rules()
         self._is_cut = self._has_begun and not permitted
+        return self._is_cut
+
+    async def is_request_cut_by_change(self) -> bool:
+        """Likewise of the HTTP request that is under way, where the host is still permitted."""
+        self._is_cut = self._read is not None and not await self._read.is_permitted()
         return self._is_cut
 
     async def _pass(self) -> None:
@@ -219,17 +221,13 @@ class ProgramConnection:
         dial: Callable[[], Awaitable[ByteStream]],
         heard: Callable[[], None],
     ) -> HttpConnection:
-        judge = Judge(self._turns, scheme, name, self._port, self._rules_for_request)
+        judge = Judge(self._turns, scheme, name, self._port, self._http_rules)
         put = partial(self._network.placeholders.put, host=name, verified_tls=scheme == b"https")
         kept, seconds, refused = self._network.kept, self._times.answer, self._request_refused
-        self._serving = HttpConnection(
+        self._read = HttpConnection(
             self._turns, program, kept, seconds, judge=judge, put=put, dial=dial, heard=heard, refused=refused
         )
-        return self._serving
-
-    def _rules_for_request(self) -> Sequence[HttpRule] | None:
-        self._judged_by = self._http_rules()
-        return self._judged_by
+        return self._read
 
     def _http_rules(self) -> Sequence[HttpRule] | None:
         """Those of now, for each request anew. Without any, every request is permitted."""

@@ -63,7 +63,7 @@ class HttpSide:
 class HttpConnection:
     """`judge` returns the request for the host, and `put` the same with secrets, or it raises SecretRefused. `dial`
     connects to the host and raises NotDialled. `heard` is called when the first request has come, `refused` for each
-    request that is refused. `is_switched`: to WebSocket, so no more requests are judged."""
+    request that is refused."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class HttpConnection:
         self._program = HttpSide(turns, kept, program, h11.SERVER)
         self._upstream: HttpSide | None = None
         self._method = b""
-        self.is_switched = False
+        self._current: h11.Request | None = None
 
     async def run(self, first: bytes) -> None:
         """`first` was received before. Returns when the connection is over and has to be closed. Raises OSError, and
@@ -93,14 +93,24 @@ class HttpConnection:
         while await self._serve_one():
             self._program.http.start_next_cycle()
 
+    async def is_permitted(self) -> bool:
+        """Judges the request that is under way anew, also one that has become a WebSocket."""
+        if self._current is not None:
+            try:
+                await self._judge.judge(self._current)
+            except RequestRefused:
+                return False
+        return True
+
     async def _serve_one(self) -> bool:
         """Serves one request. Returns whether another one may follow."""
+        self._current = None
         try:
             request = await self._program.next()
             self._heard()
             if not isinstance(request, h11.Request):
                 return False
-            self._method = request.method
+            self._method, self._current = request.method, request
             upstream_request = self._put(await self._judge.judge(request))
             upstream = await self._reach()
         except h11.RemoteProtocolError:
@@ -244,7 +254,6 @@ class HttpConnection:
     async def _switch(self, answer: HttpAnswer, upstream: HttpSide, body: asyncio.Future[None]) -> None:
         """To WebSocket, whose bytes pass unread."""
         await body
-        self.is_switched = True
         await self._program.send(answer_for_program(answer, SWITCH))
         await self._program.stream.send(upstream.http.trailing_data[0])
         await upstream.stream.send(self._program.http.trailing_data[0])

@@ -149,7 +149,15 @@ class SandboxNetwork:
         cut = [task for task, connection in self._connections.items() if connection.is_cut_by_change()]
         for task in cut:
             task.cancel()
-        return _ended(cut)
+        return self._cut_requests(cut)
+
+    async def _cut_requests(self, cut: list[asyncio.Task[None]]) -> None:
+        """Those that are under way and no longer permitted. `cut`: what is cut already."""
+        for task, connection in tuple(self._connections.items()):
+            if task not in cut and await connection.is_request_cut_by_change():
+                task.cancel()
+                cut.append(task)
+        await asyncio.gather(*cut, return_exceptions=True)
 
     # --- names
 
@@ -273,7 +281,3 @@ class SandboxNetwork:
         """Returns False when the sandbox has moved more bytes than it may."""
         self._bytes += size
         return not 0 < self.shared.config.bytes_per_sandbox < self._bytes
-
-
-async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -19,6 +19,23 @@ from tests.kernel.talk import Running, start
 from tests.service import Service
 
 WEB, RAW = "www.example.org:80", {"host": HOST, "ports": [7000], "raw": True}
+# A request every moment, and what changes in the answers. One that was under way at the change may be cut.
+AGAIN = """
+import http.client, time
+it, last = http.client.HTTPConnection("www.example.org"), ""
+while last != "403 Forbidden":
+    try:
+        it.request("GET", "/answer")
+        answer = it.getresponse()
+        answer.read()
+    except ConnectionError:
+        it.close()
+        continue
+    if (now := f"{answer.status} {answer.reason}") != last:
+        last = now
+        print(now, flush=True)
+    time.sleep(0.02)
+"""
 CURL = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://www.example.org/answer"]
 
 
@@ -48,6 +65,44 @@ def holding(service: Service, sandbox: str) -> Running:
     running = start(service, sandbox, "python3", "-c", ASK, "hold")
     running.saw(b"200 OK\n")
     return running
+
+
+def test_rule_with_http_needs_one_at_the_create(proxied: Proxied) -> None:
+    service, http = proxied.service, {"host": "www.example.org", "ports": [80], "http": [{"paths": ["/other"]}]}
+    without = proxied.sandbox(WEB)
+    assert "a rule with http cannot be added: neither a rule at the create nor the profile had one" in conflict(
+        service, without, http
+    )
+    assert curl(service, without) == ("200", 0), "the old rules hold"
+    sandbox = proxied.sandbox(WEB, {**http, "host": "code.example.org"})
+    running = start(service, sandbox, "python3", "-c", AGAIN)
+    running.saw(b"200 OK\n")
+    changed(service, sandbox, http)
+    (told,) = service.call("GET", f"/sandboxes/{sandbox}")[1]["isolation"]["network"]["allow"]
+    assert told["http"] == [{"methods": None, "paths": ["/other"]}]
+    running.saw(b"403 Forbidden\n")
+
+
+def test_profile_with_http_lets_a_client_narrow_it_and_set_it_later(proxied: Proxied) -> None:
+    """Its sandboxes trust an authority from the create on, also where no rule of the client has `http` yet."""
+    service = proxied.service
+    sandbox = proxied.sandbox("code.example.org:443", policy={"profile": "api"})
+
+    def status(path: str) -> str:
+        url = f"https://www.example.org{path}"
+        return str(service.run(sandbox, "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url)["stdout"])
+
+    def rule(*paths: str, **more: Any) -> dict[str, Any]:
+        return {"host": "www.example.org", "ports": [443], "http": [{"methods": ["GET"], "paths": list(paths)}], **more}
+
+    for wide in (rule("/**"), rule("/answer", http=None), rule("/answer", ports=[80])):
+        code, problem = patch(service, sandbox, wide)
+        assert (code, problem["type"]) == (422, "/problems/policy_too_broad")
+        assert "www.example.org:443 http GET /answer" in problem["ceiling"]
+    changed(service, sandbox, rule("/answer"))
+    assert (status("/answer"), status("/bytes/1")) == ("200", "403")
+    changed(service, sandbox, rule("/answer", "/bytes/*"))
+    assert status("/bytes/1") == "200"
 
 
 LOOPBACK = {"policy": {"profile": "loopback"}}

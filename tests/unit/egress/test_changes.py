@@ -115,6 +115,36 @@ async def test_request_that_is_under_way_is_cut_with_its_connection() -> None:
         await is_cut(at, reader)
 
 
+SLOW = GET.replace("/ ", "/slow ").encode()
+
+
+async def test_next_request_is_judged_by_the_new_rules() -> None:
+    async with site(answer) as at:
+        reader, writer = await http(at)
+        (connection,) = at.network._connections.values()
+        await until(lambda: connection._read is not None and connection._read._current is None)
+        await change(at, {"host": NAME, "http": [{"paths": ["/other"]}]})
+        writer.write(GET.encode() % at.port)
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 403")
+        await reader.readuntil(b"}")
+        await change(at, {"host": NAME})
+        writer.write(GET.encode() % at.port)
+        assert await reader.readexactly(len(OK)) == OK
+
+
+@pytest.mark.parametrize("path", ["/slow", "/other"])
+async def test_request_that_is_under_way_is_cut_when_its_path_is_no_longer_permitted(path: str) -> None:
+    async with site(answer) as at:
+        reader, writer = await at.connect()
+        writer.write(SLOW % at.port)
+        await until(lambda: bool(at.dns.asked))
+        await change(at, {"host": NAME, "http": [{"paths": [path]}]})
+        if path == "/slow":
+            assert len(at.network._connections) == 1
+        else:
+            await is_cut(at, reader)
+
+
 async def test_client_that_has_said_nothing_yet_is_judged_by_the_new_rules() -> None:
     async with site(echo, rules=[{"host": NAME}, RAW | {"host": "a.example"}]) as at:
         silent, gone = await at.connect(), await at.connect()

@@ -168,9 +168,9 @@ async def test_websocket_passes_in_both_directions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("http", "goes_on"), [(EVERY, True), ([{"paths": ["/other"]}], False), ([{"methods": ["GET"]}], False)]
+    ("http", "goes_on"), [(EVERY, True), ([{"paths": ["/other"]}], False), ([{"methods": ["GET"]}], True)]
 )
-async def test_websocket_goes_on_while_its_rules_are_the_same(http: Sequence[Any], goes_on: bool) -> None:
+async def test_websocket_goes_on_while_its_request_is_permitted(http: Sequence[Any], goes_on: bool) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")

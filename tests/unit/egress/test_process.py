@@ -24,11 +24,15 @@ from app.egress import protocol
 from app.egress.config import EgressConfig
 from app.egress.connect_proxy import SELF
 from app.egress.protocol import (
+    ChangeNetwork,
     CloseNetwork,
     Hello,
+    KnownRules,
     NameGiven,
+    NetworkChanged,
     NetworkClosed,
     NetworkEventTold,
+    NetworkNotChanged,
     NetworkNotOpened,
     NetworkOpened,
     NetworkSetup,
@@ -106,6 +110,8 @@ def order(
     packets = [protocol.encode(what)]
     if isinstance(what, OpenNetwork):
         packets = protocol.open_packets(what.sandbox, what.ports, setup or NetworkSetup())
+    elif isinstance(what, ChangeNetwork):
+        packets = protocol.change_packets(what.sandbox, what.ports, setup.rules if setup else ())
     for packet in packets[:-1]:
         protocol.send(peer, packet)
     protocol.send(peer, packets[-1], descriptors or [])
@@ -438,3 +444,63 @@ def test_sandbox_is_not_opened_when_no_descriptors_are_left_and_others_go_on(
     while report(peer) != NetworkClosed("1"):
         pass
     refused(first)
+
+
+# --- other rules
+
+
+def raw_rule(port: int) -> NetworkRule:
+    return parse_rule({"host": GIVEN, "ports": [port], "raw": True})
+
+
+def test_change_takes_new_listeners_and_closes_those_of_dropped_ports(
+    start: Callable[..., Process], stack: ExitStack
+) -> None:
+    process = start()
+    peer, old, new = process.greeted(), Sockets(stack), Sockets(stack)
+    old.open(peer)
+    before = descriptors(process)
+    order(peer, ChangeNetwork("a", (new.port,)), [new.listener.fileno()], NetworkSetup((raw_rule(new.port),)))
+    assert report(peer) == NetworkChanged("a")
+    assert descriptors(process) == before
+    order(peer, ChangeNetwork("a", ()))
+    assert report(peer) == NetworkChanged("a")
+    assert descriptors(process) == before - 1
+
+
+@pytest.mark.parametrize("what", ["not open", "none", "too many", "not a listener", "another port"])
+def test_network_that_cannot_be_changed_is_closed_and_never_goes_on_by_the_old_rules(
+    start: Callable[..., Process], stack: ExitStack, what: str
+) -> None:
+    process = start()
+    peer = process.greeted()
+    idle = descriptors(process)
+    old, new = Sockets(stack), Sockets(stack)
+    if what != "not open":
+        old.open(peer)
+    given = {
+        "not open": [new.listener.fileno()],
+        "none": [],
+        "too many": [new.listener.fileno()] * 2,
+        "not a listener": [new.resolver.fileno()],
+        "another port": [old.listener.fileno()],
+    }[what]
+    order(peer, ChangeNetwork("a", (new.port,)), given, NetworkSetup((raw_rule(new.port),)))
+    assert isinstance(report(peer), NetworkNotChanged)
+    assert descriptors(process) == idle
+    old.open(peer)  # the gateway may open it again
+
+
+def test_rules_of_a_change_that_never_came_are_not_those_of_the_next_opening(
+    start: Callable[..., Process], stack: ExitStack
+) -> None:
+    process = start()
+    peer, sockets = process.greeted(), Sockets(stack)
+    sockets.open(peer)
+    order(peer, KnownRules("a", (raw_rule(sockets.port),)))
+    order(peer, CloseNetwork("a"))
+    assert report(peer) == NetworkClosed("a")
+    order(peer, OpenNetwork("a", (sockets.port,)), sockets.descriptors, NetworkSetup(()))
+    assert report(peer) == NetworkOpened("a")
+    refused(sockets)
+    told(peer, "rule")
