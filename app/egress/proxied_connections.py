@@ -60,5 +60,5 @@ class ForwardedConnection(ProxiedConnection):
     connection: the first bytes have `Connection: close`."""
 
     async def _pass(self) -> None:
-        async with asyncio.timeout(self._times.first) as patience:
+        async with asyncio.timeout(None) as patience:  # the request is there already
             await self._pass_http(self._destination.host, await self._receive(), patience)

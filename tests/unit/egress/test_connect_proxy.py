@@ -17,6 +17,7 @@ from app.egress import connect_proxy
 from app.egress.connect_proxy import SELF, STRANGERS, ConnectProxy
 from app.egress.times import Times
 from tests.unit.egress.support import HOST, NAME, Serve, Site, echo, site
+from tests.unit.egress.test_bounds import no_more_descriptors
 from tests.unit.egress.test_plain_http import Host
 from tests.unit.egress.test_tls import client_hello
 
@@ -364,6 +365,8 @@ async def test_plain_request_that_no_rule_permits_is_refused(target: str, host_h
         assert (host.read, to.at.dns.asked.total()) == ([], 0)
         event = await to.at.gateway.event()
         assert (event["verdict"], event["reason"]) == ("refused", told)
+        assert (event["kind"], len(to.at.gateway.events)) == ("request", 1)
+        assert event["bytes_sent"] > len(line)
 
 
 # --- bounds
@@ -377,3 +380,18 @@ async def test_connection_beyond_a_bound_is_refused_and_told(told: str) -> None:
         assert (status(answer), reason(answer)) == (403, told)
         event = await to.at.gateway.event()
         assert (event["kind"], event["name"], event["port"]) == ("connection", NAME, to.at.port)
+
+
+async def test_stranger_is_reset_when_no_descriptors_are_left_and_others_go_on() -> None:
+    async with proxied(echo, rules=RAW) as to:
+        reader, writer = await to.tunnel()
+        with socket.socket() as stranger:
+            stranger.setblocking(False)
+            with no_more_descriptors():
+                loop = asyncio.get_running_loop()
+                with pytest.raises(ConnectionResetError):
+                    await loop.sock_connect(stranger, to.address)
+                    await asyncio.wait_for(loop.sock_recv(stranger, 1), 20)
+                writer.write(b"x")
+                assert await asyncio.wait_for(reader.readexactly(1), 20) == b"x"
+        await to.tunnel()

@@ -369,6 +369,26 @@ def test_sandbox_with_a_credential_has_no_sockets_and_needs_the_proxy(
     assert asks(proxy, "a password") == 407
 
 
+def test_sandbox_with_a_credential_is_not_opened_without_descriptors(
+    start: Callable[..., Process], stack: ExitStack
+) -> None:
+    proxy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    peer = start(proxy=proxy.fileno(), limit=64).greeted()
+    opened = 0
+    while True:
+        order(peer, OpenNetwork(f"s{opened}", ()), setup=NetworkSetup(credential="a password"))
+        answer = report(peer)
+        if answer != NetworkOpened(f"s{opened}"):
+            break
+        opened += 1
+    assert answer == NetworkNotOpened(f"s{opened}", "Too many open files")
+    assert 0 < opened < 64
+    order(peer, CloseNetwork("s0"))
+    assert report(peer) == NetworkClosed("s0")
+    order(peer, OpenNetwork("a", ()), setup=NetworkSetup(credential="a password"))
+    assert report(peer) == NetworkOpened("a")
+
+
 @pytest.mark.parametrize("what", ["none", "too few", "too many", "not sockets", "a pipe", "another port", "swapped"])
 def test_sandbox_without_its_sockets_is_not_opened(start: Callable[..., Process], stack: ExitStack, what: str) -> None:
     process = start()
