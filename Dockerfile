@@ -45,7 +45,7 @@ RUN groupadd --gid 10001 bulkhead && \
     useradd --uid 10002 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bulkhead-egress && \
     install -d -o 10002 -g 10001 -m 0710 /run/egress
 USER 10002:10001
-HEALTHCHECK --interval=10s --timeout=30s --start-period=120s CMD ["bulkhead", "egress", "--check"]
+HEALTHCHECK --interval=10s --timeout=30s --start-period=120s CMD ["bulkhead", "egress", "--check", "--socket", "/run/egress/egress.sock"]
 ENTRYPOINT ["bulkhead", "egress"]
 
 # --- the gateway. It is last, so a build without --target makes it.

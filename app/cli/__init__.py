@@ -9,7 +9,7 @@
 ``private_modes``  what a program left on in our terminal
 ``show``        tables, JSON and one-line errors       ``gaps``        what is said about dropped bytes
 ``network``     what a sandbox did with its network     ``options``     which option a refusal is about
-``host``, ``boxlite``, ``kvm``  what `probe` tries
+``host``, ``egress``, ``boxlite``, ``kvm``  what `probe` tries
 
 Starting must be quick: a module imports late what only some commands need.
 """

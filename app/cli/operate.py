@@ -33,10 +33,14 @@ def launcher(typed: Namespace) -> int:
 
 
 def egress(typed: Namespace) -> int:
-    from app.serving.standalone import become_egress, check_egress
-
     socket = typed.socket and Path(typed.socket)
-    return check_egress(socket) if typed.check else become_egress(socket, typed.gateway_uid)
+    if typed.check:
+        from app.serving.egress_check import check_egress
+
+        return check_egress(socket)
+    from app.serving.standalone import become_egress
+
+    return become_egress(socket, typed.gateway_uid)
 
 
 def new_key(typed: Namespace) -> int:

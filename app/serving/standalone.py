@@ -20,16 +20,12 @@ from typing import Any, NoReturn
 
 from app.backends.process.link import LauncherLink
 from app.core.errors import BulkheadError
-from app.egress import protocol
-from app.egress.protocol import Hello, InvalidMessage
 from app.serving.egress_process import egress_config, exec_egress, listen_for_gateway
 from app.serving.messages import say
 from app.serving.restarting import StartFailed
 from app.serving.slot import NoSlot
 from app.serving.supervisor import PROJECT, REFUSED, ServiceSockets, Supervisor, gateway_command
 from app.settings import Settings, SettingsError, load_settings
-
-_ANSWER_SECONDS = 3.0  # the loop of an egress process is held for milliseconds
 
 
 def run_launcher(launcher_socket: Path | None = None, gateway_uid: int | None = None) -> int:
@@ -73,30 +69,6 @@ def become_egress(egress_socket: Path | None = None, gateway_uid: int | None = N
     except (SettingsError, StartFailed) as error:
         say(str(error))
         return REFUSED
-
-
-def check_egress(egress_socket: Path | None = None) -> int:
-    """Returns 0 when an egress process of this user answers on the socket. Otherwise it returns 1 and prints a
-    sentence. It is for health checks."""
-    try:
-        path = _egress_socket_of(_settings(egress={"socket": egress_socket}))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(_ANSWER_SECONDS)
-            connection.connect(str(path))
-            greeting = connection.recv(protocol.MAX_PACKET)
-        alive = protocol.decode_report(greeting) == Hello()
-    except (SettingsError, StartFailed) as error:
-        say(str(error))
-        return 1
-    except OSError as error:
-        say(f"the egress process does not answer: {error.strerror or error}")
-        return 1
-    except InvalidMessage:
-        alive = False
-    if not alive:
-        say("the egress process runs as another user, or is of another version")
-        return 1
-    return 0
 
 
 def become_gateway(settings: Settings, given: dict[str, Any]) -> NoReturn:

@@ -283,6 +283,9 @@ def test_egress_process_that_does_not_know_its_gateway_or_socket_does_not_start(
     assert (status, "BULKHEAD_PROCESS__GATEWAY_UID" in said) == (2, True), said
     status, said = bulkhead("egress", "--gateway-uid", str(GATEWAY), prefix=AS_EGRESS)
     assert (status, "BULKHEAD_EGRESS__SOCKET" in said) == (2, True), said
+    status, said = bulkhead("egress", "--check", prefix=AS_EGRESS)
+    assert (status, "BULKHEAD_EGRESS__SOCKET" in said) == (1, True), said
+    assert bulkhead("egress", "--check", prefix=AS_EGRESS, BULKHEAD_NONSENSE="1")[0] == 1
     (folder / "of_root").mkdir(mode=0o755)
     options = ("egress", "--socket", str(folder / "of_root/egress.sock"), "--gateway-uid", str(GATEWAY))
     status, said = bulkhead(*options, prefix=AS_EGRESS)
