@@ -8,12 +8,14 @@ import socket
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 from websockets.headers import build_authorization_basic
 from websockets.utils import accept_key
 
 from app.serving import ws_handshake
+from app.serving.websocket import WebSocketConnection
 from app.serving.ws_handshake import acceptance, refusal
-from tests.unit.test_ws_bounds import Echo, served
+from tests.unit.test_ws_bounds import Echo, served, viewing
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 ORDINARY = [
@@ -159,3 +161,45 @@ async def test_a_client_that_is_gone_before_the_answer_is_a_disconnect() -> None
             client.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % header for header in ORDINARY) + b"\r\n")
         async with asyncio.timeout(10):
             assert await told == 1006
+
+
+async def test_a_server_that_stops_closes_with_1012_and_tells_the_application() -> None:
+    app = Echo()
+    async with asyncio.timeout(20):
+        async with served(app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % header for header in ORDINARY) + b"\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert await reader.read() == b"\x88\x02" + (1012).to_bytes(2, "big")
+        await app.ended.wait()
+        writer.close()
+    assert app.end["code"] == 1012
+
+
+async def test_a_client_is_pinged_and_nobody_waits_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = WebSocketConnection.begin
+
+    def often(self: WebSocketConnection, *arguments: Any) -> None:
+        self._config.ws_ping_interval = 0.01
+        begin(self, *arguments)
+
+    monkeypatch.setattr(WebSocketConnection, "begin", often)
+    async with served(Echo()) as port, viewing(port) as viewer:
+        pings = [await viewer.frame() for _ in range(3)]
+    assert [(opcode, len(data)) for opcode, data in pings] == [(9, 4)] * 3
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, 1_000_000])
+async def test_messages_of_any_size_come_whole(size: int) -> None:
+    """The length of a frame has one of three forms."""
+    data = b"x" * size
+
+    async def sending(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": data})
+        await send({"type": "websocket.send", "text": "é"})
+        await receive()
+
+    async with served(sending) as port, connect(f"ws://127.0.0.1:{port}", max_size=None) as client:
+        assert [await client.recv(), await client.recv()] == [data, "é"]
