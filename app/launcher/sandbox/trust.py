@@ -84,7 +84,11 @@ def find_stores(root_paths: list[str]) -> TrustStores:
 
 
 def _names(folder: str) -> list[str]:
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    """None of a folder that is not there or that the launcher may not read: then no program in a sandbox can either."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _real(paths: Iterable[str]) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import _sha1  # type: ignore[import-not-found]
 import hashlib
+import os
 import struct
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,31 @@ def test_javas_below_the_paths_of_the_operator_are_found_each_once(tmp_path: Pat
     (tmp_path / "jdk-21").symlink_to(tmp_path / "jdk-8")
     found = trust.find_stores([str(tmp_path)]).java
     assert [path for path in found if path.startswith(str(tmp_path))] == [str(first), str(second)]
+
+
+@pytest.fixture
+def private() -> Iterator[Path]:
+    """A folder with a Java. Everybody may enter the one above, which does not hold for pytest's own."""
+    with tempfile.TemporaryDirectory() as above:
+        Path(above).chmod(0o755)
+        (Path(above) / "private/jdk/lib/security").mkdir(parents=True)
+        (Path(above) / "private/jdk/lib/security/cacerts").touch()
+        yield Path(above) / "private"
+
+
+def test_folder_that_the_launcher_may_not_read_has_no_java(private: Path) -> None:
+    """The launcher is root without the capability to read what others keep to themselves."""
+    assert str(private / "jdk/lib/security/cacerts") in trust.find_stores([str(private)]).java
+    private.chmod(0)
+    before = os.geteuid()
+    try:
+        if before == 0:
+            os.seteuid(65_534)
+        found = trust.find_stores([str(private)]).java
+    finally:
+        os.seteuid(before)
+        private.chmod(0o755)
+    assert not [path for path in found if path.startswith(str(private))]
 
 
 @pytest.mark.parametrize(
