@@ -78,8 +78,8 @@ def room(launched: Launched, profile: str = "default", ports: list[int] = PORTS)
         try:
             yield made
         finally:
+            gateway.destroy()  # first: without its owner it ends by itself, and is not there any more
             made.close()
-            gateway.destroy()
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.kernel import host
+from tests.kernel.direct import SPARE
 from tests.kernel.proxied.conftest import Proxied
-from tests.kernel.proxied.test_process import ASK
+from tests.kernel.proxied.test_process import ASK, no_more
 from tests.kernel.proxied.world import HOST
 from tests.kernel.talk import Running, start
 from tests.service import Service
@@ -251,8 +252,11 @@ def test_two_changes_at_once_leave_one_of_them_whole(proxied: Proxied) -> None:
 
 
 def test_changes_while_the_sandbox_is_deleted_leave_nothing(service: Service, proxied: Proxied) -> None:
-    def held() -> tuple[int, ...]:
-        return tuple(len(host.descriptors(service.children()[name])) for name in ("gateway", "egress", "launcher"))
+    def held() -> tuple[list[str], ...]:
+        return tuple(host.descriptors(service.children()[name]) for name in ("gateway", "egress"))
+
+    def of_launcher() -> int:
+        return len(host.descriptors(service.children()["launcher"]))
 
     def race() -> None:
         sandbox = proxied.sandbox(WEB, **LOOPBACK)
@@ -269,7 +273,8 @@ def test_changes_while_the_sandbox_is_deleted_leave_nothing(service: Service, pr
         assert set(answers) <= {200, 409}
 
     race()
-    before = held()
+    before, launcher_before = held(), of_launcher()
     for _ in range(5):
         race()
-    host.until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), "no descriptor stays")
+    host.until(lambda: no_more(held(), before), "no descriptor stays")
+    host.until(lambda: of_launcher() <= launcher_before + SPARE, "nor one of the launcher")
