@@ -157,23 +157,27 @@ print(socket.gethostbyname("www.example.org"), urllib.request.urlopen("http://ww
 """
 
 
+def a_permitted_host_is_reached(product: Product, client: docker.DockerClient) -> str:
+    """Returns the sandbox. A rule with `http` gives it an authority, for which the launcher mounts more than without.
+    The other rule comes later, so the launcher makes its listener in the sandbox that runs."""
+    read = {"host": "api.example.org", "ports": [443], "http": [{}]}
+    policy = {"profile": "loopback", "network": {"mode": "proxy", "allow": [read]}}
+    made = product.create(runtime="process", policy=policy)
+    assert "/etc/ssl/certs/ca-certificates.crt" in made["isolation"]["network"]["authority"]["trusted_in"]
+    body = {"policy": {"network": {"allow": [read, "www.example.org:80"]}}}
+    status, changed = product.call("PATCH", f"/sandboxes/{made['id']}", body)
+    assert status == 200, changed
+    with web_server(client):
+        assert product.run(made["id"], "python3", "-c", FETCH)["stdout"] == "198.18.0.1 answered\n"
+    return str(made["id"])
+
+
 def a_permitted_host_is_reached_also_after_the_egress_process_was_killed(
     product: Product, client: docker.DockerClient
 ) -> None:
-    """A rule with `http` gives the sandbox an authority, for which the launcher mounts more than without. The other
-    rule comes later, so the launcher makes its listener in the sandbox that runs."""
-    read = {"host": "api.example.org", "ports": [443], "http": [{}]}
-    network = {"mode": "proxy", "allow": [read]}
     egress = client.containers.get("bulkhead-egress-1")
+    sandbox = a_permitted_host_is_reached(product, client)
     with web_server(client):
-        made = product.create(runtime="process", policy={"profile": "loopback", "network": network})
-        assert "/etc/ssl/certs/ca-certificates.crt" in made["isolation"]["network"]["authority"]["trusted_in"]
-        sandbox, network["allow"] = made["id"], [read, "www.example.org:80"]
-        status, changed = product.call(
-            "PATCH", f"/sandboxes/{sandbox}", {"policy": {"network": {"allow": network["allow"]}}}
-        )
-        assert status == 200, changed
-        assert product.run(sandbox, "python3", "-c", FETCH)["stdout"] == "198.18.0.1 answered\n"
         egress.kill()
         egress.start()  # a killed container is not started again by itself
         done = product.run(sandbox, "python3", "-c", FETCH)
