@@ -9,6 +9,8 @@ listeners' backlogs.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +82,7 @@ class _Network:
     rules: tuple[NetworkRule, ...]
     sockets: ProgramSockets | None
     credential: str
+    client: str  # as the egress process knows it
     log: NetworkLog
     opened: asyncio.Future[None]
     closed: asyncio.Future[None]
@@ -109,12 +112,19 @@ class _Packet:
 
 class EgressLink:
     """Connects when a sandbox needs it, and again after a loss, while there is a sandbox. `report` is called with the
-    runtime and every event of every sandbox."""
+    runtime and every event of every sandbox. `shared`: there are several clients, and each has a share of the
+    connections."""
 
     def __init__(
-        self, path: Path, report: Callable[[str, NetworkEvent], None], operators: OperatorSecrets | None = None
+        self,
+        path: Path,
+        report: Callable[[str, NetworkEvent], None],
+        operators: OperatorSecrets | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
-        self._path, self._report = path, report
+        self._path, self._report, self._shared = path, report, shared
+        self._word = os.urandom(16)
         self._operators = operators or OperatorSecrets()
         self._operators.listen(self._secrets_changed)
         self._networks: dict[str, _Network] = {}
@@ -139,11 +149,12 @@ class EgressLink:
         secrets: Sequence[Secret] = (),
         authority: KeyPair | None = None,
         credential: str = "",
+        client: str = "",
     ) -> None:
         """Returns when the egress process serves the sandbox. The sockets stay the caller's, who calls `close` before
         it closes them. `authority`: that of the sandbox, if its programs trust one. Without sockets the sandbox's
-        programs use the egress process's proxy, by the sandbox's id and this password. Raises BackendUnavailable, and
-        then nothing of the sandbox is left here."""
+        programs use the egress process's proxy, by the sandbox's id and this password. `client` is whose sandbox it
+        is. Raises BackendUnavailable, and then nothing of the sandbox is left here."""
         loop = asyncio.get_running_loop()
         network = _Network(
             runtime,
@@ -151,6 +162,7 @@ class EgressLink:
             tuple(rules),
             sockets,
             credential,
+            self._pseudonym(client) if self._shared else "",
             log,
             loop.create_future(),
             loop.create_future(),
@@ -295,7 +307,7 @@ class EgressLink:
         secrets = tuple(map(self._in_force, network.secrets))
         setup = NetworkSetup(network.rules, network.names, network.authority, secrets, network.credential)
         ports = tuple(network.sockets.listeners) if network.sockets is not None else ()
-        *known, last = open_packets(network.id, ports, setup)
+        *known, last = open_packets(network.id, ports, setup, network.client)
         network.told = True
         for data in known:
             self._post(_Packet(data, network))
@@ -313,6 +325,10 @@ class EgressLink:
         self._unsent = deque(packet for packet in self._unsent if packet.network is not network)
         self._post(_Packet(encode(CloseNetwork(network.id)), network))
         self._send_open(network)
+
+    def _pseudonym(self, client: str) -> str:
+        """What the egress process knows a client by: it learns nothing about keys."""
+        return hashlib.blake2b(client.encode(), key=self._word, digest_size=16).hexdigest()
 
     def _in_force(self, secret: Secret) -> NetworkSecret:
         found = self._operators.in_force(secret)

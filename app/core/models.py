@@ -136,7 +136,8 @@ class ExitReason(StrEnum):
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What `POST /sandboxes` asks for, after defaults, aliases, ceilings and narrowing. `image` as the client named it,
-    or the runtime's default; `runtime_reason` says why `auto` chose this runtime, and does not belong to the request.
+    or the runtime's default. Two fields do not belong to the request: `runtime_reason` says why `auto` chose this
+    runtime, and `client` is whose sandbox it is, for a runtime that gives each client a share of something.
     """
 
     runtime: str
@@ -153,6 +154,7 @@ class SandboxSpec:
     storage: Storage = Storage.MEMORY
     secrets: tuple[Secret, ...] = ()
     runtime_reason: str | None = field(default=None, compare=False)
+    client: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,10 @@ class Sandbox:
         retire: Callable[[Sandbox], None],
         *,
         named: bool,
-        client: str = "",
         ephemeral: bool = False,
     ) -> None:
         self.id = sandbox_id
-        self.client = client
+        self.client = spec.client
         self.sequence = resources.next_sequence()
         self.named = named
         self.ephemeral = ephemeral

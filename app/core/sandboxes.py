@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from app.core.errors import CapabilityMissing, Conflict, NotFound, ServiceStopping
 from app.core.executions import Execution
@@ -65,12 +66,11 @@ class Sandboxes:
         self._records.admit(client, spec, backend.info)
         sandbox = Sandbox(
             sandbox_id or new_id("sbx_"),
-            spec,
+            replace(spec, client=client),
             backend,
             self._resources,
             self._records.retire,
             named=sandbox_id is not None,
-            client=client,
             ephemeral=ephemeral,
         )
         self._records.add(sandbox, backend.info)

@@ -63,7 +63,7 @@ class Shared:
         return cls(
             config,
             dialler,
-            Budget("connections", config.connections, "sandbox"),
+            Budget("connections", config.connections, "client"),
             KeptBytes(KEPT),
             SpareDescriptor(),
             times,
@@ -83,9 +83,12 @@ class SandboxNetwork:
         listeners: Sequence[socket.socket],
         shared: Shared,
         reports: Reports,
+        client: str = "",
     ) -> None:
-        """Raises OSError when there are no descriptors left."""
+        """`client`: "" if there is only one. Raises OSError when there are no descriptors left."""
         self.sandbox, self.rules, self.shared = sandbox, setup.rules, shared
+        self._client = client
+        self._holder = client or sandbox  # of connections
         self.turns = SandboxTurns()
         self.told = Told(sandbox, reports)
         self.names = NameTable(setup.names)
@@ -252,7 +255,7 @@ class SandboxNetwork:
         return len(self._connections) < WIDE_CONNECTIONS
 
     def _run(self, connection: ProgramConnection) -> None:
-        self.shared.connections.take(self.sandbox)
+        self.shared.connections.take(self._holder)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._connections[task] = connection
         task.add_done_callback(self._connection_ended)
@@ -263,16 +266,25 @@ class SandboxNetwork:
             return Reason.BYTES
         if len(self._connections) >= config.connections_per_sandbox:
             return Reason.CONNECTIONS_PER_SANDBOX
-        if not self.shared.connections.fits(self.sandbox):
-            return Reason.CONNECTIONS
-        return None if self._rate.take() else Reason.CONNECTIONS_PER_SECOND
+        reason = self._share_reached()
+        if reason is None and not self._rate.take():
+            return Reason.CONNECTIONS_PER_SECOND
+        return reason
+
+    def _share_reached(self) -> Reason | None:
+        connections = self.shared.connections
+        if not self._client:
+            return None if connections.fits(self.sandbox) else Reason.CONNECTIONS
+        # The sandboxes of a client share in the same way what it may have. To have half is to have what is left.
+        left = connections.share(self._client) - connections.held(self._client)
+        return Reason.CONNECTIONS_PER_CLIENT if len(self._connections) >= left else None
 
     def _connection_refused(self, listener: socket.socket, reason: Reason) -> None:
         self.told.refusal("connection", reason, port=listener.getsockname()[1])
 
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
         del self._connections[task]
-        self.shared.connections.give_back(self.sandbox)
+        self.shared.connections.give_back(self._holder)
         if self._is_deaf and not self._is_closed:
             self._timers[self._listen].cancel()
             self._listen()

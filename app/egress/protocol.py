@@ -32,6 +32,7 @@ MAX_NAMES = 4096  # of one sandbox
 _NAMES_PER_PACKET = 200  # 253 bytes each at most
 _RULES_SIZE = 32 * 1024  # of the rules in a packet. One alone has 30 KiB at most
 _CREDENTIAL = 64  # characters
+_CLIENT = 64  # likewise
 _PEM = 4096  # characters of a certificate or key. Those of P-256 have 700 and 250
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 _TEXT = 1024  # characters of a text in an event
@@ -116,10 +117,12 @@ class KnownCredential:
 @dataclass(frozen=True, slots=True)
 class OpenNetwork:
     """Serves the sandbox with what was said before. With the descriptors [resolver, a listener for each of `ports` in
-    their order], or after a credential with none. The answer is `NetworkOpened` or `NetworkNotOpened`."""
+    their order], or after a credential with none. Sandboxes with the same `client` share what one client may have; ""
+    where there is only one client. The answer is `NetworkOpened` or `NetworkNotOpened`."""
 
     sandbox: str
     ports: tuple[int, ...]
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +250,7 @@ def encode(message: Order | Report) -> bytes:
     return json.dumps({"kind": _KINDS[type(message)], **fields}, separators=(",", ":")).encode()
 
 
-def open_packets(sandbox: str, ports: Sequence[int], setup: NetworkSetup) -> list[bytes]:
+def open_packets(sandbox: str, ports: Sequence[int], setup: NetworkSetup, client: str = "") -> list[bytes]:
     """The packets that open the network of a sandbox. The descriptors travel with the last one."""
     names = list(setup.names.items())
     known: list[Order] = [
@@ -258,7 +261,8 @@ def open_packets(sandbox: str, ports: Sequence[int], setup: NetworkSetup) -> lis
     known += [KnownSecret(sandbox, secret) for secret in setup.secrets]
     if setup.credential:
         known.append(KnownCredential(sandbox, setup.credential))
-    return [*_rules_packets(sandbox, setup.rules), *map(encode, known), encode(OpenNetwork(sandbox, tuple(ports)))]
+    known.append(OpenNetwork(sandbox, tuple(ports), client))
+    return [*_rules_packets(sandbox, setup.rules), *map(encode, known)]
 
 
 def change_packets(sandbox: str, new_ports: Sequence[int], rules: Sequence[NetworkRule]) -> list[bytes]:
@@ -326,7 +330,7 @@ def decode_order(packet: bytes) -> Order:
         case "credential":
             order = KnownCredential(sandbox, fields.text("credential", _CREDENTIAL))
         case "open":
-            order = OpenNetwork(sandbox, fields.ports())
+            order = OpenNetwork(sandbox, fields.ports(), fields.text("client", _CLIENT, least=0))
         case "change":
             order = ChangeNetwork(sandbox, fields.ports())
         case "close":

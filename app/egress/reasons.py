@@ -44,6 +44,7 @@ class Reason(StrEnum):
     CERTIFICATE = "certificate"
     # bounds
     CONNECTIONS = "connections"
+    CONNECTIONS_PER_CLIENT = "connections_per_client"
     CONNECTIONS_PER_SANDBOX = "connections_per_sandbox"
     CONNECTIONS_PER_SECOND = "connections_per_second"
     BYTES = "bytes"
@@ -91,6 +92,8 @@ _SENTENCES = {
     Reason.UPSTREAM_TLS: "the host did not complete a TLS 1.2 or 1.3 handshake",
     Reason.CERTIFICATE: "the certificate of the host cannot be trusted",
     Reason.CONNECTIONS: "all connections of the service are in use",
+    Reason.CONNECTIONS_PER_CLIENT: "the sandbox has its share of the connections that all sandboxes of the client may"
+    " have together",
     Reason.CONNECTIONS_PER_SANDBOX: "the sandbox has as many connections open as it may have",
     Reason.CONNECTIONS_PER_SECOND: "the sandbox opened more connections in a second than it may",
     Reason.BYTES: "the sandbox has moved as many bytes as it may",

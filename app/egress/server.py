@@ -141,7 +141,7 @@ class EgressServer:
             return self._proxied(order, setup, descriptors, peer)
         opened = _sockets(order.ports, descriptors)
         try:
-            return SandboxNetwork(order.sandbox, setup, opened[0], opened[1:], self._shared, peer)
+            return SandboxNetwork(order.sandbox, setup, opened[0], opened[1:], self._shared, peer, order.client)
         except OSError as error:
             for taken in opened:
                 taken.detach()
@@ -154,7 +154,7 @@ class EgressServer:
         if order.ports or descriptors:
             raise NotOpened("a sandbox with a credential has no sockets")
         try:
-            network = SandboxNetwork(order.sandbox, setup, None, (), self._shared, peer)
+            network = SandboxNetwork(order.sandbox, setup, None, (), self._shared, peer, order.client)
         except OSError as error:
             raise NotOpened(error.strerror or str(error)) from error
         self._proxy.add(setup.credential, network)

@@ -73,7 +73,9 @@ def main(arguments: list[str]) -> int:
         telemetry = Telemetry(key_names=keys)
         secrets = OperatorSecrets()
         feed = _secrets_feed(settings, secrets, secrets_descriptor)
-        egress = EgressLink(egress_socket, telemetry.network_event, secrets) if egress_socket else None
+        egress = None
+        if egress_socket is not None:
+            egress = EgressLink(egress_socket, telemetry.network_event, secrets, shared=len(keys) > 1)
         process = ProcessBackend(launcher_socket, reason, egress)
         proxy = None if no_proxy else settings.egress.boxlite_proxy
         boxes = BoxEgress(egress, proxy) if egress is not None and proxy is not None else None

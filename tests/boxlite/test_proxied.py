@@ -84,7 +84,7 @@ async def world(folder: Path, proxy: socket.socket) -> AsyncIterator[World]:
     config = EgressConfig(os.getuid(), ("127.0.0.0/8",), asked, proxy=proxy.detach())
     server = EgressServer(orders, config, trusted_hosts())
     reported: list[tuple[str, NetworkEvent]] = []
-    link = EgressLink(folder / "egress.sock", lambda *told: reported.append(told))
+    link = EgressLink(folder / "egress.sock", lambda *told: reported.append(told), shared=True)
     try:
         yield World(host, real.sockets[0].getsockname()[1], dns, link, reported)
     finally:
@@ -176,6 +176,14 @@ async def test_each_sandbox_has_a_credential_that_is_worth_its_own_rules(tmp_pat
         assert seen[0][2] == b"ok"
         assert b'"reason": "rule"' in seen[1][2]
         assert seen[0][0] != seen[1][0]
+
+
+async def test_egress_process_is_told_which_boxes_have_one_client(tmp_path: Path) -> None:
+    async with proxied(tmp_path) as r:
+        for number, client in enumerate("aab"):
+            await r.sandbox(f"sbx_{number}", replace(spec(f"{NAME}:443"), client=client))
+        first, second, other = [network.client for network in r.link._networks.values()]
+        assert first == second != other
 
 
 @pytest.mark.parametrize("tool", ["curl", "wget", "python3", "bash", "none"])

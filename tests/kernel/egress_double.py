@@ -28,6 +28,7 @@ class EgressDouble(EgressLink):
         secrets: Sequence[Secret] = (),
         authority: KeyPair | None = None,
         credential: str = "",
+        client: str = "",
     ) -> None:
         assert sockets is not None
         assert [*sockets.listeners] == sorted({port for rule in rules for port in rule.ports})

@@ -186,7 +186,7 @@ class BoxliteBackend:
             started = await self._started(box.id)
             boot_seconds = time.perf_counter() - began
             if self._egress is not None and credential is not None:
-                await sandbox.open_network(self._egress, credential, spec.policy.network.rules)
+                await sandbox.open_network(self._egress, credential, spec.policy.network.rules, spec.client)
             turn.close()  # an image that keeps us waiting from here on keeps nobody else
             facts = await self._proved(sandbox, spec)
             check(facts, spec)

@@ -61,9 +61,12 @@ class BoxEgress:
     def credential(self, sandbox_id: str) -> ProxyCredential:
         return ProxyCredential(sandbox_id, self._address)
 
-    async def open(self, credential: ProxyCredential, rules: Sequence[NetworkRule], log: NetworkLog) -> None:
-        """Has the proxy serve who has the credential. Raises BackendUnavailable."""
-        await self._link.open(RUNTIME, credential.sandbox, rules, None, log, credential=credential.password)
+    async def open(
+        self, credential: ProxyCredential, rules: Sequence[NetworkRule], log: NetworkLog, client: str
+    ) -> None:
+        """Has the proxy serve who has the credential. `client`: whose sandbox it is. Raises BackendUnavailable."""
+        password = credential.password
+        await self._link.open(RUNTIME, credential.sandbox, rules, None, log, credential=password, client=client)
 
     async def prove(self, box: Box, commands: BoxCommands, credential: ProxyCredential) -> None:
         """Raises IsolationUnavailable unless the server lets the box reach the proxy's address alone, and this address

@@ -82,10 +82,12 @@ class BoxliteSandbox:
         self._receipt, self._inexact = receipt, inexact
         self.since = self._loop.time()
 
-    async def open_network(self, egress: BoxEgress, credential: ProxyCredential, rules: Sequence[NetworkRule]) -> None:
-        """Has the egress process serve the box. Raises BackendUnavailable."""
+    async def open_network(
+        self, egress: BoxEgress, credential: ProxyCredential, rules: Sequence[NetworkRule], client: str
+    ) -> None:
+        """Has the egress process serve the box. `client`: whose sandbox it is. Raises BackendUnavailable."""
         self._egress, self._proxy, self.network_log = egress, credential.environment, NetworkLog()
-        await egress.open(credential, rules, self.network_log)
+        await egress.open(credential, rules, self.network_log, client)
 
     async def close_network(self) -> None:
         if self._egress is not None:

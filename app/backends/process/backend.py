@@ -145,7 +145,8 @@ class ProcessBackend:
                 sandbox.prove(isolation(facts, link.about, spec, network | {"ports": plan.ports}, authority))
                 sandbox.add_environment(trust_environment(facts))
                 if egress is not None:
-                    await sandbox.open_network(egress, spec.policy.network.rules, spec.secrets, authority)
+                    rules = spec.policy.network.rules
+                    await sandbox.open_network(egress, rules, spec.secrets, authority, spec.client)
                 await prepare_workdir(sandbox.files, spec.workdir)
             except LauncherRefused as refused:
                 await sandbox.abandon()

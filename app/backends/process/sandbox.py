@@ -110,13 +110,15 @@ class ProcessSandbox:
         rules: Sequence[NetworkRule],
         secrets: Sequence[Secret] = (),
         authority: KeyPair | None = None,
+        client: str = "",
     ) -> None:
-        """Has the egress process serve the sandbox's sockets. `authority`: the one that its programs trust. Raises
-        BackendUnavailable, WrongState."""
+        """Has the egress process serve the sandbox's sockets. `authority`: the one that its programs trust. `client`:
+        whose sandbox it is. Raises BackendUnavailable, WrongState."""
         self._check_alive()
         if self._network is not None:
             self._egress, self.network_log, self._has_authority = egress, NetworkLog(), authority is not None
-            await egress.open("process", self.id, rules, self._network, self.network_log, secrets, authority)
+            log = self.network_log
+            await egress.open("process", self.id, rules, self._network, log, secrets, authority, client=client)
 
     def prove(self, receipt: Mapping[str, Any]) -> None:
         self._receipt = receipt

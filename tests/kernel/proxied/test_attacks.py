@@ -272,6 +272,36 @@ def test_connections_beyond_the_bound_are_reset_and_others_do_not_notice(bounded
     assert refusals(bounded, other) == {}
 
 
+FLOOD_AND_HOLD = f"""{FLOOD}
+import os, time
+sys.stdout.flush()
+if os.fork() == 0:
+    os.closerange(1, 3)
+    time.sleep(600)
+"""
+
+
+def test_connections_beyond_the_share_of_a_key_are_reset_and_another_key_has_its_own(
+    internet: Internet, tmp_path: Path
+) -> None:
+    keys = ["key-of-one-9d41b07c55ee12f3", "key-of-two-03c6a8f27be94d10"]
+    settings = {
+        "BULKHEAD_EGRESS__PERMIT_NETS": f"{HOST}/32",
+        "BULKHEAD_EGRESS__RESOLVER": internet.names.address,
+        "BULKHEAD_EGRESS__CONNECTIONS": "2",
+        "BULKHEAD_API_KEYS": json.dumps(keys),
+    }
+    policy = {"network": {"mode": "proxy", "allow": list(RULES)}}
+    with Service(tmp_path, settings) as service:
+        for key in keys:
+            headers = {"authorization": f"Bearer {key}"}
+            _, sandbox = service.call("POST", "/sandboxes", {"policy": policy}, headers)
+            body = {"command": ["python3", "-c", FLOOD_AND_HOLD, "3"]}
+            status, answer = service.call("POST", f"/sandboxes/{sandbox['id']}/run", body, headers)
+            assert (status, answer["stdout"]) == (200, "1\n"), answer
+            assert [refused["reason"] for refused in answer["network"]["refused"]] == ["connections_per_client"]
+
+
 def test_flood_beyond_the_bounds_is_refused_at_once_and_nothing_waits(bounded: Proxied) -> None:
     """What overruns the backlog before the egress process can look comes again after a second, and is refused then."""
     done = bounded.service.run(bounded.sandbox(*RULES), "python3", "-c", HAMMER)

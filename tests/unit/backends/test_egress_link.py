@@ -151,11 +151,11 @@ class Played:
 
 
 class Stage:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         self.path = path
         self.played = Played(path)
         self.reported: list[NetworkEvent] = []
-        self.link = EgressLink(path, self.report)
+        self.link = EgressLink(path, self.report, shared=shared)
         self.sockets: list[FakeSockets] = []
 
     def report(self, runtime: str, event: NetworkEvent) -> None:
@@ -163,10 +163,15 @@ class Stage:
         self.reported.append(event)
 
     def open(
-        self, sandbox_id: str = "one", log: NetworkLog | None = None, authority: KeyPair | None = None
+        self,
+        sandbox_id: str = "one",
+        log: NetworkLog | None = None,
+        authority: KeyPair | None = None,
+        client: str = "",
     ) -> asyncio.Task[None]:
         self.sockets.append(FakeSockets())
-        opening = self.link.open("process", sandbox_id, RULES, self.sockets[-1], log or NetworkLog(), (), authority)
+        log = log or NetworkLog()
+        opening = self.link.open("process", sandbox_id, RULES, self.sockets[-1], log, (), authority, client=client)
         return asyncio.create_task(opening)
 
     async def opened(self, sandbox_id: str = "one", log: NetworkLog | None = None) -> None:
@@ -190,9 +195,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(tmp_path: Path, *, shared: bool = False) -> AsyncIterator[Stage]:
     before = host.own_descriptors()
-    made = Stage(tmp_path / "egress.sock")
+    made = Stage(tmp_path / "egress.sock", shared=shared)
     try:
         yield made
     finally:
@@ -352,6 +357,32 @@ async def test_every_egress_process_gets_the_same_authority(tmp_path: Path) -> N
             here.played.say(NetworkOpened(order.sandbox))
             await task
             here.played.hang_up()
+
+
+async def test_every_egress_process_can_tell_clients_apart_and_knows_none(tmp_path: Path) -> None:
+    clients = {"one": "key-of-a", "two": "key-of-a", "three": "key-of-b"}
+    async with stage(tmp_path, shared=True) as here:
+        tasks = [here.open(sandbox, client=client) for sandbox, client in clients.items()]
+        seen = []
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                await here.played.accept()
+                orders = [(await here.played.hear_opening())[0] for _ in clients]
+            for order in orders:
+                here.played.say(NetworkOpened(order.sandbox))
+            await asyncio.gather(*tasks)
+            seen.append({order.sandbox: order.client for order in orders})
+            here.played.hang_up()
+        assert seen[0] == seen[1]
+        assert seen[0]["one"] == seen[0]["two"] != seen[0]["three"]
+        assert not {"", *clients.values()} & {*seen[0].values()}
+
+
+async def test_a_client_that_is_alone_is_not_told_of(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        here.open(client="key-of-a").add_done_callback(lambda task: task.exception())
+        await here.played.accept()
+        assert (await here.played.hear_opening())[0].client == ""
 
 
 async def test_what_was_said_before_a_reset_is_heard(tmp_path: Path) -> None:

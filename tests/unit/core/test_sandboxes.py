@@ -47,6 +47,15 @@ async def test_created_sandbox_runs_and_has_a_sortable_id() -> None:
         assert core.notes.sandboxes == ["created", "created"]
 
 
+async def test_runtime_is_told_whose_sandbox_it_is() -> None:
+    async with Core() as core:
+        first, _ = core.sandboxes.create(spec(), "a", "key-of-a")
+        await core.sandboxes.wait_created(first, 60)
+        assert (core.backend.sandboxes["a"].spec.client, first.client) == ("key-of-a", "key-of-a")
+        again, new = core.sandboxes.create(spec(), "a", "key-of-b")
+        assert (again, new, again.client) == (first, False, "key-of-a"), "it is no part of what was asked for"
+
+
 async def test_same_id_with_the_same_body_is_the_same_sandbox() -> None:
     async with Core() as core:
         first, new = core.sandboxes.create(spec(), "a")

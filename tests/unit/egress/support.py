@@ -116,14 +116,16 @@ class Site:
         port: int,
         resolver: tuple[str, int],
         dns_at: tuple[str, int],
+        given: str = GIVEN,
     ) -> None:
+        self.given = given  # the address that NAME was given
         self.network, self.gateway, self.dns, self.port = network, gateway, dns_server, port
         self.resolver, self.dns_at = resolver, dns_at
         self.opened: list[asyncio.BaseTransport | asyncio.StreamWriter] = []  # closed at the end
 
     async def connect(self, **more: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As a program does that was given an address for NAME."""
-        reader, writer = await asyncio.open_connection(GIVEN, self.port, **more)
+        reader, writer = await asyncio.open_connection(self.given, self.port, **more)
         self.opened.append(writer)
         return reader, writer
 
@@ -141,9 +143,30 @@ class Site:
             writer.write_eof()
         return await asyncio.wait_for(reader.read(), 20)
 
+    @asynccontextmanager
+    async def neighbour(self, sandbox: str, given: str, client: str) -> AsyncIterator[Site]:
+        """Another sandbox of the same egress process, with the same rules."""
+        endpoint, listener = program_sockets(given, self.port)
+        setup, gateway = NetworkSetup(self.network.rules, {NAME: given}), FakeGateway()
+        network = SandboxNetwork(sandbox, setup, endpoint, [listener], self.network.shared, gateway, client)
+        found = Site(network, gateway, self.dns, self.port, endpoint.getsockname(), self.dns_at, given)
+        try:
+            yield found
+        finally:
+            found.close()
+            await network.aclose()
+
     def close(self) -> None:
         for opened in self.opened:
             opened.close()
+
+
+def program_sockets(given: str, port: int) -> tuple[socket.socket, socket.socket]:
+    """A resolver's and a listener, as the launcher makes them."""
+    listener = socket.create_server((given, port), backlog=128, reuse_port=True)
+    endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    endpoint.bind((given, 0))
+    return endpoint, listener
 
 
 @cache
@@ -185,6 +208,7 @@ async def site(
     tls: ssl.SSLContext | None = None,
     authority: KeyPair | None = None,
     secrets: Sequence[NetworkSecret] = (),
+    client: str = "",
 ) -> AsyncIterator[Site]:
     """`serve` is the real host, at a port that is free, with TLS if there is a context. `rules` get this port: by
     default NAME is permitted. `authority` is the sandbox's."""
@@ -198,15 +222,13 @@ async def site(
         config = EgressConfig(
             0, tuple(permit_nets), resolver or "{}:{}".format(*dns_at), tuple(service(port)), **bounds
         )
-        listener = socket.create_server((GIVEN, port), backlog=128, reuse_port=True)
-        endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        endpoint.bind((GIVEN, 0))
+        endpoint, listener = program_sockets(GIVEN, port)
         wanted = [{"host": NAME, "ports": [port]}] if rules is None else rules
         parsed = tuple(parse_rule({**rule, "ports": rule.get("ports", [port])}) for rule in wanted)
         setup = NetworkSetup(parsed, names or {NAME: GIVEN}, authority, tuple(secrets))
         gateway = FakeGateway()
         shared = Shared.of(config, times, trusted_hosts())
-        network = SandboxNetwork("a", setup, endpoint, [listener], shared, gateway)
+        network = SandboxNetwork("a", setup, endpoint, [listener], shared, gateway, client)
         stack.push_async_callback(network.aclose)
         found = Site(network, gateway, dns_server, port, endpoint.getsockname(), dns_at)
         stack.callback(found.close)

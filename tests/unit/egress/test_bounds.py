@@ -9,7 +9,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
@@ -47,6 +47,51 @@ async def test_connections_beyond_a_bound_are_reset_and_told_once(
         assert (event["kind"], event["verdict"], event["reason"]) == ("connection", "refused", reason)
         assert event["port"] == at.port
         assert len(at.gateway.events) == 1
+
+
+async def taken(at: Site) -> int:
+    """How many connections the sandbox gets. They stay open."""
+    count = 0
+    while await works(at):
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(
+    ("greedy", "other", "floods", "left", "reason"),
+    [
+        ("", "", [8, 4, 2, 1, 1], 0, "connections"),  # the attack, where nothing tells clients apart
+        ("a", "b", [4, 2, 1, 1, 0], 2, "connections_per_client"),
+    ],
+)
+async def test_client_with_many_sandboxes_leaves_room_for_another_client(
+    greedy: str, other: str, floods: list[int], left: int, reason: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(site(echo, rules=RAW, bounds={"connections": 16}, client=greedy))
+        flooding = [first]
+        for number in range(2, 6):
+            neighbour = first.neighbour(f"a{number}", f"127.77.0.{number}", greedy)
+            flooding.append(await stack.enter_async_context(neighbour))
+        victim = await stack.enter_async_context(first.neighbour("b", "127.77.0.6", other))
+        assert [await taken(at) for at in flooding] == floods
+        assert await taken(victim) == left
+        for at in (*flooding, victim):
+            assert {event["reason"] for event in at.gateway.events} == {reason}
+    assert first.network.shared.connections.used == 0
+
+
+async def test_what_ends_in_one_sandbox_makes_room_for_its_clients_others() -> None:
+    async with site(echo, rules=RAW, bounds={"connections": 2}, client="a") as one:
+        async with one.neighbour("a2", "127.77.0.2", "a") as two:
+            reader, writer = await one.connect()
+            writer.write(b"x")
+            assert await reader.read(1) == b"x"
+            assert await works(two) is False
+            writer.close()
+            await one.gateway.event()
+            while not await works(two):
+                pass
 
 
 async def test_ended_connection_makes_room() -> None:

@@ -109,7 +109,7 @@ def order(
 ) -> None:
     packets = [protocol.encode(what)]
     if isinstance(what, OpenNetwork):
-        packets = protocol.open_packets(what.sandbox, what.ports, setup or NetworkSetup())
+        packets = protocol.open_packets(what.sandbox, what.ports, setup or NetworkSetup(), what.client)
     elif isinstance(what, ChangeNetwork):
         packets = protocol.change_packets(what.sandbox, what.ports, setup.rules if setup else ())
     for packet in packets[:-1]:
@@ -347,6 +347,39 @@ def test_sandbox_with_a_credential_is_found_by_it_in_every_process(
     assert report(peer) == NetworkClosed("a")
     assert descriptors(process) == idle
     assert asks(proxy, "a password") == 407
+
+
+def connects(proxy: socket.socket, sandbox: str, stack: ExitStack) -> int:
+    """The status of the proxy's answer to CONNECT. The connection stays open."""
+    basic = base64.b64encode(f"{sandbox}:a password".encode()).decode()
+    lines = (f"CONNECT {NAME}:443 HTTP/1.1", f"Host: {NAME}:443", f"Proxy-Authorization: Basic {basic}", "", "")
+    program = stack.enter_context(socket.create_connection(proxy.getsockname(), 20))
+    program.sendall("\r\n".join(lines).encode())
+    return int(program.recv(100).split()[1])
+
+
+@pytest.mark.parametrize(
+    ("clients", "statuses", "reason"),
+    [
+        (("", "", ""), [200, 200, 403], "connections"),
+        (("one", "one", "two"), [200, 403, 200], "connections_per_client"),
+    ],
+)
+def test_sandboxes_share_what_their_client_may_have(
+    start: Callable[..., Process],
+    stack: ExitStack,
+    clients: tuple[str, ...],
+    statuses: list[int],
+    reason: str,
+) -> None:
+    proxy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    peer = start(proxy=proxy.fileno(), connections=2).greeted()
+    setup = NetworkSetup((parse_rule(f"{NAME}:443"),), credential="a password")
+    for sandbox, client in zip("abc", clients, strict=True):
+        order(peer, OpenNetwork(sandbox, (), client), setup=setup)
+        assert report(peer) == NetworkOpened(sandbox)
+    assert [connects(proxy, sandbox, stack) for sandbox in "abc"] == statuses
+    told(peer, reason)
 
 
 def test_sandbox_with_a_credential_has_no_sockets_and_needs_the_proxy(

@@ -73,6 +73,7 @@ ORDERS: list[Order] = [
     KnownSecret("a", NetworkSecret("API_TOKEN", "x" * 40, "", ())),
     KnownCredential("a", "password"),
     OpenNetwork("a", (80, 443, 5432)),
+    OpenNetwork("a", (), "c" * 64),
     ChangeNetwork("a", ()),
     CloseNetwork("a"),
 ]
@@ -212,6 +213,8 @@ def test_what_is_no_order_is_refused(packet: bytes) -> None:
         (ChangeNetwork, "ports", [443, 443]),
         (ChangeNetwork, "ports", list(range(1, 18))),
         (OpenNetwork, "ports", "443"),
+        (OpenNetwork, "client", None),
+        (OpenNetwork, "client", "c" * 65),
         (KnownNames, "names", {"a.example": "10.0.0.1"}),
         (KnownNames, "names", {"a.example": "::1"}),
         (KnownNames, "names", {"a.example": 5}),
