@@ -3,12 +3,13 @@ read. No message shows what was typed, as it may be a value by mistake."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.cli import UsageError
+from app.core import hosts as patterns
 
 HTTPS = 443
 _FILE_BYTES = 64 * 1024  # the service takes less
@@ -56,11 +57,21 @@ def allow_secrets(allow: Sequence[str], secrets: Sequence[TypedSecret]) -> list[
     return read_rules(dict.fromkeys((*allow, *(f"{host}:{HTTPS}" for host in hosts))), hosts)
 
 
-def read_rules(allow: Iterable[str], hosts: Container[str]) -> list[str | dict[str, Any]]:
-    """The rules of --allow, where those for these hosts have requests read."""
+def read_rules(allow: Iterable[str], hosts: Iterable[str]) -> list[str | dict[str, Any]]:
+    """The rules of --allow, where those that fit one of these hosts have requests read, also `*` and `*.NAME`."""
+    names = [name for name in map(_normal, hosts) if name]
     rules: list[str | dict[str, Any]] = []
     for text in allow:
         host, _, port = text.rpartition(":")
-        is_read = host.lower() in hosts and port.isascii() and port.isdigit()
+        wide = _normal(host)
+        is_read = port.isascii() and port.isdigit() and any(wide and patterns.covers(wide, name) for name in names)
         rules.append({"host": host, "ports": [int(port)], "http": [{}]} if is_read else text)
     return rules
+
+
+def _normal(host: str) -> str:
+    """Returns "" for what is no host, which the service says."""
+    try:
+        return patterns.normal_host(host)
+    except ValueError:
+        return ""

@@ -10,6 +10,8 @@ import pytest
 from app.cli import UsageError
 from app.cli.bodies import sandbox_body
 from app.cli.parser import parse
+from app.core.network_rules import parse_rule
+from app.core.secrets import Secret, check_rules
 
 
 def body_of(*options: str) -> dict[str, Any]:
@@ -51,6 +53,16 @@ def test_rules_for_its_hosts_have_requests_read_and_others_stay(file: Path) -> N
         read("api.test", 443),
         {"host": "d.test", "ports": [22], "raw": True},
     ]
+
+
+@pytest.mark.parametrize("wide", ["*", "*.test", "*.TEST.", "api.test."])
+def test_a_rule_that_fits_a_host_of_a_secret_has_requests_read(file: Path, wide: str) -> None:
+    """The service refuses one that lets them pass unread."""
+    allow = ["--allow", f"{wide}:8443", "--allow", "*.other:443"]
+    body = body_of(*allow, "--secret", f"TOKEN=@{file}:api.test")
+    rules = body["policy"]["network"]["allow"]
+    assert rules == [read(wide, 8443), "*.other:443", read("api.test", 443)]
+    check_rules(Secret("TOKEN", ("api.test",)), list(map(parse_rule, rules)))
 
 
 def test_a_file_may_be_a_pipe(file: Path) -> None:
