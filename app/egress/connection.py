@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from app.core.addresses import unmapped
 from app.core.hosts import IPAddress
 from app.core.http_rules import HttpRule
+from app.core.secrets import PLAIN_PORT
 from app.egress.client_hello import RECORD, ClientHello
 from app.egress.dialling import NotDialled
 from app.egress.farewell import say_goodbye
@@ -194,8 +195,8 @@ class ProgramConnection:
             self._tell(refusal_of(stream.tls, error))
             await self._say_goodbye(stream.last_words())
             return
-        patience.reschedule(None)
-        await self._http(name, b"https", stream, partial(self._dial_tls, name), lambda: None).run(b"")
+        heard = partial(patience.reschedule, None)
+        await self._http(name, b"https", stream, partial(self._dial_tls, name), heard).run(b"")
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._times.farewell):
                 await stream.end()
@@ -222,7 +223,8 @@ class ProgramConnection:
         heard: Callable[[], None],
     ) -> HttpConnection:
         judge = Judge(self._turns, scheme, name, self._port, self._http_rules)
-        put = partial(self._network.placeholders.put, host=name, verified_tls=scheme == b"https")
+        is_private = scheme == b"https" and self._port != PLAIN_PORT
+        put = partial(self._network.placeholders.put, host=name, verified_tls=is_private)
         kept, seconds, refused = self._network.kept, self._times.answer, self._request_refused
         self._read = HttpConnection(
             self._turns, program, kept, seconds, judge=judge, put=put, dial=dial, heard=heard, refused=refused

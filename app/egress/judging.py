@@ -22,7 +22,7 @@ _HOP_BY_HOP = frozenset(
 _VERSIONS = (b"1.0", b"1.1")
 _LENGTH, _ENCODING = b"content-length", b"transfer-encoding"
 SWITCH = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-# Some servers obey these in place of the method and the path of the request.
+# Some servers obey these in place of the method and the path of the request. Many read `_` in a name as `-`: CGI, WSGI.
 _OTHER_METHOD = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
 _OTHER_PATH = frozenset((b"x-original-url", b"x-rewrite-url"))
 _READINGS = 3  # of one request, by method and by path
@@ -93,9 +93,10 @@ class Judge:
             return
         methods, targets = {request.method}, {target}
         for name, value in request.headers:
-            if name in _OTHER_METHOD:
+            alike = name.replace(b"_", b"-")
+            if alike in _OTHER_METHOD:
                 methods.add(value.upper())
-            elif name in _OTHER_PATH:
+            elif alike in _OTHER_PATH:
                 targets.add(value)
         if max(len(methods), len(targets)) > _READINGS:
             raise RequestRefused(Reason.HTTP)

@@ -80,7 +80,8 @@ _SENTENCES = {
     Reason.HTTP: "the request is not HTTP/1.1 that can be passed on safely",
     Reason.HTTP_HOST: "the request names another host than the one whose address was connected to, or none",
     Reason.SECRET_HOST: "the request carries the placeholder of a secret that is for another host",
-    Reason.SECRET_PLAIN: "the request carries the placeholder of a secret in a header, and secrets go over TLS only",
+    Reason.SECRET_PLAIN: "the request carries the placeholder of a secret in a header, and secrets go over TLS only,"
+    " and never to port 80",
     Reason.SECRET_SIZE: "the head of the request would be longer than 64 KiB with its secrets",
     Reason.HTTP_METHOD: "no rule permits the method, or it is one that is never passed on",
     Reason.HTTP_PATH: "no rule permits the path, or servers may read it in more than one way",

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from app.core.network_rules import parse_rule
 from app.core.secrets import PLACEHOLDER_PREFIX
-from app.egress import host_certificates
+from app.egress import connection, host_certificates
 from app.egress.authority import SUBJECT, Authority, new_authority
 from app.egress.connection import RULE_SHOWN
 from app.egress.host_certificates import HostCertificates, SandboxAuthority
@@ -292,8 +292,10 @@ async def test_rules_add_up_and_a_method_belongs_to_its_paths() -> None:
         ("X-HTTP-Method-Override: DELETE", "http_method"),
         ("x-http-method: delete", "http_method"),
         ("X-Method-Override: PUT", "http_method"),
+        ("X_HTTP_Method_Override: DELETE", "http_method"),
         ("X-HTTP-Method-Override: GET", None),
         ("X-Original-URL: /admin", "http_path"),
+        ("X_Original_URL: /admin", "http_path"),
         ("X-Rewrite-Url: /v1/../admin", "http_path"),
         ("X-Original-URL: /v1/b", None),
         ("\r\n".join(f"X-Original-URL: /v1/{n}" for n in range(9)), "http"),
@@ -422,6 +424,31 @@ async def test_program_that_stays_in_the_handshake_is_cut() -> None:
             while await reader.read(65536):
                 pass
         assert (await at.gateway.event())["reason"] == "silent"
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nX-Thing: "], ids=["nothing", "half a request"])
+async def test_program_that_is_silent_after_the_handshake_is_cut(said: bytes) -> None:
+    """The handshake has the same time, and takes some of it."""
+    async with inspected(Host().serve, times=Times(first=2.0)) as at:
+        reader, writer = await tls(at)
+        writer.write(said)
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), 20)
+        event = await at.gateway.event()
+        assert (event["kind"], event["reason"]) == ("connection", "silent")
+        assert at.dns.asked == {}
+
+
+async def test_program_may_be_silent_after_its_first_request() -> None:
+    async with inspected(Host().serve, times=Times(first=1.0)) as at:
+        reader, writer = await tls(at)
+        writer.write(request(at))
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        later, _ = await at.connect()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(later.read(), 20)
+        writer.write(request(at))
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("authority", [None, KeyPair("no certificate", AUTHORITY.key)], ids=["none", "a wrong one"])
@@ -666,6 +693,16 @@ async def test_secret_goes_to_its_verified_host() -> None:
     async with inspected(host.serve, secrets=[SECRET]) as at:
         assert parsed(await ask(at, request(at, more=BEARER, last=True)))[0][0] == 200
         assert host.field(b"authorization") == b"Bearer the-real-value"
+
+
+async def test_secret_does_not_go_to_the_port_of_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even over TLS."""
+    host = Host()
+    async with inspected(host.serve, secrets=[SECRET]) as at:
+        monkeypatch.setattr(connection, "PLAIN_PORT", at.port)
+        [answer] = parsed(await ask(at, request(at, more=BEARER, last=True)))
+        refused(answer, 403, "secret_plain")
+        assert host.read == []
 
 
 @pytest.mark.parametrize("what", ["plain HTTP", "a host that is not verified", "a path that is not permitted"])
