@@ -141,7 +141,7 @@ class ProgramConnection:
                 elif first[0] == RECORD:
                     await self._pass_tls(name, first, patience)
                 elif first[:1].isalpha():
-                    await self._pass_http(name, first, patience)
+                    await self._pass_http(name, first, partial(patience.reschedule, None))
                 else:
                     raise Cut(Reason.PROTOCOL)
         except TimeoutError as error:  # which the kernel's ETIMEDOUT is as well
@@ -179,9 +179,9 @@ class ProgramConnection:
 
     # --- HTTP
 
-    async def _pass_http(self, name: str, first: bytes, patience: asyncio.Timeout) -> None:
+    async def _pass_http(self, name: str, first: bytes, heard: Callable[[], None]) -> None:
         stream = SocketStream(self._turns, self._inside, self._count_sent)
-        await self._http(name, b"http", stream, self._dial_plain, lambda: patience.reschedule(None)).run(first)
+        await self._http(name, b"http", stream, self._dial_plain, heard).run(first)
         await self._say_goodbye(b"")
 
     async def _pass_read_tls(self, name: str, first: bytes, patience: asyncio.Timeout) -> None:

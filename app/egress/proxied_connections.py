@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from app.egress.connection import Destination, ProgramConnection
+from app.egress.connection import Cut, Destination, ProgramConnection
 from app.egress.dialling import NotDialled
 from app.egress.problems import problem_answer
 from app.egress.reasons import Reason
@@ -40,11 +39,11 @@ class TunnelConnection(ProxiedConnection):
         outside: socket.socket | None = None
         try:
             if self._rule is None:
-                raise NotDialled(Reason.RULE)
+                raise Cut(Reason.RULE)
             if self._rule.raw:
                 self._is_raw = True
                 outside = await self._dial()
-        except NotDialled as failure:
+        except (Cut, NotDialled) as failure:
             self._tell(failure.reason)
             await self._say_goodbye(problem_answer(failure.reason))
             return
@@ -60,5 +59,8 @@ class ForwardedConnection(ProxiedConnection):
     connection: the first bytes have `Connection: close`."""
 
     async def _pass(self) -> None:
-        async with asyncio.timeout(None) as patience:  # the request is there already
-            await self._pass_http(self._destination.host, await self._receive(), patience)
+        await self._pass_http(self._destination.host, await self._receive(), heard=_nothing)  # it is there already
+
+
+def _nothing() -> None:
+    pass

@@ -127,16 +127,16 @@ class EgressServer:
             return
         try:
             if order.sandbox in self._networks:
-                raise NotOpened("it is open already")
+                raise OrderRefused("it is open already")
             self._networks[order.sandbox] = self._network(order, setup, descriptors, peer)
-        except NotOpened as error:
+        except OrderRefused as error:
             protocol.close(descriptors)
             peer.tell(NetworkNotOpened(order.sandbox, str(error)))
         else:
             peer.tell(NetworkOpened(order.sandbox))
 
     def _network(self, order: OpenNetwork, setup: NetworkSetup, descriptors: list[int], peer: Peer) -> SandboxNetwork:
-        """Raises NotOpened, and then has taken no descriptor."""
+        """Raises OrderRefused, and then has taken no descriptor."""
         if setup.credential:
             return self._proxied(order, setup, descriptors, peer)
         opened = _sockets(order.ports, descriptors)
@@ -145,18 +145,18 @@ class EgressServer:
         except OSError as error:
             for taken in opened:
                 taken.detach()
-            raise NotOpened(error.strerror or str(error)) from error
+            raise OrderRefused(error.strerror or str(error)) from error
 
     def _proxied(self, order: OpenNetwork, setup: NetworkSetup, descriptors: list[int], peer: Peer) -> SandboxNetwork:
-        """Raises NotOpened."""
+        """Raises OrderRefused."""
         if self._proxy is None:
-            raise NotOpened("it has no proxy")
+            raise OrderRefused("it has no proxy")
         if order.ports or descriptors:
-            raise NotOpened("a sandbox with a credential has no sockets")
+            raise OrderRefused("a sandbox with a credential has no sockets")
         try:
             network = SandboxNetwork(order.sandbox, setup, None, (), self._shared, peer, order.client)
         except OSError as error:
-            raise NotOpened(error.strerror or str(error)) from error
+            raise OrderRefused(error.strerror or str(error)) from error
         self._proxy.add(setup.credential, network)
         return network
 
@@ -166,9 +166,9 @@ class EgressServer:
         report: Report = NetworkChanged(order.sandbox)
         try:
             if network is None:
-                raise NotOpened("it is not open")
+                raise OrderRefused("it is not open")
             listeners = _listeners(order.ports, descriptors)
-        except NotOpened as error:
+        except OrderRefused as error:
             protocol.close(descriptors)
             report = NetworkNotChanged(order.sandbox, str(error))
             changing = self._close(order.sandbox)
@@ -200,13 +200,13 @@ def _show_alive(connection: socket.socket) -> None:
         protocol.send(connection, protocol.encode(Hello()))
 
 
-class NotOpened(Exception):
+class OrderRefused(Exception):
     """`str(error)` is a sentence for people."""
 
 
 def _sockets(ports: Sequence[int], descriptors: list[int]) -> list[socket.socket]:
     """The resolver's and the listeners. Takes the descriptors over as sockets, if they are what the order says. Raises
-    NotOpened, and then has taken none."""
+    OrderRefused, and then has taken none."""
     resolver, *listeners = _opened(len(ports) + 1, descriptors)
     if resolver.type != socket.SOCK_DGRAM or not all(map(_listens_on, listeners, ports)):
         _let_go([resolver, *listeners])
@@ -223,7 +223,7 @@ def _listeners(ports: Sequence[int], descriptors: list[int]) -> list[socket.sock
 
 def _opened(count: int, descriptors: list[int]) -> list[socket.socket]:
     if len(descriptors) != count:
-        raise NotOpened("its sockets did not arrive: the egress process has no descriptors left")
+        raise OrderRefused("its sockets did not arrive: the egress process has no descriptors left")
     opened: list[socket.socket] = []
     try:
         for descriptor in descriptors:
@@ -234,10 +234,10 @@ def _opened(count: int, descriptors: list[int]) -> list[socket.socket]:
 
 
 def _let_go(opened: Sequence[socket.socket]) -> NoReturn:
-    """Raises NotOpened."""
+    """Raises OrderRefused."""
     for taken in opened:
         taken.detach()
-    raise NotOpened("its sockets are not a resolver's and listeners of its ports")
+    raise OrderRefused("its sockets are not a resolver's and listeners of its ports")
 
 
 def _listens_on(listener: socket.socket, port: int) -> bool:

@@ -70,7 +70,7 @@ class EgressSettings(Part):
         description="a private /30 that this host does not use, such as 10.213.77.0/30, where boxes find the proxy; "
         "absent: no mode `proxy` over BoxLite",
     )
-    ca_file: Path | None = Field(
+    ca_file: AbsolutePath | None = Field(
         None, description="certificates of whom to trust as hosts of rules with `http`, as PEM; empty: the system's"
     )
     connections: int = Field(4096, ge=1, le=2**20, description="open connections of all sandboxes")
@@ -111,8 +111,6 @@ class EgressSettings(Part):
     def _has_certificates(cls, path: Path | None) -> Path | None:
         if path is None:
             return None
-        if not path.is_absolute():
-            raise ValueError(f"{path} must be an absolute path")
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
         except ssl.SSLError:

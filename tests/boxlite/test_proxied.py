@@ -19,6 +19,7 @@ from app.backends.boxlite.backend import BoxliteBackend
 from app.backends.boxlite.box import box_of
 from app.backends.boxlite.egress import BoxEgress
 from app.backends.boxlite.inside import BoxCommands
+from app.backends.boxlite.network import NO_HTTP
 from app.backends.boxlite.scripts import script
 from app.backends.egress_link import EgressLink
 from app.core.capabilities import Capability
@@ -246,6 +247,7 @@ async def test_rule_that_needs_tls_to_be_read_is_refused_by_name(tmp_path: Path)
         with pytest.raises(PolicyNotSupported) as refused:
             r.backend.fit(spec(f"{NAME}:443", rule))
         assert refused.value.pointer == "/policy/network/allow/1/http"
+        assert str(refused.value) == NO_HTTP
 
 
 async def test_create_without_an_egress_process_leaves_no_box(tmp_path: Path) -> None:
@@ -270,7 +272,7 @@ async def test_rules_of_a_box_can_be_replaced_while_it_runs(tmp_path: Path) -> N
         assert codes == [b"200", b"403"]
         assert sandbox.receipt["network"]["allow"] == []
         rule = {"host": NAME, "ports": [443], "http": [{"methods": ["GET"]}]}
-        with pytest.raises(Conflict, match="no rule has http"):
+        with pytest.raises(Conflict, match=NO_HTTP):
             await sandbox.change_network(spec(rule).policy.network.rules)
 
 

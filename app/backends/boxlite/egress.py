@@ -45,6 +45,10 @@ class ProxyCredential:
         return self.address.rpartition(":")[0]
 
     @property
+    def port(self) -> str:
+        return self.address.rpartition(":")[2]
+
+    @property
     def environment(self) -> Mapping[str, str]:
         """Programs differ in which case they read. curl reads `http_proxy` in lower case alone."""
         names = ("http_proxy", "https_proxy", "all_proxy")
@@ -74,8 +78,7 @@ class BoxEgress:
         outbound = box.said.get("network", {}).get("outbound")
         if outbound != {"mode": "enabled", "allow_net": [credential.host]}:
             raise IsolationUnavailable(_LAYER, f"the server has another network for the box: {str(outbound)[:200]}")
-        host, _, port = credential.address.rpartition(":")
-        said = await commands.ask_proxy(credential.url, host, port, credential.basic)
+        said = await commands.ask_proxy(credential.url, credential.host, credential.port, credential.basic)
         if said.code == _NO_PROGRAM:
             raise IsolationUnavailable(
                 _LAYER, "the image has none of curl, wget, python3 and bash, so nothing can ask for the proxy"

@@ -17,6 +17,9 @@ from app.core.network_rules import NetworkRule
 from app.core.policy import Network
 
 NOBODY_PERMITTED = "the operator permits no host; BULKHEAD_BOXLITE__DIRECT_ALLOW lists those that boxes may reach"
+NO_HTTP = (
+    "rules with `http` are not possible over boxlite: programs in a box do not trust Bulkhead's certificate authority"
+)
 RULES_BYTES = 2048  # the server repeats them whenever it lists its boxes, which the health check asks for at every beat
 
 
@@ -47,8 +50,7 @@ def check_rules(rules: Sequence[NetworkRule]) -> None:
     """Raises PolicyNotSupported."""
     for place, rule in enumerate(rules):
         if rule.http:
-            detail = "the programs of a box do not trust the authority that reading TLS takes: rules have no http here"
-            raise PolicyNotSupported(f"/policy/network/allow/{place}/http", RUNTIME, detail)
+            raise PolicyNotSupported(f"/policy/network/allow/{place}/http", RUNTIME, NO_HTTP)
 
 
 def server_network(network: Network, proxy: str | None) -> dict[str, object]:

@@ -14,6 +14,7 @@ from app.backends.boxlite.execution import BoxliteExecution
 from app.backends.boxlite.files import BoxliteFiles
 from app.backends.boxlite.health_check import HealthCheck
 from app.backends.boxlite.inside import MARK, WRAPPER_MARK, BoxCommands
+from app.backends.boxlite.network import NO_HTTP
 from app.backends.boxlite.script_runner import ScriptRunner
 from app.backends.boxlite.server import BoxliteServer, SpawnFailed, is_silent
 from app.backends.boxlite.turns import PendingLimit
@@ -272,7 +273,7 @@ class BoxliteSandbox:
         if self._egress is None:
             raise UnsupportedByRuntime("network_proxy", "boxlite")
         if any(rule.http for rule in rules):
-            raise Conflict("the programs of a box do not trust the authority that reading TLS takes: no rule has http")
+            raise Conflict(NO_HTTP)
         told = {**self._receipt.get("network", {}), "allow": [rule.as_dict() for rule in rules]}
         self._receipt = {**self._receipt, "network": told}
         await self._egress.change(self.id, rules)
