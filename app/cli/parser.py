@@ -199,7 +199,8 @@ def _apart(service: Parser, variable: str) -> None:
         "--gateway-uid",
         metavar="N",
         type=int,
-        help="uid of the gateway's user, the only one who may connect (variable BULKHEAD_PROCESS__GATEWAY_UID)",
+        help="uid of the gateway. The launcher also serves root; the egress process serves nobody else "
+        "(variable BULKHEAD_PROCESS__GATEWAY_UID)",
     )
 
 

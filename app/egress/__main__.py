@@ -1,9 +1,9 @@
 """The egress process: `python -P -m app.egress PARENT UID LISTENER_FD CONFIG_FD`.
 
-It gives up root before it serves anybody. Before that it reads what the operator has written, the configuration and the
-certificates of whom to trust, which may be where only root can read. The supervisor keeps the listening Unix socket, so
-that it outlives this process. PARENT is the pid with which this process dies, or 0. UID is the user that it becomes,
-or -1.
+It gives up root before it serves anybody. Before that it reads the configuration, and the certificates of the
+authorities that may vouch for hosts: both may be where only root can read. The supervisor keeps the listening Unix
+socket, so that it outlives this process. PARENT is the pid with which this process dies, or 0. UID is the user that it
+becomes, or -1.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ class EgressConfig:
     """`gateway_uid`: who is served. `check_uid`: who is greeted and no more, for a health check; -1: nobody.
 
     `permit_nets`: networks that may be dialled although they are private or local. `own_nets`: those that count as
-    this machine's own. `resolver`: `ADDRESS:PORT` of the
-    DNS server that is asked for real names, "" for those of the system. `service`: `ADDRESS:PORT` of what the service
-    itself listens on, which no sandbox may dial even in a permitted network. `ca_file`: the certificates, as PEM, of
-    whom to trust as hosts; "" for those of the system.
+    this machine's own. `resolver`: `ADDRESS:PORT` of the DNS server that is asked for real names, "" for those of the
+    system. `service`: `ADDRESS:PORT` of what the service itself listens on, which no sandbox may dial even in a
+    permitted network. `ca_file`: the certificates, as PEM, of the authorities that may vouch for hosts; "" for those of
+    the system. `proxy`: the descriptor of the socket on which the proxy for boxes listens; -1 for no proxy.
 
     The bounds are open connections in all and of one sandbox, new ones of a sandbox in a second, and bytes of a sandbox
     in both directions together; 0 bytes is no bound.

@@ -44,7 +44,7 @@ class ConnectProxy:
         self._turns.read(listener.fileno(), self._accept)
 
     def add(self, credential: str, network: SandboxNetwork) -> None:
-        """From now on who has the credential is that sandbox."""
+        """From now on whoever shows the credential is served as that sandbox."""
         self._sandboxes[network.sandbox] = credential.encode(), network
 
     def remove(self, sandbox: str) -> None:

@@ -65,7 +65,7 @@ FAILURES = frozenset(
 _SENTENCES = {
     Reason.NAME: "no rule permits the name",
     Reason.NAMES: "the sandbox has as many names as it may have",
-    Reason.PROXY: "the request is not one that a proxy can carry out: CONNECT, or a whole URL of http",
+    Reason.PROXY: "the proxy takes CONNECT and requests with a whole `http://` URL; this is neither",
     Reason.CREDENTIAL: "the request does not have the credential of a sandbox",
     Reason.RULE: "no rule permits this host at this port",
     Reason.CHANGED: "the rules were changed while it was open, and no longer permit it",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Times:
     """`first`: for a client to say which host it means, where no rule is raw. `farewell`: for it to read why it is
     refused. `resolve`: for all DNS servers together. `server`: for one of them. `address`: for one address to accept,
-    while there are others. `connect`: for all addresses together. `answer`: for the head of an answer in plain HTTP.
+    while there are others. `connect`: for all addresses together, and again for the TLS handshake with the
+    host. `answer`: for the head of an answer to a request that is read: in plain HTTP, or in TLS of a rule with `http`.
     """
 
     first: float = 10.0

@@ -16,8 +16,8 @@ from app.egress.turns import SandboxTurns
 
 
 def trusting(ca_file: str) -> ssl.SSLContext:
-    """`ca_file` has the certificates of whom to trust, as PEM; "": those of the system, which take 20 ms. Raises
-    ValueError when they cannot be read."""
+    """`ca_file` has the certificates of the authorities that may vouch for hosts, as PEM; "": those of the system,
+    which take 20 ms. Raises ValueError when they cannot be read."""
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except OSError as error:  # ssl.SSLError is one

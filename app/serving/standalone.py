@@ -127,7 +127,7 @@ def _settings(**parts: dict[str, Any]) -> Settings:
 
 def _gateway_uid_of(settings: Settings) -> int:
     if settings.process.gateway_uid is None:
-        raise StartFailed("set BULKHEAD_PROCESS__GATEWAY_UID to the uid of the gateway, the only user who may connect")
+        raise StartFailed("set BULKHEAD_PROCESS__GATEWAY_UID or --gateway-uid to the uid of the gateway")
     return settings.process.gateway_uid
 
 

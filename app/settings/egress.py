@@ -71,7 +71,7 @@ class EgressSettings(Part):
         "absent: no mode `proxy` over BoxLite",
     )
     ca_file: AbsolutePath | None = Field(
-        None, description="certificates of whom to trust as hosts of rules with `http`, as PEM; empty: the system's"
+        None, description="certificates of the authorities that may vouch for hosts, as PEM; empty: the system's"
     )
     connections: int = Field(4096, ge=1, le=2**20, description="open connections of all sandboxes")
     connections_per_sandbox: int = Field(256, ge=1, le=2**20, description="open connections of one sandbox")

@@ -50,7 +50,7 @@ class HttpRuleRequest(Strict):
             Field(min_length=1, max_length=METHODS, fail_fast=True),
         ]
         | None
-    ) = Field(None, description="in capital letters; GET admits HEAD; CONNECT and TRACE are never passed on")
+    ) = Field(None, description="in capital letters; GET admits HEAD; CONNECT, TRACE and TRACK are never passed on")
     paths: (
         Annotated[
             list[Annotated[str, Field(min_length=1, max_length=PATTERN_BYTES)]],
