@@ -10,6 +10,7 @@ from dataclasses import replace
 from app.core.backend import CommandLimits, RuntimeInfo
 from app.core.capabilities import Capability
 from app.core.errors import CapabilityMissing, FieldError, InvalidRequest
+from app.core.http_rules import HttpRule
 from app.core.models import Command, IdleCounts, SandboxSpec, Stderr, Stdin
 from app.core.network_rules import NetworkRule
 from app.core.text import byte_length
@@ -100,7 +101,8 @@ def signal_name(number: int) -> str:
 
 
 EXECUTION_BYTES, SANDBOX_BYTES = 10 * 1024, 32 * 1024  # of a record beside its texts: objects, exit, labels; measured
-RULE_BYTES, PORT_BYTES = 580, 64  # of a network rule, in the policy and in the receipt; measured
+RULE_BYTES, PORT_BYTES = 600, 64  # of a network rule, in the policy and in the receipt; measured
+HTTP_BYTES, PATTERN_BYTES = 400, 72  # of one of its `http`, and of a method or path beside its text; likewise
 SECRET_BYTES, HOST_BYTES = 384, 56  # of a secret and of each of its hosts, beside their texts; measured
 
 
@@ -128,7 +130,14 @@ def secret_bytes(spec: SandboxSpec) -> int:
 
 
 def rules_bytes(rules: Sequence[NetworkRule]) -> int:
-    return sum(RULE_BYTES + len(rule.host) + PORT_BYTES * len(rule.ports) for rule in rules)
+    return sum(
+        RULE_BYTES + len(rule.host) + PORT_BYTES * len(rule.ports) + sum(map(_http_bytes, rule.http)) for rule in rules
+    )
+
+
+def _http_bytes(rule: HttpRule) -> int:
+    texts = (*rule.methods, *rule.paths)
+    return HTTP_BYTES + sum(PATTERN_BYTES + len(text.encode()) for text in texts)
 
 
 def with_environment(command: Command, spec: SandboxSpec) -> Command:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from app.core.commands import spec_bytes
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from app.core.commands import rules_bytes, spec_bytes
 from app.core.network_log import EVENT_BYTES, NetworkLog
 from app.core.network_rules import parse_rule
 from app.core.policy import Network, Policy
@@ -39,6 +45,31 @@ async def test_rules_count_towards_what_is_kept_of_the_sandbox() -> None:
     rules = tuple(parse_rule({"host": f"n{n}.test", "ports": list(range(1, 17))}) for n in range(64))
     many = spec(policy=Policy(network=Network("proxy", rules=rules)))
     assert spec_bytes(many) - spec_bytes(spec()) > 64 * 1500, "measured for the longest names"
+
+
+@pytest.mark.parametrize(
+    "http",
+    [
+        None,
+        [{}],
+        [{"methods": [f"M{n}"]} for n in range(8)],
+        [{"methods": [f"M{n}-{m}".ljust(32, "X") for m in range(16)]} for n in range(8)],
+        [{"paths": [f"/{n}" for n in range(32)]}],
+        [{"paths": [f"/{n}/".ljust(256, "x") for n in range(32)]}],
+    ],
+    ids=["no http", "one", "many", "methods", "paths", "long paths"],
+)
+def test_rules_count_with_the_memory_that_they_take(http: Any) -> None:
+    """In the policy and in the receipt."""
+    texts = [json.dumps({"host": f"n{n}.test", "ports": [443], "http": http}) for n in range(16)]
+    parse_rule(json.loads(texts[0]))  # what is kept of the first one for all
+    tracemalloc.start()
+    rules = tuple(parse_rule(json.loads(text)) for text in texts)
+    told = [rule.as_dict() for rule in rules]
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(told) == len(rules)
+    assert taken <= rules_bytes(rules) <= 3 * taken
 
 
 async def test_log_takes_nothing_more_after_the_end_of_the_sandbox() -> None:
