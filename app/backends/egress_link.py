@@ -1,9 +1,9 @@
 """The gateway's end of the egress process's socket: listeners and rules go out, names and events come in.
 
 What the egress process needs of a sandbox is kept here for the sandbox's life: its sockets, its rules, its secrets, the
-authority that its programs trust, and which address was given to which name. So another egress process gets all of it
-again, and programs in the sandbox find the same addresses and the same authority. Until then connections wait in the
-listeners' backlogs.
+authority that its programs trust, which address was given to which name, and how many bytes it has moved. So another
+egress process gets all of it again, and programs in the sandbox find the same addresses and the same authority. Until
+then connections wait in the listeners' backlogs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from app.core.secrets import Secret
 from app.egress.protocol import (
     MAX_NAMES,
     VERSION,
+    BytesMoved,
     CloseNetwork,
     EventsDropped,
     Hello,
@@ -89,6 +90,7 @@ class _Network:
     names: dict[str, str] = field(default_factory=dict)
     secrets: tuple[Secret, ...] = ()
     authority: KeyPair | None = None
+    moved: int = 0  # bytes, as the egress process has last told
     told: bool = False  # the egress process was sent something about it
     changes: deque[asyncio.Future[None]] = field(default_factory=deque)  # that it was told of and has not carried out
 
@@ -307,7 +309,7 @@ class EgressLink:
         secrets = tuple(map(self._in_force, network.secrets))
         setup = NetworkSetup(network.rules, network.names, network.authority, secrets, network.credential)
         ports = tuple(network.sockets.listeners) if network.sockets is not None else ()
-        *known, last = open_packets(network.id, ports, setup, network.client)
+        *known, last = open_packets(network.id, ports, setup, network.client, network.moved)
         network.told = True
         for data in known:
             self._post(_Packet(data, network))
@@ -408,6 +410,8 @@ class EgressLink:
             self._keep_name(network, report.name, report.address)
         elif isinstance(report, EventsDropped):
             network.log.drop(report.count)
+        elif isinstance(report, BytesMoved):
+            network.moved = report.count
         else:
             event = NetworkEvent(**report.event)
             network.log.add(event)

@@ -40,6 +40,7 @@ ACCEPTS = 16  # in one turn: a program that opens many connections at once must 
 DEAF_SECONDS, DEAF_FULL_SECONDS = 0.01, 2.0
 BACKLOG = 128  # connections of all ports together that are not accepted yet, as when the launcher made the listeners
 _OF_THE_SANDBOX = (Reason.CONNECTIONS_PER_SANDBOX, Reason.BYTES)
+MOVED_PARTS = 100  # of the bytes that a sandbox may move. After each the gateway is told, for the next egress process
 WIDE_CONNECTIONS = 16  # of a sandbox, for which the kernel may hold more
 
 
@@ -84,8 +85,10 @@ class SandboxNetwork:
         shared: Shared,
         reports: Reports,
         client: str = "",
+        moved: int = 0,
     ) -> None:
-        """`client`: "" if there is only one. Raises OSError when there are no descriptors left."""
+        """`client`: "" if there is only one. `moved`: bytes in earlier processes. Raises OSError when there are no
+        descriptors left."""
         self.sandbox, self.rules, self.shared = sandbox, setup.rules, shared
         self._client = client
         self._holder = client or sandbox  # of connections
@@ -98,7 +101,7 @@ class SandboxNetwork:
         self._rate = Rate(shared.config.connections_per_second, shared.config.connections_per_second)
         self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
-        self._bytes = 0
+        self._bytes = self._bytes_told = moved
         self._is_closed = self._is_deaf = False
         self._connections: dict[asyncio.Task[None], ProgramConnection] = {}
         self._listeners = list(listeners)
@@ -292,4 +295,10 @@ class SandboxNetwork:
     def count(self, size: int) -> bool:
         """Returns False when the sandbox has moved more bytes than it may."""
         self._bytes += size
-        return not 0 < self.shared.config.bytes_per_sandbox < self._bytes
+        most = self.shared.config.bytes_per_sandbox
+        if not most:
+            return True
+        if self._bytes > most or self._bytes - self._bytes_told >= most // MOVED_PARTS:
+            self._bytes_told = self._bytes
+            self.told.moved(self._bytes)
+        return self._bytes <= most

@@ -24,7 +24,7 @@ from app.core import hosts
 from app.core.network_rules import PORTS, RULES, NetworkRule, parse_rule
 from app.core.secrets import HOSTS, SECRETS, VALUE_BYTES
 
-VERSION = 2
+VERSION = 3
 MAX_PACKET = 64 * 1024
 MAX_DESCRIPTORS = PORTS + 1  # the resolver's socket, and a listener for each port
 ADDRESSES = IPv4Network("198.18.0.0/15")  # what names are given. RFC 2544: nobody has them on the Internet
@@ -118,11 +118,13 @@ class KnownCredential:
 class OpenNetwork:
     """Serves the sandbox with what was said before. With the descriptors [resolver, a listener for each of `ports` in
     their order], or after a credential with none. Sandboxes with the same `client` share what one client may have; ""
-    where there is only one client. The answer is `NetworkOpened` or `NetworkNotOpened`."""
+    where there is only one client. `moved`: the bytes that it has moved before, by the last `BytesMoved`. The answer is
+    `NetworkOpened` or `NetworkNotOpened`."""
 
     sandbox: str
     ports: tuple[int, ...]
     client: str = ""
+    moved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,14 @@ class EventsDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class BytesMoved:
+    """So many bytes a sandbox has moved in its life, where there is a bound. Not sent for every byte."""
+
+    sandbox: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkClosed:
     """All connections of the sandbox are cut. No message about it follows."""
 
@@ -220,6 +230,7 @@ Report = (
     | NameGiven
     | NetworkEventTold
     | EventsDropped
+    | BytesMoved
     | NetworkClosed
 )
 _KINDS: dict[type[Any], str] = {
@@ -239,6 +250,7 @@ _KINDS: dict[type[Any], str] = {
     NameGiven: "named",
     NetworkEventTold: "event",
     EventsDropped: "dropped",
+    BytesMoved: "moved",
     NetworkClosed: "closed",
 }
 
@@ -250,7 +262,9 @@ def encode(message: Order | Report) -> bytes:
     return json.dumps({"kind": _KINDS[type(message)], **fields}, separators=(",", ":")).encode()
 
 
-def open_packets(sandbox: str, ports: Sequence[int], setup: NetworkSetup, client: str = "") -> list[bytes]:
+def open_packets(
+    sandbox: str, ports: Sequence[int], setup: NetworkSetup, client: str = "", moved: int = 0
+) -> list[bytes]:
     """The packets that open the network of a sandbox. The descriptors travel with the last one."""
     names = list(setup.names.items())
     known: list[Order] = [
@@ -261,7 +275,7 @@ def open_packets(sandbox: str, ports: Sequence[int], setup: NetworkSetup, client
     known += [KnownSecret(sandbox, secret) for secret in setup.secrets]
     if setup.credential:
         known.append(KnownCredential(sandbox, setup.credential))
-    known.append(OpenNetwork(sandbox, tuple(ports), client))
+    known.append(OpenNetwork(sandbox, tuple(ports), client, moved))
     return [*_rules_packets(sandbox, setup.rules), *map(encode, known)]
 
 
@@ -330,7 +344,9 @@ def decode_order(packet: bytes) -> Order:
         case "credential":
             order = KnownCredential(sandbox, fields.text("credential", _CREDENTIAL))
         case "open":
-            order = OpenNetwork(sandbox, fields.ports(), fields.text("client", _CLIENT, least=0))
+            order = OpenNetwork(
+                sandbox, fields.ports(), fields.text("client", _CLIENT, least=0), fields.number("moved")
+            )
         case "change":
             order = ChangeNetwork(sandbox, fields.ports())
         case "close":
@@ -364,6 +380,8 @@ def decode_report(packet: bytes) -> Report:
             report = NetworkEventTold(sandbox, fields.event())
         case "dropped":
             report = EventsDropped(sandbox, fields.number("count"))
+        case "moved":
+            report = BytesMoved(sandbox, fields.number("count"))
         case "closed":
             report = NetworkClosed(sandbox)
         case _:

@@ -141,7 +141,9 @@ class EgressServer:
             return self._proxied(order, setup, descriptors, peer)
         opened = _sockets(order.ports, descriptors)
         try:
-            return SandboxNetwork(order.sandbox, setup, opened[0], opened[1:], self._shared, peer, order.client)
+            return SandboxNetwork(
+                order.sandbox, setup, opened[0], opened[1:], self._shared, peer, order.client, order.moved
+            )
         except OSError as error:
             for taken in opened:
                 taken.detach()
@@ -154,7 +156,7 @@ class EgressServer:
         if order.ports or descriptors:
             raise OrderRefused("a sandbox with a credential has no sockets")
         try:
-            network = SandboxNetwork(order.sandbox, setup, None, (), self._shared, peer, order.client)
+            network = SandboxNetwork(order.sandbox, setup, None, (), self._shared, peer, order.client, order.moved)
         except OSError as error:
             raise OrderRefused(error.strerror or str(error)) from error
         self._proxy.add(setup.credential, network)

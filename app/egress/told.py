@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from ipaddress import IPv4Address
 from typing import Any, Protocol
 
-from app.egress.protocol import EventsDropped, NameGiven, NetworkEventTold, Report
+from app.egress.protocol import BytesMoved, EventsDropped, NameGiven, NetworkEventTold, Report
 from app.egress.rates import Rate
 from app.egress.reasons import FAILURES
 
@@ -43,6 +43,9 @@ class Told:
 
     def name(self, name: str, address: IPv4Address, told: Callable[[], None]) -> None:
         self._reports.tell(NameGiven(self._sandbox, name, str(address)), told)
+
+    def moved(self, count: int) -> None:
+        self._reports.tell(BytesMoved(self._sandbox, count))
 
     def refusal(self, kind: str, reason: str, **fields: Any) -> None:
         """An event about something that was refused before it began. The same one is told once a second."""

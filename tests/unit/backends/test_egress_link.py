@@ -22,6 +22,7 @@ from app.core.network_rules import parse_rule
 from app.egress.authority import new_authority
 from app.egress.protocol import (
     MAX_NAMES,
+    BytesMoved,
     ChangeNetwork,
     CloseNetwork,
     EventsDropped,
@@ -412,6 +413,17 @@ async def test_an_egress_process_that_comes_late_is_found(tmp_path: Path) -> Non
         async with asyncio.timeout(5):
             await here.played.accept()
             await here.played.serve_one()
+
+
+async def test_another_egress_process_is_told_how_many_bytes_a_sandbox_has_moved(tmp_path: Path) -> None:
+    async with stage(tmp_path) as here:
+        await here.opened("one")
+        await here.opened("two")
+        here.played.say(BytesMoved("one", 100), BytesMoved("gone", 5), BytesMoved("one", 2**40))
+        here.played.hang_up()
+        await here.played.accept()
+        orders = [(await here.played.hear_opening())[0] for _ in range(2)]
+        assert {order.sandbox: order.moved for order in orders} == {"one": 2**40, "two": 0}
 
 
 async def test_without_a_sandbox_nothing_connects_again(tmp_path: Path) -> None:

@@ -28,7 +28,16 @@ from app.core.network_rules import parse_rule
 from app.egress.authority import Authority, new_authority
 from app.egress.config import EgressConfig
 from app.egress.network import SandboxNetwork, Shared
-from app.egress.protocol import EventsDropped, KeyPair, NameGiven, NetworkEventTold, NetworkSecret, NetworkSetup, Report
+from app.egress.protocol import (
+    BytesMoved,
+    EventsDropped,
+    KeyPair,
+    NameGiven,
+    NetworkEventTold,
+    NetworkSecret,
+    NetworkSetup,
+    Report,
+)
 from app.egress.times import Times
 from app.egress.upstream_tls import trusting
 
@@ -45,6 +54,7 @@ class FakeGateway:
         self.names: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
         self.dropped = 0
+        self.moved: list[int] = []
         self.is_behind = False
         self.holds_names_back = False
         self.held_back: list[Callable[[], None]] = []
@@ -57,6 +67,8 @@ class FakeGateway:
             self.events.append(dict(report.event))
         elif isinstance(report, EventsDropped):
             self.dropped += report.count
+        elif isinstance(report, BytesMoved):
+            self.moved.append(report.count)
         self._changed.set()
         if told is not None:
             if self.holds_names_back:

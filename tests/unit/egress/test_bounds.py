@@ -111,6 +111,24 @@ async def test_bytes_beyond_the_bound_cut_the_connection_and_refuse_the_next() -
             await at.ask(b"x")
         reasons = [(await at.gateway.event(number))["reason"] for number in range(3)]
         assert reasons == [None, "bytes", "bytes"]
+        assert at.gateway.moved[-1] > 10_000
+
+
+async def test_bytes_are_told_at_each_hundredth_of_the_bound_also_of_a_connection_that_is_open() -> None:
+    """The next egress process goes on from there."""
+    async with site(echo, rules=RAW, bounds={"bytes_per_sandbox": 10_000}) as at:
+        reader, writer = await at.connect()
+        for size in (49, 1, 1, 49):
+            writer.write(b"x" * size)
+            await reader.readexactly(size)
+        assert at.gateway.moved == [100, 200]
+        assert at.gateway.events == []
+
+
+async def test_bytes_are_not_told_without_a_bound() -> None:
+    async with site(echo, rules=RAW) as at:
+        assert await at.ask(b"x" * 50_000) == b"x" * 50_000
+        assert at.gateway.moved == []
 
 
 async def test_flood_of_refusals_is_told_in_number_only() -> None:

@@ -109,7 +109,7 @@ def order(
 ) -> None:
     packets = [protocol.encode(what)]
     if isinstance(what, OpenNetwork):
-        packets = protocol.open_packets(what.sandbox, what.ports, setup or NetworkSetup(), what.client)
+        packets = protocol.open_packets(what.sandbox, what.ports, setup or NetworkSetup(), what.client, what.moved)
     elif isinstance(what, ChangeNetwork):
         packets = protocol.change_packets(what.sandbox, what.ports, setup.rules if setup else ())
     for packet in packets[:-1]:
@@ -174,6 +174,23 @@ def test_sandbox_works_again_after_the_process_was_killed(start: Callable[..., P
     sockets.open(process.greeted())
     with pytest.raises(ConnectionError):
         sockets.ask()
+
+
+def test_bytes_count_on_in_the_next_process(start: Callable[..., Process], stack: ExitStack) -> None:
+    sockets = Sockets(stack)
+    rule = parse_rule({"host": GIVEN, "ports": [sockets.port], "raw": True})
+    for moved, reason in ((99, "own"), (100, "bytes")):
+        process = start(permit_nets=(), bytes_per_sandbox=100)
+        peer = process.greeted()
+        order(peer, OpenNetwork("a", (sockets.port,), moved=moved), sockets.descriptors, NetworkSetup((rule,)))
+        assert report(peer) == NetworkOpened("a")
+        with pytest.raises(ConnectionError):
+            sockets.ask()
+        told = report(peer)
+        assert isinstance(told, NetworkEventTold)
+        assert told.event["reason"] == reason
+        process.stop(process.child)
+        Path(process.path).unlink()
 
 
 def test_process_that_ended_while_it_did_not_listen_leaves_that_to_the_next(

@@ -20,6 +20,7 @@ from app.core.secrets import SECRETS, VALUE_BYTES
 from app.egress import protocol
 from app.egress.protocol import (
     MAX_NAMES,
+    BytesMoved,
     ChangeNetwork,
     CloseNetwork,
     EventsDropped,
@@ -73,7 +74,7 @@ ORDERS: list[Order] = [
     KnownSecret("a", NetworkSecret("API_TOKEN", "x" * 40, "", ())),
     KnownCredential("a", "password"),
     OpenNetwork("a", (80, 443, 5432)),
-    OpenNetwork("a", (), "c" * 64),
+    OpenNetwork("a", (), "c" * 64, 2**63),
     ChangeNetwork("a", ()),
     CloseNetwork("a"),
 ]
@@ -86,6 +87,7 @@ REPORTS: list[Report] = [
     NameGiven("a", "index.example.org", "198.19.255.255"),
     NetworkEventTold("a", EVENT),
     EventsDropped("a", 7),
+    BytesMoved("a", 2**63),
     NetworkClosed("a"),
 ]
 
