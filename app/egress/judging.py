@@ -22,9 +22,16 @@ _HOP_BY_HOP = frozenset(
 _VERSIONS = (b"1.0", b"1.1")
 _LENGTH, _ENCODING = b"content-length", b"transfer-encoding"
 SWITCH = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-# Some servers obey these in place of the method and the path of the request. Many read `_` in a name as `-`: CGI, WSGI.
-_OTHER_METHOD = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
-_OTHER_PATH = frozenset((b"x-original-url", b"x-rewrite-url"))
+# Some servers obey these in place of the method and the path of the request.
+_OTHER_METHOD = frozenset(
+    b"x-http-method-override x-http-method x-method-override x-forwarded-method x-original-method".split()
+)
+_OTHER_PATH = frozenset(b"x-original-url x-original-uri x-rewrite-url x-forwarded-uri".split())
+_DESTINATION, _TO_DESTINATION = b"destination", frozenset((b"COPY", b"MOVE"))  # RFC 4918, 10.3
+# All that a name may have beside letters, digits and `-` (RFC 9110, 5.6.2). CGI and WSGI have `_` for `-`, and some
+# servers for any of these: there `X_Original_URL` is the same header as `X-Original-URL`.
+_ODD = b"!#$%&'*+.^_`|~"
+_AS_DASHES = bytes.maketrans(_ODD, b"-" * len(_ODD))
 _READINGS = 3  # of one request, by method and by path
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
@@ -92,12 +99,11 @@ class Judge:
         if any(not (rule.methods or rule.paths) for rule in rules):
             return
         methods, targets = {request.method}, {target}
-        for name, value in request.headers:
-            alike = name.replace(b"_", b"-")
-            if alike in _OTHER_METHOD:
-                methods.add(value.upper())
-            elif alike in _OTHER_PATH:
-                targets.add(value)
+        headers = [(_as_read(name), value) for name, value in request.headers]
+        methods |= {value.upper() for name, value in headers if name in _OTHER_METHOD}
+        targets |= {value for name, value in headers if name in _OTHER_PATH}
+        if any(method.upper() in _TO_DESTINATION for method in methods):
+            targets |= {self._target(value) for name, value in headers if name == _DESTINATION}
         if max(len(methods), len(targets)) > _READINGS:
             raise RequestRefused(Reason.HTTP)
         for method, other in product(methods, targets):
@@ -122,12 +128,27 @@ class Judge:
 
 
 def passed_on(headers: Headers, is_left_out: Callable[[bytes], bool]) -> Headers:
-    """Without what is for one side only: RFC 9110, 7.6.1. The length stays, whatever `Connection` says of it."""
+    """Without what is for one side only (RFC 9110, 7.6.1), and without what a server may take for that or for the
+    length. The length itself stays, whatever `Connection` says of it."""
     named = {
-        token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
+        _as_read(token.strip())
+        for name, value in headers
+        if name.lower() == b"connection"
+        for token in value.split(b",")
     }
     left_out = (_HOP_BY_HOP | named) - {_LENGTH}
-    return [(name, value) for name, value in headers if name.lower() not in left_out and not is_left_out(name.lower())]
+    passed = []
+    for name, value in headers:
+        lower, read = name.lower(), _as_read(name)
+        is_other_length = read == _LENGTH != lower
+        if read not in left_out and not is_other_length and not is_left_out(lower):
+            passed.append((name, value))
+    return passed
+
+
+def _as_read(name: bytes) -> bytes:
+    """The name of a header as servers may read it, in small letters."""
+    return name.lower().translate(_AS_DASHES)
 
 
 def answer_for_program(

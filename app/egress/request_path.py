@@ -7,9 +7,9 @@ from urllib.parse import unquote_to_bytes
 
 LENGTH, SEGMENTS = 8 * 1024, 128  # bytes of a path, and its segments: what rules have to be compared with
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-# What a server may find in a path, or after it decodes a second time: a step up or on the spot, a parameter
-# beside it (`..;x`), a backslash.
-_STEP = re.compile(r"/\.{1,2}(?:;[^/]*)?(?:/|$)")
+# What a server may find in a path, or after it decodes a second time: a step up or on the spot, also with blanks
+# behind it, which some cut off, or a parameter (`..;x`); an empty segment; a backslash; a control character.
+_UNCLEAR = re.compile(r"/\.{1,2}\s*(?:;[^/]*)?(?:/|$)|//|[\\\x00-\x1f\x7f]")
 
 
 class UnclearPath(Exception):
@@ -27,8 +27,6 @@ def decoded_path(target: bytes) -> str:
         text, twice = once.decode(), unquote_to_bytes(once).decode(errors="replace")
     except UnicodeDecodeError as error:  # also two bytes that stand for an ASCII character
         raise UnclearPath from error
-    if text.count("/") > SEGMENTS or "//" in text or any(char < " " or char == "\x7f" for char in text):
-        raise UnclearPath
-    if any("\\" in form or _STEP.search(form) for form in (text, twice)):
+    if text.count("/") > SEGMENTS or _UNCLEAR.search(text) or _UNCLEAR.search(twice):
         raise UnclearPath
     return text

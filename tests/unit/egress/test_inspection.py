@@ -234,6 +234,7 @@ PATHS = ["/v1/**", "/@scope/*", "/caf\u00e9"]
     "target",
     [
         "/v1/", "/v1/a", "/v1/a/b?c=../..//%5c", "/v1/a%20b", "/v1/%61", "/%761/a", "/@scope%2fname", "/%40scope/name",
+        "/v1/..a%20/", "/v1/a%20/b", "/v1/a%252fb",
         "/caf%C3%A9", "/v1/...", "/v1/a;b=c", "/v1/a%3fb", f"https://{NAME}:PORT/v1/a", "/v1/%25",
     ],
 )  # fmt: skip
@@ -254,7 +255,9 @@ async def test_path_that_a_rule_permits_passes_as_it_is_written(target: str) -> 
         "//v1/a", "/v1/%2fa", "/v1/a%2f", "/v1/a%2f/b", "/v1\\a", "/v1/..\\v2", "/v1/a%5c..%5cv2", "/v1/..;/v2",
         "/v1/..;a=b/v2", "/v1/%252e%252e/v2", "/v1/..%252fv2", "/v1/%255c", "/v1/%c0%ae%c0%ae/v2", "/v1/%e9", "/v1/%00",
         "/v1/a%0d%0ab", "/v1/%7f", "/v1/%", "/v1/%2", "/v1/%zz", "/v1/a#/../b", "/v1/" + "a/" * 130,
-        "/v1/" + "a" * 9000,
+        "/v1/" + "a" * 9000, "/v1/a%252f%252fb", "/v1/a%252f/b", "/v1/a%2500b", "/v1/a%250d%250ab", "/v1/%257f",
+        "/v1/..%2500/b", "/v1/.%2500./x", "/v1/..%20/x", "/v1/..%20", "/v1/.%2520/x", "/v1/..%2520;a/x",
+        "/v1/..%c2%a0/x",
     ],
 )  # fmt: skip
 async def test_other_path_is_refused_and_the_connection_goes_on(target: str) -> None:
@@ -298,6 +301,15 @@ async def test_rules_add_up_and_a_method_belongs_to_its_paths() -> None:
         ("X_Original_URL: /admin", "http_path"),
         ("X-Rewrite-Url: /v1/../admin", "http_path"),
         ("X-Original-URL: /v1/b", None),
+        ("x_http-method: delete", "http_method"),
+        ("X.Method.Override: PUT", "http_method"),
+        ("X-Forwarded-Method: DELETE", "http_method"),
+        ("X_Original_Method: DELETE", "http_method"),
+        ("X_Rewrite-Url: /admin", "http_path"),
+        ("X-Original-URI: /admin", "http_path"),
+        ("X-Forwarded-Uri: /admin", "http_path"),
+        ("X_Forwarded_Uri: /v1/b", None),
+        ("Destination: /admin", None),
         ("\r\n".join(f"X-Original-URL: /v1/{n}" for n in range(9)), "http"),
     ],
 )
@@ -313,6 +325,46 @@ async def test_header_that_servers_obey_in_place_of_the_request_is_judged(header
     async with inspected(host.serve) as at:  # where all is permitted, so is this
         [answer] = parsed(await ask(at, request(at, "POST /v1/a HTTP/1.1", f"{header}\r\n", last=True)), "POST")
         assert answer[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "header", "reason"),
+    [
+        ("MOVE /v1/a HTTP/1.1", "Destination: /v1/b", None),
+        ("MOVE /v1/a HTTP/1.1", f"Destination: https://{NAME}:PORT/v1/b", None),
+        ("MOVE /v1/a HTTP/1.1", "Destination: /admin", "http_path"),
+        ("copy /v1/a HTTP/1.1", "Destination: /v1/../admin", "http_path"),
+        ("COPY /v1/a HTTP/1.1", f"Destination: https://{NAME}:PORT/admin", "http_path"),
+        ("MOVE /v1/a HTTP/1.1", f"Destination: http://{NAME}:PORT/v1/b", "http_host"),
+        ("MOVE /v1/a HTTP/1.1", "Destination: https://other.example.org/v1/b", "http_host"),
+        ("POST /v1/a HTTP/1.1", "X-HTTP-Method: move\r\nDestination: /admin", "http_path"),
+    ],
+)
+async def test_place_where_a_request_moves_or_copies_to_is_judged(head: str, header: str, reason: str | None) -> None:
+    host = Host()
+    async with inspected(host.serve, [{"paths": ["/v1/**"]}]) as at:
+        line = header.replace("PORT", str(at.port))
+        [answer] = parsed(await ask(at, request(at, head, f"{line}\r\n", last=True)), head.split(maxsplit=1)[0])
+        if reason is None:
+            assert answer[0] == 200
+        else:
+            refused(answer, 403, reason)
+            assert host.requests == []
+
+
+async def test_header_that_servers_take_for_one_of_framing_or_of_the_connection_is_left_out() -> None:
+    """Where `_` and `-` are the same, it would stand beside the header that the host gets from the egress process."""
+    host = Host()
+    odd = [
+        "Content_Length: 9", "content.length: 9", "Transfer_Encoding: chunked", "Transfer-encoding_: x",
+        "Te_: trailers", "Keep_Alive: 5", "Proxy_Authorization: x", "X_Named: 1", "X-Named: 1", "X_Kept: 1",
+    ]  # fmt: skip
+    more = "\r\n".join([*odd, "Connection: x_named, content_length", "Content-Length: 3", ""])
+    async with inspected(host.serve, [{"methods": ["PUT"]}]) as at:
+        [answer] = parsed(await ask(at, request(at, "PUT / HTTP/1.1", more, b"abc", last=True)), "PUT")
+        assert answer[0] == 200
+        names = [name for name, _ in host.requests[0].headers.raw_items()]
+        assert names == [b"Host", b"Transfer-encoding_", b"Te_", b"X_Kept", b"Content-Length"]
 
 
 @pytest.mark.parametrize(
