@@ -16,7 +16,7 @@ from app.core.http_rules import HttpRule, parse_http_rules
 
 PORTS = 16  # of one rule, and different ones in all rules of a sandbox: each is a listening socket of its own
 RULES = 64
-PATHS = 128  # in all rules of a sandbox
+PATHS, METHODS = 128, 256  # in all rules of a sandbox
 DNS_PORT = 53
 _FIELDS = frozenset({"host", "ports", "raw", "http"})
 _AS_OBJECT = 'an object, such as {"host": "203.0.113.0/24", "ports": [5432], "raw": true}'
@@ -142,6 +142,11 @@ def _covers_port(wide: Sequence[NetworkRule], narrow: NetworkRule) -> bool:
 def ports_of(rules: Iterable[NetworkRule]) -> tuple[int, ...]:
     """All ports of the rules, sorted and distinct."""
     return tuple(sorted({port for rule in rules for port in rule.ports}))
+
+
+def methods_of(rules: Iterable[NetworkRule]) -> int:
+    """How many methods the rules name."""
+    return sum(len(http.methods) for rule in rules for http in rule.http)
 
 
 def paths_of(rules: Iterable[NetworkRule]) -> int:

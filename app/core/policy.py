@@ -12,7 +12,17 @@ from dataclasses import dataclass, replace
 from app.core.addresses import forbidden_net
 from app.core.errors import InvalidRequest, PolicyTooBroad
 from app.core.hosts import IPNetwork, net_of
-from app.core.network_rules import PATHS, PORTS, NetworkRule, covers, parse_rule, paths_of, ports_of
+from app.core.network_rules import (
+    METHODS,
+    PATHS,
+    PORTS,
+    NetworkRule,
+    covers,
+    methods_of,
+    parse_rule,
+    paths_of,
+    ports_of,
+)
 from app.core.text import byte_length
 
 
@@ -169,6 +179,8 @@ def narrow_rules(profile: Policy, asked: Sequence[object], operators: EgressPoli
         raise InvalidRequest.at(_ALLOW, f"has {count} different ports; at most {PORTS} are possible")
     if (count := paths_of(rules)) > PATHS:
         raise InvalidRequest.at(_ALLOW, f"has {count} paths; at most {PATHS} are possible")
+    if (count := methods_of(rules)) > METHODS:
+        raise InvalidRequest.at(_ALLOW, f"has {count} methods; at most {METHODS} are possible")
     return tuple(rules)
 
 

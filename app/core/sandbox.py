@@ -304,7 +304,9 @@ class Sandbox:
             if self._network.mode != "proxy":
                 mode = self._network.mode
                 raise Conflict(f"the sandbox has the network mode {mode!r}; only rules of the mode 'proxy' can change")
-            taken, freed = rules_bytes(rules), rules_bytes(self._network.rules)
+            taken = rules_bytes(rules)
+            # Those of the create stay in the record, whatever is in force.
+            freed = 0 if self._network is self._spec.policy.network else rules_bytes(self._network.rules)
             self.commands.take(taken)
             try:
                 await handle.change_network(rules)

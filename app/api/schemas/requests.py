@@ -50,7 +50,11 @@ class HttpRuleRequest(Strict):
             Field(min_length=1, max_length=METHODS, fail_fast=True),
         ]
         | None
-    ) = Field(None, description="in capital letters; GET admits HEAD; CONNECT, TRACE and TRACK are never passed on")
+    ) = Field(
+        None,
+        description="in capital letters; GET admits HEAD; CONNECT, TRACE and TRACK are never passed on. At most 256 in "
+        "all rules",
+    )
     paths: (
         Annotated[
             list[Annotated[str, Field(min_length=1, max_length=PATTERN_BYTES)]],

@@ -116,7 +116,7 @@ async def test_change_that_fails_leaves_the_old_rules_unless_nobody_knows(
         with pytest.raises(type(error)):
             await sandbox.change_network(NEW)
         assert in_force(core, sandbox) == (rules, rules)
-        assert core.sandboxes._resources.commands.used == used
+        assert core.sandboxes._resources.commands.used == used + rules_bytes(rules if rules != OLD else ())
 
 
 async def test_change_goes_on_when_its_caller_is_gone() -> None:
@@ -128,15 +128,17 @@ async def test_change_goes_on_when_its_caller_is_gone() -> None:
         await until(lambda: in_force(core, sandbox) == (NEW, NEW))
 
 
-async def test_rules_count_towards_what_is_kept_of_the_sandbox_as_long_as_they_are_in_force() -> None:
+async def test_rules_count_towards_what_is_kept_as_long_as_they_are_in_force_and_those_of_the_create_always() -> None:
     async with Core() as core:
         sandbox = await core.create(PROXIED)
         budget = core.sandboxes._resources.commands
         before = budget.used
         await sandbox.change_network(MANY)
-        assert budget.used == before + rules_bytes(MANY) - rules_bytes(OLD)
+        assert budget.used == before + rules_bytes(MANY)
+        await sandbox.change_network(NEW)
+        assert budget.used == before + rules_bytes(NEW)
         await sandbox.change_network(())
-        assert budget.used == before - rules_bytes(OLD)
+        assert (budget.used, sandbox.spec.policy.network.rules) == (before, OLD)
 
 
 async def test_rules_for_which_there_is_no_room_are_refused() -> None:

@@ -164,6 +164,22 @@ def test_a_network_may_be_asked_for_where_a_part_of_it_can_be_reached(host: str)
     assert [rule.host for rule in narrow_network(Policy(), [raw(host)], NETS).rules] == [host]
 
 
+@pytest.mark.parametrize(
+    ("http", "sentence"),
+    [
+        ([{"paths": [f"/{n}" for n in range(13)]}], "has 130 paths; at most 128 are possible"),
+        ([{"methods": [f"M{n}" for n in range(13)]}], "has 260 methods; at most 256 are possible"),
+    ],
+)
+def test_what_all_rules_say_of_requests_is_bounded(http: list[dict[str, list[str]]], sentence: str) -> None:
+    """Rules that differ, each within its own bounds."""
+    rules = [{"host": f"h{n}.test", "ports": [443], "http": http} for n in range(20 if "methods" in http[0] else 10)]
+    assert len(narrow_network(Policy(), rules[:-1], WEB).rules) == len(rules) - 1
+    with pytest.raises(InvalidRequest, match=sentence) as refusal:
+        narrow_network(Policy(), rules, WEB)
+    assert refusal.value.errors[0].pointer == "/policy/network/allow"
+
+
 def test_a_profile_permits_less_than_the_operator() -> None:
     profile = Policy("web", permitted=(parse_rule("*.a.test:443"),))
     assert narrow_network(profile, ["x.a.test:443"], WEB).rules
