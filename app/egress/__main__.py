@@ -17,6 +17,7 @@ import signal
 import socket
 import ssl
 import sys
+from typing import Any
 
 import uvloop
 
@@ -26,6 +27,8 @@ from app.egress.upstream_tls import trusting
 from app.privileges import give_up_root
 
 DESCRIPTORS = 65_536  # two for a connection, up to 18 for a sandbox
+NO_MEMORY = 3  # the status of its end
+_NO_MEMORY = b"bulkhead: egress: it has used the memory that it may have, and ends with all connections\n"
 # What dnspython imports at its first use. The interpreter may be where only root can read it.
 _LATE = (
     "dns.rdtypes.ANY.CNAME", "dns.rdtypes.ANY.DNAME", "dns.rdtypes.ANY.OPT", "dns.rdtypes.ANY.SOA",
@@ -46,6 +49,7 @@ def main(arguments: list[str]) -> int:
         if parent and os.getppid() != parent:
             return 0
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limit_memory(config.memory_bytes)
         sys.unraisablehook = _say_nothing
         gc.collect()
         gc.freeze()
@@ -58,6 +62,7 @@ def main(arguments: list[str]) -> int:
 
 async def serve(listener: socket.socket, config: EgressConfig, trusted: ssl.SSLContext) -> None:
     """Serves until SIGTERM. Raises ValueError for an address in the configuration that is none."""
+    asyncio.get_running_loop().set_exception_handler(_end_without_memory)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -76,6 +81,21 @@ def raise_descriptor_limit() -> None:
         except (OSError, ValueError):
             continue
         return
+
+
+def limit_memory(size: int) -> None:
+    """RLIMIT_DATA: heap and private writable mappings, and not the code of libraries."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    size = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _end_without_memory(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What had no memory is half done, and somebody may wait for it. The next process begins with everything anew."""
+    if isinstance(context.get("exception"), MemoryError):
+        os.write(2, _NO_MEMORY)
+        os._exit(NO_MEMORY)
+    loop.default_exception_handler(context)
 
 
 def _say_nothing(_: sys.UnraisableHookArgs) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+# Bytes of memory, of the most that was measured for each: 470 KiB for a connection that is read and whose sides do not
+# read, 1.8 MiB for the names of a sandbox.
+_MEMORY, _MEMORY_PER_CONNECTION, _MEMORY_PER_SANDBOX = 256 * 2**20, 512 * 2**10, 2 * 2**20
+
 
 class InvalidConfig(Exception):
     """`str(error)` is a sentence for people."""
@@ -20,8 +24,8 @@ class EgressConfig:
     permitted network. `ca_file`: the certificates, as PEM, of the authorities that may vouch for hosts; "" for those of
     the system. `proxy`: the descriptor of the socket on which the proxy for boxes listens; -1 for no proxy.
 
-    The bounds are open connections in all and of one sandbox, new ones of a sandbox in a second, and bytes of a sandbox
-    in both directions together; 0 bytes is no bound.
+    The bounds are sandboxes at once (for the memory alone: see `memory_bytes`), open connections in all and of one
+    sandbox, new ones of a sandbox in a second, and bytes of a sandbox in both directions together; 0 bytes is no bound.
     """
 
     gateway_uid: int
@@ -29,6 +33,7 @@ class EgressConfig:
     resolver: str = ""
     service: tuple[str, ...] = ()
     proxy: int = -1
+    sandboxes: int = 1000
     connections: int = 4096
     connections_per_sandbox: int = 256
     connections_per_second: int = 100
@@ -36,6 +41,11 @@ class EgressConfig:
     check_uid: int = -1
     own_nets: tuple[str, ...] = ()
     ca_file: str = ""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the process may have (RLIMIT_DATA). Only a fault in it takes more than its other bounds let it take."""
+        return _MEMORY + self.connections * _MEMORY_PER_CONNECTION + self.sandboxes * _MEMORY_PER_SANDBOX
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()

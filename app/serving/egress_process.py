@@ -34,6 +34,7 @@ def egress_config(settings: Settings, gateway_uid: int, proxy: socket.socket | N
         resolver=egress.resolver,
         service=tuple(own),
         proxy=proxy.fileno() if proxy is not None else -1,
+        sandboxes=settings.capacity.sandboxes,
         connections=egress.connections,
         connections_per_sandbox=egress.connections_per_sandbox,
         connections_per_second=egress.connections_per_second,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app.egress.config import EgressConfig
 from app.launcher.daemon.probe import CAPABILITIES
 from app.launcher.kernel import seccomp
 from app.launcher.kernel.syscall_table import NUMBERS
@@ -23,6 +24,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 LAUNCHER_PROFILE = ROOT / "deploy/docker/launcher-seccomp.json"
 BOXLITE_PROFILE = ROOT / "deploy/boxlite/seccomp.json"
+UNIT_OF_EGRESS = ROOT / "deploy/systemd/bulkhead-egress.service"
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
 # Worth the host, and nothing that we ship needs one of them.
 NEVER = {
@@ -265,6 +267,19 @@ def test_unit_of_the_egress_process_has_every_wall_of_the_gateways() -> None:
     assert {name: egress[name] for name in walls - {"RestrictAddressFamilies"}} == {
         name: gateway[name] for name in walls - {"RestrictAddressFamilies"}
     }
+
+
+def test_the_egress_process_reaches_its_own_limit_of_memory_before_that_of_its_unit_and_container() -> None:
+    """At its own it says why it ends. The kernel's buffers count towards the others alone: 128 KiB a connection."""
+    config = EgressConfig(0)
+    settings = Settings()
+    assert (config.connections, config.sandboxes) == (settings.egress.connections, settings.capacity.sandboxes)
+    (unit,) = directives(UNIT_OF_EGRESS)["MemoryMax"]
+    assert unit == "6G"
+    assert SERVICES["egress"]["mem_limit"] == "${EGRESS_MEMORY:-6g}"
+    assert config.memory_bytes + 2 * 128 * 2**10 * config.connections < 6 * 2**30
+    for words in (UNIT_OF_EGRESS.read_text(), (ROOT / "docker-compose.yml").read_text()):
+        assert f"its own limit is {config.memory_bytes / 2**30:.1f} GiB" in words
 
 
 def test_systemd_understands_the_units(tmp_path: Path) -> None:

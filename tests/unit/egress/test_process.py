@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 
 from app.core.network_rules import NetworkRule, parse_rule
 from app.egress import protocol
+from app.egress.__main__ import NO_MEMORY
 from app.egress.config import EgressConfig
 from app.egress.connect_proxy import SELF
 from app.egress.protocol import (
@@ -174,6 +176,35 @@ def test_sandbox_works_again_after_the_process_was_killed(start: Callable[..., P
     sockets.open(process.greeted())
     with pytest.raises(ConnectionError):
         sockets.ask()
+
+
+def test_memory_has_a_limit_that_follows_from_the_bounds(start: Callable[..., Process]) -> None:
+    process = start(connections=100, sandboxes=10)
+    process.greeted()
+    expected = (256 + 50 + 20) * 2**20
+    assert resource.prlimit(process.child.pid, resource.RLIMIT_DATA) == (expected, expected)
+
+
+def test_process_without_memory_ends_and_the_next_one_serves(
+    start: Callable[..., Process], stack: ExitStack, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would stay as it was in the middle of what it did."""
+    process = start()
+    peer = process.greeted()
+    sockets = Sockets(stack)
+    sockets.open(peer)
+    used = int(Path(f"/proc/{process.child.pid}/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.prlimit(process.child.pid, resource.RLIMIT_DATA, (used + 2**20, used + 2**20))
+    names = {f"{number:04}.{'x' * 240}": str(IPv4Address("198.18.0.1") + number) for number in range(4096)}
+    with pytest.raises(OSError):
+        for number in range(20):
+            order(peer, OpenNetwork(f"s{number}", ()), [sockets.resolver.fileno()], NetworkSetup((), names))
+            if not peer.recv(protocol.MAX_PACKET):
+                raise ConnectionResetError
+    assert process.child.wait(20) == NO_MEMORY
+    assert "it has used the memory that it may have" in capfd.readouterr().err
+    process.start()
+    Sockets(stack).open(process.greeted())
 
 
 def test_bytes_count_on_in_the_next_process(start: Callable[..., Process], stack: ExitStack) -> None:
