@@ -28,9 +28,10 @@ class Reports(Protocol):
 class Told:
     """Must be closed."""
 
-    def __init__(self, sandbox: str, reports: Reports) -> None:
-        self._sandbox, self._reports = sandbox, reports
-        self._rate = Rate(PER_SECOND, BURST)
+    def __init__(self, sandbox: str, reports: Reports, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: in seconds."""
+        self._sandbox, self._reports, self._clock = sandbox, reports, clock
+        self._rate = Rate(PER_SECOND, BURST, clock)
         self._dropped = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refused: OrderedDict[Hashable, float] = OrderedDict()
@@ -49,7 +50,7 @@ class Told:
 
     def refusal(self, kind: str, reason: str, **fields: Any) -> None:
         """An event about something that was refused before it began. The same one is told once a second."""
-        now = time.monotonic()
+        now = self._clock()
         same = (kind, reason, fields.get("name"), fields.get("address"), fields.get("port"))
         if now - self._refused.pop(same, -SAME_SECONDS) < SAME_SECONDS:
             self._refused[same] = now

@@ -33,8 +33,7 @@ from app.serving.huge_pages import collapse
 kept = [object() for _ in range(1_000_000)]
 def huge():
     return int(re.search(r"AnonHugePages: *([0-9]+) kB", open("/proc/self/smaps_rollup").read())[1]) * 1024
-before = huge()
-print(before, collapse(), huge())
+print(collapse(), huge())
 """
 
 
@@ -50,6 +49,6 @@ def test_what_is_collapsed_lies_on_huge_pages() -> None:
         pytest.skip("this kernel cannot collapse memory to huge pages")
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=True)
-    before, collapsed, after = map(int, run.stdout.split())
+    collapsed, after = map(int, run.stdout.split())
     assert collapsed >= HUGE
-    assert collapsed - HUGE <= after - before <= collapsed  # one may have been huge before
+    assert after >= collapsed, "pages that were huge before count too"

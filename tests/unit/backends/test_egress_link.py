@@ -243,9 +243,9 @@ async def test_no_egress_process_is_said_with_the_kernels_word(tmp_path: Path) -
 async def test_silent_egress_process_is_said_and_nothing_of_the_sandbox_is_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.05)
     async with stage(tmp_path) as here:
-        with pytest.raises(BackendUnavailable, match="the egress process did not answer within"):
+        with monkeypatch.context() as soon, pytest.raises(BackendUnavailable, match="process did not answer within"):
+            soon.setattr(egress_link, "ANSWER_SECONDS", 0.05)
             await here.open()
         await here.played.accept()
         await here.opened("two")
@@ -401,13 +401,14 @@ async def test_what_was_said_before_a_reset_is_heard(tmp_path: Path) -> None:
             await task
 
 
-async def test_an_egress_process_that_comes_late_is_found(tmp_path: Path) -> None:
+async def test_an_egress_process_that_comes_late_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage(tmp_path) as here:
         await here.opened("one")
         here.path.unlink()
         here.played.listener.close()
         here.played.hang_up()
-        with pytest.raises(BackendUnavailable):
+        with monkeypatch.context() as soon, pytest.raises(BackendUnavailable, match="did not answer within"):
+            soon.setattr(egress_link, "ANSWER_SECONDS", 0.1)
             await here.open("two")
         here.played = Played(here.path)
         async with asyncio.timeout(5):
@@ -665,10 +666,10 @@ async def test_change_without_an_egress_process_does_not_wait(tmp_path: Path) ->
 
 
 async def test_change_that_nobody_confirms_is_said_and_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.05)
     async with stage(tmp_path) as here:
         await here.opened()
-        with pytest.raises(BackendTimeout, match=r"did not answer within .* seconds; the new rules hold"):
+        with monkeypatch.context() as soon, pytest.raises(BackendTimeout, match=r"within .*; the new rules hold"):
+            soon.setattr(egress_link, "ANSWER_SECONDS", 0.05)
             await Changing(here).task
         here.played.say(NetworkChanged("one"))  # late
         later = asyncio.create_task(here.link.change("one", RULES[:1]))
@@ -697,10 +698,10 @@ async def test_change_that_waits_for_room_is_never_sent_when_another_one_follows
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rules and descriptors are no longer right. The egress process opens the sandbox anew."""
-    monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.05)
     many = [parse_rule(f"{'a' * 60}.{'b' * 60}.{number}.example.org:443") for number in range(64)]
     async with stage(tmp_path) as here:
         await here.opened()
+        monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.001)
         for number in range(30):
             here.sockets.append(FakeSockets())
             with pytest.raises(BackendUnavailable):
