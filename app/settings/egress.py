@@ -31,7 +31,7 @@ def proxy_host(network: IPv4Network) -> IPv4Address:
 
 def _rules(value: Any) -> Any:
     """`HOST:PORT,HOST:PORT` as well as a JSON list, whose items may be objects."""
-    items = split(value, '["pypi.org:443", {"host": "10.0.0.0/8", "ports": [5432], "raw": true}]')
+    items = split(value, '["index.example.org:443", {"host": "10.0.0.0/8", "ports": [5432], "raw": true}]')
     if not isinstance(items, list | tuple):
         raise ValueError("must be a list of rules")
     return tuple(item if isinstance(item, NetworkRule) else parse_rule(item) for item in items)

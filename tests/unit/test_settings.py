@@ -93,7 +93,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         (
             "BULKHEAD_EGRESS__ALLOW",
             '["a.test:443"',
-            'BULKHEAD_EGRESS__ALLOW: is not JSON at character 14: write a list such as ["pypi.org:443", {"host": ',
+            'BULKHEAD_EGRESS__ALLOW: is not JSON at character 14: write a list such as ["index.example.org:443", {',
         ),
         (
             "BULKHEAD_ALLOWED_HOSTS",

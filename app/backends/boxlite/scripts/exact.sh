@@ -5,9 +5,9 @@
 #
 # STDIN is `open` or `none`; STDERR is `apart`, or `merged` into the pipe of stdout; LIMITS are three words: stack of a
 # process in KiB, its descriptors, a file in blocks of 512 bytes, or `-`; COUNT says how many variables follow.
-# In the end this shell becomes the command: process,
-# group, exit status, directory and arguments are the command's own. What carries its bytes is in another session, so no
-# signal to the command's group reaches it. It ends when nobody has the command's output open any more.
+# In the end this shell becomes the command: process, group, exit status, directory and arguments are the command's own.
+# What carries its bytes is in another session, so no signal to the command's group reaches it. It ends when nobody has
+# the command's output open any more.
 #
 # Said, in lines, on the execution's stdout and stderr:
 #     >               what carries the bytes is there (stdout)
