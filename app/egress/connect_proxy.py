@@ -1,14 +1,13 @@
 """The proxy for sandboxes that have sockets of their own machine only: one listener for all of them.
 
-A client says by its credential which sandbox it belongs to. Until then it is a stranger: only what its first request
-takes is read, and for a short time. When there are many strangers the oldest one goes, for a program that means it has
-sent its request with the first packet.
+A client says by its credential which sandbox it belongs to. Until then its connection is a newcomer: only what its
+first request takes is read, and for a short time. When there are many newcomers the oldest one is closed: a program
+that means it has sent its request with the first packet.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import hmac
 import socket
 
@@ -24,7 +23,7 @@ from app.egress.reasons import Reason
 from app.egress.sockets import bound_memory
 from app.egress.turns import SandboxTurns
 
-STRANGERS = 512
+NEWCOMERS = 512
 # A name that no host can have (RFC 6761, 6.4). A plain request for it is answered here with the sandbox's id, so that a
 # box can be asked whether its proxy is this one.
 SELF = "bulkhead.invalid"
@@ -39,7 +38,7 @@ class ConnectProxy:
         self._listener, self._shared = listener, shared
         self._turns = SandboxTurns()
         self._sandboxes: dict[str, tuple[bytes, SandboxNetwork]] = {}
-        self._strangers: dict[asyncio.Task[None], None] = {}  # oldest first
+        self._newcomers: dict[asyncio.Task[None], None] = {}  # oldest first
         listener.setblocking(False)
         self._turns.read(listener.fileno(), self._accept)
 
@@ -51,30 +50,28 @@ class ConnectProxy:
         self._sandboxes.pop(sandbox, None)
 
     async def aclose(self) -> None:
-        strangers = tuple(self._strangers)
-        for stranger in strangers:
-            stranger.cancel()
-        await asyncio.gather(*strangers, return_exceptions=True)
+        newcomers = tuple(self._newcomers)
+        for newcomer in newcomers:
+            newcomer.cancel()
+        await asyncio.gather(*newcomers, return_exceptions=True)
         self._turns.close()
         self._listener.close()
 
-    # --- strangers
+    # --- newcomers
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._shared.spare.shed(self._listener)
+            connection = self._shared.spare.accept(self._listener)
+        except OSError:
             return
-        if len(self._strangers) >= STRANGERS:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
+        if len(self._newcomers) >= NEWCOMERS:
+            oldest = next(iter(self._newcomers))
+            del self._newcomers[oldest]
             oldest.cancel()
         connection.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._introduce(connection))
-        self._strangers[task] = None
-        task.add_done_callback(lambda ended: self._strangers.pop(ended, None))
+        self._newcomers[task] = None
+        task.add_done_callback(lambda ended: self._newcomers.pop(ended, None))
 
     async def _introduce(self, connection: socket.socket) -> None:
         """Reads the first request, and hands the connection over to its sandbox."""

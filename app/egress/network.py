@@ -25,7 +25,7 @@ from app.egress.proxied_connections import ProxiedConnection
 from app.egress.rates import Rate
 from app.egress.reasons import Reason
 from app.egress.resolver import Resolver
-from app.egress.sockets import SpareDescriptor, reset
+from app.egress.sockets import NO_DESCRIPTORS, SpareDescriptor, reset
 from app.egress.splice import KEPT, KEPT_PER_SANDBOX, KeptBytes
 from app.egress.times import Times
 from app.egress.told import Reports, Told
@@ -222,11 +222,10 @@ class SandboxNetwork:
     def _accept_one(self, listener: socket.socket) -> bool:
         """Returns whether there may be another one."""
         try:
-            connection, _ = listener.accept()
+            connection = self.shared.spare.accept(listener)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in NO_DESCRIPTORS:
                 self._connection_refused(listener, Reason.DESCRIPTORS)
-                self.shared.spare.shed(listener)
             elif error.errno == errno.EINVAL:  # likewise
                 self.turns.forget(listener.fileno())
             return False

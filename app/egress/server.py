@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 import ssl
 import struct
@@ -57,10 +56,8 @@ class EgressServer:
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._shared.spare.shed(self._listener)  # the gateway comes again; else this would be called for ever
+            connection = self._shared.spare.accept(self._listener)
+        except OSError:  # a gateway that was reset comes again
             return
         _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != self._uid:
@@ -100,6 +97,7 @@ class EgressServer:
         await asyncio.gather(*self._closing, return_exceptions=True)
         if self._proxy is not None:
             await self._proxy.aclose()
+        self._shared.spare.close()
 
     # --- orders
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -34,17 +35,35 @@ def reset(connection: socket.socket) -> None:
 
 class SpareDescriptor:
     """When there are no descriptors left, a connection can still be accepted and reset. Else it would stay in the
-    backlog, where nobody tells the program anything."""
+    backlog: nobody would tell the program anything, and the event loop would be called for it again and again. Must be
+    closed."""
 
     def __init__(self) -> None:
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        """Raises OSError."""
+        self._spare = _open_spare()
 
-    def shed(self, listener: socket.socket) -> None:
-        os.close(self._spare)
+    def close(self) -> None:
+        """Repeatable."""
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
+
+    def accept(self, listener: socket.socket) -> socket.socket:
+        """Raises OSError. With an errno of NO_DESCRIPTORS a connection has been reset, or was gone."""
         try:
-            connection, _ = listener.accept()
-            reset(connection)
-        except OSError:  # the program has given up, or another process took the last descriptor of the host
-            pass
-        finally:
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            return listener.accept()[0]
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                self._shed(listener)
+            raise
+
+    def _shed(self, listener: socket.socket) -> None:
+        self.close()
+        with contextlib.suppress(OSError):  # the program has given up, or another process took the host's last one
+            reset(listener.accept()[0])
+        with contextlib.suppress(OSError):  # likewise
+            self._spare = _open_spare()
+
+
+def _open_spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

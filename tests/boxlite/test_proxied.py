@@ -91,7 +91,6 @@ async def world(folder: Path, proxy: socket.socket) -> AsyncIterator[World]:
     finally:
         link.aclose()
         await server.aclose()
-        os.close(server._shared.spare._spare)  # held for the process's life
         transport.close()
         real.close()
         await real.wait_closed()

@@ -240,6 +240,7 @@ async def site(
         setup = NetworkSetup(parsed, names or {NAME: GIVEN}, authority, tuple(secrets))
         gateway = FakeGateway()
         shared = Shared.of(config, times, trusted_hosts())
+        stack.callback(shared.spare.close)
         network = SandboxNetwork("a", setup, endpoint, [listener], shared, gateway, client)
         stack.push_async_callback(network.aclose)
         found = Site(network, gateway, dns_server, port, endpoint.getsockname(), dns_at)

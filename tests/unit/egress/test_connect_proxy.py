@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.egress import connect_proxy
-from app.egress.connect_proxy import SELF, STRANGERS, ConnectProxy
+from app.egress.connect_proxy import NEWCOMERS, SELF, ConnectProxy
 from app.egress.times import Times
 from tests.unit.egress.support import HOST, NAME, Serve, Site, echo, site
 from tests.unit.egress.test_bounds import no_more_descriptors
@@ -65,7 +65,7 @@ class ProxySite:
 @asynccontextmanager
 async def proxied(serve: Serve, **more: Any) -> AsyncIterator[ProxySite]:
     async with site(serve, **more) as at:
-        listener = socket.create_server((HOST, 0), backlog=STRANGERS)
+        listener = socket.create_server((HOST, 0), backlog=NEWCOMERS)
         proxy = ConnectProxy(listener, at.network.shared)
         proxy.add(PASSWORD, at.network)
         try:
@@ -134,17 +134,17 @@ async def test_removed_sandbox_has_no_credential() -> None:
         await proxy.aclose()
 
 
-# --- strangers
+# --- newcomers
 
 
-async def test_stranger_that_is_silent_is_closed() -> None:
+async def test_newcomer_that_is_silent_is_closed() -> None:
     async with proxied(echo, times=Times(first=0.05)) as to:
         assert await to.ask(b"") == b""
         assert await to.ask(b"CONNECT ") == b""
 
 
-async def test_oldest_stranger_goes_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect_proxy, "STRANGERS", 3)
+async def test_oldest_newcomer_goes_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect_proxy, "NEWCOMERS", 3)
     async with proxied(echo, rules=RAW) as to:
         silent = [await to.connect() for _ in range(4)]
         assert await asyncio.wait_for(silent[0][0].read(), 20) == b""
@@ -382,16 +382,16 @@ async def test_connection_beyond_a_bound_is_refused_and_told(told: str) -> None:
         assert (event["kind"], event["name"], event["port"]) == ("connection", NAME, to.at.port)
 
 
-async def test_stranger_is_reset_when_no_descriptors_are_left_and_others_go_on() -> None:
+async def test_newcomer_is_reset_when_no_descriptors_are_left_and_others_go_on() -> None:
     async with proxied(echo, rules=RAW) as to:
         reader, writer = await to.tunnel()
-        with socket.socket() as stranger:
-            stranger.setblocking(False)
+        with socket.socket() as newcomer:
+            newcomer.setblocking(False)
             with no_more_descriptors():
                 loop = asyncio.get_running_loop()
                 with pytest.raises(ConnectionResetError):
-                    await loop.sock_connect(stranger, to.address)
-                    await asyncio.wait_for(loop.sock_recv(stranger, 1), 20)
+                    await loop.sock_connect(newcomer, to.address)
+                    await asyncio.wait_for(loop.sock_recv(newcomer, 1), 20)
                 writer.write(b"x")
                 assert await asyncio.wait_for(reader.readexactly(1), 20) == b"x"
         await to.tunnel()
