@@ -60,7 +60,7 @@ def new_key(typed: Namespace) -> int:
 
 def probe(typed: Namespace) -> int:
     from app.cli.boxlite import probe_boxlite
-    from app.cli.egress import probe_egress
+    from app.cli.egress_probe import probe_egress
     from app.cli.host import probe_host
     from app.core.models import Storage
     from app.settings import SettingsError, load_settings, storage_folder

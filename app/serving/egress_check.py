@@ -17,9 +17,7 @@ def check_egress(path: Path | None) -> int:
     sentence. Without `path` the settings say where."""
     try:
         path = path or _configured()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(_ANSWER_SECONDS)
-            connection.connect(str(path))
+        with connect_to_egress(path) as connection:
             greeting = connection.recv(protocol.MAX_PACKET)
         alive = protocol.decode_report(greeting) == Hello()
     except NoSocket as error:
@@ -34,6 +32,18 @@ def check_egress(path: Path | None) -> int:
         say("the egress process runs as another user, or is of another version")
         return 1
     return 0
+
+
+def connect_to_egress(path: Path) -> socket.socket:
+    """Must be closed. What it is asked, it answers within three seconds. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(_ANSWER_SECONDS)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 class NoSocket(Exception):

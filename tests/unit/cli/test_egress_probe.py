@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from app.cli.egress import probe_egress
+from app.cli.egress_probe import probe_egress
 
 
 def test_without_a_socket_there_is_nothing_to_say() -> None:

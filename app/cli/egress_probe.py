@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 from app.cli.host import LayerReport
-
-_SECONDS = 3.0
+from app.serving.egress_check import connect_to_egress
 
 
 def probe_egress(path: Path | None) -> list[LayerReport]:
@@ -15,9 +13,7 @@ def probe_egress(path: Path | None) -> list[LayerReport]:
     if path is None:
         return []
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(_SECONDS)
-            connection.connect(str(path))
+        connect_to_egress(path).close()
     except OSError as error:
         detail = f"no sandbox can have a network of the mode proxy: {path}: {error.strerror or error}"
         cure = "start the egress process (`bulkhead egress`), and ask as root or as the gateway's user"
