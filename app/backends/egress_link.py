@@ -210,7 +210,7 @@ class EgressLink:
             why = f"the egress process did not answer within {ANSWER_SECONDS:g} seconds"
             raise BackendTimeout(network.runtime, f"{why}; the new rules hold, but connections may still be open")
 
-    async def lack(self) -> str:
+    async def unavailable_reason(self) -> str:
         """Returns why no sandbox can have a network now, or "". Connects if need be. A process that hangs after it has
         greeted is not noticed."""
         try:

@@ -37,7 +37,7 @@ ACCEPTS = 16  # in one turn: a program that opens many connections at once must 
 # A reset costs 0.05 ms. After one nobody listens for a moment, and the kernel refuses, at the program's expense.
 # At a bound of its own the sandbox is heard again when there is room, or after two seconds, so that the next refusal is
 # told. What found the backlog full tries again after one second, and is refused then.
-DEAF_SECONDS, DEAF_FULL_SECONDS = 0.01, 2.0
+PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.01, 2.0
 BACKLOG = 128  # connections of all ports together that are not accepted yet, as when the launcher made the listeners
 _OF_THE_SANDBOX = (Reason.CONNECTIONS_PER_SANDBOX, Reason.BYTES)
 MOVED_PARTS = 100  # of the bytes that a sandbox may move. After each the gateway is told, for the next egress process
@@ -102,7 +102,7 @@ class SandboxNetwork:
         self._questions = Rate(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._bytes = self._bytes_told = moved
-        self._is_closed = self._is_deaf = False
+        self._is_closed = self._listening_is_paused = False
         self._connections: dict[asyncio.Task[None], ProgramConnection] = {}
         self._listeners = list(listeners)
         self._resolver: Resolver | None = None
@@ -197,17 +197,17 @@ class SandboxNetwork:
     # --- connections
 
     def _listen(self) -> None:
-        self._is_deaf = False
+        self._listening_is_paused = False
         try:
             for listener in self._listeners:
                 listener.listen(BACKLOG // len(self._listeners))
                 self.turns.read(listener.fileno(), partial(self._accept, listener))
         except OSError:  # the kernel has no memory
-            self._later(DEAF_FULL_SECONDS, self._listen)
+            self._later(LONG_PAUSE_SECONDS, self._listen)
 
-    def _stop_listening(self, seconds: float) -> None:
+    def _pause_listening(self, seconds: float) -> None:
         """What waits is reset, and what comes is refused, both by the kernel at once."""
-        self._is_deaf = True
+        self._listening_is_paused = True
         for listener in self._listeners:
             self.turns.read(listener.fileno(), None)
             with contextlib.suppress(OSError):  # the launcher has stopped it: a change of the rules drops its port
@@ -233,7 +233,7 @@ class SandboxNetwork:
         if reason is not None:
             self._connection_refused(listener, reason)
             reset(connection)
-            self._stop_listening(DEAF_FULL_SECONDS if reason in _OF_THE_SANDBOX else DEAF_SECONDS)
+            self._pause_listening(LONG_PAUSE_SECONDS if reason in _OF_THE_SANDBOX else PAUSE_SECONDS)
             return False
         connection.setblocking(False)
         self._run(ProgramConnection(self, connection, Destination.of(connection, self.names), wide=self._has_wide))
@@ -287,7 +287,7 @@ class SandboxNetwork:
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
         del self._connections[task]
         self.shared.connections.give_back(self._holder)
-        if self._is_deaf and not self._is_closed:
+        if self._listening_is_paused and not self._is_closed:
             self._timers[self._listen].cancel()
             self._listen()
 

@@ -5,7 +5,7 @@ process listens, and its first message is `Hello`. Decoding never trusts the oth
 raises InvalidMessage, and the receiver hangs up.
 
 What the egress process needs of a sandbox may be more than one packet holds. So it goes ahead in packets that add up,
-and `OpenNetwork` or `ChangeNetwork` follows: see `open_packets` and `Gathering`.
+and `OpenNetwork` or `ChangeNetwork` follows: see `open_packets` and `SetupAssembly`.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def _rules_packets(sandbox: str, rules: Sequence[NetworkRule]) -> list[bytes]:
     return packets
 
 
-class Gathering:
+class SetupAssembly:
     """Adds up what is said of one sandbox before its `OpenNetwork` or `ChangeNetwork`."""
 
     def __init__(self) -> None:

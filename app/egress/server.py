@@ -18,7 +18,6 @@ from app.egress.peer import Peer
 from app.egress.protocol import (
     ChangeNetwork,
     CloseNetwork,
-    Gathering,
     Hello,
     KnownSecret,
     NetworkChanged,
@@ -30,6 +29,7 @@ from app.egress.protocol import (
     OpenNetwork,
     Order,
     Report,
+    SetupAssembly,
 )
 from app.egress.times import Times
 
@@ -47,7 +47,7 @@ class EgressServer:
         self._shared = Shared.of(config, Times(), trusted)
         self._proxy = ConnectProxy(socket.socket(fileno=config.proxy), self._shared) if config.proxy >= 0 else None
         self._networks: dict[str, SandboxNetwork] = {}
-        self._gathering = Gathering()
+        self._assembly = SetupAssembly()
         self._peer: Peer | None = None
         self._next: socket.socket | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -80,7 +80,7 @@ class EgressServer:
             self._next = None
 
     def _ended(self) -> None:
-        self._peer, self._gathering = None, Gathering()
+        self._peer, self._assembly = None, SetupAssembly()
         for sandbox in list(self._networks):
             self._close(sandbox)
         if self._next is not None:
@@ -104,19 +104,19 @@ class EgressServer:
     def _carry_out(self, order: Order, descriptors: list[int]) -> None:
         """Raises InvalidMessage."""
         if isinstance(order, OpenNetwork):
-            self._open(order, self._gathering.take(order.sandbox), descriptors)
+            self._open(order, self._assembly.take(order.sandbox), descriptors)
             return
         if isinstance(order, ChangeNetwork):
-            self._change(order, self._gathering.take(order.sandbox), descriptors)
+            self._change(order, self._assembly.take(order.sandbox), descriptors)
             return
         protocol.close(descriptors)
         if isinstance(order, CloseNetwork):
-            self._gathering.take(order.sandbox)  # what was said before an order that never came
+            self._assembly.take(order.sandbox)  # what was said before an order that never came
             self._close_by_order(order)
         elif isinstance(order, KnownSecret) and order.sandbox in self._networks:
             self._networks[order.sandbox].placeholders.replace(order.secret)
         else:
-            self._gathering.add(order)
+            self._assembly.add(order)
 
     def _open(self, order: OpenNetwork, setup: NetworkSetup, descriptors: list[int]) -> None:
         peer = self._peer

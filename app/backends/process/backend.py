@@ -102,8 +102,8 @@ class ProcessBackend:
         if missing:
             layer = missing.split(",")[0]
             raise IsolationUnavailable(layer, f"this host lacks {missing}; `bulkhead probe` says how to get it")
-        lack = await self._egress.lack() if self._egress is not None else ""
-        self._limitation = f"no sandbox can have a network of the mode proxy: {lack}" if lack else ""
+        reason = await self._egress.unavailable_reason() if self._egress is not None else ""
+        self._limitation = f"no sandbox can have a network of the mode proxy: {reason}" if reason else ""
 
     def _require_link(self) -> LauncherLink:
         if self._link is None:

@@ -26,7 +26,6 @@ from app.egress.protocol import (
     ChangeNetwork,
     CloseNetwork,
     EventsDropped,
-    Gathering,
     Hello,
     KeyPair,
     Known,
@@ -42,6 +41,7 @@ from app.egress.protocol import (
     OpenNetwork,
     Order,
     Report,
+    SetupAssembly,
     decode_order,
     encode,
     receive,
@@ -120,18 +120,18 @@ class Played:
 
     async def hear_opening(self) -> tuple[OpenNetwork, NetworkSetup]:
         """The next `OpenNetwork`, and what was said before it."""
-        gathering = Gathering()
+        assembly = SetupAssembly()
         while True:
             order, descriptors = await self.hear()
             if isinstance(order, Known):
                 assert not descriptors
-                gathering.add(order)
+                assembly.add(order)
                 continue
             assert isinstance(order, OpenNetwork), order
             assert len(descriptors) == 1 + len(order.ports)
             for descriptor in descriptors:
                 os.close(descriptor)
-            return order, gathering.take(order.sandbox)
+            return order, assembly.take(order.sandbox)
 
     async def serve_one(self) -> Mapping[str, str]:
         """Returns the names that the sandbox has had."""
@@ -335,10 +335,10 @@ async def test_sandbox_without_sockets_is_opened_by_its_credential_each_time(tmp
         task = asyncio.create_task(here.link.open("process", "one", RULES, None, NetworkLog(), credential="a password"))
         await here.played.accept()
         for _ in range(2):
-            gathering = Gathering()
+            assembly = SetupAssembly()
             while isinstance((heard := await here.played.hear())[0], Known):
-                gathering.add(heard[0])
-            assert (heard[0], gathering.take("one"), heard[1]) == (*expected, [])
+                assembly.add(heard[0])
+            assert (heard[0], assembly.take("one"), heard[1]) == (*expected, [])
             here.played.say(NetworkOpened("one"))
             await task
             here.played.hang_up()
@@ -570,11 +570,11 @@ async def test_orders_wait_for_room_and_those_of_closed_sandboxes_are_left_out(t
 
 async def test_process_that_greets_lacks_nothing_and_the_next_sandbox_uses_that_connection(tmp_path: Path) -> None:
     async with stage(tmp_path) as here:
-        asked = asyncio.create_task(here.link.lack())
+        asked = asyncio.create_task(here.link.unavailable_reason())
         await here.played.accept()
         assert await asked == ""
         await here.opened()
-        assert await here.link.lack() == ""
+        assert await here.link.unavailable_reason() == ""
 
 
 async def test_process_that_is_away_or_silent_is_told_and_found_again(
@@ -582,14 +582,14 @@ async def test_process_that_is_away_or_silent_is_told_and_found_again(
 ) -> None:
     monkeypatch.setattr(egress_link, "GREETING_SECONDS", 0.05)
     async with stage(tmp_path) as here:
-        assert await here.link.lack() == "the egress process did not greet within 0.05 seconds"
+        assert await here.link.unavailable_reason() == "the egress process did not greet within 0.05 seconds"
         await here.played.accept()
         await here.settle()
-        assert await here.link.lack() == ""
+        assert await here.link.unavailable_reason() == ""
         here.path.unlink()
         here.played.hang_up()
         await here.settle()
-        assert await here.link.lack() == "the egress process does not answer: No such file or directory"
+        assert await here.link.unavailable_reason() == "the egress process does not answer: No such file or directory"
 
 
 # --- other rules

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
-from app.egress.network import DEAF_FULL_SECONDS
+from app.egress.network import LONG_PAUSE_SECONDS
 from app.egress.told import BURST, PER_SECOND, Told
 from tests.unit.egress.support import GIVEN, NAME, FakeGateway, Site, echo, site
 
@@ -242,7 +242,7 @@ async def test_flood_of_connections_beyond_a_bound_is_refused_by_the_kernel() ->
         ends = Counter([await refusal_of(at) for _ in range(500)])
         seconds = asyncio.get_running_loop().time() - began
         assert ends[ConnectionRefusedError] > 0
-        assert ends[ConnectionResetError] <= seconds / DEAF_FULL_SECONDS + 1
+        assert ends[ConnectionResetError] <= seconds / LONG_PAUSE_SECONDS + 1
         assert {event["reason"] for event in at.gateway.events} == {"connections_per_sandbox"}
         writer.write(b"y")
         assert await reader.read(1) == b"y", "what is open goes on"

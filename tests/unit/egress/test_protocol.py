@@ -24,7 +24,6 @@ from app.egress.protocol import (
     ChangeNetwork,
     CloseNetwork,
     EventsDropped,
-    Gathering,
     Hello,
     InvalidMessage,
     KeyPair,
@@ -45,6 +44,7 @@ from app.egress.protocol import (
     OpenNetwork,
     Order,
     Report,
+    SetupAssembly,
 )
 
 EVENT: dict[str, Any] = {
@@ -124,11 +124,11 @@ def gathered(packets: Sequence[bytes]) -> tuple[Order, NetworkSetup]:
     """The last order, and what was said before it."""
     assert max(map(len, packets)) <= protocol.MAX_PACKET
     *known, last = map(protocol.decode_order, packets)
-    gathering = Gathering()
+    assembly = SetupAssembly()
     for order in known:
         assert isinstance(order, protocol.Known)
-        gathering.add(order)
-    return last, gathering.take(last.sandbox)
+        assembly.add(order)
+    return last, assembly.take(last.sandbox)
 
 
 def test_largest_setup_fits_into_packets() -> None:
@@ -153,23 +153,23 @@ def test_largest_setup_fits_into_packets() -> None:
 
 
 def test_what_was_said_of_another_sandbox_is_forgotten() -> None:
-    gathering = Gathering()
-    gathering.add(KnownRules("a", RULES))
-    gathering.add(KnownNames("b", {"index.example.org": "198.18.0.1"}))
-    assert gathering.take("a") == NetworkSetup()
-    gathering.add(KnownRules("a", RULES))
-    assert gathering.take("a") == NetworkSetup(RULES)
-    assert gathering.take("a") == NetworkSetup()
+    assembly = SetupAssembly()
+    assembly.add(KnownRules("a", RULES))
+    assembly.add(KnownNames("b", {"index.example.org": "198.18.0.1"}))
+    assert assembly.take("a") == NetworkSetup()
+    assembly.add(KnownRules("a", RULES))
+    assert assembly.take("a") == NetworkSetup(RULES)
+    assert assembly.take("a") == NetworkSetup()
 
 
 @pytest.mark.parametrize(
     "known", [KnownRules("a", RULES * 5), KnownSecret("a", SECRET), KnownNames("a", {"": "198.18.0.1"})]
 )
 def test_more_than_a_sandbox_can_have_is_refused(known: protocol.Known) -> None:
-    gathering = Gathering()
+    assembly = SetupAssembly()
     with pytest.raises(InvalidMessage):
         for n in range(MAX_NAMES + 1):
-            gathering.add(KnownNames("a", {str(n): "198.18.0.1"}) if isinstance(known, KnownNames) else known)
+            assembly.add(KnownNames("a", {str(n): "198.18.0.1"}) if isinstance(known, KnownNames) else known)
 
 
 def test_no_text_of_an_order_shows_a_secret_or_a_key() -> None:
