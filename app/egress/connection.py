@@ -153,6 +153,8 @@ class ProgramConnection:
         hello, read = ClientHello(name), bytearray(first)
         hello.feed(first)
         while not hello.is_read:
+            if self._turns.over:
+                await self._turns.next()
             more = await self._receive()
             if not more:
                 raise Cut(Reason.SILENT)
@@ -195,6 +197,8 @@ class ProgramConnection:
             self._tell(refusal_of(stream.tls, error))
             await self._say_goodbye(stream.last_words())
             return
+        except ConnectionAbortedError as error:  # it has said too much
+            raise Cut(Reason.TLS) from error
         heard = partial(patience.reschedule, None)
         await self._http(name, b"https", stream, partial(self._dial_tls, name), heard).run(b"")
         with contextlib.suppress(OSError, TimeoutError):

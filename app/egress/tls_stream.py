@@ -8,9 +8,15 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from app.egress.client_hello import MOST
 from app.egress.turns import SandboxTurns
 
 RECORD = 16 * 1024  # bytes of data in a record at most: RFC 8446, 5.1
+# A record need not carry data: key updates, tickets, pieces of a handshake. OpenSSL reads all that it has until data
+# comes, and a key update of 27 bytes takes it 0.01 ms. So it gets small pieces of what brings no data, and the
+# connection is aborted after MOST bytes of that.
+PIECE = 4 * 1024
+ANSWERS = 16 * 1024  # bytes of TLS's own answers that wait while the other side does not take what is sent to it
 
 
 def strictly(context: ssl.SSLContext) -> None:
@@ -44,10 +50,11 @@ class TlsStream:
         """The client's side if there is a `server_name`, else the server's. `received` was read from the socket."""
         self._turns, self._connection, self._count, self._ragged = turns, connection, count, ragged
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._incoming.write(received)
         self.tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
+        self._received = memoryview(received)  # what OpenSSL has not got yet
+        self._fruitless = 0  # bytes that it has got since data came out
         self._rest = b""  # data that was read before its time
         self._sending = asyncio.Lock()
 
@@ -61,6 +68,7 @@ class TlsStream:
                 await self._feed(RECORD)
             else:
                 break
+        self._fruitless = 0
         await self._flush()
 
     def last_words(self) -> bytes:
@@ -72,31 +80,48 @@ class TlsStream:
             found = self._read(most)
             if found is not None:
                 return found
-            # Answers of TLS itself. Whoever sends now sends them too, and a host that does not read waits for them.
-            if self._outgoing.pending and not self._sending.locked():
+            if self._has_answers:
                 await self._flush()
-            await self._feed(most)
+            else:
+                await self._feed(most)
+
+    @property
+    def _has_answers(self) -> bool:
+        """Whether answers of TLS itself have to be sent before more is read. Whoever sends now sends them too, and a
+        host that does not read waits for them, but only for some."""
+        return self._outgoing.pending > (ANSWERS if self._sending.locked() else 0)
 
     def _read(self, most: int) -> bytes | None:
         """What there is without waiting; None for nothing. Raises OSError."""
         pieces = [self._rest] if self._rest else []
         size, self._rest = len(self._rest), b""
         while size < most and not (pieces and self._turns.over):  # there may be thousands of records of one byte
-            try:
-                piece = self.tls.read(most - size)
-            except ssl.SSLWantReadError:
+            piece = self._decrypt(most - size)
+            if piece:
+                pieces.append(piece)
+                size += len(piece)
+            elif piece is None and pieces and self._received and not (self._has_answers or self._turns.over):
+                self._push()
+            elif pieces:  # an end is told again by the next call
                 break
-            except ssl.SSLZeroReturnError:
-                piece = b""
-            except ssl.SSLError as error:
-                if not (self._ragged and is_ragged_end(error)):
-                    raise ConnectionAbortedError from error
-                piece = b""
-            if not piece:  # told again by the next call, if something was read before
-                return b"".join(pieces)
-            pieces.append(piece)
-            size += len(piece)
-        return b"".join(pieces) or None
+            else:
+                return piece
+        return b"".join(pieces)
+
+    def _decrypt(self, most: int) -> bytes | None:
+        """Data of what OpenSSL has got, b"" at the end, None for nothing. Raises OSError."""
+        try:
+            data = self.tls.read(most)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLZeroReturnError:
+            return b""
+        except ssl.SSLError as error:
+            if self._ragged and is_ragged_end(error):
+                return b""
+            raise ConnectionAbortedError from error
+        self._fruitless = 0
+        return data
 
     async def send(self, data: bytes) -> None:
         async with self._sending:
@@ -112,22 +137,25 @@ class TlsStream:
         async with self._sending:
             # Python asks OpenSSL twice, and the second call fails for good where there is data.
             with contextlib.suppress(OSError):
-                self._rest = self._read(8 * RECORD) or b""
+                while data := self._decrypt(RECORD):
+                    self._rest += data
             with contextlib.suppress(ssl.SSLError):  # it says that the other side has not ended yet
                 self.tls.unwrap()
             await self._drain()
 
     def is_quiet(self) -> bool:
         try:
-            data = self._connection.recv(RECORD)
-            self._count(len(data))
-            if not data:
+            with contextlib.suppress(BlockingIOError):
+                data = self._connection.recv(PIECE)
+                self._count(len(data))
+                if not data:
+                    return False
+                self._received = memoryview(bytes(self._received) + data)
+            if self._rest or len(self._received) >= PIECE:  # there may be more
                 return False
-            self._incoming.write(data)
-        except BlockingIOError:
-            pass
-        try:
-            return self._read(1) is None  # tickets for another connection are no data
+            if self._received:
+                self._push()
+            return self._decrypt(1) is None  # tickets for another connection are no data
         except OSError:
             return False
 
@@ -140,9 +168,23 @@ class TlsStream:
             await self._turns.send(self._connection, self._outgoing.read())
 
     async def _feed(self, most: int) -> None:
-        data = await self._turns.receive(self._connection, most)
-        self._count(len(data))
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
+        """Gives OpenSSL a piece of what was received. Raises OSError."""
+        if not self._received:
+            data = await self._turns.receive(self._connection, most)
+            self._count(len(data))
+            if not data:
+                self._incoming.write_eof()
+                return
+            self._received = memoryview(data)
+        if self._turns.over:
+            await self._turns.next()
+        self._push()
+
+    def _push(self) -> None:
+        """Raises ConnectionAbortedError."""
+        size = PIECE if self._fruitless else RECORD
+        piece, self._received = self._received[:size], self._received[size:]
+        self._fruitless += len(piece)
+        if self._fruitless > MOST:
+            raise ConnectionAbortedError
+        self._incoming.write(piece)
