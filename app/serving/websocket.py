@@ -19,15 +19,15 @@ import uvicorn
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
 from websockets.datastructures import Headers
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import Protocol, Side, State
 
 from app.serving.ws_handshake import acceptance, refusal
 
 CLOSING_SECONDS = 10.0  # for a client to answer our Close
+REASON_SECONDS = 1.0  # for a client whose input was refused to read why
 _LOG = logging.getLogger("uvicorn.error")
-_GOING_AWAY, _NO_CODE, _NO_CLOSE = 1012, 1005, 1006
 _WEB_SOCKET_SCHEME = {"http": "ws", "https": "wss"}
 
 
@@ -40,7 +40,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.client: tuple[str, int] | None = None
         self.conn = Protocol(Side.SERVER, state=State.OPEN, max_size=config.ws_max_size, logger=_LOG)
         self.read_paused = False  # a message waits for the application
-        self.disconnected = False
+        self.disconnected = self.is_input_refused = False
         self.close_sent = False
         self.close_timer: asyncio.TimerHandle | None = None
         self.writable = asyncio.Event()
@@ -67,7 +67,8 @@ class WebSocketConnection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._ping = self.close_timer = None
-        self.put({"type": "websocket.disconnect", "code": _NO_CODE if self._is_answered else _NO_CLOSE})
+        code = CloseCode.NO_STATUS_RCVD if self._is_answered else CloseCode.ABNORMAL_CLOSURE
+        self.put({"type": "websocket.disconnect", "code": code})
         self._server.connections.discard(cast(Any, self))
         self._is_answered = self.disconnected = True
         self.writable.set()
@@ -83,8 +84,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         if self._is_answered and not self.close_sent:
-            self.put({"type": "websocket.disconnect", "code": _GOING_AWAY})
-            self.conn.send_close(_GOING_AWAY)
+            self.put({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
+            self.conn.send_close(CloseCode.SERVICE_RESTART)
             self._write_out()
         elif not self._is_answered:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, [], b"")
@@ -93,7 +94,7 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.conn.receive_data(data)
         if self.conn.parser_exc is not None:
-            self.handle_parser_exception()
+            self.close_for_input()
         else:
             self.handle_events()
 
@@ -153,7 +154,7 @@ class WebSocketConnection(asyncio.Protocol):
         named.setdefault("connection", "close")
         named.setdefault("content-length", str(len(body)))
         self._is_answered = self.close_sent = True
-        self.put({"type": "websocket.disconnect", "code": _NO_CLOSE})
+        self.put({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
         self.transport.write(Response(status, HTTPStatus(status).phrase, named, body).serialize())
         self.transport.close()
 
@@ -163,7 +164,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Raises ClientDisconnected."""
         if not self.writable.is_set():
             await self.writable.wait()
-        if self.disconnected:
+        if self.disconnected or self.is_input_refused:
             raise ClientDisconnected
         kind = message["type"]
         if kind == "websocket.send" and self._is_answered and not self.close_sent:
@@ -295,9 +296,18 @@ class WebSocketConnection(asyncio.Protocol):
             self._write_out()
             self.transport.close()
 
-    def handle_parser_exception(self) -> None:
-        """What came is no WebSocket. The protocol has a Close that says why."""
-        raise NotImplementedError
+    def close_for_input(self) -> None:
+        """What came is no WebSocket, or too much. The protocol has a Close that says why. Nothing more is read, and the
+        client has a moment to read the reason: a close at once would reset the connection, as the client has sent bytes
+        that were not read."""
+        sent = self.conn.close_sent
+        code, reason = (sent.code, sent.reason) if sent is not None else (CloseCode.PROTOCOL_ERROR.value, "")
+        _LOG.warning("a WebSocket of %s was closed with %d: %s", self.client[0] if self.client else "", code, reason)
+        self.put({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._write_out()
+        self.is_input_refused = self.close_sent = True
+        self.transport.pause_reading()
+        self.close_timer = self.loop.call_later(REASON_SECONDS, self.transport.abort)
 
 
 def _frame_head(opcode: Opcode, size: int) -> bytes:

@@ -1,5 +1,5 @@
-"""WebSockets with bounds: on frames that cost the client nothing, on the time that input
-takes from others, and on answers to pings that nobody reads.
+"""WebSockets with bounds: on frames that cost the client nothing, on the time that input takes from others, and on
+answers to pings that nobody reads.
 
 Measured: a frame without content takes 2 to 4 µs, so one piece of 256 KiB that consists of them takes 100 to 155 ms.
 """
@@ -7,10 +7,8 @@ Measured: a frame without content takes 2 to 4 µs, so one piece of 256 KiB that
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
-from uvicorn.protocols.utils import ClientDisconnected
 from websockets.frames import CloseCode, Frame, Opcode
 
 from app.core.connections import ConnectionEntry
@@ -23,9 +21,7 @@ SMALL_FRAMES_EACH_SECOND, SMALL_FRAMES_SAVED = 50, 500
 FRAGMENTS = 1024  # of one message: 1 KiB each, as a message has 1 MiB at most
 UNREAD_BYTES = 64 * 1024  # no ping is answered while so much waits for the client (RFC 6455, 5.5.3, allows that)
 LEAST_BYTES, MOST_BYTES, FEW_FRAMES, AT_ONCE_BYTES = 2 * 1024, 16 * 1024, 32, 512
-CLOSE_SECONDS = 1.0  # for a client that was refused to read why
 _CONTROL = frozenset({Opcode.PING, Opcode.PONG, Opcode.CLOSE})
-_LOG = logging.getLogger("uvicorn.error")
 
 
 class BoundedWebSocket(WebSocketConnection):
@@ -39,7 +35,7 @@ class BoundedWebSocket(WebSocketConnection):
         self._small = TokenBucket(SMALL_FRAMES_EACH_SECOND, SMALL_FRAMES_SAVED)
         self._rest = bytearray()
         self._size = SliceSize(LEAST_BYTES, MOST_BYTES, FEW_FRAMES)
-        self._queued = self._refused = False
+        self._queued = False
         self._frames = self._fragments = 0
 
     # --- One connection among all
@@ -65,7 +61,7 @@ class BoundedWebSocket(WebSocketConnection):
     # --- Input
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self.is_input_refused:
             return
         if len(data) <= AT_ONCE_BYTES and not self._rest and not self.read_paused:
             super().data_received(data)
@@ -81,7 +77,7 @@ class BoundedWebSocket(WebSocketConnection):
 
     @property
     def _over(self) -> bool:
-        return self._refused or self.disconnected or self.transport.is_closing()
+        return self.is_input_refused or self.disconnected or self.transport.is_closing()
 
     def _parse_slice(self) -> None:
         self._queued = False
@@ -113,10 +109,6 @@ class BoundedWebSocket(WebSocketConnection):
         return message
 
     async def send(self, message: Any) -> None:
-        if not self.writable.is_set():
-            await self.writable.wait()
-        if self._refused:
-            raise ClientDisconnected
         await super().send(message)
         if self._rest:  # a close lets reading go on
             self._go_on()
@@ -148,21 +140,7 @@ class BoundedWebSocket(WebSocketConnection):
         self.conn.events.clear()
         self.conn.data_to_send()  # pongs
         self.conn.fail(code, reason)
-        self.handle_parser_exception()
-
-    def handle_parser_exception(self) -> None:
-        """Reads nothing more. The client has a moment to read the reason. A close at once would reset the connection,
-        as the client has sent bytes that were not read."""
-        sent = self.conn.close_sent
-        code, reason = (sent.code, sent.reason) if sent is not None else (CloseCode.PROTOCOL_ERROR.value, "")
-        _LOG.warning("a WebSocket of %s was closed with %d: %s", self.client[0] if self.client else "", code, reason)
-        self._refused = True
-        self._rest.clear()
-        self.put({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-        self.transport.pause_reading()
-        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+        self.close_for_input()
 
     def handle_ping(self) -> None:
         if self.transport.get_write_buffer_size() > UNREAD_BYTES:
