@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from sys import getsizeof
 
 from app.core.backend import CommandLimits, RuntimeInfo
 from app.core.capabilities import Capability
@@ -102,7 +103,7 @@ def signal_name(number: int) -> str:
 
 EXECUTION_BYTES, SANDBOX_BYTES = 10 * 1024, 32 * 1024  # of a record beside its texts: objects, exit, labels; measured
 RULE_BYTES, PORT_BYTES = 600, 64  # of a network rule, in the policy and in the receipt; measured
-HTTP_BYTES, PATTERN_BYTES = 400, 72  # of one of its `http`, and of a method or path beside its text; likewise
+HTTP_BYTES, PATTERN_BYTES = 400, 24  # of one of its `http`, and of a method or path beside its object; likewise
 SECRET_BYTES, HOST_BYTES = 384, 56  # of a secret and of each of its hosts, beside their texts; measured
 
 
@@ -136,8 +137,8 @@ def rules_bytes(rules: Sequence[NetworkRule]) -> int:
 
 
 def _http_bytes(rule: HttpRule) -> int:
-    texts = (*rule.methods, *rule.paths)
-    return HTTP_BYTES + sum(PATTERN_BYTES + len(text.encode()) for text in texts)
+    """One character beyond 16 bits makes the object of a path four times as large."""
+    return HTTP_BYTES + sum(PATTERN_BYTES + getsizeof(text) for text in (*rule.methods, *rule.paths))
 
 
 def with_environment(command: Command, spec: SandboxSpec) -> Command:

@@ -56,8 +56,9 @@ async def test_rules_count_towards_what_is_kept_of_the_sandbox() -> None:
         [{"methods": [f"M{n}-{m}".ljust(32, "X") for m in range(16)]} for n in range(8)],
         [{"paths": [f"/{n}" for n in range(32)]}],
         [{"paths": [f"/{n}/".ljust(256, "x") for n in range(32)]}],
+        [{"paths": [f"/{n}/\U0001d538".ljust(253, "x") for n in range(32)]}],
     ],
-    ids=["no http", "one", "many", "methods", "paths", "long paths"],
+    ids=["no http", "one", "many", "methods", "paths", "long paths", "wide letters"],
 )
 def test_rules_count_with_the_memory_that_they_take(http: Any) -> None:
     """In the policy and in the receipt."""
