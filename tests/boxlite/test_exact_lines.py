@@ -27,7 +27,7 @@ from app.backends.boxlite.wrapped import (
     wrapped_command,
 )
 from app.core.backend import Logs
-from app.core.models import Channel
+from app.core.models import Channel, ExecutionLimits
 from tests.boxlite.rig import new_log
 from tests.callbacks import own_work
 
@@ -172,8 +172,10 @@ def test_what_the_wrapper_is_told() -> None:
     said = wrapped_command(["ls", "-l"], {"A": "b=c"}, stdin=True)
     assert said["command"] == "sh"
     assert isinstance(said["args"], list)
-    assert said["args"][3:] == ["start", "open", "apart", "1", "A=b=c", "ls", "-l"]
-    assert wrapped_command(["ls"], {}, stdin=False, merged=True)["args"][3:] == ["start", "none", "merged", "0", "ls"]  # type: ignore[index]
+    assert said["args"][3:] == ["start", "open", "apart", "- - -", "1", "A=b=c", "ls", "-l"]
+    limits = ExecutionLimits(stack_mib=2, file_mib=3)
+    merged = wrapped_command(["ls"], {}, stdin=False, merged=True, limits=limits)
+    assert merged["args"][3:] == ["start", "none", "merged", "2048 - 6144", "0", "ls"]  # type: ignore[index]
 
 
 def test_a_command_that_has_closed_stdout_still_takes_stdin() -> None:

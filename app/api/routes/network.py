@@ -13,7 +13,7 @@ from app.api.openapi.documents import problems
 from app.api.schemas import answers
 from app.api.schemas.views import json_page, network_event_body
 from app.api.streams.events import LAST_EVENT_ID, MEDIA_TYPE, wants_events
-from app.api.streams.network_events import EVENT_ID, NetworkEvents
+from app.api.streams.network_events import EVENT_ID, NetworkEvents, last_event_of
 from app.core.network_log import LoggedEvent, NetworkVerdict
 
 router = APIRouter(tags=["sandboxes"], route_class=StrictRoute)
@@ -62,8 +62,11 @@ async def list_network_events(request: Request, sandbox_id: str, query: Annotate
     def wanted(logged: LoggedEvent) -> bool:
         return query.verdict is None or logged.event.verdict == query.verdict
 
+    seen = last_event_of(request)
     if wants_events(request):
-        begin = 0 if query.cursor is None else sequence_of(query.cursor) + 1
+        if seen is None and query.cursor is not None:
+            seen = sequence_of(query.cursor)
+        begin = 0 if seen is None else seen + 1
         return NetworkEvents(request, sandbox, begin, wanted)
     log = sandbox.network_log
     items, next_cursor = await page(log or (), query, wanted)

@@ -20,8 +20,16 @@ from app.core.sandbox import WAIT_SECONDS, Sandbox
 EVENT_ID = "[0-9]{1,16}"
 
 
+def last_event_of(request: Request) -> int | None:
+    """The sequence number of the last event that the client saw, if it names one. Raises InvalidRequest."""
+    last = request.headers.get(LAST_EVENT_ID)
+    if last is not None and not re.fullmatch(EVENT_ID, last):
+        raise InvalidRequest.at(f"header/{LAST_EVENT_ID}", "must be the id of an event")
+    return None if last is None else int(last)
+
+
 class NetworkEvents(EventResponse):
-    """`begin`: the sequence number of the first event, unless the client names the last one that it saw."""
+    """`begin`: the sequence number of the first event."""
 
     def __init__(self, request: Request, sandbox: Sandbox, begin: int, wanted: Callable[[LoggedEvent], bool]) -> None:
         super().__init__(request)
@@ -29,14 +37,10 @@ class NetworkEvents(EventResponse):
 
     @contextmanager
     def admit(self) -> Iterator[Tell]:
-        last = self._request.headers.get(LAST_EVENT_ID)
-        if last is not None and not re.fullmatch(EVENT_ID, last):
-            raise InvalidRequest.at(f"header/{LAST_EVENT_ID}", "must be the id of an event")
-        begin = self._begin if last is None else int(last) + 1
         with context_of(self._request).shares.streams.holding(visitor_of(self._request).client):
 
             async def tell(writer: EventWriter) -> None:
-                await self._tell(writer, begin)
+                await self._tell(writer, self._begin)
 
             yield tell
 

@@ -362,11 +362,12 @@ async def test_followers_are_streams_and_leave_nothing_behind() -> None:
         await until(lambda: service.app.state.context.shares.streams.used == 0)
 
 
+@pytest.mark.parametrize("accept", [ACCEPT, {}])
 @pytest.mark.parametrize("last", ["x", "1-2", "-1", ""])
-async def test_an_id_that_no_event_had_is_refused(last: str) -> None:
+async def test_an_id_that_no_event_had_is_refused(last: str, accept: dict[str, str]) -> None:
     async with proxied().client() as client:
         sandbox = await create(client, **network("a.test:443"))
-        answer = await client.get(f"/sandboxes/{sandbox}/network", headers=ACCEPT | {"Last-Event-ID": last})
+        answer = await client.get(f"/sandboxes/{sandbox}/network", headers=accept | {"Last-Event-ID": last})
         assert answer.json()["errors"][0]["pointer"] == "header/Last-Event-ID"
 
 

@@ -183,6 +183,7 @@ limit() { # limit OPTION UNIT LIMIT NAME
 set_limits() { # set_limits STACK FILES BLOCKS
   limit -s 1024 "$1" "Max stack size"
   limit -f 512 "$3" "Max file size"
+  # shellcheck disable=SC3045 # POSIX has -f alone; dash, bash and busybox have these too
   [ "$2" = - ] || [ "$(ulimit -Hn)" -le "$2" ] || ulimit -n "$2" # last: to read a file takes a descriptor above 9
 }
 # shellcheck disable=SC2086 # three words
