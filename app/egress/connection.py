@@ -113,12 +113,13 @@ class ProgramConnection:
         permitted = self._rule is not None and (
             self._rule.raw or not (self._is_raw or (self._is_unread and self._rule.http))
         )
-        self._is_cut = self._has_begun and not permitted
+        self._is_cut |= self._has_begun and not permitted  # a connection that is cut stays so
         return self._is_cut
 
     async def is_request_cut_by_change(self) -> bool:
         """Likewise of the HTTP request that is under way, where the host is still permitted."""
-        self._is_cut = self._read is not None and not await self._read.is_permitted()
+        permitted = self._read is None or await self._read.is_permitted()
+        self._is_cut |= not permitted
         return self._is_cut
 
     async def _pass(self) -> None:

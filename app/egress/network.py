@@ -154,14 +154,14 @@ class SandboxNetwork:
         self._listen()
         cut = [task for task, connection in self._connections.items() if connection.is_cut_by_change()]
         for task in cut:
-            task.cancel()
+            _cut(task)
         return self._cut_requests(cut)
 
     async def _cut_requests(self, cut: list[asyncio.Task[None]]) -> None:
         """Those that are under way and no longer permitted. `cut`: what is cut already."""
         for task, connection in tuple(self._connections.items()):
             if task not in cut and await connection.is_request_cut_by_change():
-                task.cancel()
+                _cut(task)
                 cut.append(task)
         await asyncio.gather(*cut, return_exceptions=True)
 
@@ -192,11 +192,20 @@ class SandboxNetwork:
         self._later(self._questions.wait_seconds, self._answer_questions)
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self._not_later(call)
         self._timers[call] = asyncio.get_running_loop().call_later(seconds, call)
+
+    def _not_later(self, call: Callable[[], None]) -> None:
+        timer = self._timers.pop(call, None)
+        if timer is not None:
+            timer.cancel()
 
     # --- connections
 
     def _listen(self) -> None:
+        if self._is_closed:
+            return
+        self._not_later(self._listen)  # a change of the rules ends a pause
         self._listening_is_paused = False
         try:
             for listener in self._listeners:
@@ -288,7 +297,6 @@ class SandboxNetwork:
         del self._connections[task]
         self.shared.connections.give_back(self._holder)
         if self._listening_is_paused and not self._is_closed:
-            self._timers[self._listen].cancel()
             self._listen()
 
     def count(self, size: int) -> bool:
@@ -301,3 +309,9 @@ class SandboxNetwork:
             self._bytes_told = self._bytes
             self.told.moved(self._bytes)
         return self._bytes <= most
+
+
+def _cut(task: asyncio.Task[None]) -> None:
+    """Once: an earlier change may have done so, and a second time would disturb what the task does to end."""
+    if not task.cancelling():
+        task.cancel()

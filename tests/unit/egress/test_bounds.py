@@ -249,3 +249,20 @@ async def test_flood_of_connections_beyond_a_bound_is_refused_by_the_kernel() ->
         writer.close()
         while not await works(at):
             pass
+
+
+async def test_pause_that_a_change_ends_leaves_no_timer() -> None:
+    async with site(echo, rules=RAW, bounds={"connections_per_sandbox": 1}) as at:
+        assert [await works(at) for _ in range(2)] == [True, False]
+        timers = [at.network._timers[at.network._listen]]
+        await at.network.change(at.network.rules, [])
+        assert timers[0].cancelled()
+        assert await works(at) is False
+        timers.append(at.network._timers[at.network._listen])
+        at.network._pause_listening(LONG_PAUSE_SECONDS)
+        timers.append(at.network._timers[at.network._listen])
+        assert [timer.cancelled() for timer in timers] == [True, True, False]
+        await at.network.aclose()
+        assert timers[-1].cancelled()
+        at.network._listen()
+        assert all(timer.cancelled() for timer in at.network._timers.values())

@@ -115,6 +115,16 @@ async def test_request_that_is_under_way_is_cut_with_its_connection() -> None:
         await is_cut(at, reader)
 
 
+async def test_connection_that_is_cut_stays_so_when_the_next_rules_permit_it() -> None:
+    async with site(echo, rules=[RAW]) as at:
+        reader, _ = await raw(at)
+        changes = [at.network.change(rules, []) for rules in ([], [rule(at, RAW)])]
+        (task,) = at.network._connections
+        assert task.cancelling() == 1
+        await asyncio.gather(*changes)
+        await is_cut(at, reader)
+
+
 SLOW = GET.replace("/ ", "/slow ").encode()
 
 
