@@ -92,17 +92,22 @@ class _Network:
     authority: KeyPair | None = None
     moved: int = 0  # bytes, as the egress process has last told
     told: bool = False  # the egress process was sent something about it
-    changes: deque[asyncio.Future[None]] = field(default_factory=deque)  # that it was told of and has not carried out
+    is_reopening: bool = False  # it was told to close it, and gets it again when it has
+    changes: deque[asyncio.Future[None]] = field(default_factory=deque)  # of each order to change, until its answer
+    reopenings: list[asyncio.Future[None]] = field(default_factory=list)  # of changes that its end carries out
 
     def changed(self) -> None:
-        """Nothing is open any more that the rules do not permit."""
-        while self.changes:
-            self.changed_once()
+        """Nothing is open any more that the rules do not permit. Answers to orders may still come."""
+        for change in (*self.changes, *self.reopenings):
+            if not change.done():
+                change.set_result(None)
+        self.reopenings.clear()
 
-    def changed_once(self) -> None:
-        change = self.changes.popleft()
-        if not change.done():
-            change.set_result(None)
+    def is_forgotten(self) -> None:
+        """The egress process does not know of it."""
+        self.told = self.is_reopening = False
+        self.changed()
+        self.changes.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class _Packet:
     data: bytes = field(repr=False)  # may have a secret
     network: _Network
     descriptors: Sequence[int] = ()
+    is_change: bool = False
 
 
 class EgressLink:
@@ -200,11 +206,12 @@ class EgressLink:
         if not self._greeting.is_set() or not network.told:  # nothing is open, and the next one gets the new rules
             return
         change = asyncio.get_running_loop().create_future()
-        if any(packet.network is network for packet in self._unsent):
+        if network.is_reopening or any(packet.network is network for packet in self._unsent):
             self._send_anew(network)
+            network.reopenings.append(change)
         else:
             self._send_change(network, new_ports)
-        network.changes.append(change)
+            network.changes.append(change)
         done, _ = await asyncio.wait([change], timeout=ANSWER_SECONDS)
         if not done:
             why = f"the egress process did not answer within {ANSWER_SECONDS:g} seconds"
@@ -282,8 +289,7 @@ class EgressLink:
         self._greeting.clear()
         self._unsent.clear()
         for network in self._networks.values():
-            network.told = False
-            network.changed()  # it cuts everything when we hang up, if it lives
+            network.is_forgotten()  # it cuts everything when we hang up, if it lives
         closing, self._closing = self._closing, {}
         for network in closing.values():
             if not network.closed.done():
@@ -320,13 +326,19 @@ class EgressLink:
         for data in known:
             self._post(_Packet(data, network))
         listeners = network.sockets.listeners if network.sockets is not None else {}
-        self._post(_Packet(last, network, [listeners[port] for port in new_ports]))
+        self._post(_Packet(last, network, [listeners[port] for port in new_ports], is_change=True))
 
     def _send_anew(self, network: _Network) -> None:
-        """Instead of what waits to be sent, whose rules and descriptors are no longer right."""
+        """Instead of what waits to be sent, whose rules and descriptors are no longer right. It is closed, and opened
+        when that is done: until then names are given that the next opening has to know."""
+        if network.is_reopening:
+            return
+        unsent = [packet for packet in self._unsent if packet.network is network]
         self._unsent = deque(packet for packet in self._unsent if packet.network is not network)
+        for _ in filter(lambda packet: packet.is_change, unsent):  # nothing will answer it
+            network.reopenings.append(network.changes.pop())
+        network.is_reopening = True
         self._post(_Packet(encode(CloseNetwork(network.id)), network))
-        self._send_open(network)
 
     def _pseudonym(self, client: str) -> str:
         """What the egress process knows a client by: it learns nothing about keys."""
@@ -340,7 +352,7 @@ class EgressLink:
     def _secrets_changed(self) -> None:
         for network in self._networks.values():
             for secret in network.secrets:
-                if network.told and secret.source is not None:
+                if network.told and not network.is_reopening and secret.source is not None:
                     self._post(_Packet(encode(KnownSecret(network.id, self._in_force(secret))), network))
 
     def _post(self, packet: _Packet) -> None:
@@ -427,6 +439,8 @@ class EgressLink:
 
     def _not_opened(self, network: _Network, reason: str) -> None:
         """Fails the create, or tries again for a sandbox that was open before."""
+        if network.is_reopening:
+            return
         network.told = False
         if not network.opened.done():
             why = f"the egress process cannot serve the sandbox: {reason}"
@@ -436,6 +450,9 @@ class EgressLink:
 
     def _closed(self, network: _Network) -> None:
         network.changed()
+        if network.is_reopening and network.id not in self._closing:
+            network.is_reopening = False
+            self._send_open(network)
         if self._closing.pop(network.id, None) is network and not network.closed.done():
             network.closed.set_result(None)
 
@@ -445,7 +462,10 @@ class EgressLink:
             return
         if not network.changes:
             raise InvalidMessage("nothing was to change")
-        network.changed_once()
+        change = network.changes.popleft()
+        if change.done():  # it was opened anew since
+            return
+        change.set_result(None)
         if isinstance(report, NetworkNotChanged):
             self._not_opened(network, report.reason)
 

@@ -315,7 +315,9 @@ class SetupAssembly:
         elif isinstance(known, KnownCredential):
             setup = replace(setup, credential=known.credential)
         else:
-            setup = replace(setup, secrets=(*setup.secrets, known.secret))
+            # One that came when its sandbox was not open is there already.
+            others = tuple(each for each in setup.secrets if each.placeholder != known.secret.placeholder)
+            setup = replace(setup, secrets=(*others, known.secret))
         if len(setup.names) > MAX_NAMES or len(setup.rules) > RULES or len(setup.secrets) > SECRETS:
             raise InvalidMessage("too many names, rules or secrets")
         self._sandbox, self._setup = known.sandbox, setup

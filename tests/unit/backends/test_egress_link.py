@@ -694,36 +694,84 @@ async def test_network_that_could_not_be_changed_is_opened_again_with_the_new_ru
         assert (order.ports, setup.rules) == ((8443,), OTHER)
 
 
-async def test_change_that_waits_for_room_is_never_sent_when_another_one_follows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its rules and descriptors are no longer right. The egress process opens the sandbox anew."""
+async def fill_the_socket(here: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [parse_rule(f"{'a' * 60}.{'b' * 60}.{number}.example.org:443") for number in range(64)]
-    async with stage(tmp_path) as here:
-        await here.opened()
-        monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.001)
+    with monkeypatch.context() as patched:
+        patched.setattr(egress_link, "ANSWER_SECONDS", 0.001)
         for number in range(30):
             here.sockets.append(FakeSockets())
             with pytest.raises(BackendUnavailable):
                 await here.link.open("process", f"s{number}", many, here.sockets[-1], NetworkLog())
-        assert here.link._unsent, "its socket is full"
+    assert here.link._unsent, "its socket is full"
+
+
+async def hear_of_one(here: Stage) -> Order:
+    """The next order about the sandbox `one`."""
+    while True:
+        order, descriptors = await here.played.hear()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if order.sandbox == "one":
+            return order
+
+
+async def test_change_that_waits_for_room_is_never_sent_when_another_one_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules and descriptors are no longer right. The egress process opens the sandbox anew."""
+    async with stage(tmp_path) as here:
+        await here.opened()
+        await fill_the_socket(here, monkeypatch)
+        monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 0.001)
         with pytest.raises(BackendTimeout):
             await Changing(here).task
         monkeypatch.setattr(egress_link, "ANSWER_SECONDS", 1000)
         here.sockets[0].add(443)
         second = asyncio.create_task(here.link.change("one", RULES[:1], [443]))
         await here.settle()
-        heard: list[Order] = []
-        while not heard or not isinstance(heard[-1], OpenNetwork) or heard[-1].sandbox != "one":
-            order, descriptors = await here.played.hear()
-            heard.append(order)
-            for descriptor in descriptors:
-                os.close(descriptor)
-        of_one = [order for order in heard if order.sandbox == "one"]
-        assert of_one == [CloseNetwork("one"), KnownRules("one", RULES[:1]), OpenNetwork("one", (8443, 443))]
+        assert await hear_of_one(here) == CloseNetwork("one")
         assert not second.done()
-        here.played.say(NetworkClosed("one"), NetworkOpened("one"))
+        here.played.say(NetworkClosed("one"))
+        assert [await hear_of_one(here) for _ in range(2)] == [
+            KnownRules("one", RULES[:1]), OpenNetwork("one", (8443, 443))
+        ]  # fmt: skip
+        here.played.say(NetworkOpened("one"))
         await second
+
+
+async def test_sandbox_is_opened_anew_when_the_egress_process_has_closed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has said until then counts: the name that it gave, and that it answers each change that it has read."""
+    async with stage(tmp_path) as here:
+        await here.opened()
+        with monkeypatch.context() as patched:
+            patched.setattr(egress_link, "ANSWER_SECONDS", 0.001)
+            with pytest.raises(BackendTimeout):
+                await here.link.change("one", RULES[:1])
+        await hear_change(here)  # and does not answer so far
+        await fill_the_socket(here, monkeypatch)
+        unsent, anew = (asyncio.create_task(here.link.change("one", OTHER)) for _ in range(2))
+        await here.settle()
+        assert await hear_of_one(here) == CloseNetwork("one")
+        more = asyncio.create_task(here.link.change("one", RULES))
+        here.played.say(NameGiven("one", "index.example.org", "198.18.0.9"))
+        await here.settle()
+        with pytest.raises(BlockingIOError):
+            while here.played.connection is not None:
+                assert b'"one"' not in receive(here.played.connection)[0]
+        here.played.say(NetworkClosed("one"))
+        await asyncio.gather(unsent, anew, more)
+        _, setup = await here.played.hear_opening()
+        assert (setup.rules, setup.names) == (RULES, {"index.example.org": "198.18.0.9"})
+        later = asyncio.create_task(here.link.change("one", OTHER))
+        await hear_change(here)
+        here.played.say(NetworkOpened("one"), NetworkChanged("one"))
+        await here.settle()
+        assert not later.done(), "that was the answer to the first one"
+        here.played.say(NetworkChanged("one"))
+        await later
+        assert here.link._socket is not None
 
 
 async def test_change_of_a_sandbox_that_ends_does_not_wait(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -142,7 +142,7 @@ def test_largest_setup_fits_into_packets() -> None:
         {"index.example.org": "198.18.0.1"},
         KeyPair("c" * 4096, "k" * 4096),
         tuple(
-            NetworkSecret(f"S{n}", "p" * 8192, "é" * (VALUE_BYTES // 2), ("a" * 60 + ".example",) * 16)
+            NetworkSecret(f"S{n}", "p" * 8190 + f"{n:02}", "é" * (VALUE_BYTES // 2), ("a" * 60 + ".example",) * 16)
             for n in range(SECRETS)
         ),
         "c" * 64,
@@ -169,7 +169,21 @@ def test_more_than_a_sandbox_can_have_is_refused(known: protocol.Known) -> None:
     assembly = SetupAssembly()
     with pytest.raises(InvalidMessage):
         for n in range(MAX_NAMES + 1):
-            assembly.add(KnownNames("a", {str(n): "198.18.0.1"}) if isinstance(known, KnownNames) else known)
+            if isinstance(known, KnownNames):
+                assembly.add(KnownNames("a", {str(n): "198.18.0.1"}))
+            elif isinstance(known, KnownSecret):
+                assembly.add(KnownSecret("a", replace(SECRET, placeholder=f"{SECRET.placeholder}{n}")))
+            else:
+                assembly.add(known)
+
+
+def test_secret_that_is_said_twice_counts_once_and_the_last_value_holds() -> None:
+    """One that changes while its sandbox is not open comes ahead of all of them."""
+    secrets = [replace(SECRET, placeholder=f"{SECRET.placeholder}{n}") for n in range(SECRETS)]
+    assembly = SetupAssembly()
+    for secret in (replace(secrets[3], value="an older value"), *secrets):
+        assembly.add(KnownSecret("a", secret))
+    assert set(assembly.take("a").secrets) == set(secrets)
 
 
 def test_no_text_of_an_order_shows_a_secret_or_a_key() -> None:
