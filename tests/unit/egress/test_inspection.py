@@ -24,10 +24,12 @@ from app.core.network_rules import parse_rule
 from app.core.secrets import PLACEHOLDER_PREFIX
 from app.egress import connection, host_certificates
 from app.egress.authority import SUBJECT, Authority, new_authority
+from app.egress.client_hello import MOST
 from app.egress.connection import RULE_SHOWN
 from app.egress.host_certificates import HostCertificates, SandboxAuthority
 from app.egress.protocol import KeyPair, NetworkEventTold, NetworkSecret, decode_report, encode
 from app.egress.times import Times
+from app.egress.tls_stream import RECORD
 from tests.unit.egress.support import HOST, NAME, Serve, Site, host_tls, operators_authority, site
 from tests.unit.egress.test_plain_http import CHUNKED, Host, parsed, refused, script
 from tests.unit.egress.test_plain_http import request as written
@@ -466,6 +468,18 @@ async def test_program_that_does_not_trust_the_authority_is_told_so(version: ssl
         event = await at.gateway.event()
         assert (event["kind"], event["reason"]) == ("connection", "tls_trust")
         assert at.dns.asked == {}
+
+
+async def test_hello_without_an_end_is_cut() -> None:
+    endless = in_records_of_one_byte(b"\x16\x03\x01\x00\x00\x01\x01\xff\xff\x03\x03" + bytes(MOST // 6))
+    async with inspected(Host().serve) as at:
+        reader, writer = await at.connect()
+        writer.write(endless)
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), 20)
+        event = await at.gateway.event()
+        assert (event["verdict"], event["reason"]) == ("refused", "tls")
+        assert event["bytes_sent"] <= MOST + RECORD
 
 
 async def test_program_that_stays_in_the_handshake_is_cut() -> None:
