@@ -12,6 +12,7 @@ from app.egress.client_hello import MOST
 from app.egress.turns import SandboxTurns
 
 RECORD = 16 * 1024  # bytes of data in a record at most: RFC 8446, 5.1
+RECORD_SENT = 5 + RECORD + 256  # bytes that one takes at most, with its head: RFC 8446, 5.2
 # A record need not carry data: key updates, tickets, pieces of a handshake. OpenSSL reads all that it has until data
 # comes, and a key update of 27 bytes takes it 0.01 ms. So it gets small pieces of what brings no data, and the
 # connection is aborted after MOST bytes of that.
@@ -182,7 +183,7 @@ class TlsStream:
 
     def _push(self) -> None:
         """Raises ConnectionAbortedError."""
-        size = PIECE if self._fruitless else RECORD
+        size = PIECE if self._fruitless else RECORD_SENT
         piece, self._received = self._received[:size], self._received[size:]
         self._fruitless += len(piece)
         if self._fruitless > MOST:

@@ -13,7 +13,7 @@ import pytest
 
 from app.egress import turns
 from app.egress.client_hello import MOST
-from app.egress.tls_stream import ANSWERS, PIECE, RECORD, TlsStream, strictly
+from app.egress.tls_stream import ANSWERS, PIECE, RECORD, RECORD_SENT, TlsStream, strictly
 from app.egress.turns import SandboxTurns
 from tests.unit.egress.key_updates import OpenSslClient
 from tests.unit.egress.support import host_tls
@@ -168,7 +168,7 @@ async def test_answers_that_nobody_takes_stop_the_reading() -> None:
             await asyncio.sleep(0)
             most = max(most, at.stream._outgoing.pending)
         assert at.stream._sending.locked()
-        assert ANSWERS < most <= ANSWERS + RECORD
+        assert ANSWERS < most <= ANSWERS + RECORD_SENT
         assert not receives.done()
         reads = asyncio.create_task(at.read_on())
         await asyncio.wait_for(receives, 20)
