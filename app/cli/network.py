@@ -127,7 +127,7 @@ def _option(event: Mapping[str, Any]) -> str:
     host, is_raw = event["name"] or event["address"] or "", event["name"] is None
     match event["reason"]:
         case "name" if event["port"] is None:
-            return f" (--allow {host}:{HTTPS}, if that is its port: a look-up names none)"
+            return f" (--allow {host}:{HTTPS}, or another port: a look-up has no port)"
         case "name":
             return f" (--allow {host_of(event)})"
         case "silent":

@@ -84,7 +84,7 @@ def test_command_line_names_what_was_refused_and_the_option_that_permits_it(serv
     )
     assert [line for line in done.stderr.splitlines() if line.startswith("bulkhead")] == [
         "bulkhead: refused: a.example.net: no rule permits the name"
-        " (--allow a.example.net:443, if that is its port: a look-up names none)",
+        " (--allow a.example.net:443, or another port: a look-up has no port)",
         f"bulkhead: refused: {INSIDE}:80 at {OTHER}: the address is one of the machine that the service runs on."
         " The operator can permit its network: BULKHEAD_EGRESS__PERMIT_NETS",
     ]

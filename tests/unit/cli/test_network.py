@@ -117,7 +117,7 @@ async def test_run_says_what_was_refused_and_which_option_would_permit_it() -> N
         asked = service.asked()
     assert said == [
         "bulkhead: refused: b.test: no rule permits the name"
-        " (--allow b.test:443, if that is its port: a look-up names none)",
+        " (--allow b.test:443, or another port: a look-up has no port)",
         "bulkhead: refused: c.test:8443: no rule permits this host at this port (--allow c.test:8443)",
         "bulkhead: refused: 203.0.113.7:22: no rule permits this host at this port (--allow-raw 203.0.113.7:22)",
         "bulkhead: refused: [2001:db8::1]:22: no rule permits this host at this port (--allow-raw [2001:db8::1]:22)",
