@@ -102,9 +102,11 @@ def greeter(address: str, port: int) -> Iterator[None]:
     with socket.create_server((address, port)) as listener:
         thread = threading.Thread(target=greet)
         thread.start()
-        yield
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_permitted_network_does_not_permit_its_neighbour(proxied: Proxied, internet: Internet) -> None:
