@@ -165,6 +165,20 @@ def left_of(first: int) -> Found:
     return left
 
 
+def has_in_memory(pid: int, text: bytes) -> bool:
+    """Whether memory that the process may write has this text. A mapping that goes meanwhile has none (EIO)."""
+    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            place, access, *_ = line.split()
+            begin, end = (int(number, 16) for number in place.split("-"))
+            if "w" in access:
+                with contextlib.suppress(OSError):
+                    memory.seek(begin)
+                    if text in memory.read(end - begin):
+                        return True
+    return False
+
+
 def resident_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("\nVmRSS:")[2].split()[0]) / 1024

@@ -21,8 +21,20 @@ from app.serving.box_network import NoBoxNetwork, listen_for_boxes
 from app.settings.egress import PROXY_PORT, proxy_host
 from tests.require import require
 
-# Of this process alone: another run on this host has another one.
-NETWORK = IPv4Network((0x0AD50000 + os.getpid() % 16_384 * 4, 30))
+
+def free_networks() -> Iterator[IPv4Network]:
+    """Of 4 addresses, in which this host has no address and no route. Another run on this host begins elsewhere."""
+    with IPRoute() as host:
+        routes = [route for route in host.get_routes(family=socket.AF_INET) if route["dst_len"]]
+    taken = [IPv4Network((route.get_attr("RTA_DST"), route["dst_len"]), strict=False) for route in routes]
+    for base in (0x0AD50000, 0xAC1D0000, 0xC0A88000):  # 10.213.0.0, 172.29.0.0, 192.168.128.0
+        for number in range(8192):
+            network = IPv4Network((base + (os.getpid() + number) % 8192 * 4, 30))
+            if not any(map(network.overlaps, taken)):
+                yield network
+
+
+NETWORK = next(free_networks())
 PROXY, HOST = str(proxy_host(NETWORK)), str(NETWORK[1])
 LINK = f"bt-{os.getpid()}"
 _SIOCGSKNS = 0x894C  # the network namespace of a socket: linux/sockios.h

@@ -3,6 +3,7 @@ have this host's network, so its allow list is not what is tested here (tests/bo
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,11 +19,12 @@ from tests.kernel import host
 from tests.kernel.proxied.conftest import ALLOW, Internet, Proxied
 from tests.kernel.proxied.test_programs import ANSWER, SCRIPTS, TRUST
 from tests.kernel.proxied.world import HOST, NET
-from tests.kernel.test_box_network import NETWORK, links
+from tests.kernel.test_box_network import NETWORK, free_networks, links
 from tests.require import PROGRAMS, require_program
 from tests.service import PROJECT, Service
 
 ENVIRONMENT = {"HOME": "/tmp", "PIP_ROOT_USER_ACTION": "ignore"}
+OTHER_NETWORK = next(itertools.islice(free_networks(), 4096, None))
 GO_BY_THE_ENVIRONMENT = ("curl", "python3", "pip", "git", "npm", "go")
 
 
@@ -111,7 +113,7 @@ def test_link_of_a_service_that_was_killed_is_gone(internet: Internet, tmp_path:
     settings = {
         "BULKHEAD_PROCESS__ENABLED": "false",
         "BULKHEAD_BOXLITE__URL": "http://127.0.0.1:1",
-        "BULKHEAD_EGRESS__BOXLITE_NETWORK": f"{NETWORK.network_address + 65_536}/30",
+        "BULKHEAD_EGRESS__BOXLITE_NETWORK": str(OTHER_NETWORK),
     }
     with Service(tmp_path, settings) as running:
         link = f"bh-{host.first_uid(running)}"

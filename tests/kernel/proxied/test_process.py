@@ -16,9 +16,17 @@ from tests.kernel.test_start import status_of
 from tests.service import Service
 
 HELLO = "HEAD /answer HTTP/1.1\r\nHost: www.example.org\r\n\r\n"
+# The C library waits for an answer for a few seconds only. The next egress process may take longer to start.
 ASK = f"""
 import socket, sys
-address = socket.gethostbyname("www.example.org")
+def look_up(tries=10):
+    try:
+        return socket.gethostbyname("www.example.org")
+    except socket.gaierror as error:
+        if error.errno != socket.EAI_AGAIN or tries == 0:
+            raise
+    return look_up(tries - 1)
+address = look_up()
 def ask(it):
     it.sendall({HELLO.encode()!r})
     return it.recv(1000).split(b"\\r\\n")[0].decode() or "closed"

@@ -8,7 +8,6 @@ import signal
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,25 +269,12 @@ def test_next_egress_process_signs_with_the_same_authority(service: Service, pro
 KEY = b"MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg"
 
 
-def has_a_key(pid: int) -> bool:
-    """Whether a key is anywhere in the memory of a process."""
-    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
-        for line in maps:
-            span, mode, *_, name = f"{line.rstrip()} ".split(" ")
-            if mode.startswith("rw") and not name.startswith("[v"):
-                begin, end = (int(text, 16) for text in span.split("-"))
-                memory.seek(begin)
-                if KEY in (memory.read(end - begin) or b""):
-                    return True
-    return False
-
-
 def test_key_of_the_authority_is_in_no_process_but_the_gateway_and_the_egress_process(
     service: Service, proxied: Proxied
 ) -> None:
     sandbox = proxied.sandbox(read("www.example.org:443"))
     assert service.run(sandbox, "curl", "-sS", "https://www.example.org/answer")["stdout"] == ANSWER
     processes = {**service.children(), "worker": host.worker_of(service, sandbox)}
-    assert {name: has_a_key(pid) for name, pid in processes.items()} == {
+    assert {name: host.has_in_memory(pid, KEY) for name, pid in processes.items()} == {
         "launcher": False, "worker": False, "gateway": True, "egress": True
     }  # fmt: skip

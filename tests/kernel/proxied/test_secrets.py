@@ -8,12 +8,12 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.host import has_in_memory, until
 from tests.kernel.proxied.conftest import OPERATORS_SECRETS, Internet, Proxied
 from tests.kernel.proxied.world import Authority, WebServer
 from tests.service import PROJECT, Service, clean_environment
@@ -42,7 +42,7 @@ def file(service: Service, internet: Internet) -> Iterator[Path]:
     yield internet.secrets
     secrets_file(internet.secrets, operators(OPERATORS))
     unknown = {"secrets": {"A": {"from": "unknown"}}, "policy": {"network": {"mode": "proxy", "allow": READ}}}
-    until(lambda: "known: llm" in str(service.call("POST", "/sandboxes", unknown)))
+    until(lambda: "known: llm" in str(service.call("POST", "/sandboxes", unknown)), "the file is read again")
 
 
 @pytest.fixture
@@ -59,13 +59,6 @@ def sh(service: Service, sandbox: str, line: str) -> str:
 def last_request(server: WebServer) -> tuple[str, dict[str, str]]:
     _, path, fields = server.requests[-1]
     return path, fields
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def refused(proxied: Proxied, sandbox: str, host: str) -> list[tuple[str, str]]:
@@ -145,24 +138,7 @@ def test_git_clones_with_a_secret_as_its_password(service: Service, internet: In
 
 def holders(pids: list[int], canary: str) -> list[int]:
     """Processes that have it in their memory."""
-    return [pid for pid in pids if in_memory(pid, canary.encode())]
-
-
-def in_memory(pid: int, canary: bytes) -> bool:
-    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            place, access, *_ = line.split()
-            if "w" not in access or line.endswith("[vvar]"):
-                continue
-            begin, end = (int(number, 16) for number in place.split("-"))
-            try:
-                memory.seek(begin)
-                found = memory.read(end - begin)
-            except (OSError, OverflowError):
-                continue
-            if canary in found:
-                return True
-    return False
+    return [pid for pid in pids if has_in_memory(pid, canary.encode())]
 
 
 def of_uid(uid: int) -> list[int]:
@@ -182,7 +158,7 @@ def test_nothing_but_gateway_and_egress_process_ever_has_a_value(
     command = ["sh", "-c", f'{CURL} -H "X-Key: $TOKEN $LLM" https://{WWW}/answer; exec sleep 1000']
     status, execution = service.call("POST", f"/sandboxes/{sandbox}/executions", {"command": command})
     path = f"/sandboxes/{sandbox}/executions/{execution['id']}"
-    until(lambda: service.output(path) == b"answered\n")
+    until(lambda: service.output(path) == b"answered\n", "the request was answered")
     assert last_request(internet.tls)[1]["x-key"] == f"{CANARY} {OPERATORS}"
 
     look = "env; cat /proc/*/environ /proc/*/cmdline; grep -rs c[a]nary /workspace /tmp /etc || true"
@@ -226,12 +202,12 @@ def test_running_sandboxes_get_what_the_operator_changes(
 
     assert carried() == OPERATORS
     secrets_file(file, operators("canary-two"))
-    until(lambda: carried() == "canary-two")
+    until(lambda: carried() == "canary-two", "the new value is in force")
     secrets_file(file, operators("canary-three")[:-3])
-    until(told)
+    until(told, "the log says what is wrong")
     assert carried() == "canary-two"
     secrets_file(file, "")
-    until(lambda: carried() == "secret_host")
+    until(lambda: carried() == "secret_host", "the secret is gone")
     assert not [text for text in service.log if "canary" in text]
 
 
