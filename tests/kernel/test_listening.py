@@ -193,11 +193,25 @@ def test_sandbox_without_a_network_gets_no_port(hostile: Gateway) -> None:
     hostile.destroy()
 
 
-@pytest.mark.parametrize("kind", ["file", "pipe", "local", "unix", "datagram", "twice", "neighbour"])
+ENDS = ["file", "pipe", "local", "unix", "datagram", "twice", "neighbour", "accepted", "closed"]
+
+
+@pytest.mark.parametrize("kind", ENDS)
 def test_only_a_listener_of_the_sandbox_makes_room_for_another_one(hostile: Gateway, kind: str, tmp_path: Path) -> None:
     with growing(hostile, tuple(range(2001, 2017))) as made, contextmanager(neighbour)(hostile) as other:
         near, far = socket.socketpair()
-        with near, far, socket.create_server(("127.0.0.1", 0)) as local, (tmp_path / "file").open("w") as file:
+        accepted, closed = connection_of(made), connection_of(made)
+        closed.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(OSError, match="not connected"):
+            closed.getpeername()
+        with (
+            near,
+            far,
+            accepted,
+            closed,
+            socket.create_server(("127.0.0.1", 0)) as local,
+            (tmp_path / "file").open("w") as file,
+        ):
             ends = {
                 "file": [file.fileno()],
                 "pipe": [file.fileno()],
@@ -206,12 +220,20 @@ def test_only_a_listener_of_the_sandbox_makes_room_for_another_one(hostile: Gate
                 "datagram": [made.sockets[0].fileno()],
                 "twice": [made.sockets[1].fileno()] * 2,
                 "neighbour": [other[1].fileno()],
+                "accepted": [accepted.fileno()],
+                "closed": [closed.fileno()],
             }[kind]
             with pytest.raises(Refused) as error:
                 hostile.listen([80], ends)
         assert error.value.errno == (errno.ENOTSOCK if kind in ("file", "pipe") else errno.EINVAL)
         assert made.refusal(80).errno == errno.ERANGE
         assert made.connect(2001) == ["2001 connected"]
+
+
+def connection_of(made: Growing) -> socket.socket:
+    """What is accepted at the port 2001. The program has ended its direction."""
+    assert made.connect(2001) == ["2001 connected"]
+    return made.sockets[1].accept()[0]
 
 
 def neighbour(gateway: Gateway) -> Iterator[list[socket.socket]]:
@@ -248,6 +270,18 @@ def test_answer_that_was_lost_keeps_no_port(hostile: Gateway) -> None:
         assert made.connect(80) == ["80 ECONNREFUSED"]
         made.listen(80)
         assert made.connect(80) == ["80 connected"]
+
+
+def test_end_whose_answer_was_lost_can_be_said_again(hostile: Gateway) -> None:
+    """Whoever asked has the listener still, and sends it with each change that leaves out its port."""
+    with growing(hostile, (80, 443)) as made:
+        hostile.answer(hostile.post(LISTEN, listening([]), [made.sockets[1].fileno()]))
+        assert made.connect(80) == ["80 ECONNREFUSED"]
+        (new,) = made.listen(8443, ended=(made.sockets[1],))
+        assert new.getsockname()[1] == 8443
+        assert made.connect(80, 443, 8443) == ["80 ECONNREFUSED", "443 connected", "8443 connected"]
+        assert made.refusal(*range(2001, 2016)).errno == errno.ERANGE, "it has made room once"
+        made.listen(*range(2001, 2015))
 
 
 @pytest.mark.parametrize("packet", [b"", listening([80]) + b"\0", listening([80])[:-1], listening([80])[:-5]])

@@ -25,7 +25,10 @@ def change_listeners(sandbox: SandboxProcess, ports: list[int], ended: list[int]
     """Makes a listener for each of `ports`, and then stops those whose descriptors are in `ended`, whoever else holds
     them. Raises Refusal, and then nothing has changed.
 
-    A gateway that was taken over may keep copies. So only a listener that it sends makes room for another one.
+    A gateway may keep copies. So only a listener that it sends makes room for another one. That bounds a gateway that
+    keeps to its program, and not one that was taken over: whoever has a copy of a stopped listener can let it listen
+    again, and a connection that was accepted can be taken apart and made a listener. What such a gateway gains is
+    backlogs in the namespace of the sandbox, as many as it may have descriptors.
     """
     check_ports(ports)
     if sandbox.creating is not None or not sandbox.plan.ports:
@@ -67,24 +70,34 @@ def _listeners(ports: list[int], backlog: int, sandbox: SandboxProcess, own_netw
 
 
 def _ports_of(ended: list[int], sandbox: SandboxProcess, own_network: int) -> set[int]:
-    """Raises Refusal for what is no TCP socket of a port of this sandbox. While our listener has the port, there is no
-    other such socket (`listener`)."""
-    found: set[int] = set()
+    """The ports that are free when those have ended. Raises Refusal for what is no TCP socket of this sandbox, and for
+    one that has a port of it and does not listen: an accepted connection has its listener's port too.
+
+    A socket of another port is as good as stopped. It is sent again where the answer was lost that told of its end.
+    """
+    found: list[int] = []
     try:
         cookie = in_network(sandbox.pid, own_network, _cookie_here)
         for descriptor in ended:
             socket = _socket.socket(fileno=descriptor)
             try:
                 is_tcp = socket.type == _socket.SOCK_STREAM and socket.family in (_socket.AF_INET, _socket.AF_INET6)
-                if is_tcp and _cookie_of(socket) == cookie:
-                    found.add(socket.getsockname()[1])
+                is_its_own = is_tcp and _cookie_of(socket) == cookie
+                port = socket.getsockname()[1] if is_its_own else 0
+                if not is_its_own or (port in sandbox.ports and not _listens(socket)):
+                    raise Refusal(_STEP, errno.EINVAL, "a listener that ends is none of the sandbox's")
+                found.append(port)
             finally:
                 socket.detach()
     except OSError as error:
         raise Refusal(_STEP, error.errno or 0, f"a listener that ends cannot be read: {error.strerror}") from error
-    if len(found) != len(ended) or not found <= sandbox.ports:
-        raise Refusal(_STEP, errno.EINVAL, "a listener that ends is none of the sandbox's")
-    return found
+    if len(set(found)) != len(ended):
+        raise Refusal(_STEP, errno.EINVAL, "two of the listeners that end have the same port")
+    return set(found)
+
+
+def _listens(socket: _socket.socket) -> bool:
+    return socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN) == 1
 
 
 def _cookie_here() -> bytes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +54,27 @@ def test_missing_layers_are_those_neither_there_nor_given_up_in_their_order() ->
     assert probe.missing_layers(set(), ["landlock", "swap_limit"]) == [
         layer for layer in OPTIONAL_LAYERS if layer not in ("landlock", "swap_limit")
     ]
+
+
+@pytest.mark.parametrize("call", [os.getpid, Path("/does/not/exist").stat], ids=["returns", "raises"])
+def test_launcher_that_cannot_return_to_its_namespace_ends(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]
+) -> None:
+    own, entered = 10_000, []
+
+    def setns(descriptor: int, _: int) -> None:
+        entered.append(descriptor)
+        if descriptor == own:
+            raise OSError(errno.EPERM, "not permitted")
+
+    def exit_(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(probe, "setns", setns)
+    monkeypatch.setattr(os, "_exit", exit_)
+    with pytest.raises(SystemExit) as end:
+        probe.in_network(os.getpid(), own, call)
+    assert (end.value.code, len(entered)) == (1, 2)
 
 
 def test_our_own_status_and_namespaces_can_be_read() -> None:
