@@ -3,6 +3,10 @@
 BoxLite's allow lists have no ports. So the address is in a network namespace of its own, where the proxy's listening
 socket is the only one. A veth pair leads there from the host. The namespace forwards nothing and has no route but to
 the pair. Only the socket holds the namespace: when its last descriptor is closed, the kernel removes both and the pair.
+
+Nobody but the host gets in, also where the host forwards packets and writes its own address into them (masquerading, as
+for containers). The host sends packets there with the largest TTL, the socket takes no others, and who forwards a
+packet takes one off (RFC 5082).
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from app.launcher.kernel.syscalls import CLONE_NEWNET, unshare
 from app.settings.egress import PROXY_PORT, proxy_host
 
 _BACKLOG = 1024
+_LARGEST_TTL = 255
+_IP_MINTTL = 21  # linux/in.h
 _INSIDE = "proxy"  # the name of the namespace's end
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _IPV6 = Path("/proc/sys/net/ipv6/conf")
@@ -47,7 +53,9 @@ def listen_for_boxes(network: IPv4Network, link: str) -> socket.socket:
                 host.link("add", ifname=link, kind="veth", peer={"ifname": _INSIDE, "net_ns_fd": namespace})
                 listener = inside.submit(_listen, network).result()
                 opened.push(lambda *error: listener.close() if any(error) else None)
-                _raise_link(host, link, network[1], network.prefixlen)
+                index = _raise_link(host, link, network[1], network.prefixlen)
+                only = {"dst": f"{proxy_host(network)}/32", "oif": index}
+                host.route("add", **only, metrics={"hoplimit": _LARGEST_TTL})
                 return listener
     except (OSError, NetlinkError) as error:
         why = os.strerror(error.code) if isinstance(error, NetlinkError) else error.strerror
@@ -94,6 +102,7 @@ def _listen(network: IPv4Network) -> socket.socket:
         _raise_link(here, _INSIDE, proxy_host(network), network.prefixlen)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        listener.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, _LARGEST_TTL)
         listener.bind((str(proxy_host(network)), PROXY_PORT))
         listener.listen(_BACKLOG)
     except BaseException:
@@ -102,10 +111,12 @@ def _listen(network: IPv4Network) -> socket.socket:
     return listener
 
 
-def _raise_link(there: IPRoute, link: str, address: IPv4Address, prefix: int) -> None:
-    """Without IPv6, as far as the kernel has it."""
+def _raise_link(there: IPRoute, link: str, address: IPv4Address, prefix: int) -> int:
+    """Without IPv6, as far as the kernel has it. Returns its index."""
     with contextlib.suppress(FileNotFoundError):
         (_IPV6 / link / "disable_ipv6").write_text("1\n")
+    index: int
     (index,) = there.link_lookup(ifname=link)
     there.addr("add", index=index, address=str(address), prefixlen=prefix)
     there.link("set", index=index, state="up")
+    return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -19,6 +20,7 @@ from pyroute2 import IPRoute
 from app.launcher.kernel.syscalls import CLONE_NEWNET, setns
 from app.serving.box_network import NoBoxNetwork, listen_for_boxes
 from app.settings.egress import PROXY_PORT, proxy_host
+from tests.kernel.host import until
 from tests.require import require
 
 
@@ -112,6 +114,37 @@ def test_namespace_has_one_socket_and_one_address_and_leads_nowhere(listener: so
         "addresses": [PROXY],
         "routes": [(str(NETWORK.network_address), 30)],
     }
+
+
+@pytest.mark.parametrize(("ttl", "dropped"), [(255, 0), (254, 1), (64, 1)])
+def test_packet_that_somebody_forwarded_is_not_taken(listener: socket.socket, ttl: int, dropped: int) -> None:
+    """It has lost one of its TTL at least. Here the program sends it as it would arrive."""
+    before = ttl_drops(listener)
+    listener.setblocking(False)
+    with socket.socket() as program:
+        program.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+        program.setblocking(False)
+        assert program.connect_ex((PROXY, PROXY_PORT)) in (0, errno.EINPROGRESS)
+        if dropped:
+            until(lambda: ttl_drops(listener) > before, "a dropped packet")
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+        else:
+            until(lambda: program.connect_ex((PROXY, PROXY_PORT)) in (0, errno.EISCONN), "a connection")
+            assert ttl_drops(listener) == before
+            listener.accept()[0].close()
+
+
+def ttl_drops(listener: socket.socket) -> int:
+    """Packets that the sockets of the namespace did not take for their TTL."""
+    found: list[int] = []
+
+    def read() -> None:
+        names, counts = (line.split() for line in Path("/proc/thread-self/net/netstat").read_text().splitlines()[:2])
+        found.append(int(counts[names.index("TCPMinTTLDrop")]))
+
+    inside(listener, read)
+    return found[0]
 
 
 def test_host_has_no_other_address_by_it(listener: socket.socket) -> None:
