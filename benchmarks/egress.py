@@ -1,10 +1,10 @@
 """`python -m benchmarks.egress`, as root: what the egress process costs a connection.
 
 One client program runs on the host, straight to the server, and in a sandbox, in turn. It takes the time from
-`connect` to the first byte of an answer, and the rate of one connection: by an address, by a name, and by a name within
-TLS. For each connection by name the egress process asks this benchmark's name server, which takes 0.05 ms for a
-question. A look-up is measured too: it is answered by the egress process. Then connections are opened in many
-sandboxes and stay open.
+`connect` to the first byte of an answer, and the rate of one connection: by an address, by a name, by a name within
+TLS, and of HTTP within TLS that is read on the way. For each connection by name the egress process asks this
+benchmark's name server, which takes 0.05 ms for a question. A look-up is measured too: it is answered by the egress
+process. Then connections are opened in many sandboxes and stay open.
 """
 
 from __future__ import annotations
@@ -27,28 +27,33 @@ from tests.kernel.proxied.world import HOST, NET, Authority
 from tests.kernel.talk import start
 from tests.service import Service
 
-RAW, TLS = 7000, 443
+RAW, TLS, HTTP = 7000, 443, 8443
 NAME = "www.example.org"
 SERVER = """
 import socket, ssl, sys, threading
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[2], sys.argv[3])
 piece = bytes(1 << 20)
-def serve(connection, tls):
-    if tls:
+def serve(connection, port):
+    if port != 7000:
         connection = context.wrap_socket(connection, server_side=True)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection, connection.makefile("r") as lines:
         for line in lines:
+            if port == 8443:
+                if not line.startswith("GET "):
+                    continue
+                line = line.split()[1].strip("/")
+                connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %b\\r\\n\\r\\n" % line.encode())
             size = int(line)
             for _ in range(size >> 20):
                 connection.sendall(piece)
             connection.sendall(piece[: size & (1 << 20) - 1])
-def accept(listener, tls):
+def accept(listener, port):
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=serve, args=(connection, tls), daemon=True).start()
-listeners = [(socket.create_server((sys.argv[1], port), backlog=1024), port == 443) for port in (7000, 443)]
+        threading.Thread(target=serve, args=(connection, port), daemon=True).start()
+listeners = [(socket.create_server((sys.argv[1], port), backlog=1024), port) for port in (7000, 443, 8443)]
 threads = [threading.Thread(target=accept, args=pair) for pair in listeners]
 [thread.start() for thread in threads]
 print("ready", flush=True)
@@ -70,16 +75,21 @@ CLIENT = """
 import json, socket, ssl, sys, time
 name, literal, authority, rounds, size = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
 named = socket.gethostbyname(name)
-context = ssl.create_default_context(cafile=authority)
-kinds = {"address": (literal, 7000), "name": (named, 7000), "TLS": (named, 443)}
+context = ssl.create_default_context()
+context.load_verify_locations(authority)
+kinds = {"address": (literal, 7000), "name": (named, 7000), "TLS": (named, 443), "HTTP": (named, 8443)}
+def question(kind, size):
+    return b"GET /%d HTTP/1.1\\r\\nHost: www.example.org:8443\\r\\n\\r\\n" % size if kind == "HTTP" else b"%d\\n" % size
 def first_byte(kind):
     connection = connect(kind)
-    connection.sendall(b"1\\n")
+    connection.sendall(question(kind, 1))
     assert connection.recv(2)
     return connection
 def connect(kind):
     connection = socket.create_connection(kinds[kind])
-    return context.wrap_socket(connection, server_hostname="www.example.org") if kind == "TLS" else connection
+    if kind in ("TLS", "HTTP"):
+        connection = context.wrap_socket(connection, server_hostname="www.example.org")
+    return connection
 first, rates = {kind: [] for kind in ("look-up", *kinds)}, {}
 for _ in range(rounds):
     began = time.perf_counter()
@@ -92,11 +102,11 @@ for _ in range(rounds):
         connection.close()
         time.sleep(0.02)
 buffer = bytearray(1 << 20)
-for kind in ("address", "TLS"):
+for kind in ("address", "TLS", "HTTP"):
     connection = connect(kind)
     began, left = time.perf_counter(), size
-    connection.sendall(b"%d\\n" % size)
-    while left:
+    connection.sendall(question(kind, size))
+    while left > 0:  # the head of an answer counts with its body
         left -= connection.recv_into(buffer)
     rates[kind] = size / 1e6 / (time.perf_counter() - began)
     connection.close()
@@ -126,6 +136,7 @@ while True:
         print(opened, flush=True)
 """
 RULES: list[Any] = [{"host": host, "ports": [RAW], "raw": True} for host in (NAME, HOST)] + [f"{NAME}:{TLS}"]
+READ: list[Any] = [*RULES, {"host": NAME, "ports": [HTTP], "http": [{}]}]
 
 
 @contextmanager
@@ -150,7 +161,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, running(NAMES, HOST) as port:
         settings = {
-            "BULKHEAD_EGRESS__ALLOW": json.dumps(RULES),
+            "BULKHEAD_EGRESS__ALLOW": json.dumps([*RULES, f"{NAME}:{HTTP}"]),
+            "BULKHEAD_EGRESS__CA_FILE": str(Path(folder) / "ca.pem"),
             "BULKHEAD_EGRESS__PERMIT_NETS": NET,
             "BULKHEAD_EGRESS__RESOLVER": f"127.0.0.1:{port}",
             "BULKHEAD_CAPACITY__SANDBOXES": "1000",
@@ -164,31 +176,35 @@ def main() -> None:
             hold(service, options.sandboxes, options.connections)
 
 
-def create(service: Service) -> str:
-    policy = {"network": {"mode": "proxy", "allow": RULES}}
+def create(service: Service, rules: list[Any]) -> str:
+    policy = {"network": {"mode": "proxy", "allow": rules}}
     return service.create(policy=policy, limits={"memory_mib": 64})
 
 
 def creates(service: Service, rounds: int) -> None:
     rest = Rest(service.port)
-    found: dict[str, list[float]] = {"none": [], "proxy": []}
+    networks: dict[str, dict[str, Any]] = {
+        "none": {"mode": "none"},
+        "proxy": {"mode": "proxy", "allow": RULES},
+        "http": {"mode": "proxy", "allow": READ},
+    }
+    found: dict[str, list[float]] = {kind: [] for kind in networks}
     for turn in range(rounds + 1):
-        for mode, times in found.items():
+        for kind, times in found.items():
             time.sleep(0.02)  # what is made ahead is ready
-            network = {"mode": mode, "allow": RULES} if mode == "proxy" else {"mode": mode}
             began = time.perf_counter()
-            sandbox = rest.create(policy={"network": network}, limits={"memory_mib": 64})
+            sandbox = rest.create(policy={"network": networks[kind]}, limits={"memory_mib": 64})
             if turn:
                 times.append((time.perf_counter() - began) * 1e3)
             rest.delete(sandbox)
-    for mode, times in found.items():
+    for kind, times in found.items():
         least, low, middle, high = min(times), *statistics.quantiles(times, n=4)
-        print(f"create, {mode:6} {least:6.2f} {low:6.2f} {middle:6.2f} {high:6.2f} ms, least and quartiles")
+        print(f"create, {kind:6} {least:6.2f} {low:6.2f} {middle:6.2f} {high:6.2f} ms, least and quartiles")
 
 
 def neighbour(service: Service, authority: Authority) -> None:
     """First bytes of one sandbox, alone and beside one that opens as many connections as it may."""
-    quiet, greedy = create(service), create(service)
+    quiet, greedy = create(service, READ), create(service, RULES)
     certificate = authority.certificate.read_text()
     service.run(quiet, "sh", "-c", 'printf %s "$1" > ca.pem', "sh", certificate)
     for turn in range(3):
@@ -207,7 +223,7 @@ def neighbour(service: Service, authority: Authority) -> None:
 
 
 def compare(service: Service, authority: Authority, turns: int, rounds: int, size: int) -> None:
-    sandbox = create(service)
+    sandbox = create(service, READ)
     certificate = authority.certificate.read_text()
     service.run(sandbox, "sh", "-c", 'printf %s "$1" > ca.pem', "sh", certificate)
     first: dict[tuple[str, str], list[float]] = {}
@@ -232,7 +248,7 @@ def compare(service: Service, authority: Authority, turns: int, rounds: int, siz
 
 
 def hold(service: Service, sandboxes: int, connections: int) -> None:
-    made = [create(service) for _ in range(sandboxes)]
+    made = [create(service, RULES) for _ in range(sandboxes)]
     egress = service.children()["egress"]
     before = host.resident_mib(egress)
     shares = [connections // sandboxes + (place < connections % sandboxes) for place in range(sandboxes)]
