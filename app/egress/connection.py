@@ -25,7 +25,7 @@ from app.egress.http_connection import HttpConnection
 from app.egress.judging import Judge
 from app.egress.names import NameTable
 from app.egress.reasons import Reason
-from app.egress.sockets import bound_memory, reset
+from app.egress.sockets import acknowledge, bound_memory, reset
 from app.egress.splice import Splice
 from app.egress.streams import ByteStream, SocketStream
 from app.egress.tls_stream import TlsStream
@@ -200,6 +200,9 @@ class ProgramConnection:
             return
         except ConnectionAbortedError as error:  # it has said too much
             raise Cut(Reason.TLS) from error
+        # There are no tickets to send now. A client without TCP_NODELAY sends its request when its last message of the
+        # handshake is acknowledged.
+        acknowledge(self._inside)
         heard = partial(patience.reschedule, None)
         await self._http(name, b"https", stream, partial(self._dial_tls, name), heard).run(b"")
         with contextlib.suppress(OSError, TimeoutError):

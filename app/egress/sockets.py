@@ -25,6 +25,11 @@ def bound_memory(connection: socket.socket, *, wide: bool) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
 
 
+def acknowledge(connection: socket.socket) -> None:
+    """Sends an acknowledgement that the kernel would delay for 40 ms (TCP_QUICKACK, tcp(7))."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
 def reset(connection: socket.socket) -> None:
     """Closes at once. The other side gets ECONNRESET."""
     try:

@@ -139,7 +139,7 @@ class WebSocketConnection(asyncio.Protocol):
             await self._config.loaded_app(scope, self.receive, self.send)
         except ClientDisconnected:
             pass
-        except Exception:
+        except Exception:  # a fault of ours ends this WebSocket, and the client is told
             _LOG.exception("the application failed on a WebSocket")
         finally:
             if not self._is_answered and not self.transport.is_closing():

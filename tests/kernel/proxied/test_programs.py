@@ -8,6 +8,7 @@ import signal
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,6 +253,38 @@ def test_request_that_no_rule_permits_gets_a_problem_and_the_connection_goes_on(
     assert [path for _, path, _ in internet.tls.requests[before:]] == ["/answer"] * 2
     reasons = sorted(event["reason"] for event in proxied.events(sandbox) if event["kind"] == "request")
     assert reasons == ["http_method", "http_path"]
+
+
+NAGLE = """
+import socket, ssl
+connection = socket.create_connection(("www.example.org", 443))
+with ssl.create_default_context().wrap_socket(connection, server_hostname="www.example.org") as https:
+    https.sendall(b"GET /answer HTTP/1.1\\r\\nHost: www.example.org\\r\\nConnection: close\\r\\n\\r\\n")
+    while https.recv(4096):
+        pass
+"""
+
+
+def delayed_acknowledgements(pid: int) -> int:
+    """Of the network namespace of a process, so far."""
+    names, numbers = [
+        line.split() for line in Path(f"/proc/{pid}/net/netstat").read_text().splitlines() if line.startswith("TcpExt:")
+    ]
+    return int(numbers[names.index("DelayedACKs")])
+
+
+def test_program_without_tcp_nodelay_need_not_wait_before_its_request(proxied: Proxied) -> None:
+    """Its request waits until its last message of the handshake is acknowledged: after 40 ms, if nobody hurries. On a
+    busy host the kernel may be first now and then, else it is first each time."""
+    sandbox = proxied.sandbox(read("www.example.org:443"))
+    worker = host.worker_of(proxied.service, sandbox)
+
+    def is_acknowledged_at_once() -> bool:
+        before = delayed_acknowledgements(worker)
+        assert proxied.service.run(sandbox, "python3", "-c", NAGLE)["exit"]["code"] == 0
+        return delayed_acknowledgements(worker) == before
+
+    assert any(is_acknowledged_at_once() for _ in range(20))
 
 
 def test_next_egress_process_signs_with_the_same_authority(service: Service, proxied: Proxied) -> None:
