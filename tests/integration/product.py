@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+WAIT = 60  # seconds that one request waits for an end
+
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -32,13 +34,16 @@ class Product:
         assert status == 201, answer
         return dict(answer)
 
-    def run(self, sandbox: str, *command: str, wait: float = 60, **body: Any) -> dict[str, Any]:
+    def run(self, sandbox: str, *command: str, wait: int = 300, **body: Any) -> dict[str, Any]:
         """Runs a command to its end: the execution, with `stdout` and `stderr` as text."""
         status, answer = self.call("POST", f"/sandboxes/{sandbox}/executions", {"command": list(command), **body})
         assert status == 201, answer
         path = f"/sandboxes/{sandbox}/executions/{answer['id']}"
-        status, answer = self.call("GET", f"{path}?wait_seconds={wait}", timeout=wait + 60)
-        assert status == 200, answer
+        for _ in range(0, wait, WAIT):
+            status, answer = self.call("GET", f"{path}?wait_seconds={WAIT}")
+            assert status == 200, answer
+            if answer["exit"] is not None:
+                break
         assert answer["exit"] is not None, f"it runs on after {wait} s: {answer}"
         for channel in ("stdout", "stderr"):
             status, raw = self.ask("GET", f"{path}/output?channel={channel}&limit=4194304")

@@ -100,8 +100,8 @@ def test_only_the_egress_process_has_a_way_to_others_and_beyond_the_machine(engi
     gateway, egress = (engine.client.containers.get(f"bulkhead-{name}-1") for name in ("gateway", "egress"))
     with web_server(engine.client) as server, beyond_the_host() as outside:
         for address in (address_of(server), outside):
-            assert connects(egress, address), "the control"
-            assert not connects(gateway, address)
+            assert connects(egress, address, 60), "the control"
+            assert not connects(gateway, address, 2)
 
 
 # --- keys

@@ -18,28 +18,30 @@ from tests.kernel import host
 NAME = "www.example.org"  # the engine's DNS knows containers by their names
 PERMITTED = {"BULKHEAD_EGRESS__PERMIT_NETS": "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"}  # an engine's own networks
 HERE, THERE = "198.51.100.1", "198.51.100.2"  # RFC 5737
+# Without http.server, whose import takes many seconds on an emulated processor.
 SERVER = """
-import http.server
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("content-length", "8")
-        self.end_headers()
-        self.wfile.write(b"answered")
-server = http.server.HTTPServer(("", 80), Handler)
+import socket
+server = socket.create_server(("", 80))
 print("listens", flush=True)
-server.serve_forever()
+while True:
+    client, _ = server.accept()
+    with client:
+        asked = b""
+        while not asked.endswith(b"\\r\\n\\r\\n") and (more := client.recv(4096)):
+            asked += more
+        if asked:
+            client.sendall(b"HTTP/1.0 200 OK\\r\\ncontent-length: 8\\r\\n\\r\\nanswered")
 """
-CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 80), 2)"
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 80), float(sys.argv[2]))"
 
 
 @contextlib.contextmanager
 def web_server(client: docker.DockerClient) -> Iterator[Container]:
     """In a container of its own, in the network of the egress process."""
     options = {"name": NAME, "entrypoint": "python3", "network": "bulkhead_egress"}
-    container = client.containers.run(f"bulkhead-gateway:{TAG}", ["-c", SERVER], detach=True, **options)
+    container = client.containers.run(f"bulkhead-gateway:{TAG}", ["-ISc", SERVER], detach=True, **options)
     try:
-        host.until(lambda: b"listens" in container.logs(), "it listens")
+        host.until(lambda: b"listens" in container.logs(), "it listens", every=0.2)
         yield container
     finally:
         container.remove(force=True)
@@ -50,8 +52,9 @@ def address_of(container: Container) -> str:
     return str(container.attrs["NetworkSettings"]["Networks"]["bulkhead_egress"]["IPAddress"])
 
 
-def connects(container: Container, address: str) -> bool:
-    return bool(container.exec_run(["python3", "-c", CONNECT, address]).exit_code == 0)
+def connects(container: Container, address: str, seconds: float) -> bool:
+    """`seconds` is how long nobody may answer."""
+    return bool(container.exec_run(["python3", "-ISc", CONNECT, address, str(seconds)]).exit_code == 0)
 
 
 @contextlib.contextmanager

@@ -184,12 +184,14 @@ def resident_mib(pid: int) -> float:
     return int(status.partition("\nVmRSS:")[2].split()[0]) / 1024
 
 
-def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """For what the kernel does by itself and tells nobody about."""
+def until(true: Callable[[], object], what: str, seconds: float = 100, every: float = 0.005) -> None:
+    """For what the kernel does by itself and tells nobody about. `every`: seconds between two looks.
+
+    A busy or emulated machine may take many seconds for what takes milliseconds elsewhere."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 @contextlib.contextmanager
