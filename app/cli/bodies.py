@@ -30,35 +30,40 @@ def _secrets(typed: Namespace) -> list[TypedSecret]:
         return []
     if typed.network != "proxy":
         raise UsageError("--secret needs --network proxy")
-    from app.cli.secrets import typed_secret
+    from app.cli.secrets import typed_secrets
 
-    return list(map(typed_secret, typed.secret))
+    return typed_secrets(typed.secret)
 
 
-def _allow(typed: Namespace, secrets: list[TypedSecret]) -> list[Any]:
-    allow = typed.allow or []
-    if not secrets:
-        return allow
-    from app.cli.secrets import allow_secrets
-
-    return allow_secrets(allow, secrets)
+def _rules(typed: Namespace) -> list[Any]:
+    """In the order of `cli.options`: of --allow, --allow-http and --allow-raw."""
+    return [
+        *(typed.allow or ()),
+        *map(_http_rule, typed.allow_http or ()),
+        *map(_raw_rule, typed.allow_raw or ()),
+    ]
 
 
 def _network(typed: Namespace, secrets: list[TypedSecret]) -> dict[str, Any] | None:
     if typed.allow and typed.network not in {"proxy", "direct"}:
         raise UsageError("--allow needs --network proxy (or direct)")
-    if typed.allow_raw and typed.network != "proxy":
-        raise UsageError("--allow-raw needs --network proxy")
+    for option, rules in (("--allow-http", typed.allow_http), ("--allow-raw", typed.allow_raw)):
+        if rules and typed.network != "proxy":
+            raise UsageError(f"{option} needs --network proxy")
     if typed.network == "proxy":
         _check_allow(typed)
-    allow = [*_allow(typed, secrets), *map(_raw_rule, typed.allow_raw or ())]
+    allow = _rules(typed)
+    if secrets:
+        from app.cli.secrets import allow_secrets
+
+        allow = allow_secrets(allow, secrets)
     return {"mode": typed.network, **_said({"allow": allow or None})} if typed.network is not None else None
 
 
 def rules_body(typed: Namespace) -> dict[str, Any] | None:
     """The body of `PATCH /sandboxes/{id}` with other rules. None if there are no rules to set. Raises UsageError."""
     _check_allow(typed)
-    rules = [*(typed.allow or ()), *map(_raw_rule, typed.allow_raw or ())]
+    rules = _rules(typed)
     if rules and typed.allow_none:
         raise UsageError("use either --allow-none or rules")
     return {"policy": {"network": {"allow": rules}}} if rules or typed.allow_none else None
@@ -67,16 +72,35 @@ def rules_body(typed: Namespace) -> dict[str, Any] | None:
 def _check_allow(typed: Namespace) -> None:
     for text in typed.allow or ():
         if "://" in text:
-            raise UsageError(f"--allow {text}: write HOST:PORT, without http:// and without a path")
+            raise UsageError(
+                f"--allow {text}: write HOST:PORT, without http:// and without a path (--allow-http takes paths)"
+            )
         if ":" in (host := text.rpartition(":")[0]) or (host and not host.strip("0123456789./")):
             raise UsageError(f"--allow {text}: addresses need --allow-raw")
 
 
+def _http_rule(text: str) -> dict[str, Any]:
+    """`HOST:PORT [METHOD,METHOD] [PATH ...]`. What is left out permits all."""
+    place, *words = text.split() or [""]
+    host, port = _host_and_port(place)
+    methods = words.pop(0).split(",") if words and not words[0].startswith("/") else None
+    if not host or "/" in host or not all(word.startswith("/") for word in words):
+        example = "such as 'api.example.com:443 GET,POST /v1/**'; without METHODS or PATH all are permitted"
+        raise UsageError(f"--allow-http '{text}': write 'HOST:PORT METHODS PATH', {example}")
+    return {"host": host, "ports": [port], "http": [_said({"methods": methods, "paths": words or None})]}
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    """The host is empty where the text is not HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    return (host, int(port)) if port.isascii() and port.isdigit() else ("", 0)
+
+
 def _raw_rule(text: str) -> dict[str, Any]:
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit()):
+    host, port = _host_and_port(text)
+    if not host:
         raise UsageError(f"--allow-raw {text}: write HOST:PORT; an IPv6 address is [ADDRESS]:PORT")
-    return {"host": host.removeprefix("[").removesuffix("]"), "ports": [int(port)], "raw": True}
+    return {"host": host.removeprefix("[").removesuffix("]"), "ports": [port], "raw": True}
 
 
 def _terminal(typed: Namespace) -> terminal.Size:

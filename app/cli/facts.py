@@ -61,6 +61,8 @@ def _idle(sandbox: Mapping[str, Any]) -> str:
 def _policy(policy: Mapping[str, Any]) -> str:
     network = policy.get("network") or {}
     hosts = _list(rule if isinstance(rule, str) else str(parse_rule(rule)) for rule in network.get("allow") or ())
+    if network.get("mode") == "proxy" and not hosts:
+        hosts = "nothing"  # its rules were taken away
     return _list(
         [
             policy.get("profile") and f"profile {policy['profile']}",

@@ -23,8 +23,7 @@ async def change(client: Client, sandbox_id: str, body: dict[str, Any], *, as_js
     rules = body["policy"]["network"]["allow"]
     secrets = (await client.sandbox(sandbox_id)).get("secrets") or {}
     hosts = {host for secret in secrets.values() for host in secret["hosts"]}
-    allow = [*read_rules([r for r in rules if isinstance(r, str)], hosts), *(r for r in rules if isinstance(r, dict))]
-    changed = await client.update_sandbox(sandbox_id, {"policy": {"network": {"allow": allow}}})
+    changed = await client.update_sandbox(sandbox_id, {"policy": {"network": {"allow": read_rules(rules, hosts)}}})
     network = changed["policy"]["network"]
     if as_json:
         put_json(network)

@@ -14,6 +14,7 @@ _OTHERS = {
 }
 _NESTED = {"/policy/profile": "--profile", "/policy/network/mode": "--network", "/policy/network": "--network"}
 _ALLOW = "/policy/network/allow"
+_RULES = ("allow", "allow_http", "allow_raw")
 
 
 def option_of(pointer: str, typed: Namespace) -> str:
@@ -37,15 +38,15 @@ def _option(name: str, inside: Sequence[str], typed: Namespace) -> str:
 
 
 def _rule(number: str, typed: Namespace) -> str:
-    """Rules of --allow come first, then those of --allow-raw. Between them there may be some for hosts of secrets."""
-    allow, raw = getattr(typed, "allow", None) or [], getattr(typed, "allow_raw", None) or []
-    if not number.isdigit():
-        return "--allow-raw" if raw and not allow else "--allow"
-    if int(number) < len(allow):
-        return _item("--allow", number, allow)
-    if getattr(typed, "secret", None):
-        return "--secret or --allow-raw" if raw else "--secret"
-    return _item("--allow-raw", str(int(number) - len(allow)), raw)
+    """Rules stand in the order of `_RULES`, then come those for hosts of secrets."""
+    given = [(f"--{name.replace('_', '-')}", text) for name in _RULES for text in getattr(typed, name, None) or ()]
+    if number.isdigit() and int(number) < len(given):
+        option, text = given[int(number)]
+        return f"{option} '{text}'" if " " in text else f"{option} {text}"
+    if number.isdigit() and getattr(typed, "secret", None):
+        return "--secret"
+    options = list(dict.fromkeys(option for option, _ in given))
+    return options[0] if len(options) == 1 else "--allow"
 
 
 def _item(option: str, number: str, typed: Sequence[str] | None) -> str:

@@ -283,6 +283,13 @@ def _rule_options(parser: Parser, more: str) -> None:
         help=f"a host that can be reached by TLS or HTTP; *.name: all below it; {more}; repeatable",
     )
     parser.add_argument(
+        "--allow-http",
+        metavar="RULE",
+        action="append",
+        help="'HOST:PORT METHODS PATH ...': a host of which these requests are permitted, such as "
+        "'api.example.com:443 GET,POST /v1/**'; TLS is read; without METHODS or PATH all are permitted; repeatable",
+    )
+    parser.add_argument(
         "--allow-raw",
         metavar="HOST:PORT",
         action="append",
@@ -309,7 +316,7 @@ def _sandbox_options(parser: Parser) -> None:
     parser.add_argument(
         "--network",
         choices=("none", "proxy", "direct"),
-        help="network of the sandbox; proxy: only what --allow and --allow-raw name; direct: the hosts of --allow",
+        help="network of the sandbox; proxy: only what the options --allow… name; direct: the hosts of --allow",
     )
     _rule_options(parser, "for direct: HOST")
     parser.add_argument(

@@ -182,3 +182,8 @@ def test_rules_of_the_network_are_shown_as_they_are_written() -> None:
     ]
     found = facts(policy={"profile": "default", "network": {"mode": "proxy", "allow": allow}})
     assert found["policy"] == "profile default, network proxy to index.example.org:80,443, [2001:db8::/32]:5432 raw"
+
+
+def test_a_network_without_any_rule_reaches_nothing() -> None:
+    policy = {"profile": "default", "network": {"mode": "proxy", "allow": []}}
+    assert facts(policy=policy)["policy"] == "profile default, network proxy to nothing"

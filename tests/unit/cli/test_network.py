@@ -11,6 +11,7 @@ import pytest
 from app.cli.bodies import sandbox_body
 from app.cli.network import LINES
 from app.cli.parser import parse
+from app.core.network_rules import parse_rule
 from tests.unit.cli.fake_service import BASE, SANDBOX, Answer, FakeService, answer, fake_service, problem
 from tests.unit.cli.screen import screen
 from tests.unit.cli.test_run import EXECUTIONS, STREAM, WHOLE_LIFE, ending
@@ -71,8 +72,44 @@ def test_rules_are_passed_on_as_they_were_typed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "requests"),
+    [
+        ("a.test:443", {}),
+        ("a.test:443 GET,POST", {"methods": ["GET", "POST"]}),
+        ("a.test:443 /v1/** /v2", {"paths": ["/v1/**", "/v2"]}),
+        (" a.test:443  GET  /a,b ", {"methods": ["GET"], "paths": ["/a,b"]}),
+    ],
+)
+def test_a_rule_for_requests_has_methods_and_paths(rule: str, requests: dict[str, Any]) -> None:
+    others = ["--allow-raw", "db.test:5432", "--allow", "c.test:443"]
+    found = network_of("--network", "proxy", *others, "--allow-http", rule, "--allow-http", "*.b.test:80 PUT /x")
+    assert found["allow"] == [
+        "c.test:443",
+        {"host": "a.test", "ports": [443], "http": [requests]},
+        {"host": "*.b.test", "ports": [80], "http": [{"methods": ["PUT"], "paths": ["/x"]}]},
+        {"host": "db.test", "ports": [5432], "raw": True},
+    ]
+    for each in found["allow"]:
+        parse_rule(each)
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--allow-http", "a.test:443"], "--allow-http needs --network proxy"),
+        (["--network", "direct", "--allow-http", "a.test:443"], "--allow-http needs --network proxy"),
+        *(
+            (["--network", "proxy", "--allow-http", rule], f"--allow-http '{rule}': write 'HOST:PORT METHODS PATH'")
+            for rule in (
+                "",
+                "a.test",
+                "a.test GET /",
+                ":443",
+                "https://a.test:443",
+                "a.test:443/v1",
+                "a.test:443 GET PUT",
+            )
+        ),
         (["--allow", "a.test:443"], "--allow needs --network proxy (or direct)"),
         (["--network", "none", "--allow", "a.test:443"], "--allow needs --network proxy (or direct)"),
         (["--network", "direct", "--allow-raw", "a.test:1"], "--allow-raw needs --network proxy"),
@@ -324,8 +361,15 @@ async def test_requests_to_hosts_of_secrets_are_read_under_other_rules_too() -> 
     async with fake_service() as service:
         service.answers[f"GET {BASE}"] = answer(200, SHOWN)
         service.answers[f"PATCH {BASE}"] = rules()
-        await bulkhead(service.url, "network", SANDBOX, "--allow", "API.test:443", "--allow", "a.test:443")
-    assert asked(service) == [[{"host": "API.test", "ports": [443], "http": [{}]}, "a.test:443"]]
+        some = ["--allow-http", "api.test:443 GET"]
+        await bulkhead(service.url, "network", SANDBOX, "--allow", "API.test:443", "--allow", "a.test:443", *some)
+    assert asked(service) == [
+        [
+            {"host": "API.test", "ports": [443], "http": [{}]},
+            "a.test:443",
+            {"host": "api.test", "ports": [443], "http": [{"methods": ["GET"]}]},
+        ]
+    ]
 
 
 async def test_change_that_is_refused_says_why() -> None:

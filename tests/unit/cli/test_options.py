@@ -11,7 +11,8 @@ from app.cli.parser import parse
 from tests.unit.cli.fake_service import fake_service, problem
 from tests.unit.cli.typed import bulkhead
 
-RULES = ["--network", "proxy", "--allow", "a.test:443", "--allow", "b.test:80", "--allow-raw", "192.0.2.7:22"]
+RULES = ["--network", "proxy", "--allow", "a.test:443", "--allow-raw", "192.0.2.7:22", "--allow", "b.test:80"]
+READ = ["--allow-http", "c.test:443 get", "--secret", "KEY:d.test"]
 EVERY = ["--env", "A/B=1", "--label", "team=x", "--requires", "files", "--requires", "pty", "--timeout", "5"]
 
 
@@ -24,7 +25,9 @@ def typed(*words: str) -> Namespace:
     [
         ("/policy/network/allow/0", "--allow a.test:443"),
         ("/policy/network/allow/1/ports/0", "--allow b.test:80"),
-        ("/policy/network/allow/2", "--allow-raw 192.0.2.7:22"),
+        ("/policy/network/allow/2/http/0/methods/0", "--allow-http 'c.test:443 get'"),
+        ("/policy/network/allow/3", "--allow-raw 192.0.2.7:22"),
+        ("/policy/network/allow/4", "--secret"),
         ("/policy/network/allow", "--allow"),
         ("/policy/network/mode", "--network"),
         ("/policy/network", "--network"),
@@ -44,12 +47,17 @@ def typed(*words: str) -> Namespace:
     ],
 )
 def test_a_field_of_the_request_is_the_option_that_it_came_from(pointer: str, option: str) -> None:
-    assert option_of(pointer, typed(*RULES, *EVERY)) == option
+    assert option_of(pointer, typed(*RULES, *READ, *EVERY)) == option
 
 
 @pytest.mark.parametrize("pointer", ["", "/", "/files/0/path", "query/limit", "header/If-Match", "/limits/no_such"])
 def test_what_no_option_gives_keeps_its_pointer(pointer: str) -> None:
     assert option_of(pointer, typed()) == pointer
+
+
+@pytest.mark.parametrize("option", ["--allow", "--allow-http", "--allow-raw"])
+def test_all_rules_together_are_the_one_option_that_was_typed(option: str) -> None:
+    assert option_of("/policy/network/allow", typed("--network", "proxy", option, "a.test:443")) == option
 
 
 @pytest.mark.parametrize("number", ["0", "99", "-1", "x"])

@@ -50,9 +50,33 @@ def test_rules_for_its_hosts_have_requests_read_and_others_stay(file: Path) -> N
         read("API.test", 443),
         read("api.test", 8443),
         "c.test:443",
-        read("api.test", 443),
         {"host": "d.test", "ports": [22], "raw": True},
+        read("api.test", 443),
     ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_enough"),
+    [
+        ("api.test:443 POST /v1/chat", True),
+        ("*.TEST:8443 POST /v1/chat", True),
+        ("api.test:80 POST /v1/chat", False),
+        ("b.test:443 POST /v1/chat", False),
+    ],
+)
+def test_a_rule_with_requests_of_its_host_says_which_it_is_for(file: Path, rule: str, is_enough: bool) -> None:
+    """Otherwise all requests to the host are permitted."""
+    body = body_of("--allow-http", rule, "--secret", f"TOKEN=@{file}:api.test")
+    of_rule, *others = body["policy"]["network"]["allow"]
+    assert of_rule["http"] == [{"methods": ["POST"], "paths": ["/v1/chat"]}]
+    assert others == ([] if is_enough else [read("api.test", 443)])
+    check_rules(Secret("TOKEN", ("api.test",)), list(map(parse_rule, [of_rule, *others])))
+
+
+def test_one_that_is_given_twice_is_refused(file: Path) -> None:
+    twice = ["--secret", f"TOKEN=@{file}:a.test", "--secret", f"TOKEN=@{file}:b.test"]
+    with pytest.raises(UsageError, match="--secret: a NAME is given twice; several hosts are HOST,HOST"):
+        body_of(*twice)
 
 
 @pytest.mark.parametrize("wide", ["*", "*.test", "*.TEST.", "api.test."])
