@@ -32,6 +32,7 @@ def main(config_fd: int, parent: int) -> None:
     missing = probe.missing_capabilities()
     if missing:  # without CAP_KILL it would start, and fail at the first end of a sandbox
         raise SystemExit(f"bulkhead: the launcher needs {', '.join(missing)} and does not have it")
+    os.umask(0o022)  # other users read what it makes: the gateway, the sandboxes
     for name in (_signal.SIGINT, _signal.SIGHUP):
         _signal.signal(name, _signal.SIG_DFL)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)

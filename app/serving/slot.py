@@ -66,7 +66,7 @@ def take_slot(uid_base: int, uid_count: int, run: Path = RUN) -> Slot:
     """Raises NoSlot."""
     per_slot = min(UIDS, uid_count)
     try:
-        run.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_folder(run)
     except OSError as error:
         raise NoSlot(f"{run} cannot be made: {error.strerror}") from error
     descriptor = os.open(run / "uids.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -82,10 +82,19 @@ def take_slot(uid_base: int, uid_count: int, run: Path = RUN) -> Slot:
             os.close(descriptor)
             raise NoSlot(f"{run} cannot be locked: {error.strerror}") from error
         slot = Slot(descriptor, first, per_slot, run)
-        slot.folder.mkdir(mode=0o755, exist_ok=True)
+        _make_folder(slot.folder)
         return slot
     os.close(descriptor)
     raise NoSlot(f"all {uid_count // per_slot} ranges of host uids are in use by other services of this host")
+
+
+def _make_folder(folder: Path) -> None:
+    """Raises OSError. Gateway and egress process pass through it as other users, whatever the umask."""
+    before = os.umask(0o022)
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    finally:
+        os.umask(before)
 
 
 def release(slot: Slot) -> None:

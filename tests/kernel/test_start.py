@@ -91,6 +91,19 @@ def test_services_with_other_ranges_of_uids_do_not_collide_either(service: Servi
         assert service.run(service.create(), "true")["exit"]["code"] == 0
 
 
+def test_the_umask_of_whoever_starts_it_does_not_matter(service: Service, tmp_path: Path) -> None:
+    """With 077 the gateway could not reach the launcher, and programs could not read their /etc."""
+    command = (
+        "sh",
+        "-c",
+        "umask; id; stat -c '%n %a' / /etc /etc/* /workspace /tmp /dev/shm; echo > made; stat -c %a made",
+    )
+    with Service(tmp_path, prefix=("sh", "-c", 'umask 077; exec "$@"', "sh")) as other:
+        ends = [each.run(each.create(), *command) for each in (other, service)]
+    assert ends[0]["exit"]["code"] == 0, ends[0]
+    assert ends[0]["stdout"] == ends[1]["stdout"]
+
+
 def test_without_root_the_process_runtime_is_unavailable_and_says_why(tmp_path: Path) -> None:
     require("root", os.geteuid() == 0, "root can become somebody else")
     data = tmp_path / "data"

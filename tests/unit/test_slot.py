@@ -36,6 +36,18 @@ def test_everything_of_a_slot_is_named_after_its_first_uid(tmp_path: Path) -> No
     release(slot)
 
 
+def test_other_users_pass_through_its_folders_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        slot = take_slot(BASE, UIDS, tmp_path / "run")
+        (tmp_path / "as-it-was").mkdir()
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (slot.run, slot.folder, tmp_path / "as-it-was")]
+    assert modes == [0o755, 0o755, 0o700]
+    release(slot)
+
+
 def test_every_uid_of_a_slot_is_somebodys(tmp_path: Path) -> None:
     slot = take_slot(BASE, 10, tmp_path)
     assert [slot.gateway_uid, slot.egress_uid, *slot.sandbox_uids] == list(range(BASE, BASE + 10))
