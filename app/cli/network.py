@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from app.cli.secrets import read_rules
 from app.cli.show import plain, put, put_json, put_line, put_table, say, short_time, size
@@ -12,6 +13,8 @@ from app.client import Client, ClientError
 from app.core.network_rules import parse_rule
 
 LINES = 8  # about what was refused; a program may ask for a thousand names
+_OF_REQUESTS = ("http_method", "http_path")
+_PATH_SHOWN = 256  # characters; a path of so many may have been cut
 HTTPS = 443  # of a name that was only looked up nobody knows the port
 
 
@@ -71,7 +74,12 @@ async def follow(client: Client, sandbox_id: str, verdict: str | None, *, as_jso
 
 def _cells(event: Mapping[str, Any]) -> list[str]:
     sizes = size(event["bytes_sent"]), size(event["bytes_received"])
-    return [event["verdict"], host_of(event), *sizes, event["reason"] or ""]
+    return [event["verdict"], _with_request(event), *sizes, event["reason"] or ""]
+
+
+def _with_request(event: Mapping[str, Any]) -> str:
+    """The host, and the method and path of a request that was refused."""
+    return " ".join(text for text in (host_of(event), event.get("method"), event.get("path")) if text)
 
 
 def host_of(event: Mapping[str, Any]) -> str:
@@ -85,25 +93,29 @@ def host_of(event: Mapping[str, Any]) -> str:
 
 
 async def refused(client: Client, sandbox_id: str, since: str | None = None) -> list[dict[str, Any]] | None:
-    """Distinct hosts, each with the event of its first refusal. `since`: a time of the API. None where the service does
-    not tell."""
+    """Distinct hosts, or requests where these are the reason, each with the event of its first refusal. `since`: a time
+    of the API. None where the service does not tell."""
     begin = None if since is None else datetime.fromisoformat(since)
     found: dict[tuple[str, str], dict[str, Any]] = {}
     try:
         async for event in client.network_events(sandbox_id, "refused"):
             if begin is None or datetime.fromisoformat(event["at"]) >= begin:
-                found.setdefault((host_of(event), event["reason"]), event)
+                found.setdefault((_what(event), event["reason"]), event)
     except ClientError:  # the command has its exit, which counts
         return None
     return list(found.values())
 
 
 def advice(events: Sequence[Mapping[str, Any]], sandbox_id: str) -> list[str]:
-    """A line for each host that was refused, with the option that would permit it."""
-    lines = [f"refused: {host_of(event)}{_at(event)}: {_why(event)}{_option(event)}" for event in events[:LINES]]
+    """A line for each host or request that was refused, with the option that would permit it."""
+    lines = [f"refused: {_what(event)}{_at(event)}: {_why(event)}{_option(event)}" for event in events[:LINES]]
     if len(events) > LINES:
         lines.append(f"refused: {len(events) - LINES} more; to list them: bulkhead network --refused {sandbox_id}")
     return lines
+
+
+def _what(event: Mapping[str, Any]) -> str:
+    return _with_request(event) if event["reason"] in _OF_REQUESTS else host_of(event)
 
 
 def _at(event: Mapping[str, Any]) -> str:
@@ -129,10 +141,23 @@ def _option(event: Mapping[str, Any]) -> str:
             return f" (--allow {host}:{HTTPS}, or another port: a look-up has no port)"
         case "name":
             return f" (--allow {host_of(event)})"
-        case "silent":
+        case "silent" | "protocol":
             return f" (--allow-raw {host_of(event)})"
         case "rule":
             return f" ({'--allow-raw' if is_raw else '--allow'} {host_of(event)})"
-        case "protocol":
-            return f" (--allow-raw {host_of(event)})"
+        case "http_method" | "http_path" if rule := _rule_for_request(event):
+            return f" (--allow-http '{rule}')"
     return ""
+
+
+def _rule_for_request(event: Mapping[str, Any]) -> str:
+    """A rule of --allow-http for this request alone. Empty where there can be none: for methods that are never passed
+    on, and paths that servers read in more than one way, are too long, or have what patterns or shells read."""
+    method, sent = event.get("method") or "", event.get("path") or ""
+    try:
+        path = unquote_to_bytes(sent).decode()
+        parse_rule({"host": event["name"], "ports": [event["port"]], "http": [{"methods": [method], "paths": [path]}]})
+    except ValueError:
+        return ""
+    is_plain = sent.isascii() and len(sent) < _PATH_SHOWN and not set(path) & set(" *'")
+    return f"{host_of(event)} {method} {path}" if is_plain else ""

@@ -25,14 +25,18 @@ from app.egress.http_connection import HttpConnection
 from app.egress.judging import Judge
 from app.egress.names import NameTable
 from app.egress.reasons import Reason
+from app.egress.request_path import shown_path
 from app.egress.sockets import acknowledge, bound_memory, reset
 from app.egress.splice import Splice
 from app.egress.streams import ByteStream, SocketStream
 from app.egress.tls_stream import TlsStream
 
 if TYPE_CHECKING:
+    import h11
+
     from app.egress.network import SandboxNetwork
 
+METHOD_SHOWN = 32  # characters of a method in an event
 RULE_SHOWN = 400  # characters of a rule in an event: the longest name with 16 ports has 355
 _PIECE = 16 * 1024
 
@@ -254,9 +258,13 @@ class ProgramConnection:
         begin = self._network.shared.upstream_tls.begin
         return await begin(self._turns, outside, name, self._dialled, self._count_received)
 
-    def _request_refused(self, reason: str) -> None:
+    def _request_refused(self, reason: str, request: h11.Request | None) -> None:
         self._has_refused = True
-        self._event("request", reason)
+        if request is None:
+            self._event("request", reason)
+        else:
+            method = request.method[:METHOD_SHOWN].decode("latin-1")
+            self._event("request", reason, method=method, path=shown_path(request.target))
 
     @property
     def _rule_text(self) -> str | None:
@@ -319,8 +327,8 @@ class ProgramConnection:
         if reason is not None or self._has_dialled or not self._has_refused:
             self._event("connection", reason)
 
-    def _event(self, kind: str, reason: str | None) -> None:
-        """With the bytes since the event before."""
+    def _event(self, kind: str, reason: str | None, **request: str) -> None:
+        """With the bytes since the event before. `request`: its method and path."""
         sent, received = self._sent - self._sent_before, self._received - self._received_before
         self._sent_before, self._received_before = self._sent, self._received
         self._network.told.event(
@@ -333,4 +341,5 @@ class ProgramConnection:
             bytes_sent=sent,
             bytes_received=received,
             duration_seconds=round(time.monotonic() - self._began, 6),
+            **request,
         )

@@ -63,7 +63,7 @@ class HttpSide:
 class HttpConnection:
     """`judge` returns the request for the host, and `put` the same with secrets, or it raises SecretRefused. `dial`
     connects to the host and raises NotDialled. `heard` is called when the first request has come, `refused` for each
-    request that is refused."""
+    request that is refused: with the reason, and the request if it could be read."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class HttpConnection:
         put: Callable[[h11.Request], h11.Request],
         dial: Callable[[], Awaitable[ByteStream]],
         heard: Callable[[], None],
-        refused: Callable[[str], None],
+        refused: Callable[[str, h11.Request | None], None],
     ) -> None:
         self._turns, self._kept, self._answer_seconds = turns, kept, answer_seconds
         self._judge, self._put, self._dial, self._heard, self._refused = judge, put, dial, heard, refused
@@ -129,7 +129,7 @@ class HttpConnection:
 
     async def _refuse(self, reason: str, detail: str = "") -> bool:
         """Tells the program why. Returns whether the connection can go on."""
-        self._refused(reason)
+        self._refused(reason, self._current)
         http = self._program.http
         if http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return False

@@ -24,7 +24,7 @@ from app.core import hosts
 from app.core.network_rules import PORTS, RULES, NetworkRule, parse_rule
 from app.core.secrets import HOSTS, SECRETS, VALUE_BYTES
 
-VERSION = 3
+VERSION = 4
 MAX_PACKET = 64 * 1024
 MAX_DESCRIPTORS = PORTS + 1  # the resolver's socket, and a listener for each port
 ADDRESSES = IPv4Network("198.18.0.0/15")  # what names are given. RFC 2544: nobody has them on the Internet
@@ -415,6 +415,8 @@ _EVENT = {
     "address": _is_text_or_none,
     "port": lambda value: value is None or (_is_number(value) and value <= 65535),
     "verdict": lambda value: value in ("allowed", "refused", "failed"),
+    "method": _is_text_or_none,
+    "path": _is_text_or_none,
     "rule": _is_text_or_none,
     "reason": _is_text_or_none,
     "bytes_sent": _is_number,

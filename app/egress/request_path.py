@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
+SHOWN = 256  # characters of a path in an event
 LENGTH, SEGMENTS = 8 * 1024, 128  # bytes of a path, and its segments: what rules have to be compared with
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # What a server may find in a path, or after it decodes a second time: a step up or on the spot, also with blanks
@@ -30,3 +31,11 @@ def decoded_path(target: bytes) -> str:
     if text.count("/") > SEGMENTS or _UNCLEAR.search(text) or _UNCLEAR.search(twice):
         raise UnclearPath
     return text
+
+
+def shown_path(target: bytes) -> str:
+    """The path of a target for people: as it was sent, without the query, which may hold keys, and cut to SHOWN."""
+    path = re.split(rb"[?#]", target, maxsplit=1)[0]
+    if not path.startswith(b"/") and b"://" in path:
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return path[:SHOWN].decode("latin-1")

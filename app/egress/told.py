@@ -84,6 +84,8 @@ def _event(kind: str, reason: str | None, fields: dict[str, Any]) -> dict[str, A
         "address": str(address) if address is not None else None,
         "port": fields.get("port"),
         "verdict": "allowed" if reason is None else "failed" if reason in FAILURES else "refused",
+        "method": fields.get("method"),
+        "path": fields.get("path"),
         "rule": fields.get("rule"),
         "reason": None if reason is None else str(reason),
         "bytes_sent": fields.get("bytes_sent", 0),

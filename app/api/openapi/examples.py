@@ -120,6 +120,8 @@ _network_event: dict[str, Any] = {
     "name": "index.example.org",
     "address": "203.0.113.7",
     "port": 443,
+    "method": None,
+    "path": None,
     "verdict": "allowed",
     "rule": "index.example.org:443",
     "reason": None,

@@ -139,6 +139,10 @@ class NetworkEvent(AnswerSchema):
     name: str | None = Field(description="the name that the program asked for")
     address: str | None = Field(description="the address that was dialled, or that the program asked for")
     port: int | None
+    method: str | None = Field(description="of a request that was refused, cut to 32 characters")
+    path: str | None = Field(
+        description="of a request that was refused: as it was sent, without the query, cut to 256 characters"
+    )
     verdict: NetworkVerdict
     rule: str | None = Field(description="the rule that permitted it")
     reason: str | None = Field(description="a word: why it was refused, failed or was cut")

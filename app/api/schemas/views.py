@@ -88,6 +88,8 @@ def network_event_body(event: NetworkEvent) -> Body:
         "name": _shown(event.name),
         "address": _shown(event.address),
         "port": event.port,
+        "method": _shown(event.method),
+        "path": _shown(event.path),
         "verdict": event.verdict,
         "rule": _shown(event.rule),
         "reason": _shown(event.reason),

@@ -167,6 +167,8 @@ async def test_connections_and_refusals_are_listed_in_their_order() -> None:
             "name": "a.test",
             "address": "203.0.113.1",
             "port": 443,
+            "method": None,
+            "path": None,
             "verdict": "allowed",
             "rule": "a.test:443",
             "reason": None,

@@ -52,7 +52,8 @@ RULES = (parse_rule("index.example.org:443"), parse_rule("*.example.net:80"))
 PORTS = (80, 443)
 EVENT: dict[str, Any] = {
     "at": 1.5, "kind": "connection", "name": "index.example.org", "address": "203.0.113.7", "port": 443,
-    "verdict": "allowed", "rule": "index.example.org:443", "reason": None, "bytes_sent": 3, "bytes_received": 4,
+    "method": None, "path": None, "verdict": "allowed",
+    "rule": "index.example.org:443", "reason": None, "bytes_sent": 3, "bytes_received": 4,
     "duration_seconds": 0.25,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.cli.bodies import sandbox_body
-from app.cli.network import LINES
+from app.cli.network import LINES, advice
 from app.cli.parser import parse
 from app.core.network_rules import parse_rule
 from tests.unit.cli.fake_service import BASE, SANDBOX, Answer, FakeService, answer, fake_service, problem
@@ -29,6 +29,8 @@ def event(name: str | None = "a.test", reason: str | None = None, **changes: Any
         "name": name,
         "address": "203.0.113.7",
         "port": 443,
+        "method": None,
+        "path": None,
         "verdict": "allowed" if reason is None else "refused",
         "rule": None if reason else "*.test:443",
         "reason": reason,
@@ -168,6 +170,51 @@ async def test_run_says_what_was_refused_and_which_option_would_permit_it() -> N
     assert service.requests[3].query["verdict"] == "refused"
 
 
+def refused_request(path: str, method: str = "POST", reason: str = "http_path") -> dict[str, Any]:
+    return event("api.test", reason, kind="request", method=method, path=path)
+
+
+async def test_run_says_which_requests_were_refused_and_which_option_would_permit_them() -> None:
+    async with fake_service(ending()) as service:
+        service.answers[NETWORK] = page(
+            refused_request("/v1/a%20b", "GET"),
+            refused_request("/v1/x"),
+            refused_request("/v1/x"),
+            refused_request("/v1/y", "DELETE", "http_method"),
+            refused_request("/z", reason="secret_host"),
+        )
+        said = await after(service, "run", *PROXY, "cmd")
+    path, method = "no rule permits the path, or", "no rule permits the method, or it is one that is never passed on"
+    assert said == [
+        f"bulkhead: refused: api.test:443 GET /v1/a%20b: {path} servers may read it in more than one way",
+        f"bulkhead: refused: api.test:443 POST /v1/x: {path} servers may read it in more than one way"
+        " (--allow-http 'api.test:443 POST /v1/x')",
+        f"bulkhead: refused: api.test:443 DELETE /v1/y: {method} (--allow-http 'api.test:443 DELETE /v1/y')",
+        "bulkhead: refused: api.test:443: the request carries the placeholder of a secret that is for another host",
+    ]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        refused_request("/a/../b"),
+        refused_request("/a/%2e%2e/b"),
+        refused_request("/a%zz"),
+        refused_request("/a*"),
+        refused_request("/it's"),
+        refused_request("/\xe9"),
+        refused_request("/%e9"),
+        refused_request("/" + "a" * 255),
+        refused_request("/a", "TRACE", "http_method"),
+        refused_request("/a", "get", "http_method"),
+        event("api.test", "http_path", kind="request"),
+        {name: value for name, value in refused_request("/a").items() if name not in {"method", "path"}},
+    ],
+)
+def test_there_is_no_option_for_what_no_rule_can_permit_alone(asked: dict[str, Any]) -> None:
+    assert "--allow" not in advice([asked], SANDBOX)[0]
+
+
 async def test_run_without_a_proxy_asks_for_nothing_more() -> None:
     async with fake_service(ending()) as service:
         assert await after(service, "run", "cmd") == []
@@ -229,13 +276,16 @@ async def test_attach_to_what_others_started_tells_nothing_of_it() -> None:
 
 async def test_events_are_a_table() -> None:
     async with fake_service() as service:
-        service.answers[NETWORK] = page(event(), event("b.test\x1b[2J", "name", port=None, bytes_sent=0))
+        service.answers[NETWORK] = page(
+            event(), event("b.test\x1b[2J", "name", port=None, bytes_sent=0), refused_request("/x")
+        )
         shown = await bulkhead(service.url, "network", SANDBOX)
         told = await bulkhead(service.url, "network", SANDBOX, "--refused", "--json")
     assert shown.stdout.decode().splitlines() == [
-        "AT                    VERDICT  SENT       RECEIVED  REASON  HOST",
-        "2030-01-02T03:04:05Z  allowed  812 bytes  39 KiB            a.test:443",
-        "2030-01-02T03:04:05Z  refused  0 bytes    39 KiB    name    b.test\\x1b[2J",
+        "AT                    VERDICT  SENT       RECEIVED  REASON     HOST",
+        "2030-01-02T03:04:05Z  allowed  812 bytes  39 KiB               a.test:443",
+        "2030-01-02T03:04:05Z  refused  0 bytes    39 KiB    name       b.test\\x1b[2J",
+        "2030-01-02T03:04:05Z  refused  812 bytes  39 KiB    http_path  api.test:443 POST /x",
     ]
     assert json.loads(told.stdout)[0]["name"] == "a.test"
     assert [request.query.get("verdict") for request in service.requests] == [None, "refused"]

@@ -287,8 +287,29 @@ async def test_rules_add_up_and_a_method_belongs_to_its_paths() -> None:
         data += request(at, "POST /a HTTP/1.1", last=True)
         answers = parsed(await ask(at, data), *(method for method, _ in asked), "POST")
         assert [status for status, _, _ in answers] == [200, 403, 200, 403, 200, 403, 403]
-        reasons = [(await at.gateway.event(number))["reason"] for number in range(4)]
-        assert reasons == ["http_path", "http_path", "http_path", "http_method"]
+        told = [await at.gateway.event(number) for number in range(4)]
+        assert [event["reason"] for event in told] == ["http_path", "http_path", "http_path", "http_method"]
+        asked = [*(each for each in asked if each in {("PUT", "/a"), ("GET", "/b"), ("PUT", "/c")}), ("POST", "/a")]
+        assert [(event["method"], event["path"]) for event in told] == asked
+
+
+@pytest.mark.parametrize(
+    ("first", "shown"),
+    [
+        ("GET /b%20c/%2e?key=canary HTTP/1.1", ("GET", "/b%20c/%2e")),
+        (f"GET https://{NAME}:PORT/b?key=canary HTTP/1.1", ("GET", "/b")),
+        (f"GET /{'b' * 300} HTTP/1.1", ("GET", f"/{'b' * 255}")),
+        (f"{'M' * 40} /b HTTP/1.1", ("M" * 32, "/b")),
+        ("nonsense", (None, None)),
+    ],
+)
+async def test_event_of_a_refused_request_has_its_method_and_path(
+    first: str, shown: tuple[str | None, str | None]
+) -> None:
+    async with inspected(Host().serve, [{"methods": ["GET"], "paths": ["/a"]}]) as at:
+        await ask(at, request(at, first.replace("PORT", str(at.port)), last=True))
+        told = await at.gateway.event()
+    assert (told["kind"], told["method"], told["path"]) == ("request", *shown)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ EVENT: dict[str, Any] = {
     "name": "index.example.org",
     "address": None,
     "port": 443,
+    "method": None,
+    "path": None,
     "verdict": "refused",
     "rule": None,
     "reason": "private",
