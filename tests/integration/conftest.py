@@ -104,5 +104,5 @@ def machine_project(docker_machine: DockerMachine, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="package")
 def whole_product(docker_machine: DockerMachine, machine_project: Project) -> Product:
     """All four services of the unchanged file, on control groups of version 2."""
-    machine_project.compose("up", "--detach", "--wait", seconds=400)
+    machine_project.compose("up", "--detach", "--wait", seconds=1800)
     return Product(docker_machine.port, machine_project.key())

@@ -41,13 +41,13 @@ def running_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) 
     shutil.copy(JOB, job / "run.sh")
     shutil.copy(PROJECT / "deploy/docker/apparmor", job)
     save = ["docker", "save", "--output", str(job / "images.tar"), *images]
-    subprocess.run(save, env=os.environ | engine.env, check=True, timeout=120)
+    subprocess.run(save, env=os.environ | engine.env, check=True, timeout=600)
     api, gateway = free_ports(2)
     forward = f"hostfwd=tcp:127.0.0.1:{api}-:2375,hostfwd=tcp:127.0.0.1:{gateway}-:8000"
     network = ("-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net")
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", RUN_MACHINE, job, folder / "out", *network],
-        env=os.environ | {"LIMIT": "3600", "MEMORY": "4608"},
+        env=os.environ | {"LIMIT": "7200", "MEMORY": "4608"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -57,16 +57,16 @@ def running_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) 
     )
     try:
         said, ready = _console_of(process)
-        assert ready.wait(400), "no engine in the machine: " + "".join(said[-30:])
+        assert ready.wait(1800), "no engine in the machine: " + "".join(said[-30:])
         assert process.poll() is None, "the machine ended: " + "".join(said[-30:])
         shutil.rmtree(job)
         url = f"tcp://127.0.0.1:{api}"
-        with contextlib.closing(docker.DockerClient(base_url=url, timeout=120)) as client:
+        with contextlib.closing(docker.DockerClient(base_url=url, timeout=600)) as client:
             yield DockerMachine(client, engine.env | {"DOCKER_HOST": url}, gateway)
     finally:
         # The whole group ends, QEMU with it; what it wrote has no name.
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(300)
 
 
 def _console_of(process: subprocess.Popen[str]) -> tuple[list[str], threading.Event]:

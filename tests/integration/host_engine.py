@@ -66,7 +66,7 @@ class Engine:
         try:
             self.client.images.get(BASE)
         except ImageNotFound:
-            subprocess.run([ENGINE, self.folder, "base", BASE], check=True, timeout=300, stdout=subprocess.DEVNULL)
+            subprocess.run([ENGINE, self.folder, "base", BASE], check=True, timeout=1800, stdout=subprocess.DEVNULL)
         return BASE
 
 
@@ -86,16 +86,16 @@ def running_engine() -> Iterator[Engine]:
         )
         said, listening = _listen_to(process)
         try:
-            assert listening.wait(300), "the engine does not answer: " + "".join(said[-20:])
+            assert listening.wait(900), "the engine does not answer: " + "".join(said[-20:])
             assert process.poll() is None, "the engine ended: " + "".join(said[-20:])
-            engine.client = docker.DockerClient(base_url=engine.url, timeout=120)
+            engine.client = docker.DockerClient(base_url=engine.url, timeout=600)
             try:
                 yield engine
             finally:
                 engine.client.close()
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(300)
 
 
 def _listen_to(process: subprocess.Popen[str]) -> tuple[list[str], threading.Event]:

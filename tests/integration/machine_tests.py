@@ -39,7 +39,7 @@ class MachineTests:
             self.process = subprocess.Popen(
                 # What waits for the machine beside this one has 30 s for the start of a box.
                 ["nice", "-n", "5", "setpriv", "--pdeathsig", "TERM", RUN_MACHINE, job, out, "-smp", "2"],
-                env=os.environ | {"LIMIT": "1100", "MEMORY": "2048"},
+                env=os.environ | {"LIMIT": "3400", "MEMORY": "2048"},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -88,7 +88,7 @@ def running_tests(engine: Engine, folder: Path, tests: Sequence[str]) -> Iterato
     finally:
         if running.process.poll() is None:
             os.killpg(running.process.pid, signal.SIGTERM)
-        running.process.wait(30)
+        running.process.wait(300)
 
 
 def _copy_product(engine: Engine, job: Path) -> None:
@@ -96,7 +96,7 @@ def _copy_product(engine: Engine, job: Path) -> None:
     container = engine.client.containers.create(IMAGE)
     try:
         copy = ["docker", "cp", "--quiet", f"{container.id}:/opt/bulkhead", str(job)]
-        subprocess.run(copy, env=os.environ | engine.env, check=True, timeout=120)
+        subprocess.run(copy, env=os.environ | engine.env, check=True, timeout=600)
     finally:
         container.remove()
     source, (libraries,) = job / "bulkhead/src", job.glob("bulkhead/lib/python3.*/site-packages")

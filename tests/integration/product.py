@@ -15,7 +15,7 @@ class Product:
     port: int
     key: str
 
-    def ask(self, method: str, path: str, body: object = None, timeout: float = 120) -> tuple[int, bytes]:
+    def ask(self, method: str, path: str, body: object = None, timeout: float = 600) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
@@ -25,7 +25,7 @@ class Product:
         finally:
             connection.close()
 
-    def call(self, method: str, path: str, body: object = None, timeout: float = 120) -> tuple[int, Any]:
+    def call(self, method: str, path: str, body: object = None, timeout: float = 600) -> tuple[int, Any]:
         status, raw = self.ask(method, path, body, timeout)
         return status, json.loads(raw) if raw else None
 
@@ -34,7 +34,7 @@ class Product:
         assert status == 201, answer
         return dict(answer)
 
-    def run(self, sandbox: str, *command: str, wait: int = 300, **body: Any) -> dict[str, Any]:
+    def run(self, sandbox: str, *command: str, wait: int = 600, **body: Any) -> dict[str, Any]:
         """Runs a command to its end: the execution, with `stdout` and `stderr` as text."""
         status, answer = self.call("POST", f"/sandboxes/{sandbox}/executions", {"command": list(command), **body})
         assert status == 201, answer

@@ -37,7 +37,7 @@ class Project:
         lines = [f"{name}={value}\n" for name, value in self.settings.items()]
         (self.folder / ".env").write_text("".join(lines))
 
-    def compose(self, *arguments: str, seconds: float = 300) -> str:
+    def compose(self, *arguments: str, seconds: float = 900) -> str:
         """Its output; it must not fail."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         done = subprocess.run(
@@ -60,13 +60,13 @@ class Project:
         """What the last health checks of the containers said, and how long they took."""
         ask = ["docker", "inspect", "--format={{.Name}} {{json .State.Health}}", *self.compose("ps", "-aq").split()]
         return subprocess.run(
-            ask, env={**os.environ, **self._client}, capture_output=True, text=True, timeout=60, check=False
+            ask, env={**os.environ, **self._client}, capture_output=True, text=True, timeout=600, check=False
         ).stdout
 
     def build(self, base: str, *services: str) -> None:
         trusted = {"CA_BUNDLE": str(CERTIFICATES)} if CERTIFICATES.exists() else {}
         self.configure(self.settings | {"BASE": base} | trusted)
-        self.compose("build", *services, seconds=600)
+        self.compose("build", *services, seconds=1800)
 
     def key(self) -> str:
         """The way that the log tells."""

@@ -16,7 +16,7 @@ from tests.integration.relay import relayed
 from tests.integration.web import address_of, beyond_the_host, connects, web_server
 from tests.kernel import host
 
-pytestmark = pytest.mark.timeout(600)  # the first one to ask for it waits for the images
+pytestmark = pytest.mark.timeout(1800)  # the first one to ask for it waits for the images
 
 
 @pytest.mark.parametrize("promise", promises.PROCESS, ids=lambda promise: promise.__name__)

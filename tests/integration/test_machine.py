@@ -13,7 +13,7 @@ from tests.integration.product import Product
 from tests.integration.project import Project
 from tests.require import require
 
-pytestmark = pytest.mark.timeout(1200)  # the first one to ask for it waits for images, machine and engine
+pytestmark = pytest.mark.timeout(3600)  # the first one to ask for it waits for images, machine and engine
 
 # In the launcher's container, which may mount: what its profile must refuse. Each line says its name if it is let.
 CLOSED = """

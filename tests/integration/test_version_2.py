@@ -10,7 +10,7 @@ import pytest
 from tests.integration.machine_tests import MachineTests, check
 from tests.integration.version_2 import TESTS
 
-pytestmark = pytest.mark.timeout(1200)  # the first one waits for all of them
+pytestmark = pytest.mark.timeout(3600)  # the first one waits for all of them
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: str(test).removeprefix("tests/kernel/"))

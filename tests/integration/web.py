@@ -41,7 +41,7 @@ def web_server(client: docker.DockerClient) -> Iterator[Container]:
     options = {"name": NAME, "entrypoint": "python3", "network": "bulkhead_egress"}
     container = client.containers.run(f"bulkhead-gateway:{TAG}", ["-ISc", SERVER], detach=True, **options)
     try:
-        host.until(lambda: b"listens" in container.logs(), "it listens", every=0.2)
+        host.until(lambda: b"listens" in container.logs(), "it listens", 600, every=0.2)
         yield container
     finally:
         container.remove(force=True)
