@@ -212,7 +212,7 @@ def neighbour(service: Service, authority: Authority) -> None:
             flood = start(service, greedy, "python3", "-c", FLOOD, HOST) if beside else None
             if flood is not None:
                 flood.saw(b"1001\n")
-            inside = service.run(quiet, "python3", "-c", CLIENT, NAME, HOST, "ca.pem", "40", "0", wait=55)
+            inside = service.run(quiet, "python3", "-c", CLIENT, NAME, HOST, "ca.pem", "40", "0")
             opened = 0
             if flood is not None:
                 opened = int(flood.out().split()[-1])
@@ -232,7 +232,7 @@ def compare(service: Service, authority: Authority, turns: int, rounds: int, siz
         arguments = [str(rounds), str(size)]
         own = [sys.executable, "-c", CLIENT, HOST, HOST, str(authority.certificate), *arguments]
         straight = subprocess.run(own, capture_output=True, text=True, check=True).stdout
-        inside = service.run(sandbox, "python3", "-c", CLIENT, NAME, HOST, "ca.pem", *arguments, wait=55)
+        inside = service.run(sandbox, "python3", "-c", CLIENT, NAME, HOST, "ca.pem", *arguments)
         assert inside["exit"]["code"] == 0, inside
         for place, said in (("straight", straight), ("sandbox", inside["stdout"])):
             times, speeds = json.loads(said)

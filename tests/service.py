@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
+PATIENCE = 200  # seconds, for what does come: a busy machine is many times slower than a quiet one
+POLL = 30  # seconds that one request waits
 
 # Tests in parallel have ranges of host uids of their own: a service that is started takes the lowest free range, and
 # would take the one of a service that has just been killed, before its test has looked at what is left.
@@ -68,7 +70,7 @@ class Service:
                 self._listening.set()
         self._listening.set()  # it ended: whoever waits must look
 
-    def wait_listening(self, seconds: float = 100) -> None:
+    def wait_listening(self, seconds: float = PATIENCE) -> None:
         assert self._listening.wait(seconds), "the service did not start in time"
         assert self.port, "the service ended: " + "\n".join(self.log)
 
@@ -82,7 +84,12 @@ class Service:
         return found
 
     def call(
-        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None, timeout: float = 60
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = PATIENCE,
     ) -> tuple[int, Any]:
         """(status, decoded JSON or None). A connection for each call: a test may kill the service between two."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -104,19 +111,27 @@ class Service:
         assert status == 201, answer
         return str(answer["id"])
 
-    def run(self, sandbox: str, *command: str, wait: float = 30, **body: Any) -> dict[str, Any]:
+    def run(self, sandbox: str, *command: str, **body: Any) -> dict[str, Any]:
         """Runs a command to its end: the execution, with `stdout` and `stderr` as text (latin-1: no byte is lost)."""
         status, answer = self.call("POST", f"/sandboxes/{sandbox}/executions", {"command": list(command), **body})
         assert status == 201, answer
         path = f"/sandboxes/{sandbox}/executions/{answer['id']}"
-        status, answer = self.call("GET", f"{path}?wait_seconds={wait}", timeout=wait + 30)
-        assert status == 200, answer
+        answer = self.ended(path)
         for channel in ("stdout", "stderr"):
             answer[channel] = self.output(path, channel).decode("latin-1")
         return dict(answer)
 
+    def ended(self, path: str) -> dict[str, Any]:
+        """The execution there, once it has ended."""
+        for _ in range(PATIENCE // POLL):
+            status, answer = self.call("GET", f"{path}?wait_seconds={POLL}")
+            assert status == 200, answer
+            if answer["exit"] is not None:
+                return dict(answer)
+        raise AssertionError(f"it runs on: {answer}")
+
     def output(self, path: str, channel: str = "stdout") -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", f"{path}/output?channel={channel}&limit=4194304")
             answer = connection.getresponse()
@@ -126,11 +141,11 @@ class Service:
         finally:
             connection.close()
 
-    def stop(self, seconds: float = 30) -> int:
+    def stop(self, seconds: float = PATIENCE) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(seconds)
-        self._reader.join(10)
+        self._reader.join(PATIENCE)
         assert self.process.stderr is not None
         self.process.stderr.close()
         return status

@@ -32,6 +32,7 @@ from app.launcher.protocol import (
 from app.serving.slot import release, take_slot
 from app.serving.supervisor import remove_groups, start_launcher
 from tests.kernel import host
+from tests.service import PATIENCE
 
 MIB = 1 << 20
 UID_BASE = 1_700_000_000  # far from the ranges of the services that other tests start
@@ -58,7 +59,7 @@ def launcher(**settings: int | str) -> Iterator[tuple[Config, subprocess.Popen[b
     finally:
         if child.poll() is None:
             child.terminate()
-        child.wait(30)
+        child.wait(PATIENCE)
         assert child.stdout is not None
         child.stdout.close()
         remove_groups(config.cgroup_parent)
@@ -97,7 +98,7 @@ class Gateway:
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.connect(path)
-        self.socket.settimeout(30)
+        self.socket.settimeout(PATIENCE)
         self.number = 0
         self.answers: dict[int, Reader] = {}
         self.lost: dict[str, int] = {}
@@ -174,7 +175,7 @@ class Gateway:
     def create_with_sockets(self, wanted: CreatePlan) -> tuple[socket.socket, list[socket.socket]]:
         """The same, and the sockets that came with the answer, which the caller closes."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(30)
+        ours.settimeout(PATIENCE)
         body = bytes(wanted.write(Writer(0)).data[1:])
         with theirs:
             number = self.post(CREATE, body, [theirs.fileno()])
@@ -196,7 +197,7 @@ class Gateway:
     def _sockets_of(self, number: int) -> list[socket.socket]:
         sockets = [socket.socket(fileno=descriptor) for descriptor in self.keep.pop(number)]
         for each in sockets:
-            each.settimeout(30)
+            each.settimeout(PATIENCE)
         return sockets
 
     def destroy(self, sandbox_id: str = "one") -> None:

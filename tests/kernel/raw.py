@@ -7,14 +7,14 @@ import os
 import socket
 import struct
 
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 
 def open_socket(service: Service, *, receive_buffer: int = 0) -> socket.socket:
     connection = socket.socket()
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.settimeout(60)
+    connection.settimeout(PATIENCE)
     connection.connect(("127.0.0.1", service.port))
     return connection
 

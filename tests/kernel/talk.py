@@ -12,7 +12,7 @@ from typing import Any, Self
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 CHANNELS = {1: "stdout", 2: "stderr"}
 
@@ -24,13 +24,18 @@ class Running:
     service: Service
     path: str
 
-    def show(self, wait: float = 0) -> dict[str, Any]:
-        status, answer = self.service.call("GET", f"{self.path}?wait_seconds={wait}", timeout=wait + 30)
+    def show(self) -> dict[str, Any]:
+        status, answer = self.service.call("GET", self.path)
         assert status == 200, answer
         return dict(answer)
 
-    def exit(self, wait: float = 60) -> dict[str, Any]:
-        shown = self.show(wait)
+    def exit(self) -> dict[str, Any]:
+        """Waits for it."""
+        return dict(self.service.ended(self.path)["exit"])
+
+    def exit_now(self) -> dict[str, Any]:
+        """It must have ended."""
+        shown = self.show()
         assert shown["state"] == "ended", shown
         return dict(shown["exit"])
 
@@ -64,7 +69,7 @@ class Running:
             "compression": None,
             "max_size": None,
             "proxy": None,
-            "open_timeout": 60,
+            "open_timeout": PATIENCE,
             "close_timeout": 0.3,
         } | options
         stack = ExitStack()
@@ -92,7 +97,7 @@ class Viewer:
     digests: dict[str, Any] = field(default_factory=lambda: {name: hashlib.sha256() for name in CHANNELS.values()})
     keep: bool = True
 
-    def step(self, timeout: float = 60) -> bool:
+    def step(self, timeout: float = PATIENCE) -> bool:
         """Takes one frame; False after the server's close."""
         try:
             frame = self.socket.recv(timeout)
@@ -120,7 +125,7 @@ class Viewer:
             self.problems.append(said["problem"])
         return True
 
-    def until_exit(self, timeout: float = 60) -> dict[str, Any]:
+    def until_exit(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """Reads to the server's close: nothing may come after the exit frame."""
         while not self.exit:
             assert self.step(timeout), f"closed {self.code} before the exit frame"

@@ -32,7 +32,7 @@ def say(what, attempt):
     print(what, word)
 def open(address, kind=socket.SOCK_STREAM, protocol=0):
     made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind, protocol)
-    made.settimeout(20)
+    made.settimeout(200)
     return made
 def connect(address, port):
     with open(address) as s:
@@ -315,7 +315,8 @@ def test_libc_finds_names_with_the_resolver_of_the_sandbox(launched: Launched, p
     with room(launched, profile) as made, answering(made.sockets[0], address_of) as asked:
         said = made.run(LOOK_UP.format("index.example.org", "0") + LOOK_UP.format("localhost", "socket.AF_INET"))
         assert said == ["index.example.org ['198.18.0.1']", "localhost ['127.0.0.1']"]
-        assert [question[12:-4] for question in asked] == [b"\x05index\x07example\x03org\0"] * 2
+        questions = dict.fromkeys(asked)  # a busy machine may be asked the same again
+        assert [question[12:-4] for question in questions] == [b"\x05index\x07example\x03org\0"] * 2
 
 
 @pytest.mark.parametrize("family", ["AF_UNSPEC", "AF_INET"])

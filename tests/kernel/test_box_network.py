@@ -22,6 +22,7 @@ from app.serving.box_network import NoBoxNetwork, listen_for_boxes
 from app.settings.egress import PROXY_PORT, proxy_host
 from tests.kernel.host import until
 from tests.require import require
+from tests.service import PATIENCE
 
 
 def free_networks() -> Iterator[IPv4Network]:
@@ -83,11 +84,11 @@ def refused_ports(address: str) -> int:
 def test_only_the_proxys_port_answers_of_all_ports_of_its_address(listener: socket.socket) -> None:
     with socket.create_server(("0.0.0.0", 0)) as everywhere:  # what a service of the host does
         port = everywhere.getsockname()[1]
-        socket.create_connection((HOST, port), 20).close()
+        socket.create_connection((HOST, port), PATIENCE).close()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((PROXY, port), 20)
+            socket.create_connection((PROXY, port), PATIENCE)
     assert refused_ports(PROXY) == 65_534
-    with socket.create_connection((PROXY, PROXY_PORT), 20) as program:
+    with socket.create_connection((PROXY, PROXY_PORT), PATIENCE) as program:
         accepted, sender = listener.accept()
         with accepted:
             assert (sender[0], accepted.getsockname()) == (HOST, program.getpeername())
@@ -157,7 +158,7 @@ def test_nothing_is_left_when_the_last_descriptor_is_closed(listener: socket.soc
     assert LINK in links()
     kept = listener.dup()
     listener.close()
-    socket.create_connection((PROXY, PROXY_PORT), 20).close()
+    socket.create_connection((PROXY, PROXY_PORT), PATIENCE).close()
     with IPRoute() as told:
         told.bind()
         kept.close()
@@ -167,8 +168,8 @@ def test_nothing_is_left_when_the_last_descriptor_is_closed(listener: socket.soc
 
 def test_what_an_earlier_life_left_is_replaced(listener: socket.socket) -> None:
     with listen_for_boxes(NETWORK, LINK) as second:
-        socket.create_connection((PROXY, PROXY_PORT), 20).close()
-        second.settimeout(20)
+        socket.create_connection((PROXY, PROXY_PORT), PATIENCE).close()
+        second.settimeout(PATIENCE)
         second.accept()[0].close()
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 
 def collect(service: Service, sandbox: str, *patterns: str) -> list[dict[str, Any]]:
     body = {"command": ["true"], "collect": list(patterns)}
-    status, said = service.call("POST", f"/sandboxes/{sandbox}/run", body, timeout=120)
+    status, said = service.call("POST", f"/sandboxes/{sandbox}/run", body, timeout=PATIENCE)
     assert status == 200, said
     return list(said["collected"])
 
@@ -18,7 +18,7 @@ def test_bounds_hold_for_what_a_sandbox_really_has(service: Service) -> None:
     sandbox = service.create(limits={"disk_mib": 512, "memory_mib": 512})
     make = "import os\nos.mkdir('many')\nfor n in range(100_000): os.close(os.open(f'many/{n:06}', os.O_CREAT))\n"
     make += "os.truncate(os.open('big', os.O_CREAT | os.O_RDWR), 1 << 30)\nos.symlink('/etc/passwd', 'passwd')"
-    assert service.run(sandbox, "python3", "-c", make, wait=60)["exit"]["code"] == 0
+    assert service.run(sandbox, "python3", "-c", make)["exit"]["code"] == 0
     found = collect(service, sandbox, "big", "passwd", "many/*")
     assert found[0] == {
         "path": "big",

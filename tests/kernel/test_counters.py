@@ -23,7 +23,7 @@ from tests.kernel.counters import TAKE
 from tests.kernel.direct import Gateway, launcher, plan
 from tests.kernel.talk import start
 from tests.require import require
-from tests.service import PROJECT, Service
+from tests.service import PATIENCE, PROJECT, Service
 
 SCRIPT = Path(__file__).with_name("counters.py").read_text()
 SYSCTLS = Path("/proc/sys/user")
@@ -51,7 +51,7 @@ def counted() -> dict[str, dict[str, Any]]:
     found = {}
     for owner in ("root", "user"):
         argv = [sys.executable, "-m", "tests.kernel.counted", owner]
-        done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, check=True)
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         found[owner] = {row.pop("counter"): row for row in rows}
     return found
@@ -139,7 +139,7 @@ def test_launcher_and_all_sandboxes_end_with_a_supervisor_that_is_killed_after_a
         first, parts = host.first_uid(service), service.children()
         worker = host.worker_of(service, service.create())
         os.kill(service.process.pid, signal.SIGKILL)
-        service.process.wait(30)
+        service.process.wait(PATIENCE)
         ended = (*parts.values(), worker)
         host.until(lambda: not any(map(host.state_of, ended)), "launcher, gateway and worker end")
         with host.kept(first):
@@ -168,7 +168,9 @@ except OSError as error:
 def clone_fails(event: str) -> str:
     """What a process says of itself after a clone that failed, with SIGTERM as its parent-death signal."""
     code = CLONE_FAILS.replace("EVENT", event)
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=PATIENCE
+    )
     return done.stdout
 
 
@@ -199,7 +201,7 @@ def life_with(capabilities: Iterable[str]) -> subprocess.CompletedProcess[str]:
     """A launcher with these Linux capabilities and no others makes a sandbox, runs a command in it and destroys it."""
     allowed = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
     argv = ["setpriv", "--bounding-set", allowed, sys.executable, "-c", WHOLE_LIFE]
-    return subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.usefixtures("launched")  # its groups: on version 1 only CAP_DAC_OVERRIDE makes the first of them

@@ -16,7 +16,7 @@ import pytest
 from tests.kernel import host
 from tests.kernel.talk import Running, start
 from tests.require import require
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 ROUNDS = 4
 DAEMON = "setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1000; done' </dev/null >/dev/null 2>&1 & exec sleep 1000"
@@ -43,12 +43,12 @@ def load(service: Service, chance: random.Random) -> Iterator[threading.Event]:
     for thread in threads:
         thread.start()
     try:
-        assert busy.wait(30)
+        assert busy.wait(PATIENCE)
         yield busy
     finally:
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
 
 
 def check_nothing_left(first: int) -> None:
@@ -73,7 +73,7 @@ def test_a_killed_gateway_or_supervisor_leaves_nothing(tmp_path: Path, victim: s
             with load(service, chance):
                 threading.Event().wait(chance.uniform(0, 0.05))
                 os.kill(service.process.pid if victim == "supervisor" else parts["gateway"], signal.SIGKILL)
-                service.process.wait(30)
+                service.process.wait(PATIENCE)
         finally:
             status = service.stop()
         assert status == (-signal.SIGKILL if victim == "supervisor" else 1), service.log[-5:]
@@ -201,7 +201,7 @@ def test_a_stop_under_load_ends_everything_in_order_with_status_0(tmp_path: Path
             start(service, service.create(), "sh", "-c", DAEMON)
         with load(service, random.Random(number)):
             service.process.send_signal(number)
-            assert service.process.wait(60) == 0
+            assert service.process.wait(PATIENCE) == 0
     finally:
         assert service.stop() == 0
     with host.kept(first):

@@ -40,7 +40,7 @@ from tests.kernel import host
 from tests.kernel.direct import MIB, Gateway, Launched, Refused, launcher, plan, sandboxes_of
 from tests.kernel.direct import name as named
 from tests.require import require
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 OPERATOR_MIB = 600
 SIZES = (16, 32, 64, 256)
@@ -240,7 +240,7 @@ os.fsync(file)
     with gateway.create(on_disk(mib=64)) as owner:
         before = flushed()
         assert gateway.run(owner, 1, "python3", "-c", script, "/workspace/x") == (b"", 0)
-        assert flushed() - before <= 10, "only what the operator's own journal does now and then"
+        assert flushed() - before <= 40, "only what the operator's own journal does every five seconds"
         with open_image(operator) as image:
             assert cached(image) <= 1 * MIB
             os.pread(image, 20 * MIB, 30 * MIB)
@@ -619,7 +619,7 @@ def test_hundred_disks_at_once(operator_of_100: Path) -> None:
                 gateway.answer(number)
             assert len(loops(operator_of_100)) == 100
             for name, end in [(names[0], ends[0]), (names[50], ends[50]), (names[99], ends[99])]:
-                end.settimeout(30)
+                end.settimeout(PATIENCE)
                 script = f"echo {name} > /workspace/own; cat /workspace/*"
                 assert gateway.run(end, 1, "sh", "-c", script, sandbox_id=name) == (f"{name}\n".encode(), 0)
             waiting = [gateway.post(DESTROY, named(name)) for name in names]
@@ -691,7 +691,7 @@ def test_killed_launcher_leaves_no_disk_at_any_point(operator: Path) -> None:
                         gateway.post(DESTROY, named(f"n{turn}"))
                 threading.Event().wait(chance.uniform(0, 0.05))
                 child.kill()
-                child.wait(30)
+                child.wait(PATIENCE)
                 uids = range(config.uid_first, config.uid_first + config.uid_count)
                 host.until(lambda uids=uids: not host.living_of(*uids), "every process ends")  # type: ignore[misc]
                 host.until(lambda: loops(operator) == [], "every loop device is free")
@@ -713,4 +713,4 @@ def serves_again(config: Config) -> None:
             gateway.destroy()
     finally:
         child.terminate()
-        child.communicate(timeout=30)
+        child.communicate(timeout=PATIENCE)

@@ -20,7 +20,7 @@ from tests.kernel.talk import start
 from tests.kernel.test_disks import loops, nothing_stays, operators_disk
 from tests.kernel.test_standalone import folder, gateway, launcher, launcher_of
 from tests.require import require
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 __all__ = ["folder"]  # a fixture
 
@@ -77,7 +77,7 @@ def test_killed_gateway_of_a_service_leaves_no_disk_and_nothing_else(operator: P
             service.wait_listening()
             first, gateway_pid = host.first_uid(service), service.children()["gateway"]
             assert kill_amid_creates(service, gateway_pid, operator, MOMENTS[0]) > 0, "some were being made"
-            assert service.process.wait(30) == 1
+            assert service.process.wait(PATIENCE) == 1
         finally:
             service.stop()
         with host.kept(first):
@@ -93,7 +93,7 @@ def test_launcher_that_lives_on_leaves_nothing_of_a_killed_gateway(operator: Pat
                 uid = host.host_uid(service, service.create())
                 first = uid - (uid - ProcessSettings().uid_base) % UIDS
                 unanswered += kill_amid_creates(service, service.process.pid, operator, seconds)
-                service.process.wait(30)
+                service.process.wait(PATIENCE)
             pid = launcher_of(process)
             host.until(lambda first=first, pid=pid: not host.sandbox_groups(pid, first), "no group stays")  # type: ignore[misc]
             host.until(lambda: loops(operator) == [], "every loop device is free")

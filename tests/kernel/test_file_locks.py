@@ -103,7 +103,7 @@ def test_holder_of_too_many_locks_is_ended_and_nobody_else(service: Service) -> 
     beside.saw(b"holds")
     with counted() as count:
         before = count()
-        ended = service.run(sandbox, "python3", "-c", LOCKS, "240", "/tmp", stdin="open", wait=60)["exit"]
+        ended = service.run(sandbox, "python3", "-c", LOCKS, "240", "/tmp", stdin="open")["exit"]
         assert (ended["reason"], ended["signal"]) == ("resource_limit", "SIGKILL"), ended
         assert "its sandbox held more than 100000 file locks" in ended["detail"]
         host.until(lambda: count() - before < MOST // 4, "its locks are gone")
@@ -168,7 +168,8 @@ def test_locks_count_once_for_each_table_of_descriptors(tmp_path: Path, own_tabl
         thread.start()
     holds.wait()
     try:
-        assert file_locks.count(groups, 1, MOST) - before == 50
+        # A table that is copied has the locks of this process a second time: those of earlier tests.
+        assert file_locks.count(groups, 1, MOST) == 50 + before * (2 if own_table else 1)
         assert file_locks.count(groups, 1, before + 20) > before + 20
     finally:
         over.set()
@@ -177,5 +178,10 @@ def test_locks_count_once_for_each_table_of_descriptors(tmp_path: Path, own_tabl
 
 
 def test_kernel_without_a_counter_is_asked_for_its_memory() -> None:
-    kib = int(Path("/proc/meminfo").read_text().partition("SUnreclaim:")[2].split()[0])
-    assert abs(file_locks.on_host(-1) - kib * 1024 // file_locks.LOCK_BYTES) < 200_000
+    """Others move it between two looks."""
+
+    def is_told() -> bool:
+        kib = int(Path("/proc/meminfo").read_text().partition("SUnreclaim:")[2].split()[0])
+        return abs(file_locks.on_host(-1) - kib * 1024 // file_locks.LOCK_BYTES) < 200_000
+
+    assert any(is_told() for _ in range(10))

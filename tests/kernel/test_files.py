@@ -35,7 +35,7 @@ from app.core.output import OutputLog
 from app.core.policy import Filesystem, Policy
 from tests.contract.process_kind import ProcessRuntime
 from tests.kernel import host
-from tests.service import Service
+from tests.service import PATIENCE, Service
 from tests.told import told
 
 MIB = 1024 * 1024
@@ -80,7 +80,7 @@ class Room:
         return [line for line in (await self.sh("find / -name '.bulkhead-*' 2>/dev/null")).splitlines() if line]
 
     async def until_debris(self, count: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while len(await self.debris()) < count:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.005)
 
@@ -94,9 +94,9 @@ def confined(uid: int) -> list[str]:
     return [status for status in statuses if "Seccomp:\t2" in status]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     """For what the kernel tells nobody."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -163,23 +163,21 @@ async def test_what_a_command_cannot_read_or_write_is_denied() -> None:
             await made.files.delete(b"/tmp", recursive=True)
 
 
-async def test_what_is_no_regular_file_is_told_within_a_second() -> None:
+async def test_what_is_no_regular_file_is_told_and_not_waited_for() -> None:
+    """Who opens a FIFO or a device as if it were a file may wait for ever: that would be a BackendTimeout here."""
     async with room() as made:
         await made.sh("mkfifo fifo; mkdir directory; ln -s loop loop; python3 -c 'import socket; "
                       "socket.socket(socket.AF_UNIX).bind(\"socket\")' 2>/dev/null")  # fmt: skip
         for path, found in ((b"fifo", "fifo"), (b"directory", "directory"), (b"/dev/null", "character_device")):
             operations: list[Awaitable[object]] = [made.read(path), made.write(path, b"x")]
             for operation in operations:
-                began = time.monotonic()
                 with pytest.raises(WrongType) as wrong:
                     await operation
-                assert time.monotonic() - began < 1
                 assert wrong.value.found == found
         for path in (b"loop", b"socket"):
-            began = time.monotonic()
-            with pytest.raises(BulkheadError):
+            with pytest.raises(BulkheadError) as refused:
                 await made.read(path)
-            assert time.monotonic() - began < 1
+            assert not isinstance(refused.value, BackendTimeout)
 
 
 async def test_writing_or_deleting_one_name_of_a_file_leaves_its_other_names() -> None:
@@ -226,21 +224,21 @@ async def test_a_path_that_changes_all_the_time_hangs_nothing_and_gives_only_wha
         hostname = (await made.sh("cat /etc/hostname")) or None
         seen: set[bytes] = set()
         refusals: Counter[str] = Counter()
-        deadline, turns = time.monotonic() + 20, 0
+        deadline, turns = time.monotonic() + PATIENCE, 0
         while turns < 60 or not (seen and refusals):
             turns += 1
             assert time.monotonic() < deadline, (seen, refusals)
             for path in (b"d/f", b"p"):
-                began = time.monotonic()
                 try:
                     seen.add(await made.read(path))
                 except (NotFound, WrongType, AccessDenied, BackendFailure) as error:
+                    assert not isinstance(error, BackendTimeout), "it hangs"
                     refusals[type(error).__name__] += 1
-                with suppress(BulkheadError):
-                    await made.write(path, b"ours\n")
-                with suppress(BulkheadError):
-                    await made.files.delete(path, recursive=True)
-                assert time.monotonic() - began < 5
+                for change in (made.write(path, b"ours\n"), made.files.delete(path, recursive=True)):
+                    try:
+                        await change
+                    except BulkheadError as error:
+                        assert not isinstance(error, BackendTimeout), "it hangs"
         assert seen <= {b"inside\n", b"data\n", b"ours\n", b"", hostname}
         task.cancel()
 
@@ -271,7 +269,7 @@ async def test_unpacking_through_a_directory_that_is_swapped_stays_inside(tmp_pa
         await until(led_out)
         (target / "naive").unlink()
         outcomes: Counter[str] = Counter()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while outcomes.total() < 20 or len(outcomes) < 2:
             assert time.monotonic() < deadline, outcomes
             try:
@@ -347,16 +345,16 @@ async def test_an_agent_that_a_neighbour_kills_is_an_error_and_the_old_file_stay
 
 async def test_agents_that_a_neighbour_stops_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """`kill -STOP -1` again and again: operations end, and so does the sandbox."""
-    monkeypatch.setattr(agent_module, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(agent_module, "_UNDOING_SECONDS", 0.5)
     async with room() as made:
         await made.write(b"f", b"old")
 
         async def stopped() -> AsyncIterator[bytes]:
             yield b"new"
             await made.sh("kill -STOP -1")
+            soon.setattr(agent_module.FileAgentClient.hear, "__kwdefaults__", {"seconds": 0.5})
+            soon.setattr(agent_module, "_UNDOING_SECONDS", 0.5)
 
-        with pytest.raises(BackendTimeout):
+        with monkeypatch.context() as soon, pytest.raises(BackendTimeout):
             await made.files.write(b"f", stopped())
         assert await made.read(b"f") == b"old"
 
@@ -499,7 +497,7 @@ def test_two_hundred_megabytes_through_the_service_take_flat_memory_of_its_gatew
 
     def transfer(method: str, pieces: Iterator[bytes], length: int) -> int:
         """The bytes that came back."""
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
         most[method], got = 0, 0
         try:
             headers = {"content-length": str(length)} if method == "PUT" else {}

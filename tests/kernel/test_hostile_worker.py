@@ -41,6 +41,7 @@ from app.launcher.protocol import (
     unpack_command,
 )
 from tests.kernel import host
+from tests.service import PATIENCE
 
 
 class Launcher:
@@ -65,7 +66,7 @@ class Stage:
         self.launcher = Launcher()
         owner, self.worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         owner.setblocking(False)
-        self.worker.settimeout(5)
+        self.worker.settimeout(PATIENCE)
         self.ended = 0
         link = cast(LauncherLink, self.launcher)
         files = partial(ProcessFiles, room=FileRoom(Storage.MEMORY, 1))
@@ -107,9 +108,9 @@ async def stage() -> AsyncIterator[Stage]:
 
 
 async def check_lost(made: Stage, *running: ProcessExecution) -> None:
-    assert await asyncio.wait_for(made.sandbox.lost(), 10) == "its worker broke the protocol"
+    assert await asyncio.wait_for(made.sandbox.lost(), PATIENCE) == "its worker broke the protocol"
     for each in running:
-        assert (await asyncio.wait_for(each.wait(), 10)).reason is ExitReason.LOST
+        assert (await asyncio.wait_for(each.wait(), PATIENCE)).reason is ExitReason.LOST
     assert made.launcher.requests.count(DESTROY) == 1
     with pytest.raises(WrongState):
         await made.sandbox.execute("late", Command(("true",)), Logs(OutputLog(1), OutputLog(1)))

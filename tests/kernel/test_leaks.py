@@ -145,9 +145,9 @@ def test_executions_whose_client_disconnects_run_and_are_listed(own: Service) ->
             body = json.dumps({"command": ["sleep", "0.05"], "id": f"run-{turn}"}).encode()
             hang_up_during(own, chance, raw.post(own, path, body), 0.004)
         items = own.call("GET", f"{path}?limit=1000")[1]["items"]
-        assert 50 < len(items) <= 100
+        assert 10 < len(items) <= 100, "of some only a part was sent, or the reset came before they were read"
         for item in items:
-            shown = own.call("GET", f"{path}/{item['id']}?wait_seconds=30")[1]
+            shown = own.ended(f"{path}/{item['id']}")
             assert (shown["exit"]["reason"], shown["exit"]["code"]) == ("exited", 0)
         assert own.call("DELETE", f"/sandboxes/{sandbox}")[0] == 204
 

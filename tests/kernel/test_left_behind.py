@@ -43,8 +43,8 @@ def test_ended_executions_hold_no_descriptor_and_little_memory(small: Service) -
         status, answer = start(small, sandbox, *command)
         assert status == 201, answer
         ended.append(f"/sandboxes/{sandbox}/executions/{answer['id']}")
-        assert small.call("GET", f"{ended[-1]}?wait_seconds=30")[1]["exit"]["code"] == 0
-    assert len(host.descriptors(gateway)) <= descriptors + 1 + FEW
+        assert small.ended(ended[-1])["exit"]["code"] == 0
+    host.until(lambda: len(host.descriptors(gateway)) <= descriptors + 1 + FEW, "none of them has any")
     assert host.resident_mib(gateway) - memory <= 16
     assert small.output(ended[-1]) == small.output(ended[-1], "stderr") == bytes(CHANNEL)
     first = small.call("GET", ended[0])[1]  # its share of the disk is 32 MiB
@@ -76,12 +76,12 @@ def test_descriptors_for_what_is_left_behind_are_bounded(small: Service) -> None
         status, answer = start(small, sandbox, "sh", "-c", "sleep 1000 & exit 0")
         assert status == 201, answer
         left.append(f"/sandboxes/{sandbox}/executions/{answer['id']}")
-        assert small.call("GET", f"{left[-1]}?wait_seconds=30")[1]["exit"]["code"] == 0
+        assert small.ended(left[-1])["exit"]["code"] == 0
     status, refused = start(small, sandbox, "true")
     assert (status, refused["type"]) == (429, "/problems/capacity_exceeded")
     assert refused["budget"] == "executions that run or have left processes behind"
     assert refused["holder"] == "sandbox"
-    assert len(host.descriptors(gateway)) <= before + 2 * 16 + FEW
+    host.until(lambda: len(host.descriptors(gateway)) <= before + 2 * 16 + FEW, "each has two at most")
     assert small.run(other, "echo", "fine")["stdout"] == "fine\n"
     assert small.call("DELETE", left[0])[0] == 204
     assert small.run(sandbox, "echo", "fine")["stdout"] == "fine\n"

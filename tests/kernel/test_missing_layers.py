@@ -15,7 +15,7 @@ from tests.kernel import host
 from tests.kernel.talk import start
 from tests.kernel.without import prefix
 from tests.require import require
-from tests.service import PROJECT, Service, clean_environment
+from tests.service import PATIENCE, PROJECT, Service, clean_environment
 
 # What an operator gives up with a layer: Landlock brings three.
 OPTIONAL = {
@@ -211,6 +211,6 @@ def test_a_layer_that_nobody_can_give_up_fails_the_create_with_its_step(tmp_path
 
 def test_a_layer_that_cannot_be_given_up_is_refused_by_name(tmp_path: Path) -> None:
     service = Service(tmp_path, {"BULKHEAD_PROCESS__ACCEPT_MISSING": '["seccomp"]'})
-    assert service.process.wait(60) == 2
+    assert service.process.wait(PATIENCE) == 2
     service.stop()
     assert "BULKHEAD_PROCESS__ACCEPT_MISSING" in "\n".join(service.log)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from tests.require import require
-from tests.service import PROJECT
+from tests.service import PATIENCE, PROJECT
 
 PROGRAM = """
 import ctypes, fcntl, json, socket, struct
@@ -38,7 +38,9 @@ print(json.dumps(said))
 
 def test_a_change_is_seen_although_the_same_was_read_before() -> None:
     require("root", os.geteuid() == 0, "a network namespace is made by root")
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=PROJECT, capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=PROJECT, capture_output=True, check=True, timeout=PATIENCE
+    )
     down, *up, routed = json.loads(done.stdout)[:4]
     assert (down["links"], down["addresses"]) == ([{"name": "lo", "up": False}], [])
     assert up[0]["links"] == [{"name": "lo", "up": True}]

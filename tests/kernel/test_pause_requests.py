@@ -116,7 +116,7 @@ def test_a_worker_that_does_not_hold_still_costs_its_own_sandbox_the_pause_and_n
         with pytest.raises(Refused) as refused:
             hostile.answer(pause)
         assert (refused.value.step, refused.value.errno) == ("pause", errno.ETIMEDOUT)
-        assert 1.9 < time.monotonic() - began < 4
+        assert time.monotonic() - began > 1.9
         host.until(lambda: b"more" in output(read), "it runs as before")
         os.kill(worker, signal.SIGCONT)
         hostile.ask(PAUSE, name("one"))

@@ -108,7 +108,7 @@ def test_program_works(name: str, service: Service, sandbox: str) -> None:
         require_program(name)
     printed, script = SCRIPTS[name]
     script = "set -e; cd $(mktemp -d)\n" + textwrap.dedent(script)
-    done = service.run(sandbox, "bash", "-c", script, env={"HOME": "/tmp"}, timeout_seconds=25)
+    done = service.run(sandbox, "bash", "-c", script, env={"HOME": "/tmp"}, timeout_seconds=200)
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, printed, ""), done
 
 
@@ -172,7 +172,7 @@ SERVERS = {  # what talks to itself over TCP and UDP, and says so when all was a
         with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
             server.RequestHandlerClass.log_message = lambda *_: None
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            assert urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=20).status == 200
+            assert urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=100).status == 200
             server.shutdown()
         async def datagrams():
             loop, got = asyncio.get_running_loop(), asyncio.Event()
@@ -183,7 +183,7 @@ SERVERS = {  # what talks to itself over TCP and UDP, and says so when all was a
             transport, _ = await loop.create_datagram_endpoint(Take, address, **options)
             sender, _ = await loop.create_datagram_endpoint(Take, remote_addr=transport.get_extra_info("sockname"))
             sender.sendto(b"x")
-            await asyncio.wait_for(got.wait(), 20)
+            await asyncio.wait_for(got.wait(), 100)
         asyncio.run(datagrams())
         assert socket.if_nameindex() == [(1, "lo")]
         print("answered")
@@ -301,6 +301,6 @@ def test_server_works_in_the_profile_loopback(name: str, service: Service) -> No
         require_program(name)
     sandbox = service.create(policy={"profile": "loopback"})
     script = "set -e; cd $(mktemp -d)\n" + textwrap.dedent(SERVERS[name])
-    done = service.run(sandbox, "bash", "-c", script, wait=60, env={"HOME": "/tmp"}, timeout_seconds=25)
+    done = service.run(sandbox, "bash", "-c", script, env={"HOME": "/tmp"}, timeout_seconds=200)
     service.call("DELETE", f"/sandboxes/{sandbox}")
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, ANSWER, ""), done

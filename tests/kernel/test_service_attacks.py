@@ -80,7 +80,7 @@ def test_no_secret_shows_up_anywhere(keyed: Service) -> None:
         path = f"/sandboxes/{where}/executions"
         answer = call(keyed, "POST", path, {"command": ["sh", "-c", look]})[1]
         execution = f"{path}/{answer['id']}"
-        assert call(keyed, "GET", f"{execution}?wait_seconds=30")[1]["exit"]["code"] == 0
+        assert call(keyed, "GET", f"{execution}?wait_seconds=60")[1]["exit"]["code"] == 0
         text = str(call(keyed, "GET", f"{execution}/output")[1])
         assert ("TOKEN=" + SECRET in text) is (where == sandbox), "its own environment, and nobody else's"
         shown += [json.dumps(answer), text.replace("TOKEN=" + SECRET, "")]

@@ -54,7 +54,7 @@ def create(service: Service) -> Iterator[Create]:
 
 
 def run(service: Service, sandbox: str, *command: str) -> dict[str, Any]:
-    return service.run(sandbox, *command, env={"HOME": "/tmp"}, timeout_seconds=25)
+    return service.run(sandbox, *command, env={"HOME": "/tmp"}, timeout_seconds=200)
 
 
 @pytest.mark.parametrize("cpus", [0.5, 1, 1.5])

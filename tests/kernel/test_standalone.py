@@ -18,7 +18,7 @@ from app.settings.process import ProcessSettings
 from tests.kernel import host
 from tests.kernel.test_start import status_of
 from tests.require import require
-from tests.service import PROJECT, Service, clean_environment
+from tests.service import PATIENCE, PROJECT, Service, clean_environment
 
 GATEWAY, EGRESS = 64_123, 64_125
 AS_GATEWAY = ("setpriv", f"--reuid={GATEWAY}", f"--regid={GATEWAY}", "--clear-groups")
@@ -29,7 +29,7 @@ def bulkhead(*arguments: str, prefix: tuple[str, ...] = (), **env: str) -> tuple
     """(status, stderr) of a command that ends by itself."""
     command = [*prefix, sys.executable, "-m", "app.cli", *arguments]
     env = clean_environment() | env
-    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
 
@@ -53,7 +53,7 @@ def launcher(socket: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        assert process.wait(30) == 0, process.stderr.read()
+        assert process.wait(PATIENCE) == 0, process.stderr.read()
         process.stderr.close()
 
 
@@ -79,7 +79,7 @@ def egress(socket: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
         process.stderr.close()
 
 
@@ -136,7 +136,7 @@ def test_a_gateway_that_is_killed_leaves_no_sandbox_and_a_launcher_that_serves_t
         with gateway(folder / "one", socket) as service:
             uid = host.host_uid(service, service.create())
             service.process.kill()
-            service.process.wait(10)
+            service.process.wait(PATIENCE)
             host.until(lambda: not host.processes_of(uid), "its sandbox ends with it")
         with gateway(folder / "two", socket) as service:
             assert service.run(service.create(), "echo", "next")["stdout"] == "next\n"
@@ -243,7 +243,7 @@ def test_check_says_whether_an_egress_process_answers_also_beside_a_gateway(fold
         status, said = bulkhead(*check, prefix=other)
         assert (status, "Permission denied" in said) == (1, True), said
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
         status, said = bulkhead(*check, prefix=AS_EGRESS)
         assert (status, "Connection refused" in said) == (1, True), said
 

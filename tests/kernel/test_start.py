@@ -14,7 +14,7 @@ from app.keys import new_key
 from tests.kernel import host
 from tests.kernel.talk import start
 from tests.require import require
-from tests.service import PROJECT, Service, clean_environment
+from tests.service import PATIENCE, PROJECT, Service, clean_environment
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -34,7 +34,7 @@ def serve(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stderr
 

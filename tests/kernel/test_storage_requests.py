@@ -15,7 +15,7 @@ import pytest
 
 from tests.kernel.test_disks import operators_disk
 from tests.require import require
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 MIB = 1 << 20
 OPERATOR_MIB, RESERVE_MIB = 400, 64
@@ -35,13 +35,13 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def run(service: Service, *command: str, **body: Any) -> dict[str, Any]:
-    status, answer = service.call("POST", "/run", {"command": list(command), **body}, timeout=60)
+    status, answer = service.call("POST", "/run", {"command": list(command), **body}, timeout=PATIENCE)
     assert status == 200, answer
     return dict(answer)
 
 
 def upload(service: Service, sandbox: str, size: int) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request("PUT", f"/sandboxes/{sandbox}/files?path=f", bytes(size))
         answer = connection.getresponse()

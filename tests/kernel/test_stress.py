@@ -28,7 +28,7 @@ def test_only_the_sandbox_itself_pays_for_being_at_all_its_limits(service: Servi
     for execution in executions:
         path = f"/sandboxes/{sandbox}/executions/{execution['id']}"
         rest("DELETE", path)
-        used += rest("GET", f"{path}?wait_seconds=30")[1]["exit"]["cpu_seconds"]
+        used += service.ended(path)["exit"]["cpu_seconds"]
     rest.delete(sandbox)
     rest.close()
     for name in ("create", "execute"):

@@ -73,7 +73,7 @@ def test_server_that_is_killed_and_started_again_loses_the_execution_and_not_the
     running = place.start(sandbox, "sh", "-c", "echo begun; echo $$ >/workspace/pid; sleep 1000")
     running.saw(b"begun\n")
     machine.kill_server()
-    ended = running.exit(60)
+    ended = running.exit()
     assert (ended["reason"], ended["code"], ended["signal"]) == ("lost", None, None)
     assert running.out() == b"begun\n"
     machine.wait_for_server()
@@ -107,7 +107,7 @@ def test_box_that_is_killed_from_outside_is_a_failed_sandbox_with_lost_execution
     running.saw(b"begun\n")
     box = place.show(sandbox)["isolation"]["box_id"]
     machine.kill_box(box)
-    ended = running.exit(60)
+    ended = running.exit()
     assert ended["reason"] == "lost"
     wait(lambda: place.show(sandbox)["state"] == "failed", "the sandbox is failed")
     assert "box" in place.show(sandbox)["state_reason"]

@@ -23,7 +23,7 @@ from app.serving.slot import release, take_slot
 from app.serving.supervisor import launcher_config
 from app.settings import Settings
 from tests.kernel.egress_double import EgressDouble
-from tests.service import PROJECT
+from tests.service import PATIENCE, PROJECT
 
 SCRIPT = Path(__file__).with_name("mutant_launcher.py")
 _POLICY = Policy()
@@ -56,7 +56,9 @@ class Launcher:
 
     def __enter__(self) -> Self:
         assert self._process.stdout is not None
-        ready = select.select([self._process.stdout], [], [], 30)[0] and self._process.stdout.readline() == b"ready\n"
+        ready = (
+            select.select([self._process.stdout], [], [], PATIENCE)[0] and self._process.stdout.readline() == b"ready\n"
+        )
         if not ready:
             said = self._end()
             raise AssertionError(f"the launcher did not start: {said.decode()}")
@@ -64,7 +66,7 @@ class Launcher:
 
     def _end(self) -> bytes:
         self._process.terminate()
-        _, said = self._process.communicate(timeout=30)
+        _, said = self._process.communicate(timeout=PATIENCE)
         # In a process of its own: it leaves descriptors open, as it is the last that a supervisor does.
         code = "import sys; from app.serving.supervisor import remove_groups; remove_groups(sys.argv[1])"
         subprocess.run([sys.executable, "-c", code, self.cgroup], cwd=PROJECT, check=True)

@@ -15,6 +15,7 @@ from app.core.policy import Policy
 from app.launcher.daemon import cgroup_mounts
 from app.launcher.daemon.cgroup_files import field
 from tests.kernel.attacks.mutants import Launcher
+from tests.service import PATIENCE
 
 STORM = "import os\nfor _ in range(6): os.fork()\nwhile True: os.kill(1, 17)"
 
@@ -40,7 +41,7 @@ async def test_busy_worker_is_stopped_by_its_own_limit_and_no_other_is(tmp_path:
         spec = SandboxSpec("process", Limits(), Policy())
         busy, quiet = [await backend.create(name, spec) for name in ("busy", "quiet")]
         storm = asyncio.create_task(execute(busy, "python3", "-c", STORM))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while throttled(launcher.cgroup, busy) < 3:
                 assert await execute(quiet, "true") == (ExitReason.EXITED, 0)
         assert throttled(launcher.cgroup, quiet) == 0

@@ -80,7 +80,7 @@ def test_no_descriptor_is_inherited(service: Service, sandbox: str) -> None:
     for body in ({}, {"stdin": "open"}, {"env": {"LARGE": "x" * 100_000}}):
         done = service.call("POST", f"/sandboxes/{sandbox}/executions", {"command": argv_inside(), **body})[1]
         path = f"/sandboxes/{sandbox}/executions/{done['id']}"
-        service.call("GET", f"{path}?wait_seconds=30")
+        service.ended(path)
         assert service.output(path) == b"[0, 1, 2, 3]\n", body  # 3 is the listing itself
 
 

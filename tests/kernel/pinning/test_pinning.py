@@ -29,7 +29,7 @@ PROCESSES, MILLISECONDS = (100, 2500) if WHOLE else (4, 250)
 MOST_MIB = 32 if WHOLE else 16
 LIMITS = {"memory_mib": 2048, "disk_mib": 256, "processes": 128, "cpus": 2}
 ON_A_TERMINAL = ("opens_of_a_terminal",)
-ROUNDS = 3  # others work on this host too: what a probe takes it takes in each of them
+ROUNDS = 8  # others work on this host too: what a probe takes it takes in each of them
 LOOPBACK = ("tcp_streams", "tcp_single_bytes", "tcp_backlogs", "tcp_goodbyes", "netlink_answers")
 
 # What a sandbox can take beyond MOST_MIB: at most so many MiB. docs/threat-model.md has the reasons.
@@ -178,12 +178,12 @@ def test_kernel_memory_of_a_sandbox_is_charged(service: Service, pin: Path, name
 def test_probe_takes_memory_of_the_host_outside_of_a_sandbox(pin: Path, name: str) -> None:
     """Control: the kernel does it, and what it takes is seen."""
     require("root", os.geteuid() == 0, "as root nothing is refused")
-    assert any(grown_outside(pin, name) > MOST_MIB * MIB for _ in range(ROUNDS))
+    assert any(grown_outside(pin, name, 500 * (1 + turn)) > MOST_MIB * MIB for turn in range(ROUNDS))
 
 
-def grown_outside(pin: Path, name: str) -> int:
+def grown_outside(pin: Path, name: str, milliseconds: int) -> int:
     before = Reading.take(None)
-    with outside(pin, name, 500):
+    with outside(pin, name, milliseconds):
         return Reading.take(None).grown_since(before)
 
 
@@ -204,32 +204,46 @@ def test_probe_that_is_refused_inside_works_outside(pin: Path, name: str) -> Non
 
 
 def test_what_a_probe_took_before_it_was_ended_is_seen(service: Service, pin: Path) -> None:
-    taken, told = measure(service, "default", pin, "record_locks", milliseconds=10_000)
-    assert "resource_limit" in told
-    assert 8 * MIB < taken < 80 * MIB
+    rounds: list[str] = []
+    while len(rounds) < ROUNDS:
+        taken, told = measure(service, "default", pin, "record_locks", milliseconds=30_000)
+        assert "resource_limit" in told
+        if 8 * MIB < taken < 80 * MIB:
+            return
+        rounds.append(told)
+    raise AssertionError(rounds)
 
 
 @pytest.mark.parametrize("name", ["full_pipes", "unix_datagrams", "tables_of_huge_pages"])
 def test_what_is_charged_is_not_counted(service: Service, pin: Path, name: str) -> None:
     """The other control: it takes much, and the sandbox pays."""
-    with room_of(service, "default", pin) as (sandbox, room):
-        before = Reading.take(room)
-        probe = start(service, sandbox, "./pin", name, "4", "500", stdin="open")
-        probe.saw(b"\n")
-        after = Reading.take(room)
-        probe.delete()
-    assert after.grown_since(before) > 64 * MIB
-    assert after.charged - before.charged > 64 * MIB
+    rounds: list[tuple[int, int]] = []
+    while len(rounds) < ROUNDS:
+        with room_of(service, "default", pin) as (sandbox, room):
+            before = Reading.take(room)
+            probe = start(service, sandbox, "./pin", name, "4", str(500 * (1 + len(rounds))), stdin="open")
+            probe.saw(b"\n")
+            after = Reading.take(room)
+            probe.delete()
+        rounds.append((after.grown_since(before), after.charged - before.charged))
+        if min(rounds[-1]) > 64 * MIB:
+            return
+    raise AssertionError(rounds)
 
 
 def test_what_the_service_pays_for_is_counted(service: Service, pin: Path) -> None:
     """As if a sandbox made it pay: the probe runs in the group of the tests, in which launcher and gateway are."""
-    with room_of(service, "default", pin) as (_, room):
-        own = groups_of_service(service, room)
-        before, others = Reading.take(room, own), Reading.take(room)
-        with outside(pin, "full_pipes", 500):
-            assert Reading.take(room, own).uncharged_since(before) > 64 * MIB
-            assert Reading.take(room).uncharged_since(others) < MOST_MIB * MIB, "control: anybody else pays"
+    rounds: list[tuple[int, int]] = []
+    while len(rounds) < ROUNDS:
+        with room_of(service, "default", pin) as (_, room):
+            own = groups_of_service(service, room)
+            before, others = Reading.take(room, own), Reading.take(room)
+            with outside(pin, "full_pipes", 500 * (1 + len(rounds))):
+                after, after_others = Reading.take(room, own), Reading.take(room)
+        rounds.append((after.uncharged_since(before), after_others.uncharged_since(others)))
+        if rounds[-1][0] > 64 * MIB and rounds[-1][1] < MOST_MIB * MIB:  # the control: anybody else pays
+            return
+    raise AssertionError(rounds)
 
 
 WRITABLE = """

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.kernel import host
 from tests.kernel.proxied.world import (
     HOST,
     NET,
@@ -122,6 +123,11 @@ class Proxied:
         status, answer = self.service.call("GET", f"/sandboxes/{sandbox}/network?limit=500")
         assert status == 200, answer
         return list(answer["items"])
+
+    def some_events(self, sandbox: str) -> list[dict[str, Any]]:
+        """Once there are any. A refusal is told before the program notices it, the end of a connection after."""
+        host.until(lambda: self.events(sandbox), "an event is told")
+        return self.events(sandbox)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.kernel.proxied.test_process import ASK
 from tests.kernel.proxied.world import NET
 from tests.kernel.talk import start
 from tests.kernel.test_standalone import GATEWAY, egress, egress_folder, folder, gateway, launcher
-from tests.service import Service
+from tests.service import PATIENCE, Service
 
 __all__ = ["folder"]  # a fixture
 
@@ -114,7 +114,7 @@ def test_gateway_that_ends_leaves_an_egress_process_that_serves_the_next(
                 assert "200 OK" in service.run(sandbox, "python3", "-c", ASK)["stdout"]
                 used.add(epolls(process.pid))
                 service.process.kill()
-                service.process.wait(10)
+                service.process.wait(PATIENCE)
             host.until(lambda: epolls(process.pid) == max(used) - 1, "nothing of its sandbox is left")
         assert len(used) == 1
         assert process.poll() is None

@@ -164,6 +164,6 @@ def test_service_ends_soon_although_the_egress_process_hangs(tmp_path: Path) -> 
         network = {"mode": "proxy", "allow": ["www.example.org:443"]}
         start(service, service.create(policy={"network": network}), "sleep", "1000")
         os.kill(service.children()["egress"], signal.SIGSTOP)
-        assert service.stop(10) == 0
+        assert service.stop() == 0
     with host.kept(first):
         assert host.left_of(first) == []

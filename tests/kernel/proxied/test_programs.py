@@ -55,7 +55,7 @@ PYTHON = """
     python3 - <<'END'
     import urllib.request
     for scheme in ("http", "https"):
-        answer = urllib.request.urlopen(f"{scheme}://www.example.org/answer", timeout=20).read()
+        answer = urllib.request.urlopen(f"{scheme}://www.example.org/answer", timeout=100).read()
         assert answer == b"answered\\n", answer
     print("answered")
     END
@@ -161,9 +161,9 @@ def answer_of(proxied: Proxied, allow: Sequence[Rule], script: str, env: Mapping
     sandbox = proxied.sandbox(*allow)
     script = "set -e -o pipefail; cd $(mktemp -d)\n" + textwrap.dedent(script)
     command = ("bash", "-c", script)
-    done = proxied.service.run(sandbox, *command, wait=50, env={"HOME": "/tmp", **env}, timeout_seconds=40)
+    done = proxied.service.run(sandbox, *command, env={"HOME": "/tmp", **env}, timeout_seconds=2000)
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, ANSWER, ""), (done, proxied.events(sandbox))
-    told = proxied.events(sandbox)
+    told = proxied.some_events(sandbox)
     assert {(event["kind"], event["verdict"], event["reason"]) for event in told} <= {("connection", "allowed", None)}
     assert {event["address"] for event in told} == {HOST}
 
@@ -224,7 +224,7 @@ def test_repository_that_may_only_be_read_cannot_be_pushed_to(proxied: Proxied, 
         git push -q origin HEAD:refs/heads/not-permitted
     """
     before = len(internet.tls.requests)
-    done = proxied.service.run(sandbox, "sh", "-c", f"cd /tmp; {script}", env={"HOME": "/tmp"}, timeout_seconds=20)
+    done = proxied.service.run(sandbox, "sh", "-c", f"cd /tmp; {script}", env={"HOME": "/tmp"}, timeout_seconds=200)
     assert done["stdout"] == ANSWER
     assert done["exit"]["code"] != 0
     assert "403" in done["stderr"]
@@ -284,7 +284,7 @@ def test_program_without_tcp_nodelay_need_not_wait_before_its_request(proxied: P
         assert proxied.service.run(sandbox, "python3", "-c", NAGLE)["exit"]["code"] == 0
         return delayed_acknowledgements(worker) == before
 
-    assert any(is_acknowledged_at_once() for _ in range(20))
+    assert any(is_acknowledged_at_once() for _ in range(60))
 
 
 def test_next_egress_process_signs_with_the_same_authority(service: Service, proxied: Proxied) -> None:

@@ -16,14 +16,14 @@ import pytest
 from tests.kernel.host import has_in_memory, until
 from tests.kernel.proxied.conftest import OPERATORS_SECRETS, Internet, Proxied
 from tests.kernel.proxied.world import Authority, WebServer
-from tests.service import PROJECT, Service, clean_environment
+from tests.service import PATIENCE, PROJECT, Service, clean_environment
 
 CANARY = "canary-9c41e7"  # the client's own
 OPERATORS = "canary-operators-5d20"
 WWW, FILES = "www.example.org", "files.example.org"
 READ = [{"host": host, "ports": [80, 443], "http": [{}]} for host in (WWW, FILES)]
 SECRETS = {"TOKEN": {"value": CANARY, "hosts": [WWW]}, "LLM": {"from": "llm"}}
-CURL = "curl -sS --max-time 20"
+CURL = "curl -sS --max-time 100"
 
 
 def secrets_file(path: Path, content: str) -> None:
@@ -237,7 +237,7 @@ def test_the_command_line_takes_a_value_from_a_file(service: Service, internet: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (ended.returncode, ended.stdout) == (0, "answered\n"), ended.stderr
     assert last_request(internet.tls)[1]["x-key"] == f"{CANARY} {OPERATORS}"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kernel.proxied.conftest import Internet, Proxied
 from tests.kernel.proxied.world import HOST, OTHER
-from tests.service import Service, clean_environment
+from tests.service import PATIENCE, Service, clean_environment
 
 WEB = ["*.example.org:80"]
 INSIDE = "inside.example.org"
@@ -37,7 +37,7 @@ def told(event: dict[str, Any]) -> tuple[Any, ...]:
 def test_connection_is_told_with_its_rule_and_its_bytes(proxied: Proxied) -> None:
     sandbox = proxied.sandbox(*WEB)
     proxied.service.run(sandbox, *curl("www.example.org"))
-    (event,) = proxied.events(sandbox)
+    (event,) = proxied.some_events(sandbox)
     assert told(event) == ("connection", "allowed", "www.example.org", HOST, 80, None)
     assert event["rule"] == "*.example.org:80"
     assert event["bytes_sent"] > len("GET /answer HTTP/1.1\r\n\r\n")
@@ -79,7 +79,7 @@ def test_command_line_names_what_was_refused_and_the_option_that_permits_it(serv
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     assert [line for line in done.stderr.splitlines() if line.startswith("bulkhead")] == [

@@ -32,6 +32,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from tests.kernel import host
+from tests.service import PATIENCE
 
 # Of the loopback network this process takes addresses of its own: another run on this host has others.
 _OWN = divmod(os.getpid() % 16_384, 256)
@@ -343,7 +344,7 @@ def redis() -> Iterator[None]:
 def wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
     def answers() -> bool:
         assert server.poll() is None, "the server has ended"
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, port), 10):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, port), PATIENCE):
             return True
         return False
 
