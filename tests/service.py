@@ -126,7 +126,7 @@ class Service:
         for _ in range(PATIENCE // POLL):
             status, answer = self.call("GET", f"{path}?wait_seconds={POLL}")
             assert status == 200, answer
-            if answer["exit"] is not None:
+            if answer["state"] == "ended":
                 return dict(answer)
         raise AssertionError(f"it runs on: {answer}")
 

@@ -42,9 +42,9 @@ class Product:
         for _ in range(0, wait, WAIT):
             status, answer = self.call("GET", f"{path}?wait_seconds={WAIT}")
             assert status == 200, answer
-            if answer["exit"] is not None:
+            if answer["state"] == "ended":
                 break
-        assert answer["exit"] is not None, f"it runs on after {wait} s: {answer}"
+        assert answer["state"] == "ended", f"it runs on after {wait} s: {answer}"
         for channel in ("stdout", "stderr"):
             status, raw = self.ask("GET", f"{path}/output?channel={channel}&limit=4194304")
             assert status == 200, raw

@@ -36,12 +36,13 @@ def run(service: Service, sandbox: str, *command: str, **limits: float) -> dict[
 
 
 def test_processor_time_of_all_its_processes_has_a_limit(service: Service, sandbox: str) -> None:
-    sleeping = start(service, sandbox, "sleep", "600", limits={"cpu_seconds": 0.5})
-    said = run(service, sandbox, "python3", "-c", BURN, cpu_seconds=0.5)
+    # Its start alone took half a second in a busy emulated machine.
+    sleeping = start(service, sandbox, "sleep", "600", limits={"cpu_seconds": 2})
+    said = run(service, sandbox, "python3", "-c", BURN, cpu_seconds=2.5)
     exit_ = said["exit"]
     assert (exit_["reason"], exit_["code"], exit_["signal"]) == ("cpu_limit", None, "SIGKILL")
-    assert "its limit is 0.5 s" in exit_["detail"]
-    assert exit_["cpu_seconds"] >= 0.5
+    assert "its limit is 2.5 s" in exit_["detail"]
+    assert exit_["cpu_seconds"] >= 2.5
     usage = service.call("GET", f"/sandboxes/{sandbox}/usage")[1]
     assert usage["processes"] == 1, "the sleeping one, which has used nothing"
     assert sleeping.show()["state"] == "running"

@@ -111,7 +111,10 @@ def test_a_fork_bomb_stops_and_is_ended_while_it_is_paused(service: Service, san
 
 def test_deletes_beside_what_stays_paused(service: Service, sandbox: str) -> None:
     kept, uid = counter(service, sandbox), host.host_uid(service, sandbox)
-    doomed = [start(service, sandbox, "sh", "-c", MANY.format(20)) for _ in range(2)]
+    # All begin before any of them is busy: a command has 5 s to begin.
+    doomed = [start(service, sandbox, "sh", "-c", "read line; " + MANY.format(20), stdin="open") for _ in range(2)]
+    for running in doomed:
+        assert service.call("PUT", f"{running.path}/stdin?eof=true")[0] == 204
     for running in doomed:
         running.saw(b"up")
     pause(service, sandbox)

@@ -161,7 +161,7 @@ def answer_of(proxied: Proxied, allow: Sequence[Rule], script: str, env: Mapping
     sandbox = proxied.sandbox(*allow)
     script = "set -e -o pipefail; cd $(mktemp -d)\n" + textwrap.dedent(script)
     command = ("bash", "-c", script)
-    done = proxied.service.run(sandbox, *command, env={"HOME": "/tmp", **env}, timeout_seconds=2000)
+    done = proxied.service.run(sandbox, *command, env={"HOME": "/tmp", **env}, timeout_seconds=200)
     assert (done["exit"]["code"], done["stdout"], done["stderr"]) == (0, ANSWER, ""), (done, proxied.events(sandbox))
     told = proxied.some_events(sandbox)
     assert {(event["kind"], event["verdict"], event["reason"]) for event in told} <= {("connection", "allowed", None)}
