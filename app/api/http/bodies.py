@@ -15,7 +15,7 @@ from app.api.context import BODY_LIMIT, RUN_BODY_LIMIT, context_of, visitor_of
 from app.api.http.complexity import check_complexity
 from app.api.http.disconnect import ClientDisconnected
 from app.api.http.errors import BodyTooSlow, UnsupportedMediaType
-from app.api.http.validation import invalid_request, refuse_doubled_keys
+from app.api.http.validation import invalid_request, refuse_doubled_keys, refuse_fewer_names
 from app.core.errors import FieldError, InvalidRequest, PayloadTooLarge
 from app.core.timeslices import TimeSlices
 
@@ -28,16 +28,18 @@ async def read_json(request: Request, model: type[M]) -> M:
     """Raises UnsupportedMediaType, PayloadTooLarge, InvalidRequest; ClientDisconnected when the client disconnects."""
     _check_media_type(request)
     body = await read_body(request)
-    await check_complexity(body)
+    names = await check_complexity(body)
     try:
         found = model.model_validate_json(body)
     except ValidationError as error:
         if not body:
             raise InvalidRequest.at("", "the body is empty; send a JSON object, {} for all defaults") from None
         raise invalid_request(error, model) from None
-    if len(body) > _LARGE:  # each of the two takes a slice of its own
-        await TimeSlices.of_loop().next()
-    refuse_doubled_keys(body)
+    if names is None or len(body) <= _LARGE:
+        refuse_doubled_keys(body)
+    else:
+        await TimeSlices.of_loop().next()  # each of the two takes a slice of its own
+        refuse_fewer_names(body, names)
     return found
 
 

@@ -21,14 +21,15 @@ _AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _PIECE = 64 * 1024
 
 
-async def check_complexity(body: bytes) -> None:
-    """Raises InvalidRequest. Returns at the beginning of a slice, which the parser of a large body needs for itself. It
-    does not refuse invalid JSON: the parser does, and stops there."""
+async def check_complexity(body: bytes) -> int | None:
+    """The number of names in all objects of a body that is valid JSON; None where the body is small and they were not
+    counted. Raises InvalidRequest. Returns at the beginning of a slice, which the parser of a large body needs for
+    itself. It does not refuse invalid JSON: the parser does, and stops there."""
     is_small = len(body) * max(weight for _, weight in _WEIGHTS) <= MOST
     if is_small and not _has_long_number(body):
-        return
+        return None
     slices = TimeSlices.of_loop()
-    at = weight = inside = 0  # inside: 1 in the middle of a string
+    at = weight = names = inside = 0  # inside: 1 in the middle of a string
     while at < len(body):
         if slices.over:
             await slices.next()
@@ -41,6 +42,7 @@ async def check_complexity(body: bytes) -> None:
         inside = (inside + len(parts) - 1) % 2
         if _has_long_number(outside):
             raise InvalidRequest.at("", f"the body has a number with more than {DIGITS} digits in a row")
+        names += outside.count(b":")
         weight += sum(outside.count(sign) * cost for sign, cost in _WEIGHTS)
         if weight > MOST:
             raise InvalidRequest.at(
@@ -49,6 +51,7 @@ async def check_complexity(body: bytes) -> None:
                 "eight",
             )
     await slices.next()
+    return names
 
 
 def _has_long_number(text: bytes) -> bool:

@@ -127,6 +127,20 @@ async def test_key_that_is_there_twice_is_refused(body: str, key: str) -> None:
     assert error == {"pointer": "", "detail": f"the key {key!r} occurs twice in one object"}
 
 
+@pytest.mark.parametrize("text", ["x", '\\\\\\"a\\":', "{:", "\u00e9\\u003a"])
+async def test_key_that_is_there_twice_in_a_large_body_is_refused_and_what_looks_like_one_is_not(text: str) -> None:
+    """Its keys are counted before and after it is read."""
+    headers = {"content-type": "application/json"}
+    once = '"files":[{"path":"a","content":"%s"},{"path":"b:","content":"b"}]' % (text * 300_000)
+    for more in (',"env":{"A":"1","A":"1"}', ',"files":[{"path":"c","content":"c"}]', ',"command":["cat"]'):
+        content = f'{{"command":["cat"],{once}{more}}}'.encode()
+        error = await refused("POST", "/run", content=content, headers=headers)
+        assert error == {"pointer": "", "detail": "the body has a key twice in one object"}
+    async with Service().client() as client:
+        content = f'{{"command":["exit","0"],{once},"env":{{"A":"1","B":"1"}}}}'.encode()
+        assert (await client.post("/run", content=content, headers=headers)).status_code == 200
+
+
 async def test_key_that_is_there_many_times_is_refused_before_all_of_them_are_looked_at() -> None:
     body = "{" + ",".join(['"limits":{}'] * (OBJECTS + 1)) + "}"
     error = await refused("POST", "/sandboxes", content=body, headers={"content-type": "application/json"})
