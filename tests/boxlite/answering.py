@@ -118,5 +118,5 @@ async def raw_server(
 
     async with await asyncio.start_server(begin, "127.0.0.1", 0) as listener:
         yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.gather(*talking)

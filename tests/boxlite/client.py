@@ -69,7 +69,7 @@ async def rest(socket: ClientConnection, said: CommandResult | None = None) -> C
     return said
 
 
-async def until(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10) -> None:
+async def until(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 60) -> None:
     """For what has no event of its own: asked again until it holds."""
     async with asyncio.timeout(seconds):
         while True:
@@ -82,7 +82,7 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10
 def plain_http(double: Double) -> httpx.AsyncClient:
     """With the key, without the proxies of the environment, and without certificates, which take 30 ms to load."""
     headers = {"authorization": f"Bearer {double.key}"}
-    return httpx.AsyncClient(base_url=double.url, headers=headers, trust_env=False, timeout=20, verify=False)
+    return httpx.AsyncClient(base_url=double.url, headers=headers, trust_env=False, timeout=60, verify=False)
 
 
 class Client:
@@ -155,7 +155,8 @@ class Client:
     @asynccontextmanager
     async def attached(self, path: str, query: str = "") -> AsyncIterator[ClientConnection]:
         url = f"{self._base}{path}/attach{query}"
-        async with connect(url, additional_headers=self._headers, proxy=None, max_size=None, close_timeout=1) as socket:
+        options: dict[str, Any] = {"max_size": None, "open_timeout": 60, "ping_timeout": None, "close_timeout": 1}
+        async with connect(url, additional_headers=self._headers, proxy=None, **options) as socket:
             yield socket
 
     async def follow(self, path: str, *, stdin: bytes | None = b"") -> CommandResult:

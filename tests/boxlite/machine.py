@@ -153,7 +153,7 @@ class MachineStart:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(30)
+            self.process.wait(60)
         finally:
             assert self.process.stdout is not None
             self.process.stdout.close()

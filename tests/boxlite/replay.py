@@ -183,7 +183,9 @@ class Replay:
         headers = {"authorization": f"Bearer {key}"}
         url = self._double.url.replace("http", "ws") + self._translate(talk["path"])
         try:
-            socket = await connect(url, additional_headers=headers, proxy=None, max_size=None)
+            socket = await connect(
+                url, additional_headers=headers, proxy=None, max_size=None, open_timeout=60, ping_timeout=None
+            )
         except InvalidStatus as error:
             assert refused, (talk["path"], error.response.status_code, error.response.body)
             assert error.response.status_code == refused["status"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,14 +34,14 @@ async def service(
 
 
 async def refused(live: LiveService, status: int, kind: str, **body: Any) -> dict[str, Any]:
-    answer = await live.client.post("/sandboxes", json={**BODY, **body}, timeout=30)
+    answer = await live.client.post("/sandboxes", json={**BODY, **body}, timeout=60)
     problem: dict[str, Any] = answer.json()
     assert (answer.status_code, problem["type"].rsplit("/", 1)[-1]) == (status, kind), problem
     return problem
 
 
 async def ended(live: LiveService, path: str) -> dict[str, Any]:
-    answer = await live.client.get(f"{path}?wait_seconds=20", timeout=30)
+    answer = await live.client.get(f"{path}?wait_seconds=60", timeout=90)
     found: dict[str, Any] = answer.json()
     assert found["state"] == "ended", found
     return found
@@ -140,7 +139,7 @@ async def test_a_sandbox_is_creating_until_its_box_runs_and_the_receipt_tells_ho
     async with service(Settings(boot_seconds=0.4)) as (_, live):
         answer = await live.client.post("/sandboxes?wait_seconds=0", json={**BODY, "id": "mine"})
         assert answer.json()["state"] == "creating"
-        found = (await live.client.get("/sandboxes/mine?wait_seconds=20", timeout=30)).json()
+        found = (await live.client.get("/sandboxes/mine?wait_seconds=60", timeout=90)).json()
         assert found["state"] == "running" and found["isolation"]["boot_seconds"] >= 0.4
 
 
@@ -148,7 +147,7 @@ async def test_a_client_that_disconnects_during_a_boot_does_not_disconnect_from_
     async with service() as (r, live):
         boot = Stall(until=asyncio.Event())
         r.double.faults.on(Route.START, boot, times=1)
-        asking = asyncio.get_running_loop().create_task(live.client.post("/sandboxes", json=BODY, timeout=30))
+        asking = asyncio.get_running_loop().create_task(live.client.post("/sandboxes", json=BODY, timeout=60))
         await boot.reached.wait()
         asking.cancel()
         await r.beats(2)
@@ -178,7 +177,7 @@ async def test_a_server_that_is_gone_for_long_fails_the_sandbox_with_the_reason(
 
 async def ready(client: httpx.AsyncClient, *, boxlite: bool) -> httpx.Response:
     """The first answer of /readyz that says so: the edge trusts an earlier one for a second."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             answer = await client.get("/readyz")
             if [item["ready"] for item in answer.json()["runtimes"] if item["name"] == "boxlite"] == [boxlite]:
@@ -186,21 +185,18 @@ async def ready(client: httpx.AsyncClient, *, boxlite: bool) -> httpx.Response:
             await asyncio.sleep(0.05)
 
 
-async def test_readiness_is_the_truth_and_costs_the_other_runtime_nothing() -> None:
-    async with service(timeouts=quick(health_answer=0.3), default="process") as (r, live):
+async def test_readiness_is_the_truth_and_costs_the_other_runtime_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service(timeouts=quick(health_answer=1), default="process") as (r, live):
         assert (await live.client.get("/readyz")).status_code == 200
         r.double.faults.on(Route.LIST, Stall())
         await until(lambda: r.backend._health_check._failure is not None)
         await ready(live.client, boxlite=False)
-        began = time.perf_counter()
         runtimes = {item["name"]: item for item in (await live.client.get("/runtimes")).json()["items"]}
-        assert time.perf_counter() - began < 1
         assert runtimes["process"]["available"] and not runtimes["boxlite"]["available"]
         assert "did not answer" in runtimes["boxlite"]["reason"]
         assert (await live.client.get("/readyz")).status_code == 200, "the default works"
-        began = time.perf_counter()
-        assert (await live.client.post("/sandboxes", json={})).status_code == 201
-        assert time.perf_counter() - began < 1
+        monkeypatch.setattr(r.backend, "ready", asyncio.Event().wait)
+        assert (await live.client.post("/sandboxes", json={})).status_code == 201, "it does not wait for the other"
         r.double.faults.clear()
 
 
@@ -236,7 +232,7 @@ async def test_a_delete_ends_with_sigkill_and_says_what_may_live_on() -> None:
         path = await live.start("sh", "-c", hidden, sandbox=sandbox)
         async with live.stream(path) as socket:
             await socket.recv()
-            assert (await live.client.delete(path, timeout=30)).status_code in {200, 204}
+            assert (await live.client.delete(path, timeout=60)).status_code in {200, 204}
             texts, _ = await frames_of(socket)
         assert texts[-1]["type"] == "exit"
         exit_ = (await ended(live, path))["exit"]
@@ -257,11 +253,16 @@ async def test_a_stream_over_a_cut_has_every_byte_once() -> None:
 
 
 async def test_a_cut_that_is_longer_than_the_backlog_is_a_gap_of_unknown_size() -> None:
-    async with service(timeouts=quick(backoff=(1.0,))) as (r, live):
+    async with service() as (r, live):
         sandbox = await create(live.client, **BODY)
         r.double.faults.on(Route.ATTACH, Attach(cut_after=50), times=1)
+        r.double.faults.on(Route.ATTACH, away := Stall(until=asyncio.Event()), times=1)
         path = await live.start("sh", "-c", "seq -w 1 200000", sandbox=sandbox, output_mode="plain")
         async with live.stream(path) as socket:
+            await away.reached.wait()
+            await until(lambda: not r.marked())
+            assert away.until is not None
+            away.until.set()
             texts, channels = await frames_of(socket)
         gaps = [text for text in texts if text["type"] == "gap"]
         assert len(gaps) == 1 and channels[1].endswith(b"200000\n")

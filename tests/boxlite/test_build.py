@@ -45,7 +45,7 @@ def test_finished_build_is_there_and_is_not_built_again(tmp_path: Path) -> None:
 def test_two_builds_at_once_are_one(tmp_path: Path) -> None:
     slow = script(tmp_path, f"build() {{ echo x >>{tmp_path}/count; sleep 0.5; touch part; }}")
     for process in [subprocess.Popen(slow), subprocess.Popen(slow)]:
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert (tmp_path / "count").read_text() == "x\n"
     assert [path.name for path in (tmp_path / "it").iterdir()] == ["part"]
 

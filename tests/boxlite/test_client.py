@@ -32,6 +32,7 @@ from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, Back
 from tests.boxlite.answering import answering, raw_server, response
 from tests.boxlite.double.http import Request, Response
 from tests.boxlite.rig import QUICK, quick, until
+from tests.processor_time import slowness
 
 KEY = "secret-key-0123456789"
 
@@ -48,7 +49,7 @@ async def client(url: str, key: str | None = KEY, **options: Any) -> AsyncIterat
 async def ask(**answer: Any) -> BackendFailure:
     async with answering(response(**answer)) as server, client(server.url) as ours:
         with pytest.raises(BackendFailure) as caught:
-            await ours.request("GET", "/v1/x", seconds=5)
+            await ours.request("GET", "/v1/x", seconds=60)
     return caught.value
 
 
@@ -58,7 +59,7 @@ def envelope(code: object, message: object = "no luck") -> dict[str, Any]:
 
 async def test_every_request_carries_the_key_and_asks_for_plain_bytes() -> None:
     async with answering(response(201, json={"a": 1})) as server, client(server.url) as ours:
-        answer = await ours.request("POST", "/v1/x", seconds=5, body={"b": "ü"}, query={"force": "true"})
+        answer = await ours.request("POST", "/v1/x", seconds=60, body={"b": "ü"}, query={"force": "true"})
     assert (answer.status, answer.body) == (201, {"a": 1})
     [sent] = server.requests
     assert sent.headers["authorization"] == f"Bearer {KEY}"
@@ -70,7 +71,7 @@ async def test_every_request_carries_the_key_and_asks_for_plain_bytes() -> None:
 
 async def test_without_a_key_and_without_a_body_there_is_no_header_of_either() -> None:
     async with answering(response(204)) as server, client(server.url, None) as ours:
-        assert (await ours.request("GET", "/v1/x", seconds=5)).body is None
+        assert (await ours.request("GET", "/v1/x", seconds=60)).body is None
     [sent] = server.requests
     assert "authorization" not in sent.headers and "content-type" not in sent.headers
     assert sent.body == b"" and "content-length" not in sent.headers
@@ -185,9 +186,9 @@ async def test_an_error_names_the_servers_request_by_which_its_log_can_be_search
 
 
 async def test_a_long_word_of_the_server_costs_nothing() -> None:
-    began = time.process_time()
+    began = time.thread_time()
     error = await ask(status=400, json=envelope("c " * 1_000_000, "a " * 3_000_000))
-    assert len(str(error)) < 1000 and time.process_time() - began < 1
+    assert len(str(error)) < 1000 and (time.thread_time() - began) / slowness() < 1
 
 
 async def test_the_servers_words_become_one_printable_line() -> None:
@@ -201,7 +202,7 @@ async def test_the_servers_words_become_one_printable_line() -> None:
 # --- what was not sent is told from what was not answered
 
 
-async def failure(url: str, *, seconds: float = 5, body: Any = None) -> BackendFailure:
+async def failure(url: str, *, seconds: float = 60, body: Any = None) -> BackendFailure:
     async with client(url) as ours:
         with pytest.raises(BackendFailure) as caught:
             await ours.request("POST", "/v1/x", seconds=seconds, body=body)
@@ -227,7 +228,7 @@ async def test_nothing_was_sent_where_nobody_takes_the_connection() -> None:
             other.connect_ex(("127.0.0.1", port))
         ours = BoxliteClient(f"http://127.0.0.1:{port}", KEY, quick(connect=0.2))
         with pytest.raises(Unreachable, match=r"no connection within 0\.2 seconds") as caught:
-            await ours.request("POST", "/v1/x", seconds=5)
+            await ours.request("POST", "/v1/x", seconds=60)
         await ours.aclose()
     assert is_silent(caught.value)
 
@@ -241,7 +242,7 @@ async def test_nothing_was_sent_where_all_connections_are_taken() -> None:
         return response(204)
 
     async with answering(answer) as server, client(server.url, connections=1) as ours:
-        first = asyncio.create_task(ours.request("POST", "/v1/x", seconds=5))
+        first = asyncio.create_task(ours.request("POST", "/v1/x", seconds=60))
         await until(lambda: server.requests)
         with pytest.raises(TooManyPending) as caught:
             await ours.request("POST", "/v1/x", seconds=0.1)
@@ -249,7 +250,7 @@ async def test_nothing_was_sent_where_all_connections_are_taken() -> None:
         go.set()
         assert (await first).status == 204
         for _ in range(3):
-            assert (await ours.request("POST", "/v1/x", seconds=5)).status == 204
+            assert (await ours.request("POST", "/v1/x", seconds=60)).status == 204
         assert len(server.requests) == 4 and server.connections == 1
 
 
@@ -260,7 +261,7 @@ async def test_a_request_that_fails_gives_its_place_back() -> None:
     async with raw_server(talk) as url, client(url, connections=1) as ours:
         for _ in range(3):
             with pytest.raises(Unanswered):
-                await ours.request("POST", "/v1/x", seconds=5)
+                await ours.request("POST", "/v1/x", seconds=60)
 
 
 async def test_it_was_sent_and_no_answer_comes_in_time() -> None:
@@ -327,7 +328,7 @@ async def test_an_answer_of_too_many_parts_is_not_parsed(limits: AnswerLimits) -
     async def asked(commas: int) -> object:
         body = b"[" + b"0," * commas + b"0]"
         async with answering(Response(200, body, "application/json")) as server, client(server.url) as ours:
-            return (await ours.request("GET", "/v1/x", seconds=5, limits=limits)).body
+            return (await ours.request("GET", "/v1/x", seconds=60, limits=limits)).body
 
     assert await asked(limits.parts - 1) == [0] * limits.parts
     with pytest.raises(BackendRefused, match="is not JSON"):
@@ -339,7 +340,7 @@ async def test_an_answer_of_too_many_bytes_is_refused(limits: AnswerLimits) -> N
     async def asked(size: int) -> object:
         async with answering(Response(200, b"7" + b" " * (size - 1), "application/json")) as server:
             async with client(server.url) as ours:
-                return (await ours.request("GET", "/v1/x", seconds=5, limits=limits)).body
+                return (await ours.request("GET", "/v1/x", seconds=60, limits=limits)).body
 
     assert await asked(limits.bytes) == 7
     with pytest.raises(BackendRefused, match=str(limits.bytes)):
@@ -367,7 +368,7 @@ async def test_long_answers_that_come_together_are_parsed_in_turn(monkeypatch: p
     monkeypatch.setattr("app.backends.boxlite.client.json.loads", lambda _: parsed.append(runs))
     async with client("http://127.0.0.1:1") as ours:
         run()
-        asked = [ours.request("GET", "/v1/x", seconds=5) for _ in range(10)]
+        asked = [ours.request("GET", "/v1/x", seconds=60) for _ in range(10)]
         await asyncio.gather(*asked)
     came, read = parsed[:10], parsed[10:]
     assert len(set(came)) == 1 and len(read) == len(set(read)) == 10
@@ -387,8 +388,8 @@ async def test_an_answer_that_comes_byte_by_byte_has_as_much_time_as_any_other()
 async def test_cookies_are_neither_kept_nor_sent() -> None:
     answer = response(204, headers={"set-cookie": "a=b; Path=/"})
     async with answering(answer) as server, client(server.url) as ours:
-        await ours.request("GET", "/v1/x", seconds=5)
-        await ours.request("GET", "/v1/x", seconds=5)
+        await ours.request("GET", "/v1/x", seconds=60)
+        await ours.request("GET", "/v1/x", seconds=60)
     assert len(server.requests) == 2 and "cookie" not in server.requests[-1].headers
 
 
@@ -399,7 +400,7 @@ async def test_a_redirect_is_not_followed(place: str) -> None:
         answer = response(302, headers={"location": place.format(port=other.port)})
         async with answering(answer) as server, client(server.url) as ours:
             with pytest.raises(BackendRefused, match="302"):
-                await ours.request("GET", "/v1/x", seconds=5)
+                await ours.request("GET", "/v1/x", seconds=60)
         assert len(server.requests) == 1 and other.connections == 0
 
 
@@ -413,7 +414,7 @@ async def test_a_caller_that_leaves_does_not_disconnect() -> None:
         return response(204)
 
     async with answering(answer) as server, client(server.url) as ours:
-        calling = asyncio.get_running_loop().create_task(ours.request("POST", "/v1/x", seconds=5))
+        calling = asyncio.get_running_loop().create_task(ours.request("POST", "/v1/x", seconds=60))
         await asked.wait()
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -425,14 +426,14 @@ async def test_a_caller_that_leaves_does_not_disconnect() -> None:
         await closing
         assert answered.is_set() and len(server.requests) == 1
         with pytest.raises(Unreachable, match="stopping"):
-            await ours.request("POST", "/v1/x", seconds=5)
+            await ours.request("POST", "/v1/x", seconds=60)
 
 
 async def test_the_key_is_in_no_log_and_no_repr(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with answering(response(500, text="x")) as server, client(server.url) as ours:
         with pytest.raises(BackendFailure) as caught:
-            await ours.request("GET", "/v1/x", seconds=5)
+            await ours.request("GET", "/v1/x", seconds=60)
         known: list[object] = [ours, ours.connections, BoxliteServer(ours, None)]
         assert not any(KEY in repr(one) for one in known)
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"

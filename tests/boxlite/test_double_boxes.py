@@ -82,7 +82,7 @@ async def test_five_first_commands_of_a_cold_box_share_one_boot() -> None:
 
 
 async def test_what_comes_during_a_boot() -> None:
-    async with box_double(Settings(boot_seconds=0.3)) as double, Client(double) as client:
+    async with box_double(Settings(boot_seconds=1)) as double, Client(double) as client:
         box = await double.seed(cmd=IDLE)
         path = f"/v1/boxes/{box.id}"
         starting = asyncio.create_task(client.ok("POST", f"{path}/start"))
@@ -97,7 +97,7 @@ async def test_what_comes_during_a_boot() -> None:
 
 
 async def test_the_main_command_runs_after_start_has_answered() -> None:
-    async with box_double(Settings(main_seconds=0.3)) as double, Client(double) as client:
+    async with box_double(Settings(main_seconds=1.5)) as double, Client(double) as client:
         box = await client.box(cmd=["sh", "-c", "touch /root/began; exec sleep 60"])
         folder = double.folder / box / "root" / "began"
         assert not folder.exists()

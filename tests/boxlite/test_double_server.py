@@ -49,7 +49,7 @@ async def test_the_double_as_a_program_leaves_nothing(number: int, code: int) ->
             ready, url = (await asyncio.to_thread(child.stdout.readline)).split()
             assert ready == "ready"
             headers = {"authorization": "Bearer program-key"}
-            async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
+            async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=60) as http:
                 made = (await http.post("/v1/boxes", json={"cmd": ["sleep", mark]})).json()
                 assert (await http.post(f"/v1/boxes/{made['box_id']}/start")).status_code == 200
             await until(lambda: bool(alive(mark)))

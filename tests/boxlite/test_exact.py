@@ -132,7 +132,7 @@ async def test_a_kill_at_the_very_start_leaves_nothing() -> None:
 
 
 async def test_a_command_whose_start_is_lost_leaves_nothing() -> None:
-    async with rig(timeouts=quick(control=0.5)) as r:
+    async with rig(timeouts=quick(control=2)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.EXEC, Drop(done=True), times=1)
         with pytest.raises(BackendTimeout):

@@ -114,7 +114,7 @@ async def test_who_writes_waits_for_a_program_that_does_not_read(tmp_path: Path)
 async def test_a_program_that_closes_its_stdin_lets_the_writer_go(shell: str, tmp_path: Path) -> None:
     async with local(shell, tmp_path / "bin", "sh", "-c", "exec <&-; echo closed; sleep 1000", stdin=True) as run:
         await until(lambda: b"closed\n" in run.out)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await run.streams.write(bytes(100_000)):
                 pass
 

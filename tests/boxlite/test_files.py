@@ -56,7 +56,7 @@ async def content_of(sandbox: BoxliteSandbox, path: bytes, begin: int = 0, size:
 async def left_over(made: Rig, sandbox: BoxliteSandbox) -> None:
     """Neither processes nor files of ours."""
     assert await run(sandbox, "find / -xdev -name '.bulkhead-*'; find /tmp -name '.bulkhead-*'") == b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while made.marked():  # noqa: ASYNC110 - a process has no event that another could wait for
             await asyncio.sleep(0.01)
 

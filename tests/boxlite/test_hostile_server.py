@@ -142,7 +142,7 @@ async def test_a_401_that_begins_in_the_middle() -> None:
         with pytest.raises(BackendUnavailable, match="refuses the key") as caught:
             await start(sandbox, "true", execution_id="exe_2")
         assert caught.value.upstream.status == 401
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert "refuses the key" in await sandbox.lost()
         with pytest.raises(BackendUnavailable, match="refuses the key"):
             await r.backend.ready()

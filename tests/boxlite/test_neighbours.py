@@ -18,7 +18,7 @@ from tests.boxlite.rig import INSTANCE, PLAIN, descriptors, quick, rig, start, u
 
 async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody() -> None:
     """It was: 600 signals took all connections, the pulse got none, and after the grace every sandbox was lost."""
-    async with rig(timeouts=quick(control=2, health_answer=0.5), grace_seconds=0.5) as r:
+    async with rig(timeouts=quick(control=10, health_answer=3), grace_seconds=3) as r:
         neighbour, hung = await r.sandbox("neighbour"), await r.sandbox("hung")
         run, other = await start(hung, "sleep", "1000"), await start(neighbour, "sleep", "1000")
         before = len(r.double.sent(Route.EXEC)) + len(r.double.sent(Route.SIGNAL))
@@ -41,7 +41,7 @@ async def test_a_box_that_answers_nothing_makes_the_server_seem_gone_for_nobody(
 
 
 async def test_who_waits_too_long_for_the_turn_of_a_box_is_told_so_and_asks_nothing() -> None:
-    async with rig(timeouts=quick(control=0.5)) as r:
+    async with rig(timeouts=quick(control=2)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.EXEC, Stall())
         r.double.requests.clear()
@@ -66,7 +66,7 @@ async def test_a_create_that_is_given_up_while_it_waits_for_its_turn_boots_nothi
         await r.beats(1)
         for create in given_up:
             create.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await asyncio.wait(given_up)
         assert stall.until is not None
         stall.until.set()
@@ -75,12 +75,13 @@ async def test_a_create_that_is_given_up_while_it_waits_for_its_turn_boots_nothi
 
 
 async def test_an_image_that_says_nothing_when_it_is_measured_keeps_no_turn() -> None:
-    async with rig(boots=1, timeouts=quick(shell=4)) as r:
+    async with rig(boots=1, timeouts=quick(shell=5)) as r:
         r.double.faults.on(Route.ATTACH, Attach(output=False, exit=False, close=False), times=1)
         silent = asyncio.create_task(r.sandbox("silent"))
         await until(lambda: r.double.sent(Route.ATTACH))
         await r.sandbox("other")
-        assert not silent.done()
+        asked = r.routes()
+        assert asked.count(Route.START) == 2 and Route.STOP not in asked, "the first one is given up later"
         silent.cancel()
         await asyncio.wait([silent])
 
@@ -114,12 +115,12 @@ async def test_what_an_image_says_when_it_refuses_the_workspace_is_one_plain_lin
 @pytest.mark.parametrize("pid", ["0", "1"])
 async def test_a_forged_name_in_an_environment_turns_no_kill_against_the_whole_box(pid: str) -> None:
     """To kill(1), 0 is the group of our own script, and minus 1 everybody."""
-    async with rig(timeouts=quick(shell=5)) as r:
+    async with rig() as r:
         sandbox = await r.sandbox()
         other = await start(sandbox, "sleep", "1000", execution_id="exe_2")
         forged = f"\n==> /proc/{pid}/environ <==\n{MARK}=exe_1\n"
         run = await start(sandbox, "sleep", "1000", env={"A": forged, "ZZ": forged})
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(60):
             await run.handle.kill()
         assert (await run.end()).signal == "SIGKILL"
         await other.handle.signal(15)
@@ -129,7 +130,7 @@ async def test_a_forged_name_in_an_environment_turns_no_kill_against_the_whole_b
 async def test_a_server_that_lists_thousands_of_boxes_as_ours_costs_a_few_requests_at_a_time() -> None:
     """20,000 at once stopped the whole gateway for minutes."""
     listed = {"boxes": [{"box_id": f"b{n}", "name": f"bh-{INSTANCE}-{n}", "status": "running"} for n in range(6000)]}
-    async with rig(timeouts=quick(stop=0.5), opened=False) as r:
+    async with rig(timeouts=quick(stop=1), opened=False) as r:
         r.double.faults.on(Route.STOP, Stall())
         r.double.faults.on(Route.LIST, Answer.json(listed))
         r.backend.open()

@@ -294,6 +294,6 @@ async def _answers(proxy: str) -> int:
         f"GET http://bulkhead.invalid/ HTTP/1.1\r\nHost: bulkhead.invalid\r\nProxy-Authorization: Basic {basic}\r\n\r\n"
     )
     writer.write(head.encode())
-    answer = await asyncio.wait_for(reader.read(), 20)
+    answer = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     return int(answer.split()[1])

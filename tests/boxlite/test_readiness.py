@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -12,6 +14,19 @@ from app.backends.boxlite.timeouts import ServerTimeouts
 from app.core.errors import BackendFailure, BackendUnavailable
 from tests.boxlite.double import Answer, Route, Stall
 from tests.boxlite.rig import INSTANCE, quick, rig, start, until
+
+
+@asynccontextmanager
+async def refusing(port: int) -> AsyncIterator[list[None]]:
+    """In the place of a server that is gone: one item for each connection, which ends at once."""
+    calls: list[None] = []
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(None)
+        writer.transport.abort()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", port):
+        yield calls
 
 
 def test_a_change_is_known_within_five_seconds() -> None:
@@ -25,14 +40,14 @@ async def test_a_dead_server_costs_every_create_nothing_and_no_request() -> None
         await r.backend.ready()
         await r.double.crash()
         await until(lambda: r.backend._health_check._failure is not None)
-        asked = len(r.double.requests)
-        began = time.perf_counter()
-        for n in range(200):
-            with pytest.raises(BackendUnavailable, match="cannot be reached"):
-                await r.sandbox(f"sbx_{n}")
-            with pytest.raises(BackendUnavailable):
-                await r.backend.ready()
-        assert time.perf_counter() - began < 2 and len(r.double.requests) == asked
+        async with refusing(r.double.port) as calls:
+            began = time.monotonic()
+            for n in range(200):
+                with pytest.raises(BackendUnavailable, match="cannot be reached"):
+                    await r.sandbox(f"sbx_{n}")
+                with pytest.raises(BackendUnavailable):
+                    await r.backend.ready()
+            assert len(calls) <= (time.monotonic() - began) / (0.2 / 4) + 2, "the pulse alone asks"
         await r.double.restart()
         await until(lambda: r.backend._health_check._failure is None)
         await r.backend.ready()
@@ -56,27 +71,25 @@ async def test_a_server_that_answers_wrongly_is_asked_once_per_beat_however_many
         await r.backend.ready()
         r.double.faults.on(Route.LIST, answer)
         await until(lambda: r.backend._health_check._failure is not None)
-        asked, began = len(r.double.requests), time.perf_counter()
-        while time.perf_counter() - began < 0.5:
+        asked, began = len(r.double.requests), time.monotonic()
+        while time.monotonic() - began < 0.5:
             with pytest.raises(BackendUnavailable) as caught:
                 await r.sandbox()
             with pytest.raises(BackendUnavailable):
                 await r.backend.ready()
             assert caught.value.upstream.status == status
-        assert len(r.double.requests) - asked <= 6
+        assert len(r.double.requests) - asked <= (time.monotonic() - began) / 0.1 + 1
         assert not r.double.sent(Route.CREATE)
         r.double.faults.clear()
         await until(lambda: r.backend._health_check._failure is None)
 
 
 async def test_a_server_that_stalls_is_known_after_the_time_of_an_answer() -> None:
-    async with rig(timeouts=quick(health_answer=0.3)) as r:
+    async with rig(timeouts=quick(health_answer=1)) as r:
         await r.backend.ready()
         r.double.faults.on(Route.LIST, Stall(), times=2)
-        began = time.perf_counter()
         await until(lambda: r.backend._health_check._failure is not None)
-        assert time.perf_counter() - began < 2
-        with pytest.raises(BackendUnavailable, match=r"within 0\.3 seconds"):
+        with pytest.raises(BackendUnavailable, match=r"within 1 seconds"):
             await r.backend.ready()
         await until(lambda: r.backend._health_check._failure is None)
 
@@ -86,21 +99,19 @@ async def test_a_server_that_stalls_from_the_start_says_so_and_does_not_hold_any
     async with rig(timeouts=quick(health_answer=0.3), opened=False) as r:
         r.double.faults.on(Route.ME, Stall())
         r.backend.open()
-        began = time.perf_counter()
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(BackendUnavailable, match=r"within 0\.3 seconds"):
             await r.backend.ready()
-        assert time.perf_counter() - began < 2
 
 
 async def test_many_who_meet_a_dead_server_do_not_make_it_asked_more_often() -> None:
     async with rig(timeouts=quick(health_interval=0.4)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.EXEC, Answer.verbatim(b""))
-        before, began = len(r.double.sent(Route.LIST)), time.perf_counter()
-        while time.perf_counter() - began < 1:
+        before, began = len(r.double.sent(Route.LIST)), time.monotonic()
+        while time.monotonic() - began < 1:
             with pytest.raises(BackendFailure):
                 await start(sandbox, "true")
-        assert len(r.double.sent(Route.LIST)) - before <= 1 / (0.4 / 4) + 2
+        assert len(r.double.sent(Route.LIST)) - before <= (time.monotonic() - began) / (0.4 / 4) + 2
         r.double.faults.clear()
 
 
@@ -112,19 +123,12 @@ async def test_the_readers_of_output_leave_a_dead_server_alone() -> None:
         for run in runs:
             await run.saw(b"up")
         await r.double.crash()
-        connections = 0
-
-        async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal connections
-            connections += 1
-            writer.transport.abort()
-
-        server = await asyncio.start_server(refuse, "127.0.0.1", r.double.port)
-        await until(lambda: r.backend._health_check._failure is not None)
-        connections = 0
-        await asyncio.sleep(1)  # the time in which connections are counted
-        server.close()
-        assert connections <= 6, "a beat is 0.4 s"
+        async with refusing(r.double.port) as calls:
+            await until(lambda: r.backend._health_check._failure is not None)
+            calls.clear()
+            began = time.monotonic()
+            await asyncio.sleep(1)  # the time in which connections are counted
+            assert len(calls) <= (time.monotonic() - began) / 0.4 + 3.5, "a beat is 0.4 s"
         await r.double.restart()
         for run in runs:
             assert (await run.end()).detail

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,6 +15,7 @@ from app.core.backend import Logs
 from app.core.models import Channel
 from app.core.output import OutputLog
 from tests.boxlite.rig import everything, new_log, numbers
+from tests.processor_time import cost
 
 
 def tail(data: bytes) -> RecentBytes:
@@ -89,15 +89,17 @@ HOSTILE = {
 @pytest.mark.parametrize("size", [7, 1024])
 @pytest.mark.parametrize("case", HOSTILE)
 def test_no_stream_costs_the_service_its_time(case: str, size: int) -> None:
-    """Looked at with every frame, as it comes. Measured: 2 to 60 ms; one second is for a busy machine."""
+    """Looked at with every frame, as it comes. Measured: 2 to 60 ms."""
     ours, held = HOSTILE[case]
-    repetition = tail(ours).repetition()
-    began = time.process_time()
-    for begin in range(0, min(len(held), FULL), size):
-        if repetition.take(held[begin : begin + size]) is not None:
-            break
-    repetition.end()
-    assert time.process_time() - began < 1
+
+    def look() -> None:
+        repetition = tail(ours).repetition()
+        for begin in range(0, min(len(held), FULL), size):
+            if repetition.take(held[begin : begin + size]) is not None:
+                break
+        repetition.end()
+
+    assert cost(look, 2) < 1
 
 
 # --- with the clock
@@ -120,7 +122,7 @@ async def lane(quiet: float, ours: bytes) -> tuple[OutputReader, OutputLog]:
 async def changed(log: OutputLog) -> None:
     there = asyncio.Event()
     log.watch(there.set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await there.wait()
     log.unwatch(there.set)
 

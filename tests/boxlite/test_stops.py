@@ -15,7 +15,7 @@ from tests.boxlite.rig import SPEC, quick, rig, start, until
 
 
 async def test_a_stop_that_is_lost_is_sent_again_before_anything_else() -> None:
-    async with rig(timeouts=quick(stop=0.5)) as r:
+    async with rig(timeouts=quick(stop=2)) as r:
         sandbox = await r.sandbox()
         r.double.requests.clear()
         r.double.faults.on(Route.STOP, Stall(), times=1)
@@ -24,7 +24,7 @@ async def test_a_stop_that_is_lost_is_sent_again_before_anything_else() -> None:
 
 
 async def test_a_stop_that_never_answers_is_an_error_and_the_destroy_can_be_repeated() -> None:
-    async with rig(timeouts=quick(stop=0.2)) as r:
+    async with rig(timeouts=quick(stop=1.5)) as r:
         sandbox = await r.sandbox()
         r.double.faults.on(Route.STOP, Stall(), times=2)
         with pytest.raises(BackendTimeout):

@@ -121,7 +121,7 @@ class FileRoom:
 
     async def taken(self, size: int) -> None:
         """Until the service has read so many bytes of the body of the request that began last."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.reading.size < size:  # noqa: ASYNC110 - the service tells nobody
                 await asyncio.sleep(0.005)
 

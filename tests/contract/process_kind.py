@@ -79,7 +79,7 @@ class ProcessRuntime:
     def break_create(self, _: Backend) -> None:
         assert self._child is not None
         self._child.kill()
-        self._child.wait(30)
+        self._child.wait(60)
         uids = set(self._uids())
         host.until(lambda: not [pid for pid in host.pids() if uids & set(host.uids_of(pid))], "its workers end")
         remove_groups(self._config.cgroup_parent)  # those of the clone ahead, as the next launcher does when it starts

@@ -588,10 +588,10 @@ async def test_output_has_ended_after_a_kill(kind: Kind) -> None:
         alone, run = await sandbox.run(kind.programs.echo("x")), await sandbox.run(kind.programs.daemon(0))
         await alone.end()
         await run.end()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await alone.handle.output_ended()
         await run.handle.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await run.handle.output_ended()
 
 
@@ -600,7 +600,7 @@ async def test_output_ends_with_the_sandbox(kind: Kind) -> None:
         run = await sandbox.run(kind.programs.daemon(0))
         await run.end()
         await sandbox.handle.destroy()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await run.handle.output_ended()
 
 

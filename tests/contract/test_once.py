@@ -134,7 +134,7 @@ async def lose_answer(live: LiveService, gated: Gated, path: str, body: Any, *, 
     """Sends the request and hangs up without reading a byte: before there is an answer, or when `told` was sent."""
 
     async def until_logged(status: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 if (path, status) in {(line.get("path"), line.get("status")) for line in live.service.logged}:
                     return

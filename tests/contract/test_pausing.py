@@ -132,7 +132,7 @@ async def test_kill_ends_what_is_paused_and_its_neighbours_stay_as_they_are(kind
         await daemon.end()
         await sandbox.handle.pause()
         printed = await still(other)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.gather(run.handle.kill(), daemon.handle.kill())
             ended = await run.end()
         assert (ended.reason, ended.signal) == (ExitReason.SIGNALED, "SIGKILL")
@@ -148,7 +148,7 @@ async def test_destroy_of_a_paused_sandbox_leaves_nothing_and_every_wait_has_an_
         runs = [await spewing(sandbox), await sandbox.run(kind.programs.daemon(0))]
         await runs[1].end()
         await sandbox.handle.pause()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await sandbox.handle.destroy()
         assert kind.left(sandbox.backend) == []
         assert (await runs[0].end()).signal == "SIGKILL"
@@ -162,7 +162,7 @@ async def test_destroy_during_a_pause_ends_both(kind: Kind) -> None:
             run = await spewing(sandbox)
             pausing = asyncio.ensure_future(sandbox.handle.pause())
             await turns(number)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await sandbox.handle.destroy()
                 await asyncio.wait([pausing])
                 await run.end()
@@ -196,7 +196,7 @@ async def test_loss_while_paused_is_told_and_leaves_nothing(kind: Kind) -> None:
     async with room(kind, Capability.PAUSE) as sandbox:
         run = await spewing(sandbox)
         await sandbox.handle.pause()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await kind.lose(sandbox.backend, sandbox.id)
             assert await sandbox.handle.lost()
             assert (await run.end()).reason is ExitReason.LOST
@@ -210,6 +210,6 @@ async def test_closing_the_backend_ends_what_is_paused(kind: Kind) -> None:
     async with room(kind, Capability.PAUSE) as sandbox:
         await spewing(sandbox)
         await sandbox.handle.pause()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await sandbox.backend.aclose()
         assert kind.left(sandbox.backend) == []

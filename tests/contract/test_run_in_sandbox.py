@@ -60,7 +60,8 @@ async def test_files_are_collected_however_the_command_ended(kind: Kind) -> None
             (kind.programs.sleep(), "timeout"),
             (kind.programs.missing(), "start_failed"),
         ):
-            said = await run(room, command, timeout_seconds=0.3, collect=["left"])
+            seconds = 0.3 if reason == "timeout" else 60
+            said = await run(room, command, timeout_seconds=seconds, collect=["left"])
             assert said["exit"]["reason"] == reason
             assert base64.b64decode(said["collected"][0]["content_base64"]) == b"behind"
 

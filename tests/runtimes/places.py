@@ -87,7 +87,7 @@ def double_program(key: str = "test-key") -> Iterator[str]:
         yield url
     finally:
         double.terminate()
-        double.wait(30)
+        double.wait(60)
         assert double.stdout is not None
         double.stdout.close()
 

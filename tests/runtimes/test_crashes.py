@@ -56,7 +56,7 @@ def test_gateway_that_is_killed_leaves_boxes_that_its_next_life_removes_and_nobo
         running = place.start(place.create(id="room"), "sleep", "1000")
         assert running.show()["state"] == "running"
         os.kill(first.children()["gateway"], signal.SIGKILL)
-        first.process.wait(30)
+        first.process.wait(60)
     assert [box["status"] for box in ours(machine, tmp_path)] == ["running"]
     with service_for(tmp_path, machine.url, machine.key) as second:
         wait(lambda: not ours(machine, tmp_path), "the box of the earlier life is gone")

@@ -157,12 +157,14 @@ async def test_streams_and_held_answers_get_their_end_before_the_service_stops()
         path = await start(client, await create(client), "sleep")
         held = asyncio.create_task(client.get(f"{path}?wait_seconds=60"))
         events = asyncio.create_task(client.get(f"{path}/stream", headers={"accept": "text/event-stream"}))
-        async with connect(f"ws://127.0.0.1:{port}{path}/stream", proxy=None) as stream:
+        async with connect(
+            f"ws://127.0.0.1:{port}{path}/stream", proxy=None, open_timeout=60, ping_timeout=None
+        ) as stream:
             assert json.loads(await stream.recv())["type"] == "start"
             while service.sandboxes.execution(*path.split("/")[2::2]).viewers < 2:  # noqa: ASYNC110 - the edge has no event
                 await asyncio.sleep(0)
             server.should_exit = True
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert json.loads(await stream.recv())["exit"]["reason"] == "killed"
                 assert "the service is stopping" in (await events).text
                 assert (await held).json()["exit"]["detail"] == "the service is stopping"

@@ -65,7 +65,7 @@ async def answer_to(port: int, *pieces: bytes) -> bytes:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await reader.read()
     except ConnectionError:
         return b"reset"
@@ -81,11 +81,12 @@ async def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.Monk
     monkeypatch.setattr(http_bounds, "HEAD_SECONDS", 0.05)
     async with served() as port:
         assert await answer_to(port) == b""
+        monkeypatch.setattr(http_bounds, "HEAD_SECONDS", 1)  # enough to see that a head has begun
         assert (await answer_to(port, GET)).startswith(b"HTTP/1.1 408")
 
 
 async def test_a_request_in_time_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_bounds, "HEAD_SECONDS", 5)
+    monkeypatch.setattr(http_bounds, "HEAD_SECONDS", 60)
     async with served() as port:
         assert (await answer_to(port, GET + b"connection: close\r\n\r\n")).endswith(b"ok")
 
@@ -143,7 +144,7 @@ async def test_who_is_being_answered_learns_of_a_disconnect_whatever_waits_behin
             pass
         left.set()
 
-    async with served(patient) as port, asyncio.timeout(10):
+    async with served(patient) as port, asyncio.timeout(60):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET + b"\r\n")
         await began.wait()
@@ -163,7 +164,7 @@ async def test_a_body_that_waits_behind_another_request_is_no_store(monkeypatch:
             pass
         left.set()
 
-    async with served(patient) as port, asyncio.timeout(10):
+    async with served(patient) as port, asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET + b"\r\n" + b"PUT / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n")
         sent = 0
@@ -191,7 +192,7 @@ async def test_a_large_body_right_behind_a_complete_answer_is_read() -> None:
         await asyncio.sleep(0.3)
         await send({"type": "http.response.body", "body": b""})
 
-    async with served(tidy) as port, asyncio.timeout(10):
+    async with served(tidy) as port, asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET + b"\r\n")
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
@@ -211,7 +212,7 @@ async def test_a_full_house_closes_whoever_has_been_idle_for_the_longest(monkeyp
             others[-1][1].write(GET + b"\r\n")
             assert (await others[-1][0].readuntil(b"ok")).startswith(b"HTTP/1.1 200")
         assert (await answer_to(port, GET + b"connection: close\r\n\r\n")).endswith(b"ok")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await first[0].read() == b""
         for _, writer in (first, *others):
             writer.close()
@@ -222,7 +223,7 @@ async def test_silent_connections_of_one_address_cost_another_none_of_its_own(mo
     async with served() as port:
         quiet = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
         many = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for reader, _ in many[:-2]:
                 assert await reader.read() == b""
             quiet[1].write(GET + b"connection: close\r\n\r\n")
@@ -264,7 +265,7 @@ async def test_a_body_that_was_answered_before_it_was_read_is_thrown_away_within
 
 async def test_a_client_that_takes_little_at_a_time_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """For longer than the bound it only empties the kernel's buffer: the server's own does not get less meanwhile."""
-    monkeypatch.setattr(BoundedHttp, "stall_seconds", 0.3)
+    monkeypatch.setattr(BoundedHttp, "stall_seconds", 1)
     size = 30_000_000
 
     async def large(_: object, __: object, send: Any) -> None:
@@ -272,14 +273,14 @@ async def test_a_client_that_takes_little_at_a_time_is_not_cut_off(monkeypatch: 
         for sent in range(0, size, PIECE):
             await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": sent + PIECE < size})
 
-    async with served(large) as port, asyncio.timeout(30):
+    async with served(large) as port, asyncio.timeout(60):
         loop = asyncio.get_running_loop()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
             client.setblocking(False)
             await loop.sock_connect(client, ("127.0.0.1", port))
             await loop.sock_sendall(client, GET + b"connection: close\r\n\r\n")
-            total, slowly_until = 0, loop.time() + 2
+            total, slowly_until = 0, loop.time() + 2.5
             while piece := await loop.sock_recv(client, 65_536):
                 total += len(piece)
                 if loop.time() < slowly_until:
@@ -345,7 +346,6 @@ async def test_a_body_in_chunks_of_one_byte_is_taken() -> None:
 
 
 async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BoundedHttp, "stall_seconds", 0.2)
     over = asyncio.Event()
 
     async def large(_: object, __: object, send: Any) -> None:
@@ -355,12 +355,13 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch:
         await send({"type": "http.response.body"})  # waits until all is taken, or the client cut off
         over.set()
 
-    async with served(large) as port, asyncio.timeout(20):
+    async with served(large) as port, asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET + b"connection: close\r\n\r\n")
         assert len(await reader.read()) > 50_000_000  # who reads gets all
         writer.close()
         over.clear()
+        monkeypatch.setattr(BoundedHttp, "stall_seconds", 0.2)
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(GET + b"\r\n")
         await over.wait()  # meanwhile the client takes nothing

@@ -54,7 +54,7 @@ def value(secrets: OperatorSecrets) -> str | None:
 async def changed(secrets: OperatorSecrets) -> None:
     heard = asyncio.Event()
     secrets.listen(heard.set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await heard.wait()
 
 

@@ -46,7 +46,7 @@ class Viewer:
 
     async def frame(self) -> tuple[int, bytes]:
         """The next frame of the server: opcode and payload."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             first, length = await self.reader.readexactly(2)
             if length == 126:
                 (length,) = struct.unpack(">H", await self.reader.readexactly(2))
@@ -92,7 +92,7 @@ async def served(app: Any) -> AsyncIterator[int]:
     config = uvicorn.Config(app, http=BoundedHttp, ws=BoundedWebSocket, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve([listener]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0)
     try:
@@ -110,7 +110,7 @@ async def viewing(port: int, headers: bytes = b"") -> AsyncIterator[Viewer]:
             b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n" + headers + b"\r\n"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
         yield Viewer(reader, writer)
     finally:
@@ -194,7 +194,7 @@ async def test_others_have_turns_between_messages_that_came_together(monkeypatch
     async with served(taking) as port, viewing(port) as viewer:
         loop.call_soon(other)
         await viewer.send(frame(TEXT, b"x") * 10)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await done.wait()
     began = order.index("message")
     assert all("other" in order[at : at + 2] for at in range(began, len(order) - 2))
@@ -279,7 +279,7 @@ async def test_a_malformed_frame_is_one_line_of_the_log(name: str, caplog: pytes
         async with served(app) as port, viewing(port) as viewer:
             await viewer.send(bad)
             assert (await viewer.close())[0] == code
-            await asyncio.wait_for(app.ended.wait(), 10)
+            await asyncio.wait_for(app.ended.wait(), 60)
             assert app.end["code"] == code
             with pytest.raises(OSError):  # as ASGI has it for a client that is gone: no fault of ours
                 await app.send({"type": "websocket.send", "text": "too late"})
@@ -296,6 +296,6 @@ async def test_a_handshake_that_is_too_large_is_refused_and_not_left_open() -> N
             + b"a" * 9000
             + b"\r\n\r\n"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await reader.read()).startswith(b"HTTP/1.1 431")
         writer.close()

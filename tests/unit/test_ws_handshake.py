@@ -99,7 +99,7 @@ async def upgraded(port: int, headers: list[tuple[bytes, bytes]]) -> bytes:
     try:
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         writer.write(b"GET /a%20b?c=d HTTP/1.1\r\n" + lines + b"\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read()
     finally:
         writer.close()
@@ -159,13 +159,13 @@ async def test_a_client_that_is_gone_before_the_answer_is_a_disconnect() -> None
     async with served(waiting) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % header for header in ORDINARY) + b"\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await told == 1006
 
 
 async def test_a_server_that_stops_closes_with_1012_and_tells_the_application() -> None:
     app = Echo()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with served(app) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % header for header in ORDINARY) + b"\r\n")
@@ -201,5 +201,8 @@ async def test_messages_of_any_size_come_whole(size: int) -> None:
         await send({"type": "websocket.send", "text": "é"})
         await receive()
 
-    async with served(sending) as port, connect(f"ws://127.0.0.1:{port}", max_size=None) as client:
+    async with (
+        served(sending) as port,
+        connect(f"ws://127.0.0.1:{port}", max_size=None, open_timeout=60, ping_timeout=None) as client,
+    ):
         assert [await client.recv(), await client.recv()] == [data, "é"]

@@ -128,7 +128,7 @@ class Service:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         port: int = listener.getsockname()[1]
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=90) as client:
                 yield LiveService(self, client, port)
         finally:
             server.should_exit = True
@@ -155,7 +155,8 @@ class LiveService:
     def stream(self, path: str, query: str = "", **options: Any) -> connect:
         options.setdefault("compression", None)
         options.setdefault("max_size", None)
-        return connect(f"ws://127.0.0.1:{self.port}{path}/stream{query}", proxy=None, **options)
+        patience = {"open_timeout": 60, "ping_timeout": None, "proxy": None}
+        return connect(f"ws://127.0.0.1:{self.port}{path}/stream{query}", **(patience | options))
 
 
 async def frames_of(socket_: ClientConnection) -> tuple[list[dict[str, Any]], dict[int, bytes]]:

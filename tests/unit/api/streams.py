@@ -22,7 +22,7 @@ def execution_of(live: LiveService, path: str) -> Any:
 async def until(live: LiveService, path: str, **attributes: object) -> None:
     """Waits, turn by turn of the loop, until the execution has these attributes."""
     execution = execution_of(live, path)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         # The edge has no event for its own bookkeeping, so the loop is turned until it is done.
         while any(getattr(execution, n) != v for n, v in attributes.items()):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0)

@@ -10,6 +10,7 @@ import pytest
 from app.api.context import BODY_LIMIT, RequestTimeouts
 from app.settings import load_settings
 from tests.null_backend import Gate
+from tests.processor_time import slowness
 from tests.unit.api.service import Service, call
 
 JSON = {"content-type": "application/json"}
@@ -75,9 +76,9 @@ async def test_a_whole_number_is_an_integer_however_it_is_written(number: str, s
 )
 async def test_a_body_with_a_million_errors_is_refused_fast_and_shortly(content: bytes) -> None:
     assert len(content) < BODY_LIMIT
-    began = time.process_time()
+    began = time.thread_time()
     status, problem, _ = await post(content)
-    assert time.process_time() - began < 1.5  # collecting all errors takes 8 s
+    assert (time.thread_time() - began) / slowness() < 1.5  # collecting all errors takes 8 s
     assert status == 422
     assert 1 <= len(problem["errors"]) <= 32
     assert len(problem["detail"]) <= 1000
@@ -165,7 +166,7 @@ async def test_413_over_a_real_connection_ends_it() -> None:
             b"POST /sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 99999999\r\n\r\n{"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 413 ")
         writer.close()

@@ -32,13 +32,13 @@ async def ask(live: LiveService, path: str, key: str | None = None, more: str = 
 
 
 async def comes_true(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(200):
         while not condition():  # noqa: ASYNC110 - the edge has no event for its own bookkeeping
             await asyncio.sleep(0)
 
 
 async def status(connection: Connection) -> int:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return int((await connection[0].readuntil(b"\r\n\r\n")).split()[1])
 
 
@@ -62,7 +62,7 @@ async def test_a_key_at_its_bound_is_told_so_and_another_key_goes_on() -> None:
         held = [await ask(live, path, KEYS[0]) for _ in range(4)]
         await reaches(shares.connections, 4)  # one of them in the place of the idle one that made the execution
         refused = await ask(live, "/sandboxes", KEYS[0])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             answer = await refused[0].read()  # until the service closes
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429")
@@ -127,7 +127,7 @@ async def test_answers_without_a_key_take_nothing_from_what_a_key_may_have() -> 
             assert f"bulkhead_capacity_refusals_total{counted}" in service.telemetry.render().decode()
             assert shares.strangers_answers.used <= 8 * 1024 * 1024, "half of 16 MiB is one address's"
             assert (shares.answers.used, shares.answers.share(HASHES[0])) == (0, before)
-            mine = await live.client.get(f"{path}/output?channel=stdout&wait_seconds=10")
+            mine = await live.client.get(f"{path}/output?channel=stdout&wait_seconds=60")
             assert (mine.status_code, len(mine.content)) == (200, 250_000)
             await closed(refused)
 
@@ -169,7 +169,7 @@ async def test_a_stream_is_a_connection_of_its_key() -> None:
         async with live.stream(path, additional_headers={"authorization": f"Bearer {KEYS[1]}"}) as viewer:
             await viewer.recv()
             assert connections.held(HASHES[1]) == 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while connections.held(HASHES[1]):  # noqa: ASYNC110 - the edge has no event for it
                 await asyncio.sleep(0)
 
@@ -203,7 +203,7 @@ async def test_addresses_that_keep_all_connections_idle_keep_nobody_out() -> Non
         assert strangers.used == strangers.size == 8
         newcomer = await ask(live, "/docs", more=from_address(5))
         assert await status(newcomer) == 200
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await idle[0][0].read()  # until the service closes the one that was idle for the longest
         assert (strangers.held("192.0.2.1"), strangers.held("192.0.2.5"), strangers.used) == (3, 1, 8)
         await closed(*idle, newcomer)
@@ -219,7 +219,7 @@ async def test_health_is_told_even_when_no_connection_is_idle(monkeypatch: pytes
         await reaches(strangers, 8)
         for path in ("/healthz", "/readyz"):
             asked = await ask(live, path, more=from_address(5))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 answer = await asked[0].read()  # until the service closes
             assert answer.startswith(b"HTTP/1.1 200")
             assert b"connection: close" in answer

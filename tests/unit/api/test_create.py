@@ -146,7 +146,7 @@ async def test_a_client_that_disconnects_but_chose_an_id_finds_its_sandbox() -> 
     assert await call(service.app, "POST", "/sandboxes", messages) == []
     gate.open()
     async with service.client() as client:
-        assert (await client.get("/sandboxes/mine?wait_seconds=10")).json()["state"] == "running"
+        assert (await client.get("/sandboxes/mine?wait_seconds=60")).json()["state"] == "running"
 
 
 async def test_a_disconnect_just_when_the_boot_ends_leaves_no_sandbox() -> None:
@@ -161,7 +161,7 @@ async def test_a_disconnect_just_when_the_boot_ends_leaves_no_sandbox() -> None:
             return message
         await gate.reached.wait()
         gate.open()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await next(iter(service.sandboxes)).wait(10)
         return {"type": "http.disconnect"}
 

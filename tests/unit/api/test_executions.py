@@ -32,7 +32,7 @@ async def test_start_answers_201_with_location_and_no_exit_while_it_runs() -> No
 async def test_an_ended_execution_has_exit_and_byte_counts() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "echo", "hello")
-        answer = await client.get(f"{path}?wait_seconds=10")
+        answer = await client.get(f"{path}?wait_seconds=60")
         answers.Execution.model_validate_json(answer.content)
         body = answer.json()
         assert body["state"] == "ended"
@@ -43,7 +43,7 @@ async def test_an_ended_execution_has_exit_and_byte_counts() -> None:
 async def test_what_a_runtime_may_have_lost_is_null_and_not_zero() -> None:
     async with Service([vm()], default="boxlite").client() as client:
         path = await start(client, await create(client), "echo", "hello")
-        answer = await client.get(f"{path}?wait_seconds=10")
+        answer = await client.get(f"{path}?wait_seconds=60")
         answers.Execution.model_validate_json(answer.content)
         assert answer.json()["output"] == {
             "stdout": {"bytes": 6, "dropped_bytes": None},
@@ -54,7 +54,7 @@ async def test_what_a_runtime_may_have_lost_is_null_and_not_zero() -> None:
 async def test_a_command_that_cannot_be_started_is_201_and_ends_with_start_failed() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "missing")
-        body = (await client.get(f"{path}?wait_seconds=10")).json()
+        body = (await client.get(f"{path}?wait_seconds=60")).json()
         assert body["exit"]["reason"] == "start_failed"
         assert "ENOENT" in body["exit"]["detail"]
 
@@ -74,11 +74,11 @@ async def test_env_and_workdir_of_the_sandbox_are_defaults() -> None:
     async with Service().client() as client:
         sandbox = await create(client, env={"A": "1", "B": "1"}, workdir="/tmp")
         path = await start(client, sandbox, "env", env={"B": "2"})
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         assert (await client.get(f"{path}/output")).text == "A=1\nB=2\n"
         for given, seen in (({}, "/tmp\n"), ({"workdir": "/workspace//a"}, "/workspace/a\n")):
             path = await start(client, sandbox, "pwd", **given)
-            await client.get(f"{path}?wait_seconds=10")
+            await client.get(f"{path}?wait_seconds=60")
             assert (await client.get(f"{path}/output")).text == seen
 
 
@@ -147,7 +147,7 @@ async def test_a_timeout_above_wall_seconds_is_refused() -> None:
 async def test_timeout_ends_the_execution() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "sleep", timeout_seconds=0.01)
-        assert (await client.get(f"{path}?wait_seconds=10")).json()["exit"]["reason"] == "timeout"
+        assert (await client.get(f"{path}?wait_seconds=60")).json()["exit"]["reason"] == "timeout"
 
 
 async def test_the_runtimes_own_limits_hold_before_anything_is_started() -> None:
@@ -264,7 +264,7 @@ async def test_an_execution_that_its_client_disconnects_on_runs_and_is_listed() 
         await asking
         (item,) = (await client.get(f"/sandboxes/{sandbox}/executions")).json()["items"]
         path = f"/sandboxes/{sandbox}/executions/{item['id']}"
-        assert (await client.get(f"{path}?wait_seconds=10")).json()["exit"]["code"] == 0
+        assert (await client.get(f"{path}?wait_seconds=60")).json()["exit"]["code"] == 0
 
 
 async def test_executions_are_listed_oldest_first_in_pages() -> None:
@@ -291,7 +291,7 @@ async def test_a_signal_reaches_the_program_by_any_name() -> None:
         for name in ("SIGINT", "INT", "sigint"):
             path = await start(client, await create(client), "sleep")
             assert (await client.post(f"{path}/signal", json={"signal": name})).status_code == 204
-            exit_ = (await client.get(f"{path}?wait_seconds=10")).json()["exit"]
+            exit_ = (await client.get(f"{path}?wait_seconds=60")).json()["exit"]
             assert (exit_["reason"], exit_["signal"], exit_["code"]) == ("signaled", "SIGINT", None)
 
 
@@ -314,7 +314,7 @@ async def test_an_unknown_signal_is_refused_and_nothing_is_sent(body: Any, point
 async def test_a_signal_after_the_end_is_409_with_the_state() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "echo")
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         answer = await client.post(f"{path}/signal", json={"signal": "TERM"})
         assert (answer.status_code, answer.json()["state"]) == (409, "ended")
 

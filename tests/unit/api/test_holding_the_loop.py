@@ -39,7 +39,7 @@ async def test_callback_that_is_too_slow_is_noticed() -> None:
         patch.setattr("app.core.timeslices.SECONDS", 60)
         await asyncio.create_task(without_slices())
     assert CALLBACKS.counted > before
-    assert any("writing.py" in told for told in CALLBACKS.slow), CALLBACKS.slow
+    assert any("writing.py" in told for told in CALLBACKS.too_slow()), CALLBACKS.slow
     CALLBACKS.forget()
 
 

@@ -130,7 +130,7 @@ async def test_without_the_mode_nothing_changes() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the edge has no event for its own bookkeeping
             await asyncio.sleep(0)
 

@@ -11,7 +11,7 @@ from tests.unit.api.service import Service, create, start
 async def test_output_is_the_raw_bytes_with_its_place() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "both", "100000")
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         for channel in ("stdout", "stderr"):
             answer = await client.get(f"{path}/output?channel={channel}&offset=10&limit=70000")
             assert answer.content == pattern(100_000)[10:70_010]
@@ -30,7 +30,7 @@ async def test_output_is_the_raw_bytes_with_its_place() -> None:
 async def test_output_begins_later_than_asked_for_when_bytes_were_dropped() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client, limits={"output_bytes": 1000}), "print", "200000")
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         answer = await client.get(f"{path}/output")
         begin = int(answer.headers["output-offset"])
         assert begin >= 200_000 - 1000
@@ -41,7 +41,7 @@ async def test_output_begins_later_than_asked_for_when_bytes_were_dropped() -> N
 async def test_output_beyond_the_end_is_416() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "echo")
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         assert (await client.get(f"{path}/output?offset=2")).json()["type"] == "/problems/range_not_satisfiable"
         assert (await client.get(f"{path}/output?offset=1")).content == b""
 
@@ -55,7 +55,7 @@ async def test_an_empty_answer_is_held_until_there_is_output() -> None:
         held = asyncio.create_task(client.get(f"{path}/output?wait_seconds=60"))
         _, _, sandbox, _, execution = path.split("/")
         log = service.sandboxes.execution(sandbox, execution).logs
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not any(len(one._wakers) > 1 for one in log.values()):  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0)
         service.backend.release(execution)
@@ -82,7 +82,7 @@ async def test_output_of_a_destroyed_sandbox_is_409_and_the_exit_stays() -> None
     async with Service().client() as client:
         sandbox = await create(client)
         path = await start(client, sandbox, "echo", "hi")
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         await client.delete(f"/sandboxes/{sandbox}")
         answer = await client.get(f"{path}/output")
         assert (answer.status_code, answer.json()["state"]) == (409, "destroyed")
@@ -93,6 +93,6 @@ async def test_output_kept_first_with_on_output_limit_kill() -> None:
     async with Service().client() as client:
         sandbox = await create(client, limits={"output_bytes": 1000})
         path = await start(client, sandbox, "spew", on_output_limit="kill")
-        body = (await client.get(f"{path}?wait_seconds=10")).json()
+        body = (await client.get(f"{path}?wait_seconds=60")).json()
         assert body["exit"]["reason"] == "output_limit"
         assert (await client.get(f"{path}/output")).content == pattern(1000)

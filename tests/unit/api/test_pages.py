@@ -50,7 +50,7 @@ async def test_page_of_an_unknown_type_leads_a_browser_to_the_index() -> None:
 
 async def test_head_is_answered_wherever_get_is() -> None:
     service = Service()
-    async with service.served() as live, httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}") as client:
+    async with service.served() as live, httpx.AsyncClient(base_url=live.client.base_url, timeout=90) as client:
         await create(client, id="demo")
         await start(client, "demo", "cat", stdin="open", id="one")
         paths = {
@@ -74,7 +74,7 @@ async def test_head_is_answered_wherever_get_is() -> None:
 
 async def test_head_of_events_ends_at_once() -> None:
     service = Service()
-    async with service.served() as live, httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}") as client:
+    async with service.served() as live, httpx.AsyncClient(base_url=live.client.base_url, timeout=90) as client:
         await create(client, id="demo")
         await start(client, "demo", "cat", stdin="open", id="one")  # it runs on
         path = "/sandboxes/demo/executions/one/stream"

@@ -172,7 +172,7 @@ async def test_client_that_disconnects_ends_its_command_and_not_the_sandbox() ->
         path = await sandbox(client)
         await hung_up(service, path)
         (item,) = (await client.get(f"{path}/executions")).json()["items"]
-        ended = (await client.get(f"{path}/executions/{item['id']}?wait_seconds=10")).json()["exit"]
+        ended = (await client.get(f"{path}/executions/{item['id']}?wait_seconds=60")).json()["exit"]
         assert (ended["reason"], ended["detail"]) == ("killed", "its client disconnected")
         assert (await run(client, path, "echo", "still here"))["stdout"] == "still here\n"
 

@@ -130,7 +130,7 @@ async def test_delete_is_204_again_while_the_record_is_kept_and_then_404() -> No
         sandbox = await create(client)
         assert (await client.delete(f"/sandboxes/{sandbox}")).status_code == 204
         assert service.backend.alive == []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await client.get(f"/sandboxes/{sandbox}")).status_code == 200:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0)
         assert (await client.delete(f"/sandboxes/{sandbox}")).status_code == 404
@@ -159,7 +159,7 @@ async def test_a_lost_sandbox_shows_failed_with_its_reason() -> None:
     async with service.client() as client:
         sandbox = await create(client)
         await service.backend.lose(sandbox, "the worker was killed")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (body := (await client.get(f"/sandboxes/{sandbox}")).json())["state"] == "running":  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert (body["state"], body["state_reason"]) == ("failed", "the worker was killed")

@@ -54,7 +54,7 @@ class Upload:
         self.writer.close()
 
     async def status(self) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return (await self.reader.readline()).split()[1]
 
 
@@ -71,7 +71,7 @@ async def test_an_empty_body_with_eof_only_ends_stdin() -> None:
     async with Service().served() as live:
         path = await live.start("cat", stdin="open")
         assert (await live.client.put(f"{path}/stdin?eof=true")).status_code == 204
-        assert (await live.client.get(f"{path}?wait_seconds=10")).json()["exit"]["code"] == 0
+        assert (await live.client.get(f"{path}?wait_seconds=60")).json()["exit"]["code"] == 0
 
 
 async def test_a_large_body_without_a_length_arrives_whole() -> None:

@@ -95,7 +95,7 @@ async def test_a_lack_of_disks_is_no_news_where_nobody_needs_them(default: str, 
 @pytest.mark.parametrize("lacks", [[Capability.STORAGE_DISK], []])
 async def test_the_log_tells_it_when_the_service_starts(lacks: list[Capability]) -> None:
     service = of_default("disk", kernel(lacks=lacks))
-    async with service.served() as live, asyncio.timeout(10):
+    async with service.served() as live, asyncio.timeout(60):
         while not service.logged:  # noqa: ASYNC110 - nobody is told when the runtimes have been asked
             await asyncio.sleep(0)
         service.backend.ready_error = BackendUnavailable("process", "no launcher")

@@ -65,7 +65,7 @@ async def test_dropped_bytes_are_a_gap_frame_and_are_counted() -> None:
     async with Service().served() as live:
         sandbox = (await live.client.post("/sandboxes", json={"limits": {"output_bytes": 1000}})).json()["id"]
         path = await live.start("print", "200000", sandbox=sandbox)
-        await live.client.get(f"{path}?wait_seconds=10")
+        await live.client.get(f"{path}?wait_seconds=60")
         async with live.stream(path) as socket:
             texts, channels = await frames_of(socket)
         assert [t["type"] for t in texts] == ["start", "gap", "exit"]
@@ -95,7 +95,7 @@ async def test_a_gap_is_a_gap_frame_without_an_end_and_dropped_bytes_are_null() 
 async def test_a_stream_resumes_before_at_and_after_a_gap(offset: int, kinds: list[str]) -> None:
     async with Service([vm()], default="boxlite").served() as live:
         path = await live.start("torn", "16", "8")
-        await live.client.get(f"{path}?wait_seconds=10")
+        await live.client.get(f"{path}?wait_seconds=60")
         async with live.stream(path, f"?stdout_offset={offset}") as socket:
             texts, channels = await frames_of(socket)
         assert [text["type"] for text in texts] == kinds
@@ -145,7 +145,7 @@ async def test_a_stream_open_while_its_sandbox_is_destroyed_gets_everything_to_t
 
 async def test_a_viewer_that_never_reads_holds_up_neither_the_program_nor_the_others() -> None:
     size = 30_000_000
-    async with Service().served() as live:
+    async with Service(timeouts=RequestTimeouts(close=300)).served() as live:  # the viewer is there until we looked
         path = await live.start("silent-then", "print", str(size))
         stalled = await live.stream(path, max_queue=1)
         async with live.stream(path) as socket:
@@ -169,7 +169,7 @@ async def test_a_fast_program_does_not_starve_the_rest_of_the_service() -> None:
 
             reader = asyncio.create_task(read())
             for _ in range(20):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     assert (await live.client.get("/healthz")).status_code == 200
             await live.client.delete(path)
             await reader
@@ -204,7 +204,7 @@ async def test_stdin_sent_before_a_disconnect_still_arrives() -> None:
             await socket.send('{"type":"stdin_eof"}')
         await until(live, path, viewers=0)
         live.service.backend.release(path.rsplit("/", 1)[1])
-        assert (await live.client.get(f"{path}?wait_seconds=10")).json()["exit"]["code"] == 0
+        assert (await live.client.get(f"{path}?wait_seconds=60")).json()["exit"]["code"] == 0
         assert (await live.client.get(f"{path}/output")).content == b"0123456789" * 20
 
 

@@ -29,7 +29,7 @@ async def test_a_bad_query_is_refused_before_the_upgrade(query: str, pointer: st
 async def test_an_offset_beyond_the_end_is_416_before_the_upgrade() -> None:
     async with Service().served() as live:
         path = await live.start("echo", "hi")
-        await live.client.get(f"{path}?wait_seconds=10")
+        await live.client.get(f"{path}?wait_seconds=60")
         assert (await refusal(live, path, "?stdout_offset=4"))["type"] == "/problems/range_not_satisfiable"
         assert (await refusal(live, path, "?stderr_offset=1"))["type"] == "/problems/range_not_satisfiable"
         async with live.stream(path, "?stdout_offset=3") as socket:

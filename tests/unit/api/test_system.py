@@ -158,7 +158,7 @@ async def test_metrics_count_by_runtime_and_reason() -> None:
         sandbox = await create(client)
         await start(client, sandbox, "sleep")
         path = await start(client, sandbox, "exit", "3")
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         answer = await client.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         lines = answer.text.splitlines()

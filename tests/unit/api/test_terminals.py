@@ -136,7 +136,7 @@ async def test_resize_without_a_terminal_is_409() -> None:
 async def test_resize_after_the_end_is_409() -> None:
     async with Service().client() as client:
         path = await start(client, await create(client), "echo", tty=TTY)
-        await client.get(f"{path}?wait_seconds=10")
+        await client.get(f"{path}?wait_seconds=60")
         answer = await client.post(f"{path}/resize", json=TTY)
         assert (answer.status_code, answer.json()["state"]) == (409, "ended")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +13,8 @@ from app.api.http.tickets import FIELDS, LIFE_SECONDS, Ticket, Tickets
 from app.core.budget import Budget
 from app.core.errors import CapacityExceeded, Unauthenticated
 from app.settings import Settings
+from tests.callbacks import own_work
+from tests.processor_time import cost
 from tests.unit.api.service import LiveService, Service, frames_of, text_of
 from tests.unit.api.streams import execution_of, refusal
 
@@ -70,7 +71,7 @@ async def test_a_ticket_opens_events_too() -> None:
     async with locked().served() as live:
         path = await started(live, "echo", "hi")
         ticket = await ticket_for(live, path)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}", headers=EVENTS) as stranger:
+        async with httpx.AsyncClient(base_url=live.client.base_url, headers=EVENTS, timeout=90) as stranger:
             url = f"{path}/stream?stdout_offset=1&ticket={ticket}"
             assert "event: exit" in (await stranger.get(url)).text
             assert (await stranger.get(url)).status_code == 401
@@ -106,7 +107,7 @@ async def test_a_refused_use_spends_it() -> None:
             ("&x=1", 422, None),
             ("", 403, "https://evil.example"),
         ):
-            await live.client.get(f"{path}?wait_seconds=10")
+            await live.client.get(f"{path}?wait_seconds=60")
             ticket = await ticket_for(live, path)
             assert (await refusal(live, path, f"?ticket={ticket}{query}", origin=origin))["status"] == status
             await is_bad(live, path, f"?ticket={ticket}", origin="https://app.example")
@@ -117,7 +118,7 @@ async def test_at_another_path_it_opens_nothing_and_is_spent() -> None:
         path, other = await started(live, "sleep"), await started(live, "sleep")
         for wrong in (f"{other}/stream", f"{path}/output", "/sandboxes", "/healthz"):
             ticket = await ticket_for(live, path)
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{live.port}", headers=EVENTS) as stranger:
+            async with httpx.AsyncClient(base_url=live.client.base_url, headers=EVENTS, timeout=90) as stranger:
                 assert (await stranger.get(f"{wrong}?ticket={ticket}")).status_code == 401
             await is_bad(live, path, f"?ticket={ticket}")
 
@@ -187,8 +188,9 @@ async def test_a_wrong_body_is_refused_by_name(body: dict[str, object], pointer:
 async def test_more_than_the_limit_are_429() -> None:
     service = Service()
     tickets = service.app.state.context.tickets
-    while len(tickets) < 4096:
-        tickets.issue(PATH, False, "")
+    with own_work():
+        while len(tickets) < 4096:
+            tickets.issue(PATH, False, "")
     async with service.client() as client:
         answer = await client.post("/stream-tickets", json={"path": PATH})
         assert (answer.status_code, answer.json()["type"]) == (429, "/problems/capacity_exceeded")
@@ -276,13 +278,15 @@ def test_a_request_without_one_spends_none() -> None:
 @pytest.mark.parametrize("query", [b"a&" * 8000, b"ticket=&" * 2000, b"ticket=&" + b"a&" * 8000])
 def test_to_look_for_one_in_a_long_query_costs_little(query: bytes) -> None:
     tickets, scope = store(), {"type": "http", "path": PATH, "query_string": query}
-    before = time.thread_time()
-    for _ in range(10):
-        spent = tickets.spend(scope)
-        with pytest.raises(Unauthenticated):
-            tickets.check(spent, scope)
-    assert time.thread_time() - before < 0.02, "all fields of the first and of the last take 70 ms"
-    assert len(spent) <= FIELDS
+
+    def look() -> None:
+        for _ in range(10):
+            spent = tickets.spend(scope)
+            with pytest.raises(Unauthenticated):
+                tickets.check(spent, scope)
+            assert len(spent) <= FIELDS
+
+    assert cost(look) < 0.02, "all fields of the first and of the last take 70 ms"
 
 
 # --- what a ticket without stdin is for

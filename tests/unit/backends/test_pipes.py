@@ -33,7 +33,7 @@ async def test_a_drain_takes_all_that_was_written_before_the_end() -> None:
 async def test_a_drain_of_a_silent_pipe_that_is_held_ends_soon() -> None:
     out, log, write = pump()
     os.write(write, b"mine")
-    await asyncio.wait_for(out.drain(), 5)
+    await asyncio.wait_for(out.drain(), 60)
     assert (log.total, out.at_end) == (4, False)
     log.close()
     os.write(write, b"left behind")
@@ -118,7 +118,7 @@ async def test_a_writer_waits_at_a_mebibyte_and_is_let_go_when_the_reader_ends()
         await asyncio.sleep(0)
     assert not writing.done()
     os.close(read)
-    await asyncio.wait_for(writing, 10)
+    await asyncio.wait_for(writing, 60)
     await pipe.write(b"discarded")
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from app.core.commands import NUMBERS, check_command, check_environment, check_s
 from app.core.errors import CapabilityMissing, InvalidRequest
 from app.core.models import Command, Stdin, Terminal
 from tests.null_backend import NullBackend
+from tests.processor_time import cost
 
 LIMITS = CommandLimits()
 
@@ -128,17 +128,15 @@ def test_a_wrong_field_is_named_before_a_missing_capability() -> None:
 def test_flood_of_variables_or_arguments_is_refused_quickly() -> None:
     env = {f"V{n}": "x" for n in range(100_000)}
     argv = ("x",) * 100_000
-    began = time.process_time()
     assert wrong(argv, env=env) == ["/command", "/env"]
-    assert time.process_time() - began < 0.2, "each of them was looked at"
+    assert cost(lambda: wrong(argv, env=env)) < 0.2, "each of them was looked at"
 
 
 def test_largest_legal_command_is_checked_within_a_blink() -> None:
     env = {f"V{n}": "x" for n in range(LIMITS.variables)}
     argv = ("x",) * LIMITS.arguments
-    began = time.process_time()
     assert wrong(argv, env=env) == []
-    assert time.process_time() - began < 0.5
+    assert cost(lambda: wrong(argv, env=env)) < 0.5
 
 
 @pytest.mark.parametrize("number", range(1, 32))

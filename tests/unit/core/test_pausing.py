@@ -186,7 +186,7 @@ async def test_an_execution_times_out_while_it_is_paused() -> None:
 
 async def test_ttl_goes_on_while_paused() -> None:
     async with Core() as core:
-        sandbox = await core.create(spec(ttl_seconds=0.05))
+        sandbox = await core.create(spec(ttl_seconds=1))
         execution = await core.start(sandbox, "sleep")
         await sandbox.pause()
         await execution.wait()
@@ -196,10 +196,11 @@ async def test_ttl_goes_on_while_paused() -> None:
 
 async def test_paused_sandbox_is_idle_only_without_an_execution() -> None:
     async with Core() as core:
-        empty, busy = [await core.create(spec(idle_seconds=0.05)) for _ in range(2)]
+        empty, busy = [await core.create() for _ in range(2)]
         execution = await core.start(busy, "sleep")
         for sandbox in (empty, busy):
             await sandbox.pause()
+            sandbox.update(set_idle=True, idle_seconds=0.05)
         while empty.state is not SandboxState.DESTROYED:  # noqa: ASYNC110 - a record has no event for its end
             await asyncio.sleep(0.005)
         assert empty.state_reason == "the sandbox expired: it was idle"

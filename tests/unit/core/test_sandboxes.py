@@ -415,7 +415,7 @@ async def test_lost_sandbox_that_cannot_be_cleaned_up_is_told_once_and_tried_aga
 
 
 async def expired(sandbox: Sandbox) -> str | None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sandbox.state is not SandboxState.DESTROYED:  # noqa: ASYNC110 - a record has no event for its end
             await asyncio.sleep(0)
     return sandbox.state_reason
@@ -423,8 +423,9 @@ async def expired(sandbox: Sandbox) -> str | None:
 
 async def test_sandbox_is_destroyed_when_its_ttl_passes_even_while_a_program_runs() -> None:
     async with Core() as core:
-        sandbox = await core.create(spec(ttl_seconds=0.05))
+        sandbox = await core.create()
         execution = await core.start(sandbox, "sleep")
+        sandbox.update(ttl_seconds=0.05)
         assert await expired(sandbox) == "the sandbox expired: its ttl passed"
         assert execution.exit is not None
         assert execution.exit.reason is ExitReason.KILLED
@@ -435,7 +436,7 @@ async def test_sandbox_is_destroyed_when_its_ttl_passes_even_while_a_program_run
 async def test_renewal_in_the_very_turn_of_the_expiry_is_refused() -> None:
     """Else it would be told 200, and the sandbox would go all the same."""
     async with Core() as core:
-        sandbox = await core.create(spec(ttl_seconds=0.05))
+        sandbox = await core.create()
         refused: list[str] = []
 
         def renew() -> None:
@@ -444,6 +445,7 @@ async def test_renewal_in_the_very_turn_of_the_expiry_is_refused() -> None:
             except WrongState as error:
                 refused.append(error.state)
 
+        sandbox.update(ttl_seconds=0.05)
         assert sandbox._timer is not None
         asyncio.get_running_loop().call_at(sandbox._timer.when() + 0.001, renew)
         time.sleep(0.06)  # noqa: ASYNC251 - both are due in one turn of the loop, the expiry first
@@ -463,15 +465,15 @@ async def test_ttl_counts_from_the_moment_at_which_the_sandbox_runs() -> None:
     """A boot that takes longer than the ttl leaves the whole ttl to the sandbox."""
     async with Core() as core:
         core.backend.create_gate = gate = Gate()
-        sandbox, _ = core.sandboxes.create(spec(ttl_seconds=5))
-        sandbox.created_at -= timedelta(seconds=7)
-        sandbox._expires_at = sandbox.created_at + timedelta(seconds=5)
+        sandbox, _ = core.sandboxes.create(spec(ttl_seconds=500))
+        sandbox.created_at -= timedelta(seconds=700)
+        sandbox._expires_at = sandbox.created_at + timedelta(seconds=500)
         sandbox._arm()
         assert sandbox._timer is not None
         assert sandbox._timer.when() > asyncio.get_running_loop().time() + 1000
         gate.open()
-        await core.sandboxes.wait_created(sandbox, 10)
-        assert (sandbox.state, 4.5 < sandbox._seconds_left() <= 5) == ("running", True)
+        await core.sandboxes.wait_created(sandbox, 60)
+        assert (sandbox.state, 400 < sandbox._seconds_left() <= 500) == ("running", True)
 
 
 async def test_idle_sandbox_is_destroyed() -> None:
@@ -506,15 +508,14 @@ async def test_a_tiny_idle_time_asks_for_processes_once_in_five_seconds() -> Non
             return replace(await usage(), processes=1)
 
         handle.usage = used  # type: ignore[method-assign]
-        waited = 0.0
+        loop = asyncio.get_running_loop()
         for _ in range(3):
-            before = asked
+            before, began = asked, loop.time()
             sandbox._expire()
             await until(lambda before=before: asked > before and len(asyncio.all_tasks()) <= 2)  # type: ignore[misc]
             assert sandbox._timer is not None
-            waited += sandbox._timer.when() - asyncio.get_running_loop().time()
+            assert began + 5 <= sandbox._timer.when() <= loop.time() + 5
         assert asked <= 4
-        assert 14 < waited <= 15
 
 
 async def test_use_puts_the_idle_end_off() -> None:
@@ -570,10 +571,10 @@ async def test_expired_sandbox_that_cannot_be_destroyed_is_tried_again_without_h
         sandbox._expires_at = sandbox.created_at
         sandbox._expire()
         assert sandbox._timer is not None
-        first = sandbox._timer
+        first, began = sandbox._timer, asyncio.get_running_loop().time()
         await until(lambda: sandbox._timer is not first)
         await until(lambda: sandbox._end is None)
-        assert 4 < sandbox._timer.when() - asyncio.get_running_loop().time() < 6
+        assert began + 4 < sandbox._timer.when() < asyncio.get_running_loop().time() + 6
         core.backend.destroy_error = None
         sandbox._expire()
         assert await expired(sandbox) == "the sandbox expired: its ttl passed"
@@ -581,7 +582,7 @@ async def test_expired_sandbox_that_cannot_be_destroyed_is_tried_again_without_h
 
 async def test_longer_ttl_counts_anew_from_now() -> None:
     async with Core() as core:
-        sandbox = await core.create(spec(ttl_seconds=0.02))
+        sandbox = await core.create(spec(ttl_seconds=60))
         sandbox.update(ttl_seconds=1000)
         sandbox._expire()
         await steps(5)

@@ -78,7 +78,7 @@ class FakeGateway:
 
     async def event(self, number: int = 0) -> dict[str, Any]:
         """Waits until there are so many events, and returns one."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.events) <= number:
                 self._changed.clear()
                 await self._changed.wait()
@@ -153,7 +153,7 @@ class Site:
         writer.write(data)
         with contextlib.suppress(OSError):  # it is reset already, which the next line tells
             writer.write_eof()
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), 60)
 
     @asynccontextmanager
     async def neighbour(self, sandbox: str, given: str, client: str) -> AsyncIterator[Site]:

@@ -24,7 +24,7 @@ async def works(at: Site) -> bool:
     try:
         reader, writer = await at.connect()
         writer.write(b"x")
-        return await asyncio.wait_for(reader.read(1), 20) == b"x"
+        return await asyncio.wait_for(reader.read(1), 60) == b"x"
     except (ConnectionResetError, ConnectionRefusedError):
         return False
 
@@ -226,7 +226,7 @@ async def refusal_of(at: Site) -> type[OSError]:
     """As which a new connection ends."""
     try:
         reader, _ = await at.connect()
-        await asyncio.wait_for(reader.read(1), 20)
+        await asyncio.wait_for(reader.read(1), 60)
     except (ConnectionResetError, ConnectionRefusedError) as error:
         return type(error)
     raise AssertionError("it was accepted, and ended in order")

@@ -52,13 +52,13 @@ class ProxySite:
         writer.write(data if isinstance(data, bytes) else data.encode())
         if ends:
             writer.write_eof()
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), 60)
 
     async def tunnel(self, host: str | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """To a host that is permitted."""
         reader, writer = await self.connect()
         writer.write(connect(host or self.host).encode())
-        assert await asyncio.wait_for(reader.readexactly(len(ESTABLISHED)), 20) == ESTABLISHED
+        assert await asyncio.wait_for(reader.readexactly(len(ESTABLISHED)), 60) == ESTABLISHED
         return reader, writer
 
 
@@ -147,11 +147,11 @@ async def test_oldest_newcomer_goes_when_there_are_many(monkeypatch: pytest.Monk
     monkeypatch.setattr(connect_proxy, "NEWCOMERS", 3)
     async with proxied(echo, rules=RAW) as to:
         silent = [await to.connect() for _ in range(4)]
-        assert await asyncio.wait_for(silent[0][0].read(), 20) == b""
+        assert await asyncio.wait_for(silent[0][0].read(), 60) == b""
         reader, writer = await to.tunnel()
         writer.write(b"x")
-        assert await asyncio.wait_for(reader.readexactly(1), 20) == b"x"
-        assert await asyncio.wait_for(silent[1][0].read(), 20) == b""
+        assert await asyncio.wait_for(reader.readexactly(1), 60) == b"x"
+        assert await asyncio.wait_for(silent[1][0].read(), 60) == b""
         assert not silent[3][0].at_eof()
 
 
@@ -164,7 +164,7 @@ async def test_head_that_never_ends_is_refused_when_it_is_too_long() -> None:
             for _ in range(100):
                 writer.write(b"A: " + b"a" * 1000 + b"\r\n")
                 await writer.drain()
-            answer = await asyncio.wait_for(reader.read(), 20)
+            answer = await asyncio.wait_for(reader.read(), 60)
         assert answer == b"" or status(answer) == 400
 
 
@@ -218,7 +218,7 @@ async def test_tunnel_passes_tls_with_the_name_of_its_host_unread() -> None:
         reader, writer = await to.tunnel(to.host.upper().replace(":", ".:"))
         writer.write(hello + b"more")
         writer.write_eof()
-        assert await asyncio.wait_for(reader.read(), 20) == hello + b"more"
+        assert await asyncio.wait_for(reader.read(), 60) == hello + b"more"
         event = await to.at.gateway.event()
         assert (event["kind"], event["verdict"], event["name"], event["address"]) == (
             "connection", "allowed", NAME, HOST,
@@ -246,7 +246,7 @@ async def test_tunnel_is_cut_where_its_first_bytes_do_not_name_its_host(first: b
         reader, writer = await to.tunnel()
         writer.write(first)
         with contextlib.suppress(ConnectionResetError):
-            answer = await asyncio.wait_for(reader.read(), 20)
+            answer = await asyncio.wait_for(reader.read(), 60)
             assert first not in answer
         event = await to.at.gateway.event()
         assert (event["verdict"], event["reason"]) == ("refused", told)
@@ -258,10 +258,10 @@ async def test_plain_http_in_a_tunnel_must_name_its_host() -> None:
     async with proxied(host.serve) as to:
         reader, writer = await to.tunnel()
         writer.write(f"GET /x HTTP/1.1\r\nHost: {to.host}\r\n\r\n".encode())
-        assert status(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)) == 200
+        assert status(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)) == 200
         await reader.readexactly(2)
         writer.write(b"GET /x HTTP/1.1\r\nHost: other.example.org\r\n\r\n")
-        assert status(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)) == 403
+        assert status(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)) == 403
         assert len(host.requests) == 1
 
 
@@ -311,7 +311,7 @@ async def test_tunnel_to_an_address_needs_a_rule_of_its_network() -> None:
     async with proxied(echo, rules=[{"host": "127.0.0.0/8", "raw": True}]) as to:
         reader, writer = await to.tunnel(f"127.0.0.1:{to.at.port}")
         writer.write(b"x")
-        assert await asyncio.wait_for(reader.readexactly(1), 20) == b"x"
+        assert await asyncio.wait_for(reader.readexactly(1), 60) == b"x"
 
 
 # --- requests with a whole URL
@@ -391,7 +391,7 @@ async def test_newcomer_is_reset_when_no_descriptors_are_left_and_others_go_on()
                 loop = asyncio.get_running_loop()
                 with pytest.raises(ConnectionResetError):
                     await loop.sock_connect(newcomer, to.address)
-                    await asyncio.wait_for(loop.sock_recv(newcomer, 1), 20)
+                    await asyncio.wait_for(loop.sock_recv(newcomer, 1), 60)
                 writer.write(b"x")
-                assert await asyncio.wait_for(reader.readexactly(1), 20) == b"x"
+                assert await asyncio.wait_for(reader.readexactly(1), 60) == b"x"
         await to.tunnel()

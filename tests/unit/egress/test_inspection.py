@@ -60,7 +60,7 @@ async def ask(at: Site, data: bytes, **more: Any) -> bytes:
     """Sends requests, of which the last one ends the connection, and returns all that comes back."""
     reader, writer = await tls(at, **more)
     writer.write(data)
-    return await asyncio.wait_for(reader.read(), 20)
+    return await asyncio.wait_for(reader.read(), 60)
 
 
 def request(at: Site, head: str = "GET / HTTP/1.1", more: str = "", body: bytes = b"", *, last: bool = False) -> bytes:
@@ -497,7 +497,7 @@ async def test_hello_without_an_end_is_cut() -> None:
         reader, writer = await at.connect()
         writer.write(endless)
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(reader.read(), 20)
+            await asyncio.wait_for(reader.read(), 60)
         event = await at.gateway.event()
         assert (event["verdict"], event["reason"]) == ("refused", "tls")
         assert event["bytes_sent"] <= MOST + RECORD
@@ -520,7 +520,7 @@ async def test_program_that_is_silent_after_the_handshake_is_cut(said: bytes) ->
         reader, writer = await tls(at)
         writer.write(said)
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(reader.read(), 20)
+            await asyncio.wait_for(reader.read(), 60)
         event = await at.gateway.event()
         assert (event["kind"], event["reason"]) == ("connection", "silent")
         assert at.dns.asked == {}
@@ -533,7 +533,7 @@ async def test_program_may_be_silent_after_its_first_request() -> None:
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
         later, _ = await at.connect()
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(later.read(), 20)
+            await asyncio.wait_for(later.read(), 60)
         writer.write(request(at))
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
@@ -557,7 +557,7 @@ async def test_renegotiation_is_refused() -> None:
         assert client.stdout is not None
         shown = await client.stdout.readuntil(b"Verify return code")
         client.stdin.write(b"R\n")
-        shown += await asyncio.wait_for(client.stdout.read(), 20)
+        shown += await asyncio.wait_for(client.stdout.read(), 60)
         await client.wait()
         assert b"RENEGOTIATING" in shown
         assert b"no renegotiation" in shown
@@ -710,7 +710,7 @@ async def test_host_that_answers_for_ever_is_read_no_faster_than_the_program_rea
         reader, writer = await tls(at, limit=1024)
         writer.write(request(at))
         await reader.readexactly(1000)
-        await asyncio.wait_for(stopped.wait(), 20)
+        await asyncio.wait_for(stopped.wait(), 60)
         assert 0 < sent < 32 * 1024 * 1024
         assert 16 * 1024 <= at.network.kept.count <= 512 * 1024
     assert at.network.kept.count == 0

@@ -334,7 +334,7 @@ async def test_control_unclear_request_reaches_a_host_that_is_asked_directly() -
         more = f"Content-Length: {len(CHUNKED)}\r\nTransfer-Encoding: chunked\r\n"
         writer.write(request(at, "POST / HTTP/1.1", more=more, body=CHUNKED))
         writer.write_eof()
-        await asyncio.wait_for(host.has_two.wait(), 20)
+        await asyncio.wait_for(host.has_two.wait(), 60)
         assert host.requests[1].target == b"/smuggled"
         writer.close()
 
@@ -506,9 +506,9 @@ async def test_program_that_is_reset_ends_the_hosts_connection() -> None:
     async with site(serve) as at:
         _, writer = await at.connect()
         writer.write(request(at, "POST / HTTP/1.1", more="Content-Length: 1000\r\n", body=b"x"))
-        await asyncio.wait_for(begun.wait(), 20)
+        await asyncio.wait_for(begun.wait(), 60)
         reset(writer)
-        await asyncio.wait_for(ended.wait(), 20)
+        await asyncio.wait_for(ended.wait(), 60)
 
 
 async def test_host_that_answers_for_ever_is_read_no_faster_than_the_program_reads() -> None:
@@ -532,7 +532,7 @@ async def test_host_that_answers_for_ever_is_read_no_faster_than_the_program_rea
             loop = asyncio.get_running_loop()
             await loop.sock_connect(program, (GIVEN, at.port))
             await loop.sock_sendall(program, request(at))
-            await asyncio.wait_for(stopped.wait(), 20)
+            await asyncio.wait_for(stopped.wait(), 60)
             assert 0 < sent < 32 * 1024 * 1024
         event = await at.gateway.event()
         assert (event["verdict"], event["reason"]) == ("allowed", None)

@@ -92,7 +92,7 @@ class Process:
 
     def connect(self) -> socket.socket:
         peer = self._stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        peer.settimeout(20)
+        peer.settimeout(60)
         peer.connect(self.path)
         return peer
 
@@ -201,7 +201,7 @@ def test_process_without_memory_ends_and_the_next_one_serves(
             order(peer, OpenNetwork(f"s{number}", ()), [sockets.resolver.fileno()], NetworkSetup((), names))
             if not peer.recv(protocol.MAX_PACKET):
                 raise ConnectionResetError
-    assert process.child.wait(20) == NO_MEMORY
+    assert process.child.wait(60) == NO_MEMORY
     assert "it has used the memory that it may have" in capfd.readouterr().err
     process.start()
     Sockets(stack).open(process.greeted())
@@ -282,7 +282,7 @@ def test_process_ends_in_order_and_says_nothing(start: Callable[..., Process], s
     peer = process.greeted()
     Sockets(stack).open(peer)
     process.child.send_signal(signal.SIGTERM)
-    assert process.child.wait(20) == 0
+    assert process.child.wait(60) == 0
     assert peer.recv(1) == b""
 
 
@@ -291,7 +291,7 @@ def test_process_ends_in_order_and_says_nothing(start: Callable[..., Process], s
     [{"permit_nets": ("nonsense",)}, {"own_nets": ("nonsense",)}, {"resolver": "nonsense"}, {"service": ("::1",)}],
 )
 def test_configuration_that_is_none_ends_it(start: Callable[..., Process], config: dict[str, Any]) -> None:
-    assert start(**config).child.wait(20) == 2
+    assert start(**config).child.wait(60) == 2
 
 
 # --- who may speak to it
@@ -309,7 +309,7 @@ def test_second_gateway_waits_for_the_end_of_the_first(start: Callable[..., Proc
     with pytest.raises(TimeoutError):
         second.recv(1)
     first.close()
-    second.settimeout(20)
+    second.settimeout(60)
     assert report(second) == Hello()
 
 
@@ -355,7 +355,7 @@ def test_names_of_an_earlier_process_keep_their_addresses(start: Callable[..., P
     order(peer, OpenNetwork("a", (sockets.port,)), sockets.descriptors, NetworkSetup(rules, names))
     assert report(peer) == NetworkOpened("a")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
-        program.settimeout(20)
+        program.settimeout(60)
         program.connect(sockets.resolver.getsockname())
         for name, address in (("1000.example.net", "198.18.3.232"), ("new.example.net", "198.18.3.233")):
             program.send(dns.message.make_query(name, "A").to_wire())
@@ -538,7 +538,7 @@ def test_sandbox_is_not_opened_when_no_descriptors_are_left_and_others_go_on(
     refused(first)
     waiting = {process.connect() for _ in range(4)}
     while len(waiting) > 1:  # one may wait; the others are hung up on, with or without a descriptor for them
-        for ended in select.select(waiting, [], [], 20)[0]:
+        for ended in select.select(waiting, [], [], 60)[0]:
             assert ended.recv(1) == b""
             waiting.remove(ended)
     order(peer, CloseNetwork("1"))

@@ -57,7 +57,7 @@ class Program(asyncio.DatagramProtocol):
 
     async def send(self, data: bytes) -> bytes:
         self.transport.sendto(data)
-        return await asyncio.wait_for(self._answers.get(), 20)
+        return await asyncio.wait_for(self._answers.get(), 60)
 
 
 def address_in(answer: dns.message.Message) -> str:
@@ -201,7 +201,7 @@ async def test_flood_of_questions_is_answered_at_a_bounded_rate() -> None:
                 await asyncio.sleep(0)
         seconds = asyncio.get_running_loop().time() - began
         assert QUESTIONS_AT_ONCE <= program.answered <= QUESTIONS_AT_ONCE + QUESTIONS_PER_SECOND * seconds + 1
-        async with asyncio.timeout(20):  # the kernel drops a question while its buffer is full
+        async with asyncio.timeout(60):  # the kernel drops a question while its buffer is full
             while not dns.message.from_wire(await program.send(dns.message.make_query(NAME, "A").to_wire())).answer:
                 pass
 

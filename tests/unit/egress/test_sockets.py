@@ -85,7 +85,7 @@ def spare() -> Iterator[SpareDescriptor]:
 
 
 def is_reset(program: socket.socket) -> bool:
-    program.settimeout(20)
+    program.settimeout(60)
     try:
         return program.recv(1) == b"never"
     except ConnectionResetError:

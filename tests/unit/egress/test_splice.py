@@ -60,7 +60,7 @@ async def test_host_may_end_before_the_program_does() -> None:
         assert await reader.read() == b""
         writer.write(b"after the end")
         writer.write_eof()
-        assert await asyncio.wait_for(heard, 20) == b"after the end"
+        assert await asyncio.wait_for(heard, 60) == b"after the end"
 
 
 async def test_host_that_resets_resets_the_program() -> None:
@@ -92,7 +92,7 @@ async def test_program_that_resets_resets_the_host() -> None:
         writer.write(b"x")
         assert await reader.read(1) == b"x"
         reset(writer)
-        assert await asyncio.wait_for(ended, 20) == "reset"
+        assert await asyncio.wait_for(ended, 60) == "reset"
 
 
 async def test_side_that_does_not_read_stops_the_other() -> None:

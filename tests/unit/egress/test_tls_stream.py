@@ -131,7 +131,7 @@ async def test_stream_without_data_is_aborted() -> None:
         sending = asyncio.create_task(at.send(flood))
         before = at.counted
         with pytest.raises(ConnectionAbortedError):
-            await asyncio.wait_for(at.stream.receive(65536), 20)
+            await asyncio.wait_for(at.stream.receive(65536), 60)
         assert at.counted - before <= MOST + 65536
         assert at.stream._fruitless <= MOST + PIECE
         sending.cancel()
@@ -164,6 +164,10 @@ async def test_answers_that_nobody_takes_stop_the_reading() -> None:
                 got += await at.stream.receive(65536)
 
         receives = asyncio.create_task(receive())
+        async with asyncio.timeout(60):
+            while not (at.stream._sending.locked() and most > ANSWERS):
+                await asyncio.sleep(0)
+                most = max(most, at.stream._outgoing.pending)
         for _ in range(2000):
             await asyncio.sleep(0)
             most = max(most, at.stream._outgoing.pending)
@@ -171,7 +175,7 @@ async def test_answers_that_nobody_takes_stop_the_reading() -> None:
         assert ANSWERS < most <= ANSWERS + RECORD_SENT
         assert not receives.done()
         reads = asyncio.create_task(at.read_on())
-        await asyncio.wait_for(receives, 20)
+        await asyncio.wait_for(receives, 60)
         for task in (floods, sends, reads):
             task.cancel()
         assert got == b"x" * 200
@@ -186,7 +190,7 @@ async def test_hello_in_tiny_records_takes_turns_and_has_a_bound(monkeypatch: py
         holds = Holds()
         await asyncio.sleep(0)
         with pytest.raises(ConnectionAbortedError):
-            await asyncio.wait_for(at.stream.shake_hands(), 20)
+            await asyncio.wait_for(at.stream.shake_hands(), 60)
         await holds.stop()
         assert holds.turns > (MOST - RECORD) // PIECE
         assert at.counted <= MOST + RECORD
