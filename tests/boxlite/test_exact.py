@@ -230,7 +230,7 @@ async def test_an_image_that_cannot_is_plain_and_says_so() -> None:
 
 async def test_both_channels_in_one_pipe_are_refused_with_plain_output() -> None:
     async with rig() as r:
-        with pytest.raises(UnsupportedByRuntime, match="both channels in one pipe with plain output"):
+        with pytest.raises(UnsupportedByRuntime, match="merged output where output is plain"):
             await start(await r.sandbox(), "echo", "x", output_mode=OutputMode.PLAIN, **MERGED)
 
 

@@ -110,7 +110,7 @@ class BoxliteBackend:
             aliases=("vm", "microvm"),
             command_limits=COMMAND_LIMITS,
             ceilings={"cpus": MOST_CPUS},
-            no_direct=f"has no network: {NOBODY_PERMITTED}",
+            no_direct=f"has no network of the mode direct: {NOBODY_PERMITTED}",
             no_proxy=f"has no network of the mode proxy: {self._no_proxy}",
         )
 

@@ -118,13 +118,13 @@ class BoxliteSandbox:
         """Raises UnsupportedByRuntime."""
         wanted = "exact output" if command.output_mode is OutputMode.EXACT else ""
         if is_merged(command):  # the server gives a command two pipes; the wrapper makes one of them
-            wanted = "both channels in one pipe"
+            wanted = "merged output"
         if command.limits != ExecutionLimits():  # the wrapper sets them
             wanted = "limits of an execution"
         if wanted and command.tty is not None:
             raise UnsupportedByRuntime(f"{wanted} of a terminal", RUNTIME)
         if wanted and command.output_mode is OutputMode.PLAIN:
-            raise UnsupportedByRuntime(f"{wanted} with plain output", RUNTIME)
+            raise UnsupportedByRuntime(f"{wanted} where output is plain", RUNTIME)
         if wanted and self._inexact:
             raise UnsupportedByRuntime(f"{wanted} in this image: it {self._inexact}", RUNTIME)
         return command.output_mode is not OutputMode.PLAIN and command.tty is None and not self._inexact
