@@ -146,8 +146,11 @@ def test_create_without_an_egress_process_fails_by_name_and_leaves_nothing(tmp_p
             groups = [re.sub(r"/s-\d+", "/s-uid", folder) for folder in host.group_folders(first)]
             return groups, host.descriptors(service.children()["gateway"])
 
-        # The clone that is made ahead has groups too, and the next one has another uid.
-        host.until(lambda: max(Counter(held()[0]).values()) == 2, "there is a clone ahead")
+        def of_each_sandbox() -> set[int]:
+            return {count for folder, count in Counter(held()[0]).items() if folder.endswith("/s-uid")}
+
+        # The clone that is made ahead has groups too, one after the other. The next one has another uid.
+        host.until(lambda: of_each_sandbox() == {2}, "there is a clone ahead with all its groups")
         before = held()
         network = {"mode": "proxy", "allow": ["www.example.org:443"]}
         status, problem = service.call("POST", "/sandboxes", {"policy": {"network": network}})
