@@ -7,6 +7,7 @@ import io
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
@@ -130,6 +131,20 @@ class FileRoom:
         return "\r\n".join([*lines, "", ""]).encode()
 
 
+_SHARED: ContextVar[FileRoom | None] = ContextVar("shared", default=None)
+
+
+@asynccontextmanager
+async def one_file_room(kind: Kind) -> AsyncIterator[None]:
+    """Every `file_room` in the block is this one, emptied: for tests that each would wait for the boot of a box."""
+    async with file_room(kind) as room:
+        token = _SHARED.set(room)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
+
+
 def _named(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -137,6 +152,10 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 @asynccontextmanager
 async def file_room(kind: Kind, **settings: Any) -> AsyncIterator[FileRoom]:
     """At the end the service is stopped, and nothing of it may be left."""
+    if (shared := _SHARED.get()) is not None:
+        await shared.run(("/bin/sh", "-c", "rm -rf /workspace/*"))
+        yield shared
+        return
     backend = await kind.open()
     service = Service(
         [cast(NullBackend, backend)], default=backend.info.name, settings=load_settings(**settings)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -99,9 +100,28 @@ async def opened(kind: Kind) -> AsyncIterator[Backend]:
     assert kind.left(backend) == []
 
 
+_SHARED: ContextVar[Room | None] = ContextVar("shared", default=None)
+
+
+@asynccontextmanager
+async def one_room(kind: Kind) -> AsyncIterator[None]:
+    """Every `room` in the block is this one: for tests that each would wait for the boot of a box."""
+    async with room(kind) as only:
+        token = _SHARED.set(only)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
+
+
 @asynccontextmanager
 async def room(kind: Kind, *needs: Capability) -> AsyncIterator[Room]:
     """Skips where the runtime does not promise what is needed, before a sandbox is made: a box takes seconds."""
+    if (shared := _SHARED.get()) is not None:
+        for capability in needs:
+            promised(shared.backend, capability)
+        yield shared
+        return
     async with opened(kind) as backend:
         for capability in needs:
             promised(backend, capability)
