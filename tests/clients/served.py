@@ -1,4 +1,4 @@
-"""A live service for the drivers: the edge over a NullBackend for everybody, the real one as root."""
+"""A live service for the drivers: the real one as root, for others the edge over a NullBackend."""
 
 from __future__ import annotations
 
@@ -55,6 +55,3 @@ def _lenient() -> dict[str, str]:
     """Isolation is not what these tests are about: an old kernel's missing layers are accepted."""
     found = os.environ.get("BULKHEAD_PROCESS__ACCEPT_MISSING")
     return {"BULKHEAD_PROCESS__ACCEPT_MISSING": found} if found else {}
-
-
-SERVICES = {"null": null_service, "process": real_service}

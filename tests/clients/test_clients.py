@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.served import KEY, SERVICES
+from tests.clients.served import KEY, null_service, real_service
 from tests.require import require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,11 +25,10 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module", params=SERVICES)
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "process":
-        require("root", os.geteuid() == 0, "the runtime `process` needs root")
-    with SERVICES[request.param](tmp_path_factory.mktemp("data")) as found:
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    served = real_service if os.geteuid() == 0 else null_service
+    with served(tmp_path_factory.mktemp("data")) as found:
         yield found
 
 

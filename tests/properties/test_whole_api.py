@@ -77,7 +77,7 @@ def delete_all(service: Service) -> None:
 
 def test_over_the_backend_without_isolation(tmp_path: Path) -> None:
     with Service(tmp_path, ENV, module="tests.properties.null_service") as service:
-        check(service, tmp_path, 20, 25, "--header", f"Authorization: Bearer {KEY}")
+        check(service, tmp_path, 8, 25, "--header", f"Authorization: Bearer {KEY}")
         delete_all(service)
         assert runs.alive(service) == []
 
