@@ -222,8 +222,8 @@ def test_new_rules_hold_although_the_egress_process_dies(service: Service, proxi
     host.until(lambda: service.children().get("egress", pid) != pid, "another one is started")
     for each in running:
         each.saw(b"cut\n")
+    host.until(lambda: curl(service, sandboxes[1]) == ("200", 0), "the next one serves the others")
     assert curl(service, sandboxes[0]) == ("000", COULD_NOT_RESOLVE), "the new rules, and never the old ones"
-    assert curl(service, sandboxes[1]) == ("200", 0)
 
 
 def ports_of(service: Service, sandbox: str) -> Any:

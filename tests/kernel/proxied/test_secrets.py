@@ -216,7 +216,7 @@ def test_another_egress_process_has_the_secrets_of_running_sandboxes(
 ) -> None:
     before = service.children()["egress"]
     os.kill(before, 9)
-    line = f'{CURL} --retry 5 --retry-connrefused --retry-all-errors -H "X-Key: $TOKEN $LLM" https://{WWW}/answer'
+    line = f'{CURL} --retry 99 --retry-delay 1 --retry-connrefused --retry-all-errors -H "X-Key: $TOKEN $LLM" https://{WWW}/answer'
     assert sh(service, sandbox, line) == "answered\n"
     assert last_request(internet.tls)[1]["x-key"] == f"{CANARY} {OPERATORS}"
     assert service.children()["egress"] != before
