@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from app.core.backend import settle
 from app.core.errors import BulkheadError
+
+T = TypeVar("T")
+
+
+async def hand_over(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:
+    """For a task whose caller waits for `result` and may be cancelled: the work goes on, and its error is raised here
+    then. `asyncio.shield` does the same, but its caller goes on two turns of the loop later."""
+    try:
+        value = await work
+    except asyncio.CancelledError:
+        result.cancel()
+        raise
+    except Exception as error:
+        if result.done():
+            raise
+        result.set_exception(error)
+        result.exception()  # counts as read, as the caller may be cancelled before it looks
+    else:
+        if not result.done():
+            result.set_result(value)
 
 
 class Tasks:

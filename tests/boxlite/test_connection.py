@@ -111,7 +111,7 @@ async def test_an_idle_connection_that_the_server_ends_is_not_used_again() -> No
 async def test_an_idle_connection_is_used_no_longer_than_servers_keep_it() -> None:
     async with answering(response(204)) as server, pool_of(server.url, kept_seconds=0) as pool:
         for _ in range(2):
-            _, connection = await pool.exchange(pool.request("GET", "/v1/x"), 100, 5, again=False)
+            _, connection = await pool.exchange(pool.request("GET", "/v1/x"), 100, 5, until=soon(), again=False)
             pool.keep(connection)
         assert server.connections == 2
         await until(lambda: len(server.writers) == 1)
@@ -229,7 +229,7 @@ async def test_a_connection_that_cannot_be_opened_beforehand_is_nobodys_error() 
         pool.warm(5)
         await until(lambda: pool._warming is None)
         with pytest.raises(NotConnected):
-            await pool.exchange(pool.request("GET", "/v1/x"), 100, 5, again=True)
+            await pool.exchange(pool.request("GET", "/v1/x"), 100, 5, until=soon(), again=True)
 
 
 async def test_a_pool_that_closes_opens_nothing_and_leaves_nothing_open() -> None:
@@ -254,13 +254,18 @@ async def test_a_connection_for_which_nobody_waits_any_more_is_ended() -> None:
 # --- the answer, byte for byte
 
 
+def soon() -> float:
+    """The end of an exchange that has all the time it needs."""
+    return asyncio.get_running_loop().time() + 60
+
+
 class Exchange:
     """One request on a connection without a network."""
 
     def __init__(self, body_limit: int = 1000) -> None:
         self.connection = ServerConnection(lambda _: None)
         self.wire = Wire(self.connection)
-        self.asking = asyncio.ensure_future(self.connection.exchange(b"GET", body_limit))
+        self.asking = asyncio.ensure_future(self.connection.exchange(b"GET", body_limit, soon()))
 
     async def take(self, *pieces: bytes) -> int:
         """How many of the pieces were taken before the connection was cut."""
@@ -453,6 +458,14 @@ async def test_the_end_of_the_connection_ends_only_a_body_without_a_length(
     assert not exchange.connection.reusable
 
 
+async def test_an_exchange_whose_time_is_over_ends_the_connection() -> None:
+    connection = ServerConnection(lambda _: None)
+    wire = Wire(connection)
+    with pytest.raises(TimeoutError):
+        await connection.exchange(b"GET", 100, asyncio.get_running_loop().time())
+    assert wire.sent.startswith(b"GET") and wire.ended and not connection.reusable
+
+
 async def test_an_exchange_that_is_given_up_ends_the_connection() -> None:
     exchange = Exchange()
     await exchange.take(OK)
@@ -460,7 +473,7 @@ async def test_an_exchange_that_is_given_up_ends_the_connection() -> None:
     await asyncio.wait([exchange.asking])
     assert exchange.wire.ended and not exchange.connection.reusable
     with pytest.raises(ConnectionBroken):
-        await exchange.connection.exchange(b"GET", 100)
+        await exchange.connection.exchange(b"GET", 100, soon())
     assert exchange.wire.sent == b"GET"
 
 
@@ -473,7 +486,7 @@ async def test_an_answer_leaves_nothing_for_the_collector() -> None:
     gc.disable()
     try:
         for _ in range(50):
-            asking = asyncio.ensure_future(exchange.connection.exchange(b"GET", 1000))
+            asking = asyncio.ensure_future(exchange.connection.exchange(b"GET", 1000, soon()))
             await exchange.take(OK + b"ab")
             await asking
         assert gc.collect() < 50

@@ -362,7 +362,7 @@ async def test_a_close_waits_for_the_servers_part_and_not_for_ever() -> None:
     await line.socket.close()
     assert line.wire.ended and [frame.opcode for frame in line.heard()] == [Opcode.CLOSE]
     line = Line(closing=30)
-    closing = asyncio.create_task(line.socket.close())
+    closing = line.socket.close()
     await asyncio.sleep(0)
     assert not closing.done() and not line.wire.ended
     line.say(Opcode.CLOSE)

@@ -10,8 +10,8 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
 from websockets.datastructures import Headers
 from websockets.exceptions import WebSocketException
@@ -31,6 +31,7 @@ FRAME_BYTES = 256 * 1024  # the server's are 1 KiB, or 3 where it replaced every
 STDIN_BYTES = 64 * 1024  # above 4 MiB a frame kills the execution's stdin without an error
 EXIT_LETTERS = 4096  # of the text of an exit frame, which has 32
 CODES = range(-64, 256)  # minus a signal, -1, or what a program can return; anything else tells nothing
+WARM_SECONDS = 0.005  # from the end of an attach, which somebody waits for, to a new connection in its place
 CLOSING = 64  # sockets whose Close the server has not answered yet; who closes one more waits for it
 REFUSAL_BYTES = 64 * 1024  # of the body of an answer that opens no socket
 _UPGRADE = "upgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n"
@@ -70,21 +71,10 @@ class Socket:
     def __init__(self, connection: WebSocket) -> None:
         self._connection = connection
 
-    async def frames(self) -> AsyncIterator[Chunk | Ended]:
+    def frames(self) -> AsyncIterator[Chunk | Ended]:
         """Yields frames until the exit frame. Unknown frames are skipped, as the official client does, and a server
         that sends many waits behind everybody else. Raises AttachCut."""
-        while True:
-            try:
-                message = await self._connection.receive()
-            except WebSocketClosed as error:
-                raise AttachCut(str(error)) from error
-            frame = _chunk(message) if isinstance(message, bytes) else _ended(message)
-            if frame is None:
-                await TimeSlices.of_loop().next()
-                continue
-            yield frame
-            if isinstance(frame, Ended):
-                return
+        return _Frames(self._connection)
 
     async def write(self, data: bytes) -> None:
         """Raises AttachCut."""
@@ -110,6 +100,34 @@ class Socket:
             raise AttachCut(str(error)) from error
 
 
+class _Frames:
+    """Not a generator, which the loop would have to end by one more task for each attach."""
+
+    def __init__(self, connection: WebSocket) -> None:
+        self._connection = connection
+        self._has_ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk | Ended:
+        if self._has_ended:
+            raise StopAsyncIteration
+        while True:
+            try:
+                message = await self._connection.receive()
+            except WebSocketClosed as error:
+                raise AttachCut(str(error)) from error
+            if isinstance(message, bytes):
+                frame: Chunk | Ended | None = _chunk(message)
+            else:
+                frame = _ended(message)
+                self._has_ended = frame is not None
+            if frame is not None:
+                return frame
+            await TimeSlices.of_loop().next()
+
+
 def _chunk(message: bytes) -> Chunk | None:
     channel = _CHANNELS.get(message[0]) if message else None
     return None if channel is None or len(message) == 1 else Chunk(channel, message[1:])
@@ -133,32 +151,35 @@ class Sockets:
 
     def __init__(self, pool: ConnectionPool, timeouts: ServerTimeouts, most_closing: int = CLOSING) -> None:
         self._pool, self._timeouts, self._most_closing = pool, timeouts, most_closing
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Future[None]] = set()
 
-    @asynccontextmanager
-    async def attached(self, path: str) -> AsyncIterator[Socket]:
-        """Raises AttachRefused and AttachCut, also inside the block. At its end the socket is closed, and nobody waits
-        for the server's part of that."""
+    def attached(self, path: str) -> Attachment:
+        return Attachment(self, path)
+
+    async def open(self, path: str) -> WebSocket:
+        """Raises AttachRefused and AttachCut."""
         try:
-            async with asyncio.timeout(self._timeouts.opening):
-                connection = await self._open(path)
+            return await self._open(path)
         except (TimeoutError, NotConnected, ConnectionBroken, ResponseTooLarge, WebSocketException) as error:
             raise AttachCut(type(error).__name__) from error
-        try:
-            yield Socket(connection)
-        finally:
-            closing = asyncio.get_running_loop().create_task(connection.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-            self._pool.warm(self._timeouts.connect)
-            if len(self._closing) > self._most_closing:
-                await asyncio.shield(closing)
+
+    async def close(self, connection: WebSocket) -> None:
+        """Waits for the server's part of it only where too many wait already."""
+        closing = connection.close()
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        asyncio.get_running_loop().call_later(WARM_SECONDS, self._pool.warm, self._timeouts.connect)
+        if len(self._closing) > self._most_closing:
+            await asyncio.shield(closing)
 
     async def _open(self, path: str) -> WebSocket:
         """No redirect is followed, so the key goes to no other server."""
+        until = asyncio.get_running_loop().time() + self._timeouts.opening
         protocol = IncrementalProtocol(_NO_URI, state=State.OPEN, max_size=FRAME_BYTES, logger=_UNHEARD)
         request = self._pool.request("GET", path, f"{_UPGRADE}sec-websocket-key: {protocol.key}\r\n")
-        response, taken = await self._pool.exchange(request, REFUSAL_BYTES, self._timeouts.connect, again=False)
+        response, taken = await self._pool.exchange(
+            request, REFUSAL_BYTES, self._timeouts.connect, until=until, again=False
+        )
         if response.status != SWITCHING:
             self._pool.keep(taken)
             raise AttachRefused(response.status)
@@ -177,13 +198,31 @@ class Sockets:
             await asyncio.wait(tuple(self._closing))
 
 
+class Attachment:
+    """A block with an attached socket, which is closed at its end. Raises AttachRefused and AttachCut, also inside the
+    block."""
+
+    def __init__(self, sockets: Sockets, path: str) -> None:
+        self._sockets, self._path = sockets, path
+
+    async def __aenter__(self) -> Socket:
+        self._connection = await self._sockets.open(self._path)
+        return Socket(self._connection)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._sockets.close(self._connection)
+
+
 def _is_ordinary(response: HttpResponse, key: str) -> bool:
     """Whether an answer accepts the upgrade, has each header once and nothing more about the WebSocket. `websockets`
     judges all others. To judge this one, it would take a fifth of the attach."""
-    names = [name for name, _ in response.headers if name in _HANDSHAKE or name.startswith("sec-websocket-")]
+    found = [
+        (name, value) for name, value in response.headers if name in _HANDSHAKE or name.startswith("sec-websocket-")
+    ]
+    values = dict(found)
     return (
-        len(names) == len(_HANDSHAKE)
-        and response.header("upgrade").lower() == "websocket"
-        and response.header("connection").lower() == "upgrade"
-        and response.header("sec-websocket-accept") == accept_key(key)
+        len(found) == len(values) == len(_HANDSHAKE)
+        and values.get("upgrade", "").lower() == "websocket"
+        and values.get("connection", "").lower() == "upgrade"
+        and values.get("sec-websocket-accept") == accept_key(key)
     )

@@ -23,6 +23,7 @@ from app.backends.boxlite.timeouts import ServerTimeouts
 from app.backends.boxlite.turns import take
 from app.core.backend import settle
 from app.core.errors import BackendFailure, BackendRefused, BackendTimeout, BackendUnavailable, Upstream
+from app.core.tasks import hand_over
 from app.core.timeslices import TimeSlices
 
 
@@ -68,6 +69,8 @@ def shown(text: str) -> str:
     line = " ".join(text.split())
     if len(line) > SHOWN:
         line = f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}"
+    if line.isprintable():
+        return line
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
 
 
@@ -85,7 +88,7 @@ class BoxliteClient:
     ) -> None:
         self.timeouts = timeouts or ServerTimeouts()
         self._key = key
-        self._requests: set[asyncio.Task[ServerReply]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
         self._closed = False
         address = ServerAddress.of(url)
         self.connections = ConnectionPool(address, key, connections)
@@ -117,13 +120,15 @@ class BoxliteClient:
         path = f"{path}?{urlencode(query)}" if query else path
         data = None if body is None else json.dumps(body).encode()
         sent = pool.request(method, path, _HEADERS if data is None else _HEADERS_OF_JSON, data)
-        task = asyncio.get_running_loop().create_task(self._send(pool, method, sent, seconds, limits))
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[ServerReply] = loop.create_future()
+        task = loop.create_task(hand_over(self._send(pool, method, sent, seconds, limits), reply))
         if turns is not None:
             task.add_done_callback(lambda _: turns.release())
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
         task.add_done_callback(seen)
-        return await asyncio.shield(task)
+        return await reply
 
     async def _send(
         self, pool: ConnectionPool, method: str, request: bytes, seconds: float, limits: AnswerLimits
@@ -131,9 +136,9 @@ class BoxliteClient:
         until = asyncio.get_running_loop().time() + seconds
         await pool.acquire(seconds)
         try:
-            async with asyncio.timeout_at(until):
-                connect = min(self.timeouts.connect, seconds)
-                response, connection = await pool.exchange(request, limits.bytes, connect, again=method == "GET")
+            response, connection = await pool.exchange(
+                request, limits.bytes, self.timeouts.connect, until=until, again=method == "GET"
+            )
             pool.keep(connection)
             if len(response.body) > AT_ONCE_BYTES:
                 await TimeSlices.of_loop().next()
@@ -211,7 +216,7 @@ def _parsed(raw: bytes, parts: int) -> Any:
     """Raises ValueError, RecursionError."""
     if sum(map(raw.count, (b"[", b"{", b","))) > parts:
         raise ValueError("too many parts")
-    return json.loads(raw)
+    return json.loads(raw.decode())  # of bytes it would guess the encoding
 
 
 def upstream_of(error: BackendFailure) -> Upstream:

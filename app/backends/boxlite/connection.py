@@ -37,12 +37,17 @@ class ResponseTooLarge(Exception):
 
 @dataclass(slots=True)
 class HttpResponse:
-    """`headers` have names in small letters. `rest`: what came behind an upgrade."""
+    """`raw_headers`: as they came. Of most answers nobody reads them. `rest`: what came behind an upgrade."""
 
     status: int = 0
-    headers: list[tuple[str, str]] = field(default_factory=list)
+    raw_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
     rest: bytes = b""
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """With names in small letters."""
+        return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in self.raw_headers]
 
     def header(self, name: str) -> str:
         """The first of that name, or nothing."""
@@ -121,7 +126,7 @@ class _ResponseReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_line()
         if not self._head_is_over:
-            self._response.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+            self._response.raw_headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._response.status = self._parser.get_status_code()
@@ -156,14 +161,16 @@ class ServerConnection(asyncio.Protocol):
     def reusable(self) -> bool:
         return self._wanted and self._transport is not None and not self._transport.is_closing()
 
-    async def exchange(self, request: bytes, body_limit: int) -> HttpResponse:
-        """Raises ConnectionBroken and ResponseTooLarge. After these, and when it is cancelled, the connection is
-        closed."""
+    async def exchange(self, request: bytes, body_limit: int, until: float) -> HttpResponse:
+        """Raises ConnectionBroken and ResponseTooLarge, and TimeoutError at `until`, a time of the loop. After these,
+        and when it is cancelled, the connection is closed."""
         if self._transport is None or self._transport.is_closing():
             raise ConnectionBroken("the connection was closed", began=False)
         self._wanted = False
         self._reader = _ResponseReader(body_limit)
-        self._answer = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._answer = loop.create_future()
+        deadline = loop.call_at(until, _expire, self._answer)
         self._transport.write(request)
         try:
             response = await self._answer
@@ -171,6 +178,7 @@ class ServerConnection(asyncio.Protocol):
             self.close()
             raise
         finally:
+            deadline.cancel()
             self._reader = self._answer = None
         return response
 
@@ -227,3 +235,8 @@ class ServerConnection(asyncio.Protocol):
                 began = self._reader is not None and self._reader.began
                 why = str(exc) if exc is not None else "the server closed the connection"
                 self._answer.set_exception(ConnectionBroken(why, began=began))
+
+
+def _expire(answer: asyncio.Future[HttpResponse]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())

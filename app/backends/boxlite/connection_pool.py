@@ -76,21 +76,21 @@ class ConnectionPool:
         self._places.release()
 
     async def exchange(
-        self, request: bytes, body_limit: int, connect_seconds: float, *, again: bool
+        self, request: bytes, body_limit: int, connect_seconds: float, *, until: float, again: bool
     ) -> tuple[HttpResponse, ServerConnection]:
         """Sends a request on a connection that was kept, or on a new one. `again`: once more on a new one if the kept
         one ended before any answer, as when the server closes what is idle; only for a request that changes nothing.
-        The caller gives the connection to `keep`, or upgrades it. Raises NotConnected, ConnectionBroken and
-        ResponseTooLarge."""
+        The caller gives the connection to `keep`, or upgrades it. Raises NotConnected, ConnectionBroken,
+        ResponseTooLarge, and TimeoutError at `until`, a time of the loop."""
         kept = self._kept()
         if kept is not None:
             try:
-                return await kept.exchange(request, body_limit), kept
+                return await kept.exchange(request, body_limit, until), kept
             except ConnectionBroken as broken:
                 if not again or broken.began:
                     raise
-        connection = await self._connected(connect_seconds)
-        return await connection.exchange(request, body_limit), connection
+        connection = await self._connected(min(connect_seconds, until - asyncio.get_running_loop().time()))
+        return await connection.exchange(request, body_limit, until), connection
 
     def keep(self, connection: ServerConnection) -> None:
         """For the next request, if the answer allows it."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.backends.boxlite import RUNTIME
-from app.backends.boxlite.client import seen, upstream_of
+from app.backends.boxlite.client import upstream_of
 from app.backends.boxlite.egress import BoxEgress, ProxyCredential
 from app.backends.boxlite.ending import KILLED, NO_WORKDIR, start_failed
 from app.backends.boxlite.execution import BoxliteExecution
@@ -33,7 +33,7 @@ from app.core.files import Files
 from app.core.models import Command, ExecutionLimits, Exit, ExitReason, OutputMode, ResourceUsage, Stdin
 from app.core.network_log import NetworkLog
 from app.core.network_rules import NetworkRule
-from app.core.tasks import Tasks
+from app.core.tasks import Tasks, hand_over
 from app.core.workdirs import may_be_made
 
 LATE_SECONDS = 15.0  # the server's own timeout comes after ours, and only if we are gone
@@ -68,6 +68,7 @@ class BoxliteSandbox:
         self._receipt: Mapping[str, Any] = {}
         self._inexact = ""  # why output cannot be exact
         self._executions: list[BoxliteExecution] = []
+        self._begun: set[asyncio.Future[None]] = set()  # of commands whose start is under way
         self._lost: asyncio.Future[str] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
         self._over: asyncio.Future[None] = loop.create_future()
@@ -102,16 +103,16 @@ class BoxliteSandbox:
         execution = BoxliteExecution(self._server, self, execution_id, command, logs, self._stdin_limit, exact=exact)
         self._executions = [known for known in self._executions if not known.ended]
         self._executions.append(execution)
-        starting = self._tasks.spawn(self._start(execution, execution_id, command, exact=exact))
+        begun: asyncio.Future[None] = self._loop.create_future()
+        starting = self._tasks.spawn(hand_over(self._start(execution, execution_id, command, exact=exact), begun))
+        self._begun.add(begun)
         try:
-            await asyncio.wait([starting, self._over], return_when=asyncio.FIRST_COMPLETED)
+            await begun
         except asyncio.CancelledError:
             starting.add_done_callback(lambda _: self._tasks.spawn(_kill(execution)))
             raise
-        if not starting.done():
-            starting.add_done_callback(seen)
-            raise WrongState("destroyed", "the sandbox has ended")
-        starting.result()
+        finally:
+            self._begun.discard(begun)
         return execution
 
     def _is_exact(self, command: Command) -> bool:
@@ -298,6 +299,9 @@ class BoxliteSandbox:
                 raise
             # Lost, and its server with it: the backend removes the box when the server is back.
         self._over.set_result(None)
+        for begun in self._begun:
+            if not begun.done():
+                begun.set_exception(WrongState("destroyed", "the sandbox has ended"))
         for execution in self._executions:
             execution.on_sandbox_end(KILLED)
         self._executions.clear()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 from app.backends.boxlite import RUNTIME
-from app.backends.boxlite.attach import Socket, Sockets
+from app.backends.boxlite.attach import Attachment, Sockets
 from app.backends.boxlite.box import Box, box_of, called, is_id, with_id
 from app.backends.boxlite.client import LIST, BoxliteClient, Unanswered, Unreachable, upstream_of
 from app.backends.boxlite.turns import TooManyPending, Turns
@@ -46,7 +46,7 @@ class BoxliteServer:
                     self._prefix = await self._discover()
         return self._known_path(*segments)
 
-    def attach(self, box_id: str, execution_id: str) -> AbstractAsyncContextManager[Socket]:
+    def attach(self, box_id: str, execution_id: str) -> Attachment:
         """Raises AttachRefused and AttachCut, also inside the block."""
         return self.sockets.attached(self._known_path("boxes", box_id, "executions", execution_id, "attach"))
 
@@ -227,6 +227,7 @@ class BoxliteServer:
         return await self.client.request(method, await self.path(*segments), seconds=seconds, body=body, query=query)
 
 
+@lru_cache(maxsize=1024)
 def _in_path(segment: str) -> str:
     """`quote` returns most ids as they are, and takes ten times as long to find that out."""
     return segment if _UNRESERVED.fullmatch(segment) else quote(segment, safe="")

@@ -139,17 +139,17 @@ class WebSocket(asyncio.Protocol):
             if self._lost.done():
                 raise WebSocketClosed("the connection broke")
 
-    async def close(self) -> None:
-        """Returns when the connection has ended. It is cut when the server does not do its part in time."""
+    def close(self) -> asyncio.Future[None]:
+        """Returns what is done when the connection has ended, and must not be cancelled. The connection is cut when the
+        server does not do its part in time."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_close()
             self._flush()
-        try:
-            async with asyncio.timeout(self._timeouts.closing):
-                await asyncio.shield(self._lost)
-        except TimeoutError:
-            self._transport.abort()
-            await asyncio.shield(self._lost)
+        if not self._lost.done():
+            self._has_asked = False  # a pong counts no more
+            self._timer.cancel()
+            self._timer = self._loop.call_later(self._timeouts.closing, self._transport.abort)
+        return self._lost
 
     # --- asyncio's
 
