@@ -6,7 +6,8 @@ import json
 import logging
 import sys
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, TextIO
 
 import structlog
@@ -64,66 +65,52 @@ class Telemetry:
                 structlog.processors.JSONRenderer(lambda event, **_: _JSON.encode(event)),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
-        )
+        ).bind()  # else it is put together anew for each line
         self._registry = registry = CollectorRegistry()
-        self._created = Counter("bulkhead_sandboxes_created", "Sandboxes created", ["runtime"], registry=registry)
-        self._ended = Counter(
-            "bulkhead_sandboxes_ended", "Sandboxes that ended", ["runtime", "reason"], registry=registry
+
+        def counter(name: str, text: str, *labels: str) -> Callable[..., Counter]:
+            """Returns the counter of some labels. The library's own `labels` looks it up in ten calls."""
+            return cache(Counter(f"bulkhead_{name}", text, labels, registry=registry).labels)
+
+        def histogram(name: str, text: str) -> Callable[[str], Histogram]:
+            named = Histogram(f"bulkhead_{name}", text, ["runtime"], buckets=LATENCY_BUCKETS, registry=registry)
+            return cache(named.labels)
+
+        self._created = counter("sandboxes_created", "Sandboxes created", "runtime")
+        self._ended = counter("sandboxes_ended", "Sandboxes that ended", "runtime", "reason")
+        self._started = counter("executions_started", "Commands started", "runtime")
+        self._finished = counter("executions_ended", "Commands that ended", "runtime", "reason")
+        self._output = counter("output_bytes", "Bytes that ended executions printed", "runtime")
+        self._streamed = counter("stream_bytes", "Bytes of output sent to streams", "runtime")
+        self._requests = counter("requests", "Requests answered, by class of status", "status")
+        for kind in range(1, 6):  # those that did not come yet are 0
+            self._requests(f"{kind}xx")
+        self._refused = counter(
+            "capacity_refusals", "Requests refused because a budget, or a share of it, is used up", "budget", "holder"
         )
-        self._started = Counter("bulkhead_executions_started", "Commands started", ["runtime"], registry=registry)
-        self._finished = Counter(
-            "bulkhead_executions_ended", "Commands that ended", ["runtime", "reason"], registry=registry
+        self._connections = counter(
+            "egress_connections", "Connections of sandboxes that ended or were refused", "runtime", "verdict"
         )
-        self._output = Counter(
-            "bulkhead_output_bytes", "Bytes that ended executions printed", ["runtime"], registry=registry
-        )
-        self._streamed = Counter(
-            "bulkhead_stream_bytes", "Bytes of output sent to streams", ["runtime"], registry=registry
-        )
-        requests = Counter("bulkhead_requests", "Requests answered, by class of status", ["status"], registry=registry)
-        self._requests = {kind: requests.labels(f"{kind}xx") for kind in range(1, 6)}
-        self._refused = Counter(
-            "bulkhead_capacity_refusals",
-            "Requests refused because a budget, or a share of it, is used up",
-            ["budget", "holder"],
-            registry=registry,
-        )
-        self._connections = Counter(
-            "bulkhead_egress_connections",
-            "Connections of sandboxes that ended or were refused",
-            ["runtime", "verdict"],
-            registry=registry,
-        )
-        self._network_bytes = Counter(
-            "bulkhead_egress_bytes",
+        self._network_bytes = counter(
+            "egress_bytes",
             "Bytes of connections of sandboxes that ended, as their programs count",
-            ["runtime", "direction"],
-            registry=registry,
+            "runtime",
+            "direction",
         )
-        self._network_refused = Counter(
-            "bulkhead_egress_refusals",
+        self._network_refused = counter(
+            "egress_refusals",
             "Names, connections and requests of sandboxes that were refused",
-            ["runtime", "kind", "reason"],
-            registry=registry,
+            "runtime",
+            "kind",
+            "reason",
         )
         self._network_reasons: set[str] = set()
-        self._create_seconds = Histogram(
-            "bulkhead_sandbox_create_seconds",
-            "Time from a create to a running sandbox",
-            ["runtime"],
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self._start_seconds = Histogram(
-            "bulkhead_execution_start_seconds",
-            "Time from a start to a running command",
-            ["runtime"],
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self._healthy = Gauge(
+        self._create_seconds = histogram("sandbox_create_seconds", "Time from a create to a running sandbox")
+        self._start_seconds = histogram("execution_start_seconds", "Time from a start to a running command")
+        healthy = Gauge(
             "bulkhead_runtime_healthy", "1 while the runtime (its launcher) works", ["runtime"], registry=registry
         )
+        self._healthy = healthy.labels
 
     def take_server_log(self) -> None:
         """Takes over the server's log, for the one service of this process."""
@@ -148,19 +135,19 @@ class Telemetry:
     # --- Observer
 
     def sandbox_created(self, runtime: str, seconds: float) -> None:
-        self._created.labels(runtime).inc()
-        self._create_seconds.labels(runtime).observe(seconds)
+        self._created(runtime).inc()
+        self._create_seconds(runtime).observe(seconds)
 
     def sandbox_ended(self, runtime: str, reason: str) -> None:
-        self._ended.labels(runtime, reason).inc()
+        self._ended(runtime, reason).inc()
 
     def execution_started(self, runtime: str, seconds: float) -> None:
-        self._started.labels(runtime).inc()
-        self._start_seconds.labels(runtime).observe(seconds)
+        self._started(runtime).inc()
+        self._start_seconds(runtime).observe(seconds)
 
     def execution_ended(self, runtime: str, reason: str, output_bytes: int) -> None:
-        self._finished.labels(runtime, reason).inc()
-        self._output.labels(runtime).inc(output_bytes)
+        self._finished(runtime, reason).inc()
+        self._output(runtime).inc(output_bytes)
 
     # --- the egress process
 
@@ -168,25 +155,25 @@ class Telemetry:
         """Names of hosts are in no metric. The reasons come from a process that strangers talk to, so they are
         bounded."""
         if event.kind == "connection":
-            self._connections.labels(runtime, event.verdict).inc()
-        self._network_bytes.labels(runtime, "sent").inc(event.bytes_sent)
-        self._network_bytes.labels(runtime, "received").inc(event.bytes_received)
+            self._connections(runtime, event.verdict).inc()
+        self._network_bytes(runtime, "sent").inc(event.bytes_sent)
+        self._network_bytes(runtime, "received").inc(event.bytes_received)
         if event.verdict != "allowed":
             reason = event.reason or "other"
             if reason not in self._network_reasons and len(self._network_reasons) >= NETWORK_REASONS:
                 reason = "other"
             self._network_reasons.add(reason)
-            self._network_refused.labels(runtime, event.kind, reason).inc()
+            self._network_refused(runtime, event.kind, reason).inc()
 
     # --- the API
 
     def streamed(self, runtime: str, count: int) -> None:
-        self._streamed.labels(runtime).inc(count)
+        self._streamed(runtime).inc(count)
 
     def runtime_ready(self, runtime: str, error: BulkheadError | None, limitation: BulkheadError | None = None) -> None:
         """Called after each check of a runtime. Logs a line when the result has changed. `limitation` says
         what it cannot do although it works, such as serve requests that do not name their storage."""
-        self._healthy.labels(runtime).set(error is None)
+        self._healthy(runtime).set(error is None)
         why = error or limitation
         result = error is None, why is None
         if self._results.get(runtime) != result:
@@ -197,7 +184,7 @@ class Telemetry:
     def request(
         self, *, request_id: str, method: str, path: str, status: int, seconds: float, client: str | None, key: str
     ) -> None:
-        self._requests[status // 100].inc()
+        self._requests(f"{status // 100}xx").inc()
         say = self._log.debug if path in QUIET_PATHS and status < 400 else self._log.info
         say(
             "request",
@@ -212,7 +199,7 @@ class Telemetry:
 
     def refused(self, error: Exception) -> None:
         if isinstance(error, CapacityExceeded):
-            self._refused.labels(error.budget, error.holder).inc()
+            self._refused(error.budget, error.holder).inc()
 
     def slow_callback(self, ms: float, where: list[str]) -> None:
         self._log.warning("slow_callback", ms=ms, where=where)

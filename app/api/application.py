@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from app.api.context import ApplicationContext, context_of, request_id_of
 from app.api.http.access import AccessMiddleware, AccessPolicy
+from app.api.http.dispatch import Dispatch
 from app.api.http.errors import InternalError, MethodNotAllowed
 from app.api.http.idempotency import Idempotency, Recorded
 from app.api.http.problems import problem_of
@@ -92,7 +93,7 @@ class Application(FastAPI):
     gives; telemetry, a limit for bodies and files of forms, which we do not use."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        app: ASGIApp = ExceptionMiddleware(self.router, self.exception_handlers)
+        app: ASGIApp = ExceptionMiddleware(Dispatch(self.router), self.exception_handlers)
         for layer, arguments, named in reversed(self.user_middleware):
             app = layer(app, *arguments, **named)
         return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from app.core.errors import BoundExceeded, CapacityExceeded, Holder
 
@@ -52,8 +53,10 @@ class Budget:
 
     def check(self, holder: Hashable, count: int = 1) -> None:
         """Raises what `take` would raise, and takes nothing."""
-        if self.fits(holder, count):
-            return
+        if not self.fits(holder, count):
+            self._refuse(holder, count)
+
+    def _refuse(self, holder: Hashable, count: int) -> NoReturn:
         self.check_possible(count)
         limit, retry_seconds = self.size // self._unit, self._retry_seconds
         if self.used + count > self.size:
@@ -68,12 +71,14 @@ class Budget:
 
     def take(self, holder: Hashable, count: int = 1) -> None:
         """Raises CapacityExceeded, and BoundExceeded for more than any holder can ever have."""
-        self.check(holder, count)
+        held = self._held.get(holder, 0)
+        if held + count > self._share_of(self.size - self.used + held):
+            self._refuse(holder, count)
         self.used += count
-        self._held[holder] = self.held(holder) + count
+        self._held[holder] = held + count
 
     def give_back(self, holder: Hashable, count: int = 1) -> None:
-        left = self.held(holder) - count
+        left = self._held.get(holder, 0) - count
         if left < 0:
             raise ValueError(f"{holder!r} gives back more than it holds")
         self.used -= count

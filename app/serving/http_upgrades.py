@@ -17,6 +17,12 @@ _OF_BODY = frozenset({b"content-length", b"transfer-encoding"})
 class UpgradesIgnored(HttpToolsProtocol):
     """Ignores all offers but that of a WebSocket."""
 
+    _is_websocket = False  # what this request asks for, as uvicorn sees it
+
+    def _should_upgrade(self) -> bool:
+        """uvicorn would read all headers at each step of a request."""
+        return self._is_websocket
+
     def _is_offer(self) -> bool:
         """As the parser sees it, which takes all `Connection` headers together where uvicorn takes the last. CONNECT is
         an upgrade for it too, and is left alone."""
@@ -54,9 +60,10 @@ class UpgradesIgnored(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"", b""))
 
     def on_headers_complete(self) -> None:
+        self._is_websocket = self.parser.should_upgrade() and super()._should_upgrade()
         if self._is_offer():
             return
-        if self._should_upgrade() and (self.parser.get_method() != b"GET" or self._has_body()):
+        if self._is_websocket and (self.parser.get_method() != b"GET" or self._has_body()):
             raise ValueError("a WebSocket begins with a GET without a body")  # whose body would be waited for for ever
         super().on_headers_complete()
 

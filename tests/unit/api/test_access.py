@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.http.access import AccessMiddleware, AccessPolicy
+from app.api.http.dispatch import Dispatch
 from app.api.http.idempotency import Idempotency
 from app.api.http.tickets import Tickets
 from app.core.budget import Budget
@@ -281,7 +281,7 @@ def test_only_our_own_layers_stand_around_a_request() -> None:
     """Each costs every request, and the framework brings some that nothing here needs."""
     layers = []
     layer: Any = Service().app.build_middleware_stack()
-    while not isinstance(layer, APIRouter):
+    while not isinstance(layer, Dispatch):
         layers.append(type(layer))
         layer = getattr(layer, "app", None) or layer._app
     assert layers == [AccessMiddleware, Idempotency, ExceptionMiddleware]
