@@ -55,9 +55,9 @@ class WebSocketEncoding:
 
 
 class StreamSession:
-    """It has three tasks: output (closes with 1000 after the exit frame), input (1008 for stdin from a stream that does
-    not hold it) and take-over (4001). The first task with a close code ends the session. Input also ends it when the
-    client is gone."""
+    """It does three things at once: output (closes with 1000 after the exit frame), input (1008 for stdin from a stream
+    that does not hold it) and take-over (4001). The first with a close code ends the session. Input also ends it when
+    the client is gone."""
 
     def __init__(
         self, context: ApplicationContext, view: View, lease: StdinLease | None, line: WebSocketEncoding
@@ -90,27 +90,37 @@ class StreamSession:
             return
 
     async def _until_over(self) -> int | None:
-        """Returns the close code. None when the client is gone."""
+        """Returns the close code. None when the client is gone. The output has no task of its own, so what there is of
+        it leaves in one packet with the acceptance."""
         loop = asyncio.get_running_loop()
-        down, up = loop.create_task(self._output()), loop.create_task(self._input())
-        tasks = {down, up}
-        if self._lease is not None:
-            tasks.add(loop.create_task(self._take_over(self._lease)))
+        up = loop.create_task(self._input())
+        tasks = [up] if self._lease is None else [up, loop.create_task(self._take_over(self._lease))]
+        code, sending = None, asyncio.timeout(None)
+        is_sending = True
+
+        def stop_sending(_: asyncio.Task[int | None]) -> None:
+            if is_sending and not sending.expired():
+                sending.reschedule(loop.time())
+
         try:
-            pending = tasks
-            while True:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                codes = [code for task in done if (code := task.result()) is not None]
-                # Output that cannot be delivered alone ends nothing: stdin that came before the disconnect is still
-                # read.
-                if codes or up in done:
-                    return max(codes, default=None)
+            async with sending:
+                for task in tasks:
+                    task.add_done_callback(stop_sending)
+                code = await self._output()
+                if code is None:  # that alone ends nothing: stdin that came before the disconnect is still read
+                    await asyncio.wait([up])
+        except TimeoutError:
+            if not sending.expired():
+                raise
         finally:
+            is_sending = False
+            done = [task for task in tasks if task.done()]
             for task in tasks:
                 task.cancel()
             for task in tasks:
                 if not task.done():
                     await settle(task)
+        return max((code for code in (code, *(task.result() for task in done)) if code is not None), default=None)
 
     async def _take_over(self, lease: StdinLease) -> int | None:
         await lease.taken_over.wait()

@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import pytest
+from starlette.types import Message
 from websockets.exceptions import ConnectionClosed
 
 from app.api.context import RequestTimeouts
@@ -236,3 +237,32 @@ async def test_stream_bytes_are_counted() -> None:
             await frames_of(socket)
         metrics = (await live.client.get("/metrics")).text
     assert 'bulkhead_stream_bytes_total{runtime="process"} 100000.0' in metrics
+
+
+async def test_what_there_is_of_a_stream_leaves_together_with_its_acceptance() -> None:
+    """Nothing else runs in between, so the server sends all of it in one packet, which wakes the client once."""
+    loop = asyncio.get_running_loop()
+    turn, sent = 0, []
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(next_turn)
+
+    messages = [{"type": "websocket.connect"}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await loop.create_future()
+
+    async def send(message: Message) -> None:
+        sent.append((message["type"], turn))
+
+    async with Service().served() as live:
+        path = await live.start("echo", "hello")
+        await until(live, path, over=True)
+        scope = {"type": "websocket", "scheme": "ws", "path": f"{path}/stream", "query_string": b"", "state": {}}
+        scope |= {"headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1), "root_path": ""}
+        loop.call_soon(next_turn)
+        await live.service.app(scope, receive, send)
+    assert [kind for kind, _ in sent] == ["websocket.accept", *["websocket.send"] * 3, "websocket.close"]
+    assert len({when for _, when in sent[:4]}) == 1
