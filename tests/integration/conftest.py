@@ -6,20 +6,21 @@ All of it ends with the last test of this folder: what comes after measures time
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.boxlite.machine import not_built
-from tests.integration.docker_machine import DockerMachine, running_docker_machine
+from tests.integration.docker_machine import DockerMachine, DockerMachineStart, starting_docker_machine
 from tests.integration.host_engine import Engine, missing, running_engine
-from tests.integration.machine_tests import MachineTests, running_tests
+from tests.integration.machine_tests import MachineTests, make_job, running_tests
 from tests.integration.product import Product
 from tests.integration.project import IMAGES, Project
-from tests.integration.version_2 import TESTS
 from tests.integration.web import PERMITTED
 from tests.require import require
 from tests.service import PROJECT
@@ -55,25 +56,33 @@ def product(project: Project) -> Product:
 @pytest.fixture(scope="package", autouse=True)
 def begun(request: pytest.FixtureRequest) -> None:
     """What takes minutes beside the others begins before them. Where it cannot, its own tests say why."""
-    if any("machine_tests" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
-            request.getfixturevalue("machine_tests")
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    for name in ("machine_tests", "machine_start"):
+        if name in wanted:
+            with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+                request.getfixturevalue(name)
 
 
 @pytest.fixture(scope="package")
-def machine_tests(engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineTests]:
-    """Those of test_version_2.py, in a machine of their own."""
+def machine_tests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineTests]:
+    """Those of test_version_2.py, in a machine of their own. What it takes may have been made before."""
     reason = not_built()
     require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
-    with running_tests(engine, tmp_path_factory.mktemp("tests"), TESTS) as running:
+    folder = tmp_path_factory.mktemp("tests")
+    job = Path(os.environ.get("BULKHEAD_TEST_MACHINE_JOB") or folder / "job")
+    if not job.exists():
+        engine: Engine = request.getfixturevalue("engine")
+        request.getfixturevalue("project")
+        make_job(engine, job := folder / "job")
+    with running_tests(job, folder) as running:
         yield running
 
 
 @pytest.fixture(scope="package")
-def docker_machine(
+def machine_start(
     engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[DockerMachine]:
-    """Holds all four images, made here: one of them from the server that deploy/boxlite built."""
+) -> Iterator[DockerMachineStart]:
+    """Gets all four images, made here: one of them from the server that deploy/boxlite built."""
     reason = not_built()
     require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
     script = ". deploy/boxlite/cache.sh && echo $server_folder/boxlite"
@@ -83,7 +92,13 @@ def docker_machine(
     shutil.copy(program.strip(), given)
     project.configure(project.settings | {"BOXLITE_PROGRAM": "given"})
     project.build(engine.base(), "boxlite")
-    with running_docker_machine(engine, tmp_path_factory.mktemp("machine"), IMAGES) as running:
+    with starting_docker_machine(engine, tmp_path_factory.mktemp("machine"), IMAGES) as start:
+        yield start
+
+
+@pytest.fixture(scope="package")
+def docker_machine(machine_start: DockerMachineStart) -> Iterator[DockerMachine]:
+    with machine_start.machine() as running:
         yield running
 
 

@@ -20,6 +20,7 @@ from tests.service import PROJECT
 RUN_MACHINE = PROJECT / "deploy/boxlite/run-machine"
 JOB = PROJECT / "tests/integration/machine-job"
 READY = "machine: the engine is ready"
+READY_SECONDS = 1800
 
 
 class DockerMachine:
@@ -33,8 +34,39 @@ class DockerMachine:
         return any("apparmor" in option for option in self.client.info()["SecurityOptions"])
 
 
+class DockerMachineStart:
+    """A machine of our own from its first moment."""
+
+    def __init__(self, engine: Engine, job: Path, out: Path) -> None:
+        self._engine, self._job = engine, job
+        self._api, self._gateway = free_ports(2)
+        forward = f"hostfwd=tcp:127.0.0.1:{self._api}-:2375,hostfwd=tcp:127.0.0.1:{self._gateway}-:8000"
+        network = ("-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net")
+        self.process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", RUN_MACHINE, job, out, *network],
+            env=os.environ | {"LIMIT": "7200", "MEMORY": "4608"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._said, self._ready = _console_of(self.process)
+
+    @contextlib.contextmanager
+    def machine(self) -> Iterator[DockerMachine]:
+        """Once its engine is ready."""
+        assert self._ready.wait(READY_SECONDS), "no engine in the machine: " + "".join(self._said[-30:])
+        assert self.process.poll() is None, "the machine ended: " + "".join(self._said[-30:])
+        shutil.rmtree(self._job)
+        url = f"tcp://127.0.0.1:{self._api}"
+        with contextlib.closing(docker.DockerClient(base_url=url, timeout=600)) as client:
+            yield DockerMachine(client, self._engine.env | {"DOCKER_HOST": url}, self._gateway)
+
+
 @contextlib.contextmanager
-def running_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) -> Iterator[DockerMachine]:
+def starting_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) -> Iterator[DockerMachineStart]:
     """With images of the host's engine."""
     job = folder / "job"
     job.mkdir()
@@ -42,31 +74,13 @@ def running_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) 
     shutil.copy(PROJECT / "deploy/docker/apparmor", job)
     save = ["docker", "save", "--output", str(job / "images.tar"), *images]
     subprocess.run(save, env=os.environ | engine.env, check=True, timeout=600)
-    api, gateway = free_ports(2)
-    forward = f"hostfwd=tcp:127.0.0.1:{api}-:2375,hostfwd=tcp:127.0.0.1:{gateway}-:8000"
-    network = ("-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net")
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", RUN_MACHINE, job, folder / "out", *network],
-        env=os.environ | {"LIMIT": "7200", "MEMORY": "4608"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    start = DockerMachineStart(engine, job, folder / "out")
     try:
-        said, ready = _console_of(process)
-        assert ready.wait(1800), "no engine in the machine: " + "".join(said[-30:])
-        assert process.poll() is None, "the machine ended: " + "".join(said[-30:])
-        shutil.rmtree(job)
-        url = f"tcp://127.0.0.1:{api}"
-        with contextlib.closing(docker.DockerClient(base_url=url, timeout=600)) as client:
-            yield DockerMachine(client, engine.env | {"DOCKER_HOST": url}, gateway)
+        yield start
     finally:
         # The whole group ends, QEMU with it; what it wrote has no name.
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(300)
+        os.killpg(start.process.pid, signal.SIGTERM)
+        start.process.wait(300)
 
 
 def _console_of(process: subprocess.Popen[str]) -> tuple[list[str], threading.Event]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.boxlite.machine import IMAGE, Machine
+from tests.boxlite.machine import IMAGE
+from tests.contract.boxlite_kind import BoxliteRuntime
 from tests.integration import promises
 from tests.integration.host_engine import Engine
 from tests.integration.product import Product
@@ -15,6 +16,7 @@ from tests.integration.project import KEY_FILE, Project
 from tests.integration.relay import relayed
 from tests.integration.web import address_of, beyond_the_host, connects, web_server
 from tests.kernel import host
+from tests.runtimes.places import double_program
 
 pytestmark = pytest.mark.timeout(1800)  # the first one to ask for it waits for the images
 
@@ -161,16 +163,18 @@ def test_a_killed_launcher_takes_every_sandbox_with_it(engine: Engine, product: 
 
 
 @pytest.fixture
-def with_boxlite(engine: Engine, project: Project, product: Product, machine: Machine) -> Iterator[Product]:
+def with_boxlite(engine: Engine, project: Project, product: Product) -> Iterator[Product]:
     """The gateway is told where the server is, as an operator would tell it: in .env."""
+    BoxliteRuntime().check()
     bridge = engine.client.networks.get("bulkhead_default").attrs["IPAM"]["Config"][0]["Gateway"]
-    with relayed(bridge, int(machine.url.rpartition(":")[2])) as port:
+    key = "key-of-the-server"
+    with double_program(key) as url, relayed(bridge, int(url.rpartition(":")[2])) as port:
         before = project.settings
         project.configure(
             before
             | {
                 "BULKHEAD_BOXLITE__URL": f"http://{bridge}:{port}",
-                "BULKHEAD_BOXLITE__API_KEY": machine.key,
+                "BULKHEAD_BOXLITE__API_KEY": key,
                 "BULKHEAD_BOXLITE__IMAGES": f'{{"busybox":{{"rootfs_path":"{IMAGE}"}}}}',
             }
         )
@@ -180,8 +184,13 @@ def with_boxlite(engine: Engine, project: Project, product: Product, machine: Ma
         project.compose("up", "--detach", "--wait", "gateway")
 
 
-def test_a_microvm_of_a_server_elsewhere(with_boxlite: Product) -> None:
-    promises.a_microvm_runs_a_kernel_of_its_own(with_boxlite)
+def test_a_server_elsewhere_is_reached_with_its_key(with_boxlite: Product) -> None:
+    """The double of one. test_machine.py has a real microVM."""
+    sandbox = with_boxlite.create(runtime="boxlite", image="busybox")
+    assert sandbox["isolation"]["tier"] == "vm"
+    done = with_boxlite.run(sandbox["id"], "sh", "-c", "echo to stdout; exit 3")
+    assert (done["stdout"], done["exit"]["code"]) == ("to stdout\n", 3)
+    with_boxlite.delete(sandbox["id"])
 
 
 # --- the end: the last test of this file

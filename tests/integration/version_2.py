@@ -27,7 +27,6 @@ OOM = (
 KILLS = (
     "test_endings.py::test_a_timeout_ends_what_does_not_want_to_end",
     "test_lifecycle.py::test_delete_of_an_execution_ends_its_daemons_and_nothing_of_its_neighbours",
-    "test_lifecycle.py::test_delete_of_an_ended_execution_still_ends_its_daemons",
     "test_lifecycle.py::test_delete_of_an_execution_outruns_a_fork_bomb",
     "test_lifecycle.py::test_delete_of_a_sandbox_leaves_no_process_group_or_namespace",
     "test_lifecycle.py::test_groups_go_once_what_was_left_behind_has_ended",
@@ -57,11 +56,7 @@ AHEAD = (
     "test_groups_ahead.py::test_groups_are_there_before_anybody_asks_for_a_sandbox",
     "test_groups_ahead.py::test_clone_ahead_that_is_killed_takes_its_groups_with_it",
 )
-DISKS = (
-    "test_disks.py::test_workspace_and_tmp_share_the_disk_and_dev_shm_is_memory",
-    "test_disks.py::test_disk_holds_what_was_asked_for_and_little_more[256]",
-    "test_disks.py::test_launcher_holds_nothing_of_a_disk",
-)
+DISKS = ("test_disks.py::test_workspace_and_tmp_share_the_disk_and_dev_shm_is_memory",)
 # With a service of their own for each.
 CRASHES = ("test_pause.py::test_a_killed_launcher_is_followed_by_one_that_ends_what_was_paused",)
 
