@@ -70,12 +70,12 @@ class Machine:
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.key}"}
 
-    def call(self, method: str, path: str, body: object = None, seconds: float = 90) -> httpx.Response:
+    def call(self, method: str, path: str, body: object = None, seconds: float = 150) -> httpx.Response:
         """A request to the server. A connection for each: a test may kill the server between two."""
         with httpx.Client(base_url=self.url, headers=self.headers, timeout=seconds, trust_env=False) as client:
             return client.request(method, path, json=body) if body is not None else client.request(method, path)
 
-    def run(self, command: str, seconds: float = 60) -> str:
+    def run(self, command: str, seconds: float = 150) -> str:
         """Output of a shell command, as root, in the machine beside the server; it must not fail."""
         done = self._beside("run", command, seconds)
         assert done["status"] == 0, f"{command}: status {done['status']}: {done['output']}"
@@ -96,11 +96,11 @@ class Machine:
             self._beside("release")
             self.wait_for_server()
 
-    def wait_for_server(self, seconds: float = 60) -> None:
+    def wait_for_server(self, seconds: float = 200) -> None:
         end = time.monotonic() + seconds
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if self.call("GET", "/v1/config", seconds=5).status_code == 200:
+                if self.call("GET", "/v1/config", seconds=20).status_code == 200:
                     return
             assert time.monotonic() < end, f"the BoxLite server does not answer after {seconds} s"
             time.sleep(0.1)  # a server has no event that another process could wait for
@@ -115,7 +115,7 @@ class Machine:
             self.call("POST", f"/v1/boxes/{box['box_id']}/stop")
             self.call("DELETE", f"/v1/boxes/{box['box_id']}?force=true")
 
-    def _beside(self, what: str, body: str = "", seconds: float = 60) -> dict[str, Any]:
+    def _beside(self, what: str, body: str = "", seconds: float = 150) -> dict[str, Any]:
         with httpx.Client(headers=self.headers, timeout=seconds, trust_env=False) as client:
             answer = client.post(f"{self.control}/{what}", content=body.encode())
         answer.raise_for_status()
@@ -135,7 +135,7 @@ class MachineStart:
         self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  stop() closes it
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", SCRIPTS / "serve", "--port", str(server), "--control", str(control)],
-            env={**os.environ, "BOXLITE_API_KEY": self.machine.key, "LIMIT": "5400", "START_TIMEOUT": "100"},
+            env={**os.environ, "BOXLITE_API_KEY": self.machine.key, "LIMIT": "5400", "PATIENCE": "600"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._said,

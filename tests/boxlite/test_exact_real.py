@@ -78,7 +78,7 @@ async def test_nothing_is_lost_on_either_channel_although_the_reader_stalls(mach
         try:
             await backend.ready()
             spec = replace(SPEC, limits=replace(SPEC.limits, memory_mib=128))
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(250):
                 sandbox = await backend.create("sbx_1", backend.fit(spec))
             assert sandbox.receipt["output_mode"] == OutputMode.EXACT
             made = await start(sandbox, "sh", "-c", f"head -c {SIZE} /dev/urandom >/tmp/a; sha256sum </tmp/a")
@@ -89,7 +89,7 @@ async def test_nothing_is_lost_on_either_channel_although_the_reader_stalls(mach
             proxy.go_on.clear()
             await asyncio.sleep(STALL_SECONDS)  # the time for which the reader stalls is what is tested
             proxy.go_on.set()
-            async with asyncio.timeout(200):
+            async with asyncio.timeout(250):
                 end = await run.handle.wait()
             assert (end.code, end.detail) == (0, None)
             assert (run.logs.stdout.sha256, run.logs.stderr.sha256) == (digest, digest)
@@ -99,6 +99,6 @@ async def test_nothing_is_lost_on_either_channel_although_the_reader_stalls(mach
 
 
 async def _ended(run: Run) -> bytes:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(250):
         assert (await run.handle.wait()).code == 0
     return run.out

@@ -323,7 +323,7 @@ async def test_connection_that_breaks_is_a_failure_and_leaves_nothing() -> None:
         sandbox = await made.sandbox()
         await sandbox.files.write(b"f", pieces(numbers(600_000)))
         for operation in ("pack", "write", "unpack"):
-            made.double.faults.on(Route.ATTACH, Attach(cut_after=3), 1)
+            made.double.faults.on(Route.ATTACH, Attach(first=(b"\x02x",), cut_after=1), 1)
             with pytest.raises(BackendUnavailable):
                 await OPERATIONS[operation](sandbox.files)
         made.double.faults.on(Route.ATTACH, Drop(), 1)

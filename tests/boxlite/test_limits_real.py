@@ -30,12 +30,12 @@ async def test_root_of_a_box_has_the_limits_of_its_execution_and_cannot_raise_th
     try:
         await backend.ready()
         spec = replace(SPEC, limits=replace(SPEC.limits, memory_mib=128))
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(250):
             sandbox = await backend.create("sbx_1", backend.fit(spec))
         limits = ExecutionLimits(stack_mib=2, open_files=20, file_mib=3)
         text = f"{SHOW}; {{ {RAISE}; {GROUP}; }} 2>&1; {LARGE}"
         run = await start(sandbox, "sh", "-c", text, limits=limits)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(250):
             end = await run.handle.wait()
         assert (end.code, run.out.split()[:4]) == (0, [b"0", b"2048", b"20", b"6144"])
         assert b"raised" not in run.out and b"made" not in run.out, run.out

@@ -61,9 +61,8 @@ def begin(machine: Machine, box: str, *command: str) -> str:
 
 def attach(machine: Machine, box: str, execution: str) -> ClientConnection:
     address = machine.url.replace("http", "ws", 1)
-    return connect(
-        f"{address}/v1/boxes/{box}/executions/{execution}/attach", additional_headers=machine.headers, proxy=None
-    )
+    url = f"{address}/v1/boxes/{box}/executions/{execution}/attach"
+    return connect(url, additional_headers=machine.headers, proxy=None, open_timeout=150)
 
 
 def read_to_end(socket: ClientConnection) -> tuple[bytes, int | None]:
@@ -71,7 +70,7 @@ def read_to_end(socket: ClientConnection) -> tuple[bytes, int | None]:
     out, exit_code = b"", None
     try:
         while True:
-            frame = socket.recv(timeout=60)
+            frame = socket.recv(timeout=150)
             if isinstance(frame, bytes):
                 out += frame[1:] if frame[:1] == b"\x01" else b""
             elif (event := json.loads(frame))["type"] == "exit":

@@ -57,13 +57,13 @@ async def test_real_box_reaches_the_hosts_of_its_rules_and_nothing_else(machine:
                 box = await backend.create("sbx_1", backend.fit(asked))
 
                 run = await start(box, "wget", "-q", "-O", "-", f"http://{NAME}:{made.port}/plain")
-                assert ((await run.end(60)).code, run.out) == (0, b"ok"), run.err
+                assert ((await run.end(250)).code, run.out) == (0, b"ok"), run.err
                 run = await start(box, "sh", "-c", TUNNEL, "sh", f"{NAME}:{made.port}", workdir="/tmp")
-                await run.end(60)
+                await run.end(250)
                 assert run.out.startswith(b"HTTP/1.1 200 Connection established\r\n\r\nHTTP/1.1 200 OK\r\n"), run.out
                 assert [request.target for request in made.host.requests] == [b"/plain", b"/tunnel"]
                 run = await start(box, "wget", "-q", "-O", "-", f"http://other.example.org:{made.port}/")
-                await run.end(60)
+                await run.end(250)
                 assert b"403" in run.err
                 assert [event.verdict for _, event in made.reported].count("refused") > 0
 
@@ -73,7 +73,7 @@ async def test_real_box_reaches_the_hosts_of_its_rules_and_nothing_else(machine:
                 )]  # fmt: skip
                 places = [f"{PROXY}:{PROXY_PORT}", *(f"{PROXY}:{each}" for each in near), *elsewhere]
                 run = await start(box, "sh", "-c", TRY, "sh", *places)
-                await run.end(120)
+                await run.end(250)
                 assert run.out.decode().split() == [f"{PROXY}:{PROXY_PORT}", "end"]
             finally:
                 await backend.aclose()

@@ -28,7 +28,7 @@ def arguments_for(place: Place, *words: str) -> tuple[list[str], dict[str, str]]
 def bulkhead(place: Place, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     argv, environment = arguments_for(place, *words)
     return subprocess.run(
-        argv, cwd=PROJECT, env=environment, input=given, capture_output=True, timeout=100, check=False
+        argv, cwd=PROJECT, env=environment, input=given, capture_output=True, timeout=250, check=False
     )
 
 

@@ -37,7 +37,7 @@ def test_output_is_live_and_a_viewer_resumes_where_it_was(place: Place, shared: 
 def test_a_megabyte_that_is_printed_in_pieces_arrives(place: Place, shared: str) -> None:
     lines = 4000
     script = f"i=0; while [ $i -lt {lines} ]; do i=$((i+1)); printf '%0255d\\n' $i; done"
-    running = place.start(shared, "sh", "-c", script, timeout_seconds=110)
+    running = place.start(shared, "sh", "-c", script, timeout_seconds=250)
     with running.stream() as viewer:
         frame = viewer.until_exit()
     assert frame["exit"]["code"] == 0
@@ -49,7 +49,7 @@ def test_a_megabyte_that_is_printed_in_pieces_arrives(place: Place, shared: str)
 def test_binary_output_of_both_channels_arrives_and_a_viewer_resumes_at_any_offset(place: Place, shared: str) -> None:
     double = "cat /tmp/every /tmp/every >/tmp/twice && mv /tmp/twice /tmp/every"
     script = f"{EVERY} >/tmp/every; for n in $(seq 8); do {double}; done; cat /tmp/every & cat /tmp/every >&2; wait"
-    running = place.start(shared, "sh", "-c", script, timeout_seconds=110)
+    running = place.start(shared, "sh", "-c", script, timeout_seconds=250)
     with running.stream() as viewer:
         frame = viewer.until_exit()
     out = bytes(range(256)) * 256
@@ -84,7 +84,7 @@ def test_many_viewers_see_the_same_while_it_is_printed(place: Place, shared: str
     """Beside some that never read."""
     lines, count = (2000, 6) if place.name == "machine" else (20_000, 20)
     script = f"read go; i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; echo err $i >&2; done"
-    running = place.start(shared, "sh", "-c", script, stdin="open", timeout_seconds=110)
+    running = place.start(shared, "sh", "-c", script, stdin="open", timeout_seconds=250)
     viewers = [running.stream("?stdin=true" if n == 0 else "") for n in range(count)]
     frozen = [raw.stalled_viewer(place.service, f"{running.path}/stream") for _ in range(5)]
     threads = [threading.Thread(target=viewer.until_exit) for viewer in viewers]
@@ -104,7 +104,7 @@ def test_many_viewers_see_the_same_while_it_is_printed(place: Place, shared: str
 
 def test_a_viewer_that_is_cut_again_and_again_misses_nothing(place: Place, shared: str) -> None:
     last, often = (60_000, 50_000) if place.name == "machine" else (300_000, 300_000)
-    running = place.start(shared, "seq", "1", str(last), timeout_seconds=110)
+    running = place.start(shared, "seq", "1", str(last), timeout_seconds=250)
     got = b""
     ending: dict[str, Any] = {}
     while not ending:

@@ -56,7 +56,7 @@ def test_socket_is_for_the_gateway_alone_and_replaces_a_dead_services(tmp_path: 
 def test_egress_process_that_cannot_start_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with listen_for_gateway(tmp_path / "egress.sock", os.getuid()) as listener:
         config = EgressConfig(os.getuid(), permit_nets=("no network",))
-        assert start_egress(str(PROJECT), listener, -1, config).wait(30) != 0
+        assert start_egress(str(PROJECT), listener, -1, config).wait(60) != 0
     said = capfd.readouterr().err
     assert said.startswith("bulkhead: ")
     assert "no network" in said

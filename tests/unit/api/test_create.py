@@ -162,7 +162,7 @@ async def test_a_disconnect_just_when_the_boot_ends_leaves_no_sandbox() -> None:
         await gate.reached.wait()
         gate.open()
         async with asyncio.timeout(60):
-            await next(iter(service.sandboxes)).wait(10)
+            await next(iter(service.sandboxes)).wait(60)
         return {"type": "http.disconnect"}
 
     async def send(_: MutableMapping[str, Any]) -> None:
