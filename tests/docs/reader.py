@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.docs.blocks import Block, matches
 
-SECONDS = 60
+SECONDS = 250
 HOW = {
     "bash": "source {}",
     "console": "{{ source {} || :; }}",  # what it printed says whether it was to fail
