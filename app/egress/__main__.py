@@ -24,6 +24,7 @@ import uvloop
 from app.egress.config import EgressConfig, InvalidConfig
 from app.egress.server import EgressServer
 from app.egress.upstream_tls import trusting
+from app.huge_pages import collapse
 from app.privileges import give_up_root
 
 DESCRIPTORS = 65_536  # two for a connection, up to 18 for a sandbox
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
         sys.unraisablehook = _say_nothing
         gc.collect()
         gc.freeze()
+        collapse()
         uvloop.run(serve(socket.socket(fileno=listener), config, trusted))
     except (InvalidConfig, ValueError) as error:
         sys.stderr.write(f"bulkhead: egress: {error}\n")

@@ -30,11 +30,11 @@ from app.core.operator_secrets import OperatorSecrets
 from app.core.policy import Policy
 from app.core.registry import AUTO, Registry
 from app.core.sandboxes import Sandboxes
+from app.huge_pages import collapse
 from app.keys import KeysError, load_keys
 from app.main import create_app
 from app.privileges import give_up_root
 from app.serving.http_bounds import BoundedHttp
-from app.serving.huge_pages import collapse
 from app.serving.instance import Instance, InstanceError
 from app.serving.messages import say
 from app.serving.secrets_feed import SecretsFeed

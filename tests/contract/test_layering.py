@@ -57,10 +57,11 @@ TABLE: dict[str, Row] = {
         "pyroute2",
     ),
     # It meets hostile programs and servers, so it has nothing of the gateway's but the rules.
-    "egress": row("egress privileges core", "dns h11 uvloop"),
+    "egress": row("egress privileges huge_pages core", "dns h11 uvloop"),
     "egress.protocol": row("core"),
     "egress.authority": row("egress.protocol", "cryptography"),
     "privileges": row(),
+    "huge_pages": row(),
     # What runs in the sandbox's clone cannot reach for what belongs to the launcher, and the wire knows no side.
     "launcher": row("launcher"),
     "launcher.config": row(),
@@ -78,7 +79,6 @@ TABLE: dict[str, Row] = {
     "serving.http_upgrades": row("", "uvicorn httptools"),
     "serving.http_slices": row("core serving.http_upgrades serving.pacing", "uvicorn"),
     "serving.joined_writes": row(),
-    "serving.huge_pages": row(),
     "serving.http_bounds": row("serving.http_slices serving.joined_writes", "uvicorn"),
     "serving.ws_handshake": row("", "websockets"),
     "serving.websocket": row("serving.ws_handshake", "uvicorn websockets"),
@@ -86,7 +86,7 @@ TABLE: dict[str, Row] = {
     # The gateway has no privilege, so it imports nothing that starts or ends processes as root.
     "serving.gateway": row(
         "main backends core settings keys privileges spill telemetry serving.http_bounds serving.ws_bounds"
-        " serving.slow_callbacks serving.huge_pages serving.instance serving.messages serving.secrets_feed",
+        " huge_pages serving.slow_callbacks serving.instance serving.messages serving.secrets_feed",
         "uvicorn",
     ),
     "serving": Row(ANYTHING, ANYTHING),

@@ -1,15 +1,15 @@
-"""What the gateway has loaded lies on huge pages, where the kernel can do that."""
+"""What a process has loaded lies on huge pages, where the kernel can do that."""
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from app.serving.huge_pages import HUGE, huge_ranges
+from app.huge_pages import HUGE, huge_ranges
+from tests.huge_pages import can_collapse
 
 MAPS = """\
 00400000-00a00000 r-xp 00000000 fe:00 1 /usr/bin/python3.11
@@ -28,25 +28,16 @@ def test_private_memory_without_a_file_is_cut_to_whole_huge_pages() -> None:
 
 
 PROGRAM = """
-import re
-from app.serving.huge_pages import collapse
+import os
+from app.huge_pages import collapse
+from tests.huge_pages import huge_bytes
 kept = [object() for _ in range(1_000_000)]
-def huge():
-    return int(re.search(r"AnonHugePages: *([0-9]+) kB", open("/proc/self/smaps_rollup").read())[1]) * 1024
-print(collapse(), huge())
+print(collapse(), huge_bytes(os.getpid()))
 """
 
 
+@pytest.mark.skipif(not can_collapse(), reason="this kernel cannot collapse memory to huge pages")
 def test_what_is_collapsed_lies_on_huge_pages() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, (ctypes.c_void_p, *[ctypes.c_size_t] * 5)
-    place = libc.mmap(None, 2 * HUGE, 3, 0x22, -1, 0)  # two, so that one is aligned
-    aligned = -(-place // HUGE) * HUGE
-    ctypes.memset(aligned, 1, HUGE)
-    can = libc.madvise(ctypes.c_void_p(aligned), ctypes.c_size_t(HUGE), 25) == 0
-    libc.munmap(ctypes.c_void_p(place), ctypes.c_size_t(2 * HUGE))
-    if not can:
-        pytest.skip("this kernel cannot collapse memory to huge pages")
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=True)
     collapsed, after = map(int, run.stdout.split())

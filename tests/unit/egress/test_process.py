@@ -42,6 +42,8 @@ from app.egress.protocol import (
     Order,
     Report,
 )
+from app.huge_pages import HUGE
+from tests.huge_pages import can_collapse, huge_bytes
 from tests.kernel import host
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -267,6 +269,13 @@ def test_process_has_no_new_privileges_and_leaves_no_core(start: Callable[..., P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(not can_collapse(), reason="this kernel cannot collapse memory to huge pages")
+def test_what_the_process_has_loaded_lies_on_huge_pages(start: Callable[..., Process]) -> None:
+    process = start()
+    process.greeted()
+    assert huge_bytes(process.child.pid) >= HUGE
+
+
 def test_process_that_was_root_is_another_user_without_any_privilege(start: Callable[..., Process]) -> None:
     process = start(uid=54_321)
     process.greeted()
