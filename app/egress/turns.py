@@ -74,7 +74,10 @@ class SandboxTurns:
         return select.EPOLLIN * (fd in self._readers) | select.EPOLLOUT * (fd in self._writers)
 
     def _turn(self) -> None:
-        until = time.thread_time() + LONG
+        now = time.thread_time()
+        until = now + LONG
+        if not self._waiting:  # what these sockets wake up has the slice of this turn
+            self._until = now + SECONDS
         for _ in range(EVENTS):
             for fd, events in self._epoll.poll(0, 1):
                 self._serve(fd, events)

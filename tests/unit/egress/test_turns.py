@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack, closing
 from functools import partial
 
-from app.egress.turns import SandboxTurns
+from app.egress.turns import SECONDS, SandboxTurns
 
 SOCKETS = 200
 
@@ -79,6 +79,35 @@ async def test_tasks_of_two_sandboxes_take_turns() -> None:
 
         await asyncio.gather(*(work("greedy", greedy) for _ in range(10)), work("modest", modest))
         assert order[:60].count("modest") == 20
+
+
+def work_for_a_slice() -> None:
+    until = time.thread_time() + SECONDS
+    while time.thread_time() < until:
+        pass
+
+
+async def test_task_that_an_event_wakes_up_has_the_slice_of_that_turn() -> None:
+    with closing(SandboxTurns()) as turns, ExitStack() as stack:
+        left, right = (stack.enter_context(end) for end in socket.socketpair())
+        work_for_a_slice()
+        assert turns.over
+        left.send(b"x")
+        await turns.readable(right.fileno())
+        assert not turns.over
+        work_for_a_slice()
+        assert turns.over
+
+
+async def test_event_gives_no_slice_while_a_task_of_the_sandbox_waits_for_one() -> None:
+    with closing(SandboxTurns()) as turns:
+        waiting = asyncio.create_task(turns.next())
+        await asyncio.sleep(0)
+        work_for_a_slice()
+        turns._turn()
+        assert turns.over
+        await waiting
+        assert not turns.over
 
 
 async def test_failed_socket_that_nobody_waits_for_costs_nothing() -> None:
