@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -61,13 +61,19 @@ class Destination:
     def of(cls, inside: socket.socket, names: NameTable) -> Destination:
         """What the program connected to: the listener's address is every address."""
         host, port, *_ = inside.getsockname()
-        address = unmapped(ip_address(host.partition("%")[0]))
+        address = _address(host)
         name = names.name_of(address)
         return cls(name, None if name else address, port)
 
     @property
     def host(self) -> str:
         return self.name or str(self.address)
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> IPAddress:
+    """Kept, as reading one takes 0.06 ms with cold caches."""
+    return unmapped(ip_address(text.partition("%")[0]))
 
 
 class ProgramConnection:

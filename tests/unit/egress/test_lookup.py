@@ -14,7 +14,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from app.egress.lookup import Lookup, NoAddress
+from app.egress.lookup import Lookup, NoAddress, _answer
 from app.egress.reasons import Reason
 from app.egress.times import Times
 from tests.processor_time import slowness
@@ -133,6 +133,16 @@ async def test_server_that_is_not_there_is_told_at_once() -> None:
         with pytest.raises(NoAddress) as caught:
             await asked(at, Times(server=1000, resolve=1000))
         assert caught.value.reason is Reason.RESOLVER
+
+
+async def test_same_answer_is_asked_for_anew_and_read_once() -> None:
+    async with site(echo) as at:
+        _answer.cache_clear()
+        for address, read in (("192.0.2.31", 2), ("192.0.2.31", 2), ("192.0.2.32", 3)):
+            at.dns.addresses[NAME] = [address]
+            assert await asked(at, Times()) == [address]
+            assert _answer.cache_info().misses == read
+        assert at.dns.asked[NAME] == 6
 
 
 async def test_answer_with_as_many_records_as_fit_takes_no_more_than_a_slice() -> None:
