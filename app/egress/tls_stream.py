@@ -60,7 +60,9 @@ class TlsStream:
         self._sending = asyncio.Lock()
 
     async def shake_hands(self) -> None:
-        """Raises ssl.SSLError, and OSError. After an ssl.SSLError there may be `last_words` for the other side."""
+        """What TLS says last goes out with the first data, or before something is received: then a host has the end of
+        the handshake and a request in one packet. Raises ssl.SSLError, and OSError. After an ssl.SSLError there may be
+        `last_words` for the other side."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -70,7 +72,6 @@ class TlsStream:
             else:
                 break
         self._fruitless = 0
-        await self._flush()
 
     def last_words(self) -> bytes:
         """An alert that was not sent yet."""

@@ -16,7 +16,7 @@ from app.egress.client_hello import MOST
 from app.egress.tls_stream import ANSWERS, PIECE, RECORD, RECORD_SENT, TlsStream, strictly
 from app.egress.turns import SandboxTurns
 from tests.unit.egress.key_updates import OpenSslClient
-from tests.unit.egress.support import host_tls
+from tests.unit.egress.support import NAME, host_tls, trusted_hosts
 
 FLOOD = 60_000  # bytes: fewer than MOST. About 2,200 key updates
 
@@ -63,6 +63,30 @@ async def peers(*, shaken: bool = True) -> AsyncIterator[Peers]:
         if shaken:
             await made.shake_hands()
         yield made
+        its_turns.forget(side.fileno())
+
+
+async def test_host_gets_the_end_of_the_handshake_and_the_first_data_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    side, host = socket.socketpair()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = host_tls().wrap_bio(incoming, outgoing, server_side=True)
+    with side, host, closing(SandboxTurns()) as its_turns:
+        side.setblocking(False)
+        host.setblocking(False)
+        stream = TlsStream(its_turns, side, trusted_hosts(), lambda size: None, server_name=NAME)
+        shaking = asyncio.create_task(stream.shake_hands())
+        incoming.write(await loop.sock_recv(host, 65536))
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.do_handshake()
+        await loop.sock_sendall(host, outgoing.read())
+        await asyncio.wait_for(shaking, 20)
+        with pytest.raises(BlockingIOError):
+            host.recv(1)
+        await stream.send(b"x")
+        incoming.write(host.recv(65536))
+        tls.do_handshake()
+        assert tls.read() == b"x"
         its_turns.forget(side.fileno())
 
 
