@@ -51,9 +51,9 @@ TABLE: dict[type, Names] = {
         " connection_made connections cycle data_received flow handle_websocket_upgrade headers loop on_body on_header"
         " on_headers_complete on_message_begin on_message_complete on_response_complete on_url parser pause_writing"
         " pipeline resume_writing scope send_400_response server_state transport url ws_protocol_class",
-        overridden="__init__ _start_asgi_task connection_lost connection_made data_received handle_websocket_upgrade"
-        " on_body on_header on_headers_complete on_message_begin on_message_complete on_response_complete on_url"
-        " pause_writing resume_writing send_400_response",
+        overridden="__init__ _should_upgrade _start_asgi_task connection_lost connection_made data_received"
+        " handle_websocket_upgrade on_body on_header on_headers_complete on_message_begin on_message_complete"
+        " on_response_complete on_url pause_writing resume_writing send_400_response",
     ),
     FlowControl: names("_transport pause_reading read_paused resume_reading", overridden="resume_reading"),
     RequestResponseCycle: names("body disconnected message_event response_complete"),

@@ -74,6 +74,11 @@ class Engine:
         return box
 
     async def delete(self, box: Box, *, force: bool) -> None:
+        removal = asyncio.get_running_loop().create_task(self._remove(box, force=force))
+        removal.add_done_callback(lambda task: None if task.cancelled() else task.exception())
+        await asyncio.shield(removal)  # who hangs up does not stop it
+
+    async def _remove(self, box: Box, *, force: bool) -> None:
         await box.delete(force=force)
         if box in self.boxes:
             self.boxes.remove(box)

@@ -67,7 +67,7 @@ async def talk(sandbox: str, execution: str, text: bytes) -> tuple[bytes, Stream
     """Sends the text to the program's stdin and returns its stdout, checked, and its exit."""
     url = f"{URL.replace('http', 'ws', 1)}/sandboxes/{sandbox}/executions/{execution}/stream?stdin=true"
     stdout = b""
-    async with connect(url, additional_headers={"Authorization": f"Bearer {KEY}"}, open_timeout=60) as socket:
+    async with connect(url, additional_headers={"Authorization": f"Bearer {KEY}"}) as socket:
         StreamStart.from_dict(json.loads(await socket.recv()))
         await socket.send(text)
         await socket.send(json.dumps(StreamStdinEof(type_="stdin_eof").to_dict()))
