@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import stat
 import sys
 import termios
 import time
@@ -59,12 +60,21 @@ def still(running: Running) -> bytes:
 
 
 def in_pipes_of(pid: int) -> int:
-    """Bytes that wait in the pipes of which this process has one end."""
+    """Bytes that wait in the pipes that this process alone reads: not those for the stdin of a program."""
     ends: dict[str, list[Path]] = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             ends.setdefault(str(entry.readlink()), []).append(entry)
-    return sum(in_pipe(found[0]) for link, found in ends.items() if link.startswith("pipe:") and len(found) == 1)
+    pipes = [found[0] for link, found in ends.items() if link.startswith("pipe:") and len(found) == 1]
+    return sum(in_pipe(pipe) for pipe in pipes if is_read(pipe))
+
+
+def is_read(entry: Path) -> bool:
+    """The mode of an entry of /proc/PID/fd is that of its open: proc(5)."""
+    try:
+        return not entry.lstat().st_mode & stat.S_IWUSR
+    except FileNotFoundError:
+        return False
 
 
 def in_pipe(entry: Path) -> int:
