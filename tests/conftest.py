@@ -34,6 +34,7 @@ pytest.register_assert_rewrite(
 
 MEASURED = ("unit", "contract", "properties")  # where the service itself runs on the test's loop
 ATTEMPTS = 5
+BOXES_SECONDS = 900  # their machine is emulated, and the first one waits for it
 if CALLBACKS.limit:
     CALLBACKS.install()
 
@@ -68,7 +69,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and _needs_boxes(item):
             item.add_marker(pytest.mark.boxes)
-            item.add_marker(pytest.mark.timeout(900))  # the machine is emulated, and the first one waits for it
+            given = item.get_closest_marker("timeout")
+            if given is None or given.args[0] < BOXES_SECONDS:
+                item.add_marker(pytest.mark.timeout(BOXES_SECONDS))
 
 
 def _needs_boxes(test: pytest.Function) -> bool:

@@ -116,17 +116,17 @@ def all_runs(root: Path) -> tuple[int, list[str], list[str]]:
 
 def test_last_line_of_all_is_the_sum(tmp_path: Path) -> None:
     status, said, asked = all_runs(tmp_path)
-    assert (status, said[-1], len(asked)) == (0, "5 passed, 0 failed, 0 skipped", 5)
+    assert (status, said[-1], len(asked)) == (0, "6 passed, 0 failed, 0 skipped", 6)
 
 
 def test_failed_run_does_not_hide_the_others(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     status, said, asked = all_runs(tmp_path)
-    assert (status, said[-1], len(asked)) == (1, "3 passed, 2 failed, 0 skipped", 5)
+    assert (status, said[-1], len(asked)) == (1, "4 passed, 2 failed, 0 skipped", 6)
 
 
 def test_failed_lint_is_the_status_and_the_tests_still_run(tmp_path: Path) -> None:
     (tmp_path / "untidy").touch()
     status, said, asked = all_runs(tmp_path)
-    assert (status, said[-1], len(asked)) == (1, "5 passed, 0 failed, 0 skipped", 5)
+    assert (status, said[-1], len(asked)) == (1, "6 passed, 0 failed, 0 skipped", 6)
     assert "failed: ruff check ." in said

@@ -6,24 +6,22 @@ All of it ends with the last test of this folder: what comes after measures time
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.boxlite.machine import not_built
+from tests.integration import jobs
 from tests.integration.docker_machine import DockerMachine, DockerMachineStart, starting_docker_machine
+from tests.integration.docker_machine import make_job as make_docker_job
 from tests.integration.host_engine import Engine, missing, running_engine
-from tests.integration.machine_tests import MachineTests, make_job, running_tests
+from tests.integration.machine_tests import MachineTests, running_tests
+from tests.integration.machine_tests import make_job as make_tests_job
 from tests.integration.product import Product
 from tests.integration.project import IMAGES, Project
 from tests.integration.web import PERMITTED
 from tests.require import require
-from tests.service import PROJECT
 
 
 @pytest.fixture(scope="package")
@@ -69,30 +67,29 @@ def machine_tests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     reason = not_built()
     require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
     folder = tmp_path_factory.mktemp("tests")
-    job = Path(os.environ.get("BULKHEAD_TEST_MACHINE_JOB") or folder / "job")
-    if not job.exists():
+    job = jobs.made_before(jobs.TESTS)
+    if job is None:
         engine: Engine = request.getfixturevalue("engine")
         request.getfixturevalue("project")
-        make_job(engine, job := folder / "job")
+        make_tests_job(engine, job := folder / "job")
     with running_tests(job, folder) as running:
         yield running
 
 
 @pytest.fixture(scope="package")
 def machine_start(
-    engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerMachineStart]:
-    """Gets all four images, made here: one of them from the server that deploy/boxlite built."""
+    """Gets all four images. They may have been made before."""
     reason = not_built()
     require("boxlite", not reason, f"{reason}; `make boxlite` builds what is needed")
-    script = ". deploy/boxlite/cache.sh && echo $server_folder/boxlite"
-    program = subprocess.run(["bash", "-c", script], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    given = project.folder / "deploy/boxlite/given"
-    given.mkdir(exist_ok=True)
-    shutil.copy(program.strip(), given)
-    project.configure(project.settings | {"BOXLITE_PROGRAM": "given"})
-    project.build(engine.base(), "boxlite")
-    with starting_docker_machine(engine, tmp_path_factory.mktemp("machine"), IMAGES) as start:
+    folder = tmp_path_factory.mktemp("machine")
+    job = jobs.made_before(jobs.DOCKER)
+    if job is None:
+        engine: Engine = request.getfixturevalue("engine")
+        jobs.build_server_image(engine, request.getfixturevalue("project"))
+        make_docker_job(engine, job := folder / "job", IMAGES)
+    with starting_docker_machine(job, folder) as start:
         yield start
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import docker
 
 from tests.boxlite.machine import free_ports
-from tests.integration.host_engine import Engine
+from tests.integration.host_engine import Engine, cache
 from tests.service import PROJECT
 
 RUN_MACHINE = PROJECT / "deploy/boxlite/run-machine"
@@ -37,8 +37,8 @@ class DockerMachine:
 class DockerMachineStart:
     """A machine of our own from its first moment."""
 
-    def __init__(self, engine: Engine, job: Path, out: Path) -> None:
-        self._engine, self._job = engine, job
+    def __init__(self, job: Path, out: Path) -> None:
+        self._job = job
         self._api, self._gateway = free_ports(2)
         forward = f"hostfwd=tcp:127.0.0.1:{self._api}-:2375,hostfwd=tcp:127.0.0.1:{self._gateway}-:8000"
         network = ("-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net")
@@ -62,19 +62,22 @@ class DockerMachineStart:
         shutil.rmtree(self._job)
         url = f"tcp://127.0.0.1:{self._api}"
         with contextlib.closing(docker.DockerClient(base_url=url, timeout=600)) as client:
-            yield DockerMachine(client, self._engine.env | {"DOCKER_HOST": url}, self._gateway)
+            yield DockerMachine(client, Engine(cache()).env | {"DOCKER_HOST": url}, self._gateway)
 
 
-@contextlib.contextmanager
-def starting_docker_machine(engine: Engine, folder: Path, images: Sequence[str]) -> Iterator[DockerMachineStart]:
+def make_job(engine: Engine, job: Path, images: Sequence[str]) -> None:
     """With images of the host's engine."""
-    job = folder / "job"
     job.mkdir()
     shutil.copy(JOB, job / "run.sh")
     shutil.copy(PROJECT / "deploy/docker/apparmor", job)
     save = ["docker", "save", "--output", str(job / "images.tar"), *images]
     subprocess.run(save, env=os.environ | engine.env, check=True, timeout=600)
-    start = DockerMachineStart(engine, job, folder / "out")
+
+
+@contextlib.contextmanager
+def starting_docker_machine(job: Path, folder: Path) -> Iterator[DockerMachineStart]:
+    """Takes the job, which `make_job` has made, away."""
+    start = DockerMachineStart(job, folder / "out")
     try:
         yield start
     finally:

@@ -2,9 +2,6 @@
 
 The tests and their service run as on any host. Their Python libraries are those of the launcher's image, which is made
 for the same release of Debian.
-
-`python -m tests.integration.machine_tests JOB` makes the folder JOB, which the machine takes, and ends its engine. The
-tests then need none: scripts/test runs them beside those that look at the whole host.
 """
 
 from __future__ import annotations
@@ -14,8 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from importlib.metadata import files
@@ -24,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.docker_machine import RUN_MACHINE
-from tests.integration.host_engine import Engine, missing, running_engine
-from tests.integration.project import IMAGES, Project
+from tests.integration.host_engine import Engine
+from tests.integration.project import IMAGES
 from tests.integration.version_2 import TESTS
 from tests.service import PROJECT
 
@@ -125,18 +120,3 @@ def _copy_product(engine: Engine, job: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target)
-
-
-def main(job: Path) -> None:
-    """JOB has its name once it is whole."""
-    if reason := missing():
-        sys.exit(f"no engine can be started: {reason}")
-    job.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=job.parent) as folder, running_engine() as engine:
-        Project(Path(folder) / "project", engine.env, {}).build(engine.base(), "launcher")
-        make_job(engine, Path(folder) / "job")
-        (Path(folder) / "job").rename(job)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
