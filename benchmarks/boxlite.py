@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import random
+import re
 import secrets
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ from typing import Any
 from app.backends.boxlite.inside import PROVE, WORKSPACE, shell_command
 from benchmarks.rest import Rest
 from benchmarks.wire import follow
-from tests.service import PROJECT, Service
+from tests.service import PROJECT, clean_environment
 
 WANTED_MS = 2.0  # of the gateway over the server
 WANTED_EXACT_MS = 10.0  # of exact output over plain output
@@ -174,6 +175,24 @@ def double() -> Iterator[str]:
             process.terminate()
 
 
+@contextmanager
+def service(data: Path, settings: Mapping[str, str]) -> Iterator[int]:
+    """Its port. The log goes to a file: a thread of this process that read it would take turns with what is measured."""
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)]
+    log = data / "log"
+    with log.open("w") as written:
+        process = subprocess.Popen(command, cwd=PROJECT, env=clean_environment() | dict(settings), stderr=written)
+    try:
+        while not (found := re.search(r"listening on \S+:(\d+)", log.read_text())):
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text())
+            time.sleep(0.1)
+        yield int(found[1])
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
@@ -188,10 +207,9 @@ def main() -> None:
             "BULKHEAD_CAPACITY__EXECUTIONS_KEPT": str(10 * options.rounds + 100),
             "BULKHEAD_CAPACITY__RECORDS": str(10 * options.rounds + 100),
         }
-        with Service(Path(data), settings) as service:
-            service.wait_listening()
+        with service(Path(data), settings) as port:
             straight = Straight(int(url.rsplit(":", 1)[1]))
-            plain, exact = Gateway(service.port, "plain"), Gateway(service.port, "exact")
+            plain, exact = Gateway(port, "plain"), Gateway(port, "exact")
             samples = measure(straight, plain, exact, options.rounds)
     show(samples)
     if options.json:
