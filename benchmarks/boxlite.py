@@ -177,7 +177,7 @@ def double() -> Iterator[str]:
 
 @contextmanager
 def service(data: Path, settings: Mapping[str, str]) -> Iterator[int]:
-    """Its port. The log goes to a file: a thread of this process that read it would take turns with what is measured."""
+    """Its port. The log goes to a file: a thread that read it here would take turns with what is measured."""
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)]
     log = data / "log"
     with log.open("w") as written:
