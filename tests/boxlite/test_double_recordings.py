@@ -86,6 +86,19 @@ def test_every_recording_is_played() -> None:
 
 @pytest.mark.parametrize("name", PLAYED)
 async def test_the_double_answers_as_recorded(name: str) -> None:
+    """A recording has its own time: on a busy machine a program may have ended before the next step. A double that
+    answers otherwise fails each time."""
+    for tries_left in (2, 1, 0):
+        try:
+            await play(name)
+        except (AssertionError, TimeoutError):
+            if not tries_left:
+                raise
+        else:
+            return
+
+
+async def play(name: str) -> None:
     played = PLAYED[name]
 
     def rewrite(body: str) -> str:
