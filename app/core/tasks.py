@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from app.core.backend import settle
@@ -12,15 +12,27 @@ from app.core.errors import BulkheadError
 T = TypeVar("T")
 
 
-async def hand_over(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:
-    """For a task whose caller waits for `result` and may be cancelled: the work goes on, and its error is raised here
-    then. `asyncio.shield` does the same, but its caller goes on two turns of the loop later."""
+def hand_over(
+    work: Coroutine[Any, Any, T],
+    result: asyncio.Future[T],
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+) -> asyncio.Task[None]:
+    """Starts a task whose caller waits for `result` and may be cancelled: the work goes on, and its error is raised in
+    the task then. `asyncio.shield` does the same, but its caller goes on two turns of the loop later."""
+    task = spawn(_hand_over(work, result))
+
+    def end(_: asyncio.Task[None]) -> None:
+        work.close()  # nothing ran of a task that was cancelled before its first step
+        result.cancel()
+
+    task.add_done_callback(end)
+    return task
+
+
+async def _hand_over(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:
     try:
         value = await work
-    except asyncio.CancelledError:
-        result.cancel()
-        raise
-    except Exception as error:
+    except Exception as error:  # whatever it is, the caller gets it
         if result.done():
             raise
         result.set_exception(error)

@@ -122,7 +122,7 @@ class BoxliteClient:
         sent = pool.request(method, path, _HEADERS if data is None else _HEADERS_OF_JSON, data)
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[ServerReply] = loop.create_future()
-        task = loop.create_task(hand_over(self._send(pool, method, sent, seconds, limits), reply))
+        task = hand_over(self._send(pool, method, sent, seconds, limits), reply, loop.create_task)
         if turns is not None:
             task.add_done_callback(lambda _: turns.release())
         self._requests.add(task)

@@ -104,7 +104,7 @@ class BoxliteSandbox:
         self._executions = [known for known in self._executions if not known.ended]
         self._executions.append(execution)
         begun: asyncio.Future[None] = self._loop.create_future()
-        starting = self._tasks.spawn(hand_over(self._start(execution, execution_id, command, exact=exact), begun))
+        starting = hand_over(self._start(execution, execution_id, command, exact=exact), begun, self._tasks.spawn)
         self._begun.add(begun)
         try:
             await begun

@@ -20,11 +20,11 @@ async def fail() -> int:
 
 async def test_whoever_waits_for_work_that_is_handed_over_gets_its_result_or_its_error() -> None:
     result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    work = asyncio.create_task(hand_over(answer(5), result))
+    work = hand_over(answer(5), result, asyncio.create_task)
     assert await result == 5
     await work
     result = asyncio.get_running_loop().create_future()
-    work = asyncio.create_task(hand_over(fail(), result))
+    work = hand_over(fail(), result, asyncio.create_task)
     with pytest.raises(BackendFailure, match="it is gone"):
         await result
     await work
@@ -39,7 +39,7 @@ async def test_work_that_is_handed_over_goes_on_when_its_caller_is_cancelled() -
         done.set()
         return 5
 
-    work = asyncio.create_task(hand_over(long_work(), result))
+    work = hand_over(long_work(), result, asyncio.create_task)
     await asyncio.sleep(0)
     result.cancel()
     go_on.set()
@@ -58,19 +58,23 @@ async def test_an_error_of_work_whose_caller_was_cancelled_is_reported_by_its_ta
         raise ZeroDivisionError
 
     result: asyncio.Future[None] = loop.create_future()
-    work = tasks.spawn(hand_over(break_(), result))
+    work = hand_over(break_(), result, tasks.spawn)
     result.cancel()
     await asyncio.wait([work])
     await asyncio.sleep(0)
     assert [type(error) for error in reported] == [ZeroDivisionError] and not len(tasks)
 
 
-async def test_the_caller_of_work_that_is_cancelled_is_cancelled_too() -> None:
+@pytest.mark.parametrize("steps", [0, 1])
+async def test_the_caller_of_work_that_is_cancelled_is_cancelled_too(steps: int) -> None:
+    """Also before the first step of the work, of which nothing runs then."""
     result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    work = asyncio.create_task(hand_over(answer(5), result))
-    await asyncio.sleep(0)
+    work = hand_over(answer(5), result, asyncio.create_task)
+    for _ in range(steps):
+        await asyncio.sleep(0)
     work.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await result
+    async with asyncio.timeout(60):
+        with pytest.raises(asyncio.CancelledError):
+            await result
     await asyncio.wait([work])
     assert work.cancelled()
