@@ -27,6 +27,7 @@ The parts of the gateway:
 What imports nothing else of `app`:
 
 ``privileges``  how a process gives up root for good
+``log_buffer``  holds lines of the log until the answers have left
 ``huge_pages``  puts what a process has loaded on pages of 2 MiB
 ``launcher``    the only program that keeps root and takes requests: it makes sandboxes. It imports the standard library
                 and itself

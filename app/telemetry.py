@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TextIO
 
@@ -25,6 +26,7 @@ from app.core.errors import BulkheadError, CapacityExceeded
 from app.core.models import SandboxState
 from app.core.network_log import NetworkEvent
 from app.core.sandboxes import Sandbox
+from app.log_buffer import LogBuffer
 
 # Create and start take 1 to 5 ms here; the upper end is for microVMs and for hosts in trouble.
 LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.25, 1, 5, 30)
@@ -59,13 +61,14 @@ class Telemetry:
             structlog.WriteLogger(stream or sys.stderr),  # a line is one write, also where nothing is buffered
             processors=[
                 structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.MaybeTimeStamper(fmt="iso", utc=True),
                 structlog.processors.format_exc_info,
                 # ASCII: control characters and anything that a terminal would obey leave as \\u escapes.
                 structlog.processors.JSONRenderer(lambda event, **_: _JSON.encode(event)),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
         ).bind()  # else it is put together anew for each line
+        self.request_lines = LogBuffer()
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Callable[..., Counter]:
@@ -186,7 +189,8 @@ class Telemetry:
     ) -> None:
         self._requests(f"{status // 100}xx").inc()
         say = self._log.debug if path in QUIET_PATHS and status < 400 else self._log.info
-        say(
+        self.request_lines.add(
+            say,
             "request",
             request_id=request_id,
             method=method,
@@ -195,6 +199,7 @@ class Telemetry:
             ms=round(seconds * 1000, 3),
             client=client,
             key=self._key_names.get(key),
+            timestamp=datetime.now(UTC).isoformat().replace("+00:00", "Z"),  # it is written later
         )
 
     def refused(self, error: Exception) -> None:

@@ -140,12 +140,14 @@ class AnnouncedServer(uvicorn.Server):
         others until it gives up."""
         for server in self.servers:
             server.close()
-        await self._farewell()
-        if tasks := tuple(self.server_state.tasks):
-            await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
-        await super().shutdown(sockets)
-        for companion in self._companions:
-            companion.stop()
+        try:
+            await self._farewell()
+            if tasks := tuple(self.server_state.tasks):
+                await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
+            await super().shutdown(sockets)
+        finally:
+            for companion in self._companions:
+                companion.stop()
 
 
 class StartRefused(Exception):
@@ -205,7 +207,8 @@ def build(
     import_what_comes_late()
     app.openapi()  # takes 150 ms, in which nobody would be served
     watch = SlowCallbacks(settings.slow_callback_ms, telemetry.slow_callback) if settings.slow_callback_ms else None
-    return AnnouncedServer(config, sandboxes.aclose, [part for part in (watch, feed) if part is not None])
+    companions = [part for part in (telemetry.request_lines, watch, feed) if part is not None]
+    return AnnouncedServer(config, sandboxes.aclose, companions)
 
 
 def _check_default(registry: Registry) -> None:

@@ -36,7 +36,7 @@ TABLE: dict[str, Row] = {
     "core": row("core"),
     "spill": row("core"),
     "keys": row("core"),
-    "telemetry": row("core", "prometheus_client structlog"),
+    "telemetry": row("log_buffer core", "prometheus_client structlog"),
     "sentences": row(),
     "settings": row("settings sentences core", "pydantic pydantic_settings"),
     # starlette and pydantic_core are the lower halves of FastAPI and pydantic, which re-export only a part of them
@@ -61,6 +61,7 @@ TABLE: dict[str, Row] = {
     "egress.protocol": row("core"),
     "egress.authority": row("egress.protocol", "cryptography"),
     "privileges": row(),
+    "log_buffer": row(),
     "huge_pages": row(),
     # What runs in the sandbox's clone cannot reach for what belongs to the launcher, and the wire knows no side.
     "launcher": row("launcher"),
