@@ -190,8 +190,8 @@ class Execution:
 
     def forget_environment(self) -> None:
         """Drops the environment: no answer shows it, and it may have 2 MiB. `repeats` still works."""
-        self._env_digest = _digest(self.command.env)
         if self.command.env:
+            self._env_digest = _digest(self.command.env)
             self.command = replace(self.command, env={})
 
     async def usage(self) -> ResourceUsage:

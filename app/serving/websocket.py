@@ -49,7 +49,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._messages: deque[dict[str, Any]] = deque()
         self._receiver: asyncio.Future[None] | None = None
         self._headers: list[tuple[bytes, bytes]] = []
-        self._is_answered = False  # the handshake
+        self.is_answered = False  # the handshake
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None  # that the application has begun
         self._refusal_body = b""
         self._parts: list[bytes] = []
@@ -67,10 +67,10 @@ class WebSocketConnection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._ping = self.close_timer = None
-        code = CloseCode.NO_STATUS_RCVD if self._is_answered else CloseCode.ABNORMAL_CLOSURE
+        code = CloseCode.NO_STATUS_RCVD if self.is_answered else CloseCode.ABNORMAL_CLOSURE
         self.put({"type": "websocket.disconnect", "code": code})
         self._server.connections.discard(cast(Any, self))
-        self._is_answered = self.disconnected = True
+        self.is_answered = self.disconnected = True
         self.writable.set()
 
     def eof_received(self) -> None:
@@ -83,11 +83,11 @@ class WebSocketConnection(asyncio.Protocol):
         self.writable.set()
 
     def shutdown(self) -> None:
-        if self._is_answered and not self.close_sent:
+        if self.is_answered and not self.close_sent:
             self.put({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
             self.conn.send_close(CloseCode.SERVICE_RESTART)
             self._write_out()
-        elif not self._is_answered:
+        elif not self.is_answered:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, [], b"")
         self.transport.close()
 
@@ -105,7 +105,7 @@ class WebSocketConnection(asyncio.Protocol):
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         refused = refusal(target, headers)
         if refused is not None:
-            self._is_answered = self.close_sent = True
+            self.is_answered = self.close_sent = True
             self.transport.write(refused)
             self.transport.close()
             return
@@ -142,7 +142,7 @@ class WebSocketConnection(asyncio.Protocol):
         except Exception:  # a fault of ours ends this WebSocket, and the client is told
             _LOG.exception("the application failed on a WebSocket")
         finally:
-            if not self._is_answered and not self.transport.is_closing():
+            if not self.is_answered and not self.transport.is_closing():
                 self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, [], b"")
             if self.close_timer is None:
                 self.transport.close()
@@ -153,7 +153,7 @@ class WebSocketConnection(asyncio.Protocol):
             named.setdefault(name.decode("latin-1"), value.decode("latin-1"))
         named.setdefault("connection", "close")
         named.setdefault("content-length", str(len(body)))
-        self._is_answered = self.close_sent = True
+        self.is_answered = self.close_sent = True
         self.put({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
         self.transport.write(Response(status, HTTPStatus(status).phrase, named, body).serialize())
         self.transport.close()
@@ -167,11 +167,11 @@ class WebSocketConnection(asyncio.Protocol):
         if self.disconnected or self.is_input_refused:
             raise ClientDisconnected
         kind = message["type"]
-        if kind == "websocket.send" and self._is_answered and not self.close_sent:
+        if kind == "websocket.send" and self.is_answered and not self.close_sent:
             self._send_message(message)
-        elif kind == "websocket.close" and self._is_answered and not self.close_sent:
+        elif kind == "websocket.close" and self.is_answered and not self.close_sent:
             self._send_close(message.get("code", 1000), message.get("reason") or "")
-        elif self._is_answered:
+        elif self.is_answered:
             raise RuntimeError(f"{kind} after the end of a WebSocket, or before its beginning")
         elif kind == "websocket.accept":
             self._accept(message.get("headers", ()))
@@ -187,7 +187,7 @@ class WebSocketConnection(asyncio.Protocol):
             raise RuntimeError(f"{kind} before the beginning of a WebSocket")
 
     def _accept(self, headers: list[tuple[bytes, bytes]]) -> None:
-        self._is_answered = True
+        self.is_answered = True
         if not self.transport.is_closing():
             self.transport.write(acceptance(self._headers, (*self._server.default_headers, *headers)))
             self._expect_ping()

@@ -96,8 +96,8 @@ class BoundedWebSocket(WebSocketConnection):
             self.transport.resume_reading()
 
     async def receive(self) -> Any:
-        """Lets the loop run between messages that came together."""
-        if self.has_message and self._slices.over:
+        """Lets the loop run between messages that came together. The first one is ours: there is a connection."""
+        if self.has_message and self.is_answered and self._slices.over:
             await self._slices.next()
         message = await super().receive()
         if self.read_paused and not self.has_message and not self._over:

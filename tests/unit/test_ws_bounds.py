@@ -200,6 +200,20 @@ async def test_others_have_turns_between_messages_that_came_together(monkeypatch
     assert all("other" in order[at : at + 2] for at in range(began, len(order) - 2))
 
 
+async def test_application_is_told_of_a_connection_without_a_turn_of_the_loop() -> None:
+    turns: list[int] = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        asyncio.get_running_loop().call_soon(turns.append, 1)
+        assert (await receive())["type"] == "websocket.connect"
+        turns.append(0)
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    async with served(app) as port, viewing(port):
+        assert turns == [0, 1]
+
+
 async def test_a_message_has_so_many_fragments_and_no_more() -> None:
     async with served(Echo()) as port, viewing(port) as viewer:
         middle = frame(CONT, b"x", fin=False)

@@ -35,6 +35,7 @@ class StrictRoute(APIRoute):
         self._request_name = self.dependant.request_param_name
         self._query_name, self._query_model = self._query()
         self._known, self._repeatable = self._parameters()
+        self._no_query = None if self._query_model is None else self._query_model()
         self._takes_body = "requestBody" in (self.openapi_extra or {})
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -49,7 +50,7 @@ class StrictRoute(APIRoute):
         values = dict(scope["path_params"])
         query = _read_query(scope["query_string"], self._known, self._repeatable, self.path)
         if self._query_model is not None:
-            values[self._query_name] = _valid(query, self._query_model)
+            values[self._query_name] = _valid(query, self._query_model) if query else self._no_query
         if not self._takes_body:
             _check_no_body(Headers(scope=scope))
         if self._request_name is not None:

@@ -50,6 +50,7 @@ class BoxliteExecution:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._exit: asyncio.Future[Exit] = loop.create_future()
+        self._has_exit = asyncio.Event()  # behind `asyncio.shield` of the future one would go on a turn later
         self._current = CurrentSocket(self._exit)
         self._streams: ExecutionStreams
         if exact:
@@ -157,6 +158,7 @@ class BoxliteExecution:
         duration = round(time.perf_counter() - self._began, 6) if exit_.reason is not ExitReason.START_FAILED else None
         unprompted = self._killing is None and not self._box.ending
         self._exit.set_result(replace(exit_, detail=detail, duration_seconds=duration, unprompted=unprompted))
+        self._has_exit.set()
 
     @property
     def ended(self) -> bool:
@@ -241,7 +243,8 @@ class BoxliteExecution:
         return ResourceUsage()
 
     async def wait(self) -> Exit:
-        return await asyncio.shield(self._exit)
+        await self._has_exit.wait()
+        return self._exit.result()
 
     async def output_ended(self) -> None:
         """Returns at once: processes that are left behind in a box print to the server, which costs the gateway

@@ -60,6 +60,7 @@ class ProcessExecution:
         loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = loop.create_future()
         self._exit: asyncio.Future[Exit] = loop.create_future()
+        self._has_exit = asyncio.Event()  # behind `asyncio.shield` of the future one would go on a turn later
         self._streams = Streams()
         self._terminal: PseudoTerminal | None = None
         self._finishing: asyncio.Task[None] | None = None
@@ -218,11 +219,12 @@ class ProcessExecution:
     def _end(self, exit_: Exit) -> None:
         if not self._exit.done():
             self._exit.set_result(exit_)
+            self._has_exit.set()
         self._streams.close_stdin()
 
     async def settled(self) -> None:
         """Waits after the sandbox's end until everything that was printed is in the logs and no descriptor is open."""
-        await asyncio.shield(self._exit)
+        await self._has_exit.wait()
         self._streams.close()
 
     # --- the contract
@@ -285,10 +287,11 @@ class ProcessExecution:
             raise BackendUnavailable("process", "the launcher does not speak its protocol") from error
 
     async def wait(self) -> Exit:
-        return await asyncio.shield(self._exit)
+        await self._has_exit.wait()
+        return self._exit.result()
 
     async def output_ended(self) -> None:
-        await asyncio.shield(self._exit)
+        await self._has_exit.wait()
         await self._streams.output_ended()
         self._on_over()
 

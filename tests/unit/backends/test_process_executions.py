@@ -16,7 +16,7 @@ from app.backends.process.execution import ProcessExecution
 from app.backends.process.sandbox import ProcessSandbox
 from app.core.backend import Logs
 from app.core.errors import BackendRefused, BackendTimeout, BackendUnavailable, WrongState
-from app.core.models import ExitReason, ResourceUsage, Terminal
+from app.core.models import Exit, ExitReason, ResourceUsage, Terminal
 from app.core.output import OutputLog
 from app.launcher.protocol import EXECUTE, FINISH, KILL, OK, REFUSED, REPLY, TERMINAL, USAGE, Reader, Writer
 from tests.kernel import host
@@ -58,6 +58,19 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Played, ProcessExecutio
             execution.on_started()
             yield launcher, await starting
             launcher.hang_up()
+
+
+async def test_whoever_waits_for_the_end_goes_on_in_the_next_turn_of_the_loop(tmp_path: Path) -> None:
+    """And one that gives up takes nothing from the others."""
+    async with running(tmp_path) as (_, execution):
+        gives_up, waiting = (asyncio.create_task(execution.wait()) for _ in range(2))
+        await asyncio.sleep(0)
+        gives_up.cancel()
+        await asyncio.wait([gives_up])
+        execution._end(Exit(ExitReason.EXITED, code=3))
+        await asyncio.sleep(0)
+        assert waiting.done()
+        assert (await waiting).code == 3
 
 
 async def test_command_that_overtakes_one_on_a_terminal_has_the_lower_number(tmp_path: Path) -> None:
