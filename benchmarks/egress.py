@@ -5,6 +5,9 @@ One client program runs on the host, straight to the server, and in a sandbox, i
 TLS, and of HTTP within TLS that is read on the way. For each connection by name the egress process asks this
 benchmark's name server, which takes 0.05 ms for a question. A look-up is measured too: it is answered by the egress
 process. Then connections are opened in many sandboxes and stay open.
+
+With `--nginx FOLDER` the client on the host also connects by way of nginx, in turn with the others. The folder has
+nginx's modules: /usr/lib/nginx/modules after `apt-get install nginx libnginx-mod-stream`.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.nginx import nginx
 from benchmarks.rest import Rest
 from tests.kernel import host
 from tests.kernel.proxied.world import HOST, NET, Authority
@@ -29,6 +33,7 @@ from tests.service import Service
 
 RAW, TLS, HTTP = 7000, 443, 8443
 NAME = "www.example.org"
+NGINX = HOST.removesuffix(".1") + ".2"  # where nginx listens
 SERVER = """
 import socket, ssl, sys, threading
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -158,6 +163,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--sandboxes", type=int, default=200)
     parser.add_argument("--connections", type=int, default=500)
+    parser.add_argument("--nginx", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, running(NAMES, HOST) as port:
         settings = {
@@ -171,7 +177,12 @@ def main() -> None:
         certificate = str(Path(folder) / "server.pem"), str(Path(folder) / "server.key")
         with running(SERVER, HOST, *certificate), Service(Path(folder) / "data", settings) as service:
             creates(service, options.creates)
-            compare(service, authority, options.turns, options.rounds, options.megabytes << 20)
+            with ExitStack() as stack:
+                addresses = {"straight": HOST}
+                if options.nginx is not None:
+                    addresses["nginx"] = NGINX
+                    stack.enter_context(nginx(options.nginx, Path(folder), NAME, NGINX, HOST))
+                compare(service, authority, addresses, options.turns, options.rounds, options.megabytes << 20)
             neighbour(service, authority)
             hold(service, options.sandboxes, options.connections)
 
@@ -222,7 +233,10 @@ def neighbour(service: Service, authority: Authority) -> None:
             print(f"turn {turn}, beside {opened:6} connections: {told} ms to the first byte, p50")
 
 
-def compare(service: Service, authority: Authority, turns: int, rounds: int, size: int) -> None:
+def compare(
+    service: Service, authority: Authority, addresses: dict[str, str], turns: int, rounds: int, size: int
+) -> None:
+    """`addresses`: where the client on the host connects to."""
     sandbox = create(service, READ)
     certificate = authority.certificate.read_text()
     service.run(sandbox, "sh", "-c", 'printf %s "$1" > ca.pem', "sh", certificate)
@@ -230,12 +244,15 @@ def compare(service: Service, authority: Authority, turns: int, rounds: int, siz
     rates: dict[tuple[str, str], list[float]] = {}
     for _ in range(turns):
         arguments = [str(rounds), str(size)]
-        own = [sys.executable, "-c", CLIENT, HOST, HOST, str(authority.certificate), *arguments]
-        straight = subprocess.run(own, capture_output=True, text=True, check=True).stdout
+        said = {}
+        for place, address in addresses.items():
+            own = [sys.executable, "-c", CLIENT, address, address, str(authority.certificate), *arguments]
+            said[place] = subprocess.run(own, capture_output=True, text=True, check=True).stdout
         inside = service.run(sandbox, "python3", "-c", CLIENT, NAME, HOST, "ca.pem", *arguments)
         assert inside["exit"]["code"] == 0, inside
-        for place, said in (("straight", straight), ("sandbox", inside["stdout"])):
-            times, speeds = json.loads(said)
+        said["sandbox"] = inside["stdout"]
+        for place, text in said.items():
+            times, speeds = json.loads(text)
             for kind in times:
                 first.setdefault((kind, place), []).extend(times[kind])
             for kind in speeds:
