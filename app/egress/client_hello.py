@@ -34,6 +34,9 @@ def _take_name(handshake: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ss
 
 _CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate, so it could complete no handshake
 _CONTEXT.minimum_version = ssl.TLSVersion.TLSv1_2  # the default depends on the host's openssl.cnf
+# The only group for a key exchange. Hardly any client sends a key for it in its ClientHello. OpenSSL reads a key of a
+# group that it may use before it tells the name, and that was half of the time.
+_CONTEXT.set_ecdh_curve("secp521r1")
 _CONTEXT.sslobject_class = _Handshake
 _CONTEXT.sni_callback = _take_name
 

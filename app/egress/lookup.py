@@ -139,10 +139,10 @@ async def _ask(turns: SandboxTurns, server: Endpoint, questions: Sequence[Questi
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as endpoint:
         endpoint.connect((str(address), port))
+        for question in questions:
+            endpoint.send(question.packet)
         try:
             async with asyncio.timeout(max(0.0, seconds)) as patience:
-                for question in questions:
-                    endpoint.send(question.packet)
                 while len(answers) < len(questions):
                     packet = await turns.receive(endpoint, PAYLOAD)
                     for question in questions:

@@ -18,13 +18,15 @@ PROTOCOL_VERSION = bytes((21, 3, 1, 0, 2, 2, 70))
 INTERNAL_ERROR = bytes((21, 3, 3, 0, 2, 2, 80))
 
 
-def client_hello(name: str | None, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:
+def client_hello(name: str | None, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, group: str | None = None) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1 if maximum < ssl.TLSVersion.TLSv1_2 else ssl.TLSVersion.TLSv1_2
     context.maximum_version = maximum
     context.set_ciphers("ALL:@SECLEVEL=0")
+    if group is not None:
+        context.set_ecdh_curve(group)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
         context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
@@ -43,6 +45,16 @@ async def test_hello_with_the_right_name_passes_unchanged(version: ssl.TLSVersio
         event = await at.gateway.event()
         assert (event["verdict"], event["name"], event["address"]) == ("allowed", NAME, HOST)
         assert event["bytes_sent"] == event["bytes_received"] == len(hello) + 4
+
+
+async def test_key_of_the_client_is_left_to_the_host() -> None:
+    """Half of the time for a ClientHello was that key. Here it is no point of its curve, so it cannot be read."""
+    hello = client_hello(NAME, group="prime256v1")
+    begin = hello.index(b"\x00\x17\x00\x41\x04") + 5  # secp256r1, 65 bytes, not compressed: RFC 8446, 4.2.8
+    hello = hello[:begin] + b"\xff" * 64 + hello[begin + 64 :]
+    async with site(echo) as at:
+        assert await at.ask(hello) == hello
+        assert (await at.gateway.event())["verdict"] == "allowed"
 
 
 async def test_hello_in_records_of_one_byte_passes_unchanged() -> None:
