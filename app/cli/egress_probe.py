@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from app.cli.host import LayerReport
-from app.serving.egress_check import connect_to_egress
+from app.serving.health_checks import connect_to_egress
 
 
 def probe_egress(path: Path | None) -> list[LayerReport]:

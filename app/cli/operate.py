@@ -23,11 +23,13 @@ def serve(typed: Namespace) -> int:
 
 
 def launcher(typed: Namespace) -> int:
-    from app.serving.standalone import check_launcher, run_launcher
-
     socket = typed.socket and Path(typed.socket)
     if typed.check:
+        from app.serving.health_checks import check_launcher
+
         return check_launcher(socket)
+    from app.serving.standalone import run_launcher
+
     gc.enable()
     return run_launcher(socket, typed.gateway_uid)
 
@@ -35,7 +37,7 @@ def launcher(typed: Namespace) -> int:
 def egress(typed: Namespace) -> int:
     socket = typed.socket and Path(typed.socket)
     if typed.check:
-        from app.serving.egress_check import check_egress
+        from app.serving.health_checks import check_egress
 
         return check_egress(socket)
     from app.serving.standalone import become_egress

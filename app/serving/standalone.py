@@ -10,7 +10,6 @@ no process, so nothing of them ever has a privilege. When one of the others is r
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import stat
@@ -18,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from app.backends.process.link import LauncherLink
-from app.core.errors import BulkheadError
 from app.serving.egress_process import egress_config, exec_egress, listen_for_gateway
 from app.serving.messages import say
 from app.serving.restarting import StartFailed
@@ -38,20 +35,6 @@ def run_launcher(launcher_socket: Path | None = None, gateway_uid: int | None = 
     except (SettingsError, NoSlot, StartFailed) as error:
         say(str(error))
         return REFUSED
-
-
-def check_launcher(launcher_socket: Path | None = None) -> int:
-    """Returns 0 when a launcher answers on the socket and lacks no layer. Otherwise it returns 1 and prints a sentence.
-    It is for health checks."""
-    try:
-        about = asyncio.run(_about(_launcher_socket_of(_settings(process={"launcher_socket": launcher_socket}))))
-    except (SettingsError, StartFailed, BulkheadError) as error:
-        say(str(error))
-        return 1
-    if about.get("missing"):
-        say(f"this host lacks {about['missing']}; `bulkhead probe` says how to get it")
-        return 1
-    return 0
 
 
 def become_egress(egress_socket: Path | None = None, gateway_uid: int | None = None) -> int:
@@ -141,12 +124,3 @@ def _egress_socket_of(settings: Settings) -> Path:
     if settings.egress.socket is None:
         raise StartFailed("set BULKHEAD_EGRESS__SOCKET or --socket to the egress process's socket")
     return settings.egress.socket
-
-
-async def _about(path: Path) -> dict[str, str]:
-    link = LauncherLink(path, lambda *_: None, lambda: None, lambda _, descriptor: os.close(descriptor))
-    try:
-        await link.greet()
-        return link.about
-    finally:
-        link.close()
