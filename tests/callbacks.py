@@ -9,8 +9,8 @@ What is not counted, with reasons:
 
 - what tests, their clients and the command line do on the same loop: what counts is a callback in which the service's
   code is on the stack shortly before the time is up, which a profiling timer tells;
-- the start of an application: `create_app`, its document, and a backend's client with the host's certificates, all of
-  which the gateway makes before it listens;
+- the start of an application: the settings, `create_app`, its document, and a backend's client with the host's
+  certificates, all of which the gateway makes before it listens;
 - a client of a test, which reads the host's certificates as well, for 20 ms;
 - the collector: what it looks at here is mostly what pytest and the tests hold;
 - what a test does itself right before it calls the service, where it says so by `own_work`.
@@ -41,6 +41,7 @@ import httpx
 import app.api.openapi.document
 import app.main
 from app.backends.boxlite.backend import BoxliteBackend
+from app.settings import Settings
 from tests.processor_time import slowness
 
 MILLISECONDS = float(os.environ.get("BULKHEAD_TEST_CALLBACK_MS") or 20)  # 0 switches it off
@@ -67,6 +68,7 @@ class Callbacks:
         Handle._run = self._measured(Handle._run)  # type: ignore[method-assign,assignment]
         gc.callbacks.append(self._on_collector)
         signal.signal(signal.SIGPROF, self._on_time_is_up)
+        Settings.__init__ = self._not_counted(Settings.__init__)  # type: ignore[method-assign]
         app.main.create_app = self._not_counted(app.main.create_app)
         BoxliteBackend.__init__ = self._not_counted(BoxliteBackend.__init__)  # type: ignore[method-assign]
         httpx.AsyncClient.__init__ = self._not_counted(httpx.AsyncClient.__init__)  # type: ignore[method-assign]
