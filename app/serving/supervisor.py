@@ -25,7 +25,6 @@ from typing import Any
 from app.core.limits import MIB
 from app.launcher.config import Config
 from app.launcher.daemon import cgroup_mounts
-from app.serving.box_network import NoBoxNetwork, listen_for_boxes
 from app.serving.egress_process import egress_config, listen_for_gateway, start_egress
 from app.serving.ending import end_in_order
 from app.serving.messages import say
@@ -197,6 +196,9 @@ class Supervisor:
         network = self._settings.egress.boxlite_network
         if network is None or not self._settings.boxlite.in_use:
             return None, "the operator has not set BULKHEAD_EGRESS__BOXLITE_NETWORK"
+        # Few services have one, and pyroute2 is a third of what a start loads here.
+        from app.serving.box_network import NoBoxNetwork, listen_for_boxes
+
         try:
             return listen_for_boxes(network, f"bh-{slot.uid_first}"), ""
         except NoBoxNetwork as error:
