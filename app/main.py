@@ -35,7 +35,7 @@ def create_app(
     profiles: Mapping[str, Policy] = DEFAULT_PROFILES,
     timeouts: RequestTimeouts | None = None,
     secrets: OperatorSecrets | None = None,
-) -> FastAPI:
+) -> Application:
     """`key_hashes` are SHA-256 in hex, of the keys of the settings and of the key file. Without any, no key is needed.
     At the end of its lifespan the application cancels the work for idempotency keys, destroys every sandbox, and then
     closes the backends.
@@ -64,7 +64,8 @@ def create_app(
         title="Bulkhead",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # ours needs no internet: api/routes/docs_page.py
+        openapi_url=None,  # it, and ours that needs no internet: api/routes/docs_page.py
+        docs_url=None,
         redoc_url=None,
         # An OTEL_ variable of the host must not send requests elsewhere, and nobody asks at each request who listens.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},

@@ -42,7 +42,7 @@ import app.api.openapi.document
 import app.main
 from app.backends.boxlite.backend import BoxliteBackend
 from app.settings import Settings
-from tests.processor_time import slowness
+from tests.processor_time import slowness_at_times
 
 MILLISECONDS = float(os.environ.get("BULKHEAD_TEST_CALLBACK_MS") or 20)  # 0 switches it off
 FRAMES_SHOWN = 12
@@ -81,7 +81,7 @@ class Callbacks:
         """What was too slow since `forget`, even for a machine that is as slow as this one is now."""
         if not self.slow:
             return []
-        allowed = self.limit * slowness()
+        allowed = self.limit * slowness_at_times()
         return [text for seconds, text in self.slow if seconds > allowed]
 
     @contextmanager

@@ -205,7 +205,7 @@ def build(
     )
     config.load()
     import_what_comes_late()
-    app.openapi()  # takes 150 ms, in which nobody would be served
+    _ = app.openapi_json  # takes 150 ms, in which nobody would be served
     watch = SlowCallbacks(settings.slow_callback_ms, telemetry.slow_callback) if settings.slow_callback_ms else None
     companions = [part for part in (telemetry.request_lines, watch, feed) if part is not None]
     return AnnouncedServer(config, sandboxes.aclose, companions)

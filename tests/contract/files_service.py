@@ -13,9 +13,9 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
-from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.application import Application
 from app.core.backend import Backend
 from app.settings import load_settings
 from tests.contract.kinds import Kind
@@ -161,7 +161,7 @@ async def file_room(kind: Kind, **settings: Any) -> AsyncIterator[FileRoom]:
         [cast(NullBackend, backend)], default=backend.info.name, settings=load_settings(**settings)
     )  # whatever it is: the service asks for a Backend
     reading = Reading(service.app)
-    service.app = cast(FastAPI, reading)  # what serves it asks for no more than an ASGI application
+    service.app = cast(Application, reading)  # what serves it asks for no more than an ASGI application
     async with service.served() as live:
         live.client.timeout = httpx.Timeout(60)
         created = await live.client.post("/sandboxes", json={"limits": {"disk_mib": DISK_MIB, "memory_mib": 64}})

@@ -21,7 +21,7 @@ from app.settings import load_settings
 from app.telemetry import Telemetry
 from tests.contract.kinds import KINDS, Kind
 from tests.null_backend import Gate, NullBackend
-from tests.unit.api.service import LiveService, Service
+from tests.unit.api.service import LiveService, OwnTurns, Service
 
 ONES = [kind for kind in KINDS if kind.name != "machine"]  # a boot takes five seconds there, and promises no more
 KEY = {"idempotency-key": "one"}
@@ -44,7 +44,7 @@ async def service(kind: Kind) -> AsyncIterator[tuple[httpx.AsyncClient, Sandboxe
     registry = Registry([backend], default=backend.info.name)
     sandboxes = Sandboxes(registry, Capacity(), telemetry)
     app = create_app(load_settings(), sandboxes, registry, telemetry=telemetry)
-    transport = httpx.ASGITransport(app)
+    transport = OwnTurns(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,

@@ -21,7 +21,7 @@ from tests.service import PROJECT, Service
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 # A longer run, with another seed each time: BULKHEAD_TEST_FUZZ_SECONDS=600 scripts/test tests/properties
 SECONDS = int(os.environ.get("BULKHEAD_TEST_FUZZ_SECONDS", "0"))
-SLACK_SECONDS = 300
+SLACK_SECONDS = 900
 
 
 def alive(service: Service) -> list[str]:

@@ -1,4 +1,5 @@
-"""/docs without the internet: FastAPI's page, with Swagger UI from a package and not from a content delivery network.
+"""/openapi.json, and /docs without the internet: FastAPI's page, with Swagger UI from a package and not from a content
+delivery network.
 
 The files are read once, as the gateway may not be able to open them later (see `import_what_comes_late` in gateway.py).
 """
@@ -31,8 +32,14 @@ def routes() -> list[Route]:
     async def docs(_: Request) -> Response:
         return page
 
-    assets = [_asset(name) for name in DOCS_FILES]
-    return [Route("/docs", docs, include_in_schema=False), *assets]
+    async def document(request: Request) -> Response:
+        return Response(request.app.openapi_json, media_type="application/json")
+
+    return [
+        Route("/docs", docs, include_in_schema=False),
+        Route("/openapi.json", document, include_in_schema=False),
+        *(_asset(name) for name in DOCS_FILES),
+    ]
 
 
 def _asset(name: str) -> Route:

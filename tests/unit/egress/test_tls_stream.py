@@ -80,7 +80,7 @@ async def test_host_gets_the_end_of_the_handshake_and_the_first_data_at_once() -
         with pytest.raises(ssl.SSLWantReadError):
             tls.do_handshake()
         await loop.sock_sendall(host, outgoing.read())
-        await asyncio.wait_for(shaking, 20)
+        await asyncio.wait_for(shaking, 60)
         with pytest.raises(BlockingIOError):
             host.recv(1)
         await stream.send(b"x")
