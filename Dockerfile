@@ -45,7 +45,7 @@ RUN groupadd --gid 10001 bulkhead && \
     useradd --uid 10002 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bulkhead-egress && \
     install -d -o 10002 -g 10001 -m 0710 /run/egress
 USER 10002:10001
-HEALTHCHECK --interval=30s --timeout=30s --start-period=600s CMD ["bulkhead", "egress", "--check", "--socket", "/run/egress/egress.sock"]
+HEALTHCHECK --interval=10s --timeout=30s --start-period=600s CMD ["bulkhead", "egress", "--check", "--socket", "/run/egress/egress.sock"]
 ENTRYPOINT ["bulkhead", "egress"]
 
 # --- the gateway. It is last, so a build without --target makes it.
@@ -57,5 +57,5 @@ RUN groupadd --gid 10001 bulkhead && \
 USER 10001:10001
 ENV BULKHEAD_DATA=/var/lib/bulkhead BULKHEAD_HOST=0.0.0.0
 EXPOSE 8000
-HEALTHCHECK --interval=30s --timeout=30s --start-period=600s CMD ["http-answers", "8000", "/healthz"]
+HEALTHCHECK --interval=10s --timeout=30s --start-period=600s CMD ["http-answers", "8000", "/healthz"]
 ENTRYPOINT ["gateway-start"]

@@ -70,8 +70,7 @@ def make_job(engine: Engine, job: Path, images: Sequence[str]) -> None:
     job.mkdir()
     shutil.copy(JOB, job / "run.sh")
     shutil.copy(PROJECT / "deploy/docker/apparmor", job)
-    save = ["docker", "save", "--output", str(job / "images.tar"), *images]
-    subprocess.run(save, env=os.environ | engine.env, check=True, timeout=600)
+    engine.store(job / "docker", images)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import docker
@@ -68,6 +68,14 @@ class Engine:
         except ImageNotFound:
             subprocess.run([ENGINE, self.folder, "base", BASE], check=True, timeout=1800, stdout=subprocess.DEVNULL)
         return BASE
+
+    def store(self, folder: Path, images: Sequence[str]) -> None:
+        """Makes the data of another engine that has these images."""
+        save = ["docker", "save", *images]
+        with subprocess.Popen(save, env=os.environ | self.env, stdout=subprocess.PIPE) as saving:
+            load = [str(ENGINE), str(self.folder), "store", str(folder)]
+            subprocess.run(load, stdin=saving.stdout, stdout=subprocess.DEVNULL, check=True, timeout=600)
+        assert saving.returncode == 0
 
 
 @contextlib.contextmanager

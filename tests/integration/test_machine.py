@@ -11,6 +11,7 @@ from tests.integration import promises
 from tests.integration.docker_machine import DockerMachine
 from tests.integration.product import Product
 from tests.integration.project import Project
+from tests.kernel import host
 from tests.require import require
 
 pytestmark = pytest.mark.timeout(3600)  # the first one to ask for it waits for images, machine and engine
@@ -30,9 +31,12 @@ rmdir /run/launcher/x
 
 
 def test_all_four_services_are_healthy(docker_machine: DockerMachine, whole_product: Product) -> None:
-    containers = docker_machine.client.containers.list()
-    states = {container.name: container.attrs["State"]["Health"]["Status"] for container in containers}
-    assert states == {f"bulkhead-{name}-1": "healthy" for name in ("gateway", "launcher", "egress", "boxlite")}
+    def states() -> dict[str, str]:
+        containers = docker_machine.client.containers.list()
+        return {container.name: container.attrs["State"]["Health"]["Status"] for container in containers}
+
+    all_healthy = {f"bulkhead-{name}-1": "healthy" for name in ("gateway", "launcher", "egress", "boxlite")}
+    host.until(lambda: states() == all_healthy, f"{all_healthy}, last {states()}", seconds=900, every=5)
     runtimes = whole_product.call("GET", "/runtimes")[1]["items"]
     assert {runtime["name"]: runtime["available"] for runtime in runtimes} == {"process": True, "boxlite": True}
 

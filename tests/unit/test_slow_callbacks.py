@@ -55,10 +55,16 @@ def test_what_holds_the_loop_is_told_with_its_place(
     monkeypatch.setattr(
         "app.serving.slow_callbacks._Delays.since_last", lambda _: 0.0
     )  # a busy machine hides what C holds
+    told: list[Told] = []
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        told = runner.run(told_about(work))
-    assert told[0][0] > LIMIT_MS
-    assert any(work.__qualname__ in place for _, where in told for place in where), told
+        while not _names(told, work) and len(told) < 5:  # there are false alarms on a machine that is busy otherwise
+            told += runner.run(told_about(work))
+    assert all(milliseconds > LIMIT_MS for milliseconds, _ in told)
+    assert _names(told, work), told
+
+
+def _names(told: list[Told], work: Callable[[], None]) -> bool:
+    return any(work.__qualname__ in place for _, where in told for place in where)
 
 
 @LOOPS
