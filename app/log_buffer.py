@@ -7,6 +7,7 @@ WebSocket for the command that it has just started.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -40,10 +41,11 @@ class LogBuffer:
             self._timer = self._loop.call_later(SECONDS, self.flush)
 
     def flush(self) -> None:
-        """Writes what is held."""
+        """Writes what is held. A line that cannot be written is lost."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         lines, self._lines = self._lines, []
         for write in lines:
-            write()
+            with contextlib.suppress(OSError):  # the next one may find room
+                write()

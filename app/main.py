@@ -64,7 +64,7 @@ def create_app(
         title="Bulkhead",
         version=__version__,
         lifespan=lifespan,
-        openapi_url=None,  # it, and ours that needs no internet: api/routes/docs_page.py
+        openapi_url=None,  # api/routes/docs_page.py has both, and its /docs needs no internet
         docs_url=None,
         redoc_url=None,
         # An OTEL_ variable of the host must not send requests elsewhere, and nobody asks at each request who listens.

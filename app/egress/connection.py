@@ -145,15 +145,16 @@ class ProgramConnection:
         try:
             async with asyncio.timeout(self._times.first) as patience:
                 # Made while the program writes its own: with cold caches it takes 0.1 ms.
-                hello = None if self._rule is not None and self._rule.http else ClientHello(name)
+                hello = None if self._port == PLAIN_PORT or self._reads_tls else ClientHello(name)
                 first = await self._receive()
                 if not first:
                     raise Cut(Reason.SILENT)
-                if first[0] == RECORD and self._rule is not None and self._rule.http:
+                if first[0] == RECORD and self._reads_tls:
                     await self._pass_read_tls(name, first, patience)
                 elif first[0] == RECORD:
                     await self._pass_tls(hello or ClientHello(name), first, patience)
                 elif first[:1].isalpha():
+                    hello = None  # it has 10 KiB, and HTTP may last
                     await self._pass_http(name, first, partial(patience.reschedule, None))
                 else:
                     raise Cut(Reason.PROTOCOL)
@@ -161,6 +162,10 @@ class ProgramConnection:
             raise Cut(Reason.SILENT) if patience.expired() else error from None
 
     # --- TLS
+
+    @property
+    def _reads_tls(self) -> bool:
+        return self._rule is not None and bool(self._rule.http)
 
     async def _pass_tls(self, hello: ClientHello, first: bytes, patience: asyncio.Timeout) -> None:
         read = bytearray(first)

@@ -15,7 +15,7 @@ from app.serving.messages import say
 if TYPE_CHECKING:
     from app.settings import Settings
 
-_LAUNCHER_SECONDS = 30.0  # it measures and mounts between two answers
+_LAUNCHER_SECONDS = 20.0  # it measures and mounts between two answers; an engine ends the check after 30 s
 _EGRESS_SECONDS = 3.0  # the loop of an egress process is held for milliseconds
 
 

@@ -96,7 +96,8 @@ class BoundedWebSocket(WebSocketConnection):
             self.transport.resume_reading()
 
     async def receive(self) -> Any:
-        """Lets the loop run between messages that came together. The first one is ours: there is a connection."""
+        """Lets the loop run between messages that came together. `websocket.connect` is our own message, so it
+        waits for no slice."""
         if self.has_message and self.is_answered and self._slices.over:
             await self._slices.next()
         message = await super().receive()

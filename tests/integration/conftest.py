@@ -126,6 +126,7 @@ def whole_product(docker_machine: DockerMachine, machine_project: Project) -> Pr
             machine_project.compose("up", "--detach", "--wait", seconds=1800)
             break
         except AssertionError as failed:
-            if "unhealthy" not in str(failed) or time.monotonic() > give_up:
+            if "is unhealthy" not in str(failed).partition("\n\n")[0] or time.monotonic() > give_up:
                 raise
+            time.sleep(15)  # what is asked of that engine takes its services' time
     return Product(docker_machine.port, machine_project.key())

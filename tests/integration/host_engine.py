@@ -73,8 +73,8 @@ class Engine:
         """Makes the data of another engine that has these images."""
         save = ["docker", "save", *images]
         with subprocess.Popen(save, env=os.environ | self.env, stdout=subprocess.PIPE) as saving:
-            load = [str(ENGINE), str(self.folder), "store", str(folder)]
-            subprocess.run(load, stdin=saving.stdout, stdout=subprocess.DEVNULL, check=True, timeout=600)
+            load = ["timeout", "600", str(ENGINE), str(self.folder), "store", str(folder)]  # SIGTERM ends both engines
+            subprocess.run(load, stdin=saving.stdout, stdout=subprocess.DEVNULL, check=True)
         assert saving.returncode == 0
 
 

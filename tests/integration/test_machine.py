@@ -36,7 +36,7 @@ def test_all_four_services_are_healthy(docker_machine: DockerMachine, whole_prod
         return {container.name: container.attrs["State"]["Health"]["Status"] for container in containers}
 
     all_healthy = {f"bulkhead-{name}-1": "healthy" for name in ("gateway", "launcher", "egress", "boxlite")}
-    host.until(lambda: states() == all_healthy, f"{all_healthy}, last {states()}", seconds=900, every=5)
+    host.until(lambda: states() == all_healthy, "all four are healthy", seconds=900, every=5)
     runtimes = whole_product.call("GET", "/runtimes")[1]["items"]
     assert {runtime["name"]: runtime["available"] for runtime in runtimes} == {"process": True, "boxlite": True}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import socket
@@ -43,6 +44,18 @@ async def test_no_more_lines_are_held_than_a_slice_can_write(monkeypatch: pytest
     for number in range(MOST_LINES + 1):
         buffer.add(written.append, str(number))
     assert len(written) == MOST_LINES
+
+
+async def test_line_that_cannot_be_written_takes_no_other_with_it() -> None:
+    buffer, written = begun()
+
+    def fail(_: str) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    buffer.add(fail, "one")
+    buffer.add(written.append, "two")
+    buffer.stop()
+    assert written == ["two"]
 
 
 async def test_lines_are_written_at_the_end_of_the_service_and_at_once_from_then_on() -> None:

@@ -56,7 +56,7 @@ def refuse_doubled_keys(body: bytes | str) -> None:
     section 4). The body is valid JSON."""
     colons = body.count(b":") if isinstance(body, bytes) else body.count(":")  # behind names, and within texts
     if len(body) <= OBJECTS and _names_in(body) == colons:
-        return  # no name was lost
+        return  # no name was lost, and so small a body cannot have too many objects
     objects = 0
 
     def check(pairs: list[tuple[str, Any]]) -> None:
