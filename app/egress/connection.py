@@ -179,7 +179,7 @@ class ProgramConnection:
             read += more
             hello.feed(more)
         patience.reschedule(None)
-        if self._rule is not None and self._rule.http:  # since its first bytes came
+        if self._reads_tls:  # since its first bytes came
             raise Cut(Reason.CHANGED)
         if hello.refusal is not None or self._rule is None:
             self._tell(hello.refusal or Reason.RULE)
