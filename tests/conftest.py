@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 
 from tests.callbacks import CALLBACKS
+from tests.late_connections import close_late_connections
 from tests.require import require
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ ATTEMPTS = 5
 BOXES_SECONDS = 900  # their machine is emulated, and the first one waits for it
 if CALLBACKS.limit:
     CALLBACKS.install()
+close_late_connections()
 
 # A deadline, and how long it takes to make examples, is wall clock: where others work it fails a test that is right.
 hypothesis.settings.register_profile("no_clock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
