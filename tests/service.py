@@ -78,7 +78,12 @@ class Service:
         """Pids of the launcher, the gateway and the egress process."""
         found: dict[str, int] = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            try:
+                line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it was killed, and the supervisor has just taken note of it
+            if not line:
+                continue  # it was killed, and the supervisor has not
             names = {b"app.serving.gateway": "gateway", b"app.egress": "egress"}
             found[next((name for module, name in names.items() if module in line), "launcher")] = int(pid)
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from tests.kernel import host
 from tests.kernel.talk import start
 from tests.service import Service
 
@@ -50,7 +51,7 @@ def test_figures_are_those_of_what_runs(service: Service) -> None:
     assert small["memory_bytes"] < 8 * MIB
     assert (whole["disk_bytes"], one["disk_bytes"]) == (8 * MIB, None)
     service.call("DELETE", busy.path)
-    assert usage(service, path)["processes"] == 1
+    host.until(lambda: usage(service, path)["processes"] == 1, "what was killed is reaped")
     assert usage(service, busy.path)["memory_bytes"] == 0
     service.call("DELETE", path)
 
