@@ -36,8 +36,14 @@ def daemon(service: Service, sandbox: str, name: str, *, stay: bool) -> Running:
 
 
 def alive(service: Service, sandbox: str, name: str) -> bool:
-    check = f"read pid < /workspace/{name} && grep -q python3 /proc/$pid/comm"
+    check = f"read pid < /workspace/{name} && grep -q python3 /proc/$pid/cmdline"  # a zombie has none
     return bool(service.run(sandbox, "sh", "-c", check)["exit"]["code"] == 0)
+
+
+def only_the_worker_stays(service: Service, sandbox: str) -> None:
+    """A group does not list a process any more that is still on its way to being a zombie."""
+    uid = host.host_uid(service, sandbox)
+    host.until(lambda: len(host.living_of(uid)) == 1, "only the worker stays")
 
 
 def test_delete_of_an_execution_ends_its_daemons_and_nothing_of_its_neighbours(service: Service, sandbox: str) -> None:
@@ -45,7 +51,7 @@ def test_delete_of_an_execution_ends_its_daemons_and_nothing_of_its_neighbours(s
     uid = host.host_uid(service, sandbox)
     assert len(host.processes_of(uid)) == 5  # the worker, and for each the program and its daemon
     assert first.delete() == 204
-    assert len(host.living_of(uid)) == 3
+    host.until(lambda: len(host.living_of(uid)) == 3, "the worker and the second with its daemon stay")
     assert not alive(service, sandbox, "one")
     assert alive(service, sandbox, "two")
     assert second.show()["state"] == "running"
@@ -57,7 +63,7 @@ def test_delete_of_an_ended_execution_still_ends_its_daemons(service: Service, s
     assert (ending["reason"], ending["code"]) == ("exited", 0)
     assert alive(service, sandbox, "left")
     assert running.delete() == 204
-    assert len(host.living_of(host.host_uid(service, sandbox))) == 1
+    only_the_worker_stays(service, sandbox)
     assert running.exit_now() == ending, "an exit never changes"
 
 
@@ -71,7 +77,7 @@ def test_deletes_while_the_processes_end_by_themselves_do_not_disturb_the_launch
         assert running.delete() == 204
         assert running.exit_now()["reason"] in ("exited", "killed")
     assert service.children()["launcher"] == launcher
-    assert len(host.living_of(host.host_uid(service, sandbox))) == 1
+    only_the_worker_stays(service, sandbox)
 
 
 def test_delete_of_an_execution_outruns_a_fork_bomb(service: Service, sandbox: str) -> None:
@@ -79,7 +85,7 @@ def test_delete_of_an_execution_outruns_a_fork_bomb(service: Service, sandbox: s
     running = start(service, sandbox, "python3", "-c", bomb)
     running.saw(b"go")
     assert running.delete() == 204
-    assert len(host.living_of(host.host_uid(service, sandbox))) == 1
+    only_the_worker_stays(service, sandbox)
     assert service.run(sandbox, "true")["exit"]["code"] == 0
 
 
