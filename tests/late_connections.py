@@ -1,6 +1,6 @@
 """A connection that asyncio accepts while its server closes is closed too.
 
-CPython leaves it to the collector (gh-109564, open for 3.11 to 3.14). That warns of a transport that nobody closed, in
+CPython leaves it to the collector (gh-109564, not fixed yet). That warns of a transport that nobody closed, in
 whichever test it runs: 1 of 320 failed on a machine with four times as many tests as processors.
 """
 

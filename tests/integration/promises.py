@@ -162,6 +162,8 @@ def _microvm(product: Product) -> dict[str, Any]:
             sandbox = product.call("GET", f"/sandboxes/{sandbox['id']}?wait_seconds=60")[1]
         if status == 201 and sandbox["state"] == "running":
             return dict(sandbox)
+        assert status in {201, 503, 504}, sandbox  # what is refused, or a fault of ours, is not a matter of time
+        assert "the runtime failed" not in str(sandbox), sandbox
         failed.append(sandbox)
     raise AssertionError(failed)
 
